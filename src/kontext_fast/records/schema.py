@@ -1,0 +1,162 @@
+"""What is stored about a run: raw samples and facts, never statistics.
+
+One `ResultFile` holds the records of one bench or verify. Units are in the names: `_s` seconds, `_bytes` bytes.
+Images are stored beside the file as `images/<sha256 of the PNG's pixels>.png` and referred to by that hash.
+
+Schema history:
+  1  first version
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+StepKind = Literal["refresh", "reuse", "skipped"]
+"""refresh: the transformer ran on all tokens; reuse: on some; skipped: not at all. The first two are computed steps."""
+
+Status = Literal["ok", "refused", "oom", "timeout", "crash", "interrupted", "not measured"]
+
+Effect = Literal["exact", "numeric", "lossy"]
+
+
+class Stored(BaseModel):
+    """Base of everything that is written to disk: frozen, and unknown keys are an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AppliedOptimization(Stored):
+    name: str
+    effect: Effect
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class Checkpoint(Stored):
+    name: str
+    """`tiny`, `random`, a folder's name or a Hub id; never a path of the user's machine."""
+    kind: Literal["tiny", "random", "folder", "hub"]
+    weights_sha256: str | None
+    """Of the transformer's weight files; None for `random`, whose weights come from a seed."""
+    dtype: str
+    transformer_parameters: int
+
+
+class Item(Stored):
+    """One (input image, instruction) pair that the samples refer to by `id`."""
+
+    id: str
+    instruction: str
+    image: str | None
+    """Hash of the input image; None for text-to-image."""
+    target: str | None = None
+    """Hash of a target image, where there is one."""
+    kind: str | None = None
+    """Kind of edit, for tables per kind."""
+    open: bool | None = None
+    """True where many outputs are right."""
+
+
+class Workload(Stored):
+    mode: Literal["edit", "text-to-image"]
+    width: int
+    height: int
+    """Output size that was really run, in pixels."""
+    reference_width: int | None
+    reference_height: int | None
+    text_tokens: int
+    image_tokens: int
+    reference_tokens: int
+    steps: int
+    guidance: float
+    true_cfg: float
+    batch: int
+    items: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+class Memory(Stored):
+    """Peaks over one call; None where the device has no such counter."""
+
+    allocated_peak_bytes: int | None = None
+    reserved_peak_bytes: int | None = None
+    device_process_peak_bytes: int | None = None
+    host_rss_peak_bytes: int | None = None
+
+
+class Sample(Stored):
+    """One measured call of the pipeline (PIL in, PIL out)."""
+
+    item: str
+    seed: int
+    warmup: bool
+    wall_s: float
+    """Synchronized wall time end to end, text encoders included, saving the file excluded."""
+    stages_s: dict[str, float]
+    """text_encode, vae_encode, denoise, vae_decode."""
+    steps_s: tuple[float, ...]
+    step_kinds: tuple[StepKind, ...]
+    memory: Memory
+    images: tuple[str, ...]
+    """Hashes of the stored outputs, one per image of the batch; empty where images were not kept."""
+
+
+class Measurement(Stored):
+    workload: Workload
+    first_call_s: float | None
+    """Wall time of the very first call in the process, compilation included."""
+    samples: tuple[Sample, ...]
+
+
+class Score(Stored):
+    """What a metric or the judge said of one stored output; appended after the run."""
+
+    item: str
+    seed: int
+    image: str
+    metric: str
+    value: float | bool | None
+    """None where the metric could not be computed; `note` says why."""
+    note: str | None = None
+
+
+class Record(Stored):
+    """One run: one process that loaded a checkpoint, applied one plan and measured one or more workloads."""
+
+    run_id: str
+    created_at: str
+    """UTC, ISO 8601."""
+    preset: str
+    plan: tuple[AppliedOptimization, ...]
+    checkpoint: Checkpoint | None
+    """None where the process ended before it loaded one."""
+    environment: dict[str, Any]
+    round: int
+    """Block of the randomized design this run belongs to."""
+    order: int
+    """Position of the run in the whole file's schedule."""
+    status: Status
+    reason: str | None = None
+    """One sentence for every status but `ok`."""
+    stderr_tail: str | None = None
+    load_s: float | None = None
+    apply_s: float | None = None
+    measurements: tuple[Measurement, ...] = ()
+    scores: tuple[Score, ...] = ()
+    labels: tuple[str, ...] = ()
+    """Stamps that must be shown beside every number of this run, e.g. `fixed schedule`, `hit rate meaningless`."""
+
+
+class ResultFile(Stored):
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kontext_fast_version: str
+    command: str
+    suite: str
+    suite_sha256: str
+    seed: int
+    """Of the order in which runs were scheduled."""
+    items: tuple[Item, ...]
+    records: tuple[Record, ...]
