@@ -39,9 +39,8 @@ def step_kinds(pipe: Any, steps: int) -> tuple[StepKind, ...]:
     Raises RuntimeError if the reporter counted another number of steps: its answer would describe another edit.
     """
     reporter = _reporters.get(pipe)
-    if reporter is None:
-        return ("refresh",) * steps
-    kinds = reporter()
+    refresh: StepKind = "refresh"
+    kinds = reporter() if reporter else (refresh,) * steps
     if len(kinds) != steps:
         raise RuntimeError(f"the last edit ran {steps} steps, but its optimization reported {len(kinds)}")
     return kinds

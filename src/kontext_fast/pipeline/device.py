@@ -1,0 +1,56 @@
+"""Which device and which precision a checkpoint is loaded with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kontext_fast.errors import InvalidInput, Refused
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+_CPU_FLOAT32_LIMIT_BYTES = 4 * 2**30
+"""Up to this much on disk a checkpoint runs in float32 on a CPU; a larger one would not fit when its size doubles."""
+
+
+def choose_device(name: str | torch.device | None) -> torch.device:
+    """The device named, or the first GPU, or the CPU. Raises InvalidInput or Refused."""
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InvalidInput(f"There is no device {str(name)!r}; use cpu, cuda or cuda:N.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidInput(f"The device {device} is not supported; use cpu, cuda or cuda:N.")
+    if device.type == "cuda":
+        _check_gpu(device)
+    return device
+
+
+def _check_gpu(device: torch.device) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise Refused("torch sees no GPU here; use --device cpu, or install a CUDA build of torch and its driver.")
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise Refused(f"There is no GPU {device.index}; use one of cuda:0 to cuda:{count - 1}.")
+
+
+def choose_dtype(dtype: str | torch.dtype | None, device: torch.device, weights_bytes: int) -> torch.dtype:
+    """The precision named, or bfloat16, or float32 for small checkpoints on a CPU. Raises InvalidInput."""
+    import torch
+
+    if dtype is None:
+        small = weights_bytes <= _CPU_FLOAT32_LIMIT_BYTES
+        return torch.float32 if device.type == "cpu" and small else torch.bfloat16
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise InvalidInput(f"The precision {name!r} is not supported; use {', '.join(DTYPES)}.")
+    chosen: torch.dtype = getattr(torch, name)
+    return chosen

@@ -1,0 +1,90 @@
+"""Checkpoints from the Hugging Face Hub: downloaded once into its cache, then a diffusers folder like any other.
+
+The token is read from HF_TOKEN by huggingface_hub itself, so that it never passes through here.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from kontext_fast.errors import CheckpointUnavailable
+from kontext_fast.pipeline.folder import INDEX, check_folder
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+_COMPONENT_FILES = ("*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
+"""Of the folders only: repositories also hold the whole transformer a second time beside them."""
+
+_REACH_S = 10.0
+
+
+def is_hub_id(checkpoint: str) -> bool:
+    """Whether it reads like "organization/name"."""
+    return _HUB_ID.fullmatch(checkpoint) is not None
+
+
+def download(hub_id: str) -> Path:
+    """The local folder of a checkpoint, downloaded where the cache lacks it. Raises CheckpointUnavailable."""
+    import httpx
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionResolutionError,
+    )
+
+    try:
+        # The index first: it is small, so whatever is wrong is found before gigabytes are fetched.
+        offline = not _is_reachable(HfApi(), hub_id)
+        index = Path(hf_hub_download(hub_id, INDEX, local_files_only=offline))
+        check_folder(index.parent, hub_id, weights=False)
+        patterns = [INDEX, *_COMPONENT_FILES]
+        folder = Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=offline))
+    except GatedRepoError as error:
+        raise CheckpointUnavailable(
+            f"{hub_id} is gated; accept its licence at https://huggingface.co/{hub_id} and set HF_TOKEN to a token of "
+            "that account, or use tiny."
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise CheckpointUnavailable(
+            f"{hub_id} is neither a local folder nor a checkpoint on the Hub that this account may see; "
+            "check the name and HF_TOKEN, or use tiny."
+        ) from error
+    except (LocalEntryNotFoundError, RevisionResolutionError, httpx.TransportError) as error:
+        raise CheckpointUnavailable(
+            f"{hub_id} is not in the local cache and the Hub cannot be reached; connect to the network, or use tiny."
+        ) from error
+    except EntryNotFoundError as error:
+        raise CheckpointUnavailable(
+            f"{hub_id} is not a diffusers pipeline, since it has no {INDEX}; use a FLUX.1-Kontext checkpoint or tiny."
+        ) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        raise CheckpointUnavailable(
+            f"The Hub refused {hub_id} with status {status}; check HF_TOKEN and try again later, or use tiny."
+        ) from error
+    except OSError as error:
+        raise CheckpointUnavailable(
+            f"{hub_id} could not be downloaded ({error.strerror or type(error).__name__}); "
+            "check the network and the free space of the disk, or use tiny."
+        ) from error
+    check_folder(folder, hub_id)
+    return folder
+
+
+def _is_reachable(api: Any, hub_id: str) -> bool:
+    """Ask once, since downloads retry for half a minute before they give up. Raises what the Hub answers."""
+    import httpx
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        api.model_info(hub_id, timeout=_REACH_S)
+    except (OfflineModeIsEnabled, httpx.TransportError):
+        return False
+    return True

@@ -1,0 +1,121 @@
+"""Whatever a user calls an image becomes one upright RGB image, or one sentence that says what to give instead.
+
+`FluxKontextPipeline` crashes on most of these inputs and misreads some of them in silence (a tensor in 0..255).
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.pipeline.arrays import image_from_array, scaled_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_SIXTEEN_BIT = 65535
+
+
+def to_rgb(image: Any) -> Image:
+    """An upright 8-bit sRGB image of mode RGB; transparent parts become white.
+
+    Takes a path, a PIL image of any mode, a numpy array (height, width[, channels]: uint8, uint16 or float in 0..1),
+    a torch tensor ([1,] channels, height, width or channels last: uint8 or float in 0..1), or a list of one of them.
+    Raises InvalidInput for everything else.
+    """
+    from PIL import Image
+
+    if isinstance(image, list | tuple):
+        return to_rgb(_only_one(image))
+    if isinstance(image, str | Path):
+        return _read(Path(image))
+    if isinstance(image, Image.Image):
+        return _upright_rgb(image, "The input image")
+    if hasattr(image, "__array__"):
+        return image_from_array(image)
+    raise InvalidInput(
+        f"An input image cannot be of type {type(image).__name__}; give a path, a PIL image, an array or a tensor."
+    )
+
+
+def _only_one(images: list[Any] | tuple[Any, ...]) -> Any:
+    if not images:
+        raise InvalidInput("The list of input images is empty; give one image, or none for text-to-image.")
+    if len(images) > 1:
+        raise InvalidInput(
+            f"FLUX.1-Kontext takes one input image, not {len(images)}; give one, or paste them into one picture."
+        )
+    return images[0]
+
+
+def _read(path: Path) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
+    if not path.exists():
+        raise InvalidInput(f"There is no image {path}; check the path.")
+    if path.is_dir():
+        raise InvalidInput(f"{path} is a folder, not an image; give one image file.")
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns about images of suspicious size until they are twice as large.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return _upright_rgb(image, str(path))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise InvalidInput(f"{path} has too many pixels; scale it down to {Image.MAX_IMAGE_PIXELS} or fewer.") from None
+    except PermissionError:
+        raise InvalidInput(f"{path} may not be read by this user; change its permissions.") from None
+    except UnidentifiedImageError:
+        raise InvalidInput(f"{path} is not an image that can be read; give a PNG, JPEG or WebP file.") from None
+
+
+def _upright_rgb(image: Image, name: str) -> Image:
+    from PIL import ImageOps
+
+    if image.width < 1 or image.height < 1:
+        raise InvalidInput(f"{name} has no pixels; give another one.")
+    try:
+        image.load()
+        return _opaque_rgb(ImageOps.exif_transpose(image))
+    # Pillow's decoders report broken data with all of these.
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        raise InvalidInput(f"{name} is damaged or cut off ({error}); give an intact copy.") from error
+
+
+def _opaque_rgb(image: Image) -> Image:
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        return scaled_image(np.asarray(image).astype(np.float64) / _SIXTEEN_BIT)
+    if image.mode == "F":
+        return image_from_array(np.asarray(image))
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        white = Image.new("RGBA", layered.size, "white")
+        return _to_srgb(Image.alpha_composite(white, layered).convert("RGB"), image.info.get("icc_profile"))
+    if image.mode not in ("L", "RGB", "CMYK"):
+        return _to_srgb(image.convert("RGB"), image.info.get("icc_profile"))
+    return _to_srgb(image, image.info.get("icc_profile"))
+
+
+def _to_srgb(image: Image, profile: bytes | None) -> Image:
+    """Apply an embedded color profile. One that is broken or of another color space is ignored, as browsers do."""
+    from io import BytesIO
+
+    from PIL import ImageCms
+
+    if profile:
+        space = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}[image.mode]
+        try:
+            embedded = ImageCms.ImageCmsProfile(BytesIO(profile))
+            fits = embedded.profile.xcolor_space.strip() == space
+            if fits and "srgb" not in ImageCms.getProfileDescription(embedded).lower():
+                converted = ImageCms.profileToProfile(image, embedded, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                if converted is not None:
+                    return converted
+        except (ImageCms.PyCMSError, OSError):
+            pass
+    return image.convert("RGB")
