@@ -47,9 +47,7 @@ def build_random(
     )
 
 
-def _materialize(
-    model: torch.nn.Module, device: torch.device, dtype: torch.dtype, generator: torch.Generator
-) -> torch.nn.Module:
+def _materialize(model: Any, device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Any:
     import torch
 
     # Not `model.to`: diffusers warns when loaded weights are cast, and here there are none yet.

@@ -1,0 +1,145 @@
+"""The single call path of an edit: everything that runs a pipeline runs it through `edit`.
+
+It gives `FluxKontextPipeline` sizes that it has no reason to change, and inputs that it cannot misread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kontext_fast.errors import Cancelled, InvalidInput
+from kontext_fast.pipeline.inputs import to_rgb
+from kontext_fast.pipeline.memory import memory_errors
+from kontext_fast.pipeline.request import EditRequest
+from kontext_fast.pipeline.sizes import Size, SizePlan, plan_size
+from kontext_fast.pipeline.step_kinds import step_kinds
+from kontext_fast.records.schema import StepKind
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["EditRequest", "EditResult", "edit", "plan_for", "text_length"]
+
+_MAX_TEXT_TOKENS = 512
+"""The pipeline refuses more."""
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """The images of one request, in the order of their seeds."""
+
+    images: tuple[Image, ...]
+    seeds: tuple[int, ...]
+    size: SizePlan
+    step_kinds: tuple[StepKind, ...]
+
+
+def edit(
+    pipe: Any,
+    request: EditRequest,
+    *,
+    on_step: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> EditResult:
+    """Run `request` on a `FluxKontextPipeline`; without an image it is text-to-image.
+
+    The noise of each image is drawn on the CPU from its own seed, so it does not depend on the batch or the device.
+    `on_step(done, total)` is called after every step. `should_stop()` is asked before the first and after every step;
+    when it says yes, Cancelled is raised. The pipeline is usable again after any error.
+    Raises InvalidInput, OutOfMemory or Cancelled.
+    """
+    import torch
+
+    image = None if request.image is None else to_rgb(request.image)
+    size = plan_for(pipe, image.size if image else None, request.size)
+    for name, text in (("instruction", request.instruction), ("negative prompt", request.negative)):
+        if text is not None:
+            _check_text(pipe, name, text)
+    seeds = request.seeds()
+
+    def after_step(_pipe: Any, index: int, _time: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+        if on_step is not None:
+            on_step(index + 1, request.steps)
+        _stop_if_asked(should_stop, index + 1, request.steps)
+        return {}
+
+    _stop_if_asked(should_stop, 0, request.steps)
+    with memory_errors(f"editing at {size.width}x{size.height}"), _hooks_freed_on_error(pipe), _no_progress_bar(pipe):
+        images = pipe(
+            image=_reference(image, size.reference_size),
+            prompt=request.instruction,
+            negative_prompt=request.negative,
+            true_cfg_scale=request.true_cfg,
+            width=size.width,
+            height=size.height,
+            max_area=size.width * size.height,
+            _auto_resize=False,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            num_images_per_prompt=request.batch,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            max_sequence_length=size.text_tokens,
+            callback_on_step_end=after_step,
+            callback_on_step_end_tensor_inputs=[],
+        ).images
+    return EditResult(tuple(images), seeds, size, step_kinds(pipe, request.steps))
+
+
+def plan_for(pipe: Any, image_size: Size | None, requested: Size | None) -> SizePlan:
+    """What `edit` will run on `pipe` for an upright image of `image_size` (width, height). Raises InvalidInput."""
+    native = pipe.vae.config.sample_size
+    return plan_size(image_size, requested=requested, native=native, text_tokens=text_length(pipe))
+
+
+def text_length(pipe: Any) -> int:
+    """Tokens that every instruction is padded to."""
+    return int(min(_MAX_TEXT_TOKENS, pipe.tokenizer_2.model_max_length))
+
+
+def _check_text(pipe: Any, name: str, text: str) -> None:
+    """The pipeline would cut a long text off, and the end of an instruction is often what matters."""
+    length = len(pipe.tokenizer_2(text, verbose=False).input_ids)
+    limit = text_length(pipe)
+    if length > limit:
+        raise InvalidInput(f"The {name} has {length} tokens and this checkpoint reads {limit}; shorten it.")
+
+
+def _reference(image: Image | None, size: Size | None) -> Image | None:
+    from PIL.Image import Resampling
+
+    if image is None or size is None or image.size == size:
+        return image
+    return image.resize(size, Resampling.LANCZOS)
+
+
+def _stop_if_asked(should_stop: Callable[[], bool] | None, done: int, total: int) -> None:
+    if should_stop is not None and should_stop():
+        raise Cancelled(f"The edit was stopped after {done} of {total} steps; run it again to get the image.")
+
+
+@contextmanager
+def _hooks_freed_on_error(pipe: Any) -> Iterator[None]:
+    """An edit that ends early skips the pipeline's own last act: to move offloaded models back, to reset caches."""
+    try:
+        yield
+    except BaseException:
+        pipe.maybe_free_model_hooks()
+        raise
+
+
+@contextmanager
+def _no_progress_bar(pipe: Any) -> Iterator[None]:
+    """Progress is reported through `on_step`; the user's own settings come back afterwards."""
+    missing = object()
+    before = getattr(pipe, "_progress_bar_config", missing)
+    pipe._progress_bar_config = {**(before if isinstance(before, dict) else {}), "disable": True}
+    try:
+        yield
+    finally:
+        if before is missing:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = before
