@@ -1,7 +1,8 @@
 """What is stored about a run: raw samples and facts, never statistics.
 
 One `ResultFile` holds the records of one bench or verify. Units are in the names: `_s` seconds, `_bytes` bytes.
-Images are stored beside the file as `images/<sha256 of the PNG's pixels>.png` and referred to by that hash.
+Images are stored beside the file as `images/<hash>.png`, where the hash is the sha256 of mode, size and pixels.
+Numbers are finite: what could not be computed is None, never NaN.
 
 Schema history:
   1  first version
@@ -9,11 +10,11 @@ Schema history:
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 StepKind = Literal["refresh", "reuse", "skipped"]
 """refresh: the transformer ran on all tokens; reuse: on some; skipped: not at all. The first two are computed steps."""
@@ -26,7 +27,7 @@ Effect = Literal["exact", "numeric", "lossy"]
 class Stored(BaseModel):
     """Base of everything that is written to disk: frozen, and unknown keys are an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class AppliedOptimization(Stored):
@@ -93,7 +94,7 @@ class Sample(Stored):
     item: str
     seed: int
     warmup: bool
-    wall_s: float
+    wall_s: float = Field(gt=0)
     """Synchronized wall time end to end, text encoders included, saving the file excluded."""
     stages_s: dict[str, float]
     """text_encode, vae_encode, denoise, vae_decode."""
@@ -134,6 +135,8 @@ class Record(Stored):
     checkpoint: Checkpoint | None
     """None where the process ended before it loaded one."""
     environment: dict[str, Any]
+    """Facts of machine and software. `device_name` is the card's or CPU's name: runs are compared only where it is
+    equal. Everything else is listed in the report as it is."""
     round: int
     """Block of the randomized design this run belongs to."""
     order: int

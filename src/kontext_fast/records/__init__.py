@@ -1,0 +1,1 @@
+"""The one record of what was run, and its store. Knows nothing of torch."""

@@ -1,0 +1,157 @@
+"""A result folder on disk: the records, their images and their raw samples, each written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from kontext_fast.errors import InvalidInput, KontextError
+from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.samples_csv import samples_csv
+from kontext_fast.records.schema import SCHEMA_VERSION, Record, ResultFile, Score
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+RECORDS_NAME = "benchmark_results.json"
+FOLDERS = ("results/images", "visualizations/performance", "visualizations/quality", "visualizations/cost", "reports")
+KEPT_MODES = ("RGB", "RGBA", "L")
+HASH = re.compile(r"[0-9a-f]{64}")
+
+
+class ResultStore:
+    """Reads and writes one result folder. One writer at a time; images may be added by several processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records_file = folder / "results" / RECORDS_NAME
+
+    @classmethod
+    def find(cls, records: Path) -> ResultStore:
+        """Open what a user named: a result folder, its `results` subfolder, or a JSON file of records in either.
+
+        Raises InvalidInput where there is nothing to read; the content is checked by `load`.
+        """
+        if records.is_file():
+            records_file = records
+        elif records.is_dir():
+            candidates = (records / "results" / RECORDS_NAME, records / RECORDS_NAME)
+            found = [path for path in candidates if path.is_file()]
+            if not found:
+                raise InvalidInput(f"There are no records in {records}: name a folder that `kontext bench` wrote.")
+            records_file = found[0]
+        else:
+            raise InvalidInput(f"{records} does not exist: name a folder that `kontext bench` wrote.")
+        results = records_file.absolute().parent
+        store = cls(results.parent if results.name == "results" else results)
+        store.records_file = records_file
+        return store
+
+    @property
+    def results(self) -> Path:
+        """The folder that holds the records, their images and the raw samples."""
+        return self.records_file.parent
+
+    @property
+    def samples_file(self) -> Path:
+        return self.results / "samples.csv"
+
+    def load(self) -> ResultFile:
+        """Read and check the records. Raises InvalidInput for anything that is not a readable, known record file."""
+        path = self.records_file
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InvalidInput(f"There are no records in {self.folder}: run `kontext bench` first.") from None
+        except OSError as error:
+            raise InvalidInput(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
+        except (ValueError, RecursionError):
+            raise InvalidInput(f"{path} is not readable JSON: name the file that `kontext bench` wrote.") from None
+        _check_version(path, data)
+        try:
+            return ResultFile.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = f"{'.'.join(map(str, first['loc'])) or 'top level'}: {first['msg']}"
+            raise InvalidInput(
+                f"{path} is not a kontext-fast record file ({what}): name one that `kontext bench` wrote."
+            ) from None
+
+    def write(self, result: ResultFile) -> None:
+        """Replace the records, and the raw samples rendered from them, and create the folders of the layout."""
+        for name in FOLDERS:
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        write_atomically(self.records_file, (result.model_dump_json(indent=1) + "\n").encode())
+        write_atomically(self.samples_file, samples_csv(result).encode())
+
+    def append(self, record: Record) -> None:
+        """Add one run to records that were written before. Raises KontextError if the run is already there."""
+        result = self.load()
+        if any(known.run_id == record.run_id for known in result.records):
+            raise KontextError(
+                f"Run {record.run_id} is already recorded in {self.records_file}: give each run its own id."
+            )
+        self.write(result.model_copy(update={"records": (*result.records, record)}))
+
+    def add_scores(self, run_id: str, scores: Iterable[Score]) -> None:
+        """Attach scores to a run. A score of the same output by the same metric takes the place of an earlier one.
+
+        Raises InvalidInput if the run is unknown.
+        """
+        result = self.load()
+        if all(record.run_id != run_id for record in result.records):
+            raise InvalidInput(f"There is no run {run_id} in {self.records_file}: name one that is recorded.")
+        new = tuple(scores)
+        replaced = {_score_key(score) for score in new}
+
+        def scored(record: Record) -> Record:
+            if record.run_id != run_id:
+                return record
+            kept = tuple(score for score in record.scores if _score_key(score) not in replaced)
+            return record.model_copy(update={"scores": kept + new})
+
+        self.write(result.model_copy(update={"records": tuple(map(scored, result.records))}))
+
+    def put_image(self, image: Image) -> str:
+        """Store an image once and return its hash. Modes other than RGB, RGBA and L are stored as RGB."""
+        if image.mode not in KEPT_MODES:
+            image = image.convert("RGB")
+        facts = f"{image.mode} {image.width}x{image.height}\n".encode()
+        digest = hashlib.sha256(facts + image.tobytes()).hexdigest()
+        path = self.image_path(digest)
+        if not path.exists():
+            png = io.BytesIO()
+            image.save(png, format="PNG")
+            write_atomically(path, png.getvalue())
+        return digest
+
+    def image_path(self, digest: str) -> Path:
+        """Where the image with this hash is stored, whether or not it exists.
+
+        Raises InvalidInput for anything but a hash, so that records from elsewhere cannot name other files.
+        """
+        if not HASH.fullmatch(digest):
+            raise InvalidInput(f"{digest!r} is not an image hash (64 hexadecimal digits): the records were altered.")
+        return self.results / "images" / f"{digest}.png"
+
+
+def _check_version(path: Path, data: Any) -> None:
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise InvalidInput(f"{path} is not a kontext-fast record file: name one that `kontext bench` wrote.")
+    if version > SCHEMA_VERSION:
+        raise InvalidInput(
+            f"{path} was written by a newer kontext-fast (schema {version}, this one reads up to {SCHEMA_VERSION}): "
+            "upgrade kontext-fast to read it."
+        )
+
+
+def _score_key(score: Score) -> tuple[str, int, str, str]:
+    return (score.item, score.seed, score.image, score.metric)
