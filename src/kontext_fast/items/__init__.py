@@ -1,0 +1,1 @@
+"""Items: (input image, instruction) pairs, and the synthetic world they come from."""

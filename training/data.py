@@ -1,0 +1,136 @@
+"""Endless training data: processes draw scenes and sentences, the device renders and encodes them.
+
+Processes send only numbers (a few hundred bytes an item); pictures exist on the device alone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import queue
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from architecture import IMAGE_SIZE, TEXT_TOKENS
+from kontext_fast.items.shapes.dataset import SLOTS, CaptionItem, ShapesItem, draw_caption, draw_item
+from kontext_fast.items.shapes.edits import EDIT_KINDS
+from kontext_fast.items.shapes.render import render_arrays
+from kontext_fast.items.shapes.scene import as_arrays
+
+KIND_WEIGHTS = {"scatter": 2.0, "add": 1.5, "move": 1.5, "replace": 1.5, "resize": 1.5, "background pattern": 1.5}
+"""Kinds that take longest to learn are drawn more often; all others count 1."""
+
+Arrays = dict[str, np.ndarray]
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    """Training sentences of every kind, to build vocabularies from; held-out wordings contribute nothing."""
+    rng = np.random.default_rng(seed)
+    drawn = [draw_item(rng, held_out=False, kind=EDIT_KINDS[i % len(EDIT_KINDS)]).instruction for i in range(count)]
+    return drawn + [draw_caption(rng, held_out=False).instruction for _ in range(count)]
+
+
+def tokens(tokenizer: object, texts: list[str]) -> np.ndarray:
+    """Token ids (len(texts), TEXT_TOKENS), int16, padded the way the pipeline pads them."""
+    encoded = tokenizer(texts, padding="max_length", max_length=TEXT_TOKENS, truncation=True)  # type: ignore[operator]
+    return np.asarray(encoded.input_ids, dtype=np.int16)
+
+
+def edit_chunk(rng: np.random.Generator, size: int, t5: object, clip: object) -> Arrays:
+    """`size` edits as arrays: the source's and the target's scene, and both tokenizations of the instruction."""
+    weights = np.asarray([KIND_WEIGHTS.get(kind, 1.0) for kind in EDIT_KINDS])
+    kinds = rng.choice(EDIT_KINDS, size=size, p=weights / weights.sum())
+    items: list[ShapesItem] = [draw_item(rng, held_out=False, kind=str(kind)) for kind in kinds]
+    source = [as_arrays(item.scene, SLOTS) for item in items]
+    target = [as_arrays(item.edit.target, SLOTS) for item in items]
+    texts = [item.instruction for item in items]
+    return _stack(source, "source") | _stack(target, "target") | {"t5": tokens(t5, texts), "clip": tokens(clip, texts)}
+
+
+def caption_chunk(rng: np.random.Generator, size: int, t5: object, clip: object) -> Arrays:
+    """`size` captioned scenes as arrays; a scene is the target of its caption and there is no source."""
+    items: list[CaptionItem] = [draw_caption(rng, held_out=False) for _ in range(size)]
+    texts = [item.instruction for item in items]
+    target = [as_arrays(item.scene, SLOTS) for item in items]
+    return _stack(target, "target") | {"t5": tokens(t5, texts), "clip": tokens(clip, texts)}
+
+
+def _stack(scenes: list[tuple[np.ndarray, np.ndarray]], name: str) -> Arrays:
+    shapes, backgrounds = zip(*scenes, strict=True)
+    return {f"{name}_shapes": np.stack(shapes), f"{name}_background": np.stack(backgrounds)}
+
+
+def _produce(make: Callable[..., Arrays], seed: list[int], size: int, folder: Path, chunks: mp.Queue) -> None:
+    torch.set_num_threads(1)
+    t5, clip = (AutoTokenizer.from_pretrained(folder / name) for name in ("tokenizer_2", "tokenizer"))
+    rng = np.random.default_rng(seed)
+    while True:
+        chunks.put(make(rng, size, t5, clip))
+
+
+@contextmanager
+def stream(
+    make: Callable[..., Arrays], *, seed: int, size: int, tokenizers: Path, processes: int
+) -> Iterator[Callable[[], Arrays]]:
+    """Runs `processes` producers of `make` and yields a function that returns their next chunk."""
+    context = mp.get_context("spawn")
+    chunks: mp.Queue = context.Queue(maxsize=2 * processes)
+    workers = [
+        context.Process(target=_produce, args=(make, [seed, index], size, tokenizers, chunks), daemon=True)
+        for index in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+
+    def next_chunk() -> Arrays:
+        while True:
+            try:
+                return chunks.get(timeout=20)
+            except queue.Empty:
+                if not any(worker.is_alive() for worker in workers):
+                    raise RuntimeError("all data processes ended; see their traceback above") from None
+
+    try:
+        yield next_chunk
+    finally:
+        for worker in workers:
+            worker.terminate()
+
+
+def pictures(chunk: Arrays, name: str, device: torch.device) -> torch.Tensor:
+    """The rendered scenes called `name`, (n, 3, 128, 128) float32 in -1..1."""
+    shapes, background = (torch.as_tensor(chunk[f"{name}_{part}"], device=device) for part in ("shapes", "background"))
+    return render_arrays(shapes, background, IMAGE_SIZE, torch).permute(0, 3, 1, 2) * 2 - 1
+
+
+@dataclass
+class LatentPool:
+    """Encoded items on the device, drawn from at random and renewed piece by piece."""
+
+    columns: dict[str, torch.Tensor]
+    filled: int = 0
+    _next: int = 0
+
+    @classmethod
+    def empty(cls, example: dict[str, torch.Tensor], capacity: int) -> LatentPool:
+        return cls({name: tensor.new_empty(capacity, *tensor.shape[1:]) for name, tensor in example.items()})
+
+    def add(self, rows: dict[str, torch.Tensor]) -> None:
+        """Overwrites the oldest rows."""
+        count = len(next(iter(rows.values())))
+        capacity = len(next(iter(self.columns.values())))
+        where = (torch.arange(count) + self._next) % capacity
+        for name, tensor in rows.items():
+            self.columns[name][where.to(tensor.device)] = tensor
+        self._next = (self._next + count) % capacity
+        self.filled = min(capacity, self.filled + count)
+
+    def draw(self, count: int) -> dict[str, torch.Tensor]:
+        device = next(iter(self.columns.values())).device
+        chosen = torch.randint(self.filled, (count,), device=device)
+        return {name: tensor[chosen] for name, tensor in self.columns.items()}
