@@ -7,17 +7,24 @@ else has to be edited. Modules import torch and diffusers inside functions, so t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import ExitStack
-from enum import Enum, IntEnum
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kontext_fast.errors import InvalidInput
 
 if TYPE_CHECKING:
     from kontext_fast.optimizations.machine import Machine
 
+Facts = dict[str, Any]
+"""What an applied technique can tell about itself, JSON-ready; it may change the values after each request."""
 
-class Effect(str, Enum):
+
+class Effect(StrEnum):
     """What an optimization does to the output."""
 
     EXACT = "exact"
@@ -41,8 +48,27 @@ class Phase(IntEnum):
     """Turns what the others left into compiled code; must see the final module."""
 
 
+@dataclass(frozen=True)
+class Conflict:
+    """Another optimization that cannot be in the same plan."""
+
+    other: str
+    """Its name."""
+    because: str
+    """Why, and what to choose instead."""
+    when: Mapping[str, object] = field(default_factory=dict)
+    """Parameters of the declaring side under which the conflict exists; empty means always."""
+
+    def __str__(self) -> str:
+        condition = ", ".join(f"{name}={value}" for name, value in self.when.items())
+        return f"{self.other} (when {condition})" if condition else self.other
+
+
 class Optimization(BaseModel, ABC):
-    """One technique with its parameters (the model's fields). Pure, frozen data until `apply` is called."""
+    """One technique with its parameters (the model's fields). Pure, frozen data until `apply` is called.
+
+    Raises InvalidInput when built with an unknown or impossible parameter.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,16 +78,46 @@ class Optimization(BaseModel, ABC):
     """One line for people."""
     effect: ClassVar[Effect]
     phase: ClassVar[Phase]
-    conflicts: ClassVar[frozenset[str]] = frozenset()
-    """Names it cannot be combined with; the planner makes the relation symmetric."""
+    conflicts: ClassVar[tuple[Conflict, ...]] = ()
+    """Declared on one side of a pair only; the planner checks both directions."""
+
+    def __init__(self, **parameters: Any) -> None:
+        try:
+            super().__init__(**parameters)
+        except ValidationError as error:
+            raise InvalidInput(f"{type(self).name}: {_complaints(error)}") from error
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters that matter, JSON-ready; building the class from them gives an equal optimization."""
+        return self.model_dump(mode="json")
+
+    def on_random_weights(self) -> Optimization:
+        """The variant that presets declare for random weights, where deciding by data means nothing."""
+        return self
+
+    def label(self, *, architecture_only: bool) -> str | None:
+        """What must be said beside every number of a run with this optimization, or None.
+
+        `architecture_only`: the weights are random, so only speed and memory mean something.
+        """
+        return None
 
     def refusal(self, machine: Machine) -> str | None:
         """Why this machine cannot run it, as one sentence that names the remedy, or None."""
         return None
 
     @abstractmethod
-    def apply(self, pipe: Any, undo: ExitStack) -> None:
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Change `pipe` and register on `undo` whatever restores it, bit for bit.
 
         A partial failure is fine: the caller closes `undo`, so register each undo before or right after its change.
         """
+
+
+def _complaints(error: ValidationError) -> str:
+    complaints = []
+    for detail in error.errors(include_url=False):
+        where = ".".join(str(part) for part in detail["loc"])
+        message = detail["msg"].removeprefix("Value error, ")
+        complaints.append(f"{where}: {message} (got {detail['input']!r})" if where else message)
+    return "; ".join(complaints)

@@ -1,0 +1,35 @@
+"""FLUX.1-Kontext image editing, made fast and measured.
+
+The public names load on first use, so that importing this package costs no import of torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kontext_fast.version import __version__
+
+if TYPE_CHECKING:
+    from kontext_fast.optimizations.acceleration import accelerate
+    from kontext_fast.pipeline.edit import EditRequest, edit
+    from kontext_fast.pipeline.load import load
+
+__all__ = ["EditRequest", "__version__", "accelerate", "edit", "load"]
+
+_HOME = {
+    "accelerate": "kontext_fast.optimizations.acceleration",
+    "edit": "kontext_fast.pipeline.edit",
+    "EditRequest": "kontext_fast.pipeline.edit",
+    "load": "kontext_fast.pipeline.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

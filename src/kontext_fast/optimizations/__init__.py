@@ -1,0 +1,1 @@
+"""Optimizations: techniques that are applied to a pipeline and reverted from it, and the plans that combine them."""

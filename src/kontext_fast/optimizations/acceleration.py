@@ -1,0 +1,125 @@
+"""Applies a plan to a pipeline that the user built, and takes it off again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations.base import Facts, Optimization
+from kontext_fast.optimizations.machine import Machine
+from kontext_fast.optimizations.plan import Plan, resolve
+from kontext_fast.optimizations.presets import Preset
+from kontext_fast.optimizations.requests import Request, Requests, track_requests
+from kontext_fast.records.schema import StepKind
+
+_MARK = "_kontext_fast_acceleration"
+
+
+def accelerate(
+    pipe: Any, preset: str | Preset | Sequence[Optimization] = "classic", *, quiet: bool = False
+) -> Acceleration:
+    """Make `pipe`, a FluxKontextPipeline or FluxPipeline, faster in place; says what it did unless `quiet`.
+
+    `preset` is the name of a preset, a Preset or a list of optimizations. Use the pipeline as before; `revert()` on
+    the result, or leaving a `with` block over it, brings the untouched pipeline back.
+
+    Raises InvalidInput for an unknown preset, conflicting optimizations, another class of pipeline or one that is
+    accelerated already, and Refused if this machine lacks what the preset needs. Then nothing has changed.
+    """
+    _require_flux(pipe)
+    acceleration = resolve(preset, Machine.detect(pipe._execution_device)).apply(pipe)
+    if not quiet:
+        print(acceleration.describe())  # noqa: T201 - this is the one call whose user is a person at a prompt
+    return acceleration
+
+
+def current(pipe: Any) -> Acceleration | None:
+    """The acceleration that `pipe` runs under, or None."""
+    acceleration = vars(type(pipe)).get(_MARK)
+    return acceleration if isinstance(acceleration, Acceleration) else None
+
+
+class Acceleration:
+    """A plan in force on one pipeline. A context manager that reverts on exit."""
+
+    def __init__(self, plan: Plan, facts: dict[str, Facts], requests: Requests, undo: ExitStack) -> None:
+        self.plan = plan
+        self.facts = facts
+        """What each technique tells about itself, by name; current as of the most recent request."""
+        self._requests = requests
+        self._undo = undo
+
+    @classmethod
+    def start(cls, pipe: Any, plan: Plan) -> Acceleration:
+        """Apply `plan` to `pipe`; see `Plan.apply`."""
+        from kontext_fast.pipeline.step_kinds import forget_step_kinds, report_step_kinds
+
+        _require_flux(pipe)
+        if (already := current(pipe)) is not None:
+            raise InvalidInput(
+                f"this pipeline is accelerated already ({already.plan.preset}); call revert() on that one first"
+            )
+        with ExitStack() as undo:
+            requests = track_requests(pipe, undo)
+            requests.on_begin(_same_parts(pipe), undo)
+            report_step_kinds(pipe, lambda: requests.last_kinds)
+            undo.callback(forget_step_kinds, pipe)
+            facts = {one.name: one.apply(pipe, undo) for one in plan.optimizations}
+            acceleration = cls(plan, facts, requests, undo.pop_all())
+        # On the class made for this pipeline, so that it lives and dies with it.
+        setattr(type(pipe), _MARK, acceleration)
+        return acceleration
+
+    def revert(self) -> None:
+        """Bring back the pipeline as it was before, bit for bit; does nothing the second time."""
+        self._undo.close()
+
+    def describe(self) -> str:
+        """One line per technique: name, effect, parameters and facts."""
+        lines = [f"{self.plan.preset}: {len(self.plan.optimizations)} optimizations, revert() takes them off"]
+        if not self.plan.optimizations:
+            lines = [f"{self.plan.preset}: nothing changed"]
+        for one in self.plan.optimizations:
+            details = {**one.parameters(), **self.facts[one.name]}
+            told = ", ".join(f"{key}={value}" for key, value in details.items() if value not in (None, [], False))
+            lines.append(f"  {one.name} ({one.effect.value}): {told}")
+        return "\n".join([*lines, *(f"  note: {label}" for label in self.plan.labels)])
+
+    def last_step_kinds(self) -> list[StepKind]:
+        """Kinds of the steps of the most recent request, in order, as far as it got; empty before the first."""
+        return list(self._requests.last_kinds)
+
+    def __enter__(self) -> Acceleration:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.revert()
+
+
+def _require_flux(pipe: Any) -> None:
+    from diffusers import FluxKontextPipeline, FluxPipeline, FluxTransformer2DModel
+
+    if not isinstance(pipe, (FluxKontextPipeline, FluxPipeline)):
+        raise InvalidInput(f"accelerate needs a FluxKontextPipeline or FluxPipeline, not a {type(pipe).__name__}")
+    if not isinstance(pipe.transformer, FluxTransformer2DModel):
+        raise InvalidInput(
+            f"the pipeline's transformer is a {type(pipe.transformer).__name__}, not a plain FluxTransformer2DModel; "
+            "load the pipeline again without wrapping it"
+        )
+
+
+def _same_parts(pipe: Any) -> Any:
+    transformer, vae = pipe.transformer, pipe.vae
+
+    def check(request: Request) -> None:
+        if request.pipe.transformer is not transformer or request.pipe.vae is not vae:
+            raise InvalidInput(
+                "the transformer or VAE was replaced after accelerate; revert first, replace it, then accelerate again"
+            )
+
+    return check

@@ -1,0 +1,102 @@
+"""`compile`: the transformer through torch.compile, with the compiled artifacts kept across processes.
+
+On a GPU the artifacts hold the finished kernels. On a CPU they hold the generated C++ code only; the libraries built
+from it stay in inductor's own disk cache (TORCHINDUCTOR_CACHE_DIR), and are rebuilt where that is gone.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations.attributes import keep_attribute
+from kontext_fast.optimizations.base import Conflict, Effect, Facts, Optimization, Phase
+from kontext_fast.optimizations.requests import Request, track_requests
+
+if TYPE_CHECKING:
+    from kontext_fast.optimizations.machine import Machine
+
+
+class Compile(Optimization):
+    """Generated kernels fuse elementwise work into few passes over memory; their rounding differs from eager's."""
+
+    name: ClassVar[str] = "compile"
+    summary: ClassVar[str] = "the transformer as fused, generated kernels (torch.compile)"
+    effect: ClassVar[Effect] = Effect.NUMERIC
+    phase: ClassVar[Phase] = Phase.COMPILE
+    conflicts: ClassVar[tuple[Conflict, ...]] = (
+        Conflict(
+            "first_block_cache",
+            because="a decision that depends on data does not fit into one whole graph; use mode=regional",
+            when={"mode": "whole"},
+        ),
+    )
+
+    mode: Literal["regional", "whole"] = "regional"
+    """`regional` compiles each kind of block once and uses it for all of them; `whole` the transformer as one graph."""
+    max_autotune: bool = False
+    """Time several kernels for each matrix product and keep the fastest: minutes more of compilation."""
+    dynamic: bool | None = None
+    """Shapes: True compiles for any, False for each one anew, None for the first one and then for any."""
+
+    def refusal(self, machine: Machine) -> str | None:
+        """A CPU needs a C++ compiler; a CUDA device needs Triton, a C compiler and compute capability 7.0."""
+        if machine.device == "cpu":
+            missing = machine.cxx is None
+            return (
+                "compile needs a C++ compiler on a CPU; install g++ (or set CXX), then try again" if missing else None
+            )
+        if machine.device != "cuda":
+            return f"compile is not supported on {machine.device}; use a preset without it"
+        if machine.capability is not None and machine.capability < (7, 0):
+            major, minor = machine.capability
+            return f"compile needs compute capability 7.0, this GPU has {major}.{minor}; use a preset without it"
+        if not machine.triton:
+            return "compile needs Triton on a GPU; run `pip install triton`, then try again"
+        return None if machine.cc else "compile needs a C compiler on a GPU; install gcc (or set CC), then try again"
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        """Compile on first use; nothing is compiled yet when this returns.
+
+        The fact `artifacts` is `loaded`, `none` or `discarded` (what was stored was corrupt), and `saved` after a
+        request that compiled something new. Raises InvalidInput if the transformer is compiled already or
+        offloaded layer by layer.
+        """
+        from kontext_fast.optimizations.compile_artifacts import ArtifactStore, directory_for
+
+        transformer = pipe.transformer
+        modules = self._modules(transformer)
+        for module in modules:
+            _require_compilable(module, alone=self.mode == "regional")
+        store = ArtifactStore(directory_for(transformer, self.parameters()))
+        facts: Facts = {"artifacts": store.load()}
+        for module in modules:
+            keep_attribute(module, "_compiled_call_impl", undo)
+            module.compile(
+                fullgraph=True,
+                dynamic=self.dynamic,
+                # Not plain max-autotune: its CUDA graphs overwrite the output of the pass before under true CFG.
+                mode="max-autotune-no-cudagraphs" if self.max_autotune else None,
+            )
+
+        def save(request: Request) -> None:
+            if store.save_new():
+                facts["artifacts"] = "saved"
+
+        track_requests(pipe, undo).on_completed(save, undo)
+        return facts
+
+    def _modules(self, transformer: Any) -> list[Any]:
+        if self.mode == "whole":
+            return [transformer]
+        return [module for module in transformer.modules() if type(module).__name__ in transformer._repeated_blocks]
+
+
+def _require_compilable(module: Any, *, alone: bool) -> None:
+    for part in module.modules():
+        if part._compiled_call_impl is not None:
+            raise InvalidInput("the transformer is compiled already; load it again without torch.compile")
+        if "_hf_hook" in vars(part) or "_diffusers_hook" in vars(part):
+            remedy = "use a preset without compile" + ("" if alone else " or mode=regional")
+            raise InvalidInput(f"compile cannot see through offloading or other hooks in the transformer; {remedy}")

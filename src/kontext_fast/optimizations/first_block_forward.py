@@ -1,0 +1,237 @@
+"""The transformer's forward with a first-block cache in it: FluxTransformer2DModel.forward of diffusers 0.42, bit for
+bit where nothing is skipped, and calling the same block modules, so that compiling them works underneath.
+
+Between requests it is the original forward. Shapes: B samples, T image tokens (output tokens first, then the
+reference tokens that Kontext appends), W the transformer's width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from kontext_fast.errors import InvalidInput, KontextError
+from kontext_fast.optimizations.requests import Request, Requests
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kontext_fast.optimizations.first_block_cache import FirstBlockCache
+
+_MEMORY = "first_block_cache"
+
+
+@dataclass
+class Remembered:
+    """What one pass (positive or negative) of one request remembers from step to step; one row per sample."""
+
+    first: Tensor | None = None
+    """[B, output tokens, W] what the first block added to the image stream at each sample's last computed step;
+    None where a schedule decides."""
+    rest: Tensor | None = None
+    """[B, T, W] what the remaining blocks added to the image stream then; None before the first step."""
+    skips: list[int] = field(default_factory=list)
+    """Skips in a row, per sample."""
+    computed: list[int] = field(default_factory=list)
+    """Computed steps, per sample."""
+
+
+def computed_counts(request: Request) -> list[list[int]]:
+    """Computed steps so far: per pass (positive, then negative under true CFG), per sample."""
+    passes: dict[int, Remembered] = request.memory.get(_MEMORY, {})
+    return [passes[index].computed for index in sorted(passes)]
+
+
+def replace_forward(transformer: Any, cache: FirstBlockCache, requests: Requests, undo: ExitStack) -> None:
+    """Give `transformer` (this instance only) the cached forward until `undo` is closed.
+
+    Raises InvalidInput if the instance's forward was replaced before by something we do not know.
+    """
+    from diffusers.utils import apply_lora_scale
+
+    own = vars(transformer)
+    # accelerate's offloading calls the real forward through `_old_forward`; the cache belongs inside of it.
+    slot = "_old_forward" if "_hf_hook" in own else "forward"
+    if slot in own and getattr(own[slot], "__func__", None) is not type(transformer).forward:
+        raise InvalidInput(
+            "something already replaced the transformer's forward (another cache or hook); "
+            "remove it, e.g. with pipe.transformer.disable_cache(), then accelerate again"
+        )
+    original, was_own = getattr(transformer, slot), slot in own
+    scaled = apply_lora_scale("joint_attention_kwargs")(_forward)
+
+    @functools.wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        request = requests.current
+        if request is None:
+            return original(*args, **kwargs)
+        return scaled(transformer, cache, request, *args, **kwargs)
+
+    def restore() -> None:
+        # Offloading that was switched on or off meanwhile has moved our forward to the other slot.
+        slots = [name for name in ("forward", "_old_forward") if own.get(name) is forward]
+        if not slots:
+            raise KontextError("the transformer's forward was replaced after accelerate; load the checkpoint again")
+        if slots == [slot] and not was_own:
+            delattr(transformer, slot)
+        else:
+            setattr(transformer, slots[0], original)
+
+    setattr(transformer, slot, forward)
+    undo.callback(restore)
+
+
+def _forward(
+    transformer: Any,
+    cache: FirstBlockCache,
+    request: Request,
+    hidden_states: Tensor,
+    encoder_hidden_states: Any = None,
+    pooled_projections: Any = None,
+    timestep: Any = None,
+    img_ids: Any = None,
+    txt_ids: Any = None,
+    guidance: Tensor | None = None,
+    joint_attention_kwargs: dict[str, Any] | None = None,
+    controlnet_block_samples: Any = None,
+    controlnet_single_block_samples: Any = None,
+    return_dict: bool = True,
+    controlnet_blocks_repeat: bool = False,
+) -> Any:
+    _require_supported(transformer, joint_attention_kwargs, controlnet_block_samples, controlnet_single_block_samples)
+    remembered = request.memory.setdefault(_MEMORY, {}).setdefault(request.begin_pass(), Remembered())
+
+    image = transformer.x_embedder(hidden_states)
+    scaled_timestep = timestep.to(image.dtype) * 1000
+    if guidance is None:
+        temb = transformer.time_text_embed(scaled_timestep, pooled_projections)
+    else:
+        temb = transformer.time_text_embed(scaled_timestep, guidance.to(image.dtype) * 1000, pooled_projections)
+    text = transformer.context_embedder(encoder_hidden_states)
+    rotary = transformer.pos_embed(_joined(txt_ids, img_ids))
+
+    def run(blocks: Sequence[Any], image: Tensor, text: Tensor, temb: Tensor) -> tuple[Tensor, Tensor]:
+        for block in blocks:
+            text, image = block(
+                hidden_states=image,
+                encoder_hidden_states=text,
+                temb=temb,
+                image_rotary_emb=rotary,
+                joint_attention_kwargs=joint_attention_kwargs,
+            )
+        return image, text
+
+    blocks: list[Any] = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    before = image
+    image, text = run(blocks[:1], image, text, temb)
+    change = None if cache.schedule is not None else _change(image, before, img_ids, remembered)
+    compute = _decide(cache, request, remembered, change, len(image))
+    request.mark("refresh" if any(compute) else "skipped")
+    image = _advance(remembered, compute, change, image, text, temb, functools.partial(run, blocks[1:]))
+
+    output = transformer.proj_out(transformer.norm_out(image, temb))
+    if not return_dict:
+        return (output,)
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    return Transformer2DModelOutput(sample=output)
+
+
+def _require_supported(transformer: Any, attention_kwargs: dict[str, Any] | None, *controlnet: Any) -> None:
+    import torch
+
+    unsupported = []
+    if any(samples is not None for samples in controlnet):
+        unsupported.append("ControlNet")
+    if attention_kwargs:
+        unsupported.append(f"attention arguments ({', '.join(attention_kwargs)}; IP-Adapter is one of them)")
+    if torch.is_grad_enabled() and transformer.gradient_checkpointing:
+        unsupported.append("gradient checkpointing")
+    if unsupported:
+        raise InvalidInput(f"first_block_cache does not support {' and '.join(unsupported)}; leave one of the two out")
+
+
+def _joined(txt_ids: Tensor, img_ids: Tensor) -> Tensor:
+    import torch
+
+    # Older callers pass ids with a batch dimension; every sample's are the same.
+    return torch.cat([ids[0] if ids.ndim == 3 else ids for ids in (txt_ids, img_ids)], dim=0)
+
+
+def _change(image: Tensor, before: Tensor, img_ids: Tensor, remembered: Remembered) -> Tensor:
+    """[B, output tokens, W] what the first block added to the output tokens.
+
+    Reference tokens are left out: their input is the same at every step, so they change least, and the pipeline
+    throws their output away. Counting them would halve every difference, and by how much would depend on the
+    reference's size; without them a threshold means the same for an edit as for text-to-image.
+    """
+    if remembered.first is None:
+        ids = img_ids[0] if img_ids.ndim == 3 else img_ids
+        tokens = int((ids[:, 0] == 0).sum())
+    else:
+        tokens = remembered.first.shape[1]
+    return image[:, :tokens] - before[:, :tokens]
+
+
+def _decide(
+    cache: FirstBlockCache, request: Request, remembered: Remembered, change: Tensor | None, batch: int
+) -> list[bool]:
+    """Per sample, whether the remaining blocks run."""
+    import torch
+
+    if remembered.rest is None:
+        return [True] * batch
+    if change is None:
+        return [request.step in cache.computed_steps(request.total_steps)] * batch
+    if request.step < cache.warmup_steps:
+        return [True] * batch
+    last = remembered.first
+    assert last is not None
+    drift = (change - last).abs().mean((1, 2), dtype=torch.float32) / last.abs().mean((1, 2), dtype=torch.float32)
+    limit = cache.max_consecutive_skips
+    return [
+        # `not below`, so that a NaN is computed
+        not value < cache.threshold or (limit is not None and skips >= limit)
+        for value, skips in zip(drift.tolist(), remembered.skips, strict=True)
+    ]
+
+
+def _advance(
+    remembered: Remembered,
+    compute: list[bool],
+    change: Tensor | None,
+    image: Tensor,
+    text: Tensor,
+    temb: Tensor,
+    run_rest: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Tensor:
+    """[B, T, W] the image stream after all blocks: computed for the samples in `compute`, reused for the others.
+
+    The text stream ends with the last block, nothing reads it afterwards, so only the image stream has a residual.
+    """
+    import torch
+
+    if not remembered.skips:
+        remembered.skips, remembered.computed = [0] * len(compute), [0] * len(compute)
+    remembered.skips = [0 if ran else skips + 1 for ran, skips in zip(compute, remembered.skips, strict=True)]
+    remembered.computed = [count + ran for ran, count in zip(compute, remembered.computed, strict=True)]
+
+    if all(compute):
+        remembered.rest = None  # frees it while the blocks run
+        after, _ = run_rest(image, text, temb)
+        remembered.first, remembered.rest = change, after - image
+        return after
+    assert remembered.rest is not None
+    if not any(compute):
+        return image + remembered.rest
+    rows = torch.tensor([row for row, ran in enumerate(compute) if ran], device=image.device)
+    after, _ = run_rest(image[rows], text[rows], temb[rows])
+    remembered.rest[rows] = after - image[rows]
+    if change is not None and remembered.first is not None:
+        remembered.first[rows] = change[rows]
+    result = image + remembered.rest
+    result[rows] = after
+    return result

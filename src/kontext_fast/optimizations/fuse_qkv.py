@@ -1,0 +1,113 @@
+"""`fuse_qkv`: computes query, key and value of every attention with one matrix product instead of three.
+
+The separate weights become views into the fused ones: nothing is held twice, every Parameter stays the same object,
+and saving the model writes what it always wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, ClassVar
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations.attributes import set_attribute
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
+from kontext_fast.optimizations.requests import Request, track_requests
+
+_IMAGE = ("to_q", "to_k", "to_v")
+_TEXT = ("add_q_proj", "add_k_proj", "add_v_proj")
+
+
+class FuseQKV(Optimization):
+    """One projection per attention. Each output element is the same dot product, but a wider matrix may be tiled
+    differently by the kernel library, so equal bits are not guaranteed."""
+
+    name: ClassVar[str] = "fuse_qkv"
+    summary: ClassVar[str] = "query, key and value of each attention as one matrix product"
+    effect: ClassVar[Effect] = Effect.NUMERIC
+    phase: ClassVar[Phase] = Phase.WEIGHTS
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        """Fuse every attention of `pipe.transformer`.
+
+        Raises InvalidInput if one is fused already or its projections are not plain linear layers (LoRA adapters,
+        quantized weights), and, at the next request, if they stopped being so.
+        """
+        attentions = list(_attentions(pipe.transformer))
+        for attention in attentions:
+            _require_plain(attention)
+        fused: list[tuple[Any, list[Any]]] = []
+        for attention in attentions:
+            fused.append(_fuse(attention, "to_qkv", _IMAGE, undo))
+            if attention.added_kv_proj_dim is not None:
+                fused.append(_fuse(attention, "to_added_qkv", _TEXT, undo))
+            set_attribute(attention, "fused_projections", True, undo)
+
+        def check(request: Request) -> None:
+            for attention in attentions:
+                _require_plain(attention, fused=True)
+            if not all(_is_view(separate[0].weight, projection.weight) for projection, separate in fused):
+                raise InvalidInput(
+                    "the transformer was moved or converted after fuse_qkv was applied; revert the acceleration, "
+                    "move the pipeline, then accelerate again"
+                )
+
+        track_requests(pipe, undo).on_begin(check, undo)
+        return {"projections": len(fused)}
+
+
+def _attentions(transformer: Any) -> Iterator[Any]:
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        yield block.attn
+
+
+def _require_plain(attention: Any, *, fused: bool = False) -> None:
+    from torch.nn import Linear
+
+    if attention.fused_projections and not fused:
+        raise InvalidInput(
+            "the transformer's projections are fused already; call pipe.transformer.unfuse_qkv_projections() first"
+        )
+    for name in (*_IMAGE, *(_TEXT if attention.added_kv_proj_dim is not None else ())):
+        layer = getattr(attention, name)
+        if hasattr(layer, "base_layer"):
+            raise InvalidInput(
+                f"fuse_qkv would bypass the LoRA adapter on {name}; revert the acceleration, then fuse it into the "
+                "weights (pipe.fuse_lora, then pipe.unload_lora_weights) or leave fuse_qkv out"
+            )
+        if type(layer) is not Linear:
+            raise InvalidInput(
+                f"fuse_qkv needs plain linear layers, but {name} is a {type(layer).__name__}; leave it out"
+            )
+
+
+def _fuse(attention: Any, name: str, parts: tuple[str, ...], undo: ExitStack) -> tuple[Any, list[Any]]:
+    """Give `attention` the projection `name` made of `parts`, whose parameters become views into it."""
+    import torch
+
+    layers = [getattr(attention, part) for part in parts]
+    fused = torch.nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), device="meta")
+    for kind in ("weight", "bias"):
+        separate = [getattr(layer, kind) for layer in layers]
+        delattr(fused, kind)
+        if separate[0] is None:
+            fused.register_parameter(kind, None)
+            continue
+        # A buffer that is not persistent: it follows the module, but no saved model contains it.
+        fused.register_buffer(kind, torch.cat([parameter.data for parameter in separate]), persistent=False)
+        whole = getattr(fused, kind)
+        for parameter, view in zip(separate, whole.split([len(parameter) for parameter in separate]), strict=True):
+            undo.callback(_own_memory, parameter)
+            parameter.data = view
+    undo.callback(attention._modules.pop, name, None)
+    setattr(attention, name, fused)
+    return fused, layers
+
+
+def _own_memory(parameter: Any) -> None:
+    parameter.data = parameter.data.clone()
+
+
+def _is_view(part: Any, whole: Any) -> bool:
+    return bool(part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr())

@@ -1,0 +1,108 @@
+"""A plan: a preset resolved for one machine and one checkpoint, checked whole before anything changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kontext_fast.errors import InvalidInput, Refused
+from kontext_fast.optimizations import presets
+from kontext_fast.optimizations.base import Optimization
+from kontext_fast.optimizations.machine import Machine
+from kontext_fast.optimizations.presets import Preset
+from kontext_fast.optimizations.registry import unknown
+from kontext_fast.records.schema import AppliedOptimization
+
+if TYPE_CHECKING:
+    from kontext_fast.optimizations.acceleration import Acceleration
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be applied, in order."""
+
+    preset: str
+    optimizations: tuple[Optimization, ...]
+    labels: tuple[str, ...] = ()
+    """Stamps that must be shown beside every number of a run of this plan."""
+
+    @property
+    def applied(self) -> tuple[AppliedOptimization, ...]:
+        """The plan as a record stores it."""
+        return tuple(
+            AppliedOptimization(name=one.name, effect=one.effect.value, parameters=one.parameters())
+            for one in self.optimizations
+        )
+
+    @property
+    def content_hash(self) -> str:
+        """Sha256 of what is applied, in order, with all parameters; the preset's name does not count."""
+        content = [applied.model_dump(mode="json") for applied in self.applied]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def apply(self, pipe: Any) -> Acceleration:
+        """Apply to `pipe` in place; if one technique fails, those before it are undone and its error propagates.
+
+        Raises InvalidInput if `pipe` is no FLUX pipeline or is accelerated already.
+        """
+        from kontext_fast.optimizations.acceleration import Acceleration
+
+        return Acceleration.start(pipe, self)
+
+
+def resolve(
+    preset: str | Preset | Sequence[Optimization], machine: Machine, *, architecture_only: bool = False
+) -> Plan:
+    """The plan of `preset` (a name, a Preset or a list of optimizations) for `machine`.
+
+    `architecture_only`: the weights are random, so a preset's variant for random weights is used and labelled.
+    Raises InvalidInput for an unknown name and for conflicts, Refused if only the machine is in the way; the message
+    holds every reason at once.
+    """
+    name, chosen = _chosen(preset, architecture_only)
+    impossible = [*_repetitions(chosen), *_conflicts(chosen)]
+    refused = [reason for one in chosen if (reason := one.refusal(machine)) is not None]
+    if impossible:
+        raise InvalidInput(f"{name} cannot be applied: {'; '.join([*impossible, *refused])}")
+    if refused:
+        raise Refused(f"{name} is refused on this machine: {'; '.join(refused)}")
+    labels = (one.label(architecture_only=architecture_only) for one in chosen)
+    return Plan(
+        preset=name,
+        optimizations=tuple(sorted(chosen, key=lambda one: one.phase)),
+        labels=tuple(label for label in labels if label is not None),
+    )
+
+
+def _chosen(
+    preset: str | Preset | Sequence[Optimization], architecture_only: bool
+) -> tuple[str, tuple[Optimization, ...]]:
+    if isinstance(preset, str):
+        if preset not in presets.PRESETS:
+            raise InvalidInput(unknown("preset", preset, presets.PRESETS))
+        preset = presets.PRESETS[preset]
+    if isinstance(preset, Preset):
+        on_random = preset.on_random if architecture_only else None
+        return preset.name, preset.optimizations if on_random is None else on_random
+    optimizations = tuple(preset)
+    if not all(isinstance(one, Optimization) for one in optimizations):
+        raise InvalidInput("pass the name of a preset, a Preset or a list of optimizations")
+    return "+".join(one.name for one in optimizations) or "baseline", optimizations
+
+
+def _repetitions(chosen: Sequence[Optimization]) -> Iterator[str]:
+    for name, count in Counter(one.name for one in chosen).items():
+        if count > 1:
+            yield f"{name} is in the list {count} times, keep one"
+
+
+def _conflicts(chosen: Sequence[Optimization]) -> Iterator[str]:
+    names = {one.name for one in chosen}
+    for one in chosen:
+        for conflict in one.conflicts:
+            if conflict.other in names and all(getattr(one, key) == value for key, value in conflict.when.items()):
+                yield f"{one.name} conflicts with {conflict.other}: {conflict.because}"

@@ -1,0 +1,163 @@
+"""How an optimization sees the requests of one pipeline: their beginning, their steps and their end.
+
+A request is one call `pipe(...)` made by the user. To bracket it, the pipeline's class is swapped for a subclass of
+its own that differs in `__call__` only; no class is patched, so other pipelines notice nothing. The steps are
+counted by wrapping `step` of the scheduler the request really uses, which the user may have replaced since.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from kontext_fast.records.schema import StepKind
+
+_TRACKER = "_kontext_fast_requests"
+_BY_WORK: tuple[StepKind, ...] = ("skipped", "reuse", "refresh")
+
+
+class Request:
+    """One call of the pipeline while it runs."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self.kinds: list[StepKind] = []
+        """Kind of each step that has ended."""
+        self.memory: dict[object, Any] = {}
+        """What optimizations remember between steps; emptied when the request ends, however it ends."""
+        self._passes = 0
+        self._marks: list[StepKind] = []
+
+    @property
+    def step(self) -> int:
+        """0-based index of the step that is running."""
+        return len(self.kinds)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps this request will run; only known once its first step has begun."""
+        return int(self.pipe.num_timesteps)
+
+    def begin_pass(self) -> int:
+        """0-based index, within its step, of the transformer call that begins now.
+
+        Under true CFG every step calls the transformer twice: pass 0 is the positive prompt, pass 1 the negative one.
+        """
+        self._passes += 1
+        return self._passes - 1
+
+    def mark(self, kind: StepKind) -> None:
+        """Say what the running pass was; a step counts as its hardest-working pass, an unmarked one as refresh."""
+        self._marks.append(kind)
+
+    def end_step(self) -> None:
+        """Close the running step."""
+        self.kinds.append(max(self._marks, key=_BY_WORK.index, default="refresh"))
+        self._marks.clear()
+        self._passes = 0
+
+
+class Requests:
+    """The requests of one pipeline. Holds no reference to the pipeline between requests."""
+
+    def __init__(self) -> None:
+        self.current: Request | None = None
+        """The innermost request that is running; None between requests."""
+        self.last_kinds: tuple[StepKind, ...] = ()
+        """Kinds of the steps of the most recent request, as far as it got."""
+        self.users = 0
+        self._on_begin: list[Callable[[Request], None]] = []
+        self._on_completed: list[Callable[[Request], None]] = []
+
+    def on_begin(self, callback: Callable[[Request], None], undo: ExitStack) -> None:
+        """Call `callback` before each request; an error it raises is what the user's call raises."""
+        self._on_begin.append(callback)
+        undo.callback(self._on_begin.remove, callback)
+
+    def on_completed(self, callback: Callable[[Request], None], undo: ExitStack) -> None:
+        """Call `callback` after each request that returned normally, while its memory still exists."""
+        self._on_completed.append(callback)
+        undo.callback(self._on_completed.remove, callback)
+
+    @contextmanager
+    def open(self, pipe: Any) -> Iterator[None]:
+        """The bracket around one call of `pipe`."""
+        outer, request = self.current, Request(pipe)
+        self.current = request
+        try:
+            for begin in tuple(self._on_begin):
+                begin(request)
+            with _step_ends(pipe.scheduler, request.end_step):
+                yield
+            for completed in tuple(self._on_completed):
+                completed(request)
+        finally:
+            self.current = outer
+            self.last_kinds = tuple(request.kinds)
+            request.memory.clear()
+
+
+def track_requests(pipe: Any, undo: ExitStack) -> Requests:
+    """The requests of `pipe`, watched until `undo` is closed; several optimizations share one watch."""
+    original = type(pipe)
+    requests: Requests | None = original.__dict__.get(_TRACKER)
+    if requests is None:
+        requests = Requests()
+        pipe.__class__ = _tracked_class(original, requests)
+    requests.users += 1
+    undo.callback(_release, pipe, requests)
+    return requests
+
+
+def _release(pipe: Any, requests: Requests) -> None:
+    requests.users -= 1
+    if requests.users == 0:
+        pipe.__class__ = type(pipe).__base__
+
+
+def _tracked_class(original: type, requests: Requests) -> type:
+    call = original.__call__
+
+    @functools.wraps(call)
+    def bracketed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with requests.open(self):
+            return call(self, *args, **kwargs)
+
+    def reduce_as_original(self: Any, protocol: Any) -> Any:
+        # Pickle and copy find a class by its name, which is the original's: give them the original.
+        reduced: Any = object.__reduce_ex__(self, protocol)
+        constructor, arguments, *state = reduced
+        return (constructor, (original, *arguments[1:]), *state)
+
+    body = {
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "__call__": bracketed,
+        "__reduce_ex__": reduce_as_original,
+        _TRACKER: requests,
+    }
+    return type(original)(original.__name__, (original,), body)
+
+
+@contextmanager
+def _step_ends(scheduler: Any, ended: Callable[[], None]) -> Iterator[None]:
+    inner = scheduler.step
+
+    @functools.wraps(inner)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        result = inner(*args, **kwargs)
+        ended()
+        return result
+
+    was_own = "step" in vars(scheduler)
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        if was_own:
+            scheduler.step = inner
+        else:
+            del scheduler.step
