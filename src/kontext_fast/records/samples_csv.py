@@ -11,12 +11,13 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+from kontext_fast.records.machine import machine_name
 from kontext_fast.records.schema import Measurement, Record, ResultFile, Sample
 
 STAGES = ("text_encode", "vae_encode", "denoise", "vae_decode")
 
 RUN_COLUMNS = ("run_id", "created_at", "round", "order", "preset", "status", "reason", "labels")
-MACHINE_COLUMNS = ("device_name", "checkpoint", "dtype", "load_s", "apply_s")
+MACHINE_COLUMNS = ("machine", "checkpoint", "dtype", "load_s", "apply_s")
 WORKLOAD_COLUMNS = (
     "mode",
     "width_px",
@@ -75,7 +76,7 @@ def _rows(record: Record) -> Iterator[dict[str, Any]]:
 def _run_cells(record: Record) -> dict[str, Any]:
     cells = {name: getattr(record, name) for name in RUN_COLUMNS if name != "labels"}
     cells["labels"] = "; ".join(record.labels)
-    cells["device_name"] = record.environment.get("device_name")
+    cells["machine"] = machine_name(record.environment)
     cells["checkpoint"] = record.checkpoint and record.checkpoint.name
     cells["dtype"] = record.checkpoint and record.checkpoint.dtype
     cells["load_s"] = record.load_s

@@ -135,8 +135,7 @@ class Record(Stored):
     checkpoint: Checkpoint | None
     """None where the process ended before it loaded one."""
     environment: dict[str, Any]
-    """Facts of machine and software. `device_name` is the card's or CPU's name: runs are compared only where it is
-    equal. Everything else is listed in the report as it is."""
+    """Facts of machine and software. Runs are compared only on the same machine: see `machine.machine_name`."""
     round: int
     """Block of the randomized design this run belongs to."""
     order: int

@@ -1,0 +1,1 @@
+"""Pure numbers: estimates and their intervals. Knows no records, no torch."""
