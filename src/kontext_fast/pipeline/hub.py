@@ -25,6 +25,13 @@ def is_hub_id(checkpoint: str) -> bool:
     return _HUB_ID.fullmatch(checkpoint) is not None
 
 
+def is_cached(hub_id: str) -> bool:
+    """Whether the local cache has the index of this checkpoint, which is fetched first; never asks the network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(hub_id, INDEX), str)
+
+
 def download(hub_id: str) -> Path:
     """The local folder of a checkpoint, downloaded where the cache lacks it. Raises CheckpointUnavailable."""
     import httpx

@@ -111,7 +111,8 @@ def _find_single_file(path: Path, shown: str) -> _Source:
     return _Source("folder", f"{folder.resolve().name}/{path.name}", shown, folder, path)
 
 
-def _load_random(device: torch.device, dtype: str | torch.dtype | None, seed: int) -> LoadedCheckpoint:
+def check_room_for_random(device: torch.device) -> None:
+    """Raise Refused or OutOfMemory where `device` cannot hold the checkpoint `random`."""
     import torch
 
     if device.type != "cuda":
@@ -124,6 +125,12 @@ def _load_random(device: torch.device, dtype: str | torch.dtype | None, seed: in
             f"The checkpoint random needs about {RANDOM_NEEDS_GIB} GiB of free GPU memory and {device} has "
             f"{free_bytes / _GIB:.1f}; free what other programs hold, or use tiny."
         )
+
+
+def _load_random(device: torch.device, dtype: str | torch.dtype | None, seed: int) -> LoadedCheckpoint:
+    import torch
+
+    check_room_for_random(device)
     precision = choose_dtype(dtype or torch.bfloat16, device, 0)
     with memory_errors("building random"):
         pipe = build_random(Architecture(), tokenizers=TINY_FOLDER, device=device, dtype=precision, seed=seed)

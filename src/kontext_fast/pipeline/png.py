@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kontext_fast.errors import InvalidInput
+from kontext_fast.records.atomic import write_atomically
 from kontext_fast.version import __version__
 
 if TYPE_CHECKING:
@@ -38,16 +39,12 @@ def save_png(
         if value is not None:
             metadata.add_itxt(key, value)
     check_png_path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    content = BytesIO()
+    image.save(content, format="PNG", pnginfo=metadata)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as stream:
-            image.save(stream, format="PNG", pnginfo=metadata)
-        part.replace(path)
+        write_atomically(path, content.getvalue())
     except OSError as error:
         raise InvalidInput(f"{path} cannot be written ({error.strerror or error}); choose another place.") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_png_path(path: Path) -> None:

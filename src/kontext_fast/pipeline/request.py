@@ -1,4 +1,4 @@
-"""What is asked of one edit. A request that exists is valid, whatever the checkpoint; sizes are checked by the plan."""
+"""What is asked of one edit. A request that exists is valid, as far as that does not depend on the checkpoint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.pipeline.sizes import Size
+from kontext_fast.pipeline.sizes import Size, check_requested_size
 
 MAX_STEPS = 1000
 """The schedule has no more distinct times."""
@@ -45,6 +45,8 @@ class EditRequest:
             raise InvalidInput(f"The guidance is {self.guidance}; give a number of at least 0, for example 2.5.")
         if not _is_count(self.batch):
             raise InvalidInput(f"The batch is {self.batch}; give a whole number of at least 1.")
+        if self.size is not None:
+            check_requested_size(self.size)
         self._check_seed()
         self._check_true_cfg()
 

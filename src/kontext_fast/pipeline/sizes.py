@@ -25,7 +25,7 @@ MAX_ASPECT = 4.0
 """Input images longer than 4:1 are refused: at one area, little of their short side would be left."""
 
 MAX_ENLARGEMENT = 4
-"""The longest side and the root of the area of an output may be this many times the native size."""
+"""The root of the area of an output may be this many times the native size."""
 
 TRAINED_SIZES = (
     (672, 1568),
@@ -97,7 +97,8 @@ def plan_size(image_size: Size | None, *, requested: Size | None, native: int, t
     if image_size is not None:
         _check_image_size(image_size)
     if requested is not None:
-        check_requested_size(requested, native)
+        check_requested_size(requested)
+        _check_enlargement(requested, native)
 
     fitted = None if image_size is None else _native_size(image_size, native)
     output = requested or fitted or (native, native)
@@ -128,8 +129,8 @@ def parse_size(text: str) -> Size:
         raise InvalidInput(f"Size {text!r} is not WIDTHxHEIGHT; write for example 1024x768.") from None
 
 
-def check_requested_size(requested: Size, native: int) -> None:
-    """Raise InvalidInput unless an output of `requested` (width, height) pixels can be run."""
+def check_requested_size(requested: Size) -> None:
+    """Raise InvalidInput unless `requested` (width, height) in pixels is an output size of any checkpoint."""
     width, height = requested
     if width <= 0 or height <= 0:
         raise InvalidInput(f"Size {width}x{height} is not positive; ask for at least {MULTIPLE}x{MULTIPLE}.")
@@ -137,11 +138,14 @@ def check_requested_size(requested: Size, native: int) -> None:
         raise InvalidInput(
             f"Size {width}x{height} is not a multiple of {MULTIPLE}; ask for {_nearest_multiples(requested)}."
         )
+
+
+def _check_enlargement(requested: Size, native: int) -> None:
     limit = MAX_ENLARGEMENT * native
-    if width * height > limit**2:
+    if math.prod(requested) > limit**2:
         raise InvalidInput(
-            f"Size {width}x{height} is more than {MAX_ENLARGEMENT} times the {native}x{native} that this checkpoint "
-            f"is made for; ask for at most {limit}x{limit}."
+            f"Size {requested[0]}x{requested[1]} is more than {MAX_ENLARGEMENT} times the {native}x{native} that this "
+            f"checkpoint is made for; ask for at most {limit}x{limit}."
         )
 
 

@@ -1,0 +1,117 @@
+"""`kontext doctor`: what this machine can run, and why not."""
+
+from __future__ import annotations
+
+import json as json_format
+import platform
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from kontext_fast.cli.options import REAL_CHECKPOINT, Json
+from kontext_fast.errors import KontextError, Refused
+from kontext_fast.version import __version__
+
+if TYPE_CHECKING:
+    from kontext_fast.optimizations.machine import Machine
+
+_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "huggingface-hub")
+
+_GIB = 2**30
+
+
+def command(json: Json = False) -> None:
+    """Say what this machine can run, and why not."""
+    from kontext_fast.optimizations.machine import Machine
+
+    machine = Machine.detect()
+    checkpoints = _checkpoints()
+    findings: dict[str, Any] = {
+        "kontext_fast": __version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "machine": asdict(machine),
+        "checkpoints": checkpoints,
+        "presets": _presets(machine),
+    }
+    if json:
+        print(json_format.dumps(findings))
+    else:
+        _print(findings, machine)
+    if (reason := checkpoints["tiny"]) is not None:
+        raise Refused(reason)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _checkpoints() -> dict[str, str | None]:
+    """Why each checkpoint cannot be loaded, or None where it is ready."""
+    return {"tiny": _why_not_tiny(), "random": _why_not_random(), REAL_CHECKPOINT: _why_not_hub()}
+
+
+def _why_not_tiny() -> str | None:
+    from kontext_fast.pipeline.folder import check_folder
+    from kontext_fast.pipeline.load import TINY, TINY_FOLDER
+
+    try:
+        check_folder(TINY_FOLDER, TINY)
+    except KontextError as error:
+        return f"{error} Reinstall kontext-fast, since tiny comes with it."
+    return None
+
+
+def _why_not_random() -> str | None:
+    from kontext_fast.pipeline.device import choose_device
+    from kontext_fast.pipeline.load import check_room_for_random
+
+    try:
+        check_room_for_random(choose_device(None))
+    except KontextError as error:
+        return str(error)
+    return None
+
+
+def _why_not_hub() -> str | None:
+    from huggingface_hub import get_token
+
+    from kontext_fast.pipeline.hub import is_cached
+
+    # The Hub is not asked: a doctor without a network must not hang.
+    if is_cached(REAL_CHECKPOINT):
+        return None
+    if get_token() is None:
+        return f"It is gated; accept its licence at https://huggingface.co/{REAL_CHECKPOINT} and set HF_TOKEN."
+    return None
+
+
+def _presets(machine: Machine) -> dict[str, str | None]:
+    """Why each preset is refused here, or None where it is ready."""
+    from kontext_fast.optimizations.plan import resolve
+    from kontext_fast.optimizations.presets import PRESETS
+
+    reasons: dict[str, str | None] = {}
+    for name in PRESETS:
+        try:
+            resolve(name, machine)
+            reasons[name] = None
+        except KontextError as error:
+            reasons[name] = str(error)
+    return reasons
+
+
+def _print(findings: dict[str, Any], machine: Machine) -> None:
+    device = machine.gpu or "CPU only"
+    print(f"kontext-fast {__version__}, Python {findings['python']}, {machine.platform}")
+    print(f"device: {device}, {machine.memory_bytes / _GIB:.1f} GiB of memory")
+    print(f"C++ compiler: {machine.cxx or 'none'}, C compiler: {machine.cc or 'none'}")
+    for name, found in findings["packages"].items():
+        print(f"{name} {found or 'not installed'}")
+    for kind in ("checkpoints", "presets"):
+        print(f"\n{kind}")
+        for name, reason in findings[kind].items():
+            print(f"  {name}: {'ready' if reason is None else reason}")

@@ -1,0 +1,46 @@
+"""`kontext generate`: text-to-image through the same path as an edit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kontext_fast.cli import options
+
+
+def command(
+    prompt: Annotated[str, typer.Argument(help='What to draw, for example "a red car".')],
+    out: Annotated[Path, typer.Option("-o", "--out", help="PNG file.")] = Path("generated.png"),
+    checkpoint: options.Checkpoint = None,
+    preset: options.Preset = "baseline",
+    steps: options.Steps = 28,
+    seed: options.Seed = None,
+    guidance: options.Guidance = 2.5,
+    negative: options.Negative = None,
+    true_cfg: options.TrueCfg = 1.0,
+    size: options.OutputSize = None,
+    lora: options.Lora = None,
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Make an image from a description alone."""
+    from kontext_fast.cli.session import Setup, open_session, report
+    from kontext_fast.pipeline.png import check_png_path
+    from kontext_fast.pipeline.request import EditRequest
+    from kontext_fast.pipeline.sizes import parse_size
+
+    request = EditRequest(
+        prompt,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        negative=negative,
+        true_cfg=true_cfg,
+        size=parse_size(size) if size else None,
+    )
+    check_png_path(out)
+    setup = Setup(checkpoint=checkpoint, preset=preset, lora=lora, device=device)
+    with open_session(setup) as session:
+        report([session.save(request, out)], session, setup, as_json=json)

@@ -1,0 +1,119 @@
+"""Front door of `kontext`: finds the commands and turns every error into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+from kontext_fast import cli
+from kontext_fast.errors import Cancelled, InvalidInput, KontextError, Refused
+from kontext_fast.version import __version__
+
+_DEBUG = "--debug"
+
+# Typer keeps the base of its usage errors private.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+def main() -> None:
+    """Entry point of the installed command `kontext`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; an error is one sentence on stderr.
+
+    `--debug` is understood anywhere before a lone `--`, so that it can be added to the end of a line that failed.
+    """
+    arguments, debug = _without_debug(arguments)
+    _silence_libraries()
+    try:
+        _invoke(arguments or ["--help"])
+    except typer.Exit as leave:
+        return leave.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has left; there is nobody to tell, and Python must not try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where every error ends
+        if debug:
+            traceback.print_exc()
+        code, sentence = _explain(error)
+        print(" ".join(sentence.split()), file=sys.stderr)
+        return code
+    return 0
+
+
+def _invoke(arguments: list[str]) -> None:
+    # Not `app()`: it answers Ctrl-C and usage errors in several lines of its own.
+    command = typer.main.get_command(_build_app())
+    with command.make_context("kontext", arguments) as context:
+        command.invoke(context)
+
+
+def _build_app() -> typer.Typer:
+    app = typer.Typer(
+        add_completion=False, rich_markup_mode=None, help="Fast FLUX.1-Kontext image editing, with proof."
+    )
+    app.callback()(_global_options)
+    for info in pkgutil.iter_modules(cli.__path__):
+        module = importlib.import_module(f"{cli.__name__}.{info.name}")
+        command = getattr(module, "command", None)
+        if command is not None:
+            app.command(info.name.replace("_", "-"))(command)
+    return app
+
+
+def _global_options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error.")] = False,
+) -> None:
+    if version:
+        print(f"kontext-fast {__version__}")
+        raise typer.Exit
+
+
+def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    kept = [argument for argument in arguments[:end] if argument != _DEBUG]
+    return kept + arguments[end:], len(kept) < end
+
+
+def _silence_libraries() -> None:
+    """Their remarks on missing extras would bury our one sentence; what the user set himself stays."""
+    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and sentence of whatever ended a command."""
+    if isinstance(error, KontextError):
+        return error.exit_code, str(error)
+    if isinstance(error, _UsageError):
+        return InvalidInput.exit_code, _usage_sentence(error)
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return Cancelled.exit_code, "Interrupted; nothing was left half-written."
+    if isinstance(error, MemoryError) or _is_gpu_memory_error(error):
+        return Refused.exit_code, "The memory ran out; ask for less work at once, or free what other programs hold."
+    return KontextError.exit_code, (
+        f"This is a bug in kontext-fast ({type(error).__name__}: {error}); "
+        f"please report it with the output of the same command and {_DEBUG}."
+    )
+
+
+def _usage_sentence(error: Any) -> str:
+    message = error.format_message().rstrip(".")
+    context = error.ctx
+    return f"{message}; see {context.command_path if context else 'kontext'} --help."
+
+
+def _is_gpu_memory_error(error: BaseException) -> bool:
+    # Only looked up where a command has imported torch anyway.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)

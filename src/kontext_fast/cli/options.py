@@ -1,0 +1,68 @@
+"""Options that several commands share, so that they are called and explained alike everywhere."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import typer
+
+from kontext_fast.errors import InvalidInput
+
+REAL_CHECKPOINT = "black-forest-labs/FLUX.1-Kontext-dev"
+
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        help="tiny, random, a diffusers folder, a transformer file inside one, or a Hub id. "
+        f"[default: {REAL_CHECKPOINT} with a GPU and HF_TOKEN, else tiny]",
+        show_default=False,
+    ),
+]
+Preset = Annotated[str, typer.Option(help="How the pipeline is made faster; see kontext presets.")]
+Steps = Annotated[int, typer.Option(help="Denoising steps.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the noise.", show_default="drawn")]
+Guidance = Annotated[float, typer.Option(help="How closely the instruction is followed.")]
+Negative = Annotated[str | None, typer.Option(help="What to avoid; needs --true-cfg above 1.", show_default=False)]
+TrueCfg = Annotated[float, typer.Option(help="Scale of true classifier-free guidance; above 1 it doubles the work.")]
+OutputSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WxH",
+        help="Output size in multiples of 16. [default: the native area in the aspect of the input]",
+        show_default=False,
+    ),
+]
+Lora = Annotated[str | None, typer.Option(metavar="PATH[:STRENGTH]", help="A LoRA in safetensors.", show_default=False)]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:N. [default: the first GPU, else cpu]", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the last line of stdout.")]
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """Path and strength of "PATH[:STRENGTH]"; a colon that no number follows belongs to the path."""
+    path, separator, strength = text.rpartition(":")
+    if not separator:
+        return text, 1.0
+    try:
+        value = float(strength)
+    except ValueError:
+        return text, 1.0
+    if not path or not math.isfinite(value):
+        raise InvalidInput(f"{text!r} is not PATH[:STRENGTH]; write for example style.safetensors:0.8.")
+    return path, value
+
+
+def default_checkpoint(device: str | None) -> tuple[str, str]:
+    """The checkpoint where none is named, and why it is that one. Imports torch."""
+    import torch
+    from huggingface_hub import get_token
+
+    if device == "cpu":
+        return "tiny", "the device is the CPU"
+    if not torch.cuda.is_available():
+        return "tiny", "there is no GPU"
+    if get_token() is None:
+        return "tiny", "HF_TOKEN is not set"
+    return REAL_CHECKPOINT, "there is a GPU and HF_TOKEN is set"

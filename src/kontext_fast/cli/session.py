@@ -1,0 +1,114 @@
+"""What `edit` and `generate` share: a pipeline set up as the options say, and the images made and saved with it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kontext_fast.cli.options import default_checkpoint, parse_lora
+from kontext_fast.cli.progress import Bar, progress_bar
+from kontext_fast.pipeline.request import EditRequest
+
+if TYPE_CHECKING:
+    from kontext_fast.pipeline.load import LoadedCheckpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Options that decide the pipeline, as they were typed."""
+
+    checkpoint: str | None
+    preset: str
+    lora: str | None
+    device: str | None
+
+
+class Session:
+    """A loaded and accelerated pipeline that edits one request after another."""
+
+    def __init__(self, loaded: LoadedCheckpoint, setup: Setup, load_s: float, bar: Bar) -> None:
+        self._loaded = loaded
+        self._setup = setup
+        self._load_s = load_s
+        self._bar = bar
+
+    def save(self, request: EditRequest, output: Path, *, source: Path | None = None) -> dict[str, Any]:
+        """Run `request`, write its image to `output` and return the facts for `--json`."""
+        from kontext_fast.pipeline.edit import edit
+        from kontext_fast.pipeline.png import save_png
+
+        self._bar.begin(output.name, request.steps)
+        begin = time.perf_counter()
+        result = edit(self._loaded.pipe, request, on_step=self._bar.step)
+        seconds = time.perf_counter() - begin
+        save_png(
+            result.images[0],
+            output,
+            seed=result.seeds[0],
+            preset=self._setup.preset,
+            checkpoint=self._loaded.facts.name,
+            instruction=request.instruction,
+        )
+        return {
+            "input": None if source is None else str(source),
+            "path": str(output),
+            "seed": result.seeds[0],
+            "seconds": seconds,
+            "size": asdict(result.size),
+            "step_kinds": list(result.step_kinds),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What holds for every image of the session."""
+        return {
+            "checkpoint": self._loaded.facts.model_dump(),
+            "preset": self._setup.preset,
+            "lora": self._setup.lora,
+            "device": str(self._loaded.pipe.device),
+            "load_seconds": self._load_s,
+        }
+
+
+@contextmanager
+def open_session(setup: Setup) -> Iterator[Session]:
+    """Load and accelerate the pipeline. Everything that can be refused is refused before anything is loaded."""
+    from kontext_fast.optimizations.machine import Machine
+    from kontext_fast.optimizations.plan import resolve
+    from kontext_fast.pipeline.device import choose_device
+    from kontext_fast.pipeline.load import RANDOM, load
+    from kontext_fast.pipeline.lora import load_lora
+
+    device = choose_device(setup.device)
+    checkpoint = setup.checkpoint or default_checkpoint(setup.device)[0]
+    plan = resolve(setup.preset, Machine.detect(device), architecture_only=checkpoint == RANDOM)
+    with progress_bar() as bar, ExitStack() as stack:
+        bar.begin(f"loading {checkpoint}")
+        begin = time.perf_counter()
+        loaded = load(checkpoint, device=device)
+        if setup.lora is not None:
+            stack.enter_context(load_lora(loaded.pipe, *parse_lora(setup.lora)))
+        stack.enter_context(plan.apply(loaded.pipe))
+        yield Session(loaded, setup, time.perf_counter() - begin, bar)
+
+
+def report(images: list[dict[str, Any]], session: Session, setup: Setup, *, as_json: bool, **more: Any) -> None:
+    """Say what was made: JSON on stdout, or the paths on stdout and the choices behind them on stderr."""
+    if as_json:
+        print(json.dumps({"images": images, **session.facts(), **more}))
+        return
+    for image in images:
+        print(image["path"])
+    for sentence in dict.fromkeys(image["size"]["explanation"] for image in images):
+        print(sentence, file=sys.stderr)
+    facts = session.facts()
+    chosen = f"checkpoint {facts['checkpoint']['name']}, preset {setup.preset}"
+    if setup.checkpoint is None:
+        chosen += f" (no checkpoint was named, and {default_checkpoint(setup.device)[1]})"
+    seeds = ", ".join(str(image["seed"]) for image in images)
+    print(f"Made with {chosen}, seed {seeds}.", file=sys.stderr)
