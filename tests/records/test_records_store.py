@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from kontext_fast.errors import InvalidInput, KontextError
+from kontext_fast.records.samples_csv import COLUMNS
+from kontext_fast.records.schema import Score
+from kontext_fast.records.store import ResultStore
+from tests.records.builder import full, judged, record, result, timed
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ResultStore:
+    return ResultStore(tmp_path / "out")
+
+
+def rows(store: ResultStore) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(store.samples_file.read_text())))
+
+
+def test_what_is_written_is_read_back(store: ResultStore) -> None:
+    written = full(store)
+    store.write(written)
+    assert store.load() == written
+
+
+def test_the_layout_of_a_result_folder(store: ResultStore) -> None:
+    store.write(result([]))
+    for name in ("performance", "quality", "cost"):
+        assert (store.folder / "visualizations" / name).is_dir()
+    assert (store.folder / "reports").is_dir()
+    assert (store.folder / "results" / "benchmark_results.json").is_file()
+
+
+def test_records_are_found_by_folder_results_folder_or_file(store: ResultStore) -> None:
+    written = full(store)
+    store.write(written)
+    digest = written.items[0].image or ""
+    for name in (".", "results", "results/benchmark_results.json"):
+        found = ResultStore.find(store.folder / name)
+        assert found.load() == written
+        assert found.folder.resolve() == store.folder.resolve()
+        assert found.image_path(digest).is_file()
+
+
+def test_a_renamed_file_of_records_is_found_with_its_images(store: ResultStore) -> None:
+    written = full(store)
+    store.write(written)
+    renamed = store.records_file.rename(store.results / "h200.json")
+    found = ResultStore.find(renamed)
+    assert found.load() == written
+    assert found.image_path(written.items[0].image or "").is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "not readable JSON"),
+        ("[" * 100_000, "not readable JSON"),
+        ("[]", "not a kontext-fast record file"),
+        ('{"raw_results": []}', "not a kontext-fast record file"),
+        ('{"schema_version": true}', "not a kontext-fast record file"),
+        ('{"schema_version": 1}', "kontext_fast_version: Field required"),
+        ('{"schema_version": 2, "anything": 1}', "upgrade kontext-fast"),
+    ],
+)
+def test_a_file_that_is_no_record_file_is_one_sentence(tmp_path: Path, content: str, says: str) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(content)
+    with pytest.raises(InvalidInput, match=says) as error:
+        ResultStore.find(path).load()
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_no_text_are_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidInput, match="not readable JSON"):
+        ResultStore.find(path).load()
+
+
+def test_a_folder_without_records_and_a_missing_one(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no records in"):
+        ResultStore.find(tmp_path)
+    with pytest.raises(InvalidInput, match="does not exist"):
+        ResultStore.find(tmp_path / "nothing")
+    with pytest.raises(InvalidInput, match="no records in"):
+        ResultStore(tmp_path).load()
+
+
+def test_an_image_is_stored_once_under_the_hash_of_its_pixels_and_size(store: ResultStore) -> None:
+    image = Image.new("RGB", (4, 2), "red")
+    digest = store.put_image(image)
+    first = store.image_path(digest).stat()
+    assert store.put_image(image.copy()) == digest
+    assert store.image_path(digest).stat().st_mtime_ns == first.st_mtime_ns
+    assert store.put_image(Image.new("RGB", (2, 4), "red")) != digest
+    assert store.put_image(Image.new("RGB", (4, 2), "blue")) != digest
+    with Image.open(store.image_path(digest)) as stored:
+        assert stored.tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "1", "LA"])
+def test_images_of_every_mode_can_be_stored(store: ResultStore, mode: str) -> None:
+    with Image.open(store.image_path(store.put_image(Image.new(mode, (3, 3))))) as stored:
+        assert stored.size == (3, 3)
+
+
+@pytest.mark.parametrize("digest", ["../../secret", "", "A" * 64, "0" * 63, "0" * 64 + "\n"])
+def test_what_is_no_hash_names_no_file(store: ResultStore, digest: str) -> None:
+    with pytest.raises(InvalidInput, match="not an image hash"):
+        store.image_path(digest)
+
+
+def test_append_adds_a_run_once(store: ResultStore) -> None:
+    store.write(result([timed("baseline", 1, [1.0])]))
+    run = timed("cache", 1, [0.5])
+    store.append(run)
+    assert store.load().records[-1] == run
+    with pytest.raises(KontextError, match="already recorded"):
+        store.append(run)
+    assert len(store.load().records) == 2
+
+
+def test_scores_are_added_to_their_run_and_replace_earlier_ones_of_the_same_output(store: ResultStore) -> None:
+    store.write(result([timed("baseline", 1, [1.0]), timed("cache", 1, [0.5])]))
+    other = Score(item="a", seed=0, image="1" * 64, metric="judge_done", value=False)
+    store.add_scores("cache-1", [*judged("a", "0" * 64, done=True, kept=False), other])
+    store.add_scores("cache-1", judged("a", "0" * 64, done=True, kept=True))
+    untouched, scored = store.load().records
+    assert untouched.scores == ()
+    assert scored.scores == (other, *judged("a", "0" * 64, done=True, kept=True))
+    with pytest.raises(InvalidInput, match="no run"):
+        store.add_scores("nobody", [])
+
+
+def test_the_csv_has_every_sample_with_warmups_marked_and_a_row_per_failed_run(store: ResultStore) -> None:
+    ok = timed("cache", 1, [0.5, 0.75], skipped=1)
+    failed = record("compile", 1, status="refused", reason="There is no C++ compiler, install g++.", checkpoint=None)
+    store.write(result([ok, failed]))
+    table = rows(store)
+    assert tuple(table[0]) == COLUMNS
+    assert [(row["warmup"], float(row["wall_s"])) for row in table[:3]] == [
+        ("True", 500.0),
+        ("False", 0.5),
+        ("False", 0.75),
+    ]
+    assert table[1]["computed_steps"] == "3"
+    assert table[1]["width_px"] == "128"
+    assert table[1]["machine"] == "Imaginary CPU 9000"
+    assert len(table) == 4
+    assert (table[3]["status"], table[3]["reason"]) == ("refused", "There is no C++ compiler, install g++.")
+    assert table[3]["wall_s"] == table[3]["warmup"] == table[3]["checkpoint"] == ""
+
+
+def test_the_csv_has_stable_columns_with_units() -> None:
+    assert COLUMNS[:4] == ("run_id", "created_at", "round", "order")
+    assert {"wall_s", "text_encode_s", "load_s", "width_px", "allocated_peak_bytes"} <= set(COLUMNS)
+    assert len(set(COLUMNS)) == len(COLUMNS)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rest(store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write(result([timed("baseline", 1, [1.0])]))
+    before = store.records_file.read_bytes()
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        store.write(result([]))
+    assert store.records_file.read_bytes() == before
+    assert not list(store.results.glob(".*"))
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from kontext_fast.records.store import ResultStore
+from tests.records.builder import result, timed
+store = ResultStore(Path(sys.argv[1]))
+records = [timed("baseline", i, [1.0] * 50) for i in range(100)]
+versions = [result(records[:50]), result(records)]
+print("ready", flush=True)
+while True:
+    for version in versions:
+        store.write(version)
+"""
+
+
+def test_a_kill_at_any_time_leaves_a_whole_file(store: ResultStore) -> None:
+    store.write(result([]))
+    for delay_s in (0.0, 0.011, 0.023, 0.05, 0.08):
+        command = [sys.executable, "-c", WRITER, str(store.folder)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as writer:
+            assert writer.stdout is not None
+            writer.stdout.readline()
+            time.sleep(delay_s)
+            writer.send_signal(signal.SIGKILL)
+        assert len(store.load().records) in (0, 50, 100)
+        json.loads(store.records_file.read_text())
+
+
+def test_the_records_load_no_torch() -> None:
+    code = (
+        "import sys, kontext_fast.records.store, kontext_fast.stats.compare, kontext_fast.stats.proportion\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
