@@ -1,0 +1,143 @@
+"""Facts about the machine and the software that a run's numbers hold for.
+
+Nothing in them names a user, a path or a token: records are published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "triton", "numpy")
+
+_FLAG_PREFIXES = ("OMP_", "MKL_", "CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_TF32", "TORCH", "PYTORCH_", "TRITON_")
+"""Environment variables that change speed or numbers."""
+
+_FLAGS_WITH_PATHS = ("_DIR", "_HOME", "_PATH", "_ROOT", "_FILE", "_LOGS")
+
+
+def environment_facts(device: str) -> dict[str, Any]:
+    """Facts as JSON values; None for what cannot be known here. `device` is the one that runs, e.g. "cuda:0"."""
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        **_host(),
+        "packages": {name: _installed(name) for name in _PACKAGES},
+        "git": _git(),
+        "flags": _flags(),
+        "device": device,
+        **_torch(device),
+    }
+
+
+def _host() -> dict[str, Any]:
+    import psutil
+
+    return {
+        "cpu": _cpu_model(),
+        "cpu_cores": psutil.cpu_count(logical=False),
+        "cpu_threads": psutil.cpu_count(),
+        "cpu_threads_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "ram_bytes": psutil.virtual_memory().total,
+    }
+
+
+def _cpu_model() -> str | None:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or None
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the checkout that this package runs from; None for an installed package."""
+    package = Path(__file__).resolve().parents[1]
+    if package.parent.name != "src":
+        return None
+    try:
+        commit = _run_git(package, "rev-parse", "HEAD")
+        dirty = bool(_run_git(package, "status", "--porcelain", "--", "."))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": dirty}
+
+
+def _run_git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+
+
+def _flags() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(_FLAG_PREFIXES) and not name.endswith(_FLAGS_WITH_PATHS) and "/" not in value
+    }
+
+
+def _torch(device: str) -> dict[str, Any]:
+    import torch
+
+    facts: dict[str, Any] = {
+        "torch_threads": torch.get_num_threads(),
+        "torch_interop_threads": torch.get_num_interop_threads(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+    if torch.device(device).type == "cuda":
+        properties = torch.cuda.get_device_properties(torch.device(device))
+        facts["cuda"] = torch.version.cuda
+        facts["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        facts["gpu"] = {
+            "name": properties.name,
+            "memory_bytes": properties.total_memory,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            **_driver_facts(str(properties.uuid)),
+        }
+    return facts
+
+
+def _driver_facts(uuid: str) -> dict[str, Any]:
+    """What only the driver knows. The card is found by its uuid, since its index in torch may be another one."""
+    facts: dict[str, Any] = {"uuid_sha256": hashlib.sha256(uuid.encode()).hexdigest()}
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except (ImportError, pynvml.NVMLError):
+        return facts
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except pynvml.NVMLError:
+        return facts
+    questions: dict[str, Callable[[], Any]] = {
+        "driver": pynvml.nvmlSystemGetDriverVersion,
+        "power_limit_w": lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
+        "clock_sm_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+        "clock_sm_max_mhz": lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM),
+        "clock_memory_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+        "temperature_c": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+    }
+    for name, ask in questions.items():
+        try:
+            facts[name] = ask()
+        except pynvml.NVMLError:
+            facts[name] = None
+    pynvml.nvmlShutdown()
+    return facts

@@ -1,0 +1,99 @@
+"""What the parent and a worker say to each other.
+
+The parent writes one line, a `Job`, to the worker's stdin and keeps it open: its end tells the worker that the parent
+is gone. The worker writes one `Message` per line to a pipe of its own, so that nothing a library prints can be taken
+for an answer, and what it learned before a crash is already with the parent.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from kontext_fast.bench.suites import Suite
+from kontext_fast.records.schema import AppliedOptimization, Checkpoint, Item, Measurement
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Job(_Line):
+    """One run: load `checkpoint`, apply `preset`, measure every workload of `suite`."""
+
+    checkpoint: str
+    preset: str
+    suite: Suite
+    device: str | None
+    """None chooses the best one of this machine."""
+    keep_images: bool
+    """Store the output of the first measured call of each item."""
+    folder: str
+    """The result folder whose store takes the images."""
+
+
+class Started(_Line):
+    event: Literal["started"] = "started"
+    environment: dict[str, Any]
+
+
+class Planned(_Line):
+    event: Literal["planned"] = "planned"
+    plan: tuple[AppliedOptimization, ...]
+    labels: tuple[str, ...]
+
+
+class Loaded(_Line):
+    event: Literal["loaded"] = "loaded"
+    checkpoint: Checkpoint
+    load_s: float
+
+
+class Applied(_Line):
+    event: Literal["applied"] = "applied"
+    apply_s: float
+
+
+class Measured(_Line):
+    event: Literal["measured"] = "measured"
+    measurement: Measurement
+    items: tuple[Item, ...]
+
+
+class Progress(_Line):
+    event: Literal["progress"] = "progress"
+    phase: Literal["loading", "applying", "first call", "warm-up", "measuring"]
+    call: int = 0
+    """1-based; 0 outside calls."""
+    calls: int = 0
+    step: int = 0
+    steps: int = 0
+
+
+class Impossible(_Line):
+    """No run of this suite can succeed here, whatever the preset, so the suite stops."""
+
+    event: Literal["impossible"] = "impossible"
+    fault: Literal["input", "machine"]
+    reason: str
+
+
+class Ended(_Line):
+    """The last message; a worker that ends without one has crashed."""
+
+    event: Literal["ended"] = "ended"
+    status: Literal["ok", "refused", "oom", "interrupted"]
+    reason: str | None = None
+
+
+Message = Annotated[
+    Started | Planned | Loaded | Applied | Measured | Progress | Impossible | Ended, Field(discriminator="event")
+]
+
+_messages: TypeAdapter[Message] = TypeAdapter(Message)
+
+
+def read_message(line: bytes) -> Message:
+    """Raises pydantic.ValidationError for anything that a worker did not mean to say."""
+    return _messages.validate_json(line)

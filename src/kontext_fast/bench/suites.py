@@ -1,0 +1,176 @@
+"""A suite says what a benchmark runs: pure, frozen, validated data with a content hash.
+
+A suite file is TOML. Its top level holds for every checkpoint; the sections `[tiny]`, `[random]`, `[folder]` and
+`[hub]` override it for one kind of checkpoint. `SuiteFile.resolve(kind)` merges the two into a flat `Suite`.
+Building either touches no GPU and no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kontext_fast.bench.toml_lines import line_of
+from kontext_fast.errors import InvalidInput
+from kontext_fast.pipeline.sizes import MULTIPLE, parse_size
+
+_T = TypeVar("_T")
+
+CheckpointKind = Literal["tiny", "random", "folder", "hub"]
+
+NATIVE = "native"
+"""The size that the checkpoint was made for."""
+
+
+def _check_size(text: str) -> str:
+    if text == NATIVE:
+        return text
+    try:
+        width, height = parse_size(text)
+    except InvalidInput as error:
+        raise ValueError(str(error)) from None
+    if min(width, height) <= 0 or width % MULTIPLE or height % MULTIPLE:
+        raise ValueError(f"size {text!r} is not a positive multiple of {MULTIPLE} in width and height")
+    return f"{width}x{height}"
+
+
+def _check_no_repeats(values: tuple[_T, ...]) -> tuple[_T, ...]:
+    repeated = sorted({str(value) for value in values if values.count(value) > 1})
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)} is listed twice")
+    return values
+
+
+Size = Annotated[str, AfterValidator(_check_size)]
+Distinct = Annotated[tuple[_T, ...], Field(min_length=1), AfterValidator(_check_no_repeats)]
+
+
+class Suite(BaseModel):
+    """What is run on one checkpoint: per round every preset, per preset every size with every step count."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    summary: str = ""
+    presets: Distinct[str]
+    rounds: int = Field(ge=1)
+    """Blocks of the randomized design; the process is the unit of replication."""
+    items: int = Field(ge=1)
+    calls: int = Field(ge=1)
+    """Measured calls per process and workload; they take the items in turn."""
+    max_warmup: int = Field(ge=0)
+    """Most calls after the first one that are not measured."""
+    stable_within: float = Field(ge=0, lt=1)
+    """Warm-up ends early when two calls in a row differ by less than this fraction."""
+    steps: Distinct[Annotated[int, Field(ge=1)]]
+    sizes: Distinct[Size]
+    """`native` or "WIDTHxHEIGHT" in pixels."""
+    guidance: float = Field(ge=0)
+    deadline_s: float = Field(gt=0)
+    """Of one process, loading and compilation included."""
+    seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _every_item_is_measured(self) -> Self:
+        if self.calls < self.items:
+            raise ValueError(f"{self.calls} calls cannot measure {self.items} items; raise calls or lower items")
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """Of everything that decides what is run, so not of the name and the summary."""
+        content = self.model_dump(mode="json", exclude={"name", "summary"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def override(self, **changes: Any) -> Suite:
+        """The same suite with some values replaced; a None is no change. Raises InvalidInput."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        if "items" in given and "calls" not in given:
+            given["calls"] = max(self.calls, given["items"])
+        try:
+            return Suite.model_validate({**self.model_dump(), **given})
+        except ValidationError as error:
+            where, what = _first_mistake(error)
+            raise InvalidInput(f"{'.'.join(map(str, where)) or 'suite'}: {what}.") from None
+
+
+class SuiteFile:
+    """A suite as written: values for every checkpoint and overrides per kind of checkpoint."""
+
+    def __init__(self, text: str, source: str) -> None:
+        """`source` is the file's name, for messages. Raises InvalidInput, naming the line."""
+        self._text = text
+        self._source = source
+        try:
+            content = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidInput(f"{source} is not valid TOML: {error}.") from None
+        kinds = get_args(CheckpointKind)
+        self._sections = {kind: content.pop(kind) for kind in kinds if kind in content}
+        self._common = content
+        for kind in (None, *self._sections):
+            self._resolve(kind)
+
+    def resolve(self, kind: CheckpointKind) -> Suite:
+        """The suite for one kind of checkpoint."""
+        return self._resolve(kind if kind in self._sections else None)
+
+    def _resolve(self, kind: str | None) -> Suite:
+        section = self._sections[kind] if kind else {}
+        if not isinstance(section, dict):
+            raise self._mistake((str(kind),), "write it as a section in brackets")
+        for fixed in {"name", "summary"} & section.keys():
+            raise self._mistake((str(kind), fixed), "a suite has one for all checkpoints; move it to the top")
+        try:
+            return Suite.model_validate({**self._common, **section})
+        except ValidationError as error:
+            where, what = _first_mistake(error)
+            in_section = kind is not None and (not where or where[0] in section)
+            raise self._mistake((kind, *where) if in_section and kind else where, what) from None
+
+    def _mistake(self, where: tuple[str | int, ...], what: str) -> InvalidInput:
+        key = ".".join(str(part) for part in where if isinstance(part, str))
+        line = line_of(self._text, key)
+        place = self._source if line is None else f"{self._source}, line {line}"
+        return InvalidInput(f"{place}: {key}: {what}." if key else f"{place}: {what}.")
+
+
+def read_suite(name_or_path: str) -> SuiteFile:
+    """Read a bundled suite by name or a user's TOML file by path. Raises InvalidInput."""
+    if not name_or_path.endswith(".toml"):
+        bundled = resources.files("kontext_fast.bench") / "suites" / f"{name_or_path}.toml"
+        if name_or_path not in bundled_suites():
+            raise InvalidInput(
+                f"There is no suite {name_or_path!r}; choose {' or '.join(bundled_suites())}, or give a .toml file."
+            )
+        return SuiteFile(bundled.read_text(encoding="utf-8"), f"{name_or_path}.toml")
+    path = Path(name_or_path)
+    try:
+        return SuiteFile(path.read_text(encoding="utf-8"), path.name)
+    except (OSError, UnicodeDecodeError):
+        raise InvalidInput(f"The suite {name_or_path} cannot be read; give an existing TOML text file.") from None
+
+
+def bundled_suites() -> list[str]:
+    """Names of the suites that ship with the package."""
+    folder = resources.files("kontext_fast.bench") / "suites"
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def kind_of(checkpoint: str) -> CheckpointKind:
+    """Which section of a suite holds for `checkpoint`, as a user names it."""
+    if checkpoint in ("tiny", "random"):
+        return "tiny" if checkpoint == "tiny" else "random"
+    return "folder" if Path(checkpoint).expanduser().exists() else "hub"
+
+
+def _first_mistake(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
+    first = error.errors(include_url=False)[0]
+    message = {"extra_forbidden": "there is no such key", "missing": "this key is missing"}.get(first["type"])
+    return first["loc"], message or first["msg"].removeprefix("Value error, ").rstrip(".")

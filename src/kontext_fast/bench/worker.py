@@ -1,0 +1,145 @@
+"""The child of a benchmark: loads one checkpoint, applies one plan, measures its workloads and says so on a pipe.
+
+    python -m kontext_fast.bench.worker DESCRIPTOR      with a Job as the first line of stdin
+
+A failure that is nobody's fault but ours is left to Python: its traceback goes to stderr and the parent records it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kontext_fast.bench.protocol import (
+    Applied,
+    Ended,
+    Impossible,
+    Job,
+    Loaded,
+    Measured,
+    Message,
+    Planned,
+    Progress,
+    Started,
+)
+from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
+
+if TYPE_CHECKING:
+    from kontext_fast.optimizations.plan import Plan
+
+Send = Callable[[Message], None]
+
+
+def main() -> None:
+    descriptor = int(sys.argv[1])
+    os.set_inheritable(descriptor, False)
+    job = Job.model_validate_json(sys.stdin.buffer.readline())
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    with os.fdopen(descriptor, "wb", buffering=0) as channel:
+
+        def send(message: Message) -> None:
+            channel.write(message.model_dump_json().encode() + b"\n")
+
+        try:
+            run(job, send)
+        except (KeyboardInterrupt, Cancelled):
+            send(Ended(status="interrupted", reason="The run was interrupted."))
+
+
+def _die_with_parent() -> None:
+    """The parent keeps our stdin open; when it ends, nobody waits for the result and the GPU should be free."""
+    while os.read(0, 1024):
+        pass
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def run(job: Job, send: Send) -> None:
+    """Do `job` and tell `send` everything about it; the last message is Ended or Impossible."""
+    try:
+        _run(job, send)
+    except OutOfMemory as error:
+        send(Ended(status="oom", reason=str(error)))
+    except MemoryError:
+        send(Ended(status="oom", reason="The host memory ran out; free what other programs hold."))
+    except InvalidInput as error:
+        send(Impossible(fault="input", reason=str(error)))
+
+
+def _run(job: Job, send: Send) -> None:
+    from kontext_fast.bench.environment import environment_facts
+    from kontext_fast.bench.measure import Bench
+    from kontext_fast.pipeline.device import choose_device
+    from kontext_fast.pipeline.load import load
+    from kontext_fast.records.store import ResultStore
+
+    try:
+        device = choose_device(job.device)
+        send(Started(environment=environment_facts(str(device))))
+        plan = _plan(job, device, send)
+        if plan is None:
+            return
+        send(Progress(phase="loading"))
+        _import_libraries()
+        start = time.perf_counter()
+        loaded = load(job.checkpoint, device=device)
+        _synchronize(device)
+        send(Loaded(checkpoint=loaded.facts, load_s=time.perf_counter() - start))
+    except OutOfMemory:
+        raise
+    except Refused as error:
+        send(Impossible(fault="machine", reason=str(error)))
+        return
+
+    try:
+        send(Progress(phase="applying"))
+        start = time.perf_counter()
+        plan.apply(loaded.pipe)
+        _synchronize(device)
+        send(Applied(apply_s=time.perf_counter() - start))
+        bench = Bench(loaded.pipe, job.suite, store=ResultStore(Path(job.folder)) if job.keep_images else None)
+        for measurement, items in bench.measure_all(on_progress=send):
+            send(Measured(measurement=measurement, items=items))
+    except OutOfMemory:
+        raise
+    except Refused as error:
+        send(Ended(status="refused", reason=str(error)))
+        return
+    send(Ended(status="ok"))
+
+
+def _plan(job: Job, device: Any, send: Send) -> Plan | None:
+    """The resolved plan, told to the parent; None where this machine refuses it, which is told too."""
+    from kontext_fast.optimizations.machine import Machine
+    from kontext_fast.optimizations.plan import resolve
+    from kontext_fast.pipeline.load import RANDOM
+
+    try:
+        plan = resolve(job.preset, Machine.detect(device), architecture_only=job.checkpoint == RANDOM)
+    except Refused as error:
+        send(Ended(status="refused", reason=str(error)))
+        return None
+    send(Planned(plan=plan.applied, labels=plan.labels))
+    return plan
+
+
+def _import_libraries() -> None:
+    """Seconds of imports would otherwise pass for loading weights."""
+    from diffusers import FluxKontextPipeline  # noqa: F401
+    from transformers import CLIPTextModel, T5EncoderModel  # noqa: F401
+
+
+def _synchronize(device: Any) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    main()
