@@ -25,7 +25,7 @@ def command(json: Json = False) -> None:
     from kontext_fast.optimizations.machine import Machine
 
     machine = Machine.detect()
-    checkpoints = _checkpoints()
+    checkpoints = _checkpoints(machine)
     findings: dict[str, Any] = {
         "kontext_fast": __version__,
         "python": platform.python_version(),
@@ -49,9 +49,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _checkpoints() -> dict[str, str | None]:
+def _checkpoints(machine: Machine) -> dict[str, str | None]:
     """Why each checkpoint cannot be loaded, or None where it is ready."""
-    return {"tiny": _why_not_tiny(), "random": _why_not_random(), REAL_CHECKPOINT: _why_not_hub()}
+    return {"tiny": _why_not_tiny(), "random": _why_not_random(), REAL_CHECKPOINT: _why_not_hub(machine)}
 
 
 def _why_not_tiny() -> str | None:
@@ -76,11 +76,15 @@ def _why_not_random() -> str | None:
     return None
 
 
-def _why_not_hub() -> str | None:
+def _why_not_hub(machine: Machine) -> str | None:
     from huggingface_hub import get_token
 
     from kontext_fast.pipeline.hub import is_cached
+    from kontext_fast.pipeline.load import RANDOM_NEEDS_GIB
 
+    if machine.memory_bytes < RANDOM_NEEDS_GIB * _GIB:
+        memory_gib = machine.memory_bytes / _GIB
+        return f"It needs about {RANDOM_NEEDS_GIB} GiB of memory and this device has {memory_gib:.1f}; use tiny here."
     # The Hub is not asked: a doctor without a network must not hang.
     if is_cached(REAL_CHECKPOINT):
         return None

@@ -78,10 +78,11 @@ def _upright_rgb(image: Image, name: str) -> Image:
         raise InvalidInput(f"{name} has no pixels; give another one.")
     try:
         image.load()
-        return _opaque_rgb(ImageOps.exif_transpose(image))
+        upright = ImageOps.exif_transpose(image)
     # Pillow's decoders report broken data with all of these.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
         raise InvalidInput(f"{name} is damaged or cut off ({error}); give an intact copy.") from error
+    return _opaque_rgb(upright)
 
 
 def _opaque_rgb(image: Image) -> Image:
@@ -92,6 +93,9 @@ def _opaque_rgb(image: Image) -> Image:
         return scaled_image(np.asarray(image).astype(np.float64) / _SIXTEEN_BIT)
     if image.mode == "F":
         return image_from_array(np.asarray(image))
+    if image.mode == "La":
+        # Pillow converts premultiplied gray to nothing else.
+        image = image.convert("LA")
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         white = Image.new("RGBA", layered.size, "white")

@@ -86,7 +86,8 @@ def _find(checkpoint: str) -> _Source:
         check_folder(TINY_FOLDER, TINY)
         return _Source("tiny", TINY, TINY, TINY_FOLDER)
     path = Path(checkpoint).expanduser()
-    if path.is_dir():
+    # The empty word would be the current folder.
+    if checkpoint and path.is_dir():
         check_folder(path, checkpoint)
         return _Source("folder", path.resolve().name, checkpoint, path)
     if path.is_file():

@@ -6,13 +6,13 @@ So that code registers a reporter here, and `edit` asks it. A pipeline without a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from kontext_fast.records.schema import StepKind
 
-Reporter = Callable[[], tuple[StepKind, ...]]
+Reporter = Callable[[], Sequence[StepKind]]
 
 _reporters: WeakKeyDictionary[Any, Reporter] = WeakKeyDictionary()
 
@@ -43,4 +43,4 @@ def step_kinds(pipe: Any, steps: int) -> tuple[StepKind, ...]:
     kinds = reporter() if reporter else (refresh,) * steps
     if len(kinds) != steps:
         raise RuntimeError(f"the last edit ran {steps} steps, but its optimization reported {len(kinds)}")
-    return kinds
+    return tuple(kinds)

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory
+from kontext_fast.pipeline.edit import EditRequest, edit, text_length
+from kontext_fast.pipeline.step_kinds import forget_step_kinds, report_step_kinds
+
+INSTRUCTION = "make the red circle blue"
+
+
+def request(image: Any, **changes: Any) -> EditRequest:
+    return EditRequest(**{"instruction": INSTRUCTION, "image": image, "steps": 2, "seed": 3, **changes})
+
+
+def pixels(pipe: Any, asked: EditRequest, **hooks: Any) -> list[bytes]:
+    return [image.tobytes() for image in edit(pipe, asked, **hooks).images]
+
+
+def test_an_edit_is_what_the_stock_pipeline_makes_of_the_same_sizes(tiny: Any, picture: Image.Image) -> None:
+    stock = tiny(
+        image=picture,
+        prompt=INSTRUCTION,
+        height=128,
+        width=128,
+        max_area=128 * 128,
+        _auto_resize=False,
+        num_inference_steps=2,
+        guidance_scale=2.5,
+        max_sequence_length=48,
+        generator=torch.Generator().manual_seed(3),
+    ).images[0]
+    result = edit(tiny, request(picture))
+    assert result.images[0].tobytes() == stock.tobytes()
+    assert result.seeds == (3,)
+    assert result.size.size == (128, 128)
+    assert result.step_kinds == ("refresh", "refresh")
+
+
+def test_the_same_seed_gives_the_same_image_and_another_does_not(tiny: Any, picture: Image.Image) -> None:
+    first = pixels(tiny, request(picture))
+    assert pixels(tiny, request(picture)) == first
+    assert pixels(tiny, request(picture, seed=4)) != first
+
+
+def test_each_image_of_a_batch_has_its_own_seed(tiny: Any, picture: Image.Image) -> None:
+    both = edit(tiny, request(picture, batch=2))
+    assert both.seeds == (3, 4)
+    alone = [np.asarray(edit(tiny, request(picture, seed=seed)).images[0]).astype(int) for seed in both.seeds]
+    for image, expected in zip(both.images, alone, strict=True):
+        # Matrices of another shape round differently.
+        assert np.abs(np.asarray(image) - expected).max() <= 2
+    assert np.abs(alone[0] - alone[1]).max() > 20
+
+
+def test_a_seed_is_drawn_and_reported(tiny: Any, picture: Image.Image) -> None:
+    drawn = edit(tiny, request(picture, seed=None))
+    again = edit(tiny, request(picture, seed=drawn.seeds[0]))
+    assert again.images[0].tobytes() == drawn.images[0].tobytes()
+    assert edit(tiny, request(picture, seed=None, steps=1)).seeds != drawn.seeds
+
+
+def test_text_to_image_carries_no_reference(tiny: Any) -> None:
+    result = edit(tiny, request(None))
+    assert result.size.reference_tokens == 0
+    assert result.images[0].size == (128, 128)
+
+
+def test_a_negative_prompt_and_its_scale_change_the_image(tiny: Any, picture: Image.Image) -> None:
+    plain = pixels(tiny, request(picture))
+    guided = pixels(tiny, request(picture, negative="blurry", true_cfg=4.0))
+    assert guided != plain
+    assert pixels(tiny, request(picture, negative="a star", true_cfg=4.0)) != guided
+
+
+def test_guidance_changes_the_image(tiny: Any, picture: Image.Image) -> None:
+    assert pixels(tiny, request(picture, guidance=0.0)) != pixels(tiny, request(picture, guidance=6.0))
+
+
+def test_progress_is_reported_and_the_settings_of_the_user_come_back(tiny: Any, picture: Image.Image) -> None:
+    seen: list[tuple[int, int]] = []
+    tiny.set_progress_bar_config(desc="mine", disable=False)
+    try:
+        edit(tiny, request(picture, steps=3), on_step=lambda done, total: seen.append((done, total)))
+        assert tiny._progress_bar_config == {"desc": "mine", "disable": False}
+    finally:
+        del tiny._progress_bar_config
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    edit(tiny, request(picture))
+    assert not hasattr(tiny, "_progress_bar_config")
+
+
+def test_the_edit_is_silent(tiny: Any, picture: Image.Image, capfd: pytest.CaptureFixture[str]) -> None:
+    edit(tiny, request(picture))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_stopping_takes_one_step_and_leaves_the_pipeline_as_new(tiny: Any, picture: Image.Image) -> None:
+    fresh = pixels(tiny, request(picture))
+    done: list[int] = []
+    with pytest.raises(Cancelled, match="2 of 4 steps"):
+        edit(
+            tiny,
+            request(picture, steps=4),
+            on_step=lambda step, _: done.append(step),
+            should_stop=lambda: len(done) == 2,
+        )
+    assert done == [1, 2]
+    assert pixels(tiny, request(picture)) == fresh
+
+
+def test_stopping_before_the_first_step_runs_nothing(tiny: Any, picture: Image.Image) -> None:
+    done: list[int] = []
+    with pytest.raises(Cancelled, match="0 of 2 steps"):
+        edit(tiny, request(picture), on_step=lambda step, _: done.append(step), should_stop=lambda: True)
+    assert not done
+
+
+def test_an_exception_in_mid_edit_leaves_the_pipeline_as_new(tiny: Any, picture: Image.Image) -> None:
+    fresh = pixels(tiny, request(picture))
+
+    def interrupt(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        edit(tiny, request(picture), on_step=interrupt)
+    assert not hasattr(tiny, "_progress_bar_config")
+    assert pixels(tiny, request(picture)) == fresh
+
+
+def test_an_early_end_frees_the_hooks_of_the_pipeline(tiny: Any, picture: Image.Image) -> None:
+    freed: list[bool] = []
+    tiny.maybe_free_model_hooks = lambda: freed.append(True)
+    try:
+        with pytest.raises(Cancelled):
+            edit(tiny, request(picture), on_step=lambda *_: freed.clear(), should_stop=lambda: bool(freed) or not freed)
+        with pytest.raises(ZeroDivisionError):
+            edit(tiny, request(picture), on_step=lambda *_: 1 // 0)  # type: ignore[func-returns-value]
+    finally:
+        del tiny.maybe_free_model_hooks
+    assert freed == [True]
+
+
+def test_a_failed_allocation_is_out_of_memory(tiny: Any, picture: Image.Image) -> None:
+    hook = tiny.transformer.register_forward_pre_hook(lambda *_: torch.empty(2**50))
+    try:
+        with pytest.raises(OutOfMemory, match="128x128"):
+            edit(tiny, request(picture))
+    finally:
+        hook.remove()
+
+
+def test_other_failures_are_not_taken_for_memory(tiny: Any, picture: Image.Image) -> None:
+    hook = tiny.transformer.register_forward_pre_hook(lambda *_: torch.zeros(2) @ torch.zeros(3))
+    try:
+        with pytest.raises(RuntimeError, match="size"):
+            edit(tiny, request(picture))
+    finally:
+        hook.remove()
+
+
+def test_step_kinds_come_from_whoever_decides_them(tiny: Any, picture: Image.Image) -> None:
+    report_step_kinds(tiny, lambda: ("refresh", "skipped"))
+    try:
+        assert edit(tiny, request(picture)).step_kinds == ("refresh", "skipped")
+    finally:
+        forget_step_kinds(tiny)
+
+
+def test_a_text_that_would_be_cut_off_is_refused(tiny: Any, picture: Image.Image) -> None:
+    limit = text_length(tiny)
+    assert limit == 48
+    long = "red " * 200
+    with pytest.raises(InvalidInput, match=f"instruction has .* reads {limit}"):
+        edit(tiny, request(picture, instruction=long))
+    with pytest.raises(InvalidInput, match="negative prompt has"):
+        edit(tiny, request(picture, negative=long, true_cfg=2.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"instruction": ""}, "instruction is empty"),
+        ({"instruction": " \n"}, "instruction is empty"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": -1}, "steps is -1"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"steps": 1001}, "1 to 1000"),
+        ({"guidance": -1.0}, "guidance"),
+        ({"guidance": math.nan}, "guidance"),
+        ({"guidance": math.inf}, "guidance"),
+        ({"guidance": None}, "guidance"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, "seed is"),
+        ({"seed": 2**63 - 1, "batch": 2}, "seed is"),
+        ({"batch": 0}, "batch is 0"),
+        ({"true_cfg": 2.0}, "needs a negative prompt"),
+        ({"negative": "blurry"}, "needs a true CFG scale"),
+        ({"negative": "blurry", "true_cfg": 0.5}, "at least 1"),
+        ({"size": (100, 128)}, "multiple of 16"),
+        ({"size": (-16, 128)}, "not positive"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_request_that_cannot_be_right_does_not_exist(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidInput, match=words) as caught:
+        request(None, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_highest_seeds_are_valid() -> None:
+    assert request(None, seed=2**63 - 2, batch=2).seeds() == (2**63 - 2, 2**63 - 1)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.pipeline.inputs import to_rgb
+
+RED = (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"]
+)
+def test_every_mode_becomes_rgb_of_the_same_size(mode: str) -> None:
+    source = Image.new("RGBA", (20, 16), (*RED, 255)) if mode != "LAB" else Image.new("RGB", (20, 16), RED)
+    if mode == "La":
+        source = source.convert("LA")
+    if mode == "PA":
+        source = source.convert("P")
+    converted = to_rgb(source.convert(mode))
+    assert (converted.mode, converted.size) == ("RGB", (20, 16))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "HSV"])
+def test_color_survives(mode: str) -> None:
+    color = np.asarray(to_rgb(Image.new("RGB", (16, 16), RED).convert(mode)))[0, 0]
+    assert np.abs(color.astype(int) - RED).max() <= 2
+
+
+def test_transparency_is_white() -> None:
+    assert to_rgb(Image.new("RGBA", (16, 16), (*RED, 0))).getpixel((0, 0)) == (255, 255, 255)
+    assert to_rgb(Image.new("LA", (16, 16), (0, 128))).getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_a_transparent_palette_color_is_white() -> None:
+    image = Image.new("P", (16, 16), 0)
+    image.putpalette([*RED, 0, 0, 255])
+    image.info["transparency"] = 0
+    assert to_rgb(image).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    values = np.full((16, 16), 32768, dtype=np.uint16)
+    path = tmp_path / "gray.png"
+    Image.fromarray(values).save(path)
+    assert to_rgb(path).getpixel((0, 0)) == (128, 128, 128)
+    assert to_rgb(Image.fromarray(values)).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_a_photo_is_turned_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (32, 16), "blue")
+    image.paste(RED, (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "turned.jpg"
+    image.save(path, exif=exif, quality=100, subsampling=0)
+    upright = to_rgb(path)
+    assert upright.size == (16, 32)
+    top = upright.getpixel((8, 2))
+    assert isinstance(top, tuple)
+    assert top[0] > 240
+
+
+def profile_with_red_and_blue_swapped() -> bytes:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for old, new in ((b"rXYZ", b"????"), (b"bXYZ", b"rXYZ"), (b"????", b"bXYZ")):
+        profile = profile.replace(old, new)
+    return profile.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_color_profile_is_applied(mode: str) -> None:
+    image = Image.new("RGB", (16, 16), RED).convert(mode)
+    image.info["icc_profile"] = profile_with_red_and_blue_swapped()
+    red, _, blue = np.asarray(to_rgb(image))[0, 0]
+    assert blue > 250
+    assert red < 5
+
+
+@pytest.mark.parametrize(
+    "profile", [b"not a profile", ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()]
+)
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "CMYK"])
+def test_a_profile_that_is_broken_or_srgb_or_of_other_channels_changes_nothing(profile: bytes, mode: str) -> None:
+    image = Image.new("RGB", (16, 16), (10, 20, 30)).convert(mode)
+    plain = to_rgb(image)
+    image.info["icc_profile"] = profile
+    assert to_rgb(image).tobytes() == plain.tobytes()
+
+
+def red_array(dtype: Any, high: float) -> np.ndarray[Any, Any]:
+    array = np.zeros((20, 24, 3), dtype=dtype)
+    array[..., 0] = high
+    return array
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        red_array(np.uint8, 255),
+        red_array(np.uint16, 65535),
+        red_array(np.float32, 1.0),
+        red_array(np.float64, 1.0)[None],
+        torch.from_numpy(red_array(np.float32, 1.0)),
+        torch.from_numpy(red_array(np.float32, 1.0)).permute(2, 0, 1),
+        torch.from_numpy(red_array(np.float32, 1.0)).permute(2, 0, 1)[None].bfloat16(),
+        torch.from_numpy(red_array(np.uint8, 255)).permute(2, 0, 1),
+        [Image.new("RGB", (24, 20), RED)],
+        np.concatenate([red_array(np.uint8, 255), np.full((20, 24, 1), 255, np.uint8)], axis=2),
+    ],
+)
+def test_arrays_tensors_and_lists_of_one_are_read(image: Any) -> None:
+    converted = to_rgb(image)
+    assert (converted.mode, converted.size) == ("RGB", (24, 20))
+    assert converted.getpixel((3, 4)) == RED
+
+
+def test_gray_arrays_are_read() -> None:
+    assert to_rgb(np.full((16, 20), 0.5)).getpixel((0, 0)) == (128, 128, 128)
+    assert to_rgb(torch.full((1, 16, 20), 0.5)).size == (20, 16)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ([], "empty"),
+        ([Image.new("RGB", (16, 16))] * 2, "one input image, not 2"),
+        (np.zeros((2, 16, 16, 3), np.uint8), "one input image, not a batch"),
+        (torch.full((3, 16, 16), 255.0), "must lie in 0..1"),
+        (torch.full((3, 16, 16), -1.0), "must lie in 0..1"),
+        (torch.full((3, 16, 16), torch.nan), "not finite"),
+        (torch.zeros(16, 32, 32), "latents"),
+        (torch.zeros(1, 16, 32, 32), "latents"),
+        (np.zeros((16, 16, 3), np.int64), "int64"),
+        (np.zeros((16,)), "shape"),
+        (np.zeros((0, 16, 3)), "no pixels"),
+        (Image.new("RGB", (0, 16)), "no pixels"),
+        (42, "type int"),
+        (None, "type NoneType"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_not_one_image_is_refused(image: Any, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words) as caught:
+        to_rgb(image)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    whole = tmp_path / "whole.png"
+    Image.effect_noise((64, 64), 50).save(whole)
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(whole.read_bytes()[:500])
+    for path, words in (
+        (text, "not an image"),
+        (cut, "damaged"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "no", "no image"),
+    ):
+        for given in (path, str(path)):
+            with pytest.raises(InvalidInput, match=words):
+                to_rgb(given)
+    for limit in (3000, 1000):  # Pillow warns below twice its limit and raises above
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(InvalidInput, match="too many pixels"):
+            to_rgb(whole)

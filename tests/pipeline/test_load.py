@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kontext_fast.errors import CheckpointUnavailable, InvalidInput, Refused
+from kontext_fast.pipeline.edit import EditRequest, edit
+from kontext_fast.pipeline.load import TINY_FOLDER, load
+from kontext_fast.pipeline.weights import weight_files, weights_sha256
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of tiny that a test may damage."""
+    copy = tmp_path / "my-kontext"
+    shutil.copytree(TINY_FOLDER, copy)
+    return copy
+
+
+def image_of(pipe: Any) -> bytes:
+    return edit(pipe, EditRequest("make it red", steps=1, seed=0)).images[0].tobytes()
+
+
+def test_tiny_comes_with_its_facts() -> None:
+    loaded = load("tiny", device="cpu")
+    facts = loaded.facts
+    assert (facts.name, facts.kind, facts.dtype) == ("tiny", "tiny", "float32")
+    content = (TINY_FOLDER / "transformer" / WEIGHTS).read_bytes()
+    assert facts.weights_sha256 == hashlib.sha256(content).hexdigest()
+    assert facts.transformer_parameters == sum(value.numel() for value in loaded.pipe.transformer.parameters())
+    assert loaded.pipe.transformer.dtype == torch.float32
+
+
+def test_the_precision_can_be_chosen() -> None:
+    loaded = load("tiny", device="cpu", dtype="bfloat16")
+    assert loaded.facts.dtype == "bfloat16"
+    assert loaded.pipe.vae.dtype == torch.bfloat16
+    with pytest.raises(InvalidInput, match="float64"):
+        load("tiny", device="cpu", dtype=torch.float64)
+
+
+def test_a_folder_is_known_by_its_name_alone(folder: Path, tiny: Any) -> None:
+    loaded = load(str(folder), device="cpu")
+    assert (loaded.facts.name, loaded.facts.kind) == ("my-kontext", "folder")
+    assert str(folder.parent) not in loaded.facts.model_dump_json()
+    assert image_of(loaded.pipe) == image_of(tiny)
+
+
+def test_a_transformer_file_replaces_that_of_its_folder(folder: Path, tiny: Any) -> None:
+    weights = load_file(folder / "transformer" / WEIGHTS)
+    weights["proj_out.weight"] = -weights["proj_out.weight"]
+    file = folder / "other.safetensors"
+    save_file(weights, file)
+    (folder / "transformer" / WEIGHTS).unlink()
+    loaded = load(str(file), device="cpu")
+    assert (loaded.facts.name, loaded.facts.kind) == ("my-kontext/other.safetensors", "folder")
+    assert loaded.facts.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert torch.equal(loaded.pipe.transformer.proj_out.weight, -tiny.transformer.proj_out.weight)
+    assert not any(parameter.is_meta for parameter in loaded.pipe.transformer.parameters())
+    assert image_of(loaded.pipe) != image_of(tiny)
+
+
+def refused(checkpoint: Path | str) -> str:
+    with pytest.raises(CheckpointUnavailable) as caught:
+        load(str(checkpoint), device="cpu")
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert sentence.endswith(".")
+    return sentence
+
+
+def test_a_transformer_file_needs_the_rest(folder: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(folder / "transformer" / WEIGHTS, alone)
+    assert "transformer alone" in refused(alone)
+    pickled = folder / "model.ckpt"
+    pickled.write_bytes(b"")
+    assert "not a .safetensors file" in refused(pickled)
+
+
+def test_a_transformer_file_that_does_not_fit_is_refused(folder: Path) -> None:
+    weights = load_file(folder / "transformer" / WEIGHTS)
+    file = folder / "wrong.safetensors"
+    del weights["proj_out.weight"]
+    save_file(weights, file)
+    assert "could not be loaded" in refused(file)
+    file.write_bytes(b"not safetensors")
+    assert "could not be loaded" in refused(file)
+    save_file({"x": torch.zeros(2).to(torch.float8_e4m3fn)}, file)
+    assert "float8" in refused(file)
+
+
+def test_what_is_not_a_kontext_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    assert "no model_index.json" in refused(tmp_path)
+    index = folder / "model_index.json"
+    description = json.loads(index.read_text())
+    index.write_text(json.dumps({**description, "_class_name": "FluxPipeline"}))
+    assert "is a FluxPipeline" in refused(folder)
+    index.write_text("{")
+    assert "damaged" in refused(folder)
+
+
+def test_pickled_weights_are_never_opened(folder: Path) -> None:
+    file = folder / "vae" / WEIGHTS
+    file.rename(file.with_suffix(".bin"))
+    assert "its vae only as a .bin file" in refused(folder)
+
+
+def test_missing_and_damaged_weights_are_refused(folder: Path) -> None:
+    file = folder / "transformer" / WEIGHTS
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "could not be loaded" in refused(folder)
+    file.unlink()
+    assert "no weights for its transformer" in refused(folder)
+
+
+@pytest.mark.parametrize("word", ["", "huge", "./nowhere", "/no/such/folder", "a/b/c"])
+def test_an_unknown_word_names_the_choices(word: str) -> None:
+    sentence = refused(word)
+    for choice in ("tiny", "random", "diffusers folder", "Hub id"):
+        assert choice in sentence
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu:x", "meta", ""])
+def test_an_unknown_device_is_refused(device: str) -> None:
+    with pytest.raises(InvalidInput, match="use cpu, cuda or cuda:N"):
+        load("tiny", device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(Refused, match="no GPU"):
+        load("tiny", device="cuda")
+
+
+def test_loading_is_silent_and_leaves_the_bars_of_others_on(capfd: pytest.CaptureFixture[str]) -> None:
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    load("tiny", device="cpu")
+    assert capfd.readouterr() == ("", "")
+    assert diffusers.utils.logging.is_progress_bar_enabled()
+    assert transformers.utils.logging.is_progress_bar_enabled()
+
+
+def test_the_hash_covers_all_shards_in_order(tmp_path: Path) -> None:
+    for name, content in (("b.safetensors", b"2"), ("a.safetensors", b"1"), ("c.bin", b"3")):
+        (tmp_path / name).write_bytes(content)
+    files = weight_files(tmp_path)
+    assert [file.name for file in files] == ["a.safetensors", "b.safetensors"]
+    both = weights_sha256(files)
+    (tmp_path / "b.safetensors").write_bytes(b"4")
+    assert weights_sha256(files) != both
+    assert weights_sha256(files[:1]) == hashlib.sha256(b"1").hexdigest()
+
+
+def test_the_name_of_a_cached_blob_is_its_hash(tmp_path: Path) -> None:
+    blob = tmp_path / "blobs" / ("ab" * 32)
+    blob.parent.mkdir()
+    blob.write_bytes(b"large")
+    link = tmp_path / "model.safetensors"
+    link.symlink_to(blob)
+    assert weights_sha256([link]) == "ab" * 32

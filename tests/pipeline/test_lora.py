@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxKontextPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from kontext_fast.errors import InvalidInput, OutOfMemory
+from kontext_fast.pipeline.edit import EditRequest, edit
+from kontext_fast.pipeline.load import load
+from kontext_fast.pipeline.lora import load_lora
+
+TARGETS = ["to_q", "to_k", "to_out.0", "add_q_proj", "proj_mlp", "x_embedder"]
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA as peft and diffusers write it, with an alpha that is not its rank."""
+    transformer = load("tiny", device="cpu").pipe.transformer
+    config = LoraConfig(r=4, lora_alpha=12, target_modules=TARGETS, init_lora_weights=False)
+    torch.manual_seed(0)
+    transformer.add_adapter(config)
+    folder = tmp_path_factory.mktemp("lora")
+    FluxKontextPipeline.save_lora_weights(
+        folder,
+        transformer_lora_layers=get_peft_model_state_dict(transformer),
+        transformer_lora_adapter_metadata=config.to_dict(),
+    )
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def run(pipe: Any, picture: Image.Image) -> np.ndarray[Any, Any]:
+    image = edit(pipe, EditRequest("make it red", picture, steps=2, seed=0)).images[0]
+    return np.asarray(image).astype(int)
+
+
+def state(pipe: Any) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
+
+
+def test_it_does_what_diffusers_does_with_it(tiny: Any, lora: Path, picture: Image.Image) -> None:
+    plain = run(tiny, picture)
+    for strength in (1.0, 0.3):
+        with load_lora(tiny, lora, strength):
+            merged = run(tiny, picture)
+        stock = load("tiny", device="cpu").pipe
+        stock.load_lora_weights(lora.parent, weight_name=lora.name, adapter_name="style")
+        stock.set_adapters("style", strength)
+        assert np.abs(merged - run(stock, picture)).max() <= 2
+        assert np.abs(merged - plain).max() > 10
+
+
+def test_removal_is_bit_identical_also_after_an_error(tiny: Any, lora: Path, picture: Image.Image) -> None:
+    before, weights = run(tiny, picture), state(tiny)
+    with load_lora(tiny, lora, 0.7):
+        assert not torch.equal(tiny.transformer.x_embedder.weight, weights["x_embedder.weight"])
+    with pytest.raises(KeyboardInterrupt), load_lora(tiny, str(lora)):
+        raise KeyboardInterrupt
+    after = state(tiny)
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(after[name], weights[name]) for name in weights)
+    assert (run(tiny, picture) == before).all()
+
+
+def test_two_are_added_and_come_off_in_reverse(tiny: Any, lora: Path) -> None:
+    weights = state(tiny)["x_embedder.weight"]
+    with load_lora(tiny, lora, 0.5):
+        with load_lora(tiny, lora, 0.5):
+            twice = tiny.transformer.x_embedder.weight.clone()
+        once = tiny.transformer.x_embedder.weight.clone()
+    torch.testing.assert_close(twice - once, once - weights, atol=1e-6, rtol=1e-4)
+    assert torch.equal(tiny.transformer.x_embedder.weight, weights)
+
+
+def test_a_failure_in_the_middle_changes_nothing(tiny: Any, lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kontext_fast.pipeline import lora as module
+
+    weights = state(tiny)
+    merge, merged = module._merge, []
+
+    def fail_at_the_third(*args: Any) -> None:
+        merged.append(args)
+        if len(merged) == 3:
+            raise MemoryError
+        merge(*args)
+
+    monkeypatch.setattr(module, "_merge", fail_at_the_third)
+    with pytest.raises(OutOfMemory), load_lora(tiny, lora):
+        pass
+    after = state(tiny)
+    assert all(torch.equal(after[name], weights[name]) for name in weights)
+
+
+def test_the_files_of_other_trainers_are_scaled_by_their_alpha(tiny: Any, tmp_path: Path) -> None:
+    weight = tiny.transformer.transformer_blocks[0].attn.to_q.weight
+    before = weight.clone()
+    down, up = torch.randn(4, 160), torch.randn(160, 4)
+    name = "transformer.transformer_blocks.0.attn.to_q"
+    for extra, scale in (({}, 1.0), ({f"{name}.alpha": torch.tensor(2.0)}, 0.5)):
+        save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up, **extra}, tmp_path / "a.safetensors")
+        with load_lora(tiny, tmp_path / "a.safetensors"):
+            torch.testing.assert_close(weight - before, scale * up @ down, atol=1e-5, rtol=1e-4)
+
+
+def test_it_is_refused_where_fused_projections_would_bypass_it(tiny: Any, lora: Path) -> None:
+    tiny.transformer.fuse_qkv_projections()
+    try:
+        with pytest.raises(InvalidInput, match="before accelerating"), load_lora(tiny, lora):
+            pass
+    finally:
+        tiny.transformer.unfuse_qkv_projections()
+
+
+@pytest.mark.parametrize("strength", [math.nan, math.inf, "strong"])
+def test_a_strength_is_a_number(tiny: Any, lora: Path, strength: Any) -> None:
+    with pytest.raises(InvalidInput, match="strength"), load_lora(tiny, lora, strength):
+        pass
+
+
+def test_what_is_no_lora_for_this_model_is_refused(tiny: Any, lora: Path, tmp_path: Path) -> None:
+    def refused(path: Path) -> str:
+        weights = state(tiny)
+        with pytest.raises(InvalidInput) as caught, load_lora(tiny, path):
+            pass
+        after = state(tiny)
+        assert all(torch.equal(after[name], weights[name]) for name in weights)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    tensors = load_file(lora)
+    name = next(key for key in tensors if key.endswith("lora_A.weight"))
+    other = name.replace("lora_A", "lora_B")
+    file = tmp_path / "wrong.safetensors"
+    for changed, words in (
+        ({"weight": torch.zeros(2)}, "no LoRA layers"),
+        ({**tensors, name: torch.zeros(4, 7)}, "another model"),
+        ({**tensors, other: torch.zeros(7, 4)}, "another model"),
+        ({key: value for key, value in tensors.items() if key != other}, "another model"),
+        ({key.replace("transformer_blocks.0", "transformer_blocks.99"): tensors[key] for key in tensors}, "another"),
+        ({**tensors, "transformer.x_embedder.lora_magnitude_vector": torch.zeros(160)}, "not a plain LoRA"),
+        ({**tensors, "transformer.single_transformer_blocks.0.diff_b": torch.zeros(4)}, "not a plain LoRA"),
+    ):
+        save_file(changed, file)
+        assert words in refused(file)
+    file.write_bytes(b"not safetensors")
+    assert "could not be read" in refused(file)
+    assert "There is no LoRA" in refused(tmp_path / "missing.safetensors")
+    pickled = tmp_path / "lora.bin"
+    pickled.write_bytes(b"")
+    assert "not a .safetensors file" in refused(pickled)

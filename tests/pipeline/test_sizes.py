@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.pipeline.sizes import MAX_ASPECT, TRAINED_SIZES, SizePlan, parse_size, plan_size
+
+
+def plan(image: tuple[int, int] | None, requested: tuple[int, int] | None = None, native: int = 1024) -> SizePlan:
+    return plan_size(image, requested=requested, native=native, text_tokens=512)
+
+
+def test_the_trained_sizes_are_those_of_diffusers() -> None:
+    assert list(TRAINED_SIZES) == PREFERRED_KONTEXT_RESOLUTIONS
+
+
+@pytest.mark.parametrize("size", TRAINED_SIZES)
+def test_an_image_of_a_trained_size_runs_as_it_is(size: tuple[int, int]) -> None:
+    planned = plan(size)
+    assert planned.size == planned.reference_size == size
+    assert planned.image_tokens == planned.reference_tokens == size[0] * size[1] // 256
+    assert plan(size, size) == plan(size, size)
+    assert plan(size, size).reference_size == size
+
+
+def test_text_to_image_has_no_reference() -> None:
+    planned = plan(None)
+    assert planned.size == (1024, 1024)
+    assert planned.reference_size is None
+    assert (planned.image_tokens, planned.reference_tokens, planned.text_tokens) == (4096, 0, 512)
+
+
+def test_a_small_output_gets_a_small_reference() -> None:
+    planned = plan((4000, 4000), (512, 512))
+    assert planned.reference_size == (512, 512)
+    assert planned.reference_tokens == planned.image_tokens == 1024
+
+
+def test_a_large_output_keeps_the_reference_at_its_trained_size() -> None:
+    assert plan((3000, 2000), (2048, 2048)).reference_size == (1248, 832)
+
+
+def test_the_reference_keeps_the_aspect_of_the_image_not_of_the_output() -> None:
+    assert plan((1536, 1024), (1024, 1024)).reference_size == (1248, 832)
+    width, height = plan((300, 900), (512, 512)).reference_size or (0, 0)
+    assert width / height == pytest.approx(1 / 3, rel=0.05)
+
+
+def test_a_panorama_is_not_squeezed_into_a_trained_size() -> None:
+    width, height = plan((3000, 1000)).size
+    assert width / height == pytest.approx(3, rel=0.03)
+
+
+@given(
+    st.tuples(st.integers(16, 5000), st.integers(16, 5000)).filter(lambda size: max(size) / min(size) <= MAX_ASPECT),
+    st.sampled_from([128, 256, 512, 1024]),
+    st.none() | st.tuples(st.integers(1, 32), st.integers(1, 32)),
+)
+def test_every_plan_holds_what_it_promises(
+    image: tuple[int, int], native: int, columns_rows: tuple[int, int] | None
+) -> None:
+    requested = (columns_rows[0] * 16, columns_rows[1] * 16) if columns_rows else None
+    planned = plan(image, requested, native)
+    reference = planned.reference_size
+    assert reference is not None
+    if requested:
+        assert planned.size == requested
+    for width, height in (planned.size, reference):
+        assert width % 16 == height % 16 == 0
+        assert min(width, height) > 0
+    assert planned.image_tokens == math.prod(planned.size) // 256
+    assert planned.reference_tokens == math.prod(reference) // 256
+    # Small sizes are coarse in steps of 16 pixels.
+    assert planned.reference_tokens <= 1.2 * (native // 16) ** 2
+    assert planned.reference_tokens <= 1.2 * planned.image_tokens + 2
+    assert planned.explanation.endswith(".")
+    assert "\n" not in planned.explanation
+
+
+@given(st.floats(0.26, 3.9), st.sampled_from([512, 1024, 2048]))
+def test_aspects_are_nearly_kept(aspect: float, native: int) -> None:
+    image = (round(4000 * math.sqrt(aspect)), round(4000 / math.sqrt(aspect)))
+    width, height = plan(image, native=native).size
+    stretch = (width / height) / aspect
+    assert max(stretch, 1 / stretch) < 1.1
+    assert math.prod((width, height)) == pytest.approx(native**2, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("image", "requested", "words"),
+    [
+        (None, (1000, 1024), "992x1024 or 1008x1024"),
+        (None, (7, 16), "16x16"),
+        (None, (-16, 128), "not positive"),
+        (None, (0, 128), "not positive"),
+        (None, (8192, 8192), "at most 4096x4096"),
+        ((1, 1), None, "too small"),
+        ((4000, 10), None, "too small"),
+        ((4000, 100), None, "too elongated"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_sentence(
+    image: tuple[int, int] | None, requested: tuple[int, int] | None, words: str
+) -> None:
+    with pytest.raises(InvalidInput, match=words) as caught:
+        plan(image, requested)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stretch_that_shows_is_said() -> None:
+    assert "stretched" in plan((1090, 1010)).explanation
+    assert "stretched" not in plan((1200, 800)).explanation
+
+
+def test_sizes_are_read_as_width_by_height() -> None:
+    assert parse_size("1024x768") == (1024, 768)
+    for wrong in ("1024", "x", "1024x", "axb", "1024x768x3", ""):
+        with pytest.raises(InvalidInput, match="WIDTHxHEIGHT"):
+            parse_size(wrong)
+
+
+def test_planning_needs_no_torch() -> None:
+    code = "import sys, kontext_fast.pipeline.sizes; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
