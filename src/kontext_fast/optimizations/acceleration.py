@@ -60,7 +60,7 @@ class Acceleration:
         _require_flux(pipe)
         if (already := current(pipe)) is not None:
             raise InvalidInput(
-                f"this pipeline is accelerated already ({already.plan.preset}); call revert() on that one first"
+                f"This pipeline is accelerated already ({already.plan.preset}); call revert() on that one first."
             )
         with ExitStack() as undo:
             requests = track_requests(pipe, undo)
@@ -105,11 +105,11 @@ def _require_flux(pipe: Any) -> None:
     from diffusers import FluxKontextPipeline, FluxPipeline, FluxTransformer2DModel
 
     if not isinstance(pipe, (FluxKontextPipeline, FluxPipeline)):
-        raise InvalidInput(f"accelerate needs a FluxKontextPipeline or FluxPipeline, not a {type(pipe).__name__}")
+        raise InvalidInput(f"Pass a FluxKontextPipeline or FluxPipeline to accelerate, not a {type(pipe).__name__}.")
     if not isinstance(pipe.transformer, FluxTransformer2DModel):
         raise InvalidInput(
-            f"the pipeline's transformer is a {type(pipe.transformer).__name__}, not a plain FluxTransformer2DModel; "
-            "load the pipeline again without wrapping it"
+            f"The pipeline's transformer is a {type(pipe.transformer).__name__}, not a plain FluxTransformer2DModel; "
+            "load the pipeline again without wrapping it."
         )
 
 
@@ -119,7 +119,7 @@ def _same_parts(pipe: Any) -> Any:
     def check(request: Request) -> None:
         if request.pipe.transformer is not transformer or request.pipe.vae is not vae:
             raise InvalidInput(
-                "the transformer or VAE was replaced after accelerate; revert first, replace it, then accelerate again"
+                "The transformer or VAE was replaced after accelerate; revert first, replace it, accelerate again."
             )
 
     return check

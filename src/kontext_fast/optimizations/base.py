@@ -59,9 +59,10 @@ class Conflict:
     when: Mapping[str, object] = field(default_factory=dict)
     """Parameters of the declaring side under which the conflict exists; empty means always."""
 
-    def __str__(self) -> str:
+    def between(self, declaring: str) -> str:
+        """The pair in words, e.g. `compile (mode=whole) and first_block_cache`."""
         condition = ", ".join(f"{name}={value}" for name, value in self.when.items())
-        return f"{self.other} (when {condition})" if condition else self.other
+        return f"{declaring} ({condition}) and {self.other}" if condition else f"{declaring} and {self.other}"
 
 
 class Optimization(BaseModel, ABC):
@@ -85,7 +86,7 @@ class Optimization(BaseModel, ABC):
         try:
             super().__init__(**parameters)
         except ValidationError as error:
-            raise InvalidInput(f"{type(self).name}: {_complaints(error)}") from error
+            raise InvalidInput(f"Bad parameters for {type(self).name}: {_complaints(error)}.") from error
 
     def parameters(self) -> dict[str, Any]:
         """The parameters that matter, JSON-ready; building the class from them gives an equal optimization."""

@@ -22,13 +22,13 @@ class Compile(Optimization):
     """Generated kernels fuse elementwise work into few passes over memory; their rounding differs from eager's."""
 
     name: ClassVar[str] = "compile"
-    summary: ClassVar[str] = "the transformer as fused, generated kernels (torch.compile)"
+    summary: ClassVar[str] = "transformer as fused, generated kernels (torch.compile)"
     effect: ClassVar[Effect] = Effect.NUMERIC
     phase: ClassVar[Phase] = Phase.COMPILE
     conflicts: ClassVar[tuple[Conflict, ...]] = (
         Conflict(
             "first_block_cache",
-            because="a decision that depends on data does not fit into one whole graph; use mode=regional",
+            because="since a decision that depends on data does not fit into one whole graph; use mode=regional",
             when={"mode": "whole"},
         ),
     )
@@ -96,7 +96,7 @@ class Compile(Optimization):
 def _require_compilable(module: Any, *, alone: bool) -> None:
     for part in module.modules():
         if part._compiled_call_impl is not None:
-            raise InvalidInput("the transformer is compiled already; load it again without torch.compile")
+            raise InvalidInput("The transformer is compiled already; load it again without torch.compile.")
         if "_hf_hook" in vars(part) or "_diffusers_hook" in vars(part):
             remedy = "use a preset without compile" + ("" if alone else " or mode=regional")
-            raise InvalidInput(f"compile cannot see through offloading or other hooks in the transformer; {remedy}")
+            raise InvalidInput(f"compile cannot see through offloading or other hooks in the transformer; {remedy}.")

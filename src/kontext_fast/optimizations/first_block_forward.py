@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import InvalidInput, KontextError
@@ -57,28 +58,30 @@ def replace_forward(transformer: Any, cache: FirstBlockCache, requests: Requests
     slot = "_old_forward" if "_hf_hook" in own else "forward"
     if slot in own and getattr(own[slot], "__func__", None) is not type(transformer).forward:
         raise InvalidInput(
-            "something already replaced the transformer's forward (another cache or hook); "
-            "remove it, e.g. with pipe.transformer.disable_cache(), then accelerate again"
+            "Something already replaced the transformer's forward (another cache or hook); "
+            "remove it, e.g. with pipe.transformer.disable_cache(), then accelerate again."
         )
-    original, was_own = getattr(transformer, slot), slot in own
-    scaled = apply_lora_scale("joint_attention_kwargs")(_forward)
+    original, was_own = type(transformer).forward, slot in own
+    cached = apply_lora_scale("joint_attention_kwargs")(_forward)
 
     @functools.wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def choose(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = requests.current
         if request is None:
-            return original(*args, **kwargs)
-        return scaled(transformer, cache, request, *args, **kwargs)
+            return original(self, *args, **kwargs)
+        return cached(self, cache, request, *args, **kwargs)
+
+    forward = MethodType(choose, transformer)
 
     def restore() -> None:
         # Offloading that was switched on or off meanwhile has moved our forward to the other slot.
         slots = [name for name in ("forward", "_old_forward") if own.get(name) is forward]
         if not slots:
-            raise KontextError("the transformer's forward was replaced after accelerate; load the checkpoint again")
+            raise KontextError("The transformer's forward was replaced after accelerate; load the checkpoint again.")
         if slots == [slot] and not was_own:
             delattr(transformer, slot)
         else:
-            setattr(transformer, slots[0], original)
+            setattr(transformer, slots[0], MethodType(original, transformer))
 
     setattr(transformer, slot, forward)
     undo.callback(restore)
@@ -151,7 +154,7 @@ def _require_supported(transformer: Any, attention_kwargs: dict[str, Any] | None
     if torch.is_grad_enabled() and transformer.gradient_checkpointing:
         unsupported.append("gradient checkpointing")
     if unsupported:
-        raise InvalidInput(f"first_block_cache does not support {' and '.join(unsupported)}; leave one of the two out")
+        raise InvalidInput(f"first_block_cache does not support {' and '.join(unsupported)}; leave one of the two out.")
 
 
 def _joined(txt_ids: Tensor, img_ids: Tensor) -> Tensor:

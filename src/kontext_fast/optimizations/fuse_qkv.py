@@ -49,8 +49,8 @@ class FuseQKV(Optimization):
                 _require_plain(attention, fused=True)
             if not all(_is_view(separate[0].weight, projection.weight) for projection, separate in fused):
                 raise InvalidInput(
-                    "the transformer was moved or converted after fuse_qkv was applied; revert the acceleration, "
-                    "move the pipeline, then accelerate again"
+                    "The transformer was moved or converted after fuse_qkv was applied; revert the acceleration, "
+                    "move the pipeline, then accelerate again."
                 )
 
         track_requests(pipe, undo).on_begin(check, undo)
@@ -67,18 +67,18 @@ def _require_plain(attention: Any, *, fused: bool = False) -> None:
 
     if attention.fused_projections and not fused:
         raise InvalidInput(
-            "the transformer's projections are fused already; call pipe.transformer.unfuse_qkv_projections() first"
+            "The transformer's projections are fused already; call pipe.transformer.unfuse_qkv_projections() first."
         )
     for name in (*_IMAGE, *(_TEXT if attention.added_kv_proj_dim is not None else ())):
         layer = getattr(attention, name)
         if hasattr(layer, "base_layer"):
             raise InvalidInput(
                 f"fuse_qkv would bypass the LoRA adapter on {name}; revert the acceleration, then fuse it into the "
-                "weights (pipe.fuse_lora, then pipe.unload_lora_weights) or leave fuse_qkv out"
+                "weights (pipe.fuse_lora, then pipe.unload_lora_weights) or leave fuse_qkv out."
             )
         if type(layer) is not Linear:
             raise InvalidInput(
-                f"fuse_qkv needs plain linear layers, but {name} is a {type(layer).__name__}; leave it out"
+                f"fuse_qkv needs plain linear layers, but {name} is a {type(layer).__name__}; leave it out."
             )
 
 

@@ -67,9 +67,9 @@ def resolve(
     impossible = [*_repetitions(chosen), *_conflicts(chosen)]
     refused = [reason for one in chosen if (reason := one.refusal(machine)) is not None]
     if impossible:
-        raise InvalidInput(f"{name} cannot be applied: {'; '.join([*impossible, *refused])}")
+        raise InvalidInput(f"The preset {name} cannot be applied: {'; '.join([*impossible, *refused])}.")
     if refused:
-        raise Refused(f"{name} is refused on this machine: {'; '.join(refused)}")
+        raise Refused(f"The preset {name} is refused on this machine: {'; '.join(refused)}.")
     labels = (one.label(architecture_only=architecture_only) for one in chosen)
     return Plan(
         preset=name,
@@ -90,7 +90,7 @@ def _chosen(
         return preset.name, preset.optimizations if on_random is None else on_random
     optimizations = tuple(preset)
     if not all(isinstance(one, Optimization) for one in optimizations):
-        raise InvalidInput("pass the name of a preset, a Preset or a list of optimizations")
+        raise InvalidInput("Pass the name of a preset, a Preset or a list of optimizations.")
     return "+".join(one.name for one in optimizations) or "baseline", optimizations
 
 
@@ -105,4 +105,4 @@ def _conflicts(chosen: Sequence[Optimization]) -> Iterator[str]:
     for one in chosen:
         for conflict in one.conflicts:
             if conflict.other in names and all(getattr(one, key) == value for key, value in conflict.when.items()):
-                yield f"{one.name} conflicts with {conflict.other}: {conflict.because}"
+                yield f"{conflict.between(one.name)} exclude each other, {conflict.because}"

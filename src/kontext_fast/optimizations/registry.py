@@ -32,12 +32,12 @@ def scan(package: ModuleType) -> dict[str, type[Optimization]]:
         try:
             module = importlib.import_module(info.name)
         except Exception as error:
-            raise KontextError(f"the module {info.name} does not import; fix it or remove it: {error!r}") from error
+            raise KontextError(f"The module {info.name} does not import; fix it or remove it: {error!r}.") from error
         for defined in _defined_in(module):
             if (other := found.get(defined.name)) is not None:
                 raise KontextError(
                     f"{other.__module__} and {defined.__module__} both define the optimization {defined.name!r}; "
-                    "rename one of them"
+                    "rename one of them."
                 )
             found[defined.name] = defined
     return dict(sorted(found.items()))
@@ -56,8 +56,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3)
     if close:
-        return f"there is no {kind} {name!r}; did you mean {' or '.join(close)}?"
-    return f"there is no {kind} {name!r}; choose one of {', '.join(known)}"
+        return f"There is no {kind} {name!r}; did you mean {' or '.join(close)}?"
+    return f"There is no {kind} {name!r}; choose one of {', '.join(known)}."
 
 
 def _defined_in(module: ModuleType) -> list[type[Optimization]]:

@@ -1,0 +1,205 @@
+"""Rules that every discovered optimization keeps, with its default parameters and as it runs on random weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kontext_fast.errors import Refused
+from kontext_fast.optimizations.acceleration import accelerate, current
+from kontext_fast.optimizations.base import Effect, Optimization
+from kontext_fast.optimizations.machine import Machine
+from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.presets import PRESETS, Preset
+from kontext_fast.optimizations.registry import discover
+from tests.pipelines import render, small_pipeline
+
+ROUNDING = 1e-3
+"""Of a pixel in 0..1, after 4 steps in float32."""
+
+
+def _variants() -> list[Optimization]:
+    found: list[Optimization] = []
+    for technique in discover().values():
+        default = technique()
+        found.append(default)
+        if default.on_random_weights() != default:
+            found.append(default.on_random_weights())
+    return found
+
+
+@pytest.fixture(params=_variants(), ids=lambda one: f"{one.name}{'-on-random' if one != type(one)() else ''}")
+def optimization(request: pytest.FixtureRequest) -> Optimization:
+    one: Optimization = request.param
+    if (reason := one.refusal(Machine.detect("cpu"))) is not None:
+        pytest.skip(reason)
+    return one
+
+
+@pytest.fixture
+def pipe(untouched: np.ndarray[Any, Any]) -> Any:
+    """A pipeline that has been used before: diffusers sets some attributes in the first call."""
+    pipe = small_pipeline()
+    np.testing.assert_array_equal(render(pipe), untouched)
+    return pipe
+
+
+def _traces(pipe: Any) -> dict[str, Any]:
+    """Everything an optimization could leave behind: attributes, hooks, and the weights down to their strides."""
+    traces: dict[str, Any] = {}
+    owners = {"pipe": pipe, "scheduler": pipe.scheduler}
+    for part in ("transformer", "vae"):
+        owners |= {f"{part}.{name}": module for name, module in getattr(pipe, part).named_modules()}
+    for name, owner in owners.items():
+        traces[name] = (type(owner), sorted(vars(owner)))
+        if isinstance(owner, torch.nn.Module):
+            tables = [key for key in vars(owner) if key.startswith("_") and isinstance(vars(owner)[key], dict)]
+            traces[name] += ({key: list(vars(owner)[key]) for key in tables},)
+            for key, weight in owner._parameters.items():
+                if weight is not None:
+                    memory = weight.untyped_storage().nbytes()
+                    layout = (weight.shape, weight.stride(), weight.dtype, weight.requires_grad, memory)
+                    traces[f"{name}.{key}"] = (id(weight), layout, weight.detach().numpy().tobytes())
+    return traces
+
+
+def test_revert_brings_the_untouched_pipeline_back(
+    optimization: Optimization, pipe: Any, untouched: np.ndarray[Any, Any]
+) -> None:
+    before = _traces(pipe)
+    acceleration = accelerate(pipe, [optimization], quiet=True)
+    assert current(pipe) is acceleration
+    render(pipe)
+    acceleration.revert()
+    acceleration.revert()
+    assert current(pipe) is None
+    assert _traces(pipe) == before
+    np.testing.assert_array_equal(render(pipe), untouched)
+
+
+COMBINED = [preset for preset in PRESETS.values() if len(preset.optimizations) > 1]
+
+
+@pytest.mark.parametrize("preset", COMBINED, ids=lambda preset: preset.name)
+def test_a_combination_reverts_too(preset: Preset, pipe: Any, untouched: np.ndarray[Any, Any]) -> None:
+    before = _traces(pipe)
+    try:
+        acceleration = accelerate(pipe, preset, quiet=True)
+    except Refused as refused:
+        pytest.skip(str(refused))
+    np.testing.assert_array_equal(render(pipe), render(pipe))
+    acceleration.revert()
+    assert _traces(pipe) == before
+    np.testing.assert_array_equal(render(pipe), untouched)
+
+
+@pytest.mark.parametrize("interruption", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_edit_leaves_nothing_behind(
+    optimization: Optimization, pipe: Any, untouched: np.ndarray[Any, Any], interruption: type[BaseException]
+) -> None:
+    def interrupt(step: int) -> None:
+        if step == 1:
+            raise interruption("stop")
+
+    before = _traces(pipe)
+    with accelerate(pipe, [optimization], quiet=True) as acceleration:
+        whole = render(pipe)
+        with pytest.raises(interruption, match="stop"):
+            render(pipe, seeds=(2,), on_step=interrupt)
+        assert len(acceleration.last_step_kinds()) == 2
+        np.testing.assert_array_equal(render(pipe), whole)
+        with pytest.raises(interruption, match="stop"):
+            render(pipe, on_step=interrupt)
+    assert _traces(pipe) == before
+    np.testing.assert_array_equal(render(pipe), untouched)
+
+
+def test_two_pipelines_do_not_disturb_each_other(
+    optimization: Optimization, pipe: Any, untouched: np.ndarray[Any, Any]
+) -> None:
+    other, bystander = small_pipeline(), small_pipeline()
+    inner: list[np.ndarray[Any, Any]] = []
+
+    def edit_the_others(step: int) -> None:
+        if step == 1:
+            inner.extend((render(other, seeds=(2,)), render(bystander)))
+
+    with accelerate(pipe, [optimization], quiet=True), accelerate(other, [optimization], quiet=True) as second:
+        alone, other_alone = render(pipe), render(other, seeds=(2,))
+        interleaved = render(pipe, on_step=edit_the_others)
+        np.testing.assert_array_equal(interleaved, alone)
+        np.testing.assert_array_equal(inner[0], other_alone)
+        np.testing.assert_array_equal(inner[1], untouched)
+        second.revert()
+        np.testing.assert_array_equal(render(pipe), alone)
+        np.testing.assert_array_equal(render(other), untouched)
+
+
+def test_the_declared_effect_is_true(optimization: Optimization, pipe: Any, untouched: np.ndarray[Any, Any]) -> None:
+    with accelerate(pipe, [optimization], quiet=True) as acceleration:
+        images = render(pipe)
+        kinds = acceleration.last_step_kinds()
+    assert len(kinds) == 4
+    if optimization.effect is Effect.LOSSY and set(kinds) != {"refresh"}:
+        assert not np.array_equal(images, untouched)
+    elif optimization.effect is Effect.NUMERIC:
+        np.testing.assert_allclose(images, untouched, rtol=0, atol=ROUNDING)
+    else:
+        np.testing.assert_array_equal(images, untouched)
+    if optimization.effect is not Effect.LOSSY:
+        assert kinds == ["refresh"] * 4
+
+
+def test_no_request_remembers_another(optimization: Optimization, pipe: Any) -> None:
+    different: dict[str, Any] = {"prompts": ("remove the circle",), "seeds": (7,), "steps": 3}
+    fresh = small_pipeline()
+    with accelerate(pipe, [optimization], quiet=True), accelerate(fresh, [optimization], quiet=True):
+        first = render(pipe)
+        np.testing.assert_array_equal(render(pipe), first)
+        np.testing.assert_array_equal(render(pipe, **different), render(fresh, **different))
+
+
+def test_the_pipeline_stays_what_it_was_to_others(optimization: Optimization, pipe: Any, tmp_path: Any) -> None:
+    original, components = type(pipe), pipe.components.keys()
+    saved_before = {key: value.clone() for key, value in pipe.transformer.state_dict().items()}
+    with accelerate(pipe, [optimization], quiet=True):
+        assert isinstance(pipe, original)
+        assert (type(pipe).__name__, type(pipe).__module__) == (original.__name__, original.__module__)
+        assert pipe.components.keys() == components
+        pipe.save_pretrained(tmp_path)
+        duplicate = copy.deepcopy(pipe)
+        assert type(duplicate) is original
+        assert current(duplicate) is None
+    loaded = original.from_pretrained(tmp_path)
+    restored = loaded.transformer.state_dict()
+    assert restored.keys() == saved_before.keys()
+    assert all(torch.equal(restored[key], saved_before[key]) for key in restored)
+
+
+CANNOT = (
+    Machine(device="cpu", memory_bytes=1, cxx=None, cc=None, triton=False, torch="2.13.0", platform="linux-x86_64"),
+    Machine(
+        device="cuda", gpu="old", capability=(5, 0), memory_bytes=1, cxx=None, cc=None, triton=False, torch="2.13.0",
+        platform="linux-x86_64",
+    ),
+    Machine(device="mps", gpu="Apple", memory_bytes=1, cxx=None, cc=None, triton=False, torch="2.13.0", platform="x"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("machine", CANNOT, ids=lambda machine: machine.device)
+@pytest.mark.parametrize("name", discover())
+def test_a_machine_that_cannot_is_refused_in_one_sentence_before_anything_changes(name: str, machine: Machine) -> None:
+    one = discover()[name]()
+    reason = one.refusal(machine)
+    if reason is None:
+        assert resolve([one], machine).optimizations == (one,)
+        return
+    assert "\n" not in reason
+    assert not reason.endswith(".")
+    with pytest.raises(Refused) as refused:
+        resolve([one], machine)
+    assert reason in str(refused.value)

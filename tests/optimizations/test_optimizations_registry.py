@@ -1,0 +1,69 @@
+"""Discovery fails loudly: an optimization never just vanishes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from kontext_fast.errors import KontextError
+from kontext_fast.optimizations.registry import discover, scan
+
+TECHNIQUE = """
+from kontext_fast.optimizations.base import Effect, Optimization, Phase
+
+class {cls}(Optimization):
+    name = "{name}"
+    summary = "nothing"
+    effect = Effect.EXACT
+    phase = Phase.LAYOUT
+
+    def apply(self, pipe, undo):
+        return {{}}
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ModuleType]]:
+    def make(**modules: str) -> ModuleType:
+        folder = tmp_path / "made_up_package"
+        folder.mkdir()
+        for name, code in {"__init__": "", **modules}.items():
+            (folder / f"{name}.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        return importlib.import_module("made_up_package")
+
+    yield make
+    for name in [name for name in sys.modules if name.startswith("made_up_package")]:
+        del sys.modules[name]
+
+
+def test_a_module_is_found_without_a_list_and_helpers_are_fine(package: Callable[..., ModuleType]) -> None:
+    imported = "from made_up_package.b import B\nHELPER = 1\n"
+    made = package(b=TECHNIQUE.format(cls="B", name="second"), a=imported, c=TECHNIQUE.format(cls="C", name="first"))
+    assert list(scan(made)) == ["first", "second"]
+
+
+def test_a_module_that_does_not_import_is_an_error(package: Callable[..., ModuleType]) -> None:
+    with pytest.raises(KontextError, match=r"made_up_package\.broken does not import.*no_such_module"):
+        scan(package(broken="import no_such_module"))
+
+
+def test_two_optimizations_of_one_name_are_an_error(package: Callable[..., ModuleType]) -> None:
+    same = {key: TECHNIQUE.format(cls="Same", name="same") for key in ("one", "two")}
+    with pytest.raises(KontextError, match=r"made_up_package\.one and made_up_package\.two both define"):
+        scan(package(**same))
+
+
+def test_every_optimization_says_what_it_is() -> None:
+    for name, found in discover().items():
+        assert found.name == name
+        assert found.summary
+        assert "\n" not in found.summary
+        for conflict in found.conflicts:
+            assert conflict.other in discover()
+            assert set(conflict.when) <= set(found.model_fields)
