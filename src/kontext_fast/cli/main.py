@@ -70,13 +70,19 @@ def _build_app() -> typer.Typer:
     return app
 
 
-def _global_options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
-    debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(f"kontext-fast {__version__}")
         raise typer.Exit
+
+
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error.")] = False,
+) -> None:
+    """Only for `--help`: the first option is done by its callback, the second is taken off before."""
 
 
 def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:

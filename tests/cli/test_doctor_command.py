@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kontext_fast.optimizations.presets import PRESETS
+from kontext_fast.pipeline import load
+
+TOKEN = "hf_" + "s" * 34
+
+
+def test_it_says_what_runs_and_why_the_rest_does_not(kontext: Any) -> None:
+    outcome = kontext("doctor", "--json")
+    assert outcome.code == 0
+    found = json.loads(outcome.out.splitlines()[-1])
+    assert found["packages"]["torch"] == torch.__version__
+    assert found["checkpoints"]["tiny"] is None
+    assert "34 GiB" in found["checkpoints"]["random"]
+    assert found["presets"].keys() == PRESETS.keys()
+    assert found["presets"]["baseline"] is None
+    plain = kontext("doctor")
+    assert plain.code == 0
+    for word in ("tiny: ready", "baseline: ready", torch.__version__):
+        assert word in plain.out
+
+
+def test_a_preset_without_its_compiler_is_refused_with_the_reason(
+    kontext: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    presets = json.loads(kontext("doctor", "--json").out)["presets"]
+    assert "compiler" in presets["compile"]
+    assert presets["fuse_qkv"] is None
+
+
+def test_the_token_is_never_shown(kontext: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for arguments in (["doctor"], ["doctor", "--json"], ["doctor", "--debug"]):
+        outcome = kontext(*arguments)
+        assert TOKEN not in outcome.out + outcome.err
+
+
+def test_without_tiny_it_is_refused(kontext: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "tiny"
+    shutil.copytree(load.TINY_FOLDER, broken)
+    shutil.rmtree(broken / "vae")
+    monkeypatch.setattr(load, "TINY_FOLDER", broken)
+    outcome = kontext("doctor")
+    assert outcome.code == 3
+    assert "its vae" in outcome.err
+    assert len(outcome.err.splitlines()) == 1

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from kontext_fast.pipeline.png import read_png_metadata
+
+
+def test_an_image_is_made_from_words_alone(kontext: Any) -> None:
+    outcome = kontext("generate", "a red circle", "--steps", "1", "--checkpoint", "tiny", "--seed", "9")
+    assert (outcome.code, outcome.out) == (0, "generated.png\n")
+    with Image.open("generated.png") as image:
+        assert image.size == (128, 128)
+    assert read_png_metadata(Path("generated.png"))["seed"] == "9"
+
+
+def test_the_json_says_that_there_was_no_reference(kontext: Any) -> None:
+    options = ("--negative", "a star", "--true-cfg", "2", "--size", "96x64", "--json", "-o", "here.png")
+    outcome = kontext("generate", "a red circle", "--steps", "2", "--checkpoint", "tiny", *options)
+    (image,) = json.loads(outcome.out.splitlines()[-1])["images"]
+    assert image["input"] is None
+    assert image["size"]["reference_tokens"] == 0
+    assert (image["size"]["width"], image["size"]["height"]) == (96, 64)
+    assert len(image["step_kinds"]) == 2
+
+
+def test_bad_input_is_one_line_and_nothing_is_written(kontext: Any) -> None:
+    for arguments in (["  "], ["x", "--steps", "0"], ["x", "--size", "100x100"], ["x", "-o", "a.gif"]):
+        outcome = kontext("generate", *arguments)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert len(outcome.err.splitlines()) == 1
+        assert not list(Path().iterdir())

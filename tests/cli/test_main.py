@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import typer
+
+from kontext_fast.cli import main as front_door
+from kontext_fast.errors import Cancelled, GateFailed, InvalidInput, KontextError, OutOfMemory, Refused
+from kontext_fast.version import __version__
+
+START = "from kontext_fast.cli.main import main; main()"
+
+
+def kontext_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [sys.executable, "-c", START, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_help_is_quick_and_lists_every_command() -> None:
+    # The quickest of three: the others may have waited for the disk or for another program.
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        done = kontext_process("--help")
+        times.append(time.perf_counter() - begin)
+    assert done.returncode == 0
+    for command in ("edit", "generate", "doctor"):
+        assert f"\n  {command} " in done.stdout
+    assert min(times) < 1.0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["edit", "--help"], ["generate", "--help"], ["doctor", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys; from kontext_fast.cli.main import run; run(sys.argv[1:]); "
+        "sys.exit(', '.join(sys.modules.keys() & {'torch', 'diffusers', 'transformers', 'PIL', 'numpy'}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() == ""
+
+
+def test_no_arguments_mean_help(kontext: Any) -> None:
+    assert kontext() == kontext("--help")
+
+
+def test_the_version_is_printed(kontext: Any) -> None:
+    outcome = kontext("--version")
+    assert (outcome.code, outcome.out) == (0, f"kontext-fast {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nonsense"], ["edit"], ["edit", "a.png"], ["edit", "a.png", "x", "--steps", "many"], ["edit", "--nonsense"]],
+)
+def test_wrong_usage_is_one_line_that_names_the_help(kontext: Any, arguments: list[str]) -> None:
+    outcome = kontext(*arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert len(outcome.err.splitlines()) == 1
+    assert "--help" in outcome.err
+
+
+def failing(error: BaseException) -> Callable[[], typer.Typer]:
+    def command() -> None:
+        raise error
+
+    def build() -> typer.Typer:
+        app = typer.Typer()
+        app.callback()(lambda: None)
+        app.command("fail")(command)
+        return app
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (GateFailed("The answer is no."), 1, "The answer is no."),
+        (InvalidInput("Give another one."), 2, "Give another one."),
+        (Refused("Buy a GPU."), 3, "Buy a GPU."),
+        (OutOfMemory("Ask for less."), 3, "Ask for less."),
+        (torch.OutOfMemoryError("CUDA out of memory"), 3, "The memory ran out"),
+        (MemoryError(), 3, "The memory ran out"),
+        (KontextError("Our fault."), 4, "Our fault."),
+        (ZeroDivisionError("division\nby zero"), 4, "bug in kontext-fast (ZeroDivisionError: division by zero)"),
+        (Cancelled("Stopped."), 130, "Stopped."),
+        (KeyboardInterrupt(), 130, "Interrupted"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_every_error_is_one_line_and_its_code(
+    kontext: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: str
+) -> None:
+    monkeypatch.setattr(front_door, "_build_app", failing(error))
+    outcome = kontext("fail")
+    assert (outcome.code, outcome.out) == (code, "")
+    assert len(outcome.err.splitlines()) == 1
+    assert words in outcome.err
+    debugged = kontext("fail", "--debug")
+    assert debugged.code == code
+    assert "Traceback" in debugged.err
+    assert debugged.err.endswith(outcome.err)
+
+
+def test_debug_belongs_to_us_only_before_a_lone_dash_dash() -> None:
+    assert front_door._without_debug(["edit", "--debug", "a"]) == (["edit", "a"], True)
+    assert front_door._without_debug(["edit", "--", "--debug"]) == (["edit", "--", "--debug"], False)
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    program = "import sys; from kontext_fast.cli.main import main; sys.stdout.reconfigure(write_through=True); main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "--help"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 0
