@@ -1,0 +1,154 @@
+"""What a user meets: one line on, one line off, and errors that change nothing."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from contextlib import ExitStack
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+import kontext_fast
+from kontext_fast.errors import InvalidInput, Refused
+from kontext_fast.optimizations.acceleration import accelerate, current
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
+from kontext_fast.optimizations.channels_last import ChannelsLast
+from kontext_fast.optimizations.first_block_cache import FirstBlockCache
+from kontext_fast.optimizations.fuse_qkv import FuseQKV
+from kontext_fast.optimizations.machine import Machine
+from tests.pipelines import picture, render, small_pipeline
+
+
+class FailsAfterTheOthers(Optimization):
+    """Not in the package, so not discovered."""
+
+    name: ClassVar[str] = "fails"
+    summary: ClassVar[str] = "always fails"
+    effect: ClassVar[Effect] = Effect.EXACT
+    phase: ClassVar[Phase] = Phase.COMPILE
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        pipe.left_behind = True
+        undo.callback(delattr, pipe, "left_behind")
+        raise RuntimeError("half way")
+
+
+@pytest.fixture
+def pipe() -> Any:
+    return small_pipeline()
+
+
+def test_it_says_what_it_did_in_one_line_each(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with accelerate(pipe, [FirstBlockCache(threshold=0.2), FuseQKV()]) as acceleration:
+        printed = capsys.readouterr().out
+        assert printed.strip() == acceleration.describe()
+    lines = printed.splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("  fuse_qkv (numeric): ")
+    assert lines[2].startswith("  first_block_cache (lossy): threshold=0.2, warmup_steps=2")
+    accelerate(pipe, "baseline", quiet=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_second_acceleration_says_to_revert_the_first(pipe: Any) -> None:
+    with accelerate(pipe, "fuse_qkv", quiet=True) as first:
+        with pytest.raises(InvalidInput, match="revert"):
+            accelerate(pipe, "channels_last", quiet=True)
+        assert current(pipe) is first
+    with accelerate(pipe, "channels_last", quiet=True) as second:
+        assert current(pipe) is second
+
+
+def test_a_failure_half_way_undoes_what_came_before(pipe: Any) -> None:
+    expected, original = render(pipe), type(pipe)
+    with pytest.raises(RuntimeError, match="half way"):
+        accelerate(pipe, [FuseQKV(), ChannelsLast(), FirstBlockCache(), FailsAfterTheOthers()], quiet=True)
+    assert type(pipe) is original
+    assert not hasattr(pipe, "left_behind")
+    assert "forward" not in vars(pipe.transformer)
+    np.testing.assert_array_equal(render(pipe), expected)
+
+
+def test_a_refusal_changes_nothing(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert Machine.detect("cpu").cxx is None
+    original = type(pipe)
+    with pytest.raises(Refused, match="install g"):
+        accelerate(pipe, "classic", quiet=True)
+    assert type(pipe) is original
+
+
+def test_step_kinds_are_those_of_the_last_request(pipe: Any) -> None:
+    with accelerate(pipe, [FirstBlockCache(schedule=(0, 2))], quiet=True) as acceleration:
+        assert acceleration.last_step_kinds() == []
+        render(pipe, steps=4)
+        assert acceleration.last_step_kinds() == ["refresh", "skipped", "refresh", "skipped"]
+        render(pipe, steps=1)
+        assert acceleration.last_step_kinds() == ["refresh"]
+
+
+def test_an_edit_reports_the_step_kinds(pipe: Any) -> None:
+    request = kontext_fast.EditRequest("make the background red", image=picture(), steps=3, size=(64, 64))
+    with accelerate(pipe, [FirstBlockCache(schedule=(0,))], quiet=True):
+        assert kontext_fast.edit(pipe, request).step_kinds == ("refresh", "skipped", "skipped")
+    assert kontext_fast.edit(pipe, request).step_kinds == ("refresh",) * 3
+
+
+def test_a_flux_pipeline_without_a_reference_works_too(pipe: Any) -> None:
+    from diffusers import FluxPipeline
+
+    text_to_image = FluxPipeline(**pipe.components)
+    text_to_image.set_progress_bar_config(disable=True)
+
+    def images() -> np.ndarray[Any, Any]:
+        result: np.ndarray[Any, Any] = text_to_image(
+            prompt="a red circle", height=64, width=64, num_inference_steps=3, max_sequence_length=48,
+            generator=torch.Generator().manual_seed(0), output_type="np",
+        ).images  # fmt: skip
+        return result
+
+    expected = images()
+    with accelerate(text_to_image, [FirstBlockCache(threshold=1e9)], quiet=True) as acceleration:
+        images()
+        assert acceleration.last_step_kinds() == ["refresh", "refresh", "skipped"]
+    np.testing.assert_array_equal(images(), expected)
+
+
+def test_other_classes_are_refused_by_name(pipe: Any) -> None:
+    with pytest.raises(InvalidInput, match="not a dict"):
+        accelerate({}, quiet=True)
+    pipe.transformer = torch.compile(pipe.transformer)
+    with pytest.raises(InvalidInput, match="OptimizedModule"):
+        accelerate(pipe, quiet=True)
+
+
+def test_a_transformer_replaced_afterwards_is_not_run_as_if_it_were_accelerated(pipe: Any) -> None:
+    with accelerate(pipe, "fuse_qkv", quiet=True):
+        own, pipe.transformer = pipe.transformer, small_pipeline().transformer
+        with pytest.raises(InvalidInput, match="replaced after accelerate"):
+            render(pipe)
+        pipe.transformer = own
+        render(pipe, steps=1)
+
+
+def test_an_accelerated_pipeline_is_freed() -> None:
+    pipe = small_pipeline()
+    accelerate(pipe, [FuseQKV(), FirstBlockCache()], quiet=True)
+    render(pipe, steps=1)
+    gone = weakref.ref(pipe.transformer)
+    del pipe
+    gc.collect()  # frees the pipeline, and with it the reporter of its steps
+    gc.collect()
+    assert gone() is None
+
+
+def test_the_public_names_load_on_first_use() -> None:
+    assert kontext_fast.accelerate is accelerate
+    for name in kontext_fast.__all__:
+        assert getattr(kontext_fast, name)
+        assert name in dir(kontext_fast)
+    with pytest.raises(AttributeError, match="no attribute 'speed'"):
+        _ = kontext_fast.speed

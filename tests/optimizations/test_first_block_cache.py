@@ -1,0 +1,248 @@
+"""The cache decides per sample and per pass, and is the untouched forward where it skips nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations import first_block_forward
+from kontext_fast.optimizations.acceleration import Acceleration, accelerate
+from kontext_fast.optimizations.first_block_cache import FirstBlockCache
+from kontext_fast.optimizations.first_block_forward import Remembered, _change
+from tests.pipelines import render, small_pipeline
+
+ALWAYS_BELOW = 1e9
+STEPS = 6
+RED, REMOVE = "make the background red", "remove the circle"
+FIRST = {"prompts": (RED,), "seeds": (1,)}
+SECOND = {"prompts": (REMOVE,), "seeds": (2,)}
+BOTH = {"prompts": (RED, REMOVE), "seeds": (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return small_pipeline(double=2, single=2)
+
+
+def cached(pipe: Any, images: dict[str, Any], **parameters: Any) -> tuple[np.ndarray[Any, Any], Acceleration]:
+    with accelerate(pipe, [FirstBlockCache(**parameters)], quiet=True) as acceleration:
+        return render(pipe, steps=STEPS, **images), acceleration
+
+
+def counts(acceleration: Acceleration) -> list[list[int]]:
+    result: list[list[int]] = acceleration.facts["first_block_cache"]["computed_steps"]
+    return result
+
+
+@pytest.mark.parametrize("images", [FIRST, BOTH, {**BOTH, "negative": "blurry"}], ids=["one", "batch", "true-cfg"])
+def test_threshold_zero_is_bit_identical(pipe: Any, images: dict[str, Any]) -> None:
+    result, acceleration = cached(pipe, images, threshold=0)
+    np.testing.assert_array_equal(result, render(pipe, steps=STEPS, **images))
+    assert acceleration.last_step_kinds() == ["refresh"] * STEPS
+
+
+@pytest.mark.parametrize("warmup", [1, 2, 4])
+def test_a_huge_threshold_computes_the_warmup_only(pipe: Any, warmup: int) -> None:
+    result, acceleration = cached(pipe, FIRST, threshold=ALWAYS_BELOW, warmup_steps=warmup)
+    assert acceleration.last_step_kinds() == ["refresh"] * warmup + ["skipped"] * (STEPS - warmup)
+    assert counts(acceleration) == [[warmup]]
+    assert np.isfinite(result).all()
+    assert not np.array_equal(result, render(pipe, steps=STEPS, **FIRST))
+
+
+def test_a_skipped_step_runs_only_the_first_block(pipe: Any) -> None:
+    calls: list[str] = []
+    transformer = pipe.transformer
+    blocks = {"first": transformer.transformer_blocks[0], "second": transformer.transformer_blocks[1]}
+    blocks |= {"single": transformer.single_transformer_blocks[1]}
+    handles = [
+        block.register_forward_pre_hook(lambda *_, name=name: calls.append(name)) for name, block in blocks.items()
+    ]
+    cached(pipe, FIRST, threshold=ALWAYS_BELOW)
+    for handle in handles:
+        handle.remove()
+    assert {name: calls.count(name) for name in blocks} == {"first": STEPS, "second": 2, "single": 2}
+
+
+def test_skips_in_a_row_are_limited(pipe: Any) -> None:
+    _, acceleration = cached(pipe, FIRST, threshold=ALWAYS_BELOW, warmup_steps=1, max_consecutive_skips=2)
+    assert acceleration.last_step_kinds() == ["refresh", "skipped", "skipped", "refresh", "skipped", "skipped"]
+
+
+def first_drift(pipe: Any, images: dict[str, Any], patch: pytest.MonkeyPatch) -> float:
+    """How much the first block's residual changes from step 1 to step 2."""
+    changes: list[torch.Tensor] = []
+
+    def note(*arguments: Any) -> torch.Tensor:
+        changes.append(_change(*arguments))
+        return changes[-1]
+
+    with patch.context() as patched:
+        patched.setattr(first_block_forward, "_change", note)
+        cached(pipe, images, threshold=0)
+    return float((changes[2] - changes[1]).abs().mean() / changes[1].abs().mean())
+
+
+def test_each_sample_of_a_batch_gets_what_it_gets_alone(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    drifts = [first_drift(pipe, images, monkeypatch) for images in (FIRST, SECOND)]
+    threshold = sum(drifts) / 2
+    alone = [cached(pipe, images, threshold=threshold) for images in (FIRST, SECOND)]
+    kinds = [acceleration.last_step_kinds() for _, acceleration in alone]
+    assert {kinds[0][2], kinds[1][2]} == {"refresh", "skipped"}
+    together, acceleration = cached(pipe, BOTH, threshold=threshold)
+    assert counts(acceleration) == [[counts(one)[0][0] for _, one in alone]]
+    np.testing.assert_allclose(together, np.concatenate([images for images, _ in alone]), rtol=0, atol=1e-3)
+    expected = ["skipped" if pair == ("skipped", "skipped") else "refresh" for pair in zip(*kinds, strict=True)]
+    assert acceleration.last_step_kinds() == expected
+    # The samples differ by more than the tolerance, so swapped rows would have been seen.
+    assert np.abs(together[0] - together[1]).max() > 1e-2
+
+
+def test_true_cfg_keeps_two_states(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same text on both sides, each pass must decide as an edit without true CFG does.
+
+    If the passes shared a state, the second would always find itself equal to the first and never be computed.
+    """
+    threshold = 1.01 * first_drift(pipe, FIRST, monkeypatch)
+    plain, alone = cached(pipe, FIRST, threshold=threshold)
+    guided, both = cached(pipe, {**FIRST, "negative": RED}, threshold=threshold)
+    assert counts(both) == [*counts(alone), *counts(alone)]
+    assert counts(alone)[0][0] < STEPS
+    assert both.last_step_kinds() == alone.last_step_kinds()
+    np.testing.assert_allclose(guided, plain, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("total", "computed"), [(1, {0}), (2, {0, 1}), (3, {0, 1, 2}), (4, {0, 1, 3}), (5, {0, 1, 3, 4}), (6, {0, 1, 3, 5})]
+)
+def test_every_second_computes_the_first_two_and_the_last(pipe: Any, total: int, computed: set[int]) -> None:
+    schedule = FirstBlockCache(schedule="every_second")
+    assert schedule.computed_steps(total) == computed
+    with accelerate(pipe, [schedule], quiet=True) as acceleration:
+        render(pipe, steps=total, **FIRST)
+    expected = ["refresh" if step in computed else "skipped" for step in range(total)]
+    assert acceleration.last_step_kinds() == expected
+
+
+def test_a_given_schedule_is_followed_in_both_passes(pipe: Any) -> None:
+    _, acceleration = cached(pipe, {**BOTH, "negative": "blurry"}, schedule=(0, 4, 99))
+    assert acceleration.last_step_kinds() == ["refresh", "skipped", "skipped", "skipped", "refresh", "skipped"]
+    assert counts(acceleration) == [[2, 2], [2, 2]]
+
+
+def test_a_schedule_of_all_steps_is_bit_identical(pipe: Any) -> None:
+    result, _ = cached(pipe, BOTH, schedule=tuple(range(STEPS)))
+    np.testing.assert_array_equal(result, render(pipe, steps=STEPS, **BOTH))
+
+
+def test_only_output_tokens_are_compared() -> None:
+    before, after = torch.zeros(2, 5, 3), torch.arange(30.0).reshape(2, 5, 3)
+    ids = torch.tensor([[0.0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 1], [1, 0, 2]])
+    assert torch.equal(_change(after, before, ids, Remembered()), after[:, :2])
+
+
+def test_outside_of_a_request_the_transformer_is_the_original(pipe: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    config = pipe.transformer.config
+    arguments = {
+        "hidden_states": torch.randn(1, 4, config.in_channels, generator=generator),
+        "encoder_hidden_states": torch.randn(1, 3, config.joint_attention_dim, generator=generator),
+        "pooled_projections": torch.randn(1, config.pooled_projection_dim, generator=generator),
+        "timestep": torch.tensor([0.5]),
+        "guidance": torch.tensor([2.5]),
+        "img_ids": torch.zeros(4, 3),
+        "txt_ids": torch.zeros(3, 3),
+    }
+    with torch.no_grad():
+        expected = pipe.transformer(**arguments).sample
+        with accelerate(pipe, [FirstBlockCache(threshold=ALWAYS_BELOW)], quiet=True):
+            results = [pipe.transformer(**arguments).sample for _ in range(4)]
+    assert all(torch.equal(result, expected) for result in results)
+
+
+def test_what_it_cannot_do_is_refused_in_the_request_that_asks(pipe: Any) -> None:
+    def ask(**more: Any) -> None:
+        original, pipe.transformer.gradient_checkpointing = pipe.transformer.gradient_checkpointing, False
+        try:
+            pipe(
+                prompt=RED, height=32, width=32, max_area=32 * 32, num_inference_steps=1, max_sequence_length=48, **more
+            )
+        finally:
+            pipe.transformer.gradient_checkpointing = original
+
+    with accelerate(pipe, [FirstBlockCache()], quiet=True):
+        with pytest.raises(InvalidInput, match="IP-Adapter"):
+            ask(joint_attention_kwargs={"ip_hidden_states": []})
+        ask(joint_attention_kwargs={"scale": 1.0})
+        block_samples = [torch.zeros(1)]
+        inner = pipe.transformer.forward
+        pipe.transformer.forward = lambda **given: inner(**given, controlnet_block_samples=block_samples)
+        try:
+            with pytest.raises(InvalidInput, match="ControlNet"):
+                ask()
+        finally:
+            pipe.transformer.forward = inner
+
+
+def test_a_lora_scale_is_honoured() -> None:
+    from peft import LoraConfig
+
+    pipe = small_pipeline(double=2, single=2)
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_out.0"], init_lora_weights=False))
+
+    def images(scale: float) -> np.ndarray[Any, Any]:
+        common: dict[str, Any] = {"height": 32, "width": 32, "max_area": 32 * 32, "max_sequence_length": 48}
+        generator = torch.Generator().manual_seed(0)
+        result: np.ndarray[Any, Any] = pipe(
+            prompt=RED, generator=generator, num_inference_steps=3, output_type="np",
+            joint_attention_kwargs={"scale": scale}, **common,
+        ).images  # fmt: skip
+        return result
+
+    half, full = images(0.5), images(1.0)
+    assert not np.array_equal(half, full)
+    with accelerate(pipe, [FirstBlockCache(threshold=0)], quiet=True):
+        np.testing.assert_array_equal(images(0.5), half)
+        np.testing.assert_array_equal(images(1.0), full)
+
+
+@pytest.mark.parametrize("hooked_first", [True, False])
+def test_it_works_inside_of_offloading_hooks(hooked_first: bool) -> None:
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    seen: list[str] = []
+
+    class Note(ModelHook):  # type: ignore[misc]
+        def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+            seen.append("moved in")
+            return args, kwargs
+
+    pipe = small_pipeline(double=2, single=2)
+    expected = render(pipe, steps=3)
+    if hooked_first:
+        add_hook_to_module(pipe.transformer, Note())
+    acceleration = accelerate(pipe, [FirstBlockCache(threshold=ALWAYS_BELOW)], quiet=True)
+    if not hooked_first:
+        add_hook_to_module(pipe.transformer, Note())
+    render(pipe, steps=3)
+    assert acceleration.last_step_kinds() == ["refresh", "refresh", "skipped"]
+    assert len(seen) == 3
+    acceleration.revert()
+    np.testing.assert_array_equal(render(pipe, steps=3), expected)
+    assert len(seen) == 6
+    remove_hook_from_module(pipe.transformer)
+    np.testing.assert_array_equal(render(pipe, steps=3), expected)
+
+
+def test_another_cache_is_refused() -> None:
+    from diffusers import FirstBlockCacheConfig
+
+    pipe = small_pipeline(double=2, single=2)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig())
+    pipe.transformer.forward = lambda *args, **kwargs: None
+    with pytest.raises(InvalidInput, match="already replaced"):
+        accelerate(pipe, [FirstBlockCache()], quiet=True)

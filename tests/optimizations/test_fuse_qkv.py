@@ -1,0 +1,92 @@
+"""Fusing keeps one copy of the weights, and refuses what it would bypass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.fuse_qkv import FuseQKV
+from tests.pipelines import render, small_pipeline
+
+
+@pytest.fixture
+def pipe() -> Any:
+    return small_pipeline()
+
+
+def _allocated(transformer: torch.nn.Module) -> int:
+    tensors = [*transformer.parameters(), *transformer.buffers()]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def test_no_weight_is_held_twice(pipe: Any) -> None:
+    before, keys = _allocated(pipe.transformer), list(pipe.transformer.state_dict())
+    with accelerate(pipe, [FuseQKV()], quiet=True):
+        assert _allocated(pipe.transformer) == before
+        assert list(pipe.transformer.state_dict()) == keys
+    assert _allocated(pipe.transformer) == before
+
+
+def test_three_products_become_one(pipe: Any) -> None:
+    products: list[int] = []
+    attention = pipe.transformer.transformer_blocks[0].attn
+    for name in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"):
+        getattr(attention, name).register_forward_hook(lambda *_: products.append(1))
+    render(pipe, steps=1)
+    assert len(products) == 6
+    with accelerate(pipe, [FuseQKV()], quiet=True):
+        render(pipe, steps=1)
+        assert len(products) == 6
+    render(pipe, steps=1)
+    assert len(products) == 12
+
+
+def test_requires_grad_and_the_parameters_themselves_survive(pipe: Any) -> None:
+    layer = pipe.transformer.transformer_blocks[0].attn.to_k
+    layer.weight.requires_grad_(False)
+    weight, bias = layer.weight, layer.bias
+    with accelerate(pipe, [FuseQKV()], quiet=True):
+        assert layer.weight is weight
+    assert layer.weight is weight
+    assert layer.bias is bias
+    assert not layer.weight.requires_grad
+    assert layer.bias.requires_grad
+
+
+@pytest.mark.parametrize("loaded", ["before", "after"])
+def test_a_lora_on_the_projections_is_refused_not_bypassed(pipe: Any, loaded: str) -> None:
+    from peft import LoraConfig
+
+    adapter = LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False)
+    if loaded == "before":
+        pipe.transformer.add_adapter(adapter)
+        with pytest.raises(InvalidInput, match="LoRA"):
+            accelerate(pipe, [FuseQKV()], quiet=True)
+        return
+    with accelerate(pipe, [FuseQKV()], quiet=True):
+        pipe.transformer.add_adapter(adapter)
+        with pytest.raises(InvalidInput, match="LoRA"):
+            render(pipe)
+    render(pipe, steps=1)
+
+
+def test_converting_afterwards_is_refused_and_reverts(pipe: Any) -> None:
+    with accelerate(pipe, [FuseQKV()], quiet=True):
+        pipe.transformer.to(torch.float64)
+        with pytest.raises(InvalidInput, match="moved or converted"):
+            render(pipe)
+    pipe.transformer.to(torch.float32)
+    np.testing.assert_array_equal(render(pipe), render(small_pipeline()))
+
+
+def test_projections_that_are_fused_already_are_left_alone(pipe: Any) -> None:
+    pipe.transformer.fuse_qkv_projections()
+    with pytest.raises(InvalidInput, match="unfuse_qkv_projections"):
+        accelerate(pipe, [FuseQKV()], quiet=True)
+    assert hasattr(pipe.transformer.transformer_blocks[0].attn, "to_qkv")

@@ -1,0 +1,103 @@
+"""Watching the requests of one pipeline: nested, with another scheduler, shared and released."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from kontext_fast.optimizations.requests import Request, Requests, track_requests
+from tests.pipelines import render, small_pipeline
+
+
+@pytest.fixture
+def pipe() -> Any:
+    return small_pipeline()
+
+
+def test_several_users_share_one_watch_and_the_last_one_takes_it_away(pipe: Any) -> None:
+    original = type(pipe)
+    first, second = ExitStack(), ExitStack()
+    requests = track_requests(pipe, first)
+    assert track_requests(pipe, second) is requests
+    assert type(pipe).__mro__[1] is original
+    first.close()
+    assert type(pipe) is not original
+    second.close()
+    assert type(pipe) is original
+
+
+def test_steps_and_passes_are_numbered_and_memory_ends_with_the_request(pipe: Any) -> None:
+    seen: list[tuple[int, int, int]] = []
+    opened: list[Request] = []
+    with ExitStack() as undo:
+        requests = track_requests(pipe, undo)
+
+        def remember(request: Request) -> None:
+            opened.append(request)
+            request.memory["test"] = "here"
+
+        requests.on_begin(remember, undo)
+        inner = pipe.transformer.forward
+
+        def forward(**given: Any) -> Any:
+            assert requests.current is not None
+            seen.append((requests.current.step, requests.current.begin_pass(), requests.current.total_steps))
+            return inner(**given)
+
+        pipe.transformer.forward = forward
+        render(pipe, steps=2, negative="blurry")
+    assert seen == [(0, 0, 2), (0, 1, 2), (1, 0, 2), (1, 1, 2)]
+    assert opened[0].memory == {}
+    assert requests.current is None
+
+
+def test_the_scheduler_in_use_is_the_one_that_counts(pipe: Any) -> None:
+    with ExitStack() as undo:
+        requests = track_requests(pipe, undo)
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        render(pipe, steps=3)
+        assert requests.last_kinds == ("refresh",) * 3
+        assert "step" not in vars(pipe.scheduler)
+
+
+def test_a_request_inside_a_request_is_its_own(pipe: Any) -> None:
+    inner: list[tuple[Any, ...]] = []
+    with ExitStack() as undo:
+        requests = track_requests(pipe, undo)
+
+        def nest(step: int) -> None:
+            if step == 0:
+                outer, scheduler = requests.current, pipe.scheduler
+                pipe.scheduler = type(scheduler).from_config(scheduler.config)
+                render(pipe, steps=1)
+                pipe.scheduler = scheduler
+                inner.append(requests.last_kinds)
+                assert requests.current is outer
+
+        render(pipe, steps=3, on_step=nest)
+        assert inner == [("refresh",)]
+        assert requests.last_kinds == ("refresh",) * 3
+
+
+def test_a_step_is_its_hardest_working_pass() -> None:
+    request = Request(pipe=None)
+    for marks in (["skipped", "refresh"], ["skipped", "skipped"], [], ["skipped", "reuse"]):
+        for mark in marks:
+            request.mark(mark)  # type: ignore[arg-type]
+        request.end_step()
+    assert request.kinds == ["refresh", "skipped", "refresh", "reuse"]
+
+
+def test_an_error_at_the_beginning_is_what_the_call_raises(pipe: Any) -> None:
+    def refuse(request: Request) -> None:
+        raise ValueError("not now")
+
+    with ExitStack() as undo:
+        requests: Requests = track_requests(pipe, undo)
+        requests.on_begin(refuse, undo)
+        with pytest.raises(ValueError, match="not now"):
+            render(pipe)
+        assert requests.current is None
+    render(pipe, steps=1)
