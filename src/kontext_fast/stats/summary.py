@@ -7,7 +7,7 @@ value of that process, and only processes are counted. No value is ever deleted 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,7 @@ class Summary:
     """One per process."""
 
 
-def process_value(values: Mapping[Hashable, Sequence[float]]) -> float:
+def process_value(values: Mapping[str, Sequence[float]]) -> float:
     """The one value of a process: the mean over items of each item's mean, so that every item weighs the same.
 
     Raises ValueError where there is no item or an item without values.

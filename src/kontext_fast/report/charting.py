@@ -1,0 +1,40 @@
+"""Charts are found by looking: every module in `charts` that defines `draw` is one, and nothing else names it."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from kontext_fast.errors import KontextError
+from kontext_fast.records.schema import ResultFile
+from kontext_fast.report import charts
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawn chart and the words that go with it."""
+
+    path: Path | None
+    """None where there was nothing to show; then no file is left at its place."""
+    title: str
+    """What it shows."""
+    how_to_read: str
+    takeaway: str
+    """Computed from the same data as the picture."""
+    alt: str
+
+
+def draw_charts(result: ResultFile, folder: Path) -> tuple[Chart, ...]:
+    """Draw every chart into `folder` (the visualizations), in the order of the module names.
+
+    Raises KontextError for a chart module without `draw`; what a module raises on import is not hidden.
+    """
+    drawn = []
+    for found in pkgutil.iter_modules(charts.__path__):
+        module = importlib.import_module(f"{charts.__name__}.{found.name}")
+        if not hasattr(module, "draw"):
+            raise KontextError(f"The chart module {found.name} defines no draw(result, folder): add it.")
+        drawn.append(module.draw(result, folder))
+    return tuple(drawn)

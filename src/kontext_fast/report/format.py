@@ -1,0 +1,172 @@
+"""How every number of a report is written: digits that the measurement can carry, units always, ASCII only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from kontext_fast.records.schema import Memory
+from kontext_fast.stats.summary import Estimate
+
+if TYPE_CHECKING:
+    from kontext_fast.report.headline import ComputedSteps
+
+NOT_MEASURED = "not measured"
+
+
+def seconds(value: float | None) -> str:
+    """Three significant digits; milliseconds below 0.1 s."""
+    if value is None:
+        return NOT_MEASURED
+    if abs(value) < 0.1:
+        return f"{_fixed(value * 1000, _decimals_for(value * 1000))} ms"
+    return f"{_fixed(value, _decimals_for(value))} s"
+
+
+def seconds_range(estimate: Estimate) -> str | None:
+    """The interval as `1.10 to 1.16 s`, None where there is none; cut at 0, since no time is below it."""
+    if estimate.interval is None:
+        return None
+    unit, scale = ("ms", 1000) if abs(estimate.value) < 0.1 else ("s", 1)
+    decimals = _decimals_of(estimate, scale)
+    low, high = (_fixed(max(0.0, bound) * scale, decimals) for bound in estimate.interval)
+    return f"{low} to {high} {unit}"
+
+
+def seconds_estimate(estimate: Estimate) -> str:
+    """The value with as many digits as its interval supports."""
+    unit, scale = ("ms", 1000) if abs(estimate.value) < 0.1 else ("s", 1)
+    return f"{_fixed(estimate.value * scale, _decimals_of(estimate, scale))} {unit}"
+
+
+def factor(estimate: Estimate) -> str:
+    """`1.62x`: how many times as fast."""
+    return f"{_fixed(estimate.value, _factor_decimals(estimate))}x"
+
+
+def factor_range(estimate: Estimate) -> str | None:
+    """`1.55x to 1.70x`, None where there is no interval."""
+    if estimate.interval is None:
+        return None
+    low, high = (f"{_fixed(bound, _factor_decimals(estimate))}x" for bound in estimate.interval)
+    return f"{low} to {high}"
+
+
+def factor_range_short(estimate: Estimate) -> str | None:
+    """`1.55-1.70`, for places without room, None where there is no interval."""
+    if estimate.interval is None:
+        return None
+    return "-".join(_fixed(bound, _factor_decimals(estimate)) for bound in estimate.interval)
+
+
+def percent(fraction: float) -> str:
+    """A proportion in 0 to 1 as `93 %`, with a decimal only where rounding would claim all or nothing."""
+    value = 100 * fraction
+    all_or_nothing = round(value) in (0, 100) and value not in (0.0, 100.0)
+    return f"{value:.1f} %" if all_or_nothing else f"{value:.0f} %"
+
+
+def percent_range(estimate: Estimate) -> str | None:
+    if estimate.interval is None:
+        return None
+    low, high = (f"{100 * bound:.0f}" for bound in estimate.interval)
+    return f"{low} to {high} %"
+
+
+def points(difference: float) -> str:
+    """A difference of two proportions, always signed: `-3.0 points`."""
+    return f"{100 * difference:+.1f} points"
+
+
+def points_range(estimate: Estimate) -> str | None:
+    if estimate.interval is None:
+        return None
+    low, high = (f"{100 * bound:+.1f}" for bound in estimate.interval)
+    return f"{low} to {high} points"
+
+
+def gib(value: int | None) -> str:
+    """Bytes as GiB (2**30 bytes), three significant digits."""
+    if value is None:
+        return NOT_MEASURED
+    size = value / 2**30
+    return f"{_fixed(size, min(3, _decimals_for(size)))} GiB"
+
+
+def parameters(count: int) -> str:
+    """A count of parameters as `11.9 B`, `10.2 M` or `950`."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return str(count)
+
+
+def date(created_at: str) -> str:
+    """An ISO 8601 time as `2001-02-03`; anything else as it stands."""
+    try:
+        return datetime.fromisoformat(created_at).date().isoformat()
+    except ValueError:
+        return created_at
+
+
+def computed_steps(steps: ComputedSteps) -> str:
+    """Computed steps of all steps: `28 of 28`, or `14.2 of 28` on average where calls differ."""
+    mean = str(steps.low) if steps.low == steps.high else f"{steps.mean:.1f}"
+    return f"{mean} of {steps.total}"
+
+
+def computed_steps_range(steps: ComputedSteps) -> str | None:
+    """`12 to 16 in a call`, None where all calls agree."""
+    return None if steps.low == steps.high else f"{steps.low} to {steps.high} in a call"
+
+
+def peak_memory(memory: Memory) -> str:
+    """The one peak that matters most on the machine: the GPU's where there is one, else the host's."""
+    on_gpu = memory.allocated_peak_bytes
+    return gib(memory.host_rss_peak_bytes if on_gpu is None else on_gpu)
+
+
+def peak_memory_kind(memory: Memory) -> str | None:
+    """Which memory `peak_memory` writes, None where it writes none."""
+    if memory.allocated_peak_bytes is not None:
+        return "GPU, allocated"
+    return None if memory.host_rss_peak_bytes is None else "host, resident"
+
+
+def count(n: int, one: str, many: str | None = None) -> str:
+    """`1 process`, `5 processes`; `many` is `one` plus s unless given."""
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+def optional(value: Estimate | None, write: Callable[[Estimate], str]) -> str:
+    """`write(value)`, or `not measured` where there is no value."""
+    return NOT_MEASURED if value is None else write(value)
+
+
+def _fixed(value: float, decimals: int) -> str:
+    return f"{value:,.{decimals}f}"
+
+
+def _decimals_for(value: float, digits: int = 3) -> int:
+    """Decimals that show `digits` significant digits."""
+    if value == 0 or not math.isfinite(value):
+        return 0
+    return max(0, digits - 1 - math.floor(math.log10(abs(value))))
+
+
+def _decimals_of(estimate: Estimate, scale: float) -> int:
+    """Decimals that show two digits of the half width: at least two and at most five digits of the value."""
+    value = estimate.value * scale
+    if estimate.interval is None:
+        return _decimals_for(value)
+    half = (estimate.interval[1] - estimate.interval[0]) / 2 * scale
+    wanted = _decimals_for(half, 2) if half > 0 else _decimals_for(value)
+    return min(max(wanted, _decimals_for(value, 2)), _decimals_for(value, 5))
+
+
+def _factor_decimals(estimate: Estimate) -> int:
+    if estimate.interval is not None and 0 < estimate.interval[1] - estimate.interval[0] < 0.02:
+        return 3
+    return 2 if estimate.value < 10 else 1

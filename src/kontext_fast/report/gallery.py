@@ -1,0 +1,84 @@
+"""The pictures side by side: of each item the input and every preset's output, with the judge's verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kontext_fast.records.schema import Item
+from kontext_fast.report.groups import Group, Run
+from kontext_fast.report.judged import Verdict, verdict
+
+MOST_ITEMS = 12
+
+
+@dataclass(frozen=True)
+class Picture:
+    caption: str
+    image: str | None
+    """Hash of the stored image."""
+    absent: str | None
+    """Why there is none."""
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    item: Item
+    seed: int
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    cards: tuple[Card, ...]
+    items: int
+    """Items with stored outputs, of which the cards are an evenly spaced choice that looks at no result."""
+
+
+def gallery(group: Group, items: Sequence[Item]) -> Gallery:
+    """The first seed of each item, from the first round that kept its output."""
+    by_id = {item.id: item for item in items}
+    wanted = group.workload.items if group.workload else ()
+    cards = [card for name in wanted if name in by_id and (card := _card(group, by_id[name])) is not None]
+    return Gallery(tuple(_evenly_spaced(cards, MOST_ITEMS)), len(cards))
+
+
+def _card(group: Group, item: Item) -> Card | None:
+    seed = next((s.seed for run in group.runs for s in run.samples if s.item == item.id and s.images), None)
+    if seed is None:
+        return None
+    pictures = [Picture("input", item.image, None if item.image else "no input image")]
+    if item.target:
+        pictures.append(Picture("target", item.target, None))
+    pictures += [_output(group, preset, item.id, seed) for preset in group.presets]
+    return Card(item, seed, tuple(pictures))
+
+
+def _output(group: Group, preset: str, item: str, seed: int) -> Picture:
+    runs = sorted(group.runs_of(preset), key=lambda run: run.record.round)
+    for run in runs:
+        image = _images(run, item).get(seed)
+        if image is not None:
+            return Picture(preset, image, None, verdict(run.record, item, seed, image))
+    failures = group.failures_of(preset)
+    if runs:
+        absent = "output not kept"
+    else:
+        absent = failures[0].status if failures else "not measured"
+    return Picture(preset, None, absent)
+
+
+def _images(run: Run, item: str) -> Mapping[int, str]:
+    """The first stored output of each seed."""
+    found: dict[int, str] = {}
+    for sample in run.samples:
+        if sample.item == item and sample.images:
+            found.setdefault(sample.seed, sample.images[0])
+    return found
+
+
+def _evenly_spaced(cards: Sequence[Card], most: int) -> Sequence[Card]:
+    if len(cards) <= most:
+        return cards
+    return [cards[index * len(cards) // most] for index in range(most)]

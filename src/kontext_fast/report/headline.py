@@ -1,0 +1,167 @@
+"""The headline table: one row per preset, computed from the raw samples; a preset that failed is a row too."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kontext_fast.records.schema import Memory, Status
+from kontext_fast.report.groups import BASELINE, Group, Run
+from kontext_fast.report.judged import accepted_by_item
+from kontext_fast.stats.compare import ratio_interval
+from kontext_fast.stats.proportion import acceptance, paired_difference
+from kontext_fast.stats.summary import Estimate, Summary, mean_estimate, process_value, summarize
+
+EMULATED = "kernel: emulated"
+"""Label of runs whose rounding is real and whose time is not: they get no factor."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    run_id: str
+    round: int
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True)
+class ComputedSteps:
+    """Steps of a call that ran the transformer, over all measured calls."""
+
+    low: int
+    mean: float
+    high: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """Times in seconds per call (PIL in, PIL out), memory in bytes; None where not measured."""
+
+    preset: str
+    status: Status
+    """`ok` where at least one process measured the workload; `failures` may still hold others."""
+    failures: tuple[Failure, ...]
+    labels: tuple[str, ...]
+    time: Summary | None
+    factor: Estimate | None
+    """Baseline's time over this one's."""
+    factor_note: str | None
+    """Why there is no factor."""
+    computed_steps: ComputedSteps | None
+    accepted: Estimate | None
+    accepted_change: Estimate | None
+    """Acceptance minus that of baseline on the same items, in -1 to 1."""
+    memory: Memory
+    """The largest of each peak over all measured calls."""
+    load: Estimate | None
+    apply: Estimate | None
+    first_call: Estimate | None
+
+    @property
+    def reason(self) -> str | None:
+        """The distinct reasons of its failures."""
+        if self.status == "not measured" and not self.failures:
+            return "No run measured this workload in full."
+        return " ".join(dict.fromkeys(failure.reason for failure in self.failures)) or None
+
+
+def headline(group: Group) -> tuple[Row, ...]:
+    """Rows in the group's order of presets."""
+    baseline = group.runs_of(BASELINE)
+    return tuple(_row(group, preset, baseline) for preset in group.presets)
+
+
+def process_values(runs: Iterable[Run]) -> list[float]:
+    """Seconds per call of each process, in the order of the runs."""
+    return [_process_value(run) for run in runs]
+
+
+def _row(group: Group, preset: str, baseline: Sequence[Run]) -> Row:
+    runs = group.runs_of(preset)
+    failures = tuple(
+        Failure(record.run_id, record.round, record.status, record.reason or "No reason was recorded.")
+        for record in group.failures_of(preset)
+    )
+    labels = tuple(
+        dict.fromkeys(
+            label for record in [*(r.record for r in runs), *group.failures_of(preset)] for label in record.labels
+        )
+    )
+    factor, factor_note = _factor(preset, labels, baseline, runs)
+    judged = accepted_by_item(runs)
+    return Row(
+        preset=preset,
+        status=_status(runs, failures),
+        failures=failures,
+        labels=labels,
+        time=summarize(process_values(runs)) if runs else None,
+        factor=factor,
+        factor_note=factor_note,
+        computed_steps=_computed_steps(runs),
+        accepted=acceptance(judged),
+        accepted_change=None if preset == BASELINE else paired_difference(accepted_by_item(baseline), judged),
+        memory=_peaks(runs),
+        load=_estimate(run.record.load_s for run in runs),
+        apply=_estimate(run.record.apply_s for run in runs),
+        first_call=_estimate(run.measurement.first_call_s for run in runs),
+    )
+
+
+def _status(runs: Sequence[Run], failures: Sequence[Failure]) -> Status:
+    if runs:
+        return "ok"
+    return failures[0].status if failures else "not measured"
+
+
+def _factor(
+    preset: str, labels: Sequence[str], baseline: Sequence[Run], runs: Sequence[Run]
+) -> tuple[Estimate | None, str | None]:
+    if not runs:
+        return None, "not measured"
+    if preset == BASELINE:
+        return None, "reference"
+    if EMULATED in labels:
+        return None, "emulated kernel: not a speed"
+    if not baseline:
+        return None, "no baseline"
+    factor = ratio_interval(_by_round(baseline), _by_round(runs))
+    return factor, None if factor else "no round shared with baseline"
+
+
+def _by_round(runs: Sequence[Run]) -> dict[int, float]:
+    values: dict[int, list[float]] = defaultdict(list)
+    for run in runs:
+        values[run.record.round].append(_process_value(run))
+    return {round_: float(np.mean(of_round)) for round_, of_round in values.items()}
+
+
+def _process_value(run: Run) -> float:
+    by_item: dict[str, list[float]] = defaultdict(list)
+    for sample in run.samples:
+        by_item[sample.item].append(sample.wall_s)
+    return process_value(by_item)
+
+
+def _computed_steps(runs: Sequence[Run]) -> ComputedSteps | None:
+    kinds = [sample.step_kinds for run in runs for sample in run.samples if sample.step_kinds]
+    if not kinds:
+        return None
+    computed = [sum(kind != "skipped" for kind in of_call) for of_call in kinds]
+    return ComputedSteps(min(computed), float(np.mean(computed)), max(computed), max(map(len, kinds)))
+
+
+def _peaks(runs: Sequence[Run]) -> Memory:
+    def largest(name: str) -> int | None:
+        values = [getattr(sample.memory, name) for run in runs for sample in run.samples]
+        return max((value for value in values if value is not None), default=None)
+
+    return Memory(**{name: largest(name) for name in Memory.model_fields})
+
+
+def _estimate(values: Iterable[float | None]) -> Estimate | None:
+    known = [value for value in values if value is not None]
+    return mean_estimate(known) if known else None

@@ -1,0 +1,96 @@
+"""The sentences of a report that depend on the numbers: what was found, and what was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kontext_fast.records.schema import Checkpoint, Workload
+from kontext_fast.report import format as write
+from kontext_fast.report.groups import BASELINE, Group
+from kontext_fast.report.headline import Row
+
+TINY = (
+    "The checkpoint tiny is a small model trained on a synthetic world of shapes: "
+    "it says nothing about how good real Kontext images look."
+)
+RANDOM = (
+    "The checkpoint random has the full architecture with random weights: speed and memory are real, "
+    "image quality is not measured."
+)
+
+
+def speed_finding(rows: Sequence[Row]) -> str:
+    """The fastest preset that can be told apart from baseline, what the judge says of it, and what failed."""
+    compared = [row for row in rows if row.factor is not None]
+    failed = [f"{row.preset} ({row.status})" for row in rows if row.time is None]
+    sentences = [_fastest(compared, rows)] if compared else ["No preset could be compared with baseline."]
+    if failed:
+        sentences.append(f"Without a time: {', '.join(failed)}.")
+    return " ".join(sentences)
+
+
+def _fastest(compared: Sequence[Row], rows: Sequence[Row]) -> str:
+    faster = [row for row in compared if row.factor and row.factor.excludes_one and row.factor.value > 1]
+    if faster:
+        best = max(faster, key=lambda row: row.factor.value if row.factor else 0)
+        assert best.factor is not None
+        return (
+            f"{best.preset} is {write.factor(best.factor)} as fast as baseline "
+            f"(95 % interval {write.factor_range(best.factor)}, {write.count(best.factor.n, 'round')}). "
+            + _judged(best, rows)
+        )
+    if all(row.factor and row.factor.interval is None for row in compared):
+        return "One round gives factors without intervals, so no preset can be called faster than baseline yet."
+    return "No preset is faster than baseline beyond its 95 % interval."
+
+
+def _judged(best: Row, rows: Sequence[Row]) -> str:
+    if best.accepted is None:
+        return "What that does to its images is not measured."
+    baseline = next((row.accepted for row in rows if row.preset == BASELINE and row.accepted), None)
+    against = f", and {write.percent(baseline.value)} of baseline's" if baseline else ""
+    items = write.count(best.accepted.n, "item")
+    return f"The judge accepts {write.percent(best.accepted.value)} of its edits{against} ({items})."
+
+
+def not_measured(group: Group, rows: Sequence[Row]) -> tuple[str, ...]:
+    """What a reader might look for in this group and will not find, one clause each."""
+    missing = [f"{row.preset}: {row.reason or row.status}" for row in rows if row.time is None]
+    measured = [row for row in rows if row.time is not None]
+    if measured and all(row.time and row.time.mean.n < 2 for row in measured):
+        missing.append("the spread between processes: each preset ran in one process, so there are no intervals")
+    if measured and all(row.factor is None for row in measured):
+        missing.append("factors against baseline")
+    if _is_random(group.checkpoint):
+        missing.append("image quality: the weights are random")
+    else:
+        unjudged = [row.preset for row in measured if row.accepted is None]
+        if unjudged:
+            missing.append(f"the judge's acceptance of {', '.join(unjudged)}")
+        missing.append("image quality beyond the judge's verdict")
+    if measured and all(row.memory.allocated_peak_bytes is None for row in measured):
+        missing.append("memory of a GPU")
+    return (*missing, "energy", "cost")
+
+
+def checkpoint_caution(checkpoint: Checkpoint | None) -> str | None:
+    """What a checkpoint cannot tell, as a sentence."""
+    if checkpoint is None:
+        return None
+    return {"tiny": TINY, "random": RANDOM}.get(checkpoint.kind)
+
+
+def _is_random(checkpoint: Checkpoint | None) -> bool:
+    return checkpoint is not None and checkpoint.kind == "random"
+
+
+def workload_name(workload: Workload | None) -> str:
+    """`edit, 1024x1024, 28 steps`, with what differs from the usual added."""
+    if workload is None:
+        return "nothing was measured"
+    parts = [workload.mode, f"{workload.width}x{workload.height}", write.count(workload.steps, "step")]
+    if workload.batch > 1:
+        parts.append(f"batch {workload.batch}")
+    if workload.true_cfg > 1:
+        parts.append(f"true CFG {workload.true_cfg:g}")
+    return ", ".join(parts)

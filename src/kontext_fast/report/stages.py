@@ -1,0 +1,62 @@
+"""Where the time of a call goes: the stages of the pipeline and the steps by their kind, in seconds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from kontext_fast.records.samples_csv import STAGES
+from kontext_fast.records.schema import Sample, StepKind
+from kontext_fast.report.groups import Group, Run
+from kontext_fast.stats.summary import mean_estimate, process_value
+
+STEP_KINDS: tuple[StepKind, ...] = ("refresh", "reuse", "skipped")
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """Means over processes; a stage or kind that no call had is absent."""
+
+    preset: str
+    stages: Mapping[str, float]
+    """Seconds per call, keys of `STAGES`."""
+    rest: float
+    """Seconds per call outside the stages."""
+    steps: Mapping[StepKind, float]
+    """Seconds of one step of each kind."""
+
+
+def stage_rows(group: Group) -> tuple[StageRow, ...]:
+    """A row for every preset that was measured."""
+    return tuple(_row(preset, runs) for preset in group.presets if (runs := group.runs_of(preset)))
+
+
+def _row(preset: str, runs: tuple[Run, ...]) -> StageRow:
+    stages = {stage: value for stage in STAGES if (value := _mean(runs, partial(_stage_of, stage))) is not None}
+    steps = {kind: value for kind in STEP_KINDS if (value := _mean(runs, partial(_steps_of, kind))) is not None}
+    whole = _mean(runs, lambda sample: [sample.wall_s]) or 0.0
+    return StageRow(preset, stages, whole - sum(stages.values()), steps)
+
+
+def _mean(runs: tuple[Run, ...], values_of: Callable[[Sample], list[float]]) -> float | None:
+    """The mean over the processes that have such values."""
+    processes = []
+    for run in runs:
+        by_item: dict[str, list[float]] = defaultdict(list)
+        for sample in run.samples:
+            if values := values_of(sample):
+                by_item[sample.item].extend(values)
+        if by_item:
+            processes.append(process_value(by_item))
+    return mean_estimate(processes).value if processes else None
+
+
+def _stage_of(stage: str, sample: Sample) -> list[float]:
+    return [sample.stages_s[stage]] if stage in sample.stages_s else []
+
+
+def _steps_of(kind: StepKind, sample: Sample) -> list[float]:
+    pairs = zip(sample.steps_s, sample.step_kinds, strict=False)
+    return [seconds for seconds, of_kind in pairs if of_kind == kind]

@@ -1,0 +1,63 @@
+"""The headline for a terminal: the same rows as the page in 80 columns, reasons of failures below the table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kontext_fast.records.schema import ResultFile
+from kontext_fast.report import format as write
+from kontext_fast.report.groups import Group, groups
+from kontext_fast.report.headline import Row, headline
+from kontext_fast.report.notes import speed_finding, workload_name
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def print_headline(result: ResultFile, console: Console) -> None:
+    """Print one table, its finding and its failures per group of comparable runs."""
+    from rich.text import Text
+
+    for group in groups(result):
+        rows = headline(group)
+        _print_table(group, rows, console)
+        for row in rows:
+            for status, reason in dict.fromkeys((failure.status, failure.reason) for failure in row.failures):
+                console.print(Text(f"{row.preset}: {status}. {reason}"))
+        console.print(Text(speed_finding(rows)))
+        console.print()
+
+
+def _print_table(group: Group, rows: tuple[Row, ...], console: Console) -> None:
+    """Cells are plain text: preset names and labels come from records and are never read as markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    checkpoint = f"{group.checkpoint.name}, " if group.checkpoint else ""
+    table = Table(
+        title=Text(checkpoint + workload_name(group.workload)),
+        title_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+    )
+    for name in ("preset", "time", "vs baseline", "steps", "judge", "memory"):
+        table.add_column(name, no_wrap=name == "preset")
+    for row in rows:
+        table.add_row(*map(Text, _cells(row)))
+    console.print(table)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    name = "\n".join((row.preset, *(f"  {label}" for label in row.labels)))
+    if row.time is None:
+        return (name, row.status, "", "", "", "")
+    steps = write.computed_steps(row.computed_steps) if row.computed_steps else write.NOT_MEASURED
+    judge = f"{write.percent(row.accepted.value)} of {row.accepted.n}" if row.accepted else write.NOT_MEASURED
+    return (name, write.seconds_estimate(row.time.mean), _factor(row), steps, judge, write.peak_memory(row.memory))
+
+
+def _factor(row: Row) -> str:
+    if row.factor is None:
+        return row.factor_note or ""
+    return f"{write.factor(row.factor)} ({write.factor_range_short(row.factor) or 'no interval'})"
