@@ -79,19 +79,15 @@ def run_worker(
     if os.name != "posix":
         raise Refused("Benchmarks need process groups, which this system lacks; run on Linux, macOS or WSL.")
     end = WorkerEnd()
-    with tempfile.TemporaryFile() as log, _started(command, log) as (process, answers):
+    with tempfile.TemporaryFile() as log:
         try:
-            assert process.stdin is not None
-            with suppress(BrokenPipeError):
-                process.stdin.write(job.model_dump_json().encode() + b"\n")
-                process.stdin.flush()
-            if not _listen(process, answers, time.monotonic() + deadline_s, end, on_progress):
-                end.cause = "deadline"
+            with _started(command, log) as (process, answers):
+                _send(process, job)
+                if not _listen(process, answers, time.monotonic() + deadline_s, end, on_progress):
+                    end.cause = "deadline"
+            end.exit_code = process.returncode
         except KeyboardInterrupt:
             end.cause = "interrupt"
-        finally:
-            _stop(process)
-        end.exit_code = process.returncode
         end.stderr_tail = _tail(log)
     return end
 
@@ -115,9 +111,20 @@ def _started(command: Sequence[str], log: IO[bytes]) -> Iterator[tuple[subproces
         finally:
             os.close(worker_side)
         with process:
-            yield process, answers
+            try:
+                yield process, answers
+            finally:
+                _stop(process)
     finally:
         os.close(answers)
+
+
+def _send(process: subprocess.Popen[bytes], job: Job) -> None:
+    """Write the job and leave the pipe open. A worker that is gone already is found out by listening."""
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):
+        process.stdin.write(job.model_dump_json().encode() + b"\n")
+        process.stdin.flush()
 
 
 def _listen(

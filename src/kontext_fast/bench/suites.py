@@ -12,9 +12,9 @@ import json
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from kontext_fast.bench.toml_lines import line_of
 from kontext_fast.errors import InvalidInput
@@ -76,11 +76,13 @@ class Suite(BaseModel):
     """Of one process, loading and compilation included."""
     seed: int = Field(ge=0)
 
-    @model_validator(mode="after")
-    def _every_item_is_measured(self) -> Self:
-        if self.calls < self.items:
-            raise ValueError(f"{self.calls} calls cannot measure {self.items} items; raise calls or lower items")
-        return self
+    @field_validator("calls")
+    @classmethod
+    def _every_item_is_measured(cls, calls: int, values: ValidationInfo) -> int:
+        items = values.data.get("items", 0)
+        if calls < items:
+            raise ValueError(f"{calls} calls cannot measure {items} items; raise calls or lower items")
+        return calls
 
     @property
     def sha256(self) -> str:
@@ -171,6 +173,7 @@ def kind_of(checkpoint: str) -> CheckpointKind:
 
 
 def _first_mistake(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
-    first = error.errors(include_url=False)[0]
+    # A key that does not exist comes first: where one is misspelt, the right one is missing too.
+    first = min(error.errors(include_url=False), key=lambda mistake: mistake["type"] != "extra_forbidden")
     message = {"extra_forbidden": "there is no such key", "missing": "this key is missing"}.get(first["type"])
     return first["loc"], message or first["msg"].removeprefix("Value error, ").rstrip(".")

@@ -76,6 +76,7 @@ def _run(job: Job, send: Send) -> None:
     from kontext_fast.bench.measure import Bench
     from kontext_fast.pipeline.device import choose_device
     from kontext_fast.pipeline.load import load
+    from kontext_fast.pipeline.memory import memory_errors
     from kontext_fast.records.store import ResultStore
 
     try:
@@ -99,7 +100,8 @@ def _run(job: Job, send: Send) -> None:
     try:
         send(Progress(phase="applying"))
         start = time.perf_counter()
-        plan.apply(loaded.pipe)
+        with memory_errors(f"applying {job.preset}"):
+            plan.apply(loaded.pipe)
         _synchronize(device)
         send(Applied(apply_s=time.perf_counter() - start))
         bench = Bench(loaded.pipe, job.suite, store=ResultStore(Path(job.folder)) if job.keep_images else None)

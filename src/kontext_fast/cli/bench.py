@@ -66,13 +66,16 @@ def command(
         rounds=rounds,
         items=items,
     )
+    command_line = _command_line(
+        suite=suite, checkpoint=checkpoint, presets=presets, sizes=sizes, steps=steps, rounds=rounds, items=items
+    )
     with progress_bar() as bar:
         result = run_suite(
             chosen,
             folder,
             checkpoint=checkpoint,
             device=device,
-            command=shlex.join(["kontext", *sys.argv[1:]]),
+            command=command_line,
             on_progress=_Display(bar).show,
         )
     _print_result(result, folder, as_json=json)
@@ -92,6 +95,12 @@ def _free_folder(out: Path | None) -> Path:
     if folder.is_dir() and any(folder.iterdir()):
         raise InvalidInput(f"{folder} is not empty; give --out a new or empty folder.")
     return folder
+
+
+def _command_line(**choices: str | int | None) -> str:
+    """What to type to measure the same again; the folder and the device are of this machine."""
+    words = [word for name, value in choices.items() if value is not None for word in (f"--{name}", str(value))]
+    return shlex.join(["kontext", "bench", *words])
 
 
 def _split(text: str | None) -> tuple[str, ...] | None:

@@ -1,0 +1,110 @@
+"""The real worker with other work: each preset goes wrong in its own way.
+
+python faulty_worker.py PRESET=FAULT,... DESCRIPTOR
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+
+from kontext_fast.bench import worker
+from kontext_fast.bench.protocol import Ended, Impossible, Job, Started
+from kontext_fast.bench.worker import Send
+
+real_work = worker._run
+
+GARBAGE = b'\xff\xfe not json\n{"event": "ended", "status": "splendid"}\n\n[1, 2'
+
+
+def work(job: Job, send: Send) -> None:
+    faults = dict(pair.split("=") for pair in sys.argv[2].split(","))
+    globals()[faults[job.preset]](job, send)
+
+
+def fine(job: Job, send: Send) -> None:
+    send(Ended(status="ok"))
+
+
+def refuses(job: Job, send: Send) -> None:
+    send(Ended(status="refused", reason="There is no compiler; install one."))
+
+
+def hangs(job: Job, send: Send) -> None:
+    """Deaf to polite requests, and with a child that would outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    child = subprocess.Popen(["sleep", "120"])
+    send(Started(environment={"pids": [os.getpid(), child.pid]}))
+    time.sleep(120)
+
+
+def waits(job: Job, send: Send) -> None:
+    send(Started(environment={"pids": [os.getpid()]}))
+    time.sleep(120)
+
+
+def leaves_a_child(job: Job, send: Send) -> None:
+    """The child holds the answering pipe open after its parent is gone."""
+    os.set_inheritable(int(sys.argv[1]), True)
+    child = subprocess.Popen(["sleep", "120"], close_fds=False)
+    send(Started(environment={"pids": [child.pid]}))
+    send(Ended(status="ok"))
+
+
+def is_killed(job: Job, send: Send) -> None:
+    send(Started(environment={"cpu": "known before the end"}))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def crashes(job: Job, send: Send) -> None:
+    raise RuntimeError("no file /home/alice/secret/model.bin for hf_abcdefghijklmnopqrstuv")
+
+
+def exhausts_memory(job: Job, send: Send) -> None:
+    bytearray(2**56)
+
+
+def edits_in_too_little_memory(job: Job, send: Send) -> None:
+    """The real work, with room for the libraries but not for the weights and activations."""
+    from diffusers import FluxKontextPipeline
+    from transformers import CLIPTextModel, T5EncoderModel
+
+    assert FluxKontextPipeline
+    assert CLIPTextModel
+    assert T5EncoderModel
+    room = psutil.Process().memory_info().vms + 32 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
+    real_work(job, send)
+
+
+def chatters(job: Job, send: Send) -> None:
+    """Noise everywhere a message could be expected, and then the message."""
+    sys.stdout.write("noise on stdout " * 1000)
+    os.write(int(sys.argv[1]), GARBAGE + b"\n")
+    send(Ended(status="ok"))
+    os.write(int(sys.argv[1]), GARBAGE)
+
+
+def only_chatters(job: Job, send: Send) -> None:
+    os.write(int(sys.argv[1]), GARBAGE)
+
+
+def says_environment(job: Job, send: Send) -> None:
+    send(Started(environment=dict(os.environ)))
+    send(Ended(status="ok"))
+
+
+def cannot_load(job: Job, send: Send) -> None:
+    send(Impossible(fault="input", reason="There is no checkpoint 'nowhere'; use tiny."))
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = [sys.argv[2], sys.argv[1]]
+    worker._run = work
+    worker.main()

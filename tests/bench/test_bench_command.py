@@ -1,0 +1,130 @@
+"""`kontext bench` as a user meets it; every failure here is a real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kontext_fast.cli.main import run
+from kontext_fast.records.store import ResultStore
+
+SUITE = """\
+name = "short"
+presets = ["baseline"]
+rounds = 1
+items = 1
+calls = 1
+max_warmup = 0
+stable_within = 0.05
+steps = [2]
+sizes = ["native"]
+guidance = 2.5
+deadline_s = 300
+seed = 0
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    path = tmp_path / "short.toml"
+    path.write_text(SUITE)
+    return path
+
+
+def test_a_bench_ends_with_its_folder(suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    options = ["--suite", str(suite), "--checkpoint", "tiny", "--device", "cpu", "--steps", "1,2", "--sizes", "64x64"]
+    assert run(["bench", *options, "--out", str(out), "--json"]) == 0
+    output = capfd.readouterr()
+    answer = json.loads(output.out.splitlines()[-1])
+    assert answer["folder"] == str(out)
+    assert [(one["preset"], one["status"]) for one in answer["runs"]] == [("baseline", "ok")]
+    assert "run 1 of 1" in output.err
+    result = ResultStore(out).load()
+    workloads = [measurement.workload for measurement in result.records[0].measurements]
+    assert [(one.width, one.height, one.steps) for one in workloads] == [(64, 64, 1), (64, 64, 2)]
+    # Only one call can be the first of the process.
+    assert [one.first_call_s is None for one in result.records[0].measurements] == [False, True]
+    assert result.command.startswith("kontext bench --suite")
+    assert str(tmp_path) not in result.command
+
+
+def test_a_failed_run_fails_the_command(suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    suite.write_text(SUITE.replace("deadline_s = 300", "deadline_s = 0.2"))
+    assert run(["bench", "--suite", str(suite), "--checkpoint", "tiny", "--out", str(tmp_path / "out")]) == 1
+    assert "1 of 1 runs failed (baseline)" in capfd.readouterr().err
+    assert ResultStore(tmp_path / "out").load().records[0].status == "timeout"
+
+
+def test_a_refused_preset_is_said_and_fails_only_when_nothing_else_ran(
+    suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    options = ["bench", "--suite", str(suite), "--checkpoint", "tiny", "--device", "cpu"]
+    assert run([*options, "--presets", "compile", "--out", str(tmp_path / "alone")]) == 3
+    assert run([*options, "--presets", "compile,baseline", "--out", str(tmp_path / "both")]) == 0
+    assert "compile, round 1: refused" in capfd.readouterr().err
+    records = ResultStore(tmp_path / "both").load().records
+    assert sorted((record.preset, record.status) for record in records) == [("baseline", "ok"), ("compile", "refused")]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--suite", "quik"], "no suite"),
+        (["--presets", "baselin"], "did you mean baseline"),
+        (["--presets", "baseline,baseline"], "listed twice"),
+        (["--steps", "4,x"], "whole numbers"),
+        (["--steps", "0"], "steps"),
+        (["--sizes", "100x100"], "multiple of 16"),
+        (["--rounds", "0"], "rounds"),
+        (["--items", "-1"], "items"),
+        (["--device", "toaster", "--steps", "1"], "toaster"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    options: list[str], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(["bench", "--checkpoint", "tiny", "--out", str(out), *options]) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("run 1 of")]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert not out.exists()
+
+
+def test_a_folder_with_other_content_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert run(["bench", "--checkpoint", "tiny", "--out", str(tmp_path)]) == 2
+    assert "not empty" in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_ctrl_c_is_one_sentence_and_130(suite: Path, tmp_path: Path) -> None:
+    suite.write_text(SUITE.replace("calls = 1", "calls = 100000"))
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", "from kontext_fast.cli.main import main; main()", "bench", "--suite", str(suite)]
+    with subprocess.Popen(
+        [*command, "--checkpoint", "tiny", "--device", "cpu", "--out", str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("run 1 of 1")
+        deadline = time.monotonic() + 20
+        while not psutil.Process(process.pid).children() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        (sentence,) = process.stderr.read().splitlines()
+    assert "interrupted" in sentence
+    assert [record.status for record in ResultStore(out).load().records] == ["interrupted"]
