@@ -161,9 +161,10 @@ def full(store: ResultStore, rounds: int = 3) -> ResultFile:
                 reason = "The process was killed by signal 11."
                 records.append(record(preset, round_, status="crash", reason=reason, load_s=None, checkpoint=None))
                 continue
+            noise = 0.004 * (round_ - 1) if preset == "cache" else 0.0
             outputs = [_picture(store, color) for color in colors]
             samples = [sample("a", 100.0, warmup=True)] + [
-                sample(name, wall * drift, skipped=skipped, images=[output])
+                sample(name, wall * (drift + noise), skipped=skipped, images=[output])
                 for name, output in zip("ab", outputs, strict=True)
             ]
             scores = judged("a", outputs[0], done=True, kept=True) + judged(

@@ -170,7 +170,7 @@ def _draw_time(axes: Axes, y: int, bar: Bar, color: str) -> None:
     if bar.time.interval:
         _whisker(axes, y, bar.time)
     axes.plot(bar.processes, [y] * len(bar.processes), "o", markersize=4, mfc="white", mec=INTERVAL_COLOR, mew=0.8)
-    end = max(bar.time.value, *(bar.time.interval or ()), *bar.processes)
+    end = max(_extent(bar.time), *bar.processes)
     axes.annotate(
         f"{write.seconds_estimate(bar.time)}  n={bar.time.n}",
         (end, y),
@@ -208,8 +208,14 @@ def _draw_factor(axes: Axes, y: int, bar: Bar, color: str) -> None:
     axes.plot([bar.factor.value], [y], "o", markersize=10, color=color)
     interval = write.factor_range(bar.factor)
     words = f"{write.factor(bar.factor)}  ({interval})" if interval else f"{write.factor(bar.factor)}  (no interval)"
-    end = max(bar.factor.value, *(bar.factor.interval or ()))
-    axes.annotate(words, (end, y), xytext=(9, 0), textcoords="offset points", va="center", fontsize=11.5)
+    axes.annotate(
+        words, (_extent(bar.factor), y), xytext=(9, 0), textcoords="offset points", va="center", fontsize=11.5
+    )
+
+
+def _extent(estimate: Estimate) -> float:
+    """The right end of its drawing, where the words begin."""
+    return max(estimate.value, estimate.interval[1]) if estimate.interval else estimate.value
 
 
 def _whisker(axes: Axes, y: int, estimate: Estimate) -> None:
@@ -220,7 +226,7 @@ def _whisker(axes: Axes, y: int, estimate: Estimate) -> None:
 
 def _scale(times: Axes, factors: Axes, panel: Panel) -> None:
     """Times start at zero, so that lengths can be compared; room is left for the words behind the longest bar."""
-    longest = max(max(bar.time.value, *(bar.time.interval or ()), *bar.processes) for bar in panel.bars if bar.time)
+    longest = max(max(_extent(bar.time), *bar.processes) for bar in panel.bars if bar.time)
     times.set_xlim(0, longest * 1.42)
     ends = [1.0]
     for bar in panel.bars:

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+
+from kontext_fast.records.schema import Memory
+from kontext_fast.report import format as write
+from kontext_fast.report.headline import ComputedSteps
+from kontext_fast.stats.summary import Estimate
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "not measured"),
+        (0.0, "0 ms"),
+        (0.0123456, "12.3 ms"),
+        (0.000123, "0.123 ms"),
+        (0.123456, "0.123 s"),
+        (1.23456, "1.23 s"),
+        (123.456, "123 s"),
+        (1513.2, "1,513 s"),
+    ],
+)
+def test_seconds_have_three_digits(value: float | None, text: str) -> None:
+    assert write.seconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("estimate", "value", "interval"),
+    [
+        (Estimate(1.10823, (1.03512, 1.18049), 3), "1.108 s", "1.035 to 1.180 s"),
+        (Estimate(1.10823, (0.95, 1.27), 3), "1.11 s", "0.95 to 1.27 s"),
+        (Estimate(1.10823, (1.108229, 1.108231), 3), "1.1082 s", "1.1082 to 1.1082 s"),
+        (Estimate(1.10823, (1.10823, 1.10823), 3), "1.11 s", "1.11 to 1.11 s"),
+        (Estimate(0.05, (0.038, 0.062), 3), "50 ms", "38 to 62 ms"),
+        (Estimate(3.5, (-2.9, 9.9), 2), "3.5 s", "0.0 to 9.9 s"),
+        (Estimate(2.0, None, 1), "2.00 s", None),
+    ],
+)
+def test_a_time_has_the_digits_that_its_interval_supports(estimate: Estimate, value: str, interval: str | None) -> None:
+    assert write.seconds_estimate(estimate) == value
+    assert write.seconds_range(estimate) == interval
+
+
+def test_factors() -> None:
+    assert write.factor(Estimate(1.618, (1.55, 1.70), 5)) == "1.62x"
+    assert write.factor_range(Estimate(1.618, (1.55, 1.70), 5)) == "1.55x to 1.70x"
+    assert write.factor(Estimate(1.0041, (1.0011, 1.0071), 5)) == "1.004x"
+    assert write.factor(Estimate(12.34, None, 1)) == "12.3x"
+    assert write.factor_range(Estimate(12.34, None, 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("fraction", "text"), [(0.0, "0 %"), (1.0, "100 %"), (0.996, "99.6 %"), (0.004, "0.4 %"), (0.93, "93 %")]
+)
+def test_a_percentage_never_rounds_to_all_or_nothing(fraction: float, text: str) -> None:
+    assert write.percent(fraction) == text
+
+
+def test_memory_is_in_gib_and_says_whose_it_is() -> None:
+    assert write.gib(2**30) == "1.00 GiB"
+    assert write.gib(36 * 2**30) == "36.0 GiB"
+    assert write.gib(None) == "not measured"
+    both = Memory(allocated_peak_bytes=2**31, host_rss_peak_bytes=2**30)
+    assert (write.peak_memory(both), write.peak_memory_kind(both)) == ("2.00 GiB", "GPU, allocated")
+    assert (write.peak_memory(Memory()), write.peak_memory_kind(Memory())) == ("not measured", None)
+
+
+def test_steps_say_when_calls_differ() -> None:
+    same, differing = ComputedSteps(28, 28.0, 28, 28), ComputedSteps(12, 14.24, 16, 28)
+    assert (write.computed_steps(same), write.computed_steps_range(same)) == ("28 of 28", None)
+    assert write.computed_steps(differing) == "14.2 of 28"
+    assert write.computed_steps_range(differing) == "12 to 16 in a call"
+
+
+def test_dates_and_counts() -> None:
+    assert write.date("2001-02-03T04:05:06Z") == "2001-02-03"
+    assert write.date("yesterday") == "yesterday"
+    assert write.count(1, "process", "processes") == "1 process"
+    assert write.count(2, "item") == "2 items"
+    assert write.parameters(11_900_000_000) == "11.9 B"

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kontext_fast.records.schema import Measurement, Memory, ResultFile
+from kontext_fast.records.store import ResultStore
+from kontext_fast.report.groups import groups
+from kontext_fast.report.headline import EMULATED, Row, headline
+from kontext_fast.report.notes import speed_finding
+from tests.records.builder import RANDOM, full, judged, record, result, sample, timed, workload
+
+
+def rows(of: ResultFile) -> dict[str, Row]:
+    (group,) = groups(of)
+    return {row.preset: row for row in headline(group)}
+
+
+def test_times_and_factors_are_those_of_the_raw_samples() -> None:
+    table = rows(
+        result(
+            [
+                timed("baseline", 0, [1.0, 3.0]),
+                timed("baseline", 1, [2.0, 4.0]),
+                timed("cache", 0, [0.5, 1.5]),
+                timed("cache", 1, [0.7, 1.5]),
+            ]
+        )
+    )
+    baseline, cache = table["baseline"], table["cache"]
+    assert baseline.time is not None
+    assert baseline.time.values == (2.0, 3.0)
+    assert baseline.factor is None
+    assert baseline.factor_note == "reference"
+    assert cache.factor is not None
+    assert cache.factor.value == pytest.approx(math.sqrt((2.0 / 1.0) * (3.0 / 1.1)))
+    assert cache.factor.n == 2
+
+
+def test_warm_ups_count_for_nothing() -> None:
+    table = rows(result([timed("baseline", 0, [1.0, 1.0])]))
+    assert table["baseline"].time is not None
+    assert table["baseline"].time.values == (1.0,)
+
+
+def test_calls_of_one_process_are_one_value() -> None:
+    table = rows(result([timed("baseline", 0, [1.0, 1.1, 0.9, 1.0])]))
+    assert table["baseline"].time is not None
+    assert (table["baseline"].time.mean.n, table["baseline"].time.mean.interval) == (1, None)
+
+
+def test_a_single_round_gives_a_factor_without_an_interval_and_no_claim() -> None:
+    table = rows(result([timed("baseline", 0, [1.0, 1.0]), timed("cache", 0, [0.5, 0.5])]))
+    assert table["cache"].factor is not None
+    assert table["cache"].factor.interval is None
+    assert "no preset can be called faster" in speed_finding(list(table.values()))
+
+
+def test_without_baseline_times_stand_alone() -> None:
+    table = rows(result([timed("cache", 0, [0.5, 0.5]), timed("cache", 1, [0.5, 0.5])]))
+    assert table["cache"].time is not None
+    assert (table["cache"].factor, table["cache"].factor_note) == (None, "no baseline")
+    assert speed_finding(list(table.values())) == "No preset could be compared with baseline."
+
+
+def test_a_failed_baseline_is_a_row_and_leaves_the_others_without_factor() -> None:
+    failed = record("baseline", 0, status="oom", reason="The GPU has too little memory: choose a smaller size.")
+    table = rows(result([failed, timed("cache", 0, [0.5, 0.5])]))
+    assert (table["baseline"].status, table["baseline"].time) == ("oom", None)
+    assert table["baseline"].reason == failed.reason
+    assert table["cache"].factor_note == "no baseline"
+
+
+def test_failures_are_rows_and_partial_failures_are_counted(tmp_path: Path) -> None:
+    table = rows(full(ResultStore(tmp_path)))
+    assert list(table) == ["baseline", "cache", "fragile", "compile"]
+    assert (table["compile"].status, table["compile"].reason) == ("refused", "There is no C++ compiler: install g++.")
+    assert len(table["compile"].failures) == 3
+    assert table["fragile"].status == "ok"
+    assert [failure.status for failure in table["fragile"].failures] == ["crash"]
+    assert table["fragile"].factor is not None
+    assert table["fragile"].factor.n == 2
+
+
+def test_a_file_of_failures_only_still_has_its_rows() -> None:
+    table = rows(result([record("baseline", 0, status="crash", reason="It fell over.", checkpoint=None)]))
+    assert (table["baseline"].status, table["baseline"].time) == ("crash", None)
+
+
+def test_no_records_no_groups() -> None:
+    assert groups(result([])) == ()
+
+
+def test_emulated_kernels_are_never_a_speed() -> None:
+    runs = [timed("baseline", r, [1.0, 1.0]) for r in (0, 1)]
+    runs += [timed("float8", r, [0.5, 0.5 + 0.01 * r], labels=(EMULATED,)) for r in (0, 1)]
+    table = rows(result(runs))
+    assert (table["float8"].factor, table["float8"].factor_note) == (None, "emulated kernel: not a speed")
+    assert table["float8"].labels == (EMULATED,)
+    assert "float8" not in speed_finding(list(table.values()))
+
+
+def test_computed_steps_memory_and_cold_numbers() -> None:
+    samples = [
+        sample("a", 9.0, warmup=True, memory=Memory(allocated_peak_bytes=99)),
+        sample("a", 1.0, skipped=1, memory=Memory(allocated_peak_bytes=5, host_rss_peak_bytes=7)),
+        sample("b", 1.0, skipped=3, memory=Memory(allocated_peak_bytes=6)),
+    ]
+    row = rows(result([record("cache", 0, samples)]))["cache"]
+    assert row.computed_steps is not None
+    assert (row.computed_steps.low, row.computed_steps.high, row.computed_steps.total) == (1, 3, 4)
+    assert row.computed_steps.mean == 2.0
+    assert row.memory == Memory(allocated_peak_bytes=6, host_rss_peak_bytes=7)
+    assert row.load is not None
+    assert row.load.value == 3.0
+    assert row.first_call is not None
+    assert row.first_call.value == 9.0
+
+
+def test_acceptance_counts_items_once_however_often_rounds_repeat_an_output(tmp_path: Path) -> None:
+    table = rows(full(ResultStore(tmp_path)))
+    assert table["baseline"].accepted is not None
+    assert (table["baseline"].accepted.value, table["baseline"].accepted.n) == (1.0, 2)
+    assert table["cache"].accepted is not None
+    assert (table["cache"].accepted.value, table["cache"].accepted.n) == (0.5, 2)
+    assert table["cache"].accepted_change is not None
+    assert (table["cache"].accepted_change.value, table["cache"].accepted_change.interval) == (-0.5, None)
+    assert table["compile"].accepted is None
+
+
+def test_scores_of_another_workload_do_not_count() -> None:
+    def measured(steps: int, image: str) -> Measurement:
+        samples = (sample("a", 1.0, images=[image], steps=steps), sample("b", 1.0, steps=steps))
+        return Measurement(workload=workload(steps=steps), first_call_s=1.0, samples=samples)
+
+    good, bad = "0" * 64, "1" * 64
+    scores = judged("a", good, done=True, kept=True) + judged("a", bad, done=False, kept=True)
+    run = record("baseline", 0, measurements=(measured(4, good), measured(2, bad)), scores=scores)
+    accepted = [headline(group)[0].accepted for group in groups(result([run]))]
+    assert [estimate and estimate.value for estimate in accepted] == [1.0, 0.0]
+
+
+def test_only_equal_workloads_checkpoints_and_machines_are_compared() -> None:
+    runs = [
+        timed("baseline", 0, [1.0, 1.0]),
+        timed("cache", 0, [0.5, 0.5], of=workload(steps=8)),
+        timed("cache", 1, [0.5, 0.5], checkpoint=RANDOM),
+        timed("cache", 2, [0.5, 0.5], environment={"cpu": "Another CPU"}),
+    ]
+    found = groups(result(runs))
+    assert len(found) == 4
+    assert all(row.factor is None for group in found for row in headline(group))
+
+
+def test_a_size_that_ran_out_of_memory_keeps_the_size_that_was_measured() -> None:
+    both = [timed("cache", 0, [1.0, 1.0]), timed("cache", 1, [4.0, 4.0], of=workload(width=256, height=256))]
+    died: dict[str, Any] = {"status": "oom", "reason": "Too little memory for 256x256."}
+    small, large = groups(result([timed("baseline", 0, [2.0, 2.0], **died), *both]))
+    assert small.failures == ()
+    assert headline(small)[0].time is not None
+    assert [failure.reason for failure in headline(large)[0].failures] == ["Too little memory for 256x256."]
+    assert headline(large)[0].time is None
+
+
+def test_a_run_that_failed_after_measuring_everything_is_still_said_to_have_failed() -> None:
+    (group,) = groups(result([timed("baseline", 0, [1.0, 1.0], status="crash", reason="It fell over at the end.")]))
+    assert [failure.status for failure in headline(group)[0].failures] == ["crash"]
+
+
+def test_a_run_that_missed_an_item_is_not_measured() -> None:
+    table = rows(result([record("cache", 0, [sample("a", 1.0)]), timed("baseline", 0, [1.0, 1.0])]))
+    assert (table["cache"].status, table["cache"].time) == ("not measured", None)
+    assert table["cache"].reason == "No run measured this workload in full."
+
+
+def test_the_finding_names_the_fastest_and_what_the_judge_says(tmp_path: Path) -> None:
+    finding = speed_finding(list(rows(full(ResultStore(tmp_path))).values()))
+    assert finding.startswith("cache is 2.00x as fast as baseline (95 % interval")
+    assert "accepts 50 % of its edits, and 100 % of baseline's" in finding
+    assert "Without a time: compile (refused)." in finding
+
+
+def test_no_finding_where_intervals_include_one() -> None:
+    walls = {0: (1.0, 0.6), 1: (1.0, 1.6), 2: (1.0, 0.9)}
+    runs = [timed("baseline", r, [b, b]) for r, (b, _) in walls.items()]
+    runs += [timed("cache", r, [c, c]) for r, (_, c) in walls.items()]
+    assert statistics.mean(c for _, c in walls.values()) > 1
+    assert speed_finding(list(rows(result(runs)).values())) == (
+        "No preset is faster than baseline beyond its 95 % interval."
+    )

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+
+from kontext_fast.report.groups import groups
+from kontext_fast.report.stages import stage_rows
+from tests.records.builder import record, result, sample, timed
+
+
+def test_stages_and_rest_add_up_to_the_call() -> None:
+    (group,) = groups(result([timed("baseline", r, [1.0 + r, 2.0 + r]) for r in (0, 1)]))
+    (row,) = stage_rows(group)
+    assert row.stages["denoise"] == pytest.approx(0.8 * 2.0)
+    assert sum(row.stages.values()) + row.rest == pytest.approx(2.0)
+
+
+def test_steps_are_told_apart_by_kind_and_absent_kinds_are_absent() -> None:
+    slow_then_fast = sample("a", 1.0, skipped=2).model_copy(update={"steps_s": (0.4, 0.2, 0.01, 0.03)})
+    (group,) = groups(result([record("cache", 0, [slow_then_fast, slow_then_fast.model_copy(update={"item": "b"})])]))
+    (row,) = stage_rows(group)
+    assert row.steps == {"refresh": pytest.approx(0.3), "skipped": pytest.approx(0.02)}
+
+
+def test_a_preset_that_was_not_measured_has_no_row() -> None:
+    (group,) = groups(
+        result([timed("baseline", 0, [1.0, 1.0]), record("compile", 0, status="refused", reason="No compiler.")])
+    )
+    assert [row.preset for row in stage_rows(group)] == ["baseline"]
