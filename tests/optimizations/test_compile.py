@@ -1,0 +1,149 @@
+"""Compiling: artifacts survive the process, damage is noticed, and reverting is complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.compile import Compile
+from kontext_fast.optimizations.compile_artifacts import cache_root, directory_for
+from kontext_fast.optimizations.machine import Machine
+from tests.pipelines import render, small_pipeline
+
+needs_compiler = pytest.mark.skipif(
+    Compile().refusal(Machine.detect("cpu")) is not None, reason="no C++ compiler on this machine"
+)
+
+# One matrix product stands for the transformer: the store does not care what was compiled, and no C++ is generated.
+PROCESS = """
+import json, sys
+from pathlib import Path
+import torch
+from torch._dynamo.utils import counters
+from kontext_fast.optimizations.compile_artifacts import ArtifactStore
+
+store = ArtifactStore(Path(sys.argv[1]))
+loaded = store.load()
+before = store.save_new()
+torch.compile(lambda x: x @ x)(torch.ones(8, 8))
+after = store.save_new()
+print(json.dumps([loaded, before, after, store.save_new(), counters["aot_autograd"]["autograd_cache_hit"]]))
+"""
+
+
+def _run_process(store: Path, inductor: Path) -> list[Any]:
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(inductor)}
+    command = [sys.executable, "-c", PROCESS, str(store)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    result: list[Any] = json.loads(finished.stdout)
+    return result
+
+
+@needs_compiler
+def test_artifacts_survive_the_process_and_damage_is_discarded_and_rebuilt(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    assert _run_process(store, tmp_path / "one") == ["none", False, True, False, 0]
+    (artifacts,) = store.iterdir()
+    assert _run_process(store, tmp_path / "two") == ["loaded", False, False, False, 1]
+    assert list(store.iterdir()) == [artifacts]
+
+    content = bytearray(artifacts.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    artifacts.write_bytes(content)
+    assert _run_process(store, tmp_path / "three") == ["discarded", False, True, False, 0]
+    assert len(list(store.iterdir())) == 1
+    assert _run_process(store, tmp_path / "four")[0] == "loaded"
+
+
+@needs_compiler
+def test_the_facts_say_what_happened_and_the_transformer_is_really_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("KONTEXT_FAST_CACHE", str(tmp_path))
+    pipe = small_pipeline()
+    untouched = render(pipe)
+    with accelerate(pipe, [Compile()], quiet=True) as acceleration:
+        assert acceleration.facts["compile"] == {"artifacts": "none"}
+        blocks = [*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks]
+        assert all(block._compiled_call_impl is not None for block in blocks)
+        assert pipe.transformer._compiled_call_impl is None
+        torch._dynamo.reset()  # type: ignore[no-untyped-call]
+        graphs = counters["stats"]["unique_graphs"]
+        images = render(pipe)
+        assert counters["stats"]["unique_graphs"] >= graphs + 2
+        assert acceleration.facts["compile"] == {"artifacts": "saved"}
+        (stored,) = directory_for(pipe.transformer, Compile().parameters()).iterdir()
+        render(pipe)
+        assert list(stored.parent.iterdir()) == [stored]
+    with accelerate(pipe, [Compile()], quiet=True) as again:
+        assert again.facts["compile"] == {"artifacts": "loaded"}
+    assert all("_compiled_call_impl" not in vars(block) for block in blocks)
+    np.testing.assert_array_equal(render(pipe), untouched)
+    np.testing.assert_allclose(images, untouched, rtol=0, atol=1e-3)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_whole_transformer_compiles_as_one_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("KONTEXT_FAST_CACHE", str(tmp_path))
+    pipe = small_pipeline()
+    untouched = render(pipe, steps=2)
+    graphs = counters["stats"]["unique_graphs"]
+    with accelerate(pipe, [Compile(mode="whole")], quiet=True):
+        np.testing.assert_allclose(render(pipe, steps=2), untouched, rtol=0, atol=1e-3)
+    assert counters["stats"]["unique_graphs"] == graphs + 1
+    np.testing.assert_array_equal(render(pipe, steps=2), untouched)
+
+
+def test_the_directory_tells_architectures_parameters_and_precisions_apart() -> None:
+    small, other = small_pipeline().transformer, small_pipeline(single=2).transformer
+    parameters = Compile().parameters()
+    directories = {
+        directory_for(small, parameters),
+        directory_for(other, parameters),
+        directory_for(small, Compile(max_autotune=True).parameters()),
+        directory_for(small.to(torch.bfloat16), parameters),
+    }
+    assert len(directories) == 4
+    assert directory_for(small_pipeline().transformer, parameters) in directories
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KONTEXT_FAST_CACHE", str(tmp_path))
+    assert cache_root() == tmp_path
+    monkeypatch.delenv("KONTEXT_FAST_CACHE")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_root() == tmp_path / "xdg" / "kontext-fast"
+
+
+def test_what_cannot_be_compiled_is_refused_when_applied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    from kontext_fast.optimizations.plan import resolve
+
+    monkeypatch.setenv("KONTEXT_FAST_CACHE", str(tmp_path))
+    able = Machine(device="cpu", memory_bytes=1, cxx="g++", cc=None, triton=False, torch="2.13.0", platform="x")
+    plan = resolve([Compile()], able)
+    compiled = small_pipeline()
+    compiled.transformer.compile_repeated_blocks()
+    with pytest.raises(InvalidInput, match="compiled already"):
+        plan.apply(compiled)
+    hooked = small_pipeline()
+    add_hook_to_module(hooked.transformer.transformer_blocks[0].attn, ModelHook())
+    with pytest.raises(InvalidInput, match="offloading"):
+        plan.apply(hooked)
