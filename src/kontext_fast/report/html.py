@@ -85,7 +85,6 @@ def _run_facts(result: ResultFile) -> tuple[Fact, ...]:
         Fact("Date", " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else write.NOT_MEASURED),
         Fact("Suite", f"{result.suite} ({write.count(len(rounds), 'round')})"),
         Fact("Processes", str(len(result.records))),
-        Fact("Command", result.command),
         Fact("Version", f"kontext-fast {result.kontext_fast_version}"),
     )
 

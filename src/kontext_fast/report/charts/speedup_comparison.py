@@ -2,51 +2,19 @@
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
-from kontext_fast.report.groups import BASELINE, Group, groups
+from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.headline import Row, headline
 from kontext_fast.report.notes import speed_finding, workload_name
-from kontext_fast.stats.summary import Estimate
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from kontext_fast.report.speed_picture import Bar, Panel, picture
 
 FILE = Path("performance") / "speedup_comparison.png"
 TITLE = "Time per call, and how many times as fast as baseline"
-
-# Okabe and Ito's palette, which people with any common colour blindness can tell apart.
-BASELINE_COLOR, PRESET_COLOR, INTERVAL_COLOR, MUTED = "#8a8f98", "#0072b2", "#1c1d1f", "#5f656e"
-FAILURE_COLOR = "#a3330b"
-
-WIDTH_IN, ROW_IN, DPI = 12.0, 0.62, 150
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One preset as it is plotted; seconds per call."""
-
-    preset: str
-    time: Estimate | None
-    processes: tuple[float, ...]
-    factor: Estimate | None
-    note: str | None
-    """Written in place of what is missing: the reason of a failure, or why there is no factor."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    title: str
-    subtitle: str
-    bars: tuple[Bar, ...]
-    finding: str
 
 
 def plotted(result: ResultFile) -> tuple[Panel, ...]:
@@ -59,7 +27,7 @@ def draw(result: ResultFile, folder: Path) -> Chart:
     panels = plotted(result)
     path = folder / FILE
     if panels:
-        write_atomically(path, _picture(panels))
+        write_atomically(path, picture(panels))
     else:
         path.unlink(missing_ok=True)
     return Chart(
@@ -67,7 +35,8 @@ def draw(result: ResultFile, folder: Path) -> Chart:
         title=TITLE,
         how_to_read=(
             "Left: the mean wall time of one call (image in, image out), shorter is better; dots are single processes. "
-            "Right: baseline's time over the preset's, paired by round; right of the line at 1 is faster. "
+            "Right: baseline's time over the preset's, paired by round; right of the line at 1 is faster, "
+            "on a logarithmic scale. "
             "Whiskers are 95 % intervals over processes; a preset is faster only where they stay right of 1."
         ),
         takeaway=" ".join(panel.finding if len(panels) == 1 else f"{panel.title}: {panel.finding}" for panel in panels),
@@ -107,138 +76,3 @@ def _spoken(panel: Panel) -> str:
             factor = f", {write.factor(bar.factor)} as fast as baseline" if bar.factor else ""
             parts.append(f"{bar.preset} {write.seconds_estimate(bar.time)}{factor}")
     return f"Bars of time per call and points of factors for {panel.title}: {'; '.join(parts)}."
-
-
-def _picture(panels: tuple[Panel, ...]) -> bytes:
-    """The PNG; the figure is made without pyplot, so that no global state is touched."""
-    from matplotlib.figure import Figure
-
-    heights = [ROW_IN * len(panel.bars) + 1.7 for panel in panels]
-    figure = Figure(figsize=(WIDTH_IN, sum(heights)), dpi=DPI, facecolor="white")
-    top = sum(heights)
-    for panel, height in zip(panels, heights, strict=True):
-        _draw_panel(figure, panel, top / sum(heights), height / sum(heights), sum(heights))
-        top -= height
-    png = io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})
-    return png.getvalue()
-
-
-def _draw_panel(figure: Any, panel: Panel, top: float, height: float, inches: float) -> None:
-    """`top` and `height` are fractions of the figure, which is `inches` high."""
-    bottom = top - height + 0.55 / inches
-    axes_height = height - 1.7 / inches
-    figure.text(0.015, top - 0.38 / inches, panel.title, fontsize=16, fontweight="bold", parse_math=False)
-    figure.text(0.015, top - 0.68 / inches, panel.subtitle, fontsize=11, color=MUTED, parse_math=False)
-    factors = figure.add_axes((0.56, bottom, 0.42, axes_height))
-    times = figure.add_axes((0.15, bottom, 0.36, axes_height), facecolor="none")
-    for axes, label in ((times, "seconds per call"), (factors, "times as fast as baseline")):
-        _clean(axes, len(panel.bars), label)
-    for y, bar in enumerate(panel.bars):
-        color = BASELINE_COLOR if bar.preset == BASELINE else PRESET_COLOR
-        times.text(
-            -0.02,
-            y,
-            bar.preset,
-            transform=times.get_yaxis_transform(),
-            ha="right",
-            va="center",
-            fontsize=12.5,
-            parse_math=False,
-        )
-        _draw_time(times, y, bar, color)
-        _draw_factor(factors, y, bar, color)
-    _scale(times, factors, panel)
-
-
-def _clean(axes: Axes, bars: int, label: str) -> None:
-    axes.set_ylim(bars - 0.45, -0.55)
-    axes.set_yticks([])
-    axes.set_xlabel(label, fontsize=11, color=MUTED)
-    axes.tick_params(axis="x", labelsize=10.5, colors=MUTED, length=0)
-    axes.grid(axis="x", color="#e4e6e9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _draw_time(axes: Axes, y: int, bar: Bar, color: str) -> None:
-    if bar.time is None:
-        _write_failure(axes, y, bar)
-        return
-    axes.barh(y, bar.time.value, height=0.52, color=color, alpha=0.85, linewidth=0)
-    if bar.time.interval:
-        _whisker(axes, y, bar.time)
-    axes.plot(bar.processes, [y] * len(bar.processes), "o", markersize=4, mfc="white", mec=INTERVAL_COLOR, mew=0.8)
-    end = max(_extent(bar.time), *bar.processes)
-    axes.annotate(
-        f"{write.seconds_estimate(bar.time)}  n={bar.time.n}",
-        (end, y),
-        xytext=(6, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=11.5,
-    )
-
-
-def _write_failure(axes: Axes, y: int, bar: Bar) -> None:
-    """In the place of its bar and its factor, over both panels."""
-    axes.text(
-        0.01,
-        y,
-        _shortened(bar.note or "", 108),
-        transform=axes.get_yaxis_transform(),
-        va="center",
-        fontsize=11.5,
-        color=FAILURE_COLOR,
-        parse_math=False,
-    )
-
-
-def _draw_factor(axes: Axes, y: int, bar: Bar, color: str) -> None:
-    if bar.time is None:
-        return
-    if bar.factor is None:
-        axes.annotate(
-            bar.note or "", (1.0, y), xytext=(9, 0), textcoords="offset points", va="center", fontsize=11.5, color=MUTED
-        )
-        return
-    if bar.factor.interval:
-        _whisker(axes, y, bar.factor)
-    axes.plot([bar.factor.value], [y], "o", markersize=10, color=color)
-    interval = write.factor_range(bar.factor)
-    words = f"{write.factor(bar.factor)}  ({interval})" if interval else f"{write.factor(bar.factor)}  (no interval)"
-    axes.annotate(
-        words, (_extent(bar.factor), y), xytext=(9, 0), textcoords="offset points", va="center", fontsize=11.5
-    )
-
-
-def _extent(estimate: Estimate) -> float:
-    """The right end of its drawing, where the words begin."""
-    return max(estimate.value, estimate.interval[1]) if estimate.interval else estimate.value
-
-
-def _whisker(axes: Axes, y: int, estimate: Estimate) -> None:
-    low, high = estimate.interval or (estimate.value, estimate.value)
-    axes.plot([low, high], [y, y], color=INTERVAL_COLOR, linewidth=1.6, solid_capstyle="butt")
-    axes.plot([low, high], [y, y], "|", color=INTERVAL_COLOR, markersize=9, markeredgewidth=1.6)
-
-
-def _scale(times: Axes, factors: Axes, panel: Panel) -> None:
-    """Times start at zero, so that lengths can be compared; room is left for the words behind the longest bar."""
-    longest = max(max(_extent(bar.time), *bar.processes) for bar in panel.bars if bar.time)
-    times.set_xlim(0, longest * 1.42)
-    ends = [1.0]
-    for bar in panel.bars:
-        if bar.factor:
-            ends += [bar.factor.value, *(bar.factor.interval or ())]
-    low, high = min(ends), max(ends)
-    span = max(high - low, 0.2)
-    factors.set_xlim(low - 0.12 * span, high + 0.95 * span)
-    measured = [y for y, bar in enumerate(panel.bars) if bar.time]
-    for y in measured:
-        factors.plot([1, 1], [y - 0.5, y + 0.5], color=INTERVAL_COLOR, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
-
-
-def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3].rstrip() + "..."
