@@ -11,10 +11,19 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
-from torch import nn
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig, T5Config, T5EncoderModel, T5TokenizerFast
+from torch import nn
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 IMAGE_SIZE = 128
 TEXT_TOKENS = 48
@@ -41,7 +50,9 @@ def build_transformer() -> FluxTransformer2DModel:
         guidance_embeds=True,
         axes_dims_rope=(8, 12, 12),
     )
-    modulations = [module.linear for name, module in transformer.named_modules() if hasattr(module, "linear") and "norm" in name]
+    modulations = [
+        module.linear for name, module in transformer.named_modules() if hasattr(module, "linear") and "norm" in name
+    ]
     for layer in (*modulations, transformer.proj_out):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -140,7 +151,11 @@ def build_clip_tokenizer(sentences: Iterable[str]) -> CLIPTokenizer:
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(" ", "removed"),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from architecture import IMAGE_SIZE, TEXT_TOKENS
 from transformers import AutoTokenizer
 
-from architecture import IMAGE_SIZE, TEXT_TOKENS
 from kontext_fast.items.shapes.dataset import SLOTS, CaptionItem, ShapesItem, draw_caption, draw_item
 from kontext_fast.items.shapes.edits import EDIT_KINDS
 from kontext_fast.items.shapes.render import render_arrays

@@ -66,7 +66,9 @@ def train(
     Resumes from `folder/<name>.state.pt`, written every minute and at the end. `loss_of(step)` returns the loss and
     figures to log. A loss that is not finite raises FloatingPointError.
     """
-    parameters = [parameter for module in modules.values() for parameter in module.parameters() if parameter.requires_grad]
+    parameters = [
+        parameter for module in modules.values() for parameter in module.parameters() if parameter.requires_grad
+    ]
     device = parameters[0].device
     optimizer = torch.optim.AdamW(
         parameters, lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda"

@@ -87,28 +87,24 @@ def _exact(shape: Shape) -> Wanted:
 def _changed(kind: str, scene: Scene, old: Shape, new: Shape, words: Mapping[str, str]) -> Edit:
     """An edit with one answer: `old` becomes `new`, everything else stays."""
     kept = scene.without(old)
-    return Edit(
-        kind, words, scene.exchanging(old, new), Expectation(kept.shapes, (_exact(new),), scene.background)
-    )
+    return Edit(kind, words, scene.exchanging(old, new), Expectation(kept.shapes, (_exact(new),), scene.background))
 
 
 def _recolor(rng: np.random.Generator, scene: Scene) -> Edit:
     old = _any_shape(rng, scene)
-    new = replace(old, color=pick(rng, COLORS.keys() - {old.color}))
+    new = replace(old, color=pick(rng, COLORS, besides=[old.color]))
     return _changed("recolor", scene, old, new, {"shape": _phrase(rng, scene, old), "color": new.color})
 
 
 def _remove(rng: np.random.Generator, scene: Scene) -> Edit:
     old = _any_shape(rng, scene)
     target = scene.without(old)
-    return Edit(
-        "remove", {"shape": _phrase(rng, scene, old)}, target, Expectation(target.shapes, (), scene.background)
-    )
+    return Edit("remove", {"shape": _phrase(rng, scene, old)}, target, Expectation(target.shapes, (), scene.background))
 
 
 def _move(rng: np.random.Generator, scene: Scene) -> Edit | None:
     old = _any_shape(rng, scene)
-    place = pick(rng, PLACES.keys() - {old.place})
+    place = pick(rng, PLACES, besides=[old.place])
     new = replace(old, x=PLACES[place][0], y=PLACES[place][1])
     if not is_clear(scene, new, ignoring=old):
         return None
@@ -117,7 +113,7 @@ def _move(rng: np.random.Generator, scene: Scene) -> Edit | None:
 
 def _resize(rng: np.random.Generator, scene: Scene) -> Edit | None:
     old = _any_shape(rng, scene)
-    size = pick(rng, RADII.keys() - {old.size})
+    size = pick(rng, RADII, besides=[old.size])
     new = replace(old, radius=RADII[size])
     if not is_clear(scene, new, ignoring=old):
         return None
@@ -126,7 +122,7 @@ def _resize(rng: np.random.Generator, scene: Scene) -> Edit | None:
 
 def _replace(rng: np.random.Generator, scene: Scene) -> Edit | None:
     old = _any_shape(rng, scene)
-    new = replace(old, kind=pick(rng, [kind for kind in KINDS if kind != old.kind]))
+    new = replace(old, kind=pick(rng, KINDS, besides=[old.kind]))
     if any((new.kind, new.color) == (other.kind, other.color) for other in scene.shapes):
         return None
     return _changed("replace", scene, old, new, {"shape": _phrase(rng, scene, old), "kind": new.kind})
@@ -144,7 +140,7 @@ def _background_color(rng: np.random.Generator, scene: Scene) -> Edit | None:
 def _recolor_freely(rng: np.random.Generator, scene: Scene) -> Edit:
     old = _any_shape(rng, scene)
     colors = frozenset(COLORS) - {old.color}
-    target = scene.exchanging(old, replace(old, color=pick(rng, sorted(colors))))
+    target = scene.exchanging(old, replace(old, color=pick(rng, COLORS, besides=[old.color])))
     wanted = Wanted(old.kind, colors, (old.x, old.y), old.radius)
     expected = Expectation(scene.without(old).shapes, (wanted,), scene.background)
     return Edit("recolor freely", {"shape": _phrase(rng, scene, old)}, target, expected)
@@ -168,9 +164,7 @@ def _add(rng: np.random.Generator, scene: Scene) -> Edit | None:
         return None
     says_color, says_size = rng.uniform() < 0.5, rng.uniform() < 0.6
     described = " ".join([*([size] if says_size else []), *([color] if says_color else []), kind])
-    wanted = Wanted(
-        kind, frozenset({color} if says_color else COLORS), None, RADII[size] if says_size else None
-    )
+    wanted = Wanted(kind, frozenset({color} if says_color else COLORS), None, RADII[size] if says_size else None)
     expected = Expectation(scene.shapes, (wanted,), scene.background)
     return Edit("add", {"new": described}, scene.adding([shape]), expected)
 
@@ -194,7 +188,7 @@ def _scatter(rng: np.random.Generator, scene: Scene) -> Edit | None:
 
 
 def _background_pattern(rng: np.random.Generator, scene: Scene) -> Edit:
-    pattern = pick(rng, [name for name in PATTERNS if name not in ("plain", scene.background.pattern)])
+    pattern = pick(rng, PATTERNS, besides=["plain", scene.background.pattern])
     target = replace(scene, background=random_background(rng, pattern))
     expected = Expectation(scene.shapes, (), None, pattern)
     return Edit("background pattern", {"pattern": pattern}, target, expected)

@@ -29,7 +29,13 @@ _PATTERN_WORDS = {
     "checks": ("a checkered background", "a background with checks"),
     "speckle": ("a speckled background", "a background with specks"),
 }
-_PLACE_WORDS = {"top": "the top", "bottom": "the bottom", "left": "the left", "right": "the right", "center": "the center"}
+_PLACE_WORDS = {
+    "top": "the top",
+    "bottom": "the bottom",
+    "left": "the left",
+    "right": "the right",
+    "center": "the center",
+}
 
 TEMPLATES: Mapping[str, Wordings] = {
     "recolor": Wordings(
@@ -257,7 +263,11 @@ TEMPLATES: Mapping[str, Wordings] = {
             "{ground} with {shapes}",
             "i want {shapes} on {ground}",
         ),
-        ("a picture with {shapes} on {ground}", "an image of {shapes} over {ground}", "there should be {shapes} on {ground}"),
+        (
+            "a picture with {shapes} on {ground}",
+            "an image of {shapes} over {ground}",
+            "there should be {shapes} on {ground}",
+        ),
     ),
 }
 _OPENINGS = ("", "", "", "", "please ", "can you ", "could you ", "now ")

@@ -93,7 +93,9 @@ def _specks(background: Any, u: Any, v: Any, size: int, xp: Any) -> Any:
         table, kept = _SPECKS.reshape(-1, 2), _SPECK_KEPT.reshape(-1)
     else:
         index = index.long()
-        table, kept = (xp.as_tensor(a, device=background.device) for a in (_SPECKS.reshape(-1, 2), _SPECK_KEPT.reshape(-1)))
+        table, kept = (
+            xp.as_tensor(a, device=background.device) for a in (_SPECKS.reshape(-1, 2), _SPECK_KEPT.reshape(-1))
+        )
     dx = u * SPECKLE_CELLS - column - table[:, 0][index]
     dy = v * SPECKLE_CELLS - row - table[:, 1][index]
     distance = xp.sqrt(dx * dx + dy * dy) - SPECK_RADIUS

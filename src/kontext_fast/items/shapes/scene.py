@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -138,9 +138,13 @@ def is_clear(scene: Scene, shape: Shape, ignoring: Shape | None = None) -> bool:
     return True
 
 
-def pick(rng: np.random.Generator, names: Collection[str]) -> str:
-    """One of `names`, all equally likely."""
-    return tuple(names)[int(rng.integers(len(names)))]
+def pick(rng: np.random.Generator, names: Iterable[str], besides: Collection[str] = ()) -> str:
+    """One of `names` that is not in `besides`, all equally likely.
+
+    `names` must be ordered (no set): the order decides which one a seed picks.
+    """
+    choice = [name for name in names if name not in besides]
+    return choice[int(rng.integers(len(choice)))]
 
 
 def random_background(rng: np.random.Generator, pattern: str | None = None) -> Background:

@@ -1,0 +1,49 @@
+# Everything runs in a virtual environment of its own: `make demo` and `make test` need nothing but Python 3.11 to 3.13.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test test-full check format wheel clean
+
+help:
+	@echo "make demo       edit, measure, judge and report on the bundled checkpoint; no GPU, no network beyond PyPI"
+	@echo "make test       install, then the tests"
+	@echo "make test-full  the slow tests as well"
+	@echo "make check      linter, format and types"
+	@echo "make wheel      build the wheel and install it into an empty environment"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "kontext-fast needs Python 3.11 to 3.13; run make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/kontext demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-full: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: $(INSTALLED)
+	$(BIN)/python -m build --wheel --outdir dist
+	$(PYTHON) -m venv build/wheel-check
+	build/wheel-check/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	build/wheel-check/bin/kontext --version
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
