@@ -126,9 +126,8 @@ def test_debug_belongs_to_us_only_before_a_lone_dash_dash() -> None:
 
 def test_a_reader_that_leaves_is_no_error() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    program = "import sys; from kontext_fast.cli.main import main; sys.stdout.reconfigure(write_through=True); main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", program, "--help"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", START, "--help"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     process.stdout.close()

@@ -34,11 +34,12 @@ def run(arguments: list[str]) -> int:
     arguments, debug = _without_debug(arguments)
     _silence_libraries()
     try:
-        _invoke(arguments or ["--help"])
-    except typer.Exit as leave:
-        return leave.exit_code
+        code = _invoke(arguments or ["--help"])
+        # Here, not when Python ends: only here can a reader that left be handled.
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
-        # Whoever read our output has left; there is nobody to tell, and Python must not try again at its end.
+        # Nobody is left to tell, and what is still buffered must not fail again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where every error ends
@@ -47,14 +48,17 @@ def run(arguments: list[str]) -> int:
         code, sentence = _explain(error)
         print(" ".join(sentence.split()), file=sys.stderr)
         return code
-    return 0
 
 
-def _invoke(arguments: list[str]) -> None:
+def _invoke(arguments: list[str]) -> int:
     # Not `app()`: it answers Ctrl-C and usage errors in several lines of its own.
     command = typer.main.get_command(_build_app())
-    with command.make_context("kontext", arguments) as context:
-        command.invoke(context)
+    try:
+        with command.make_context("kontext", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as leave:
+        return leave.exit_code
+    return 0
 
 
 def _build_app() -> typer.Typer:
