@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import json as json_format
 import shlex
-import sys
 from concurrent.futures import ProcessPoolExecutor
-from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kontext_fast.cli import options
-from kontext_fast.cli.progress import Bar, progress_bar
-from kontext_fast.errors import GateFailed, InvalidInput, Refused
+from kontext_fast.cli.progress import progress_bar
+from kontext_fast.cli.suite_run import Display, free_folder, raise_for_failures, say
+from kontext_fast.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from kontext_fast.bench.runner import Where
-    from kontext_fast.records.schema import Record, ResultFile
+    from kontext_fast.records.schema import ResultFile
+
+
+_OF_A_RUN = {"run_id", "preset", "round", "status", "reason"}
 
 
 def command(
@@ -53,12 +54,14 @@ def command(
     """Measure presets against each other; write records that `kontext report` reads."""
     from kontext_fast.bench.runner import run_suite
     from kontext_fast.bench.suites import kind_of, read_suite
+    from kontext_fast.records.store import ResultStore
+    from kontext_fast.verify import judge_records
 
     suite_file = read_suite(suite)
-    folder = _free_folder(out)
+    folder = free_folder(out, "bench")
     if checkpoint is None:
         checkpoint, reason = _default_checkpoint(device)
-        _say(f"The checkpoint is {checkpoint}, since {reason}.")
+        say(f"The checkpoint is {checkpoint}, since {reason}.")
     chosen = suite_file.resolve(kind_of(checkpoint)).override(
         presets=_split(presets),
         sizes=_split(sizes),
@@ -76,25 +79,21 @@ def command(
             checkpoint=checkpoint,
             device=device,
             command=command_line,
-            on_progress=_Display(bar).show,
+            on_progress=Display(bar).show,
         )
+        if any(record.checkpoint and record.checkpoint.kind == "tiny" for record in result.records):
+            bar.begin("judging the outputs")
+            store = ResultStore(folder)
+            judge_records(store)
+            result = store.load()
     _print_result(result, folder, as_json=json)
-    _raise_for_failures(result.records, folder)
+    raise_for_failures(result.records, folder)
 
 
 def _default_checkpoint(device: str | None) -> tuple[str, str]:
     """Asked in a process of its own: torch must not take memory and threads beside the runs that are measured."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(options.default_checkpoint, device).result()
-
-
-def _free_folder(out: Path | None) -> Path:
-    folder = out or Path(f"kontext-bench-{datetime.now():%Y%m%d-%H%M%S}")
-    if folder.exists() and not folder.is_dir():
-        raise InvalidInput(f"{folder} is a file; give --out a new or empty folder.")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InvalidInput(f"{folder} is not empty; give --out a new or empty folder.")
-    return folder
 
 
 def _command_line(**choices: str | int | None) -> str:
@@ -114,58 +113,14 @@ def _split_steps(text: str | None) -> tuple[int, ...] | None:
         raise InvalidInput(f"The step counts {text!r} are not whole numbers; write for example 4,28.") from None
 
 
-class _Display:
-    """A bar where someone can see it, and a line per run where stderr is a file."""
-
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
-        self._announced = -1
-
-    def show(self, where: Where) -> None:
-        run = f"round {where.round + 1}/{where.rounds} {where.preset}"
-        if sys.stderr.isatty():
-            self._bar.begin(" ".join([run, *_details(where)]), where.runs)
-            self._bar.step(where.run, where.runs)
-        elif where.run != self._announced:
-            self._announced = where.run
-            _say(f"run {where.run + 1} of {where.runs}: {run}")
-
-
-def _details(where: Where) -> list[str]:
-    details: list[str] = []
-    if (progress := where.progress) is not None:
-        details.append(progress.phase)
-        if progress.call:
-            details.append(f"{progress.call}/{progress.calls}")
-        if progress.step:
-            details.append(f"step {progress.step}/{progress.steps}")
-    if where.left_s is not None:
-        details.append(f"{int(where.left_s) // 60}:{int(where.left_s) % 60:02d} left")
-    return details
-
-
 def _print_result(result: ResultFile, folder: Path, *, as_json: bool) -> None:
-    runs: list[dict[str, Any]] = [
-        record.model_dump(mode="json", include={"run_id", "preset", "round", "status", "reason"})
-        for record in result.records
-    ]
+    from rich.console import Console
+
+    from kontext_fast.report.terminal import print_headline
+
+    print_headline(result, Console(highlight=False))
     if as_json:
+        runs = [record.model_dump(mode="json", include=_OF_A_RUN) for record in result.records]
         print(json_format.dumps({"folder": str(folder), "suite": result.suite, "runs": runs}))
-        return
-    for record in result.records:
-        if record.status != "ok":
-            _say(f"{record.preset}, round {record.round + 1}: {record.status}. {record.reason}")
-    print(f"Records are in {folder}; kontext report {shlex.quote(str(folder))} renders them.")
-
-
-def _raise_for_failures(records: tuple[Record, ...], folder: Path) -> None:
-    failed = [record for record in records if record.status not in ("ok", "refused")]
-    if failed:
-        names = ", ".join(dict.fromkeys(record.preset for record in failed))
-        raise GateFailed(f"{len(failed)} of {len(records)} runs failed ({names}); see the reasons in {folder}.")
-    if records and all(record.status == "refused" for record in records):
-        raise Refused("This machine refused every preset; kontext doctor says what it can run.")
-
-
-def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr)
+    else:
+        print(f"Records are in {folder}; render them with: kontext report {shlex.quote(str(folder))}")

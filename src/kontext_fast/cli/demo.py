@@ -1,0 +1,54 @@
+"""`kontext demo`: the whole job on `tiny` - edit, measure, judge and report - with no GPU, token or network."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kontext_fast.cli.options import Json
+from kontext_fast.cli.suite_run import Display, free_folder, raise_for_failures
+
+
+def command(
+    out: Annotated[
+        Path | None, typer.Option(help="New or empty folder. [default: kontext-demo-TIME]", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Do the whole job on the bundled checkpoint: edit, measure, judge, report."""
+    from rich.console import Console
+
+    from kontext_fast.bench.runner import run_suite
+    from kontext_fast.bench.suites import read_suite
+    from kontext_fast.cli.progress import progress_bar
+    from kontext_fast.cli.session import Setup, open_session
+    from kontext_fast.items.shapes import held_out
+    from kontext_fast.pipeline.request import EditRequest
+    from kontext_fast.records.store import ResultStore
+    from kontext_fast.report.publish import publish
+    from kontext_fast.report.terminal import print_headline
+    from kontext_fast.verify import judge_records
+
+    folder = free_folder(out, "demo")
+    suite = read_suite("quick").resolve("tiny")
+    with progress_bar() as bar:
+        run_suite(suite, folder, device="cpu", command="kontext demo", on_progress=Display(bar).show)
+        bar.begin("judging the outputs")
+        judge_records(ResultStore(folder))
+        bar.begin("writing the report")
+        written = publish(folder)
+    item = held_out(1, suite.seed)[0]
+    item.image.save(folder / "input.png")
+    request = EditRequest(item.instruction, item.image, seed=suite.seed)
+    with open_session(Setup(checkpoint="tiny", preset="baseline", lora=None, device="cpu")) as session:
+        edited = session.save(request, folder / "edited.png", source=folder / "input.png")
+    print_headline(written.result, Console(highlight=False))
+    if json:
+        print(json_format.dumps({"folder": str(folder), "page": str(written.page), "edit": edited}))
+    else:
+        print(f'"{item.instruction}": {folder / "input.png"} became {edited["path"]}.')
+        print(f"The page is {written.page}.")
+    raise_for_failures(written.result.records, folder)
