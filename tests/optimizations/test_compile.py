@@ -79,7 +79,7 @@ def test_the_facts_say_what_happened_and_the_transformer_is_really_compiled(
         blocks = [*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks]
         assert all(block._compiled_call_impl is not None for block in blocks)
         assert pipe.transformer._compiled_call_impl is None
-        torch._dynamo.reset()  # type: ignore[no-untyped-call]
+        torch._dynamo.reset()
         graphs = counters["stats"]["unique_graphs"]
         images = render(pipe)
         assert counters["stats"]["unique_graphs"] >= graphs + 2

@@ -12,15 +12,17 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations import first_block_forward
 from kontext_fast.optimizations.acceleration import Acceleration, accelerate
 from kontext_fast.optimizations.first_block_cache import FirstBlockCache
-from kontext_fast.optimizations.first_block_forward import Remembered, _change
+from kontext_fast.optimizations.first_block_forward import Remembered, _advance, _change
 from tests.pipelines import render, small_pipeline
 
 ALWAYS_BELOW = 1e9
 STEPS = 6
-RED, REMOVE = "make the background red", "remove the circle"
-FIRST = {"prompts": (RED,), "seeds": (1,)}
-SECOND = {"prompts": (REMOVE,), "seeds": (2,)}
-BOTH = {"prompts": (RED, REMOVE), "seeds": (1, 2)}
+RED, REMOVE, MOVE = "make the background red", "remove the circle", "move the star to the left"
+FIRST: dict[str, Any] = {"prompts": (RED,), "seeds": (1,)}
+SECOND: dict[str, Any] = {"prompts": (REMOVE,), "seeds": (2,)}
+THIRD: dict[str, Any] = {"prompts": (MOVE,), "seeds": (3,)}
+BOTH: dict[str, Any] = {"prompts": (RED, REMOVE), "seeds": (1, 2)}
+ALL: dict[str, Any] = {"prompts": (RED, REMOVE, MOVE), "seeds": (1, 2, 3)}
 
 
 @pytest.fixture(scope="module")
@@ -88,18 +90,42 @@ def first_drift(pipe: Any, images: dict[str, Any], patch: pytest.MonkeyPatch) ->
 
 
 def test_each_sample_of_a_batch_gets_what_it_gets_alone(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    drifts = [first_drift(pipe, images, monkeypatch) for images in (FIRST, SECOND)]
-    threshold = sum(drifts) / 2
-    alone = [cached(pipe, images, threshold=threshold) for images in (FIRST, SECOND)]
+    drifts = sorted(first_drift(pipe, images, monkeypatch) for images in (FIRST, SECOND, THIRD))
+    threshold = (drifts[0] + drifts[1]) / 2
+    alone = [cached(pipe, images, threshold=threshold) for images in (FIRST, SECOND, THIRD)]
     kinds = [acceleration.last_step_kinds() for _, acceleration in alone]
-    assert {kinds[0][2], kinds[1][2]} == {"refresh", "skipped"}
-    together, acceleration = cached(pipe, BOTH, threshold=threshold)
+    # At step 2 two samples compute, as a sub-batch, and one does not.
+    assert sorted(one[2] for one in kinds) == ["refresh", "refresh", "skipped"]
+    together, acceleration = cached(pipe, ALL, threshold=threshold)
     assert counts(acceleration) == [[counts(one)[0][0] for _, one in alone]]
     np.testing.assert_allclose(together, np.concatenate([images for images, _ in alone]), rtol=0, atol=1e-3)
-    expected = ["skipped" if pair == ("skipped", "skipped") else "refresh" for pair in zip(*kinds, strict=True)]
+    expected = ["skipped" if set(each) == {"skipped"} else "refresh" for each in zip(*kinds, strict=True)]
     assert acceleration.last_step_kinds() == expected
     # The samples differ by more than the tolerance, so swapped rows would have been seen.
     assert np.abs(together[0] - together[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("computing", [[True, False, True], [False, True, False], [True, True, True], [False] * 3])
+def test_every_sample_keeps_its_own_row(computing: list[bool]) -> None:
+    """Blocks that multiply by 10: what they add is 9 times their input."""
+    remembered = Remembered()
+    text, temb = torch.zeros(3, 1, 1), torch.zeros(3, 1)
+
+    def run_rest(image: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return image * 10, text
+
+    def advance(compute: list[bool], image: torch.Tensor) -> torch.Tensor:
+        return _advance(remembered, compute, image / 100, image, text, temb, run_rest)
+
+    start, later, last = (torch.tensor([1.0, 2, 3]).reshape(3, 1, 1) + shift for shift in (0, 10, 20))
+    assert torch.equal(advance([True] * 3, start), start * 10)
+    ran = torch.tensor(computing).reshape(3, 1, 1)
+    assert torch.equal(advance(computing, later), torch.where(ran, later * 10, later + start * 9))
+    assert torch.equal(advance([False] * 3, last), last + torch.where(ran, later, start) * 9)
+    assert remembered.first is not None
+    assert torch.equal(remembered.first, torch.where(ran, later, start) / 100)
+    assert remembered.computed == [1 + one for one in computing]
+    assert remembered.skips == [1 if one else 2 for one in computing]
 
 
 def test_true_cfg_keeps_two_states(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
