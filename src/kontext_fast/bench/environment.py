@@ -116,13 +116,10 @@ def _torch(device: str) -> dict[str, Any]:
 def _driver_facts(uuid: str) -> dict[str, Any]:
     """What only the driver knows. The card is found by its uuid, since its index in torch may be another one."""
     facts: dict[str, Any] = {"uuid_sha256": hashlib.sha256(uuid.encode()).hexdigest()}
-    try:
-        import pynvml
+    import pynvml
 
-        pynvml.nvmlInit()
-    except (ImportError, pynvml.NVMLError):
-        return facts
     try:
+        pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
     except pynvml.NVMLError:
         return facts
