@@ -95,6 +95,18 @@ def test_the_facts_say_what_happened_and_the_transformer_is_really_compiled(
 
 
 @needs_compiler
+def test_a_cache_that_cannot_be_written_costs_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("KONTEXT_FAST_CACHE", str(tmp_path / "file"))
+    pipe = small_pipeline()
+    with accelerate(pipe, [Compile()], quiet=True) as acceleration:
+        torch._dynamo.reset()
+        assert np.isfinite(render(pipe)).all()
+        assert acceleration.facts["compile"]["artifacts"].startswith("not saved (")
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+@needs_compiler
 @pytest.mark.slow
 def test_the_whole_transformer_compiles_as_one_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters

@@ -59,9 +59,9 @@ class Compile(Optimization):
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Compile on first use; nothing is compiled yet when this returns.
 
-        The fact `artifacts` is `loaded`, `none` or `discarded` (what was stored was corrupt), and `saved` after a
-        request that compiled something new. Raises InvalidInput if the transformer is compiled already or
-        offloaded layer by layer.
+        The fact `artifacts` is `loaded`, `none` or `discarded` (what was stored was corrupt); after a request that
+        compiled something new it is `saved`, or `not saved` with the reason.
+        Raises InvalidInput if the transformer is compiled already or offloaded layer by layer.
         """
         from kontext_fast.optimizations.compile_artifacts import ArtifactStore, directory_for
 
@@ -81,8 +81,12 @@ class Compile(Optimization):
             )
 
         def save(request: Request) -> None:
-            if store.save_new():
-                facts["artifacts"] = "saved"
+            try:
+                if store.save_new():
+                    facts["artifacts"] = "saved"
+            except OSError as error:
+                # The images are done; a full or read-only disk costs the next process time, not this one its result.
+                facts["artifacts"] = f"not saved ({error.strerror})"
 
         track_requests(pipe, undo).on_completed(save, undo)
         return facts
