@@ -1,11 +1,14 @@
-"""How many times as fast one configuration is as another, from processes that ran in the same rounds."""
+"""How many times as fast one configuration is as another, from values of processes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from kontext_fast.stats.summary import Estimate, mean_estimate
+import numpy as np
+from scipy.special import stdtrit
+
+from kontext_fast.stats.summary import CONFIDENCE, Estimate, mean_estimate
 
 
 def ratio_interval(baseline_by_round: Mapping[int, float], other_by_round: Mapping[int, float]) -> Estimate | None:
@@ -16,11 +19,50 @@ def ratio_interval(baseline_by_round: Mapping[int, float], other_by_round: Mappi
     t-interval of their logarithms, None for a single round. `n` counts the rounds that both have.
     None where they share no round.
     """
+    logs = log_ratios(baseline_by_round, other_by_round)
+    return _exponential(mean_estimate(logs)) if logs else None
+
+
+def log_ratios(baseline_by_round: Mapping[int, float], other_by_round: Mapping[int, float]) -> list[float]:
+    """log(baseline / other) of every round that both have, in the order of the rounds."""
     rounds = sorted(baseline_by_round.keys() & other_by_round.keys())
-    if not rounds:
+    return [math.log(baseline_by_round[round_]) - math.log(other_by_round[round_]) for round_ in rounds]
+
+
+def unpaired_ratio(before: Sequence[float], after: Sequence[float]) -> Estimate | None:
+    """The factor after / before of two benchmarks that share no rounds; all values are positive.
+
+    See `unpaired_log_ratio`; `n` is the smaller number of values.
+    """
+    return exponential_of(unpaired_log_ratio([math.log(v) for v in before], [math.log(v) for v in after]))
+
+
+def unpaired_log_ratio(before: Sequence[float], after: Sequence[float]) -> Estimate | None:
+    """mean(after) - mean(before) of logarithms with Welch's t-interval, which lets the two spread differently.
+
+    None where one side is empty; the interval is None where one side has a single value.
+    """
+    if not before or not after:
         return None
-    logs = [math.log(baseline_by_round[round_]) - math.log(other_by_round[round_]) for round_ in rounds]
-    of_logs = mean_estimate(logs)
+    difference = float(np.mean(after) - np.mean(before))
+    n = min(len(before), len(after))
+    if n < 2:
+        return Estimate(difference, None, n)
+    shares = [float(np.var(values, ddof=1)) / len(values) for values in (before, after)]
+    variance = sum(shares)
+    if variance == 0:
+        return Estimate(difference, (difference, difference), n)
+    spread = sum(share**2 / (len(values) - 1) for share, values in zip(shares, (before, after), strict=True))
+    half = float(stdtrit(variance**2 / spread, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
+    return Estimate(difference, (difference - half, difference + half), n)
+
+
+def exponential_of(of_logs: Estimate | None) -> Estimate | None:
+    """The factor whose logarithm was estimated."""
+    return None if of_logs is None else _exponential(of_logs)
+
+
+def _exponential(of_logs: Estimate) -> Estimate:
     low_high = of_logs.interval
     return Estimate(
         value=math.exp(of_logs.value),
