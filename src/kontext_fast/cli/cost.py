@@ -1,0 +1,89 @@
+"""`kontext cost`: what stored times cost, what a preset saves, and when it pays; runs nothing."""
+
+from __future__ import annotations
+
+import json as json_format
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from kontext_fast.cli.options import Json
+from kontext_fast.errors import InvalidInput
+
+# Spelled out again, because the cost package imports scipy and every --help imports this module.
+_Billing = Literal["by-use", "always-on", "reserved"]
+
+
+def cost(
+    records: Annotated[
+        Path,
+        typer.Argument(metavar="RECORDS", help="A folder that a bench wrote, or a JSON file of records in it."),
+    ],
+    images_per_day: Annotated[float, typer.Option(help="Volume.")] = 10_000,
+    billing: Annotated[
+        Literal["by-use", "always-on", "reserved"], typer.Option(help="How the GPUs are paid.")
+    ] = "by-use",
+    price: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID|USD",
+            help="A row of the price table, or dollars per GPU-hour. [default: the card's middle price]",
+            show_default=False,
+        ),
+    ] = None,
+    prices: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your own [[price]] rows in TOML.", show_default=False)
+    ] = None,
+    peak_share: Annotated[
+        float,
+        typer.Option(help="Of a day's images, what falls into the busiest hour.", show_default="1/24, an even load"),
+    ] = 1 / 24,
+    cold_starts: Annotated[float, typer.Option(help="Cold starts a day, paid by use.")] = 1,
+    development_usd: Annotated[
+        float | None, typer.Option(help="What it took to get there, for the payback.", show_default=False)
+    ] = None,
+    upkeep_usd: Annotated[float, typer.Option(help="What it takes every month, for the payback.")] = 0,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one line per preset here.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Price what records measured."""
+    from rich.console import Console
+
+    from kontext_fast.cost.analysis import Question, analyse
+    from kontext_fast.cost.billing import Demand
+    from kontext_fast.cost.export import as_csv, as_json
+    from kontext_fast.cost.licence import licence_notes
+    from kontext_fast.cost.prices import load_prices
+    from kontext_fast.cost.terminal import print_cost
+    from kontext_fast.records.atomic import write_atomically
+    from kontext_fast.records.store import ResultStore
+
+    question = Question(
+        demand=Demand(images_per_day=images_per_day, peak_share=peak_share, cold_starts_per_day=cold_starts),
+        today=date.today(),
+        billing=billing,
+        price=price,
+        development_usd=development_usd,
+        upkeep_usd_per_month=upkeep_usd,
+    )
+    table = load_prices(prices)
+    analysed = analyse(ResultStore.find(records).load(), table, question)
+    if csv is not None:
+        try:
+            write_atomically(csv, as_csv(analysed).encode())
+        except OSError as error:
+            raise InvalidInput(f"{csv} cannot be written ({error.strerror}): choose another file.") from error
+    console = Console(highlight=False)
+    for group in analysed:
+        print_cost(group, console)
+    for note in licence_notes(table):
+        console.print(note, markup=False)
+    if json:
+        print(json_format.dumps(as_json(analysed, table, question)))
+
+
+command = cost

@@ -1,0 +1,205 @@
+"""The cost of every preset in a file of records: what it costs, saves and repays, and where other ways are cheaper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+
+from kontext_fast.cost.billing import Basis, Billing, Cost, Demand, Tariff, Work, cost
+from kontext_fast.cost.cards import card_of
+from kontext_fast.cost.crossover import Crossover, fleet_instead_of_use, hosting_instead_of_api
+from kontext_fast.cost.fleet import RHO_MAX
+from kontext_fast.cost.measured import Measured, measured, paired_half_s
+from kontext_fast.cost.payback import Payback, images_to_repay_start, payback, savings_per_month
+from kontext_fast.cost.prices import Kind, Price, PriceTable, user_price
+from kontext_fast.errors import InvalidInput
+from kontext_fast.records.schema import ResultFile
+from kontext_fast.report.groups import BASELINE, Group, groups
+from kontext_fast.report.notes import workload_name
+from kontext_fast.stats.summary import Estimate
+
+NO_PRICE = "no price for this machine"
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked of the records."""
+
+    demand: Demand
+    today: date
+    billing: Billing = "by-use"
+    price: str | None = None
+    """Id of a row or dollars per GPU-hour; None takes the card's typical row."""
+    rho_max: float = RHO_MAX
+    development_usd: float | None = None
+    upkeep_usd_per_month: float = 0.0
+
+
+@dataclass(frozen=True)
+class PresetCost:
+    """One preset; what is None was not measured, has no price, or is of the baseline itself."""
+
+    preset: str
+    labels: tuple[str, ...]
+    seconds_per_image: Estimate | None
+    cold_start_s: float | None
+    """From nothing to the first image; where it was not measured, a cost by use leaves it out."""
+    cost: Cost | None
+    note: str | None
+    """Why there is no cost."""
+    savings_per_month: Estimate | None
+    """Against baseline; negative where the preset costs more."""
+    images_to_repay_start: float | None
+    payback: Payback | None
+    crossovers: tuple[Crossover, ...]
+
+
+@dataclass(frozen=True)
+class GroupCost:
+    """The runs that may be compared, priced."""
+
+    workload: str
+    checkpoint: str | None
+    machine: str | None
+    card: str | None
+    price: Price | None
+    refusal: str | None
+    """Why nothing is priced."""
+    demand: Demand
+    presets: tuple[PresetCost, ...]
+
+    @property
+    def basis(self) -> Basis | None:
+        return next((preset.cost.basis for preset in self.presets if preset.cost), None)
+
+
+def analyse(result: ResultFile, table: PriceTable, question: Question) -> tuple[GroupCost, ...]:
+    """Every group of the records. Raises InvalidInput for a price that is not of the card that was measured."""
+    return tuple(analyse_group(group, table, question) for group in groups(result))
+
+
+def analyse_group(group: Group, table: PriceTable, question: Question) -> GroupCost:
+    rows = measured(group)
+    price = choose_price(group.machine, rows, table, question)
+    tariff = None if price is None else Tariff(billing=question.billing, price=price, rho_max=question.rho_max)
+    baseline = next((row for row in rows if row.row.preset == BASELINE and row.work), None)
+    return GroupCost(
+        workload=workload_name(group.workload),
+        checkpoint=group.checkpoint.name if group.checkpoint else None,
+        machine=group.machine,
+        card=card_of(group.machine),
+        price=price,
+        refusal=None if price else _refusal(group.machine, table, question),
+        demand=question.demand,
+        presets=tuple(_preset(row, baseline, tariff, table, question) for row in rows),
+    )
+
+
+def choose_price(machine: str | None, rows: Iterable[Measured], table: PriceTable, question: Question) -> Price | None:
+    """The asked price, else the card's typical row for the billing model; None where there is none.
+
+    Raises InvalidInput where the asked price is of another card, or of one with less memory than the measured peak.
+    """
+    kind: Kind = "reserved" if question.billing == "reserved" else "on-demand"
+    card = card_of(machine)
+    if question.price is None:
+        price = table.typical(card, kind)
+    else:
+        given = user_price(question.price, billing_kind=kind, today=question.today)
+        price = given or _of_card(table.named(question.price), machine, card)
+    if price is not None:
+        _check_memory(price, rows)
+    return price
+
+
+def _of_card(price: Price, machine: str | None, card: str | None) -> Price:
+    if price.card is None:
+        raise InvalidInput(f"Price {price.id} is of kind {price.kind}, not of a GPU: choose a GPU's price.")
+    if price.card != card:
+        raise InvalidInput(
+            f"The times were measured on {machine or 'an unknown machine'} and price {price.id} is for {price.card}: "
+            "choose a price of the card that was measured, or measure on the other one."
+        )
+    return price
+
+
+def _check_memory(price: Price, rows: Iterable[Measured]) -> None:
+    if price.memory_gib is None:
+        return
+    for row in rows:
+        if row.peak_bytes is not None and row.peak_bytes > price.memory_gib * GIB:
+            raise InvalidInput(
+                f"{row.row.preset} held {row.peak_bytes / GIB:.1f} GiB and price {price.id} is for "
+                f"{price.memory_gib:g} GiB: choose a price of a larger card."
+            )
+
+
+def _refusal(machine: str | None, table: PriceTable, question: Question) -> str:
+    card = card_of(machine)
+    if question.billing == "reserved" and table.typical(card, "on-demand"):
+        return f"no reserved price for {card}; give one as --price USD per GPU-hour"
+    return NO_PRICE
+
+
+def _preset(
+    row: Measured, baseline: Measured | None, tariff: Tariff | None, table: PriceTable, question: Question
+) -> PresetCost:
+    work = row.work
+    if work is None or tariff is None:
+        cold_start_s = work.cold_start_s if work else None
+        note = row.note or NO_PRICE
+        return PresetCost(
+            row.row.preset, row.row.labels, _per_image(work), cold_start_s, None, note, None, None, None, ()
+        )
+    against = baseline if baseline is not None and row is not baseline else None
+    saved = None if against is None else _savings(against, row, tariff, question.demand)
+    return PresetCost(
+        preset=row.row.preset,
+        labels=row.row.labels,
+        seconds_per_image=_per_image(work),
+        cold_start_s=work.cold_start_s,
+        cost=cost(work, question.demand, tariff, today=question.today),
+        note=None,
+        savings_per_month=saved,
+        images_to_repay_start=images_to_repay_start(against.work, work) if against and against.work else None,
+        payback=None
+        if saved is None or question.development_usd is None
+        else payback(
+            saved, development_usd=question.development_usd, upkeep_usd_per_month=question.upkeep_usd_per_month
+        ),
+        crossovers=_crossovers(work, tariff, table, question),
+    )
+
+
+def _savings(baseline: Measured, other: Measured, tariff: Tariff, demand: Demand) -> Estimate | None:
+    if baseline.work is None or other.work is None:
+        return None
+    half = paired_half_s(baseline, other)
+    return savings_per_month(baseline.work, other.work, demand, tariff, paired_half_s=half)
+
+
+def _crossovers(work: Work, tariff: Tariff, table: PriceTable, question: Question) -> tuple[Crossover, ...]:
+    """By use against both kinds of fleet where the prices are known, and against every API price."""
+    demand, price = question.demand, tariff.price
+    found: list[Crossover] = []
+    if price.kind != "reserved":
+        by_use = Tariff(billing="by-use", price=price, rho_max=tariff.rho_max)
+        fleets = [Tariff(billing="always-on", price=price, rho_max=tariff.rho_max)]
+        if reserved := table.typical(price.card, "reserved"):
+            fleets.append(Tariff(billing="reserved", price=reserved, rho_max=tariff.rho_max))
+        found += [fleet_instead_of_use(work, demand, by_use, fleet) for fleet in fleets]
+    licence = sum(row.usd_per_month or 0.0 for row in table.of_kind("licence"))
+    found += [
+        hosting_instead_of_api(work, demand, tariff, api, licence_usd_per_month=licence) for api in table.of_kind("api")
+    ]
+    return tuple(found)
+
+
+def _per_image(work: Work | None) -> Estimate | None:
+    if work is None:
+        return None
+    per_call, images = work.seconds, work.images_per_call
+    interval = per_call.interval and (max(0.0, per_call.interval[0]) / images, per_call.interval[1] / images)
+    return Estimate(per_call.value / images, interval, per_call.n)

@@ -1,0 +1,188 @@
+"""What a day's images cost under a billing model. The interval of the measured time goes all the way to the dollars.
+
+    by-use      GPU-hours that were worked, cold starts included
+    always-on   24 hours a day of enough whole GPUs for the busiest hour
+    reserved    the same at a reserved price, paid used or not
+
+Prices are scenarios, not noise: an interval in dollars comes from the time alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from typing import Literal
+
+from kontext_fast.cost.fleet import RHO_MAX, SECONDS_PER_HOUR, gpus_needed
+from kontext_fast.cost.prices import Price
+from kontext_fast.errors import InvalidInput
+from kontext_fast.stats.summary import Estimate
+
+Billing = Literal["by-use", "always-on", "reserved"]
+BILLINGS: tuple[Billing, ...] = ("by-use", "always-on", "reserved")
+
+DAYS_PER_MONTH = 365 / 12
+HOURS_PER_DAY = 24.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one GPU needs for one call."""
+
+    seconds: Estimate
+    """Wall time per call; the lower end of its interval is cut at 0."""
+    images_per_call: int = 1
+    load_s: float | None = 0.0
+    """Loading the checkpoint; None, like the next, where it was not measured."""
+    prepare_s: float | None = 0.0
+    """Applying the preset, and the first call beyond an ordinary one, compilation included."""
+    run_ids: tuple[str, ...] = ()
+    """The records that the time came from."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.seconds.value) and self.seconds.value > 0):
+            raise InvalidInput(f"A call of {self.seconds.value} s cannot be priced: give a time above 0.")
+        if self.images_per_call < 1:
+            raise InvalidInput(f"A call of {self.images_per_call} images cannot be priced: it makes at least one.")
+        for start_s in (self.load_s, self.prepare_s):
+            if start_s is not None and not (math.isfinite(start_s) and start_s >= 0):
+                raise InvalidInput(f"A start of {start_s} s is not a time: give 0 or more.")
+
+    @property
+    def cold_start_s(self) -> float | None:
+        """From nothing to the first image, beyond that image's own time."""
+        return None if self.load_s is None or self.prepare_s is None else self.load_s + self.prepare_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What is asked of the fleet."""
+
+    images_per_day: float
+    peak_share: float = 1 / HOURS_PER_DAY
+    """Of a day's images, what falls into its busiest hour; 1/24 is a load spread evenly over the day."""
+    cold_starts_per_day: float = 0.0
+    """Counted by use only: a fleet that is always on does not start."""
+    days_per_month: float = DAYS_PER_MONTH
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.images_per_day) and self.images_per_day > 0):
+            raise InvalidInput(f"{self.images_per_day} images a day cannot be priced: give a number above 0.")
+        if not 1 / HOURS_PER_DAY <= self.peak_share <= 1:
+            raise InvalidInput(f"The peak share is {self.peak_share}: give a fraction from 1/24 (even load) to 1.")
+        if not (math.isfinite(self.cold_starts_per_day) and self.cold_starts_per_day >= 0):
+            raise InvalidInput(f"{self.cold_starts_per_day} cold starts a day make no sense: give 0 or more.")
+        if not 0 < self.days_per_month <= 31:
+            raise InvalidInput(f"A month of {self.days_per_month} days makes no sense: give 28 to 31, or 365/12.")
+
+    @property
+    def peak_images_per_hour(self) -> float:
+        return self.images_per_day * self.peak_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tariff:
+    """A billing model at a price."""
+
+    billing: Billing
+    price: Price
+    rho_max: float = RHO_MAX
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rho_max <= 1:
+            raise InvalidInput(f"The highest load is {self.rho_max}: give a fraction above 0 and up to 1.")
+        if (self.billing == "reserved") != (self.price.kind == "reserved"):
+            raise InvalidInput(
+                f"Price {self.price.id} is of kind {self.price.kind} and cannot be billed {self.billing}: "
+                "reserved billing goes with reserved prices, and only with them."
+            )
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What every number of money stands on."""
+
+    billing: Billing
+    price: Price
+    stale: bool
+    days_per_month: float
+    run_ids: tuple[str, ...]
+
+    def __str__(self) -> str:
+        stamp = " (stale)" if self.stale else ""
+        per_gpu = f"${self.price.usd_per_gpu_hour:g} per GPU-hour"
+        runs = f"; time of {', '.join(self.run_ids)}" if self.run_ids else ""
+        return f"{self.billing}, {self.price.id} {self.price.day}{stamp}, {per_gpu}{runs}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """US dollars."""
+
+    per_image: Estimate
+    per_day: Estimate
+    per_month: Estimate
+    gpus: int
+    """Whole GPUs for the busiest hour; by use they run only while they work."""
+    utilization: float
+    """Of what is paid, the fraction that makes images."""
+    basis: Basis
+
+
+def cost(work: Work, demand: Demand, tariff: Tariff, *, today: date) -> Cost:
+    """What `demand` costs. `today` decides whether the price is stale."""
+    per_day = _carried(work.seconds, lambda seconds: usd_per_day(seconds, work, demand, tariff))
+    busy = busy_hours(work.seconds.value, work, demand)
+    paid = per_day.value / tariff.price.usd_per_gpu_hour
+    return Cost(
+        per_image=scaled(per_day, 1 / demand.images_per_day),
+        per_day=per_day,
+        per_month=scaled(per_day, demand.days_per_month),
+        gpus=_gpus(work.seconds.value, work, demand, tariff),
+        utilization=busy / paid,
+        basis=Basis(
+            tariff.billing, tariff.price, tariff.price.is_stale(today), demand.days_per_month, tuple(work.run_ids)
+        ),
+    )
+
+
+def usd_per_day(seconds: float, work: Work, demand: Demand, tariff: Tariff) -> float:
+    """Dollars a day if a call of `work` took `seconds`; it never falls when `seconds` grow."""
+    price = tariff.price.usd_per_gpu_hour
+    if tariff.billing == "by-use":
+        starting = demand.cold_starts_per_day * (work.cold_start_s or 0.0) / SECONDS_PER_HOUR
+        return price * (busy_hours(seconds, work, demand) + starting)
+    return price * HOURS_PER_DAY * _gpus(seconds, work, demand, tariff)
+
+
+def busy_hours(seconds: float, work: Work, demand: Demand) -> float:
+    """GPU-hours of a day in which images are made, if a call takes `seconds`."""
+    return demand.images_per_day * seconds / (SECONDS_PER_HOUR * work.images_per_call)
+
+
+def scaled(estimate: Estimate, factor: float) -> Estimate:
+    """The estimate in another unit; `factor` is 0 or more."""
+    return _carried(estimate, lambda value: value * factor)
+
+
+def _carried(estimate: Estimate, function: Callable[[float], float]) -> Estimate:
+    """`function`, which never falls, of a value that cannot be negative and of both ends of its interval."""
+    interval = estimate.interval
+    return Estimate(
+        function(estimate.value),
+        None if interval is None else (function(max(0.0, interval[0])), function(max(0.0, interval[1]))),
+        estimate.n,
+    )
+
+
+def _gpus(seconds: float, work: Work, demand: Demand, tariff: Tariff) -> int:
+    return gpus_needed(
+        seconds,
+        work.images_per_call,
+        demand.peak_images_per_hour,
+        rho_max=tariff.rho_max,
+        # By use, nobody makes you take the other GPUs of the machine.
+        sold_by=1 if tariff.billing == "by-use" else tariff.price.count,
+    )

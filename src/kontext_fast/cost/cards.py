@@ -1,0 +1,53 @@
+"""Which card a device name stands for. H100 PCIe, SXM and NVL are three products, and so are an A100's memory sizes."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+CARDS: Final = (
+    "H100 PCIe",
+    "H100 SXM",
+    "H100 NVL",
+    "H200",
+    "H200 NVL",
+    "A100 PCIe 40GB",
+    "A100 PCIe 80GB",
+    "A100 SXM 40GB",
+    "A100 SXM 80GB",
+    "L40S",
+    "RTX 4090",
+)
+"""Every card that a price may be for. `H200` is the SXM module, which the driver names without a suffix."""
+
+# As torch and NVML print them, without the maker's name.
+_DEVICE_NAMES: Final = {
+    "H100 PCIe": "H100 PCIe",
+    "H100 80GB HBM3": "H100 SXM",
+    "H100 NVL": "H100 NVL",
+    "H200": "H200",
+    "H200 NVL": "H200 NVL",
+    "A100-PCIE-40GB": "A100 PCIe 40GB",
+    "A100 80GB PCIe": "A100 PCIe 80GB",
+    "A100-SXM4-40GB": "A100 SXM 40GB",
+    "A100-SXM4-80GB": "A100 SXM 80GB",
+    "L40S": "L40S",
+    "GeForce RTX 4090": "RTX 4090",
+}
+_CARD_OF: Final = {name.lower(): card for name, card in _DEVICE_NAMES.items()}
+
+
+def card_of(device_name: str | None) -> str | None:
+    """The card that `device_name` (of torch or NVML) is, None for a CPU and for cards that no price is kept for.
+
+    A slice of a card (MIG) is not the card, and so has no price.
+    """
+    if device_name is None:
+        return None
+    name = re.sub(r"^NVIDIA\s+", "", device_name.strip(), flags=re.IGNORECASE)
+    return _CARD_OF.get(name.lower())
+
+
+def slug(card: str) -> str:
+    """The card in a file name: `h100_pcie`."""
+    return re.sub(r"[^a-z0-9]+", "_", card.lower()).strip("_")

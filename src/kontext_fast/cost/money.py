@@ -1,0 +1,61 @@
+"""How dollars, volumes and months are written: digits that a reader can use, ASCII only."""
+
+from __future__ import annotations
+
+import math
+
+from kontext_fast.stats.summary import Estimate
+
+
+def usd(value: float) -> str:
+    """`$12,345`, `$27.68` or `$0.00277`: whole dollars from 100 on, cents below, three digits below 10 cents."""
+    sign = "-" if value < 0 else ""
+    size = abs(value)
+    if size >= 100:
+        return f"{sign}${size:,.0f}"
+    if size >= 0.1 or size == 0:
+        return f"{sign}${size:.2f}"
+    return f"{sign}${size:.{2 - math.floor(math.log10(size))}f}"
+
+
+def usd_range(estimate: Estimate) -> str | None:
+    """`$781 to $870`, None where there is no interval."""
+    if estimate.interval is None:
+        return None
+    low, high = estimate.interval
+    return f"{usd(low)} to {usd(high)}"
+
+
+def usd_range_short(estimate: Estimate) -> str | None:
+    """`781-870`, for places without room, None where there is no interval; empty where both ends are the same."""
+    if estimate.interval is None:
+        return None
+    low, high = estimate.interval
+    if usd(low) == usd(high):
+        return ""
+    if low < 0:
+        return f"{usd(low)} to {usd(high)}"
+    return "-".join(usd(end).removeprefix("$") for end in (low, high))
+
+
+def volume(images_per_day: float) -> str:
+    """`12,300 images a day`, `the first image` or `never`."""
+    if math.isinf(images_per_day):
+        return "never"
+    if images_per_day <= 1:
+        return "the first image"
+    return f"{images_per_day:,.0f} images a day"
+
+
+def images(count: float | None) -> str:
+    """`622 images`, `never`, or `not measured`; rounded up, since half an image repays nothing."""
+    if count is None:
+        return "not measured"
+    return "never" if math.isinf(count) else f"{math.ceil(count):,} images"
+
+
+def months(value: float) -> str:
+    """`3.4 months`, or `never`."""
+    if math.isinf(value):
+        return "never"
+    return f"{value:.2f} months" if value < 1 else f"{value:.1f} months"

@@ -1,0 +1,1 @@
+"""Why the savings that the original published differ from each other."""
