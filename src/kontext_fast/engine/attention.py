@@ -1,0 +1,47 @@
+"""Attention over joint buffers by a kernel that is named, never found by trial."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+AttentionKernel = Literal["default", "cudnn", "flash", "efficient", "math"]
+"""`default` is cuDNN on CUDA and whatever PyTorch runs on a CPU; the others are PyTorch's kernels by name."""
+
+ATTENTION_KERNELS: tuple[str, ...] = get_args(AttentionKernel)
+
+
+def resolve_kernel(kernel: AttentionKernel, device: str) -> str:
+    """The kernel that `kernel` means on a device type: one of PyTorch's names, or `native` where it is left open."""
+    if kernel != "default":
+        return kernel
+    return "cudnn" if device == "cuda" else "native"
+
+
+def attention(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """[B, rows, H * D] of `query` [B, rows, H, D] over `key` and `value` [B, S, H, D].
+
+    `kernel` is what `resolve_kernel` gave. Raises RuntimeError if that kernel does not take these inputs.
+    """
+    with _only(kernel):
+        attended = torch.nn.functional.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        )
+    return attended.transpose(1, 2).flatten(2)
+
+
+def _only(kernel: str) -> AbstractContextManager[None]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if kernel == "native":
+        return nullcontext()
+    backends = {
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
+    return sdpa_kernel(backends[kernel])

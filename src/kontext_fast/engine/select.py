@@ -1,0 +1,77 @@
+"""Who computes on which device, decided before anything runs. Imports torch only when operations are made."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kontext_fast.engine.attention import AttentionKernel
+    from kontext_fast.engine.ops import KernelKind, Ops
+    from kontext_fast.engine.weights import Precision
+
+FUSED = "kontext_fast.engine.kernels.fused"
+
+_NEEDED = {"bf16": (8, 0), "fp8": (8, 9)}
+"""Compute capability at which the hardware multiplies in a precision."""
+
+_CPU_ATTENTION = ("default", "math")
+
+
+def has_fused_kernels() -> bool:
+    """Whether the fused kernels are installed."""
+    return find_spec(FUSED) is not None
+
+
+def refusal(
+    device: str, capability: tuple[int, int] | None, precision: Precision, attention: AttentionKernel
+) -> str | None:
+    """Why a device of this type cannot run the engine so, as one sentence that names the remedy, or None."""
+    if device == "cpu":
+        if attention not in _CPU_ATTENTION:
+            return f"the attention kernel {attention} needs a CUDA device; use attention=default"
+        return None
+    if device != "cuda":
+        return f"the engine is not supported on {device}; use a preset without it"
+    if capability is not None and capability < _NEEDED[precision]:
+        major, minor = _NEEDED[precision]
+        instead = "the preset faithful" if precision == "fp8" else "a preset without the engine"
+        return (
+            f"the engine in {precision} needs compute capability {major}.{minor}, "
+            f"this GPU has {capability[0]}.{capability[1]}; use {instead}"
+        )
+    if has_fused_kernels():
+        return _fused_refusal(capability, precision)
+    if precision == "fp8":
+        return "fp8 on a GPU needs the fused kernels, which this installation lacks; use the preset faithful"
+    return None
+
+
+def kernel_kind(device: str, precision: Precision) -> KernelKind:
+    """Who will compute."""
+    if device == "cuda" and has_fused_kernels():
+        return "fused"
+    return "emulated" if precision == "fp8" else "portable"
+
+
+def make_ops(device: str, precision: Precision, attention: AttentionKernel) -> Ops:
+    """The operations for a device that `refusal` accepted."""
+    kind = kernel_kind(device, precision)
+    if kind == "fused":
+        ops: Ops = _fused().FusedOps(attention)
+        return ops
+    from kontext_fast.engine.ops import PortableOps
+
+    return PortableOps(attention, device=device, emulates_fp8=kind == "emulated")
+
+
+def _fused() -> Any:
+    return importlib.import_module(FUSED)
+
+
+def _fused_refusal(capability: tuple[int, int] | None, precision: Precision) -> str | None:
+    if capability is None:
+        return None
+    reason: str | None = _fused().refusal(capability, precision)
+    return reason
