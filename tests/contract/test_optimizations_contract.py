@@ -1,4 +1,7 @@
-"""Rules that every discovered optimization keeps, with its default parameters and as it runs on random weights."""
+"""Rules that every discovered optimization keeps: as it is by default, on random weights and in every preset.
+
+What an optimization requires is applied with it.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from kontext_fast.errors import Refused
+from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import accelerate, current
 from kontext_fast.optimizations.base import Effect, Optimization
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import resolve
-from kontext_fast.optimizations.presets import PRESETS, Preset
+from kontext_fast.optimizations.presets import PRESETS, Preset, with_required
 from kontext_fast.optimizations.registry import discover
 from tests.pipelines import render, small_pipeline
 
@@ -24,15 +27,20 @@ ROUNDING = 1e-3
 
 def _variants() -> list[Optimization]:
     found: list[Optimization] = []
-    for technique in discover().values():
-        default = technique()
-        found.append(default)
-        if default.on_random_weights() != default:
-            found.append(default.on_random_weights())
-    return found
+    for one in (technique() for technique in discover().values()):
+        found += [one, one.on_random_weights()]
+    for preset in PRESETS.values():
+        found += [*preset.optimizations, *(preset.on_random or ())]
+    return list(dict.fromkeys(found))
 
 
-@pytest.fixture(params=_variants(), ids=lambda one: f"{one.name}{'-on-random' if one != type(one)() else ''}")
+def _name(one: Optimization) -> str:
+    default = type(one)().parameters()
+    changed = [f"{key}={value}" for key, value in one.parameters().items() if default.get(key) != value]
+    return "-".join([one.name, *changed])
+
+
+@pytest.fixture(params=_variants(), ids=_name)
 def optimization(request: pytest.FixtureRequest) -> Optimization:
     one: Optimization = request.param
     if (reason := one.refusal(Machine.detect("cpu"))) is not None:
@@ -71,7 +79,7 @@ def test_revert_brings_the_untouched_pipeline_back(
     optimization: Optimization, pipe: Any, untouched: np.ndarray[Any, Any]
 ) -> None:
     before = _traces(pipe)
-    acceleration = accelerate(pipe, [optimization], quiet=True)
+    acceleration = accelerate(pipe, with_required(optimization), quiet=True)
     assert current(pipe) is acceleration
     render(pipe)
     acceleration.revert()
@@ -106,7 +114,7 @@ def test_an_interrupted_edit_leaves_nothing_behind(
             raise interruption("stop")
 
     before = _traces(pipe)
-    with accelerate(pipe, [optimization], quiet=True) as acceleration:
+    with accelerate(pipe, with_required(optimization), quiet=True) as acceleration:
         whole = render(pipe)
         with pytest.raises(interruption, match="stop"):
             render(pipe, seeds=(2,), on_step=interrupt)
@@ -128,7 +136,10 @@ def test_two_pipelines_do_not_disturb_each_other(
         if step == 1:
             inner.extend((render(other, seeds=(2,)), render(bystander)))
 
-    with accelerate(pipe, [optimization], quiet=True), accelerate(other, [optimization], quiet=True) as second:
+    with (
+        accelerate(pipe, with_required(optimization), quiet=True),
+        accelerate(other, with_required(optimization), quiet=True) as second,
+    ):
         alone, other_alone = render(pipe), render(other, seeds=(2,))
         interleaved = render(pipe, on_step=edit_the_others)
         np.testing.assert_array_equal(interleaved, alone)
@@ -140,24 +151,33 @@ def test_two_pipelines_do_not_disturb_each_other(
 
 
 def test_the_declared_effect_is_true(optimization: Optimization, pipe: Any, untouched: np.ndarray[Any, Any]) -> None:
-    with accelerate(pipe, [optimization], quiet=True) as acceleration:
+    *required, _ = with_required(optimization)
+    without = untouched
+    if required:
+        with accelerate(pipe, required, quiet=True):
+            without = render(pipe)
+    with accelerate(pipe, with_required(optimization), quiet=True) as acceleration:
         images = render(pipe)
         kinds = acceleration.last_step_kinds()
     assert len(kinds) == 4
-    if optimization.effect is Effect.LOSSY and set(kinds) != {"refresh"}:
-        assert not np.array_equal(images, untouched)
-    elif optimization.effect is Effect.NUMERIC:
-        np.testing.assert_allclose(images, untouched, rtol=0, atol=ROUNDING)
+    assert np.isfinite(images).all()
+    if optimization.effect is Effect.LOSSY:
+        assert set(kinds) == {"refresh"} or not np.array_equal(images, without)
+        return
+    assert kinds == ["refresh"] * 4
+    if optimization.effect is Effect.NUMERIC:
+        np.testing.assert_allclose(images, without, rtol=0, atol=ROUNDING)
     else:
-        np.testing.assert_array_equal(images, untouched)
-    if optimization.effect is not Effect.LOSSY:
-        assert kinds == ["refresh"] * 4
+        np.testing.assert_array_equal(images, without)
 
 
 def test_no_request_remembers_another(optimization: Optimization, pipe: Any) -> None:
     different: dict[str, Any] = {"prompts": ("remove the circle",), "seeds": (7,), "steps": 3}
     fresh = small_pipeline()
-    with accelerate(pipe, [optimization], quiet=True), accelerate(fresh, [optimization], quiet=True):
+    with (
+        accelerate(pipe, with_required(optimization), quiet=True),
+        accelerate(fresh, with_required(optimization), quiet=True),
+    ):
         first = render(pipe)
         np.testing.assert_array_equal(render(pipe), first)
         np.testing.assert_array_equal(render(pipe, **different), render(fresh, **different))
@@ -166,7 +186,7 @@ def test_no_request_remembers_another(optimization: Optimization, pipe: Any) -> 
 def test_the_pipeline_stays_what_it_was_to_others(optimization: Optimization, pipe: Any, tmp_path: Any) -> None:
     original, components = type(pipe), pipe.components.keys()
     saved_before = {key: value.clone() for key, value in pipe.transformer.state_dict().items()}
-    with accelerate(pipe, [optimization], quiet=True):
+    with accelerate(pipe, with_required(optimization), quiet=True):
         assert isinstance(pipe, original)
         assert (type(pipe).__name__, type(pipe).__module__) == (original.__name__, original.__module__)
         assert pipe.components.keys() == components
@@ -193,13 +213,24 @@ CANNOT = (
 @pytest.mark.parametrize("machine", CANNOT, ids=lambda machine: machine.device)
 @pytest.mark.parametrize("name", discover())
 def test_a_machine_that_cannot_is_refused_in_one_sentence_before_anything_changes(name: str, machine: Machine) -> None:
-    one = discover()[name]()
-    reason = one.refusal(machine)
-    if reason is None:
-        assert resolve([one], machine).optimizations == (one,)
+    chosen = with_required(discover()[name]())
+    reasons = [reason for one in chosen if (reason := one.refusal(machine)) is not None]
+    if not reasons:
+        assert resolve(chosen, machine).optimizations == chosen
         return
-    assert "\n" not in reason
-    assert not reason.endswith(".")
+    assert not any("\n" in reason or reason.endswith(".") for reason in reasons)
     with pytest.raises(Refused) as refused:
+        resolve(chosen, machine)
+    assert all(reason in str(refused.value) for reason in reasons)
+
+
+REQUIRING = [name for name, found in discover().items() if found.requires]
+
+
+@pytest.mark.parametrize("name", REQUIRING)
+def test_what_requires_another_is_refused_without_it_and_applied_after_it(name: str) -> None:
+    one, machine = discover()[name](), Machine.detect("cpu")
+    with pytest.raises(InvalidInput, match=f"{name} needs {' and '.join(sorted(one.requires))}"):
         resolve([one], machine)
-    assert reason in str(refused.value)
+    names = [chosen.name for chosen in resolve(with_required(one)[::-1], machine).optimizations]
+    assert names.index(name) > max(names.index(required) for required in one.requires)

@@ -81,6 +81,8 @@ class Optimization(BaseModel, ABC):
     phase: ClassVar[Phase]
     conflicts: ClassVar[tuple[Conflict, ...]] = ()
     """Declared on one side of a pair only; the planner checks both directions."""
+    requires: ClassVar[frozenset[str]] = frozenset()
+    """Names of the optimizations that must be in the same plan and are applied before, in an earlier phase."""
 
     def __init__(self, **parameters: Any) -> None:
         try:
@@ -101,6 +103,10 @@ class Optimization(BaseModel, ABC):
 
         `architecture_only`: the weights are random, so only speed and memory mean something.
         """
+        return None
+
+    def label_on(self, machine: Machine) -> str | None:
+        """What must be said beside every number of a run on this machine, or None."""
         return None
 
     def refusal(self, machine: Machine) -> str | None:

@@ -60,17 +60,18 @@ def resolve(
     """The plan of `preset` (a name, a Preset or a list of optimizations) for `machine`.
 
     `architecture_only`: the weights are random, so a preset's variant for random weights is used and labelled.
-    Raises InvalidInput for an unknown name and for conflicts, Refused if only the machine is in the way; the message
-    holds every reason at once.
+    Raises InvalidInput for an unknown name, for conflicts and for what is missing, Refused if only the machine is in
+    the way; the message holds every reason at once.
     """
     name, chosen = _chosen(preset, architecture_only)
-    impossible = [*_repetitions(chosen), *_conflicts(chosen)]
+    impossible = [*_repetitions(chosen), *_missing(chosen), *_conflicts(chosen)]
     refused = [reason for one in chosen if (reason := one.refusal(machine)) is not None]
     if impossible:
         raise InvalidInput(f"The preset {name} cannot be applied: {'; '.join([*impossible, *refused])}.")
     if refused:
         raise Refused(f"The preset {name} is refused on this machine: {'; '.join(refused)}.")
-    labels = (one.label(architecture_only=architecture_only) for one in chosen)
+    labels = [one.label(architecture_only=architecture_only) for one in chosen]
+    labels += [one.label_on(machine) for one in chosen]
     return Plan(
         preset=name,
         optimizations=tuple(sorted(chosen, key=lambda one: one.phase)),
@@ -98,6 +99,13 @@ def _repetitions(chosen: Sequence[Optimization]) -> Iterator[str]:
     for name, count in Counter(one.name for one in chosen).items():
         if count > 1:
             yield f"{name} is in the list {count} times, keep one"
+
+
+def _missing(chosen: Sequence[Optimization]) -> Iterator[str]:
+    names = {one.name for one in chosen}
+    for one in chosen:
+        if missing := sorted(one.requires - names):
+            yield f"{one.name} needs {' and '.join(missing)}, add it to the list or use the preset {one.name}"
 
 
 def _conflicts(chosen: Sequence[Optimization]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,7 +13,8 @@ from kontext_fast.optimizations.registry import discover
 CLASSIC = ("fuse_qkv", "channels_last", "first_block_cache", "compile")
 
 PRESETS: dict[str, Preset]
-"""Every preset by name: `baseline`, `classic`, and one per optimization that carries the optimization's name."""
+"""Every preset by name: `baseline`, `classic`, the four on the engine (`faithful`, `balanced`, `fast`, `turbo`), and
+one per optimization that carries the optimization's name and has what it requires."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,30 @@ def _presets() -> dict[str, Preset]:
     classic = tuple(known[name]() for name in CLASSIC)
     return {
         "baseline": Preset("baseline", "the pipeline as diffusers runs it", ()),
-        **{name: _preset(name, known[name].summary, (known[name](),)) for name in known},
+        **{name: _preset(name, known[name].summary, with_required(known[name]())) for name in known},
         "classic": _preset("classic", "the four classic techniques together", classic),
+        **_on_the_engine(known),
     }
+
+
+def with_required(one: Optimization) -> tuple[Optimization, ...]:
+    """`one` after what it requires, all with default parameters."""
+    known = discover()
+    required = [needed for name in sorted(one.requires) for needed in with_required(known[name]())]
+    return (*required, one)
+
+
+def _on_the_engine(known: Mapping[str, type[Optimization]]) -> dict[str, Preset]:
+    """Schedules are functions of the number of steps; they are provisional, see docs/engine.md."""
+    fp8 = known["engine"](precision="fp8")
+    often, seldom = (known["reference_reuse"](refreshed=every) for every in (7, 10))
+    presets = (
+        _preset("faithful", "our own forward in the checkpoint's precision", (known["engine"](),)),
+        _preset("balanced", "our own forward in fp8, every step in full", (fp8,)),
+        _preset("fast", "fp8, the input image's tokens at one step in seven", (fp8, often)),
+        _preset("turbo", "fp8, reuse of the input image's tokens and of steps", (fp8, seldom, known["step_reuse"]())),
+    )
+    return {preset.name: preset for preset in presets}
 
 
 def _preset(name: str, summary: str, optimizations: tuple[Optimization, ...]) -> Preset:

@@ -1,0 +1,208 @@
+"""Puts the engine behind one pipeline: it is the forward of that transformer while a request runs.
+
+Between requests, and for a copy of the transformer, the forward is the original.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+from kontext_fast.errors import InvalidInput, KontextError
+from kontext_fast.optimizations.attributes import set_attribute
+from kontext_fast.optimizations.requests import Request, Requests
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kontext_fast.engine.passes import Pass, Reuse
+    from kontext_fast.engine.transformer import EngineTransformer
+
+ReuseRule = Callable[["Reuse", int], "Reuse"]
+"""Changes which parts of the steps run, given how many steps a request has."""
+
+_MEMORY = "engine"
+
+
+@dataclass
+class _RunningPass:
+    """One pass of a running request, with the inputs that must stay the same over its steps."""
+
+    run: Pass
+    inputs: tuple[Any, ...]
+    timesteps: Tensor
+    """[steps] as the transformer is given them."""
+    astray: Tensor
+    """[] bool: whether any step was at another timestep. Stays on the device, since reading it would stall."""
+
+
+class EngineForward:
+    """What `forward` of one transformer is, as the function of a bound method."""
+
+    def __init__(self, transformer: Any, engine: EngineTransformer, requests: Requests) -> None:
+        functools.update_wrapper(self, type(transformer).forward)
+        self.engine = engine
+        self._owner = weakref.ref(transformer)
+        self._requests = requests
+        self._rules: list[ReuseRule] = []
+
+    def add_rule(self, rule: ReuseRule, undo: ExitStack) -> None:
+        """Let `rule` decide over the steps of every request until `undo` is closed."""
+        self._rules.append(rule)
+        undo.callback(self._rules.remove, rule)
+
+    def __call__(self, transformer: Any, *args: Any, **kwargs: Any) -> Any:
+        request = self._requests.current
+        if transformer is not self._owner() or request is None:
+            if self.engine.weights.sources.host_bytes:
+                raise InvalidInput(
+                    "This transformer runs inside of pipe(...) only, since its original weights wait in host memory; "
+                    "revert the acceleration to call it directly."
+                )
+            return type(transformer).forward(transformer, *args, **kwargs)
+        return self._run(request, *args, **kwargs)
+
+    def _run(
+        self,
+        request: Request,
+        hidden_states: Tensor,
+        encoder_hidden_states: Any = None,
+        pooled_projections: Any = None,
+        timestep: Any = None,
+        img_ids: Any = None,
+        txt_ids: Any = None,
+        guidance: Tensor | None = None,
+        joint_attention_kwargs: dict[str, Any] | None = None,
+        controlnet_block_samples: Any = None,
+        controlnet_single_block_samples: Any = None,
+        return_dict: bool = True,
+        controlnet_blocks_repeat: bool = False,
+    ) -> Any:
+        """The transformer's forward; the output has the image tokens only, which is all that a pipeline reads."""
+        _require_supported(joint_attention_kwargs, controlnet_block_samples, controlnet_single_block_samples)
+        passes: dict[int, _RunningPass] = request.memory.setdefault(_MEMORY, {})
+        index, step = request.begin_pass(), request.step
+        inputs = (pooled_projections, guidance, img_ids, txt_ids)
+        if index not in passes:
+            passes[index] = self._begin(request, hidden_states, *inputs)
+        running = passes[index]
+        if any(now is not before for now, before in zip(inputs, running.inputs, strict=True)):
+            raise InvalidInput("The engine needs the same prompt and positions at every step of a request; keep them.")
+        running.astray |= (timestep != running.timesteps[step]).any()
+        velocity, kinds = running.run.step(step, hidden_states, encoder_hidden_states)
+        for kind in kinds:
+            request.mark(kind)
+        if not return_dict:
+            return (velocity,)
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        return Transformer2DModelOutput(sample=velocity)
+
+    def _begin(
+        self,
+        request: Request,
+        hidden: Tensor,
+        pooled: Tensor,
+        guidance: Tensor | None,
+        img_ids: Tensor,
+        txt_ids: Tensor,
+    ) -> _RunningPass:
+        import torch
+
+        from kontext_fast.engine.passes import Pass, Reuse
+
+        scheduled = request.pipe.scheduler.timesteps
+        # Rounded as the pipeline rounds them, so that they are the same numbers.
+        timesteps = scheduled.to(hidden.device, hidden.dtype) / 1000
+        reuse = Reuse()
+        for rule in self._rules:
+            reuse = rule(reuse, len(scheduled))
+        image_ids, text_ids = (ids[0] if ids.ndim == 3 else ids for ids in (img_ids, txt_ids))
+        prepared = self.engine.prepare(
+            timesteps=timesteps,
+            guidance=guidance,
+            pooled=pooled,
+            text_ids=text_ids,
+            image_ids=image_ids,
+            # Kontext numbers images by the first coordinate: 0 is the one being made.
+            image_tokens=int((image_ids[:, 0] == 0).sum()),
+            keep=reuse.keep,
+        )
+        sigmas = (scheduled.float() / 1000).tolist()
+        return _RunningPass(
+            run=Pass(self.engine, prepared, sigmas, len(hidden), reuse),
+            inputs=(pooled, guidance, img_ids, txt_ids),
+            timesteps=timesteps,
+            astray=torch.zeros((), dtype=torch.bool, device=hidden.device),
+        )
+
+
+def engine_of(transformer: Any) -> EngineForward | None:
+    """The engine that `transformer` runs on, or None."""
+    forward = getattr(vars(transformer).get("forward"), "__func__", None)
+    return forward if isinstance(forward, EngineForward) else None
+
+
+def require_engine(transformer: Any, name: str) -> EngineForward:
+    """The engine that `transformer` runs on. Raises InvalidInput, naming the optimization, if there is none."""
+    engine = engine_of(transformer)
+    if engine is None:
+        raise InvalidInput(f"{name} needs the engine; apply the preset {name}, which has both.")
+    return engine
+
+
+def computed_counts(request: Request) -> list[list[int]]:
+    """Computed steps so far: per pass (positive, then negative under true CFG), per sample."""
+    passes: dict[int, _RunningPass] = request.memory.get(_MEMORY, {})
+    return [passes[index].run.computed_counts() for index in sorted(passes)]
+
+
+def install(transformer: Any, engine: EngineTransformer, requests: Requests, undo: ExitStack) -> EngineForward:
+    """Make `engine` the forward of `transformer` while one of `requests` runs, until `undo` is closed."""
+    forward = EngineForward(transformer, engine, requests)
+    bound = MethodType(forward, transformer)
+
+    def restore() -> None:
+        if vars(transformer).get("forward") is not bound:
+            raise KontextError("The transformer's forward was replaced after accelerate; load the checkpoint again.")
+        del transformer.forward
+
+    transformer.forward = bound
+    undo.callback(restore)
+    # What looks for fused projections (merging a LoRA does) would change weights that are no longer read.
+    set_attribute(transformer, "fused_projections", True, undo)
+
+    def check(request: Request) -> None:
+        if vars(transformer).get("forward") is not bound:
+            raise InvalidInput(
+                "Something replaced the transformer's forward after accelerate (offloading does); take it off again."
+            )
+        engine.weights.sources.check(transformer)
+
+    def on_time(request: Request) -> None:
+        passes: dict[int, _RunningPass] = request.memory.get(_MEMORY, {})
+        if any(bool(running.astray) for running in passes.values()):
+            raise KontextError(
+                "The pipeline ran at other timesteps than its scheduler announced, so the image is wrong; "
+                "use a preset without the engine."
+            )
+
+    requests.on_begin(check, undo)
+    requests.on_completed(on_time, undo)
+    return forward
+
+
+def _require_supported(attention_kwargs: dict[str, Any] | None, *controlnet: Any) -> None:
+    unsupported = []
+    if any(samples is not None for samples in controlnet):
+        unsupported.append("ControlNet")
+    # A LoRA scale scales adapters that are not fused, and there are none.
+    if names := [name for name in attention_kwargs or {} if name != "scale"]:
+        unsupported.append(f"attention arguments ({', '.join(names)}; IP-Adapter is one of them)")
+    if unsupported:
+        raise InvalidInput(f"The engine does not support {' and '.join(unsupported)}; leave one of the two out.")
