@@ -63,6 +63,8 @@ class Line:
     points: tuple[tuple[float, float], ...]
     color: str
     dashed: bool = False
+    joined: bool = True
+    """False for money that moves in steps and is known at single volumes only."""
 
 
 def summary(words: Words, tiles: Sequence[Tile], bars: Sequence[Money], bars_title: str) -> bytes:
@@ -79,7 +81,7 @@ def summary(words: Words, tiles: Sequence[Tile], bars: Sequence[Money], bars_tit
         _whisker(axes, bar, y)
         end = max(bar.usd, *(bar.interval or (bar.usd,)), 0.0)
         ends += [bar.usd, *(bar.interval or ())]
-        _say(axes, _worded(bar), (end, y), ha="left")
+        _say(axes, _worded(bar), (end, y))
     axes.set_yticks(range(len(bars)), [bar.name for bar in bars], fontsize=12)
     axes.set_ylim(len(bars) - 0.5, -0.5)
     low, high = min(ends), max(ends)
@@ -96,24 +98,23 @@ def analysis(
     figure = _figure(words, max(5.6, 0.52 * len(pairs) + 3.2))
     inches = figure.get_figheight()
     bottom, height = 1.35 / inches, 1 - 2.95 / inches
-    left = figure.add_axes((0.2, bottom, 0.29, height))
+    left = figure.add_axes((0.21, bottom, 0.29, height))
     _clean(left, "x")
-    left.set_title(titles[0], fontsize=12, loc="left", x=-0.6, parse_math=False)
+    left.set_title(titles[0], fontsize=12, loc="left", x=-0.62, parse_math=False)
     top = max(max(pair.baseline.usd, pair.other.usd) for pair in pairs)
     for y, pair in enumerate(pairs):
         for money, offset, color in ((pair.baseline, -0.19, BASELINE_COLOR), (pair.other, 0.19, PRESET_COLOR)):
-            label = money.name if y == 0 else None
-            left.barh(y + offset, money.usd, height=0.36, color=color, alpha=0.85, linewidth=0, label=label)
+            left.barh(y + offset, money.usd, height=0.36, color=color, alpha=0.85, linewidth=0)
             _whisker(left, money, y + offset)
             end = max(money.usd, *(money.interval or (money.usd,)))
-            _say(left, usd(money.usd), (end, y + offset), ha="left", size=9.5)
+            _say(left, usd(money.usd), (end, y + offset), size=9.5)
     left.set_yticks(range(len(pairs)), [pair.name for pair in pairs], fontsize=10)
     left.set_ylim(len(pairs) - 0.45, -0.55)
     left.set_xlim(0, top * 1.24)
     left.locator_params(axis="x", nbins=4)
     left.xaxis.set_major_formatter(_ticks())
     _legend(left, names)
-    right = figure.add_axes((0.59, bottom, 0.36, height))
+    right = figure.add_axes((0.61, bottom, 0.36, height))
     _volumes(right, lines, titles[1], labelled=True)
     return _png(figure)
 
@@ -188,28 +189,28 @@ def _volumes(axes: Axes, lines: Sequence[Line], title: str, *, labelled: bool) -
     floor = min(positive) / 2.5
     for line in lines:
         shown = [(x, y) for x, y in line.points if y > 0]
-        style = (0, (4, 3)) if line.dashed else "-"
+        style = (0, (4, 3)) if line.dashed else "-" if line.joined else "none"
         axes.plot(
             [x for x, _ in shown],
             [y for _, y in shown],
             linestyle=style,
             color=line.color,
             linewidth=1.8,
-            marker="o" if labelled else None,
-            markersize=5,
+            marker=("o" if line.joined else "D") if labelled else None,
+            markersize=5.5,
             label=line.name,
         )
         nothing = [x for x, y in line.points if y <= 0]
         if nothing:
-            axes.plot(nothing, [floor] * len(nothing), "x", color=line.color, markersize=7, clip_on=False)
+            axes.plot(nothing, [floor * 1.35] * len(nothing), "x", color=line.color, markersize=7)
     if labelled:
         for x, y in lines[0].points:
             if y > 0:
-                _say(axes, usd(y), (x, y), ha="right", size=9.5)
+                _say(axes, usd(y), (x, y), size=9.5, down=True)
         axes.legend(fontsize=9.5, frameon=False, loc="upper left")
     axes.set_ylim(floor, max(positive) * (6 if labelled else 1.5))
     xs = [x for line in lines for x, _ in line.points]
-    axes.set_xlim(min(xs) / (2.2 if labelled else 1), max(xs) * (1.6 if labelled else 1))
+    axes.set_xlim(min(xs) / (1.6 if labelled else 1), max(xs) * (5 if labelled else 1))
     axes.set_xlabel("images a day", fontsize=10.5, color=MUTED)
     axes.xaxis.set_major_formatter(_ticks(lambda x: f"{x:,.0f}"))
     axes.yaxis.set_major_formatter(_ticks())
@@ -246,13 +247,13 @@ def _worded(money: Money) -> str:
     return f"{usd(money.usd)}  ({usd(low)} to {usd(high)})"
 
 
-def _say(axes: Axes, words: str, at: tuple[float, float], *, ha: str, size: float = 11) -> None:
+def _say(axes: Axes, words: str, at: tuple[float, float], *, size: float = 11, down: bool = False) -> None:
+    """Words to the right of a point, or below that."""
     axes.annotate(
         words,
         at,
-        xytext=(6 if ha == "left" else -6, 0 if ha == "left" else 4),
+        xytext=(6, -7 if down else 0),
         textcoords="offset points",
-        ha=ha,
         va="center",
         fontsize=size,
         parse_math=False,

@@ -1,0 +1,104 @@
+"""What a month costs by use, always on, reserved and bought from an API, as the volume grows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from kontext_fast.cost import money, pictures
+from kontext_fast.cost.billing import Demand, Tariff, Work, cost
+from kontext_fast.cost.crossover import hosting_instead_of_api
+from kontext_fast.cost.featured import Featured, featured
+from kontext_fast.cost.pictures import Line, Words
+from kontext_fast.cost.prices import Price, load_prices
+from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.schema import ResultFile
+from kontext_fast.report.charting import Chart
+
+FILE = Path("cost") / "billing_models.png"
+TITLE = "What a month costs under each billing model, by volume"
+HOW = (
+    "Dollars a month against images a day, both axes logarithmic. By use grows with every image, a fleet in whole "
+    "GPUs; an API is bought image by image. Where lines cross, the cheaper way changes."
+)
+LEAST, MOST, POINTS = 100, 100_000, 181
+COLORS = (pictures.PRESET_COLOR, pictures.THIRD_COLOR, pictures.FOURTH_COLOR)
+
+
+@dataclass(frozen=True)
+class Plotted:
+    shown: Featured
+    tariffs: tuple[Tariff, ...]
+    api: Price | None
+    """The API that charges least."""
+    panels: tuple[tuple[str, tuple[Line, ...]], ...]
+    """One per preset."""
+
+
+def plotted(result: ResultFile, today: date) -> Plotted | str:
+    """The data of the picture, or in a few words why there is none."""
+    shown = featured(result, load_prices(), today)
+    if isinstance(shown, str):
+        return shown
+    tariffs = [shown.tariff("by-use"), shown.tariff("always-on")]
+    if reserved := shown.table.typical(shown.card, "reserved"):
+        tariffs.append(shown.tariff("reserved", reserved))
+    api = min(shown.table.of_kind("api"), key=lambda price: price.usd_per_image or 0.0, default=None)
+    panels = tuple(
+        (name, _lines(shown, work, tariffs, api))
+        for name, work in (("baseline", shown.baseline_work), (shown.other.row.preset, shown.other_work))
+    )
+    return Plotted(shown, tuple(tariffs), api, panels)
+
+
+def draw(result: ResultFile, folder: Path) -> Chart:
+    """Write `cost/billing_models.png`; without a price an earlier one is removed and none is drawn."""
+    path = folder / FILE
+    data = plotted(result, date.today())
+    if isinstance(data, str):
+        path.unlink(missing_ok=True)
+        return Chart(path=None, title=TITLE, how_to_read=HOW, takeaway=f"Not drawn: {data}.", alt=f"None: {data}.")
+    shown = data.shown
+    prices = [*(tariff.price for tariff in data.tariffs), *filter(None, [data.api])]
+    priced = "; ".join(dict.fromkeys(price.dated(shown.today) for price in prices))
+    foot = (
+        f"Prices: {priced}. Even load, at most 70 % "
+        f"busy at the peak, 365/12 days a month, no cold starts,\nno licence of the weights. Time: {shown.runs}."
+    )
+    words = Words(f"Ways to pay on {shown.card}", shown.subtitle, foot, shown.stamp)
+    write_atomically(path, pictures.volumes(words, data.panels, "dollars a month"))
+    takeaway = _takeaway(data)
+    return Chart(path=path, title=TITLE, how_to_read=HOW, takeaway=takeaway, alt=takeaway)
+
+
+def _lines(shown: Featured, work: Work, tariffs: list[Tariff], api: Price | None) -> tuple[Line, ...]:
+    volumes = [float(volume) for volume in np.geomspace(LEAST, MOST, POINTS)]
+    lines = []
+    for tariff, color in zip(tariffs, COLORS, strict=False):
+        points = tuple((v, _month(shown, work, tariff, v)) for v in volumes)
+        name = f"{tariff.billing}, ${tariff.price.usd_per_gpu_hour:g} per GPU-hour"
+        lines.append(Line(name, points, color))
+    if api is not None and api.usd_per_image is not None:
+        days = Demand(images_per_day=1).days_per_month
+        bought = tuple((v, v * days * api.usd_per_image) for v in volumes)
+        lines.append(Line(f"{api.provider} API, ${api.usd_per_image:g} an image", bought, pictures.MUTED, dashed=True))
+    return tuple(lines)
+
+
+def _month(shown: Featured, work: Work, tariff: Tariff, volume: float) -> float:
+    return cost(work, Demand(images_per_day=volume), tariff, today=shown.today).per_month.value
+
+
+def _takeaway(data: Plotted) -> str:
+    if data.api is None:
+        return f"{data.shown.other.row.preset} on {data.shown.card} under {len(data.tariffs)} billing models."
+    volume = hosting_instead_of_api(
+        data.shown.other_work, Demand(images_per_day=1), data.tariffs[1], data.api
+    ).images_per_day
+    return (
+        f"An always-on {data.shown.card} with {data.shown.other.row.preset} costs less than {data.api.id} from "
+        f"{money.volume(volume)} on, without the licence of the weights.".replace("from never on", "at no volume")
+    )

@@ -1,0 +1,101 @@
+"""What providers charge for the same work on the left, what is saved as the volume grows on the right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from kontext_fast.cost import money, pictures
+from kontext_fast.cost.billing import Billing, Demand, cost
+from kontext_fast.cost.cards import slug
+from kontext_fast.cost.featured import Featured, featured
+from kontext_fast.cost.pictures import Line, Money, Pair, Words
+from kontext_fast.cost.prices import load_prices
+from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.schema import ResultFile
+from kontext_fast.report.charting import Chart
+from kontext_fast.stats.summary import Estimate
+
+FOLDER = Path("cost")
+SUFFIX = "_cost_analysis.png"
+TITLE = "The same images at every provider of the card, and what is saved as the volume grows"
+HOW = (
+    "Left: dollars a month by use at every on-demand price of the card. Right: dollars saved a month, both axes "
+    "logarithmic; a fleet that is always on saves in whole GPUs, and a cross is a volume at which it saves nothing."
+)
+IMAGES_PER_DAY = 10_000
+VOLUMES = (100, 1_000, 5_000, 10_000, 50_000, 100_000)
+
+
+@dataclass(frozen=True)
+class Plotted:
+    shown: Featured
+    pairs: tuple[Pair, ...]
+    lines: tuple[Line, ...]
+
+
+def plotted(result: ResultFile, today: date) -> Plotted | str:
+    """The data of the picture, or in a few words why there is none."""
+    shown = featured(result, load_prices(), today)
+    if isinstance(shown, str):
+        return shown
+    demand = Demand(images_per_day=IMAGES_PER_DAY)
+    pairs = []
+    for price in shown.table.of_card(shown.card, "on-demand"):
+        tariff = shown.tariff("by-use", price)
+        slow, fast = (
+            cost(work, demand, tariff, today=today).per_month for work in (shown.baseline_work, shown.other_work)
+        )
+        stale = ", stale" if price.is_stale(today) else ""
+        name = f"{price.provider}, {price.product}\n${price.usd_per_gpu_hour:g} per h, {price.day}{stale}"
+        pairs.append(Pair(name, _money("baseline", slow), _money(shown.other.row.preset, fast)))
+    lines = (
+        Line("billed by use", _saved(shown, "by-use"), pictures.PRESET_COLOR),
+        Line("always on, even load", _saved(shown, "always-on"), pictures.THIRD_COLOR, joined=False),
+    )
+    return Plotted(shown, tuple(pairs), lines)
+
+
+def draw(result: ResultFile, folder: Path) -> Chart:
+    """Write `cost/<card>_cost_analysis.png`; without a price earlier ones are removed and none is drawn."""
+    for old in (folder / FOLDER).glob(f"*{SUFFIX}"):
+        old.unlink()
+    data = plotted(result, date.today())
+    if isinstance(data, str):
+        return Chart(path=None, title=TITLE, how_to_read=HOW, takeaway=f"Not drawn: {data}.", alt=f"None: {data}.")
+    shown = data.shown
+    path = folder / FOLDER / f"{slug(shown.card)}{SUFFIX}"
+    price = shown.price
+    words = Words(
+        title=f"Cost of {shown.other.row.preset} and baseline on {shown.card}",
+        subtitle=shown.subtitle,
+        foot=(
+            f"Prices are per GPU-hour. Right: {price.dated(shown.today)}, ${price.usd_per_gpu_hour:g}. 365/12 days "
+            f"a month, no cold starts. Time: {shown.runs}.\nSources of the prices: kontext_fast/cost/prices.toml."
+        ),
+        stamp=shown.stamp,
+    )
+    titles = (f"A month of {IMAGES_PER_DAY:,} images a day, billed by use", "Saved a month by volume")
+    names = ("baseline", shown.other.row.preset)
+    write_atomically(path, pictures.analysis(words, data.pairs, data.lines, titles, names))
+    takeaway = _takeaway(data)
+    return Chart(path=path, title=TITLE, how_to_read=HOW, takeaway=takeaway, alt=takeaway)
+
+
+def _saved(shown: Featured, billing: Billing) -> tuple[tuple[float, float], ...]:
+    tariff = shown.tariff(billing)
+    return tuple((float(v), shown.savings(Demand(images_per_day=v), tariff).value) for v in VOLUMES)
+
+
+def _money(name: str, estimate: Estimate) -> Money:
+    return Money(name, estimate.value, estimate.interval)
+
+
+def _takeaway(data: Plotted) -> str:
+    cheap, dear = data.pairs[0], data.pairs[-1]
+    return (
+        f"{IMAGES_PER_DAY:,} images a day on {data.shown.card} with {data.shown.other.row.preset}, billed by use, cost "
+        f"{money.usd(cheap.other.usd)} to {money.usd(dear.other.usd)} a month by provider "
+        f"({money.usd(cheap.baseline.usd)} to {money.usd(dear.baseline.usd)} with baseline)."
+    )

@@ -1,0 +1,105 @@
+"""What the cheapest preset gains on the card: speed, memory and quality above, money below."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+from kontext_fast.cost import money, pictures
+from kontext_fast.cost.billing import Demand
+from kontext_fast.cost.cards import slug
+from kontext_fast.cost.featured import Featured, featured
+from kontext_fast.cost.pictures import Money, Tile, Words
+from kontext_fast.cost.prices import load_prices
+from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.schema import ResultFile
+from kontext_fast.report import format as write
+from kontext_fast.report.charting import Chart
+
+FOLDER = Path("cost")
+SUFFIX = "_summary.png"
+TITLE = "What the cheapest preset gains, and what that saves a month"
+VOLUMES = (1_000, 10_000, 100_000)
+
+
+def plotted(result: ResultFile, today: date) -> tuple[Featured, tuple[Money, ...]] | str:
+    """The comparison and dollars saved a month at each of `VOLUMES`, billed by use without cold starts, or why not."""
+    shown = featured(result, load_prices(), today)
+    if isinstance(shown, str):
+        return shown
+    bars = []
+    for volume in VOLUMES:
+        saved = shown.savings(Demand(images_per_day=volume), shown.tariff("by-use"))
+        bars.append(Money(f"{volume:,} images a day", saved.value, saved.interval))
+    return shown, tuple(bars)
+
+
+def draw(result: ResultFile, folder: Path) -> Chart:
+    """Write `cost/<card>_summary.png` below `folder`; without a price earlier ones are removed and none is drawn."""
+    for old in (folder / FOLDER).glob(f"*{SUFFIX}"):
+        old.unlink()
+    data = plotted(result, date.today())
+    how = "Above: baseline against the preset. Below: dollars saved a month by use; whiskers are 95 % intervals."
+    if isinstance(data, str):
+        return Chart(path=None, title=TITLE, how_to_read=how, takeaway=f"Not drawn: {data}.", alt=f"None: {data}.")
+    shown, bars = data
+    path = folder / FOLDER / f"{slug(shown.card)}{SUFFIX}"
+    words = Words(
+        title=f"{shown.other.row.preset} on {shown.card}",
+        subtitle=shown.subtitle,
+        foot=_foot(shown),
+        stamp=shown.stamp,
+    )
+    write_atomically(path, pictures.summary(words, _tiles(shown), bars, "Saved a month, against baseline"))
+    return Chart(path=path, title=TITLE, how_to_read=how, takeaway=_takeaway(shown, bars), alt=_takeaway(shown, bars))
+
+
+def _tiles(shown: Featured) -> tuple[Tile, ...]:
+    slow, fast = shown.baseline.row, shown.other.row
+    factor = fast.factor
+    assert slow.time is not None
+    assert fast.time is not None
+    times = f"{write.seconds_estimate(slow.time.mean)} to {write.seconds_estimate(fast.time.mean)} a call"
+    interval = write.factor_range(factor) if factor else None
+    return (
+        Tile(
+            "Speed",
+            f"{write.factor(factor)} as fast" if factor else write.NOT_MEASURED,
+            f"{times}\n" + (f"95 % interval {interval}" if interval else "no interval"),
+        ),
+        Tile(
+            "Memory",
+            write.gib(shown.other.peak_bytes),
+            f"peak on the GPU; baseline {write.gib(shown.baseline.peak_bytes)}",
+        ),
+        Tile(
+            "Quality",
+            f"{write.percent(fast.accepted.value)} accepted" if fast.accepted else write.NOT_MEASURED,
+            _against(shown),
+        ),
+    )
+
+
+def _against(shown: Featured) -> str:
+    slow, fast = shown.baseline.row, shown.other.row
+    if fast.accepted is None:
+        return "no judge has seen these images"
+    of = f"by the judge, {write.count(fast.accepted.n, 'item')}"
+    return f"{of}\nbaseline {write.percent(slow.accepted.value)}" if slow.accepted else of
+
+
+def _foot(shown: Featured) -> str:
+    price = shown.price
+    return (
+        f"Billed by use at {price.dated(shown.today)}, ${price.usd_per_gpu_hour:g} per GPU-hour, 365/12 days a month, "
+        f"no cold starts. Time: {shown.runs}."
+    )
+
+
+def _takeaway(shown: Featured, bars: tuple[Money, ...]) -> str:
+    middle = bars[1]
+    interval = f" ({money.usd(middle.interval[0])} to {money.usd(middle.interval[1])})" if middle.interval else ""
+    return (
+        f"At {middle.name} {shown.other.row.preset} saves {money.usd(middle.usd)} a month{interval} on {shown.card}, "
+        f"billed by use at {shown.price.dated(shown.today)}."
+    )
