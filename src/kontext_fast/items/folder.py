@@ -1,0 +1,177 @@
+"""Items from a user's disk: a JSONL file, or a folder of images with a text file of instructions beside each.
+
+A JSONL line is {"image": PATH, "instruction": TEXT} and, where there is one, "target", "mask", "kind",
+"input_caption" and "output_caption". Paths are relative to the file.
+
+In a folder, `cat.jpg` is edited as the first line of `cat.txt` says; `cat.target.png` and `cat.mask.png` are optional.
+
+What cannot be used is left out and named; only a data set without any usable item is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.items.base import Dataset
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_PARTS = (".target", ".mask")
+_TEXTS = ("kind", "input_caption", "output_caption")
+_KEYS = frozenset({"image", "instruction", "target", "mask", *_TEXTS})
+
+
+@dataclass(frozen=True)
+class DiskItem:
+    """An item whose pictures are read when they are asked for."""
+
+    id: str
+    instruction: str
+    image_file: Path
+    target_file: Path | None = None
+    mask_file: Path | None = None
+    kind: str | None = None
+    input_caption: str | None = None
+    output_caption: str | None = None
+    open: bool | None = None
+
+    @property
+    def image(self) -> Image:
+        return _read(self.image_file)
+
+    @property
+    def target(self) -> Image | None:
+        return None if self.target_file is None else _read(self.target_file)
+
+    @property
+    def mask(self) -> Image | None:
+        return None if self.mask_file is None else _read(self.mask_file).convert("L")
+
+
+Entry = tuple[str, Mapping[str, Any]]
+"""Where it was found ("line 3") and what it says, with paths already absolute."""
+
+
+def read_jsonl(file: Path) -> Dataset:
+    """The items of a JSONL file. Raises InvalidInput where the file is unreadable or has no usable item."""
+    return collect(file.stem, jsonl_entries(file, _checked), "write lines with an image and an instruction")
+
+
+def read_folder(folder: Path) -> Dataset:
+    """The items of a folder of images and text files. Raises InvalidInput where there is no usable item."""
+    return collect(folder.resolve().name, _folder_entries(folder), "put a NAME.txt with an instruction beside NAME.jpg")
+
+
+def jsonl_entries(file: Path, read: Callable[[Any, Path], Mapping[str, Any]]) -> Iterator[Entry | str]:
+    """What `read` makes of each line, or why there is nothing to make of it, which names the line."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise InvalidInput(f"{file} cannot be read; give an existing JSONL text file.") from None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield f"line {number}", read(json.loads(line), file.parent)
+        except ValueError as error:
+            what = "not valid JSON" if isinstance(error, json.JSONDecodeError) else str(error)
+            yield f"line {number} is left out: {what}."
+
+
+def collect(name: str, entries: Iterable[Entry | str], remedy: str) -> Dataset:
+    """The usable items among `entries`, each once; `remedy` ends the error raised where there is none."""
+    items: dict[str, tuple[str, DiskItem]] = {}
+    rejected: list[str] = []
+    for entry in entries:
+        if isinstance(entry, str):
+            rejected.append(entry)
+            continue
+        where, content = entry
+        try:
+            item = _item(content)
+        except (InvalidInput, ValueError) as error:
+            rejected.append(f"{where} is left out: {str(error).rstrip('.')}.")
+            continue
+        if item.id in items:
+            rejected.append(f"{where} is left out: it repeats the image and the instruction of {items[item.id][0]}.")
+        else:
+            items[item.id] = (where, item)
+    if not items:
+        first = f" ({len(rejected)} cannot be used, the first: {rejected[0]})" if rejected else ""
+        raise InvalidInput(f"There is no item in {name}{first}; {remedy}.")
+    return Dataset(name, [items[key][1] for key in sorted(items)], tuple(rejected))
+
+
+def _checked(line: Any, folder: Path) -> Mapping[str, Any]:
+    if not isinstance(line, dict):
+        raise ValueError("it is not a JSON object")
+    if unknown := sorted(line.keys() - _KEYS):
+        raise ValueError(f"there is no key {unknown[0]!r}")
+    for key in ("image", "instruction"):
+        if not isinstance(line.get(key), str) or not line[key].strip():
+            raise ValueError(f"it has no {key}")
+    for key in _KEYS & line.keys():
+        if line[key] is not None and not isinstance(line[key], str):
+            raise ValueError(f"the {key} is not a text")
+    return {
+        key: folder / value if key in ("image", "target", "mask") else value
+        for key, value in line.items()
+        if value is not None
+    }
+
+
+def _folder_entries(folder: Path) -> Iterator[Entry | str]:
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    parts = {file.stem: file for file in files if Path(file.stem).suffix in _PARTS}
+    for file in files:
+        if file.stem in parts:
+            continue
+        text = file.with_suffix(".txt")
+        try:
+            lines = text.read_text(encoding="utf-8").strip().splitlines()
+        except (OSError, UnicodeDecodeError):
+            yield f"{file.name} is left out: {text.name} with its instruction cannot be read."
+            continue
+        if not lines:
+            yield f"{file.name} is left out: {text.name} is empty."
+            continue
+        entry = {"image": file, "instruction": lines[0]}
+        entry |= {part[1:]: parts[file.stem + part] for part in _PARTS if file.stem + part in parts}
+        yield file.name, entry
+
+
+def _item(content: Mapping[str, Any]) -> DiskItem:
+    image = _read(content["image"])
+    for part in ("target", "mask"):
+        if part in content and (size := _read(content[part]).size) != image.size:
+            raise ValueError(
+                f"the {part} has {size[0]}x{size[1]} pixels and the image has {image.width}x{image.height}"
+            )
+    return DiskItem(
+        id=content_id(image, content["instruction"]),
+        instruction=content["instruction"],
+        image_file=content["image"],
+        target_file=content.get("target"),
+        mask_file=content.get("mask"),
+        **{key: content.get(key) for key in _TEXTS},
+    )
+
+
+def content_id(image: Image, instruction: str) -> str:
+    """Hash of the pixels of an RGB image and of the instruction, so that a renamed file is the same item."""
+    facts = f"{image.width}x{image.height}\n{instruction}\n".encode()
+    return hashlib.sha256(facts + image.tobytes()).hexdigest()[:16]
+
+
+def _read(file: Path) -> Image:
+    from kontext_fast.pipeline.inputs import to_rgb
+
+    return to_rgb(file)

@@ -1,0 +1,44 @@
+"""`clip_directional`: whether the picture changed in the direction in which the words changed.
+
+The cosine between output minus input and output caption minus input caption, both embedded by CLIP; 0 for an output
+that equals the input, which has no direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from kontext_fast.metrics.base import Case, Control, Metric, Need, Role
+from kontext_fast.metrics.clip_model import load_clip
+
+_NO_DIRECTION = 1e-6
+"""Length below which a difference of unit vectors is rounding."""
+
+
+class ClipDirectional(Metric):
+    name: ClassVar[str] = "clip_directional"
+    title: ClassVar[str] = "CLIP directional similarity"
+    role: ClassVar[Role] = Role.QUALITY
+    needs: ClassVar[tuple[Need, ...]] = (Need.CAPTIONS,)
+    sees: ClassVar[frozenset[Control]] = frozenset({Control.SWAPPED, Control.UNEDITED})
+
+    def prepare(self) -> None:
+        load_clip(self.setting)
+
+    def model(self) -> tuple[str, str]:
+        clip = load_clip(self.setting)
+        return clip.name, clip.sha256
+
+    def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
+        clip = load_clip(self.setting)
+        inputs = [case.item.image.resize(case.output.size) for case in cases]
+        picture = clip.images([case.output for case in cases]) - clip.images(inputs)
+        words = clip.texts([case.item.output_caption or "" for case in cases])
+        words = words - clip.texts([case.item.input_caption or "" for case in cases])
+        lengths = picture.norm(dim=-1) * words.norm(dim=-1)
+        dots = (picture * words).sum(-1)
+        return [
+            0.0 if float(length) < _NO_DIRECTION else float(dot) / float(length)
+            for dot, length in zip(dots, lengths, strict=True)
+        ]

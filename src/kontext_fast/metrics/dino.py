@@ -1,0 +1,65 @@
+"""`dino`: cosine between output and input as DINOv2 sees them, i.e. how much of the input is still there.
+
+An output that equals the input scores 1, so this says something only beside a metric of whether the edit was done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from kontext_fast.metrics.base import Case, Control, Metric, NotMeasured, Role, Setting
+from kontext_fast.metrics.weights import model_folder, weights_hash
+
+HUB_ID = "facebook/dinov2-small"
+_BATCH = 16
+
+
+class Dino(Metric):
+    name: ClassVar[str] = "dino"
+    title: ClassVar[str] = "DINO similarity to the input"
+    role: ClassVar[Role] = Role.QUALITY
+    sees: ClassVar[frozenset[Control]] = frozenset({Control.BLUR})
+
+    def prepare(self) -> None:
+        _load(self.setting)
+
+    def model(self) -> tuple[str, str]:
+        name, sha256, *_ = _load(self.setting)
+        return name, sha256
+
+    def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
+        import torch
+
+        _, _, model, processor = _load(self.setting)
+
+        def embed(images: list[Any]) -> torch.Tensor:
+            pixels = processor(images=images, return_tensors="pt").pixel_values.to(self.setting.device)
+            with torch.inference_mode():
+                seen: torch.Tensor = model(pixel_values=pixels).pooler_output.float().cpu()
+            return torch.nn.functional.normalize(seen, dim=-1)
+
+        found: list[float | bool | None] = []
+        for start in range(0, len(cases), _BATCH):
+            chunk = cases[start : start + _BATCH]
+            outputs = embed([case.output.convert("RGB") for case in chunk])
+            inputs = embed([case.item.image.resize(case.output.size) for case in chunk])
+            found += (outputs * inputs).sum(-1).tolist()
+        return found
+
+
+@lru_cache(maxsize=1)
+def _load(setting: Setting) -> tuple[str, str, Any, Any]:
+    """Name, hash, model and processor. Raises NotMeasured."""
+    from transformers import BitImageProcessor, Dinov2Model
+
+    name, folder = model_folder(setting, "dino", HUB_ID)
+    sha256 = weights_hash(folder)
+    try:
+        model = Dinov2Model.from_pretrained(folder, local_files_only=True).eval().to(setting.device)
+        # Without torchvision this is the processor that works on PIL images.
+        processor = BitImageProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise NotMeasured(f"{name} is no readable DINOv2 model ({str(error).splitlines()[0]})") from None
+    return name, sha256, model, processor

@@ -1,0 +1,43 @@
+"""`ssim`: structural similarity of two outputs for the same item and seed, by Wang et al. (Gaussian window, 1.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from kontext_fast.metrics.base import Case, Control, Metric, Need, Role
+from kontext_fast.metrics.pixels import pairwise
+
+if TYPE_CHECKING:
+    import torch
+
+
+SIGMA = 1.5
+BORDER = 5
+"""Half the width of the window, in pixels."""
+
+
+class Ssim(Metric):
+    name: ClassVar[str] = "ssim"
+    title: ClassVar[str] = "SSIM"
+    role: ClassVar[Role] = Role.FIDELITY
+    needs: ClassVar[tuple[Need, ...]] = (Need.REFERENCE,)
+    sees: ClassVar[frozenset[Control]] = frozenset(Control)
+
+    def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
+        def similarity(outputs: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+            _, whole = structural_similarity_index_measure(
+                outputs, references, sigma=SIGMA, data_range=1.0, reduction="none", return_full_image=True
+            )
+            # Like Wang's own: only windows that lie inside the picture count.
+            inside: torch.Tensor = whole[..., BORDER:-BORDER, BORDER:-BORDER]
+            return inside.mean((1, 2, 3))
+
+        return [float(value) for value in pairwise(cases, similarity)]
+
+    @staticmethod
+    def distance(score: float) -> float:
+        """Rounding lifts the similarity of equal pictures a little over 1."""
+        return max(0.0, 1.0 - score)

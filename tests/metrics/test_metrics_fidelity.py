@@ -1,0 +1,93 @@
+"""PSNR and SSIM against scikit-image on its own photographs; the latent error against its definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+from skimage import data
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from kontext_fast.metrics.base import Setting
+from kontext_fast.metrics.latent_error import LatentError
+from kontext_fast.metrics.psnr import IDENTICAL_DB, Psnr
+from kontext_fast.metrics.ssim import Ssim
+from tests.metrics.cases import latent_pair, noise, pair
+
+SETTING = Setting(checkpoint="folder")
+
+
+def photographs() -> list[Image.Image]:
+    return [Image.fromarray(picture[:160, :200]) for picture in (data.astronaut(), data.coffee(), data.chelsea())]
+
+
+def damaged(picture: Image.Image) -> list[Image.Image]:
+    shifted = Image.fromarray(np.roll(np.asarray(picture), 3, axis=1))
+    return [picture.filter(ImageFilter.GaussianBlur(2)), shifted, picture.point(lambda value: value // 2)]
+
+
+PAIRS = [(bad, good) for good in photographs() for bad in damaged(good)]
+
+
+def test_psnr_is_that_of_scikit_image() -> None:
+    expected = [peak_signal_noise_ratio(np.asarray(good), np.asarray(bad), data_range=255) for bad, good in PAIRS]
+    assert Psnr(SETTING).scores([pair(bad, good) for bad, good in PAIRS]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_ssim_is_that_of_scikit_image() -> None:
+    expected = [
+        structural_similarity(
+            np.asarray(good),
+            np.asarray(bad),
+            channel_axis=-1,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            data_range=255,
+        )
+        for bad, good in PAIRS
+    ]
+    assert Ssim(SETTING).scores([pair(bad, good) for bad, good in PAIRS]) == pytest.approx(expected, abs=2e-4)
+
+
+def test_equal_pictures_have_no_distance_and_different_ones_do() -> None:
+    same, other = pair(noise(1), noise(1)), pair(noise(1), noise(2))
+    for metric in (Psnr(SETTING), Ssim(SETTING)):
+        equal, unequal = metric.scores([same, other])
+        assert equal is not None
+        assert unequal is not None
+        assert metric.distance(equal) == pytest.approx(0, abs=1e-6)
+        assert metric.distance(unequal) > 0.05
+    assert Psnr(SETTING).scores([same]) == [IDENTICAL_DB]
+
+
+def test_the_distance_of_psnr_is_the_root_mean_square_error() -> None:
+    bad, good = PAIRS[0]
+    error = np.sqrt(np.mean((np.asarray(bad, float) - np.asarray(good, float)) ** 2)) / 255
+    (score,) = Psnr(SETTING).scores([pair(bad, good)])
+    assert score is not None
+    assert Psnr.distance(score) == pytest.approx(error, rel=1e-4)
+
+
+def test_pictures_of_several_sizes_keep_their_order() -> None:
+    sizes = [(64, 48), (48, 64), (64, 48), (32, 32)]
+    cases = [pair(noise(index, size), noise(index + 10, size)) for index, size in enumerate(sizes)]
+    together = Psnr(SETTING).scores(cases)
+    assert together == pytest.approx([Psnr(SETTING).scores([case])[0] for case in cases])
+
+
+def test_the_latent_error_is_relative_to_the_reference() -> None:
+    reference = np.random.default_rng(0).normal(size=(16, 8, 8)).astype(np.float32)
+    metric = LatentError(SETTING)
+    assert metric.scores([latent_pair(reference, reference)]) == [0.0]
+    assert metric.scores([latent_pair(1.01 * reference, reference)]) == pytest.approx([0.01], rel=1e-4)
+    assert metric.scores([latent_pair(3 * reference, 100 * reference)]) == pytest.approx([0.97], rel=1e-4)
+
+
+def test_latents_that_cannot_be_compared_give_no_number() -> None:
+    reference = np.ones((16, 8, 8), np.float32)
+    broken = np.full_like(reference, np.nan)
+    zero = np.zeros_like(reference)
+    metric = LatentError(SETTING)
+    assert metric.scores([latent_pair(broken, reference), latent_pair(reference, zero)]) == [None, None]
+    assert metric.scores([latent_pair(reference[:, :4], reference)]) == [None]

@@ -1,0 +1,42 @@
+"""The judge's two answers as metrics: right on rendered targets, wrong on rendered defects."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from PIL import Image
+
+from kontext_fast.items.world import WorldItem, world
+from kontext_fast.metrics.base import Case, NotMeasured, Setting
+from kontext_fast.metrics.judge_done import JudgeDone
+from kontext_fast.metrics.judge_kept import JudgeKept
+from tests.items.wrong_pictures import extra_object
+
+SETTING = Setting(checkpoint="tiny")
+
+
+def _case(item: WorldItem, output: Image.Image) -> Case:
+    return Case(item, hashlib.sha256(output.tobytes()).hexdigest(), output)
+
+
+def test_targets_are_done_and_kept_and_the_input_is_not_done() -> None:
+    items = [item for item in world(12, 0).items if isinstance(item, WorldItem)]
+    targets = [_case(item, item.target) for item in items]
+    assert JudgeDone(SETTING).scores(targets) == [True] * len(items)
+    assert JudgeKept(SETTING).scores(targets) == [True] * len(items)
+    assert JudgeDone(SETTING).scores([_case(item, item.image) for item in items]) == [False] * len(items)
+
+
+def test_something_extra_is_not_kept() -> None:
+    items = [item for item in world(12, 0).items if isinstance(item, WorldItem)]
+    spoiled = [(item, picture) for item in items if (picture := extra_object(item.shapes)) is not None]
+    assert spoiled
+    assert JudgeKept(SETTING).scores([_case(item, picture) for item, picture in spoiled]) == [False] * len(spoiled)
+
+
+@pytest.mark.parametrize("metric", [JudgeDone, JudgeKept])
+def test_only_tiny_is_judged(metric: type[JudgeDone] | type[JudgeKept]) -> None:
+    metric(SETTING).prepare()
+    with pytest.raises(NotMeasured, match="shapes world"):
+        metric(Setting(checkpoint="hub")).prepare()

@@ -1,0 +1,113 @@
+"""CLIP, DINO and LPIPS: the real code on small models, and the reason where there are no weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kontext_fast.items.base import Item
+from kontext_fast.items.world import WorldItem, world
+from kontext_fast.metrics.base import Case, NotMeasured, Setting
+from kontext_fast.metrics.clip_directional import ClipDirectional
+from kontext_fast.metrics.clip_text import ClipText
+from kontext_fast.metrics.dino import Dino
+from kontext_fast.metrics.lpips import Lpips
+from kontext_fast.pipeline.load import TINY_FOLDER
+from tests.metrics.cases import FreeItem, noise
+
+needs_pair = pytest.mark.skipif(
+    not (TINY_FOLDER / "clip" / "config.json").is_file(), reason="the CLIP pair of tiny is not bundled"
+)
+TINY = Setting(checkpoint="tiny")
+
+
+def _case(item: Item, output: Image.Image) -> Case:
+    return Case(item, "f" * 64, output)
+
+
+def _single_answer(count: int) -> list[WorldItem]:
+    return [item for item in world(60, 3).items if isinstance(item, WorldItem) and not item.open][:count]
+
+
+@needs_pair
+def test_the_right_words_score_higher_than_those_of_another_item() -> None:
+    items = _single_answer(16)
+    right = ClipText(TINY).scores([_case(item, item.target) for item in items])
+    wrong = ClipText(TINY).scores(
+        [_case(item, other.target) for item, other in zip(items, items[1:] + items[:1], strict=True)]
+    )
+    assert np.mean(np.array(right, float)) > np.mean(np.array(wrong, float)) + 20
+
+
+@needs_pair
+def test_a_score_is_a_hundred_cosines_and_names_its_weights() -> None:
+    item = _single_answer(1)[0]
+    metric = ClipText(TINY)
+    metric.prepare()
+    name, sha256 = metric.model()
+    assert name == "CLIP of tiny"
+    assert len(sha256) == 64
+    (score,) = metric.scores([_case(item, item.target)])
+    assert score is not None
+    assert 1 < abs(score) <= 100
+
+
+@needs_pair
+def test_direction_is_right_for_the_target_and_absent_for_the_input() -> None:
+    items = _single_answer(16)
+    targets = ClipDirectional(TINY).scores([_case(item, item.target) for item in items])
+    unedited = ClipDirectional(TINY).scores([_case(item, item.image) for item in items])
+    assert np.mean(np.array(targets, float)) > 0.3
+    assert unedited == [0.0] * len(items)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A DINOv2 of random weights in the layout of the real one."""
+    from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
+
+    model = Dinov2Model(Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56))
+    model.save_pretrained(tmp_path / "dino")
+    side = {"height": 56, "width": 56}
+    BitImageProcessorPil(size={"shortest_edge": 56}, crop_size=side).save_pretrained(tmp_path / "dino")
+    return tmp_path
+
+
+def test_dino_of_the_input_itself_is_one(weights: Path) -> None:
+    metric = Dino(Setting(checkpoint="folder", weights=weights))
+    metric.prepare()
+    item = FreeItem(image=noise(1))
+    same, other = metric.scores([_case(item, noise(1)), _case(item, Image.new("RGB", (64, 48), "red"))])
+    assert same == pytest.approx(1.0, abs=1e-5)
+    assert other is not None
+    assert other < 0.9999
+    assert len(metric.model()[1]) == 64
+
+
+@pytest.mark.parametrize("metric", [ClipText, ClipDirectional, Dino])
+def test_without_weights_the_reason_says_how_to_get_them(metric: type[ClipText], tmp_path: Path) -> None:
+    with pytest.raises(NotMeasured, match="hf download"):
+        metric(Setting(checkpoint="hub", weights=tmp_path)).prepare()
+
+
+def test_without_a_cached_download_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(NotMeasured, match=r"facebook/dinov2-small are not on this machine"):
+        Dino(Setting(checkpoint="hub")).prepare()
+
+
+def test_weights_that_are_something_else_are_a_reason_too(weights: Path) -> None:
+    (weights / "dino" / "model.safetensors").unlink()
+    with pytest.raises(NotMeasured, match="safetensors"):
+        Dino(replace(Setting(checkpoint="folder"), weights=weights, device="cpu")).prepare()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_lpips_without_torchvision_says_so() -> None:
+    with pytest.raises(NotMeasured, match="pip install torchvision"):
+        Lpips(Setting(checkpoint="hub")).prepare()

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kontext_fast.errors import KontextError
+from kontext_fast.metrics.base import PICTURE_CONTROLS, Need, Role
+from kontext_fast.metrics.registry import discover, scan
+
+METRIC = """
+from kontext_fast.metrics.base import Metric, Role
+class Found(Metric):
+    name = {name!r}
+    title = "found"
+    role = Role.QUALITY
+    sees = frozenset()
+    def scores(self, cases):
+        return [1.0 for _ in cases]
+"""
+
+
+def test_every_metric_says_what_it_is_and_must_see() -> None:
+    known = discover()
+    assert {"judge_done", "judge_kept", "psnr", "ssim", "latent_error", "clip_text", "clip_directional"} <= set(known)
+    assert {"dino", "lpips"} <= set(known)
+    for name, metric in known.items():
+        assert metric.name == name
+        assert metric.title
+        assert metric.sees, f"{name} could never be found blind"
+        if Need.LATENTS in metric.needs:
+            assert not metric.sees & PICTURE_CONTROLS
+        assert (metric.role is Role.FIDELITY) == bool({Need.REFERENCE, Need.LATENTS} & set(metric.needs))
+
+
+def _package(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, **modules: str) -> object:
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text("")
+    for module, text in modules.items():
+        (folder / name / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    return __import__(name)
+
+
+def test_a_new_file_is_a_new_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = scan(_package(tmp_path, monkeypatch, "some_metrics", one=METRIC.format(name="one")))  # type: ignore[arg-type]
+    assert list(found) == ["one"]
+
+
+def test_two_of_a_name_and_a_broken_module_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twins = _package(tmp_path, monkeypatch, "twin_metrics", a=METRIC.format(name="x"), b=METRIC.format(name="x"))
+    with pytest.raises(KontextError, match="both define the metric 'x'"):
+        scan(twins)  # type: ignore[arg-type]
+    broken = _package(tmp_path, monkeypatch, "broken_metrics", a="import nothing_of_this_name")
+    with pytest.raises(KontextError, match=r"broken_metrics\.a does not import"):
+        scan(broken)  # type: ignore[arg-type]
+
+
+def test_listing_the_metrics_imports_no_torch() -> None:
+    code = (
+        "import sys; from kontext_fast.metrics.registry import discover; discover(); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
