@@ -5,10 +5,10 @@ since all four read the same tokens. The single block's last layer already reads
 
 Quantized, where asked, are the matrices inside of the blocks: more than 99 % of a step's work in linear layers. What
 stays in the checkpoint's dtype, and why:
-- the embedders of image and text: their inputs are raw latents and text states, whose outliers one scale per token
-  would drown the rest in, and every block reads what they make of them; 0.02 % of the work;
+- the embedders of image and text: every block reads what they make, so their error would be in all of them, for
+  0.02 % of the work;
 - the embedding of time, guidance and pooled text and all modulations: they scale and gate every channel of every
-  token, so an error in them is an error everywhere; run once per request for all steps;
+  token, and run once per request for all steps;
 - the output layer: its result is the velocity itself, so no later layer can even out its error; 0.003 % of the work.
 """
 

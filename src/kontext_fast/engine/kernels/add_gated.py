@@ -1,0 +1,61 @@
+"""The gated residual: a stream plus a gate times an update, in place. Reads two numbers and writes one per channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton import language as tl
+
+from kontext_fast.engine.kernels.rows import Pointer, block_of, require_dense_rows, row_of, warps_for
+
+
+def add_gated(stream: Tensor, gate: Tensor, update: Tensor) -> None:
+    """Add `gate` [B, W] times `update` [B, rows, W] to `stream` [B, rows, W], rounded once.
+
+    All three may have any strides but a contiguous last dimension.
+    """
+    for tensor in (stream, gate, update):
+        require_dense_rows(tensor)
+    batch, rows, width = stream.shape
+    block = block_of(width)
+    with torch.cuda.device_of(stream):
+        _add_gated[(rows, batch)](
+            stream,
+            gate,
+            update,
+            stream.stride(0),
+            stream.stride(1),
+            gate.stride(0),
+            update.stride(0),
+            update.stride(1),
+            WIDTH=width,
+            BLOCK=block,
+            num_warps=warps_for(block),
+        )
+
+
+@triton.jit
+def _add_gated(
+    stream: Pointer,
+    gate: Pointer,
+    update: Pointer,
+    stream_batch: Any,
+    stream_row: Any,
+    gate_batch: Any,
+    update_batch: Any,
+    update_row: Any,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    columns = tl.arange(0, BLOCK)
+    target = row_of(stream, stream_batch, stream_row)
+    gate = row_of(gate, gate_batch, 0)
+    source = row_of(update, update_batch, update_row)
+    for i in tl.static_range(WIDTH // BLOCK):
+        place = i * BLOCK + columns
+        before = tl.load(target + place).to(tl.float32)
+        added = tl.load(gate + place).to(tl.float32) * tl.load(source + place).to(tl.float32)
+        tl.store(target + place, (before + added).to(stream.dtype.element_ty))

@@ -1,0 +1,81 @@
+"""The operations of a step by fused kernels: Triton for everything element by element, libraries for the products.
+
+Kernels are compiled once per width of the model, never per number of tokens, and nothing is tuned while running.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kontext_fast.engine.attention import AttentionKernel, attention, resolve_kernel
+from kontext_fast.engine.fp8 import Quantized
+from kontext_fast.engine.kernels.add_gated import add_gated
+from kontext_fast.engine.kernels.fp8_linear import fp8_linear
+from kontext_fast.engine.kernels.gelu import gelu
+from kontext_fast.engine.kernels.norm_modulate import norm_modulate
+from kontext_fast.engine.kernels.quantize_rows import quantize_rows
+from kontext_fast.engine.kernels.write_qkv import write_qkv
+from kontext_fast.engine.ops import LAYER_NORM_EPS, Activations, JointQKV, KernelKind, Linear, QKNorm, Rope
+from kontext_fast.engine.weights import Precision
+
+_NEEDED = {"bf16": (8, 0), "fp8": (8, 9)}
+
+
+def refusal(capability: tuple[int, int], precision: Precision) -> str | None:
+    """Why a GPU of that compute capability cannot run them, as one sentence that names the remedy, or None."""
+    if torch.version.hip is not None:
+        return "the fused kernels are written for NVIDIA GPUs; use a preset without the engine"
+    if capability < _NEEDED[precision]:
+        major, minor = _NEEDED[precision]
+        return f"fused kernels in {precision} need compute capability {major}.{minor}; use a preset without the engine"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton compiles its launcher with a C compiler and finds none; install gcc or set CC"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "Triton compiles its launcher against Python.h, which is missing; install Python's development package"
+    return None
+
+
+class FusedOps:
+    """`kontext_fast.engine.ops.Ops` on one CUDA device. Keeps float32 within an operation and rounds once."""
+
+    def __init__(self, attention: AttentionKernel = "default") -> None:
+        self._attention = resolve_kernel(attention, "cuda")
+
+    @property
+    def kernel(self) -> KernelKind:
+        return "fused"
+
+    def norm_modulate(self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
+        return norm_modulate(x, shift, scale, LAYER_NORM_EPS, quantize=quantize)
+
+    def write_qkv(self, qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: int) -> None:
+        write_qkv(qkv, norm, rope, joint, offset)
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attention(self._attention, query, key, value)
+
+    def prepare(self, x: Tensor, *, quantize: bool) -> Activations:
+        return quantize_rows(x) if quantize else x
+
+    def gelu(self, x: Tensor, *, quantize: bool) -> Activations:
+        return gelu(x, quantize=quantize)
+
+    def join_gelu(self, attended: Tensor, hidden: Tensor, *, quantize: bool) -> Activations:
+        return gelu(hidden, beside=attended, quantize=quantize)
+
+    def linear(self, x: Activations, layer: Linear) -> Tensor:
+        if isinstance(x, Quantized) and isinstance(layer.weight, Quantized):
+            return fp8_linear(x, layer.weight, layer.bias)
+        if isinstance(x, Quantized) or isinstance(layer.weight, Quantized):
+            raise TypeError("activations and weight must both be quantized, or neither")
+        return functional.linear(x, layer.weight, layer.bias)
+
+    def add_gated(self, stream: Tensor, gate: Tensor, update: Tensor) -> None:
+        add_gated(stream, gate, update)

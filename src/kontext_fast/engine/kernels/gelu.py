@@ -1,0 +1,113 @@
+"""GELU (tanh form), alone or beside the attention's output, and rounding to float8 of the whole in one pass over a row.
+
+Reads each number once and writes it once: attention and MLP are never put side by side beforehand.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton import language as tl
+
+from kontext_fast.engine.fp8 import Quantized
+from kontext_fast.engine.kernels.e4m3 import larger_magnitude, store_quantized
+from kontext_fast.engine.kernels.rows import (
+    Pointer,
+    block_of,
+    quantized_like,
+    require_dense_rows,
+    row_index,
+    row_of,
+    warps_for,
+)
+
+# gelu(x) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3): one exponential, here of base 2, and one division.
+_OF_X = tl.constexpr(-2 * math.log2(math.e) * math.sqrt(2 / math.pi))
+_OF_CUBE = tl.constexpr(-2 * math.log2(math.e) * math.sqrt(2 / math.pi) * 0.044715)
+
+
+def gelu(hidden: Tensor, *, beside: Tensor | None = None, quantize: bool) -> Tensor | Quantized:
+    """[B, rows, W + M]: `beside` [B, rows, W] as it is (nothing, if None), then the GELU of `hidden` [B, rows, M].
+
+    Both may have any strides but a contiguous last dimension.
+    """
+    copied = hidden[..., :0] if beside is None else beside
+    for tensor in (hidden, copied):
+        require_dense_rows(tensor)
+    batch, rows, _ = hidden.shape
+    widths = copied.shape[-1], hidden.shape[-1]
+    block = block_of(*widths)
+    layout = {"COPIED": widths[0], "ACTIVATED": widths[1], "BLOCK": block, "num_warps": warps_for(block)}
+    strides = copied.stride(0), copied.stride(1), hidden.stride(0), hidden.stride(1)
+    with torch.cuda.device_of(hidden):
+        if quantize:
+            values, scale = quantized_like(hidden, sum(widths))
+            _gelu_quantize[(rows, batch)](copied, hidden, values, scale, *strides, **layout)
+            return Quantized(values, scale, hidden.dtype)
+        out = torch.empty(batch, rows, sum(widths), dtype=hidden.dtype, device=hidden.device)
+        _gelu[(rows, batch, sum(widths) // block)](copied, hidden, out, *strides, **layout)
+        return out
+
+
+@triton.jit
+def _activated(x: Any) -> Any:
+    return x / (1.0 + tl.exp2(x * (_OF_X + _OF_CUBE * (x * x))))
+
+
+@triton.jit
+def _gelu_quantize(
+    copied: Pointer,
+    hidden: Pointer,
+    values: Pointer,
+    scale: Pointer,
+    copied_batch: Any,
+    copied_row: Any,
+    hidden_batch: Any,
+    hidden_row: Any,
+    COPIED: tl.constexpr,
+    ACTIVATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    columns = tl.arange(0, BLOCK)
+    blocks = ()
+    largest = tl.zeros((BLOCK,), tl.float32)
+    source = row_of(copied, copied_batch, copied_row)
+    for i in tl.static_range(COPIED // BLOCK):
+        block = tl.load(source + i * BLOCK + columns).to(tl.float32)
+        largest = larger_magnitude(largest, block)
+        blocks = blocks + (block,)  # noqa: RUF005 (a kernel knows no unpacking)
+    source = row_of(hidden, hidden_batch, hidden_row)
+    for i in tl.static_range(ACTIVATED // BLOCK):
+        block = _activated(tl.load(source + i * BLOCK + columns).to(tl.float32))
+        rounded = block.to(hidden.dtype.element_ty).to(tl.float32)
+        largest = larger_magnitude(largest, rounded)
+        blocks = blocks + (rounded,)  # noqa: RUF005
+    row = row_index()
+    store_quantized(blocks, largest, values + row * (COPIED + ACTIVATED), scale + row, BLOCK)
+
+
+@triton.jit
+def _gelu(
+    copied: Pointer,
+    hidden: Pointer,
+    out: Pointer,
+    copied_batch: Any,
+    copied_row: Any,
+    hidden_batch: Any,
+    hidden_row: Any,
+    COPIED: tl.constexpr,
+    ACTIVATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    start = tl.program_id(2) * BLOCK
+    columns = tl.arange(0, BLOCK)
+    target = out + row_index() * (COPIED + ACTIVATED) + start + columns
+    if start < COPIED:
+        tl.store(target, tl.load(row_of(copied, copied_batch, copied_row) + start + columns))
+    else:
+        block = tl.load(row_of(hidden, hidden_batch, hidden_row) + start - COPIED + columns).to(tl.float32)
+        tl.store(target, _activated(block).to(out.dtype.element_ty))

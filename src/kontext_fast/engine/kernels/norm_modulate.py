@@ -1,0 +1,109 @@
+"""Layer norm without weights, modulation and rounding to float8 in one pass over a row.
+
+Reads each number once and writes it once; the vectors of the modulation come from cache for all rows but the first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton import language as tl
+
+from kontext_fast.engine.fp8 import Quantized
+from kontext_fast.engine.kernels.e4m3 import larger_magnitude, store_quantized
+from kontext_fast.engine.kernels.rows import (
+    Pointer,
+    block_of,
+    quantized_like,
+    require_dense_rows,
+    row_index,
+    row_of,
+    warps_for,
+)
+
+
+def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, *, quantize: bool) -> Tensor | Quantized:
+    """(1 + `scale`) times the layer norm of `x` [B, rows, W], plus `shift`; both are [B, W].
+
+    All three may have any strides but a contiguous last dimension.
+    """
+    for tensor in (x, shift, scale):
+        require_dense_rows(tensor)
+    batch, rows, width = x.shape
+    if quantize:
+        out, row_scale = quantized_like(x, width)
+    else:
+        out, row_scale = torch.empty(x.shape, dtype=x.dtype, device=x.device), None
+    block = block_of(width)
+    with torch.cuda.device_of(x):
+        _norm_modulate[(rows, batch)](
+            x,
+            shift,
+            scale,
+            out,
+            row_scale,
+            x.stride(0),
+            x.stride(1),
+            shift.stride(0),
+            scale.stride(0),
+            eps,
+            WIDTH=width,
+            BLOCK=block,
+            num_warps=warps_for(block),
+        )
+    return out if row_scale is None else Quantized(out, row_scale, x.dtype)
+
+
+@triton.jit
+def _norm_modulate(
+    x: Pointer,
+    shift: Pointer,
+    scale: Pointer,
+    out: Pointer,
+    row_scale: Pointer,
+    x_batch: Any,
+    x_row: Any,
+    shift_batch: Any,
+    scale_batch: Any,
+    eps: Any,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    columns = tl.arange(0, BLOCK)
+    source = row_of(x, x_batch, x_row)
+    shift = row_of(shift, shift_batch, 0)
+    scale = row_of(scale, scale_batch, 0)
+
+    blocks = ()
+    total = tl.zeros((BLOCK,), tl.float32)
+    for i in tl.static_range(WIDTH // BLOCK):
+        block = tl.load(source + i * BLOCK + columns).to(tl.float32)
+        total += block
+        blocks = blocks + (block,)  # noqa: RUF005 (a kernel knows no unpacking)
+    mean = tl.sum(total, 0) / WIDTH
+
+    # The sum of squares about the mean, not about zero: some channels of a stream are hundreds of times the others.
+    squares = tl.zeros((BLOCK,), tl.float32)
+    for i in tl.static_range(WIDTH // BLOCK):
+        centred = blocks[i] - mean
+        squares += centred * centred
+    inverse_deviation = tl.rsqrt(tl.sum(squares, 0) / WIDTH + eps)
+
+    row = row_index()
+    modulated = ()
+    largest = tl.zeros((BLOCK,), tl.float32)
+    for i in tl.static_range(WIDTH // BLOCK):
+        factor = 1.0 + tl.load(scale + i * BLOCK + columns).to(tl.float32)
+        term = tl.load(shift + i * BLOCK + columns).to(tl.float32)
+        block = ((blocks[i] - mean) * inverse_deviation * factor + term).to(x.dtype.element_ty)
+        if row_scale is None:
+            tl.store(out + row * WIDTH + i * BLOCK + columns, block)
+        else:
+            rounded = block.to(tl.float32)
+            largest = larger_magnitude(largest, rounded)
+            modulated = modulated + (rounded,)  # noqa: RUF005
+    if row_scale is not None:
+        store_quantized(modulated, largest, out + row * WIDTH, row_scale + row, BLOCK)

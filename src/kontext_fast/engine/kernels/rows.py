@@ -1,0 +1,57 @@
+"""How kernels walk over rows: one program per row, in blocks that divide it, so that no lane is masked off."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+import triton
+from torch import Tensor
+from triton import language as tl
+
+from kontext_fast.errors import KontextError
+
+Pointer: TypeAlias = Any
+"""Of a tensor's first element inside of a kernel; a Tensor where the kernel is launched."""
+
+_WIDEST = 1024
+"""Of a block: four warps load it with one 16-byte access of bfloat16 per thread."""
+_PER_THREAD = 8
+
+
+def block_of(*widths: int) -> int:
+    """The longest block, a power of two, that divides every one of `widths`."""
+    block = _WIDEST
+    while any(width % block for width in widths):
+        block //= 2
+    return block
+
+
+def warps_for(block: int) -> int:
+    """Warps of a program that works on one block of a row at a time."""
+    return max(1, block // (32 * _PER_THREAD))
+
+
+def require_dense_rows(x: Tensor) -> None:
+    """Raise KontextError if the last dimension of `x` is not contiguous."""
+    if x.stride(-1) != 1:
+        raise KontextError("A fused kernel was given rows that are not contiguous; use a preset without the engine.")
+
+
+def quantized_like(x: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Where [B, rows, `width`] e4m3 values and their [B, rows, 1] float32 scales go, both not yet written."""
+    shape = x.shape[:-1]
+    values = torch.empty(*shape, width, dtype=torch.float8_e4m3fn, device=x.device)
+    return values, torch.empty(*shape, 1, dtype=torch.float32, device=x.device)
+
+
+@triton.jit
+def row_of(pointer: Pointer, batch_stride: Any, row_stride: Any) -> Any:
+    """Where this program's row begins. In 64 bits: a batch of large images has more than 2^31 numbers."""
+    return pointer + tl.program_id(1).to(tl.int64) * batch_stride + tl.program_id(0).to(tl.int64) * row_stride
+
+
+@triton.jit
+def row_index() -> Any:
+    """Of this program's row in a contiguous [B, rows, ...]."""
+    return tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)

@@ -1,0 +1,109 @@
+"""Norm and rotation of query and key, written with the value straight to where attention reads them.
+
+Reads each number once and writes it once, so text and image tokens are never concatenated or transposed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton import language as tl
+
+from kontext_fast.engine.kernels.rows import Pointer, block_of, require_dense_rows, row_of, warps_for
+from kontext_fast.engine.ops import JointQKV, QKNorm, Rope
+from kontext_fast.errors import InvalidInput, KontextError
+
+
+def write_qkv(qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: int) -> None:
+    """As `kontext_fast.engine.ops.Ops.write_qkv`.
+
+    Raises InvalidInput if the channels of a head are no power of two.
+    """
+    heads, channels = joint.query.shape[-2:]
+    if channels & (channels - 1):
+        raise InvalidInput(
+            f"The fused kernels rotate heads of a power of two channels, these have {channels}; "
+            "use a preset without the engine."
+        )
+    _require_layout(joint, rope)
+    require_dense_rows(qkv)
+    batch, rows, _ = qkv.shape
+    together = block_of(heads * channels) // channels
+    with torch.cuda.device_of(qkv):
+        _write_qkv[(rows, batch, heads // together)](
+            qkv,
+            norm.query,
+            norm.key,
+            rope.cos,
+            rope.sin,
+            joint.query,
+            joint.key,
+            joint.value,
+            offset,
+            qkv.stride(0),
+            qkv.stride(1),
+            joint.query.stride(0),
+            joint.query.stride(1),
+            norm.eps,
+            WIDTH=heads * channels,
+            HEADS=together,
+            CHANNELS=channels,
+            num_warps=warps_for(together * channels),
+        )
+
+
+def _require_layout(joint: JointQKV, rope: Rope) -> None:
+    channels = joint.query.shape[-1]
+    strides = joint.query.stride()
+    dense = strides[2:] == (channels, 1) and joint.key.stride() == strides and joint.value.stride() == strides
+    if not (dense and rope.cos.is_contiguous() and rope.sin.is_contiguous()):
+        raise KontextError("A fused kernel was given buffers in another layout; use a preset without the engine.")
+
+
+@triton.jit
+def _turned(x: Any, weight: Pointer, cos: Any, sin: Any, eps: Any, HEADS: tl.constexpr, CHANNELS: tl.constexpr) -> Any:
+    """`x` [HEADS, CHANNELS] float32 after RMS norm and rotation."""
+    inverse = tl.rsqrt(tl.sum(x * x, 1) / CHANNELS + eps)
+    x = x * inverse[:, None] * tl.load(weight + tl.arange(0, CHANNELS)).to(tl.float32)[None, :]
+    real, imaginary = tl.split(tl.reshape(x, (HEADS, CHANNELS // 2, 2)))
+    turned = tl.join(real * cos - imaginary * sin, imaginary * cos + real * sin)
+    return tl.reshape(turned, (HEADS, CHANNELS))
+
+
+@triton.jit(do_not_specialize=["offset"])
+def _write_qkv(
+    qkv: Pointer,
+    query_weight: Pointer,
+    key_weight: Pointer,
+    cos: Pointer,
+    sin: Pointer,
+    query: Pointer,
+    key: Pointer,
+    value: Pointer,
+    offset: Any,
+    qkv_batch: Any,
+    qkv_row: Any,
+    joint_batch: Any,
+    joint_row: Any,
+    eps: Any,
+    WIDTH: tl.constexpr,
+    HEADS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+) -> None:
+    channels = (tl.program_id(2) * HEADS + tl.arange(0, HEADS))[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    source = row_of(qkv, qkv_batch, qkv_row) + channels
+    target = row_of(offset.to(tl.int64) * joint_row, joint_batch, joint_row) + channels
+    # All three reads are on their way before the first is used.
+    queries = tl.load(source)
+    keys = tl.load(source + WIDTH)
+    values = tl.load(source + 2 * WIDTH)
+    angles = tl.program_id(0).to(tl.int64) * (CHANNELS // 2) + tl.arange(0, CHANNELS // 2)[None, :]
+    cosines, sines = tl.load(cos + angles), tl.load(sin + angles)
+    queries = _turned(queries.to(tl.float32), query_weight, cosines, sines, eps, HEADS, CHANNELS)
+    keys = _turned(keys.to(tl.float32), key_weight, cosines, sines, eps, HEADS, CHANNELS)
+    tl.store(query + target, queries.to(query.dtype.element_ty))
+    tl.store(key + target, keys.to(key.dtype.element_ty))
+    tl.store(value + target, values)

@@ -1,0 +1,187 @@
+"""Schedules, extrapolation, and a pass that follows them."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from kontext_fast.engine.passes import Pass, Reuse
+from kontext_fast.engine.reference_reuse import refresh_due, refresh_steps
+from kontext_fast.engine.step_reuse import FirstBlockTest, Velocities, computed_steps
+from kontext_fast.engine.token_memory import Keep
+from kontext_fast.engine.transformer import EngineTransformer
+from tests.engine.transformers import Shape, engine_on, inputs_for, prepare, random_transformer, stepped
+
+SIGMAS = (1.0, 0.8, 0.7, 0.4, 0.35, 0.1)
+EVERY = frozenset(range(len(SIGMAS)))
+
+
+def test_refreshes_are_one_in_so_many_from_the_first_or_those_given() -> None:
+    assert refresh_steps(7, 28) == {0, 7, 14, 21}
+    assert refresh_steps(7, 4) == {0}
+    assert refresh_steps(1, 3) == {0, 1, 2}
+    assert refresh_steps((0, 2, 9), 5) == {0, 2}
+
+
+def test_a_refresh_that_was_missed_is_made_up_for_once() -> None:
+    steps = frozenset({0, 3})
+    assert refresh_due(steps, 0, None)
+    assert not refresh_due(steps, 2, 0)
+    assert refresh_due(steps, 3, 0)
+    assert refresh_due(steps, 5, 0)
+    assert not refresh_due(steps, 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("total", "every", "share", "steps"),
+    [
+        (28, 3, 0.14, {0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27}),
+        (28, 5, 0.1, {0, 1, 2, 7, 12, 17, 22, 27}),
+        (1, 3, 0.14, {0}),
+        (4, 3, 0.14, {0, 3}),
+        (6, 2, 0.0, {0, 2, 4, 5}),
+        (3, 1, 0.14, {0, 1, 2}),
+        (3, 9, 1.0, {0, 1, 2}),
+    ],
+)
+def test_computed_steps_scale_with_their_number(total: int, every: int, share: float, steps: set[int]) -> None:
+    assert computed_steps(total, every=every, warmup_share=share) == steps
+
+
+@pytest.mark.parametrize(("order", "value"), [(0, 5.0), (1, 9.0)])
+def test_velocities_are_extrapolated_over_sigma(order: Any, value: float) -> None:
+    known = Velocities(order)
+    for sigma, velocity in ((1.0, 100.0), (0.9, 3.0), (0.8, 5.0)):
+        known.note(sigma, torch.tensor([velocity]))
+    assert known.at(0.6).item() == pytest.approx(value)
+
+
+def test_with_one_velocity_or_one_sigma_the_last_is_taken_again() -> None:
+    known = Velocities(1)
+    known.note(0.5, torch.tensor([2.0]))
+    assert known.at(0.4).item() == 2
+    known.note(0.5, torch.tensor([3.0]))
+    assert known.at(0.4).item() == 3
+    known.note(0.25, torch.tensor([3.0], dtype=torch.bfloat16))
+    assert known.at(0.1).dtype == torch.bfloat16
+
+
+def test_the_first_block_test() -> None:
+    test = FirstBlockTest(threshold=0.1, warmup_steps=2, max_consecutive_skips=3)
+    assert [test.must_compute(step, skips) for step, skips in ((1, 0), (2, 0), (5, 2), (5, 3))] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    last = torch.tensor([1.0, -1.0])
+    assert test.is_close(last * 1.09, last)
+    assert not test.is_close(last * 1.11, last)
+    assert not test.is_close(torch.tensor([torch.nan, 1.0]), last)
+
+
+@cache
+def _source() -> Any:
+    return random_transformer(Shape())
+
+
+def _run(engine: EngineTransformer, reuse: Reuse, samples: slice = slice(1)) -> tuple[torch.Tensor, Pass]:
+    """[steps, B, N, C]: images that drift from step to step, more so from sample to sample; and the pass that ran."""
+    inputs = {
+        name: value if name.endswith("ids") else value[samples]
+        for name, value in inputs_for(_source(), batch=3).items()
+    }
+    image, text = inputs["hidden_states"], inputs["encoder_hidden_states"]
+    prepared = prepare(engine, inputs, keep=reuse.keep, timesteps=SIGMAS)
+    run = Pass(engine, prepared, SIGMAS, len(image), reuse)
+    drift = torch.randn((3, *image.shape[1:]), generator=torch.Generator().manual_seed(5))
+    drift *= torch.tensor([0.1, 0.5, 2.0])[:, None, None]
+    drift[:, 15:] = 0
+    return torch.stack([run.step(i, image + (1 - s) * drift[samples], text)[0] for i, s in enumerate(SIGMAS)]), run
+
+
+@pytest.fixture
+def engine() -> Any:
+    with engine_on(_source()) as made:
+        yield made
+
+
+def kinds(run: Pass) -> list[str]:
+    (group,) = run._groups
+    return list(group.kinds)
+
+
+def test_a_refresh_at_every_step_equals_running_everything(engine: EngineTransformer) -> None:
+    plain, run = _run(engine, Reuse())
+    assert kinds(run) == ["refresh"] * 6
+    for keep in (Keep.REFERENCE, Keep.ALL):
+        result, run = _run(engine, Reuse(keep=keep, refreshes=EVERY))
+        assert torch.equal(result, plain)
+        assert kinds(run) == ["refresh"] * 6
+
+
+def test_both_policies_give_the_same_image(engine: EngineTransformer) -> None:
+    (first, run), (second, _) = (
+        _run(engine, Reuse(keep=keep, refreshes=frozenset({0, 3}))) for keep in (Keep.REFERENCE, Keep.ALL)
+    )
+    assert kinds(run) == ["refresh", "reuse", "reuse", "refresh", "reuse", "reuse"]
+    assert torch.equal(first, second)
+    plain, _ = _run(engine, Reuse())
+    assert torch.equal(first[0], plain[0])
+    assert torch.equal(first[3], plain[3])
+    assert not torch.allclose(first[1], plain[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_skipped_steps_are_extrapolated_from_computed_ones(engine: EngineTransformer, order: Any) -> None:
+    plain, _ = _run(engine, Reuse())
+    result, run = _run(engine, Reuse(computed=frozenset({0, 2, 5}), order=order))
+    assert kinds(run) == ["refresh", "skipped", "refresh", "skipped", "skipped", "refresh"]
+    for computed in (0, 2, 5):
+        assert torch.equal(result[computed], plain[computed])
+    assert torch.equal(result[1], plain[0])
+    ratio = (SIGMAS[4] - SIGMAS[2]) / (SIGMAS[2] - SIGMAS[0])
+    line = plain[2] + order * ratio * (plain[2] - plain[0])
+    torch.testing.assert_close(result[4], line, rtol=0, atol=1e-5)
+
+
+def test_both_together_make_up_for_a_refresh_on_a_skipped_step(engine: EngineTransformer) -> None:
+    reuse = Reuse(keep=Keep.REFERENCE, refreshes=frozenset({0, 3}), computed=frozenset({0, 1, 4, 5}))
+    _, run = _run(engine, reuse)
+    assert kinds(run) == ["refresh", "reuse", "skipped", "skipped", "refresh", "reuse"]
+
+
+def test_every_sample_decides_for_itself_as_if_it_were_alone(engine: EngineTransformer) -> None:
+    reuse = Reuse(test=FirstBlockTest(0.4, 1, None), keep=Keep.REFERENCE, refreshes=frozenset({0, 2}))
+    together, run = _run(engine, reuse, slice(3))
+    decisions = [group.kinds for group in run._groups]
+    assert decisions[0] != decisions[2]
+    assert "skipped" in decisions[0]
+    assert "reuse" in decisions[2]
+    for sample in range(3):
+        alone, run_alone = _run(engine, reuse, slice(sample, sample + 1))
+        assert kinds(run_alone) == decisions[sample]
+        torch.testing.assert_close(together[:, sample : sample + 1], alone, rtol=0, atol=1e-4)
+        assert run_alone.computed_counts() == run.computed_counts()[sample : sample + 1]
+
+
+def test_a_batch_under_a_schedule_gives_each_sample_what_it_gets_alone(engine: EngineTransformer) -> None:
+    reuse = Reuse(computed=frozenset({0, 2, 3}), keep=Keep.ALL, refreshes=frozenset({0}))
+    together, run = _run(engine, reuse, slice(3))
+    assert run.computed_counts() == [3, 3, 3]
+    for sample in range(3):
+        alone, _ = _run(engine, reuse, slice(sample, sample + 1))
+        torch.testing.assert_close(together[:, sample : sample + 1], alone, rtol=0, atol=1e-4)
+
+
+def test_without_a_reference_every_computed_step_is_a_refresh(engine: EngineTransformer) -> None:
+    inputs = inputs_for(_source(), reference=(0, 0))
+    prepared = prepare(engine, inputs, keep=Keep.REFERENCE, timesteps=SIGMAS)
+    run = Pass(engine, prepared, SIGMAS, 1, Reuse(keep=Keep.REFERENCE, refreshes=frozenset({0})))
+    for index in range(3):
+        velocity, _ = run.step(index, inputs["hidden_states"], inputs["encoder_hidden_states"])
+        assert torch.equal(velocity, stepped(engine, prepare(engine, inputs, timesteps=SIGMAS), inputs, index))
+    assert kinds(run) == ["refresh"] * 3
