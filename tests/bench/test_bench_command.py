@@ -26,6 +26,7 @@ max_warmup = 0
 stable_within = 0.05
 steps = [2]
 sizes = ["native"]
+control = false
 guidance = 2.5
 deadline_s = 300
 seed = 0

@@ -15,7 +15,7 @@ from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import ResultStore
 
-QUICK = read_suite("quick").resolve("tiny")
+QUICK = read_suite("quick").resolve("tiny").override(control=False)
 
 
 @pytest.fixture(scope="module")

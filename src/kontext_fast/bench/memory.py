@@ -21,14 +21,18 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
         self._host_resets = _reset_host_peak()
 
-    def read(self) -> Memory:
-        """Peaks in bytes since this object was made; None for what this machine does not count per call."""
+    def read(self, *, device_process_peak_bytes: int | None) -> Memory:
+        """Peaks in bytes since this object was made; None for what this machine does not count per call.
+
+        The driver's count is passed in: it has no peak of its own, so it has to be watched.
+        """
         import torch
 
         on_gpu = self._device.type == "cuda"
         return Memory(
             allocated_peak_bytes=torch.cuda.max_memory_allocated(self._device) if on_gpu else None,
             reserved_peak_bytes=torch.cuda.max_memory_reserved(self._device) if on_gpu else None,
+            device_process_peak_bytes=device_process_peak_bytes,
             host_rss_peak_bytes=_host_peak() if self._host_resets else None,
         )
 

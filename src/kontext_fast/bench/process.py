@@ -70,10 +70,16 @@ def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def run_worker(
-    command: Sequence[str], job: Job, *, deadline_s: float, on_progress: Callable[[Progress], None]
+    command: Sequence[str],
+    job: Job,
+    *,
+    variables: Mapping[str, str],
+    deadline_s: float,
+    on_progress: Callable[[Progress], None],
 ) -> WorkerEnd:
     """Run `command`, which gets the number of the pipe to answer on as its last argument, until it ends.
 
+    It sees `variables` and those of this process's environment that a worker may see.
     Ctrl-C is not raised but told in `cause`, so that what the worker said is kept. Raises Refused outside POSIX.
     """
     if os.name != "posix":
@@ -81,7 +87,7 @@ def run_worker(
     end = WorkerEnd()
     with tempfile.TemporaryFile() as log:
         try:
-            with _started(command, log) as (process, answers):
+            with _started(command, variables, log) as (process, answers):
                 _send(process, job)
                 if not _listen(process, answers, time.monotonic() + deadline_s, end, on_progress):
                     end.cause = "deadline"
@@ -93,7 +99,9 @@ def run_worker(
 
 
 @contextmanager
-def _started(command: Sequence[str], log: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def _started(
+    command: Sequence[str], variables: Mapping[str, str], log: IO[bytes]
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The process, leader of a group of its own, and the descriptor to read its answers from."""
     answers, worker_side = os.pipe()
     os.set_blocking(answers, False)
@@ -104,7 +112,7 @@ def _started(command: Sequence[str], log: IO[bytes]) -> Iterator[tuple[subproces
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=worker_environment(os.environ),
+                env={**worker_environment(os.environ), **variables},
                 pass_fds=(worker_side,),
                 start_new_session=True,
             )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from kontext_fast.bench.suites import Suite
-from kontext_fast.records.schema import AppliedOptimization, Checkpoint, Item, Measurement
+from kontext_fast.records.schema import AppliedOptimization, Cell, Checkpoint, Item, Measurement
 
 
 class _Line(BaseModel):
@@ -20,11 +20,12 @@ class _Line(BaseModel):
 
 
 class Job(_Line):
-    """One run: load `checkpoint`, apply `preset`, measure every workload of `suite`."""
+    """One run: load `checkpoint`, apply `preset`, measure `cells` as `suite` says."""
 
     checkpoint: str
     preset: str
     suite: Suite
+    cells: tuple[Cell, ...]
     device: str | None
     """None chooses the best one of this machine."""
     keep_images: bool

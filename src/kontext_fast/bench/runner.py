@@ -1,30 +1,28 @@
-"""The parent of a benchmark: schedules the runs, turns every outcome into a record, and imports no torch.
+"""The parent of a benchmark: makes one run after the other, turns every outcome into a record, and imports no torch.
 
-Runs are blocked and interleaved: each round runs every preset once, in random order, each in a fresh process, so that
+Runs are blocked and interleaved: each block runs every preset once, in random order, each in a fresh process, so that
 drift of the machine hits all presets alike and the process is the unit of replication. A failure is a record too.
 """
 
 from __future__ import annotations
 
-import random
-import secrets
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from kontext_fast.bench.privacy import without_private_facts
+from kontext_fast.bench.book import Book, now
+from kontext_fast.bench.compile_caches import CompileCaches
+from kontext_fast.bench.durations import Durations
 from kontext_fast.bench.process import WorkerEnd, run_worker
-from kontext_fast.bench.protocol import Applied, Impossible, Job, Loaded, Measured, Planned, Progress, Started
+from kontext_fast.bench.protocol import Impossible, Job, Progress
+from kontext_fast.bench.schedule import Run, Schedule, not_measured_cells
 from kontext_fast.bench.suites import Suite
 from kontext_fast.errors import Cancelled, InvalidInput, Refused
-from kontext_fast.records.schema import Item, Record, ResultFile, Status
+from kontext_fast.records.machine import machine_identity
+from kontext_fast.records.schema import Record, ResultFile
 from kontext_fast.records.store import ResultStore
-from kontext_fast.version import __version__
 
 WORKER = (sys.executable, "-P", "-m", "kontext_fast.bench.worker")
 
@@ -34,22 +32,17 @@ class Where:
     """How far a suite is."""
 
     run: int
-    """0-based position of the running run."""
+    """0-based position of the running run, those of earlier invocations not counted."""
     runs: int
     """How many there will be; refused presets are not run again, so it can shrink."""
     round: int
+    """0-based number of the block."""
     rounds: int
     preset: str
     progress: Progress | None
     """What the worker said last; None until it says something."""
     left_s: float | None
     """Estimated from the runs that ended; None before the first one has."""
-
-
-@dataclass(frozen=True)
-class _Run:
-    preset: str
-    round: int
 
 
 def run_suite(
@@ -59,63 +52,62 @@ def run_suite(
     checkpoint: str = "tiny",
     device: str | None = None,
     command: str = "run_suite",
+    resume: bool = False,
+    budget_s: float | None = None,
     on_progress: Callable[[Where], None] | None = None,
     worker_command: Sequence[str] = WORKER,
 ) -> ResultFile:
     """Run every preset of `suite` on `checkpoint` and store one record per run in the folder `out`.
 
     Records are on disk after each run. Presets that fail stay in the schedule, since how often they fail is a result;
-    presets that this machine refuses are recorded once.
-    Raises InvalidInput for an unknown preset, an unusable checkpoint or a folder that already has records; Refused if
-    the checkpoint cannot be run here at all; Cancelled on Ctrl-C, after what is finished was stored.
+    presets that this machine refuses are recorded once. `resume` goes on where the records in `out` end, if there are
+    any. `budget_s` starts no block that would not end in time, as far as that can be told; the cells that were not
+    reached are recorded as not measured. The first block is always run.
+    Raises InvalidInput for an unknown preset, an unusable checkpoint or a folder whose records cannot be gone on with;
+    Refused if the checkpoint cannot be run here at all; Cancelled on Ctrl-C, after what is finished was stored.
     """
-    _check_presets(suite.presets)
-    store = ResultStore(out)
-    if store.records_file.exists():
-        raise InvalidInput(f"{out} already has records; choose another folder.")
-    book = _Book(store, suite, command)
-    tracker = _Tracker(suite, on_progress or (lambda _: None))
-    waiting = _schedule(suite)
-    while waiting:
-        run, *waiting = waiting
+    schedule = Schedule(suite)
+    book = Book.open(ResultStore(out), suite, command, resume=resume)
+    caches = CompileCaches(out)
+    tracker = _Tracker(schedule, on_progress or (lambda _: None))
+    ends_at = None if budget_s is None else time.monotonic() + budget_s
+    machine: str | None = None
+    while (run := schedule.next_run(book.records, machine)) is not None:
+        if ends_at is not None and _begins_block(run, book.records) and not tracker.fits(run, book.records, ends_at):
+            assert budget_s is not None
+            reason = f"The budget of {budget_s / 60:g} minutes did not reach it; go on with --resume."
+            book.add_not_measured(not_measured_cells(schedule, suite, book.records), reason)
+            break
         job = Job(
             checkpoint=checkpoint,
-            preset=run.preset,
+            preset=run.configuration.preset,
             suite=suite,
+            cells=run.tier.cells,
             device=device,
             keep_images=run.round == 0,
             folder=str(out.absolute()),
         )
-        created_at = datetime.now(UTC).isoformat(timespec="seconds")
-        tracker.begin(run, waiting)
-        end = run_worker(worker_command, job, deadline_s=suite.deadline_s, on_progress=tracker.report)
+        created_at = now()
+        tracker.begin(run, book.records)
+        end = run_worker(
+            worker_command,
+            job,
+            variables=caches.variables(run.configuration),
+            deadline_s=suite.deadline_s,
+            on_progress=tracker.report,
+        )
         tracker.end()
         _raise_if_impossible(end)
-        status = book.add(run, created_at, end)
+        record = book.add(run, schedule, created_at, end)
+        machine = machine_identity(record.environment) or machine
         if end.cause == "interrupt":
-            raise Cancelled(f"The benchmark was interrupted; the runs that finished are kept in {out}.")
-        if status == "refused":
-            waiting = [later for later in waiting if later.preset != run.preset]
+            raise Cancelled(f"The benchmark was interrupted; the finished runs are in {out}; go on with --resume.")
+    caches.remove()
     return book.result()
 
 
-def _check_presets(names: Sequence[str]) -> None:
-    from kontext_fast.optimizations.presets import PRESETS
-    from kontext_fast.optimizations.registry import unknown
-
-    for name in names:
-        if name not in PRESETS:
-            raise InvalidInput(unknown("preset", name, PRESETS))
-
-
-def _schedule(suite: Suite) -> list[_Run]:
-    """Blocks in order, presets inside each block shuffled by the suite's seed."""
-    generator = random.Random(suite.seed)
-    return [
-        _Run(preset, block)
-        for block in range(suite.rounds)
-        for preset in generator.sample(suite.presets, len(suite.presets))
-    ]
+def _begins_block(run: Run, records: Sequence[Record]) -> bool:
+    return all((record.round, record.cells) != (run.round, run.tier.cells) for record in records)
 
 
 def _raise_if_impossible(end: WorkerEnd) -> None:
@@ -124,104 +116,26 @@ def _raise_if_impossible(end: WorkerEnd) -> None:
             raise (InvalidInput if message.fault == "input" else Refused)(message.reason)
 
 
-class _Book:
-    """The records so far, on disk after every run."""
-
-    def __init__(self, store: ResultStore, suite: Suite, command: str) -> None:
-        self._store = store
-        self._suite = suite
-        self._command = without_private_facts(command)
-        self._items: dict[str, Item] = {}
-        self.records: list[Record] = []
-
-    def add(self, run: _Run, created_at: str, end: WorkerEnd) -> Status:
-        status, reason = _verdict(end, self._suite.deadline_s)
-        facts, items = _facts(end)
-        self._items = {**{item.id: item for item in items}, **self._items}
-        self.records.append(
-            Record(
-                run_id=secrets.token_hex(8),
-                created_at=created_at,
-                preset=run.preset,
-                round=run.round,
-                order=len(self.records),
-                status=status,
-                reason=None if reason is None else without_private_facts(reason),
-                stderr_tail=None if status in ("ok", "refused") else end.stderr_tail or None,
-                **facts,
-            )
-        )
-        self._store.write(self.result())
-        return status
-
-    def result(self) -> ResultFile:
-        return ResultFile(
-            kontext_fast_version=__version__,
-            command=self._command,
-            suite=self._suite.name,
-            suite_sha256=self._suite.sha256,
-            seed=self._suite.seed,
-            items=tuple(self._items.values()),
-            records=tuple(self.records),
-        )
-
-
-def _facts(end: WorkerEnd) -> tuple[dict[str, Any], list[Item]]:
-    """Fields of a record that the worker told, as far as it came, and the items it used."""
-    facts: dict[str, Any] = {"environment": {}, "plan": (), "checkpoint": None, "measurements": ()}
-    items: list[Item] = []
-    for message in end.messages:
-        match message:
-            case Started(environment=environment):
-                facts["environment"] = environment
-            case Planned(plan=plan, labels=labels):
-                facts.update(plan=plan, labels=labels)
-            case Loaded(checkpoint=checkpoint, load_s=load_s):
-                facts.update(checkpoint=checkpoint, load_s=load_s)
-            case Applied(apply_s=apply_s):
-                facts["apply_s"] = apply_s
-            case Measured(measurement=measurement, items=measured):
-                facts["measurements"] = (*facts["measurements"], measurement)
-                items.extend(measured)
-    return facts, items
-
-
-def _verdict(end: WorkerEnd, deadline_s: float) -> tuple[Status, str | None]:
-    """Status and, unless it is ok, one sentence."""
-    if end.ended is not None and end.ended.status != "interrupted":
-        return end.ended.status, end.ended.reason
-    if end.cause == "deadline":
-        return "timeout", f"The run did not end within {deadline_s:g} s; raise deadline_s if that is too short for it."
-    if end.cause == "interrupt" or end.ended is not None:
-        return "interrupted", "The run was interrupted; start the benchmark again for a full set."
-    if end.exit_code < 0:
-        name = _signal_name(-end.exit_code)
-        hint = ", as a system short of memory does" if -end.exit_code == signal.SIGKILL else ""
-        return "crash", f"The worker was killed by {name}{hint}."
-    last_words = end.stderr_tail.splitlines()[-1:] or ["it printed nothing"]
-    noise = f" after {end.unreadable_lines} unreadable answers" if end.unreadable_lines else ""
-    return "crash", f"The worker ended with exit code {end.exit_code}{noise}: {last_words[0]}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
 class _Tracker:
-    """Tells `on_progress` how far the suite is, and guesses how long the rest takes from what each preset took."""
+    """Tells `on_progress` how far the suite is, and guesses how long the rest takes from what ended."""
 
-    def __init__(self, suite: Suite, on_progress: Callable[[Where], None]) -> None:
-        self._rounds = suite.rounds
+    def __init__(self, schedule: Schedule, on_progress: Callable[[Where], None]) -> None:
+        self._schedule = schedule
         self._on_progress = on_progress
-        self._took_s: dict[str, float] = {}
+        self._durations = Durations()
         self._done = 0
 
-    def begin(self, run: _Run, waiting: Sequence[_Run]) -> None:
+    def fits(self, run: Run, records: Sequence[Record], ends_at: float) -> bool:
+        """Whether the block that `run` begins ends in time; where nothing is known yet, it is tried."""
+        tier = [left for left in self._schedule.remaining(records) if left.tier == run.tier]
+        block = {left.configuration: left for left in tier}
+        needed_s = self._durations.of_all(block.values())
+        return needed_s is None or time.monotonic() + needed_s <= ends_at
+
+    def begin(self, run: Run, records: Sequence[Record]) -> None:
         self._run = run
-        self._waiting = [later.preset for later in waiting]
+        self._waiting = self._schedule.remaining(records)
+        self._waiting.remove(next(left for left in self._waiting if left.configuration == run.configuration))
         self._started = time.monotonic()
         self.report(None)
 
@@ -231,20 +145,19 @@ class _Tracker:
                 run=self._done,
                 runs=self._done + 1 + len(self._waiting),
                 round=self._run.round,
-                rounds=self._rounds,
-                preset=self._run.preset,
+                rounds=self._schedule.blocks,
+                preset=self._run.configuration.name,
                 progress=progress,
                 left_s=self._left_s(),
             )
         )
 
     def end(self) -> None:
-        self._took_s[self._run.preset] = time.monotonic() - self._started
+        self._durations.add(self._run, time.monotonic() - self._started)
         self._done += 1
 
     def _left_s(self) -> float | None:
-        if not self._took_s:
+        running_s, waiting_s = self._durations.of(self._run), self._durations.of_all(self._waiting)
+        if running_s is None or waiting_s is None:
             return None
-        usual_s = sum(self._took_s.values()) / len(self._took_s)
-        running_s = self._took_s.get(self._run.preset, usual_s) - (time.monotonic() - self._started)
-        return max(0.0, running_s) + sum(self._took_s.get(preset, usual_s) for preset in self._waiting)
+        return max(0.0, running_s - (time.monotonic() - self._started)) + waiting_s

@@ -12,69 +12,63 @@ import json
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from kontext_fast.bench.cells import Count, Distinct, Size, Sweep, Tier, cells_of, check_no_repeats, tiers
 from kontext_fast.bench.toml_lines import line_of
 from kontext_fast.errors import InvalidInput
-from kontext_fast.pipeline.sizes import MULTIPLE, parse_size
-
-_T = TypeVar("_T")
+from kontext_fast.records.schema import CompileCache, Mode
 
 CheckpointKind = Literal["tiny", "random", "folder", "hub"]
 
-NATIVE = "native"
-"""The size that the checkpoint was made for."""
-
-
-def _check_size(text: str) -> str:
-    if text == NATIVE:
-        return text
-    try:
-        width, height = parse_size(text)
-    except InvalidInput as error:
-        raise ValueError(str(error)) from None
-    if min(width, height) <= 0 or width % MULTIPLE or height % MULTIPLE:
-        raise ValueError(f"size {text!r} is not a positive multiple of {MULTIPLE} in width and height")
-    return f"{width}x{height}"
-
-
-def _check_no_repeats(values: tuple[_T, ...]) -> tuple[_T, ...]:
-    repeated = sorted({str(value) for value in values if values.count(value) > 1})
-    if repeated:
-        raise ValueError(f"{', '.join(repeated)} is listed twice")
-    return values
-
-
-Size = Annotated[str, AfterValidator(_check_size)]
-Distinct = Annotated[tuple[_T, ...], Field(min_length=1), AfterValidator(_check_no_repeats)]
-
 
 class Suite(BaseModel):
-    """What is run on one checkpoint: per round every preset, per preset every size with every step count."""
+    """What is run on one checkpoint: its own cells, the product of its axes, and then its sweeps."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     summary: str = ""
     presets: Distinct[str]
-    rounds: int = Field(ge=1)
+    ablate: Annotated[tuple[str, ...], AfterValidator(check_no_repeats)] = ()
+    """Presets that are also run with each of their optimizations alone and without each of them."""
+    control: bool = True
+    """Run baseline a second time under another name, which shows what this benchmark says of equals."""
+    rounds: Count
     """Blocks of the randomized design; the process is the unit of replication."""
-    items: int = Field(ge=1)
-    calls: int = Field(ge=1)
-    """Measured calls per process and workload; they take the items in turn."""
+    items: Count
+    calls: Count
+    """Measured calls per process and cell; they take the items in turn."""
     max_warmup: int = Field(ge=0)
     """Most calls after the first one that are not measured."""
     stable_within: float = Field(ge=0, lt=1)
     """Warm-up ends early when two calls in a row differ by less than this fraction."""
-    steps: Distinct[Annotated[int, Field(ge=1)]]
+    modes: Distinct[Mode] = ("edit",)
     sizes: Distinct[Size]
     """`native` or "WIDTHxHEIGHT" in pixels."""
+    steps: Distinct[Count]
+    batches: Distinct[Count] = (1,)
+    sweeps: tuple[Sweep, ...] = ()
+    compile_caches: Distinct[CompileCache] = ("user",)
+    """Each preset is run once with each; `warm` finds what `cold` left, so it needs that."""
     guidance: float = Field(ge=0)
     deadline_s: float = Field(gt=0)
     """Of one process, loading and compilation included."""
     seed: int = Field(ge=0)
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """All cells, in the order in which a budget is spent on them."""
+        return tiers(cells_of(self.modes, self.sizes, self.steps, self.batches), self.rounds, self.sweeps)
+
+    @field_validator("compile_caches")
+    @classmethod
+    def _warm_needs_cold(cls, caches: tuple[CompileCache, ...]) -> tuple[CompileCache, ...]:
+        if "warm" in caches and "cold" not in caches:
+            raise ValueError('"warm" needs "cold" beside it, which fills the cache')
+        return caches
 
     @field_validator("calls")
     @classmethod
@@ -137,8 +131,8 @@ class SuiteFile:
             raise self._mistake((kind, *where) if in_section and kind else where, what) from None
 
     def _mistake(self, where: tuple[str | int, ...], what: str) -> InvalidInput:
-        key = ".".join(str(part) for part in where if isinstance(part, str))
-        line = line_of(self._text, key)
+        key = ".".join(part for part in where if isinstance(part, str))
+        line = line_of(self._text, _indexed(where)) or line_of(self._text, key)
         place = self._source if line is None else f"{self._source}, line {line}"
         return InvalidInput(f"{place}: {key}: {what}." if key else f"{place}: {what}.")
 
@@ -170,6 +164,13 @@ def kind_of(checkpoint: str) -> CheckpointKind:
     if checkpoint in ("tiny", "random"):
         return "tiny" if checkpoint == "tiny" else "random"
     return "folder" if Path(checkpoint).expanduser().exists() else "hub"
+
+
+def _indexed(where: tuple[str | int, ...]) -> str:
+    """`("sweeps", 1, "steps", 0)` as `sweeps[1].steps`: the place of a key, not of a value in its list."""
+    while where and isinstance(where[-1], int):
+        where = where[:-1]
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
 
 
 def _first_mistake(error: ValidationError) -> tuple[tuple[str | int, ...], str]:

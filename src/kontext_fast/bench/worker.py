@@ -105,7 +105,7 @@ def _run(job: Job, send: Send) -> None:
         _synchronize(device)
         send(Applied(apply_s=time.perf_counter() - start))
         bench = Bench(loaded.pipe, job.suite, store=ResultStore(Path(job.folder)) if job.keep_images else None)
-        for measurement, items in bench.measure_all(on_progress=send):
+        for measurement, items in bench.measure_all(job.cells, on_progress=send):
             send(Measured(measurement=measurement, items=items))
     except OutOfMemory:
         raise
@@ -117,12 +117,13 @@ def _run(job: Job, send: Send) -> None:
 
 def _plan(job: Job, device: Any, send: Send) -> Plan | None:
     """The resolved plan, told to the parent; None where this machine refuses it, which is told too."""
+    from kontext_fast.bench.ablation import find_preset
     from kontext_fast.optimizations.machine import Machine
     from kontext_fast.optimizations.plan import resolve
     from kontext_fast.pipeline.load import RANDOM
 
     try:
-        plan = resolve(job.preset, Machine.detect(device), architecture_only=job.checkpoint == RANDOM)
+        plan = resolve(find_preset(job.preset), Machine.detect(device), architecture_only=job.checkpoint == RANDOM)
     except Refused as error:
         send(Ended(status="refused", reason=str(error)))
         return None

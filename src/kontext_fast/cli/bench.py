@@ -28,10 +28,13 @@ _OF_A_RUN = {"run_id", "preset", "round", "status", "reason"}
 
 
 def command(
-    suite: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="What to run: quick, or a file.")] = "quick",
+    suite: Annotated[
+        str, typer.Option(metavar="NAME|FILE.toml", help="What to run: quick, full, ablation, cold, or a file.")
+    ] = "quick",
     checkpoint: options.Checkpoint = None,
     presets: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Presets to run. [default: the suite's]", show_default=False)
+        str | None,
+        typer.Option(metavar="A,B", help="Presets to run, or to ablate. [default: the suite's]", show_default=False),
     ] = None,
     sizes: Annotated[
         str | None, typer.Option(metavar="WxH,...", help="Output sizes. [default: the suite's]", show_default=False)
@@ -39,12 +42,27 @@ def command(
     steps: Annotated[
         str | None, typer.Option(metavar="N,...", help="Step counts. [default: the suite's]", show_default=False)
     ] = None,
+    batch: Annotated[
+        str | None, typer.Option(metavar="N,...", help="Images per call. [default: the suite's]", show_default=False)
+    ] = None,
     rounds: Annotated[
         int | None, typer.Option(help="How often every preset runs. [default: the suite's]", show_default=False)
     ] = None,
     items: Annotated[
         int | None, typer.Option(help="Images with instructions. [default: the suite's]", show_default=False)
     ] = None,
+    control: Annotated[
+        bool, typer.Option(help="Also run baseline a second time, to see what the benchmark says of equals.")
+    ] = True,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MINUTES", help="Measure the most important cells only, in about this time.", show_default=False
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the benchmark in --out; give the options of its first run.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="New or empty folder. [default: kontext-bench-TIME]", show_default=False)
     ] = None,
@@ -58,19 +76,34 @@ def command(
     from kontext_fast.verify import judge_records
 
     suite_file = read_suite(suite)
-    folder = free_folder(out, "bench")
+    if resume and out is None:
+        raise InvalidInput("There is no folder to go on in; add --out with the folder of the benchmark.")
+    if budget is not None and not budget > 0:
+        raise InvalidInput(f"The budget is {budget:g} minutes; give a number above 0.")
+    folder = out if resume and out is not None else free_folder(out, "bench")
     if checkpoint is None:
         checkpoint, reason = _default_checkpoint(device)
         say(f"The checkpoint is {checkpoint}, since {reason}.")
-    chosen = suite_file.resolve(kind_of(checkpoint)).override(
-        presets=_split(presets),
+    named = suite_file.resolve(kind_of(checkpoint))
+    chosen = named.override(
+        **{"ablate" if named.ablate else "presets": _split(presets)},
         sizes=_split(sizes),
-        steps=_split_steps(steps),
+        steps=_split_counts(steps, "step counts"),
+        batches=_split_counts(batch, "batch sizes"),
         rounds=rounds,
         items=items,
+        control=named.control and control,
     )
     command_line = _command_line(
-        suite=suite, checkpoint=checkpoint, presets=presets, sizes=sizes, steps=steps, rounds=rounds, items=items
+        suite=suite,
+        checkpoint=checkpoint,
+        presets=presets,
+        sizes=sizes,
+        steps=steps,
+        batch=batch,
+        rounds=rounds,
+        items=items,
+        no_control=not control,
     )
     with progress_bar() as bar:
         result = run_suite(
@@ -79,6 +112,8 @@ def command(
             checkpoint=checkpoint,
             device=device,
             command=command_line,
+            resume=resume,
+            budget_s=None if budget is None else 60 * budget,
             on_progress=Display(bar).show,
         )
         if any(record.checkpoint and record.checkpoint.kind == "tiny" for record in result.records):
@@ -96,21 +131,21 @@ def _default_checkpoint(device: str | None) -> tuple[str, str]:
         return pool.submit(options.default_checkpoint, device).result()
 
 
-def _command_line(**choices: str | int | None) -> str:
-    """What to type to measure the same again; the folder and the device are of this machine."""
+def _command_line(*, no_control: bool, **choices: str | int | None) -> str:
+    """What to type to measure the same again; the folder, the device and the time are of this occasion."""
     words = [word for name, value in choices.items() if value is not None for word in (f"--{name}", str(value))]
-    return shlex.join(["kontext", "bench", *words])
+    return shlex.join(["kontext", "bench", *words, *(["--no-control"] if no_control else [])])
 
 
 def _split(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(","))
 
 
-def _split_steps(text: str | None) -> tuple[int, ...] | None:
+def _split_counts(text: str | None, what: str) -> tuple[int, ...] | None:
     try:
         return None if text is None else tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise InvalidInput(f"The step counts {text!r} are not whole numbers; write for example 4,28.") from None
+        raise InvalidInput(f"The {what} {text!r} are not whole numbers; write for example 4,28.") from None
 
 
 def _print_result(result: ResultFile, folder: Path, *, as_json: bool) -> None:

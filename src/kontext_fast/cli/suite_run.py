@@ -33,7 +33,7 @@ class Display:
         self._announced = -1
 
     def show(self, where: Where) -> None:
-        run = f"round {where.round + 1}/{where.rounds} {where.preset}"
+        run = f"block {where.round + 1}/{where.rounds} {where.preset}"
         if sys.stderr.isatty():
             self._bar.begin(" ".join([run, *_details(where)]), where.runs)
             self._bar.step(where.run, where.runs)
@@ -57,6 +57,7 @@ def _details(where: Where) -> list[str]:
 
 def raise_for_failures(records: tuple[Record, ...], folder: Path) -> None:
     """Raise GateFailed where runs failed, and Refused where this machine could run none of them."""
+    records = tuple(record for record in records if record.status != "not measured")
     failed = [record for record in records if record.status not in ("ok", "refused")]
     if failed:
         names = ", ".join(dict.fromkeys(record.preset for record in failed))

@@ -11,3 +11,13 @@ def machine_name(environment: Mapping[str, Any]) -> str | None:
     gpu = environment.get("gpu")
     name = gpu.get("name") if isinstance(gpu, Mapping) else environment.get("cpu")
     return name if isinstance(name, str) and name else None
+
+
+def machine_identity(environment: Mapping[str, Any]) -> str | None:
+    """Tells this very machine from another one of the same name: by its card, or by the host where no card ran.
+
+    None where the run ended before it knew. Blocks of a benchmark never span two identities.
+    """
+    gpu = environment.get("gpu")
+    identity = gpu.get("uuid_sha256") if isinstance(gpu, Mapping) else environment.get("host_sha256")
+    return identity if isinstance(identity, str) and identity else machine_name(environment)

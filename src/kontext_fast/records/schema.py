@@ -23,6 +23,15 @@ Status = Literal["ok", "refused", "oom", "timeout", "crash", "interrupted", "not
 
 Effect = Literal["exact", "numeric", "lossy"]
 
+Mode = Literal["edit", "text-to-image"]
+
+CompileCache = Literal["user", "cold", "warm"]
+"""Where a run found compiled artifacts: whatever the user has, nothing, or all that a `cold` run left before it."""
+
+BASELINE: Final = "baseline"
+CONTROL: Final = "baseline-again"
+"""The A/A control: baseline once more, under a name of its own."""
+
 
 class Stored(BaseModel):
     """Base of everything that is written to disk: frozen, and unknown keys are an error."""
@@ -61,8 +70,18 @@ class Item(Stored):
     """True where many outputs are right."""
 
 
+class Cell(Stored):
+    """One point of a suite, as asked for: what a checkpoint really runs for it is a `Workload`."""
+
+    mode: Mode
+    size: str
+    """`native` or "WIDTHxHEIGHT" in pixels."""
+    steps: int
+    batch: int
+
+
 class Workload(Stored):
-    mode: Literal["edit", "text-to-image"]
+    mode: Mode
     width: int
     height: int
     """Output size that was really run, in pixels."""
@@ -88,6 +107,23 @@ class Memory(Stored):
     host_rss_peak_bytes: int | None = None
 
 
+class GpuReadings(Stored):
+    """What the driver said during one call: series in the order of time, None where it does not say that."""
+
+    at_s: tuple[float, ...]
+    """When each reading was taken, since the call began; the other series have as many entries."""
+    power_w: tuple[float | None, ...]
+    clock_sm_mhz: tuple[int | None, ...]
+    clock_memory_mhz: tuple[int | None, ...]
+    temperature_c: tuple[int | None, ...]
+    throttle_reasons: tuple[str, ...]
+    """Every reason that was given at any reading; idling is none."""
+    energy_j: float | None
+    """Of the whole card, by its own counter."""
+    foreign_processes: int | None
+    """The most other processes that computed on the card at any reading."""
+
+
 class Sample(Stored):
     """One measured call of the pipeline (PIL in, PIL out)."""
 
@@ -103,6 +139,10 @@ class Sample(Stored):
     memory: Memory
     images: tuple[str, ...]
     """Hashes of the stored outputs, one per image of the batch; empty where images were not kept."""
+    graphs_compiled: int | None = None
+    """Graphs that torch.compile compiled during the call; a measured call should have none."""
+    gpu: GpuReadings | None = None
+    """None on a CPU and where the driver cannot be asked."""
 
 
 class Measurement(Stored):
@@ -110,6 +150,8 @@ class Measurement(Stored):
     first_call_s: float | None
     """Wall time of the very first call in the process, compilation included."""
     samples: tuple[Sample, ...]
+    cell: Cell | None = None
+    """The point of the suite that asked for this workload."""
 
 
 class Score(Stored):
@@ -122,6 +164,59 @@ class Score(Stored):
     value: float | bool | None
     """None where the metric could not be computed; `note` says why."""
     note: str | None = None
+
+
+class Output(Stored):
+    """One image that a verification made to be looked at, so it carries no time."""
+
+    item: str
+    seed: int
+    image: str | None
+    """Hash of the stored image; None where the edit failed."""
+    step_kinds: tuple[StepKind, ...] = ()
+    failure: str | None = None
+    """One sentence, where there is no image."""
+
+
+ArmRole = Literal["baseline", "preset", "order", "floor", "control"]
+"""order: the preset again with its requests in another order; floor: baseline again, differing by rounding at most;
+control: outputs that are worse on purpose."""
+
+
+class Arm(Stored):
+    """Which part of a verification a record is."""
+
+    name: str
+    role: ArmRole
+    preset: str | None = None
+    """Whose order is checked, for `order`."""
+
+
+class MetricFacts(Stored):
+    """A metric as it was, or why it was not measured."""
+
+    name: str
+    model: str | None = None
+    weights_sha256: str | None = None
+    not_measured: str | None = None
+
+
+class Verification(Stored):
+    """What every arm of a verification had in common, fixed before the first image was made."""
+
+    dataset: str
+    steps: int
+    guidance: float
+    seeds: tuple[int, ...]
+    batch: int
+    """Images per call: all seeds of an item, or one where the memory was too small for that."""
+    control_items: tuple[str, ...]
+    """Items of all arms but baseline and the presets."""
+    margins: dict[str, Any]
+    margins_sha256: str
+    rejected: tuple[str, ...] = ()
+    """Items of the data set that could not be used, one sentence each."""
+    metrics: tuple[MetricFacts, ...] = ()
 
 
 class Record(Stored):
@@ -137,16 +232,22 @@ class Record(Stored):
     environment: dict[str, Any]
     """Facts of machine and software. Runs are compared only on the same machine: see `machine.machine_name`."""
     round: int
-    """Block of the randomized design this run belongs to."""
+    """Block of the randomized design this run belongs to; all runs of a block were on one and the same machine."""
     order: int
-    """Position of the run in the whole file's schedule."""
+    """Position of the run in time."""
     status: Status
     reason: str | None = None
     """One sentence for every status but `ok`."""
     stderr_tail: str | None = None
     load_s: float | None = None
     apply_s: float | None = None
+    cells: tuple[Cell, ...] = ()
+    """What the run was to measure, in order; where it ended early, `measurements` has fewer."""
+    compile_cache: CompileCache = "user"
     measurements: tuple[Measurement, ...] = ()
+    arm: Arm | None = None
+    outputs: tuple[Output, ...] = ()
+    """What an arm of a verification made."""
     scores: tuple[Score, ...] = ()
     labels: tuple[str, ...] = ()
     """Stamps that must be shown beside every number of this run, e.g. `fixed schedule`, `hit rate meaningless`."""
@@ -162,3 +263,5 @@ class ResultFile(Stored):
     """Of the order in which runs were scheduled."""
     items: tuple[Item, ...]
     records: tuple[Record, ...]
+    verification: Verification | None = None
+    """None where speed was measured."""

@@ -1,0 +1,170 @@
+"""Which run comes next, decided from the suite and the records alone.
+
+So a benchmark that was stopped, in whatever way, goes on where its records end: there is no other state. A block
+(`Record.round`) runs every configuration of a tier once, in random order, on one machine.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from kontext_fast.bench.ablation import ablations, find_preset
+from kontext_fast.bench.cells import Tier
+from kontext_fast.bench.suites import Suite
+from kontext_fast.errors import InvalidInput
+from kontext_fast.records.machine import machine_identity
+from kontext_fast.records.schema import BASELINE, CONTROL, Cell, CompileCache, Record
+
+UNFINISHED = ("interrupted", "not measured")
+"""Statuses that say nothing about a configuration, so that its run is still to be done."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What a process runs, of which a block has one each."""
+
+    name: str
+    """In records; the control has one of its own."""
+    compile_cache: CompileCache
+
+    @property
+    def preset(self) -> str:
+        return BASELINE if self.name == CONTROL else self.name
+
+
+@dataclass(frozen=True)
+class Run:
+    configuration: Configuration
+    tier: Tier
+    round: int
+    """Number of its block in the file."""
+
+
+class Schedule:
+    """The randomized complete blocks of a suite. Raises InvalidInput for presets that do not exist."""
+
+    def __init__(self, suite: Suite) -> None:
+        self._suite = suite
+        self._tiers = suite.tiers
+        self._names = _names(suite)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the whole suite has."""
+        return sum(tier.rounds for tier in self._tiers)
+
+    def next_run(self, records: Sequence[Record], machine: str | None) -> Run | None:
+        """The next run on `machine` (None: not known yet), or None where everything is done.
+
+        A block that was begun is ended first, but only where it was begun; elsewhere it is left as it is and its runs
+        are made anew in a block of their own.
+        """
+        for tier in self._tiers:
+            if (run := self._next_of(tier, records, machine)) is not None:
+                return run
+        return None
+
+    def remaining(self, records: Sequence[Record]) -> list[Run]:
+        """All runs that are left, as far as can be told before they are made."""
+        return [run for tier in self._tiers for run in self._remaining_of(tier, records)]
+
+    def fresh_round(self, records: Iterable[Record]) -> int:
+        """A number that no block has."""
+        return max([self.blocks, *(record.round + 1 for record in records)])
+
+    def first_round(self, tier: Tier) -> int:
+        """The number of the tier's first block."""
+        return sum(earlier.rounds for earlier in self._tiers[: self._tiers.index(tier)])
+
+    def configurations(self, tier: Tier) -> list[Configuration]:
+        """What each block of the tier runs, in no particular order."""
+        controlled = self._suite.control and tier == self._tiers[0] and BASELINE in self._names
+        names = [*self._names, *([CONTROL] if controlled else [])]
+        return [Configuration(name, cache) for name in names for cache in self._suite.compile_caches]
+
+    def _next_of(self, tier: Tier, records: Sequence[Record], machine: str | None) -> Run | None:
+        blocks = _blocks(tier, records)
+        wanted = self._wanted(tier, records)
+        begun = {number: missing for number, done in blocks.items() if (missing := _missing(wanted, done))}
+        if len(blocks) - len(begun) >= tier.rounds:
+            return None
+        here = [number for number in begun if machine in (None, machine_of(blocks[number]) or machine)]
+        number = here[-1] if here else self._unused_number(tier, records)
+        missing = begun.get(number, wanted)
+        return next((Run(one, tier, number) for one in self._order(tier, number) if one in missing), None)
+
+    def _remaining_of(self, tier: Tier, records: Sequence[Record]) -> list[Run]:
+        blocks = _blocks(tier, records)
+        wanted = self._wanted(tier, records)
+        begun = [(number, missing) for number, done in blocks.items() if (missing := _missing(wanted, done))]
+        left = tier.rounds - (len(blocks) - len(begun))
+        fresh = [(self.first_round(tier), wanted)] * max(0, left - len(begun))
+        return [Run(one, tier, number) for number, missing in [*begun[:left], *fresh] for one in missing]
+
+    def _wanted(self, tier: Tier, records: Sequence[Record]) -> list[Configuration]:
+        """What a block needs to be whole: a refusal cannot change, so it is recorded once and not repeated."""
+        refused = {record.preset for record in records if record.status == "refused"}
+        return [one for one in self.configurations(tier) if one.name not in refused]
+
+    def _order(self, tier: Tier, number: int) -> list[Configuration]:
+        """The random order of a block; it depends on the seed and the number only, not on what ran before."""
+        order = self.configurations(tier)
+        random.Random(f"{self._suite.seed} {number}").shuffle(order)
+        return _cold_first(order)
+
+    def _unused_number(self, tier: Tier, records: Sequence[Record]) -> int:
+        used = {record.round for record in records if record.status not in UNFINISHED}
+        first = self.first_round(tier)
+        return next((n for n in range(first, first + tier.rounds) if n not in used), self.fresh_round(records))
+
+
+def _names(suite: Suite) -> list[str]:
+    names = [*suite.presets, *(name for preset in suite.ablate for name in ablations(preset))]
+    for name in names:
+        find_preset(name)
+    if CONTROL in names:
+        raise InvalidInput(f"The name {CONTROL} is that of the A/A control; choose another preset.")
+    return list(dict.fromkeys(names))
+
+
+def _blocks(tier: Tier, records: Sequence[Record]) -> dict[int, list[Record]]:
+    """The finished runs of each block of the tier, in the order in which the blocks were last worked on."""
+    blocks: dict[int, list[Record]] = {}
+    for record in records:
+        if record.cells == tier.cells and record.status not in UNFINISHED:
+            blocks[record.round] = [*blocks.pop(record.round, []), record]
+    return blocks
+
+
+def _missing(wanted: Sequence[Configuration], done: Sequence[Record]) -> list[Configuration]:
+    finished = {(record.preset, record.compile_cache) for record in done}
+    return [one for one in wanted if (one.name, one.compile_cache) not in finished]
+
+
+def machine_of(block: Sequence[Record]) -> str | None:
+    """The machine that a block ran on; None where no run of it came far enough to know."""
+    return next((found for record in block if (found := machine_identity(record.environment))), None)
+
+
+def _cold_first(order: list[Configuration]) -> list[Configuration]:
+    """The same order, but for a warm run that came before the cold one whose artifacts it needs: these two change."""
+    result = list(order)
+    for cold in order:
+        warm = Configuration(cold.name, "warm")
+        if cold.compile_cache == "cold" and warm in order:
+            early, late = sorted((order.index(cold), order.index(warm)))
+            result[early], result[late] = cold, warm
+    return result
+
+
+def not_measured_cells(schedule: Schedule, suite: Suite, records: Sequence[Record]) -> Iterator[tuple[Run, Cell]]:
+    """Every cell of every configuration of which no run was made, with the first run that would have made it."""
+    for tier in suite.tiers:
+        begun = {record.preset for record in records if record.cells == tier.cells and record.status not in UNFINISHED}
+        refused = {record.preset for record in records if record.status == "refused"}
+        for configuration in schedule.configurations(tier):
+            if configuration.name not in begun | refused:
+                for cell in tier.cells:
+                    yield Run(configuration, tier, schedule.first_round(tier)), cell

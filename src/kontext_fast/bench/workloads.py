@@ -1,0 +1,86 @@
+"""From a cell of a suite to the requests that measure it: the same items with the same seeds for every preset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from PIL.Image import Image
+
+from kontext_fast.bench.cells import NATIVE
+from kontext_fast.bench.suites import Suite
+from kontext_fast.items.shapes import held_out
+from kontext_fast.items.shapes.dataset import CaptionItem, held_out_captions
+from kontext_fast.pipeline.edit import EditRequest, plan_for
+from kontext_fast.pipeline.sizes import parse_size
+from kontext_fast.records.schema import Cell, Item, Mode, Workload
+
+
+@dataclass(frozen=True)
+class Task:
+    """One item and what is asked of it."""
+
+    item: Item
+    """Its `image` is None until the image is stored."""
+    request: EditRequest
+
+
+def tasks(cell: Cell, suite: Suite, native: int) -> list[Task]:
+    """One task per item; `native` is the side of the checkpoint's own size in pixels."""
+    size = None if cell.size == NATIVE else parse_size(cell.size)
+    return [
+        Task(
+            item,
+            EditRequest(
+                item.instruction,
+                image,
+                steps=cell.steps,
+                guidance=suite.guidance,
+                seed=suite.seed + index,
+                size=size,
+                batch=cell.batch,
+            ),
+        )
+        for index, (item, image) in enumerate(_items(cell.mode, suite, side=max(size or (native,))))
+    ]
+
+
+def _items(mode: Mode, suite: Suite, side: int) -> Iterator[tuple[Item, Image | None]]:
+    if mode == "text-to-image":
+        for caption in held_out_captions(suite.items, suite.seed):
+            yield _caption(caption), None
+        return
+    for item in held_out(suite.items, suite.seed):
+        facts = Item(id=item.id, instruction=item.instruction, image=None, kind=item.kind, open=item.open)
+        yield facts, item.render(side)
+
+
+def workload(pipe: Any, cell: Cell, of: list[Task]) -> Workload:
+    """What `pipe` will really run for `of`."""
+    first = of[0].request
+    plan = plan_for(pipe, first.image.size if first.image else None, first.size)
+    return Workload(
+        mode=cell.mode,
+        width=plan.width,
+        height=plan.height,
+        reference_width=plan.reference_width,
+        reference_height=plan.reference_height,
+        text_tokens=plan.text_tokens,
+        image_tokens=plan.image_tokens,
+        reference_tokens=plan.reference_tokens,
+        steps=first.steps,
+        guidance=first.guidance,
+        true_cfg=first.true_cfg,
+        batch=first.batch,
+        items=tuple(task.item.id for task in of),
+        seeds=tuple(seed for task in of for seed in task.request.seeds()),
+    )
+
+
+def _caption(item: CaptionItem) -> Item:
+    content = json.dumps([asdict(item.scene), item.instruction], sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return Item(id=digest, instruction=item.instruction, image=None, kind="caption", open=True)
