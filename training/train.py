@@ -280,7 +280,7 @@ class Stage:
 
 STAGES = {
     "clip": Stage(train_clip, Schedule(steps=1_500, learning_rate=1e-3), batch=1024, seed=1),
-    "vae": Stage(train_vae, Schedule(steps=6_000, learning_rate=2e-3), batch=512, seed=2),
+    "vae": Stage(train_vae, Schedule(steps=6_000, learning_rate=8e-4), batch=512, seed=2),
     "editor": Stage(train_editor, Schedule(steps=40_000, learning_rate=1e-3, warmup=500), batch=512, seed=3),
 }
 
