@@ -28,7 +28,7 @@ def presets(group: GroupCost) -> dict[str, PresetCost]:
     return {preset.preset: preset for preset in group.presets}
 
 
-def process_values(preset: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+def process_values(preset: str) -> np.ndarray[Any, Any]:
     return SECONDS[preset] * (1 + 0.02 * np.arange(ROUNDS))
 
 

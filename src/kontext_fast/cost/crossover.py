@@ -65,9 +65,7 @@ def _fleet_against_api(work: Work, demand: Demand, tariff: Tariff, bought: float
     if margin <= 0:
         return NEVER
     steps = max(1, math.ceil(licence / margin))
-    volume = (steps * paid + licence) / bought
-    below = _served((steps - 1) * step, work, demand, tariff)
-    return max(volume, below)
+    return (steps * paid + licence) / bought
 
 
 def _served(gpus: int, work: Work, demand: Demand, tariff: Tariff) -> float:

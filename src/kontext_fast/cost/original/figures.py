@@ -63,6 +63,8 @@ class Published(_Data):
     reference_price: str
     blog_usd_per_hour: float
     peak_share: float
+    quality: str
+    """What it has on quality, in a few words."""
     development: Development
     calculator: Calculator
     usd_per_hour: Mapping[str, float]

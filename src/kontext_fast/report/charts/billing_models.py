@@ -12,6 +12,7 @@ from kontext_fast.cost import money, pictures
 from kontext_fast.cost.billing import Demand, Tariff, Work, cost
 from kontext_fast.cost.crossover import hosting_instead_of_api
 from kontext_fast.cost.featured import Featured, featured
+from kontext_fast.cost.fleet import RHO_MAX
 from kontext_fast.cost.pictures import Line, Words
 from kontext_fast.cost.prices import Price, load_prices
 from kontext_fast.records.atomic import write_atomically
@@ -65,8 +66,8 @@ def draw(result: ResultFile, folder: Path) -> Chart:
     prices = [*(tariff.price for tariff in data.tariffs), *filter(None, [data.api])]
     priced = "; ".join(dict.fromkeys(price.dated(shown.today) for price in prices))
     foot = (
-        f"Prices: {priced}. Even load, at most 70 % "
-        f"busy at the peak, 365/12 days a month, no cold starts,\nno licence of the weights. Time: {shown.runs}."
+        f"Prices: {priced}.\nEven load, at most {RHO_MAX:.0%} busy at the peak, 365/12 days a month, no cold starts, "
+        f"no licence of the weights. Time: {shown.runs}."
     )
     words = Words(f"Ways to pay on {shown.card}", shown.subtitle, foot, shown.stamp)
     write_atomically(path, pictures.volumes(words, data.panels, "dollars a month"))
