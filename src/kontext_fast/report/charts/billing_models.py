@@ -66,8 +66,8 @@ def draw(result: ResultFile, folder: Path) -> Chart:
     prices = [*(tariff.price for tariff in data.tariffs), *filter(None, [data.api])]
     priced = "; ".join(dict.fromkeys(price.dated(shown.today) for price in prices))
     foot = (
-        f"Prices: {priced}.\nEven load, at most {100 * RHO_MAX:.0f} % busy at the peak, 365/12 days a month, no cold starts, "
-        f"no licence of the weights. Time: {shown.runs}."
+        f"Prices: {priced}.\nEven load, at most {100 * RHO_MAX:.0f} % busy at the peak, 365/12 days "
+        f"a month, no cold starts, no licence of the weights. Time: {shown.runs}."
     )
     words = Words(f"Ways to pay on {shown.card}", shown.subtitle, foot, shown.stamp)
     write_atomically(path, pictures.volumes(words, data.panels, "dollars a month"))
