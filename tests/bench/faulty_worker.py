@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
@@ -29,6 +30,24 @@ def work(job: Job, send: Send) -> None:
 
 
 def fine(job: Job, send: Send) -> None:
+    send(Ended(status="ok"))
+
+
+def dawdles(job: Job, send: Send) -> None:
+    time.sleep(0.2)
+    send(Ended(status="ok"))
+
+
+def says_its_machine(job: Job, send: Send) -> None:
+    send(Started(environment={"gpu": {"name": "card", "uuid_sha256": "this one"}}))
+    send(Ended(status="ok"))
+
+
+def fills_its_caches(job: Job, send: Send) -> None:
+    folders = [Path(os.environ[name]) for name in ("KONTEXT_FAST_CACHE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")]
+    send(Started(environment={"found": [file.read_text() for folder in folders for file in folder.iterdir()]}))
+    for folder in folders:
+        (folder / "compiled").write_text(f"left by {job.preset}")
     send(Ended(status="ok"))
 
 

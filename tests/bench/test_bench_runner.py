@@ -29,9 +29,8 @@ def faulty(**faults: str) -> tuple[str, ...]:
 
 
 def suite_of(*presets: str, **changes: Any) -> Suite:
-    return (
-        read_suite("quick").resolve("tiny").override(**{"presets": presets, "rounds": 1, "deadline_s": 60, "control": False, **changes})
-    )
+    usual = {"presets": presets, "rounds": 1, "deadline_s": 60, "control": False}
+    return read_suite("quick").resolve("tiny").override(**{**usual, **changes})
 
 
 def run_one(fault: str, out: Path, **changes: Any) -> Record:

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from kontext_fast.bench.ablation import find_preset
+from kontext_fast.bench.schedule import Schedule
 from kontext_fast.bench.suites import Suite, SuiteFile, bundled_suites, kind_of, read_suite
 from kontext_fast.bench.toml_lines import line_of
 from kontext_fast.errors import InvalidInput
+from kontext_fast.records.schema import Cell
 
 GOOD = """\
 name = "mine"
@@ -94,11 +97,108 @@ def test_every_bundled_suite_is_valid_for_every_kind_of_checkpoint() -> None:
             suite = read_suite(name).resolve(kind)
             assert isinstance(suite, Suite)
             assert suite.name == name
-            assert suite.steps == (28,)
+            assert Schedule(suite).remaining([], None)
+            if kind != "tiny":
+                assert suite.steps == (28,)
+
+
+def test_the_scaled_down_suites_have_the_shape_of_the_real_ones() -> None:
+    for name in bundled_suites():
+        tiny, real = (read_suite(name).resolve(kind) for kind in ("tiny", "hub"))
+        assert [(tier.name, len(tier.cells)) for tier in tiny.tiers] == [
+            (tier.name, len(tier.cells)) for tier in real.tiers
+        ]
+        assert (tiny.ablate, tiny.compile_caches, tiny.control) == (real.ablate, real.compile_caches, real.control)
+
+
+def test_the_full_suite_is_a_star_and_a_grid_without_a_cell_twice() -> None:
+    tiers = read_suite("full").resolve("hub").tiers
+    assert [tier.name for tier in tiers] == ["centre", "sizes", "steps", "batch", "text-to-image", "grid"]
+    cells = [cell for tier in tiers for cell in tier.cells]
+    assert cells[0] == Cell(mode="edit", size="1024x1024", steps=28, batch=1)
+    assert len(cells) == len(set(cells))
+    edits = {(cell.size, cell.steps) for cell in cells if (cell.mode, cell.batch) == ("edit", 1)}
+    assert len(edits) == 5 * 4
+    assert sorted(cell.batch for cell in cells if cell.batch > 1) == [2, 4]
+    assert [cell for cell in cells if cell.mode == "text-to-image"] == [
+        Cell(mode="text-to-image", size="1024x1024", steps=28, batch=1)
+    ]
+
+
+def test_an_ablation_runs_the_preset_each_optimization_alone_and_the_preset_without_each() -> None:
+    suite = read_suite("ablation").resolve("hub")
+    (tier,) = suite.tiers
+    names = [configuration.name for configuration in Schedule(suite).configurations(tier)]
+    parts = ["fuse_qkv", "channels_last", "first_block_cache", "compile"]
+    assert names == [
+        "baseline",
+        "classic",
+        *(f"classic-only-{part}" for part in parts),
+        *(f"classic-without-{part}" for part in parts),
+        "baseline-again",
+    ]
+    whole = find_preset("classic")
+    without = find_preset("classic-without-compile")
+    assert without.optimizations == tuple(one for one in whole.optimizations if one.name != "compile")
+    assert without.on_random == tuple(one for one in whole.on_random or () if one.name != "compile")
+    assert [one.name for one in find_preset("classic-only-compile").optimizations] == ["compile"]
+
+
+@pytest.mark.parametrize("name", ["clasic", "classic-without-coffee", "clasic-only-compile", "-only-compile"])
+def test_what_cannot_be_ablated_is_said(name: str) -> None:
+    with pytest.raises(InvalidInput, match=r"There is no preset|has no optimization"):
+        find_preset(name)
+
+
+def test_a_preset_with_one_optimization_has_nothing_to_take_apart() -> None:
+    with pytest.raises(InvalidInput, match="at least two"):
+        Schedule(read_suite("ablation").resolve("hub").override(ablate=("compile",)))
+
+
+SWEEPS = """
+[[sweeps]]
+name = "sizes"
+priority = 1
+sizes = ["512x512"]
+
+[[sweeps]]
+name = "steps"
+priority = 2
+steps = [10]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("priority = 2", "priority = 0", "mine.toml, line 25: sweeps.priority: "),
+        ("steps = [10]", "steps = [10, -1]", "mine.toml, line 26: sweeps.steps: "),
+        ("steps = [10]", "stops = [10]", "mine.toml, line 26: sweeps.stops: there is no such key"),
+        ("priority = 2\n", "", "mine.toml, line 23: sweeps.priority: this key is missing"),
+        ('"512x512"', '"500x500"', "mine.toml, line 21: sweeps.sizes: "),
+    ],
+)
+def test_a_mistake_in_a_sweep_names_the_line_of_that_sweep(old: str, new: str, said: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        SuiteFile((GOOD + SWEEPS).replace(old, new), "mine.toml")
+    assert str(caught.value).startswith(said)
+
+
+def test_sweeps_come_by_priority_and_stay_at_the_centre_in_what_they_do_not_vary() -> None:
+    text = GOOD.replace("[tiny]", "[hub]") + SWEEPS.replace("priority = 1", "priority = 3").replace("[[", "[[tiny.")
+    first, second, third = SuiteFile(text, "mine.toml").resolve("tiny").tiers
+    assert [cell.steps for cell in first.cells] == [4, 28, 4, 28]
+    assert [(cell.size, cell.steps) for cell in second.cells] == [("native", 10)]
+    assert [(cell.size, cell.steps) for cell in third.cells] == [("512x512", 4)]
+
+
+def test_a_warm_cache_needs_a_cold_one_that_fills_it() -> None:
+    with pytest.raises(InvalidInput, match='compile_caches: "warm" needs "cold"'):
+        SuiteFile(GOOD.replace("seed = 7", 'seed = 7\ncompile_caches = ["warm"]'), "mine.toml")
 
 
 def test_an_unknown_suite_names_those_that_exist(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="choose quick"):
+    with pytest.raises(InvalidInput, match="choose ablation or cold or full or quick"):
         read_suite("quik")
     with pytest.raises(InvalidInput, match="cannot be read"):
         read_suite(str(tmp_path / "missing.toml"))

@@ -52,7 +52,7 @@ class Sweep(BaseModel):
     priority: int = Field(ge=1)
     """A budget is spent on low numbers first; the suite's own cells come before all sweeps."""
     rounds: Count | None = None
-    """None: as many as the suite."""
+    """None: as many as the suite, which are also the most."""
     modes: Distinct[Mode] | None = None
     sizes: Distinct[Size] | None = None
     steps: Distinct[Count] | None = None
@@ -93,5 +93,5 @@ def tiers(own: tuple[Cell, ...], rounds: int, sweeps: Sequence[Sweep]) -> tuple[
         new = tuple(cell for cell in cells if cell not in known)
         known.update(new)
         if new:
-            found.append(Tier(sweep.name, new, sweep.rounds or rounds))
+            found.append(Tier(sweep.name, new, min(sweep.rounds or rounds, rounds)))
     return tuple(found)

@@ -69,13 +69,14 @@ def run_suite(
     schedule = Schedule(suite)
     book = Book.open(ResultStore(out), suite, command, resume=resume)
     caches = CompileCaches(out)
-    tracker = _Tracker(schedule, on_progress or (lambda _: None))
+    tracker = _Tracker(schedule.blocks, on_progress or (lambda _: None))
     ends_at = None if budget_s is None else time.monotonic() + budget_s
     machine: str | None = None
     while (run := schedule.next_run(book.records, machine)) is not None:
-        if ends_at is not None and _begins_block(run, book.records) and not tracker.fits(run, book.records, ends_at):
-            assert budget_s is not None
-            reason = f"The budget of {budget_s / 60:g} minutes did not reach it; go on with --resume."
+        remaining = schedule.remaining(book.records, machine)
+        begins = _begins_block(run, book.records)
+        if ends_at is not None and begins and not tracker.fits(run, remaining, ends_at):
+            reason = f"The budget of {(budget_s or 0) / 60:g} minutes did not reach it; go on with --resume."
             book.add_not_measured(not_measured_cells(schedule, suite, book.records), reason)
             break
         job = Job(
@@ -88,7 +89,7 @@ def run_suite(
             folder=str(out.absolute()),
         )
         created_at = now()
-        tracker.begin(run, book.records)
+        tracker.begin(run, remaining)
         end = run_worker(
             worker_command,
             job,
@@ -119,22 +120,21 @@ def _raise_if_impossible(end: WorkerEnd) -> None:
 class _Tracker:
     """Tells `on_progress` how far the suite is, and guesses how long the rest takes from what ended."""
 
-    def __init__(self, schedule: Schedule, on_progress: Callable[[Where], None]) -> None:
-        self._schedule = schedule
+    def __init__(self, blocks: int, on_progress: Callable[[Where], None]) -> None:
+        self._blocks = blocks
         self._on_progress = on_progress
         self._durations = Durations()
         self._done = 0
 
-    def fits(self, run: Run, records: Sequence[Record], ends_at: float) -> bool:
+    def fits(self, run: Run, remaining: Sequence[Run], ends_at: float) -> bool:
         """Whether the block that `run` begins ends in time; where nothing is known yet, it is tried."""
-        tier = [left for left in self._schedule.remaining(records) if left.tier == run.tier]
-        block = {left.configuration: left for left in tier}
+        block = {left.configuration: left for left in remaining if left.tier == run.tier}
         needed_s = self._durations.of_all(block.values())
         return needed_s is None or time.monotonic() + needed_s <= ends_at
 
-    def begin(self, run: Run, records: Sequence[Record]) -> None:
+    def begin(self, run: Run, remaining: Sequence[Run]) -> None:
         self._run = run
-        self._waiting = self._schedule.remaining(records)
+        self._waiting = list(remaining)
         self._waiting.remove(next(left for left in self._waiting if left.configuration == run.configuration))
         self._started = time.monotonic()
         self.report(None)
@@ -145,7 +145,7 @@ class _Tracker:
                 run=self._done,
                 runs=self._done + 1 + len(self._waiting),
                 round=self._run.round,
-                rounds=self._schedule.blocks,
+                rounds=self._blocks,
                 preset=self._run.configuration.name,
                 progress=progress,
                 left_s=self._left_s(),

@@ -66,9 +66,9 @@ class Schedule:
                 return run
         return None
 
-    def remaining(self, records: Sequence[Record]) -> list[Run]:
-        """All runs that are left, as far as can be told before they are made."""
-        return [run for tier in self._tiers for run in self._remaining_of(tier, records)]
+    def remaining(self, records: Sequence[Record], machine: str | None) -> list[Run]:
+        """All runs that are left on `machine`, as far as can be told before they are made."""
+        return [run for tier in self._tiers for run in self._remaining_of(tier, records, machine)]
 
     def fresh_round(self, records: Iterable[Record]) -> int:
         """A number that no block has."""
@@ -85,23 +85,35 @@ class Schedule:
         return [Configuration(name, cache) for name in names for cache in self._suite.compile_caches]
 
     def _next_of(self, tier: Tier, records: Sequence[Record], machine: str | None) -> Run | None:
-        blocks = _blocks(tier, records)
         wanted = self._wanted(tier, records)
-        begun = {number: missing for number, done in blocks.items() if (missing := _missing(wanted, done))}
-        if len(blocks) - len(begun) >= tier.rounds:
+        begun, left = self._begun(tier, records, machine)
+        if left <= 0:
             return None
-        here = [number for number in begun if machine in (None, machine_of(blocks[number]) or machine)]
-        number = here[-1] if here else self._unused_number(tier, records)
+        number = list(begun)[-1] if begun else self._unused_number(tier, records)
         missing = begun.get(number, wanted)
         return next((Run(one, tier, number) for one in self._order(tier, number) if one in missing), None)
 
-    def _remaining_of(self, tier: Tier, records: Sequence[Record]) -> list[Run]:
+    def _remaining_of(self, tier: Tier, records: Sequence[Record], machine: str | None) -> list[Run]:
+        begun, left = self._begun(tier, records, machine)
+        fresh = [(self.first_round(tier), self._wanted(tier, records))] * max(0, left - len(begun))
+        blocks = [*list(begun.items())[:left], *fresh]
+        return [Run(one, tier, number) for number, missing in blocks for one in missing]
+
+    def _begun(
+        self, tier: Tier, records: Sequence[Record], machine: str | None
+    ) -> tuple[dict[int, list[Configuration]], int]:
+        """What the blocks begun on `machine` still need, the one worked on last at the end, and how many whole blocks
+        the tier lacks.
+        """
         blocks = _blocks(tier, records)
         wanted = self._wanted(tier, records)
-        begun = [(number, missing) for number, done in blocks.items() if (missing := _missing(wanted, done))]
-        left = tier.rounds - (len(blocks) - len(begun))
-        fresh = [(self.first_round(tier), wanted)] * max(0, left - len(begun))
-        return [Run(one, tier, number) for number, missing in [*begun[:left], *fresh] for one in missing]
+        missing = {number: found for number, done in blocks.items() if (found := _missing(wanted, done))}
+        here = {
+            number: found
+            for number, found in missing.items()
+            if machine in (None, machine_of(blocks[number]) or machine)
+        }
+        return here, tier.rounds - (len(blocks) - len(missing))
 
     def _wanted(self, tier: Tier, records: Sequence[Record]) -> list[Configuration]:
         """What a block needs to be whole: a refusal cannot change, so it is recorded once and not repeated."""
