@@ -177,6 +177,11 @@ def test_a_batch_under_a_schedule_gives_each_sample_what_it_gets_alone(engine: E
         torch.testing.assert_close(together[:, sample : sample + 1], alone, rtol=0, atol=1e-4)
 
 
+def test_skips_in_a_row_are_limited(engine: EngineTransformer) -> None:
+    _, run = _run(engine, Reuse(test=FirstBlockTest(1e9, 1, 2)))
+    assert kinds(run) == ["refresh", "skipped", "skipped", "refresh", "skipped", "skipped"]
+
+
 def test_without_a_reference_every_computed_step_is_a_refresh(engine: EngineTransformer) -> None:
     inputs = inputs_for(_source(), reference=(0, 0))
     prepared = prepare(engine, inputs, keep=Keep.REFERENCE, timesteps=SIGMAS)

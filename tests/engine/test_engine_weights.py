@@ -44,7 +44,9 @@ def test_fusing_holds_nothing_twice(transformer: Any) -> None:
         assert attention.to_q.weight.untyped_storage().data_ptr() == address
         assert attention.to_v.weight.untyped_storage().data_ptr() == address
         assert weights.qkv.weight.shape == (3 * 48, 48)
-        assert engine.weights.output.weight.data_ptr() == transformer.proj_out.weight.data_ptr()
+        output = engine.weights.output.weight
+        assert isinstance(output, torch.Tensor)
+        assert output.data_ptr() == transformer.proj_out.weight.data_ptr()
 
 
 def test_fp8_is_inside_of_the_blocks_only_and_equals_quantizing_the_fused_matrix(transformer: Any) -> None:

@@ -1,11 +1,4 @@
-"""Fused kernels behind the interface of `kontext_fast.engine.ops.Ops`.
+"""Fused kernels behind the interface of `kontext_fast.engine.ops.Ops`, one per file.
 
-The module `kontext_fast.engine.kernels.fused`, where it is installed, defines
-
-    refusal(capability: tuple[int, int], precision: Precision) -> str | None
-        why a GPU of that compute capability cannot run them, as one sentence that names the remedy, or None
-    FusedOps(attention: AttentionKernel)
-        an `Ops` whose `kernel` is "fused"
-
-and is imported only on a machine with a CUDA device.
+`kontext_fast.engine.kernels.fused` puts them together; importing it needs Triton.
 """

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 from torch import Tensor
 from triton import language as tl
 
-from kontext_fast.engine.kernels.rows import Pointer, block_of, require_dense_rows, row_of, warps_for
+from kontext_fast.engine.kernels.rows import block_of, device_of, require_dense_rows, row_of, warps_for
 
 
 def add_gated(stream: Tensor, gate: Tensor, update: Tensor) -> None:
@@ -21,7 +18,7 @@ def add_gated(stream: Tensor, gate: Tensor, update: Tensor) -> None:
         require_dense_rows(tensor)
     batch, rows, width = stream.shape
     block = block_of(width)
-    with torch.cuda.device_of(stream):
+    with device_of(stream):
         _add_gated[(rows, batch)](
             stream,
             gate,
@@ -33,20 +30,20 @@ def add_gated(stream: Tensor, gate: Tensor, update: Tensor) -> None:
             update.stride(1),
             WIDTH=width,
             BLOCK=block,
-            num_warps=warps_for(block),
+            num_warps=warps_for(block, accesses=2),
         )
 
 
 @triton.jit
 def _add_gated(
-    stream: Pointer,
-    gate: Pointer,
-    update: Pointer,
-    stream_batch: Any,
-    stream_row: Any,
-    gate_batch: Any,
-    update_batch: Any,
-    update_row: Any,
+    stream: tl.tensor,
+    gate: tl.tensor,
+    update: tl.tensor,
+    stream_batch: tl.tensor,
+    stream_row: tl.tensor,
+    gate_batch: tl.tensor,
+    update_batch: tl.tensor,
+    update_row: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:

@@ -1,27 +1,26 @@
-"""Rounding one row, held in registers, to float8 (e4m3) with one scale: `kontext_fast.engine.fp8` inside of a kernel."""
+"""Rounding one row, held in registers, to float8 (e4m3) with one scale, as `kontext_fast.engine.fp8` does."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import triton
 from triton import language as tl
 
 from kontext_fast.engine import fp8
-from kontext_fast.engine.kernels.rows import Pointer
 
 E4M3_MAX = tl.constexpr(fp8.E4M3_MAX)
 SMALLEST_ABSMAX = tl.constexpr(fp8.SMALLEST_ABSMAX)
 
 
 @triton.jit
-def larger_magnitude(largest: Any, block: Any) -> Any:
+def larger_magnitude(largest: tl.tensor, block: tl.tensor) -> tl.tensor:
     """[BLOCK] float32, for each lane of a row the largest magnitude so far; NaN once a NaN was seen."""
     return tl.maximum(largest, tl.abs(block), propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def store_quantized(blocks: Any, largest: Any, values: Pointer, scale: Pointer, BLOCK: tl.constexpr) -> None:
+def store_quantized(
+    blocks: tl.tuple, largest: tl.tensor, values: tl.tensor, scale: tl.tensor, BLOCK: tl.constexpr
+) -> None:
     """Write the `blocks` of a row, float32 [BLOCK] each, as e4m3 `values` and one `scale`.
 
     `largest` [BLOCK] comes from `larger_magnitude`.

@@ -9,6 +9,7 @@ import os
 import shutil
 import sysconfig
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ from kontext_fast.engine.kernels.norm_modulate import norm_modulate
 from kontext_fast.engine.kernels.quantize_rows import quantize_rows
 from kontext_fast.engine.kernels.write_qkv import write_qkv
 from kontext_fast.engine.ops import LAYER_NORM_EPS, Activations, JointQKV, KernelKind, Linear, QKNorm, Rope
-from kontext_fast.engine.weights import Precision
+
+if TYPE_CHECKING:
+    from kontext_fast.engine.weights import Precision
 
 _NEEDED = {"bf16": (8, 0), "fp8": (8, 9)}
 

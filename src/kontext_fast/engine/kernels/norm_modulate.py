@@ -5,8 +5,6 @@ Reads each number once and writes it once; the vectors of the modulation come fr
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
@@ -15,8 +13,8 @@ from triton import language as tl
 from kontext_fast.engine.fp8 import Quantized
 from kontext_fast.engine.kernels.e4m3 import larger_magnitude, store_quantized
 from kontext_fast.engine.kernels.rows import (
-    Pointer,
     block_of,
+    device_of,
     quantized_like,
     require_dense_rows,
     row_index,
@@ -38,7 +36,7 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, *, quanti
     else:
         out, row_scale = torch.empty(x.shape, dtype=x.dtype, device=x.device), None
     block = block_of(width)
-    with torch.cuda.device_of(x):
+    with device_of(x):
         _norm_modulate[(rows, batch)](
             x,
             shift,
@@ -52,23 +50,23 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, *, quanti
             eps,
             WIDTH=width,
             BLOCK=block,
-            num_warps=warps_for(block),
+            num_warps=warps_for(block, accesses=2),
         )
     return out if row_scale is None else Quantized(out, row_scale, x.dtype)
 
 
 @triton.jit
 def _norm_modulate(
-    x: Pointer,
-    shift: Pointer,
-    scale: Pointer,
-    out: Pointer,
-    row_scale: Pointer,
-    x_batch: Any,
-    x_row: Any,
-    shift_batch: Any,
-    scale_batch: Any,
-    eps: Any,
+    x: tl.tensor,
+    shift: tl.tensor,
+    scale: tl.tensor,
+    out: tl.tensor,
+    row_scale: tl.tensor,
+    x_batch: tl.tensor,
+    x_row: tl.tensor,
+    shift_batch: tl.tensor,
+    scale_batch: tl.tensor,
+    eps: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -77,12 +75,12 @@ def _norm_modulate(
     shift = row_of(shift, shift_batch, 0)
     scale = row_of(scale, scale_batch, 0)
 
-    blocks = ()
+    blocks: tl.tuple = ()
     total = tl.zeros((BLOCK,), tl.float32)
     for i in tl.static_range(WIDTH // BLOCK):
         block = tl.load(source + i * BLOCK + columns).to(tl.float32)
         total += block
-        blocks = blocks + (block,)  # noqa: RUF005 (a kernel knows no unpacking)
+        blocks += (block,)
     mean = tl.sum(total, 0) / WIDTH
 
     # The sum of squares about the mean, not about zero: some channels of a stream are hundreds of times the others.
@@ -93,17 +91,16 @@ def _norm_modulate(
     inverse_deviation = tl.rsqrt(tl.sum(squares, 0) / WIDTH + eps)
 
     row = row_index()
-    modulated = ()
+    modulated: tl.tuple = ()
     largest = tl.zeros((BLOCK,), tl.float32)
     for i in tl.static_range(WIDTH // BLOCK):
         factor = 1.0 + tl.load(scale + i * BLOCK + columns).to(tl.float32)
         term = tl.load(shift + i * BLOCK + columns).to(tl.float32)
-        block = ((blocks[i] - mean) * inverse_deviation * factor + term).to(x.dtype.element_ty)
+        block = (blocks[i] - mean) * inverse_deviation * factor + term
         if row_scale is None:
-            tl.store(out + row * WIDTH + i * BLOCK + columns, block)
+            tl.store(out + row * WIDTH + i * BLOCK + columns, block.to(x.dtype.element_ty))
         else:
-            rounded = block.to(tl.float32)
-            largest = larger_magnitude(largest, rounded)
-            modulated = modulated + (rounded,)  # noqa: RUF005
+            largest = larger_magnitude(largest, block)
+            modulated += (block,)
     if row_scale is not None:
         store_quantized(modulated, largest, out + row * WIDTH, row_scale + row, BLOCK)

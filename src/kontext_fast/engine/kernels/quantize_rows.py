@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 from torch import Tensor
 from triton import language as tl
@@ -12,8 +9,8 @@ from triton import language as tl
 from kontext_fast.engine.fp8 import Quantized
 from kontext_fast.engine.kernels.e4m3 import larger_magnitude, store_quantized
 from kontext_fast.engine.kernels.rows import (
-    Pointer,
     block_of,
+    device_of,
     quantized_like,
     require_dense_rows,
     row_index,
@@ -28,30 +25,30 @@ def quantize_rows(x: Tensor) -> Quantized:
     batch, rows, width = x.shape
     values, scale = quantized_like(x, width)
     block = block_of(width)
-    with torch.cuda.device_of(x):
+    with device_of(x):
         _quantize_rows[(rows, batch)](
-            x, values, scale, x.stride(0), x.stride(1), WIDTH=width, BLOCK=block, num_warps=warps_for(block)
+            x, values, scale, x.stride(0), x.stride(1), WIDTH=width, BLOCK=block, num_warps=warps_for(block, accesses=2)
         )
     return Quantized(values, scale, x.dtype)
 
 
 @triton.jit
 def _quantize_rows(
-    x: Pointer,
-    values: Pointer,
-    scale: Pointer,
-    x_batch: Any,
-    x_row: Any,
+    x: tl.tensor,
+    values: tl.tensor,
+    scale: tl.tensor,
+    x_batch: tl.tensor,
+    x_row: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     columns = tl.arange(0, BLOCK)
     source = row_of(x, x_batch, x_row)
-    blocks = ()
+    blocks: tl.tuple = ()
     largest = tl.zeros((BLOCK,), tl.float32)
     for i in tl.static_range(WIDTH // BLOCK):
         block = tl.load(source + i * BLOCK + columns).to(tl.float32)
         largest = larger_magnitude(largest, block)
-        blocks = blocks + (block,)  # noqa: RUF005 (a kernel knows no unpacking)
+        blocks += (block,)
     row = row_index()
     store_quantized(blocks, largest, values + row * WIDTH, scale + row, BLOCK)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from contextlib import AbstractContextManager
 
 import torch
 import triton
@@ -11,12 +11,10 @@ from triton import language as tl
 
 from kontext_fast.errors import KontextError
 
-Pointer: TypeAlias = Any
-"""Of a tensor's first element inside of a kernel; a Tensor where the kernel is launched."""
-
 _WIDEST = 1024
-"""Of a block: four warps load it with one 16-byte access of bfloat16 per thread."""
-_PER_THREAD = 8
+"""Of a block."""
+_ONE_ACCESS = 8
+"""Numbers of bfloat16 that a thread reads at once, 16 bytes."""
 
 
 def block_of(*widths: int) -> int:
@@ -27,15 +25,23 @@ def block_of(*widths: int) -> int:
     return block
 
 
-def warps_for(block: int) -> int:
-    """Warps of a program that works on one block of a row at a time."""
-    return max(1, block // (32 * _PER_THREAD))
+def warps_for(block: int, *, accesses: int = 1) -> int:
+    """Warps of a program whose threads each read a block of bfloat16 in so many accesses of 16 bytes.
+
+    Few warps spend fewer instructions on agreeing about a row, but hold more of it in each one's registers.
+    """
+    return max(1, block // (32 * _ONE_ACCESS * accesses))
 
 
 def require_dense_rows(x: Tensor) -> None:
     """Raise KontextError if the last dimension of `x` is not contiguous."""
     if x.stride(-1) != 1:
         raise KontextError("A fused kernel was given rows that are not contiguous; use a preset without the engine.")
+
+
+def device_of(x: Tensor) -> AbstractContextManager[None]:
+    """In which kernels run on the device of `x`: Triton launches on the current one, whatever it is given."""
+    return torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
 
 
 def quantized_like(x: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -46,12 +52,12 @@ def quantized_like(x: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
-def row_of(pointer: Pointer, batch_stride: Any, row_stride: Any) -> Any:
+def row_of(pointer: tl.tensor, batch_stride: tl.tensor, row_stride: tl.tensor) -> tl.tensor:
     """Where this program's row begins. In 64 bits: a batch of large images has more than 2^31 numbers."""
     return pointer + tl.program_id(1).to(tl.int64) * batch_stride + tl.program_id(0).to(tl.int64) * row_stride
 
 
 @triton.jit
-def row_index() -> Any:
+def row_index() -> tl.tensor:
     """Of this program's row in a contiguous [B, rows, ...]."""
     return tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)

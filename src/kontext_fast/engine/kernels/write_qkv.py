@@ -5,14 +5,11 @@ Reads each number once and writes it once, so text and image tokens are never co
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 from torch import Tensor
 from triton import language as tl
 
-from kontext_fast.engine.kernels.rows import Pointer, block_of, require_dense_rows, row_of, warps_for
+from kontext_fast.engine.kernels.rows import block_of, device_of, require_dense_rows, row_of, warps_for
 from kontext_fast.engine.ops import JointQKV, QKNorm, Rope
 from kontext_fast.errors import InvalidInput, KontextError
 
@@ -32,7 +29,7 @@ def write_qkv(qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: in
     require_dense_rows(qkv)
     batch, rows, _ = qkv.shape
     together = block_of(heads * channels) // channels
-    with torch.cuda.device_of(qkv):
+    with device_of(qkv):
         _write_qkv[(rows, batch, heads // together)](
             qkv,
             norm.query,
@@ -64,7 +61,15 @@ def _require_layout(joint: JointQKV, rope: Rope) -> None:
 
 
 @triton.jit
-def _turned(x: Any, weight: Pointer, cos: Any, sin: Any, eps: Any, HEADS: tl.constexpr, CHANNELS: tl.constexpr) -> Any:
+def _turned(
+    x: tl.tensor,
+    weight: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    eps: tl.tensor,
+    HEADS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+) -> tl.tensor:
     """`x` [HEADS, CHANNELS] float32 after RMS norm and rotation."""
     inverse = tl.rsqrt(tl.sum(x * x, 1) / CHANNELS + eps)
     x = x * inverse[:, None] * tl.load(weight + tl.arange(0, CHANNELS)).to(tl.float32)[None, :]
@@ -75,20 +80,20 @@ def _turned(x: Any, weight: Pointer, cos: Any, sin: Any, eps: Any, HEADS: tl.con
 
 @triton.jit(do_not_specialize=["offset"])
 def _write_qkv(
-    qkv: Pointer,
-    query_weight: Pointer,
-    key_weight: Pointer,
-    cos: Pointer,
-    sin: Pointer,
-    query: Pointer,
-    key: Pointer,
-    value: Pointer,
-    offset: Any,
-    qkv_batch: Any,
-    qkv_row: Any,
-    joint_batch: Any,
-    joint_row: Any,
-    eps: Any,
+    qkv: tl.tensor,
+    query_weight: tl.tensor,
+    key_weight: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    query: tl.tensor,
+    key: tl.tensor,
+    value: tl.tensor,
+    offset: tl.tensor,
+    qkv_batch: tl.tensor,
+    qkv_row: tl.tensor,
+    joint_batch: tl.tensor,
+    joint_row: tl.tensor,
+    eps: tl.tensor,
     WIDTH: tl.constexpr,
     HEADS: tl.constexpr,
     CHANNELS: tl.constexpr,

@@ -1,0 +1,385 @@
+"""The engine behind a user's own pipeline: requests, states, refusals and what is reported."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kontext_fast.errors import Cancelled, InvalidInput, KontextError, Refused
+from kontext_fast.optimizations.acceleration import Acceleration, accelerate
+from kontext_fast.optimizations.base import Effect, Optimization
+from kontext_fast.optimizations.engine import Engine, save_quantized
+from kontext_fast.optimizations.machine import Machine
+from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.reference_reuse import ReferenceReuse
+from kontext_fast.optimizations.registry import build
+from kontext_fast.optimizations.step_reuse import StepReuse
+from kontext_fast.pipeline.edit import EditRequest, edit
+from kontext_fast.pipeline.lora import load_lora
+from tests.pipelines import SIDE, picture, render, small_pipeline
+
+STEPS = 6
+RED, REMOVE = "make the background red", "remove the circle"
+FIRST: dict[str, Any] = {"prompts": (RED,), "seeds": (1,)}
+SECOND: dict[str, Any] = {"prompts": (REMOVE,), "seeds": (2,)}
+BOTH: dict[str, Any] = {"prompts": (RED, REMOVE), "seeds": (1, 2)}
+GUIDED: dict[str, Any] = {**BOTH, "negative": "blurry"}
+
+Images = np.ndarray[Any, Any]
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return small_pipeline(double=2, single=2)
+
+
+def run(
+    pipe: Any, chosen: Sequence[Optimization], images: dict[str, Any] = FIRST, steps: int = STEPS
+) -> tuple[Images, Acceleration]:
+    with accelerate(pipe, chosen, quiet=True) as acceleration:
+        return render(pipe, steps=steps, **images), acceleration
+
+
+@pytest.mark.parametrize("images", [FIRST, BOTH, GUIDED], ids=["one", "batch", "true-cfg"])
+def test_it_renders_what_the_pipeline_renders(pipe: Any, images: dict[str, Any]) -> None:
+    result, acceleration = run(pipe, [Engine()], images)
+    np.testing.assert_allclose(result, render(pipe, steps=STEPS, **images), rtol=0, atol=1e-3)
+    assert acceleration.last_step_kinds() == ["refresh"] * STEPS
+
+
+def test_text_to_image_runs_through_it_and_has_nothing_to_reuse(pipe: Any) -> None:
+    def generate() -> Images:
+        images: Images = pipe(
+            prompt=RED, height=SIDE, width=SIDE, max_area=SIDE * SIDE, num_inference_steps=3, max_sequence_length=48,
+            generator=torch.Generator().manual_seed(3), output_type="np",
+        ).images  # fmt: skip
+        return images
+
+    untouched = generate()
+    with accelerate(pipe, [Engine(), ReferenceReuse()], quiet=True) as acceleration:
+        np.testing.assert_allclose(generate(), untouched, rtol=0, atol=1e-3)
+        assert acceleration.last_step_kinds() == ["refresh"] * 3
+
+
+@pytest.mark.parametrize("images", [FIRST, GUIDED], ids=["one", "true-cfg"])
+@pytest.mark.parametrize("everything", [ReferenceReuse(refreshed=1), StepReuse(computed=1)], ids=lambda one: one.name)
+def test_reuse_that_reuses_nothing_is_the_plain_engine_bit_for_bit(
+    pipe: Any, everything: Optimization, images: dict[str, Any]
+) -> None:
+    result, acceleration = run(pipe, [Engine(), everything], images)
+    np.testing.assert_array_equal(result, run(pipe, [Engine()], images)[0])
+    assert acceleration.last_step_kinds() == ["refresh"] * STEPS
+
+
+def test_kinds_and_counts_follow_the_schedules(pipe: Any) -> None:
+    chosen = [Engine(), ReferenceReuse(refreshed=(0, 3)), StepReuse(computed=(0, 1, 4))]
+    _, acceleration = run(pipe, chosen, GUIDED)
+    assert acceleration.last_step_kinds() == ["refresh", "reuse", "skipped", "skipped", "refresh", "skipped"]
+    assert acceleration.facts["step_reuse"]["computed_steps"] == [[3, 3], [3, 3]]
+
+
+@pytest.mark.parametrize(
+    ("preset", "counts"),
+    [
+        ("faithful", {"refresh": 28}),
+        ("balanced", {"refresh": 28}),
+        ("fast", {"refresh": 4, "reuse": 24}),
+        ("turbo", {"refresh": 3, "reuse": 9, "skipped": 16}),
+    ],
+)
+def test_what_the_presets_run_at_28_steps(preset: str, counts: dict[str, int]) -> None:
+    pipe = small_pipeline()
+    with accelerate(pipe, preset, quiet=True) as acceleration:
+        render(pipe, steps=28)
+        assert Counter(acceleration.last_step_kinds()) == counts
+
+
+REUSE: tuple[Optimization, ...] = (Engine(), ReferenceReuse(refreshed=2), StepReuse(computed=2))
+TESTED: tuple[Optimization, ...] = (
+    Engine(),
+    ReferenceReuse(refreshed=2),
+    StepReuse(computed=None, threshold=1e9, max_consecutive_skips=1),
+)
+"""Decided by the test, but as it happens the same whatever weights `tiny` has."""
+
+
+@pytest.mark.parametrize("chosen", [REUSE, TESTED], ids=["schedule", "test"])
+def test_each_sample_of_a_batch_gets_what_it_gets_alone(pipe: Any, chosen: tuple[Optimization, ...]) -> None:
+    alone = [run(pipe, chosen, images) for images in (FIRST, SECOND)]
+    together, acceleration = run(pipe, chosen, BOTH)
+    np.testing.assert_allclose(together, np.concatenate([images for images, _ in alone]), rtol=0, atol=1e-3)
+    counts = [one.facts["step_reuse"]["computed_steps"][0][0] for _, one in alone]
+    assert acceleration.facts["step_reuse"]["computed_steps"] == [counts]
+    assert min(counts) < STEPS
+    assert np.abs(together[0] - together[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("chosen", [REUSE, TESTED], ids=["schedule", "test"])
+def test_true_cfg_keeps_two_states(pipe: Any, chosen: tuple[Optimization, ...]) -> None:
+    """With the same text on both sides, each pass must do as an edit without true CFG does."""
+    plain, alone = run(pipe, chosen, FIRST)
+    guided, both = run(pipe, chosen, {**FIRST, "negative": RED})
+    counts = alone.facts["step_reuse"]["computed_steps"]
+    assert both.facts["step_reuse"]["computed_steps"] == [*counts, *counts]
+    assert counts[0][0] < STEPS
+    np.testing.assert_allclose(guided, plain, rtol=0, atol=1e-3)
+    # And two texts are two passes that do differ.
+    assert not np.allclose(run(pipe, chosen, {**FIRST, "negative": REMOVE})[0], plain, atol=1e-2)
+
+
+def test_a_new_reference_at_the_same_timesteps_is_seen(pipe: Any) -> None:
+    def edited(seed: int) -> Images:
+        images: Images = pipe(
+            image=picture(seed), prompt=RED, height=SIDE, width=SIDE, max_area=SIDE * SIDE, _auto_resize=False,
+            num_inference_steps=4, max_sequence_length=48, generator=torch.Generator().manual_seed(0), output_type="np",
+        ).images  # fmt: skip
+        return images
+
+    with accelerate(pipe, REUSE, quiet=True):
+        first = edited(0)
+        second = edited(1)
+    with accelerate(pipe, REUSE, quiet=True):
+        np.testing.assert_array_equal(edited(1), second)
+    assert not np.array_equal(first, second)
+
+
+def test_a_prompt_that_a_callback_replaces_is_honoured(pipe: Any) -> None:
+    def edited() -> Images:
+        def halve(_pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            return {"prompt_embeds": tensors["prompt_embeds"] * 0.5}
+
+        images: Images = pipe(
+            image=picture(), prompt=RED, height=SIDE, width=SIDE, max_area=SIDE * SIDE, _auto_resize=False,
+            num_inference_steps=3, max_sequence_length=48, generator=torch.Generator().manual_seed(0), output_type="np",
+            callback_on_step_end=halve, callback_on_step_end_tensor_inputs=["prompt_embeds"],
+        ).images  # fmt: skip
+        return images
+
+    untouched = edited()
+    with accelerate(pipe, [Engine()], quiet=True):
+        np.testing.assert_allclose(edited(), untouched, rtol=0, atol=1e-3)
+
+
+def test_a_cancelled_edit_leaves_no_state(pipe: Any) -> None:
+    asked: list[bool] = []
+
+    def after_two() -> bool:
+        asked.append(True)
+        return len(asked) > 2
+
+    request = EditRequest(RED, picture(), steps=4, seed=1, size=(SIDE, SIDE))
+    with accelerate(pipe, REUSE, quiet=True):
+        whole = edit(pipe, request)
+        with pytest.raises(Cancelled):
+            edit(pipe, request, should_stop=after_two)
+        again = edit(pipe, request)
+    assert whole.step_kinds == again.step_kinds == ("refresh", "skipped", "refresh", "reuse")
+    assert whole.images[0].tobytes() == again.images[0].tobytes()
+
+
+def test_outside_of_a_request_the_transformer_is_the_original(pipe: Any) -> None:
+    config, generator = pipe.transformer.config, torch.Generator().manual_seed(0)
+    arguments = {
+        "hidden_states": torch.randn(1, 4, config.in_channels, generator=generator),
+        "encoder_hidden_states": torch.randn(1, 3, config.joint_attention_dim, generator=generator),
+        "pooled_projections": torch.randn(1, config.pooled_projection_dim, generator=generator),
+        "timestep": torch.tensor([0.5]),
+        "guidance": torch.tensor([2.5]),
+        "img_ids": torch.ones(4, 3),
+        "txt_ids": torch.zeros(3, 3),
+    }
+    with torch.no_grad():
+        expected = pipe.transformer(**arguments).sample
+        with accelerate(pipe, "turbo", quiet=True):
+            assert torch.equal(pipe.transformer(**arguments).sample, expected)
+
+
+def test_what_changes_the_transformer_afterwards_is_refused_and_taking_it_back_helps(pipe: Any) -> None:
+    from peft import LoraConfig
+
+    with accelerate(pipe, [Engine()], quiet=True):
+        whole = render(pipe)
+        with pytest.raises(InvalidInput, match="load the LoRA before"), load_lora(pipe, "lora.safetensors"):
+            pass
+        pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+        with pytest.raises(InvalidInput, match="not fused"):
+            render(pipe)
+        pipe.transformer.delete_adapters("default")
+        pipe.transformer.unload_lora()
+        np.testing.assert_array_equal(render(pipe), whole)
+
+
+def test_a_lora_fused_before_is_in_the_engine() -> None:
+    from peft import LoraConfig
+
+    pipe = small_pipeline()
+    untouched = render(pipe)
+    torch.manual_seed(0)
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_out.0"], init_lora_weights=False))
+    with pytest.raises(InvalidInput, match="not fused"):
+        accelerate(pipe, "balanced", quiet=True)
+    pipe.transformer.fuse_lora()
+    pipe.transformer.unload_lora()
+    fused = render(pipe)
+    with accelerate(pipe, "faithful", quiet=True):
+        np.testing.assert_allclose(render(pipe), fused, rtol=0, atol=1e-3)
+    assert np.abs(fused - untouched).max() > 1e-2
+
+
+def test_hooks_and_other_forwards_are_refused() -> None:
+    from accelerate.hooks import ModelHook, add_hook_to_module
+    from diffusers import FirstBlockCacheConfig
+
+    hooked, cached = small_pipeline(), small_pipeline(double=2)
+    add_hook_to_module(hooked.transformer, ModelHook())
+    cached.transformer.enable_cache(FirstBlockCacheConfig())
+    for pipe in (hooked, cached):
+        with pytest.raises(InvalidInput, match=r"take (it|offloading or caches) off"):
+            accelerate(pipe, "faithful", quiet=True)
+
+
+def test_controlnet_and_ip_adapter_are_refused_in_the_request_that_asks(pipe: Any) -> None:
+    common: dict[str, Any] = {"height": 32, "width": 32, "max_area": 1024, "max_sequence_length": 48}
+    with accelerate(pipe, [Engine()], quiet=True):
+        with pytest.raises(InvalidInput, match="IP-Adapter"):
+            pipe(prompt=RED, num_inference_steps=1, joint_attention_kwargs={"ip_hidden_states": []}, **common)
+        pipe(prompt=RED, num_inference_steps=1, joint_attention_kwargs={"scale": 1.0}, **common)
+
+
+def test_timesteps_that_were_not_announced_are_an_error(pipe: Any) -> None:
+    from kontext_fast.optimizations.engine_forward import engine_of
+
+    def shift(step: int) -> None:
+        if step == 0:
+            forward = engine_of(pipe.transformer)
+            assert forward is not None
+            request = forward._requests.current
+            assert request is not None
+            request.memory["engine"][0].timesteps[2:] += 1e-3
+
+    with accelerate(pipe, [Engine()], quiet=True):
+        with pytest.raises(KontextError, match="other timesteps"):
+            render(pipe, on_step=shift)
+        render(pipe)
+
+
+def test_stored_fp8_weights_give_the_same_image_and_no_other_record(tmp_path: Path) -> None:
+    pipe, file = small_pipeline(), tmp_path / "fp8.safetensors"
+    untouched = render(pipe)
+    with pytest.raises(InvalidInput, match="does not run on the engine"):
+        save_quantized(pipe, file)
+    with accelerate(pipe, "balanced", quiet=True) as acceleration:
+        quantized = render(pipe)
+        save_quantized(pipe, file)
+        plan = acceleration.plan
+        assert acceleration.facts["engine"]["quantized"] == "now"
+    stored = Engine(precision="fp8", quantized_file=file)
+    with accelerate(pipe, [stored], quiet=True) as acceleration:
+        np.testing.assert_array_equal(render(pipe), quantized)
+        assert acceleration.facts["engine"]["quantized"] == "loaded"
+        assert acceleration.plan.content_hash == plan.content_hash
+        assert str(tmp_path) not in json.dumps(stored.parameters())
+    pipe.transformer.transformer_blocks[0].attn.to_q.weight.data[0, 0] += 1
+    with pytest.raises(InvalidInput, match="made from other weights"):
+        accelerate(pipe, [stored], quiet=True)
+    pipe.transformer.transformer_blocks[0].attn.to_q.weight.data[0, 0] -= 1
+    np.testing.assert_allclose(render(pipe), untouched, rtol=0, atol=1e-3)
+    assert not np.array_equal(quantized, untouched)
+
+
+def machine(**facts: Any) -> Machine:
+    able: dict[str, Any] = {"device": "cpu", "memory_bytes": 2**34, "cxx": "g++", "cc": "gcc", "triton": True}
+    return Machine(**{**able, "torch": "2.13.0", "platform": "linux-x86_64", **facts})
+
+
+@pytest.fixture
+def without_fused_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kontext_fast.engine.select.has_fused_kernels", lambda: False)
+
+
+@pytest.mark.usefixtures("without_fused_kernels")
+def test_a_gpu_without_the_fused_kernels_never_emulates_fp8() -> None:
+    gpu = machine(device="cuda", gpu="H200", capability=(9, 0))
+    for preset in ("balanced", "fast", "turbo"):
+        with pytest.raises(Refused, match=r"needs the fused kernels.*faithful"):
+            resolve(preset, gpu)
+    assert resolve("faithful", gpu).labels == ("kernel: portable (plain PyTorch, not the fused kernels)",)
+
+
+@pytest.mark.parametrize(
+    ("engine", "facts", "remedy"),
+    [
+        (Engine(precision="fp8"), {"device": "cuda", "capability": (8, 0)}, "needs compute capability 8.9.*faithful"),
+        (Engine(), {"device": "cuda", "capability": (7, 5)}, "needs compute capability 8.0"),
+        (Engine(), {"device": "mps"}, "not supported on mps"),
+        (Engine(attention="cudnn"), {}, "use attention=default"),
+    ],
+)
+def test_a_machine_that_cannot_is_told_what_to_use(engine: Engine, facts: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(Refused, match=remedy):
+        resolve([engine], machine(**facts))
+
+
+def test_emulation_is_stamped_on_the_plan_and_in_the_facts(pipe: Any) -> None:
+    assert resolve("balanced", machine()).labels == ("kernel: emulated (fp8 emulated: no speed)",)
+    assert resolve("faithful", machine()).labels == ()
+    with accelerate(pipe, "balanced", quiet=True) as acceleration:
+        assert acceleration.facts["engine"]["kernel"] == "emulated"
+        assert "fp8 emulated: no speed" in acceleration.describe()
+
+
+def test_the_effect_is_that_of_the_precision() -> None:
+    assert Engine.effect is Effect.NUMERIC
+    effects = {name: resolve(name, machine()).applied[0].effect for name in ("faithful", "balanced")}
+    assert effects == {"faithful": "numeric", "balanced": "lossy"}
+
+
+def test_labels_state_the_schedules() -> None:
+    labels = " ".join(resolve("turbo", machine()).labels)
+    assert "steps 0, 10, 20 of 28 refresh" in labels
+    assert "12 of 28 steps computed" in labels
+    tested = [Engine(), StepReuse(computed=None, threshold=0.1)]
+    assert resolve(tested, machine()).labels == ()
+    assert "hit rate meaningless" in resolve(tested, machine(), architecture_only=True).labels[0]
+    assert StepReuse(computed=None, threshold=0.1).on_random_weights() == StepReuse()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "complaint"),
+    [
+        ("engine", {"precision": "int4"}, "precision"),
+        ("engine", {"attention": "fastest"}, "attention"),
+        ("engine", {"quantized_file": "x.safetensors"}, "choose precision=fp8"),
+        ("reference_reuse", {"refreshed": 0}, "refreshed"),
+        ("reference_reuse", {"refreshed": [1, 2]}, "step 0 must refresh"),
+        ("reference_reuse", {"keep": "nothing"}, "keep"),
+        ("step_reuse", {"computed": [1]}, "step 0"),
+        ("step_reuse", {"computed": None}, "threshold"),
+        ("step_reuse", {"threshold": 0.1}, "schedule"),
+        ("step_reuse", {"max_consecutive_skips": 2}, "leave out max_consecutive_skips"),
+        ("step_reuse", {"computed": [0], "warmup_share": 0.5}, "leave out warmup_share"),
+        ("step_reuse", {"order": 2}, "order"),
+    ],
+)
+def test_bad_parameters_are_invalid_input_in_one_line(name: str, parameters: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InvalidInput, match=complaint) as error:
+        build(name, parameters)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("other", ["fuse_qkv", "first_block_cache", "compile"])
+def test_what_the_engine_replaces_conflicts_with_it(other: str) -> None:
+    with pytest.raises(InvalidInput, match=f"engine and {other} exclude each other"):
+        resolve([build(other, {}), Engine()], machine())
+
+
+def test_parameters_build_the_same_optimization_again() -> None:
+    for one in (*REUSE, *TESTED, Engine(precision="fp8"), ReferenceReuse(refreshed=(0, 3)), StepReuse(computed=(0, 2))):
+        assert build(one.name, json.loads(json.dumps(one.parameters()))) == one
