@@ -1,4 +1,7 @@
-"""Which runs may be compared: those of one checkpoint on one machine that measured the same workload."""
+"""Which runs may be compared: those of one checkpoint on one machine that measured the same workload.
+
+Runs that found compiled code and runs that were made to find none are told apart too: they pay differently at first.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kontext_fast.records.machine import machine_name
-from kontext_fast.records.schema import Checkpoint, Measurement, Record, ResultFile, Sample, Workload
+from kontext_fast.records.schema import (
+    BASELINE,
+    Cell,
+    Checkpoint,
+    CompileCache,
+    Measurement,
+    Record,
+    ResultFile,
+    Sample,
+    Workload,
+)
 
-BASELINE = "baseline"
+USUAL_STEPS = 28
+"""Of FLUX.1-Kontext; of several step counts the nearest to it leads."""
+
+__all__ = ["BASELINE", "Group", "Run", "groups"]
 
 
 @dataclass(frozen=True)
@@ -29,13 +45,14 @@ class Group:
     """Runs that may be compared, and the runs that should have been among them but failed."""
 
     checkpoint: Checkpoint | None
-    """None, like the two below, where no run measured anything."""
+    """None, like the two below, where no run measured anything of what `failures` were to."""
     machine: str | None
     workload: Workload | None
     presets: tuple[str, ...]
     """Baseline first, then in the order in which they were first scheduled; those that failed included."""
     runs: tuple[Run, ...]
     failures: tuple[Record, ...]
+    compile_cache: CompileCache = "user"
 
     def runs_of(self, preset: str) -> tuple[Run, ...]:
         return tuple(run for run in self.runs if run.record.preset == preset)
@@ -44,21 +61,25 @@ class Group:
         return tuple(record for record in self.failures if record.preset == preset)
 
 
-_Key = tuple[Checkpoint | None, str | None, Workload]
+_Key = tuple[Checkpoint | None, str | None, Workload, CompileCache]
 
 
 def groups(result: ResultFile) -> tuple[Group, ...]:
-    """The groups in the order in which they were first measured; one without workload where nothing was."""
+    """The groups in the order in which they were first measured.
+
+    Runs that were to measure what nothing measured are in a last group without workload.
+    """
     records = sorted(result.records, key=lambda record: record.order)
     found: dict[_Key, list[Run]] = {}
     for record in records:
         for measurement in record.measurements:
             if _is_complete(measurement):
-                key = (record.checkpoint, machine_name(record.environment), measurement.workload)
+                machine = machine_name(record.environment)
+                key = (record.checkpoint, machine, measurement.workload, record.compile_cache)
                 found.setdefault(key, []).append(Run(record, measurement))
-    if not found:
-        return (Group(None, None, None, _presets(records), (), tuple(records)),) if records else ()
-    return tuple(_group(key, runs, records, found) for key, runs in found.items())
+    measured = tuple(_group(key, runs, records, found) for key, runs in found.items())
+    rest = tuple(record for record in records if not any(_belongs(record, key, runs) for key, runs in found.items()))
+    return (*measured, Group(None, None, None, _presets(rest), (), rest)) if rest else measured
 
 
 def _is_complete(measurement: Measurement) -> bool:
@@ -67,23 +88,40 @@ def _is_complete(measurement: Measurement) -> bool:
 
 
 def _group(key: _Key, runs: list[Run], records: list[Record], found: dict[_Key, list[Run]]) -> Group:
-    checkpoint, machine, workload = key
-    here = [record for record in records if _may_belong(record, checkpoint, machine)]
-    siblings = [other for (c, m, _), other in found.items() if (c, m) == (checkpoint, machine)]
+    checkpoint, machine, workload, cache = key
+    here = [record for record in records if _belongs(record, key, runs)]
+    siblings = [other for (c, m, _, k), other in found.items() if (c, m, k) == (checkpoint, machine, cache)]
     measured_here = {run.record.run_id for run in runs}
-    measured_everywhere = set.intersection(*({run.record.run_id for run in other} for other in siblings))
     failures = tuple(
         record
         for record in here
-        if record.status != "ok" and (record.run_id not in measured_here or record.run_id in measured_everywhere)
+        if record.status != "ok" and (record.run_id not in measured_here or _measured_all(record, siblings))
     )
-    return Group(checkpoint, machine, workload, _presets(here), tuple(runs), failures)
+    return Group(checkpoint, machine, workload, _presets(here), tuple(runs), failures, cache)
 
 
-def _may_belong(record: Record, checkpoint: Checkpoint | None, machine: str | None) -> bool:
-    """A run that ended before it knew its checkpoint or machine belongs to every group."""
+def _belongs(record: Record, key: _Key, runs: Iterable[Run]) -> bool:
+    """A run that ended before it knew its checkpoint or machine belongs to every group that it was to measure."""
+    checkpoint, machine, _, cache = key
     name = machine_name(record.environment)
-    return record.checkpoint in (None, checkpoint) and name in (None, machine)
+    alike = record.checkpoint in (None, checkpoint) and name in (None, machine) and record.compile_cache == cache
+    return alike and _was_to_measure(record, runs)
+
+
+def _was_to_measure(record: Record, runs: Iterable[Run]) -> bool:
+    """Whether the run was to measure what `runs` did, or something of it where that is not known."""
+    return not record.cells or bool(_cells(runs) & {None, *record.cells})
+
+
+def _measured_all(record: Record, siblings: Iterable[list[Run]]) -> bool:
+    """Whether the run measured everything that it was to, before it failed."""
+    return all(
+        any(run.record.run_id == record.run_id for run in runs) for runs in siblings if _was_to_measure(record, runs)
+    )
+
+
+def _cells(runs: Iterable[Run]) -> set[Cell | None]:
+    return {run.measurement.cell for run in runs}
 
 
 def _presets(records: Iterable[Record]) -> tuple[str, ...]:

@@ -11,12 +11,14 @@ from kontext_fast.records.schema import ResultFile, Workload
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
+from kontext_fast.report.checks import checks
+from kontext_fast.report.control import smallest_claim
 from kontext_fast.report.environment import Fact, environment_facts
 from kontext_fast.report.gallery import Gallery, Picture, gallery
 from kontext_fast.report.groups import BASELINE, Group, groups
 from kontext_fast.report.headline import Failure, Row, headline
 from kontext_fast.report.images import chart_uri, data_uri
-from kontext_fast.report.notes import checkpoint_caution, not_measured, speed_finding, workload_name
+from kontext_fast.report.notes import checkpoint_caution, group_name, not_measured, speed_finding
 from kontext_fast.report.stages import STEP_KINDS, StageRow, stage_rows
 
 
@@ -29,6 +31,7 @@ class Section:
     facts: tuple[Fact, ...]
     finding: str
     caution: str | None
+    checks: tuple[str, ...]
     rows: tuple[Row, ...]
     stages: tuple[StageRow, ...]
     gallery: Gallery
@@ -54,22 +57,28 @@ def render(result: ResultFile, store: ResultStore, charts: Sequence[Chart]) -> s
     )
     return environment.get_template("page.html.j2").render(
         result=result,
-        sections=[_section(result, group) for group in groups(result)],
+        sections=_sections(result),
         charts=charts,
         run_facts=_run_facts(result),
         environment_facts=environment_facts(result.records),
     )
 
 
-def _section(result: ResultFile, group: Group) -> Section:
+def _sections(result: ResultFile) -> list[Section]:
+    found = groups(result)
+    return [_section(result, group, smallest_claim(group, found)) for group in found]
+
+
+def _section(result: ResultFile, group: Group, limit: float | None) -> Section:
     rows = headline(group)
     checkpoint = group.checkpoint
     return Section(
-        title=workload_name(group.workload),
+        title=group_name(group),
         group=group,
         facts=_group_facts(group),
-        finding=speed_finding(rows),
+        finding=speed_finding(rows, limit),
         caution=checkpoint_caution(checkpoint),
+        checks=checks(group, limit),
         rows=rows,
         stages=stage_rows(group),
         gallery=gallery(group, result.items),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kontext_fast.records.schema import Checkpoint, Workload
+from kontext_fast.records.schema import BASELINE, CONTROL, Cell, Checkpoint, Workload
 from kontext_fast.report import format as write
-from kontext_fast.report.groups import BASELINE, Group
+from kontext_fast.report.groups import Group
 from kontext_fast.report.headline import Row
+from kontext_fast.stats.verdict import speed_verdict
 
 TINY = (
     "The checkpoint tiny is a small model trained on a synthetic world of shapes: "
@@ -19,18 +20,21 @@ RANDOM = (
 )
 
 
-def speed_finding(rows: Sequence[Row]) -> str:
-    """The fastest preset that can be told apart from baseline, what the judge says of it, and what failed."""
-    compared = [row for row in rows if row.factor is not None]
+def speed_finding(rows: Sequence[Row], limit: float | None = None) -> str:
+    """The fastest preset that can be told apart from baseline, what the judge says of it, and what failed.
+
+    `limit` is the smallest difference that the A/A control allows to claim, as a fraction; None without a control.
+    """
+    compared = [row for row in rows if row.factor is not None and row.preset != CONTROL]
     failed = [f"{row.preset} ({row.status})" for row in rows if row.time is None]
-    sentences = [_fastest(compared, rows)] if compared else ["No preset could be compared with baseline."]
+    sentences = [_fastest(compared, rows, limit)] if compared else ["No preset could be compared with baseline."]
     if failed:
         sentences.append(f"Without a time: {', '.join(failed)}.")
     return " ".join(sentences)
 
 
-def _fastest(compared: Sequence[Row], rows: Sequence[Row]) -> str:
-    faster = [row for row in compared if row.factor and row.factor.excludes_one and row.factor.value > 1]
+def _fastest(compared: Sequence[Row], rows: Sequence[Row], limit: float | None) -> str:
+    faster = [row for row in compared if row.factor and speed_verdict(row.factor, limit or 0.0) == "faster"]
     if faster:
         best = max(faster, key=lambda row: row.factor.value if row.factor else 0)
         assert best.factor is not None
@@ -41,7 +45,8 @@ def _fastest(compared: Sequence[Row], rows: Sequence[Row]) -> str:
         )
     if all(row.factor and row.factor.interval is None for row in compared):
         return "One round gives factors without intervals, so no preset can be called faster than baseline yet."
-    return "No preset is faster than baseline beyond its 95 % interval."
+    beyond = "" if limit is None else f" and the {100 * limit:.1f} % by which baseline may differ from itself here"
+    return f"No preset is faster than baseline beyond its 95 % interval{beyond}."
 
 
 def _judged(best: Row, rows: Sequence[Row]) -> str:
@@ -55,7 +60,7 @@ def _judged(best: Row, rows: Sequence[Row]) -> str:
 
 def not_measured(group: Group, rows: Sequence[Row]) -> tuple[str, ...]:
     """What a reader might look for in this group and will not find, one clause each."""
-    missing = [f"{row.preset}: {row.reason or row.status}" for row in rows if row.time is None]
+    missing = [f"{row.preset}: {row.reason or row.status}{_cells_of(group, row)}" for row in rows if row.time is None]
     measured = [row for row in rows if row.time is not None]
     if measured and all(row.time and row.time.mean.n < 2 for row in measured):
         missing.append("the spread between processes: each preset ran in one process, so there are no intervals")
@@ -73,6 +78,20 @@ def not_measured(group: Group, rows: Sequence[Row]) -> tuple[str, ...]:
     return (*missing, "energy", "cost")
 
 
+def _cells_of(group: Group, row: Row) -> str:
+    """What it should have measured, where no group with a workload says so."""
+    if group.workload is not None:
+        return ""
+    cells = dict.fromkeys(cell for record in group.failures_of(row.preset) for cell in record.cells)
+    return f" ({'; '.join(map(cell_name, cells))})" if cells else ""
+
+
+def cell_name(cell: Cell) -> str:
+    """`edit 1024x1024, 28 steps`, with the batch where it is more than one image."""
+    batch = f", batch {cell.batch}" if cell.batch > 1 else ""
+    return f"{cell.mode} {cell.size}, {write.count(cell.steps, 'step')}{batch}"
+
+
 def checkpoint_caution(checkpoint: Checkpoint | None) -> str | None:
     """What a checkpoint cannot tell, as a sentence."""
     if checkpoint is None:
@@ -82,6 +101,12 @@ def checkpoint_caution(checkpoint: Checkpoint | None) -> str | None:
 
 def _is_random(checkpoint: Checkpoint | None) -> bool:
     return checkpoint is not None and checkpoint.kind == "random"
+
+
+def group_name(group: Group) -> str:
+    """The name of its workload, and of the compile cache where that was part of the experiment."""
+    cache = "" if group.compile_cache == "user" else f", {group.compile_cache} compile cache"
+    return workload_name(group.workload) + cache
 
 
 def workload_name(workload: Workload | None) -> str:

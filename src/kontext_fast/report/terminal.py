@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report import format as write
+from kontext_fast.report.control import smallest_claim
 from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.headline import Row, headline
-from kontext_fast.report.notes import speed_finding, workload_name
+from kontext_fast.report.notes import group_name, speed_finding
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,13 +19,14 @@ def print_headline(result: ResultFile, console: Console) -> None:
     """Print one table, its finding and its failures per group of comparable runs."""
     from rich.text import Text
 
-    for group in groups(result):
+    found = groups(result)
+    for group in found:
         rows = headline(group)
         _print_table(group, rows, console)
         for row in rows:
             for status, reason in dict.fromkeys((failure.status, failure.reason) for failure in row.failures):
                 console.print(Text(f"{row.preset}: {status}. {reason}"))
-        console.print(Text(speed_finding(rows)))
+        console.print(Text(speed_finding(rows, smallest_claim(group, found))))
         console.print()
 
 
@@ -35,7 +37,7 @@ def _print_table(group: Group, rows: tuple[Row, ...], console: Console) -> None:
 
     checkpoint = f"{group.checkpoint.name}, " if group.checkpoint else ""
     table = Table(
-        title=Text(checkpoint + workload_name(group.workload)),
+        title=Text(checkpoint + group_name(group)),
         title_justify="left",
         box=None,
         padding=(0, 2, 0, 0),

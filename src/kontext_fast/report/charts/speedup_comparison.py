@@ -8,9 +8,10 @@ from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
+from kontext_fast.report.control import smallest_claim
 from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.headline import Row, headline
-from kontext_fast.report.notes import speed_finding, workload_name
+from kontext_fast.report.notes import group_name, speed_finding
 from kontext_fast.report.speed_picture import Bar, Panel, picture
 
 FILE = Path("performance") / "speedup_comparison.png"
@@ -19,7 +20,8 @@ TITLE = "Time per call, and how many times as fast as baseline"
 
 def plotted(result: ResultFile) -> tuple[Panel, ...]:
     """The data of the picture: one panel per group in which something was measured."""
-    return tuple(_panel(group) for group in groups(result) if group.runs)
+    found = groups(result)
+    return tuple(_panel(group, smallest_claim(group, found)) for group in found if group.runs)
 
 
 def draw(result: ResultFile, folder: Path) -> Chart:
@@ -44,7 +46,7 @@ def draw(result: ResultFile, folder: Path) -> Chart:
     )
 
 
-def _panel(group: Group) -> Panel:
+def _panel(group: Group, limit: float | None) -> Panel:
     rows = headline(group)
     dates = sorted({write.date(run.record.created_at) for run in group.runs})
     checkpoint = group.checkpoint.name if group.checkpoint else "unknown checkpoint"
@@ -54,7 +56,7 @@ def _panel(group: Group) -> Panel:
         f"{checkpoint} on {group.machine or 'an unnamed machine'}, {when}, "
         f"{write.count(len(group.runs), 'process', 'processes')}, {write.count(calls, 'measured call')}"
     )
-    return Panel(workload_name(group.workload), subtitle, tuple(map(_bar, rows)), speed_finding(rows))
+    return Panel(group_name(group), subtitle, tuple(map(_bar, rows)), speed_finding(rows, limit))
 
 
 def _bar(row: Row) -> Bar:
