@@ -88,10 +88,10 @@ def _preparation(folder: Path, side: int) -> Any:
     from kontext_fast.metrics.pixels import tensor
 
     if (folder / "preprocessor_config.json").is_file():
-        from transformers import CLIPImageProcessor
+        from transformers import CLIPImageProcessorPil
 
-        # Without torchvision this is the processor that works on PIL images.
-        processor: Any = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        # The one that needs no torchvision, so that scores do not depend on what is installed.
+        processor: Any = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
         return lambda images: (
             processor(images=[image.convert("RGB") for image in images], return_tensors="pt").pixel_values
         )

@@ -52,14 +52,14 @@ class Dino(Metric):
 @lru_cache(maxsize=1)
 def _load(setting: Setting) -> tuple[str, str, Any, Any]:
     """Name, hash, model and processor. Raises NotMeasured."""
-    from transformers import BitImageProcessor, Dinov2Model
+    from transformers import BitImageProcessorPil, Dinov2Model
 
     name, folder = model_folder(setting, "dino", HUB_ID)
     sha256 = weights_hash(folder)
     try:
         model = Dinov2Model.from_pretrained(folder, local_files_only=True).eval().to(setting.device)
-        # Without torchvision this is the processor that works on PIL images.
-        processor = BitImageProcessor.from_pretrained(folder, local_files_only=True)
+        # The one that needs no torchvision, so that scores do not depend on what is installed.
+        processor = BitImageProcessorPil.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise NotMeasured(f"{name} is no readable DINOv2 model ({str(error).splitlines()[0]})") from None
     return name, sha256, model, processor

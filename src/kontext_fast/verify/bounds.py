@@ -1,0 +1,127 @@
+"""One-sided bounds with the item as the unit of replication: pure numbers, many verifications at once.
+
+Arrays of differences have the items on their last axis and anything before it, so that a thousand simulated
+verifications are one call. Seeds of an item are averaged before they come here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.stats import binom
+
+Array = npt.NDArray[np.float64]
+
+RESAMPLES = 2000
+_SEED = 20250726
+"""Of the bootstrap, so that a verdict computed twice is the same verdict."""
+
+
+@dataclass(frozen=True)
+class MeanBounds:
+    """Mean of differences and its one-sided lower and upper bound; arrays without the axis of the items."""
+
+    mean: Array
+    lower: Array
+    upper: Array
+    p_loss: Array
+    """How likely a mean this low would be if there were no loss."""
+
+
+def mean_bounds(differences: npt.ArrayLike, confidence: float, *, bounded: bool) -> MeanBounds:
+    """Bounds of the mean difference; `bounded` says that scores are yes or no, so that differences are in -1..1.
+
+    Unbounded differences get t-bounds. Bounded ones get Bonett and Price's adjustment, one made-up item for and one
+    against: without it a dozen items that all agree would claim certainty. Raises ValueError below two items.
+    """
+    values = np.asarray(differences, np.float64)
+    if values.shape[-1] < 2:
+        raise ValueError("a bound needs at least two items")
+    mean = values.mean(-1)
+    if bounded:
+        made_up = np.broadcast_to(np.array([1.0, -1.0]), (*values.shape[:-1], 2))
+        values = np.concatenate([values, made_up], axis=-1)
+    n = values.shape[-1]
+    center = values.mean(-1)
+    error = values.std(-1, ddof=0 if bounded else 1) / np.sqrt(n)
+    reach = float(ndtri(confidence)) if bounded else float(stdtrit(n - 1, confidence))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        statistic = np.where(error > 0, center / error, np.sign(center) * np.inf)
+    statistic = np.nan_to_num(statistic, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    p_loss = ndtr(statistic) if bounded else stdtr(n - 1, statistic)
+    return MeanBounds(mean, center - reach * error, center + reach * error, np.asarray(p_loss, np.float64))
+
+
+def items_needed(deviation: float, margin: float, *, confidence: float, power: float) -> int:
+    """Items with which a preset without any loss passes its margin with probability `power`.
+
+    `deviation` is the standard deviation of the differences of items, in the unit of `margin`.
+    """
+    return max(2, int(np.ceil(((ndtri(confidence) + ndtri(power)) * deviation / margin) ** 2)))
+
+
+def power(n: int, deviation: float, margin: float, *, confidence: float) -> float:
+    """The probability with which a preset without any loss passes its margin on `n` items."""
+    return float(ndtr(margin * np.sqrt(n) / deviation - ndtri(confidence)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the given order: each may be compared with the nominal level."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def quantile_bounds(values: npt.ArrayLike, quantile: float, confidence: float) -> tuple[float, float, float]:
+    """The sample quantile and its one-sided lower and upper bound by order statistics, which assume no distribution.
+
+    A bound is infinite where there are too few values for one.
+    """
+    ordered = np.sort(np.asarray(values, np.float64))
+    n = len(ordered)
+    # The quantile lies below value k (0-based) with probability P(Binomial(n, quantile) <= k).
+    upper_rank = int(binom.ppf(confidence, n, quantile))
+    lower_rank = int(binom.ppf(1 - confidence, n, quantile)) - 1
+    upper = float(ordered[upper_rank]) if upper_rank < n else float("inf")
+    lower = float(ordered[lower_rank]) if lower_rank >= 0 else float("-inf")
+    return float(np.quantile(ordered, quantile)), lower, upper
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One mean over another, with one-sided bounds, and one largest value over the other."""
+
+    value: float
+    lower: float
+    upper: float
+    worst: float
+
+
+def ratio_bounds(numerator: npt.ArrayLike, denominator: npt.ArrayLike, confidence: float) -> Ratio:
+    """Of two sets of items' distances, all at least 0; the bounds come from a bootstrap over the items of each."""
+    above, below = (np.asarray(values, np.float64) for values in (numerator, denominator))
+    rng = np.random.default_rng(_SEED)
+    ratios = _divided(_resampled_means(above, rng), _resampled_means(below, rng))
+    lower, upper = np.quantile(ratios, [1 - confidence, confidence], method="nearest")
+    value = float(_divided(above.mean(), below.mean()))
+    return Ratio(value, float(lower), float(upper), float(_divided(above.max(), below.max())))
+
+
+def _resampled_means(values: Array, rng: np.random.Generator) -> Array:
+    means: Array = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(-1)
+    return means
+
+
+def _divided(above: npt.ArrayLike, below: npt.ArrayLike) -> Array:
+    """0 / 0 is 0: two things without any distance are alike."""
+    above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(above == 0, 0.0, above / below)

@@ -1,0 +1,122 @@
+"""What keeps the metrics honest: outputs that are worse on purpose, and others that are not.
+
+A metric that does not see a control that it must see, or that sees a loss where there is none, is blind in that
+verification, and no verdict rests on it. What each metric must see is declared beside it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kontext_fast.metrics.base import Control, Metric, Role
+from kontext_fast.verify.bounds import mean_bounds
+from kontext_fast.verify.findings import ByItem, Fidelity, Outcome, against_floor, item_means
+from kontext_fast.verify.margins import Margins
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CONTROL_ITEMS = 16
+"""Items of every control, unless there are fewer."""
+BLUR_RADIUS = 1.0
+"""Standard deviation in pixels."""
+JPEG_QUALITY = 30
+CACHE_FACTOR = 4
+
+RERUN = "re-run"
+OTHER_ATTENTION = "other attention backend"
+OTHER_POSITION = "other batch position"
+OTHER_PRECISION = "other precision"
+FLOORS = (RERUN, OTHER_ATTENTION, OTHER_POSITION, OTHER_PRECISION)
+"""Baseline again, differing by rounding at most: the floor of every distance."""
+POSITIVE = (RERUN, OTHER_ATTENTION)
+"""Those in which a metric of quality must see no loss."""
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What a metric made of one control."""
+
+    metric: str
+    control: str
+    due: bool
+    """True where it had to be seen, False where nothing was to be seen."""
+    seen: bool | None
+    """None where it could not be looked at."""
+
+    @property
+    def right(self) -> bool | None:
+        return None if self.seen is None else self.seen is self.due
+
+
+def spoiled(image: Image, control: Control) -> Image:
+    """A copy of an output, made worse as `control` says; only for controls that are made from pictures."""
+    from PIL import Image as Pictures
+    from PIL import ImageFilter
+
+    if control is Control.BLUR:
+        return image.filter(ImageFilter.GaussianBlur(BLUR_RADIUS))
+    if control is Control.JPEG:
+        file = io.BytesIO()
+        image.convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY)
+        with Pictures.open(file) as opened:
+            return opened.convert("RGB")
+    raise ValueError(f"{control} is not made from a picture alone")
+
+
+def sightings(
+    metric: type[Metric],
+    margins: Margins,
+    *,
+    fidelity: Fidelity | None,
+    distances: Mapping[str, ByItem],
+    differences: Mapping[str, ByItem],
+) -> tuple[Sighting, ...]:
+    """What `metric` made of each control, from its values by control.
+
+    `distances` to baseline are for a metric of fidelity and `differences` of scores for one of quality.
+    """
+    found = []
+    for control in sorted(metric.sees):
+        if metric.role is Role.FIDELITY:
+            seen = _farther_than_rounding(fidelity, distances.get(control, {}), margins)
+        else:
+            seen = _shows_loss(differences.get(control, {}), margins, bounded=metric.bounded)
+        found.append(Sighting(metric.name, control.value, True, seen))
+    if metric.role is Role.QUALITY:
+        for control_name in POSITIVE:
+            seen = _shows_loss(differences.get(control_name, {}), margins, bounded=metric.bounded)
+            found.append(Sighting(metric.name, control_name, False, seen))
+    return tuple(found)
+
+
+def blindness(found: Sequence[Sighting]) -> str | None:
+    """Why a metric is blind, as a clause, from its sightings; None where it is not."""
+    missed = [one.control for one in found if one.due and one.seen is False]
+    unseen = [one.control for one in found if one.due and one.seen is None]
+    imagined = [one.control for one in found if not one.due and one.seen]
+    if missed:
+        return f"it missed {', '.join(missed)}"
+    if imagined:
+        return f"it saw a loss in {', '.join(imagined)}"
+    # Nothing shows that it can see: a control that failed must not make a metric trusted.
+    return f"it could not be tried on {', '.join(unseen)}" if unseen else None
+
+
+def _farther_than_rounding(fidelity: Fidelity | None, distances: ByItem, margins: Margins) -> bool | None:
+    finding = None if fidelity is None else against_floor(fidelity, distances, margins)
+    if finding is None:
+        return None
+    return finding.outcome is Outcome.FAILED and finding.ratio.lower > margins.floor.ratio
+
+
+def _shows_loss(differences: ByItem, margins: Margins, *, bounded: bool) -> bool | None:
+    values = item_means(differences)
+    if len(values) < 2:
+        return None
+    return bool(np.all(mean_bounds(values, margins.confidence, bounded=bounded).upper < 0))

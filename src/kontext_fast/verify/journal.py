@@ -1,0 +1,95 @@
+"""What a verification has made so far, on disk after every call, so that a kill neither loses nor repeats one.
+
+One JSON line per item of an arm, after a first line that says what is being verified. A last line that was cut off is
+dropped: its images are made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.records.schema import Output
+
+FOLDER = "work"
+"""In the result folder; it may be deleted once the verification is done."""
+
+
+class Journal:
+    """The outputs of all arms, and their latents beside them."""
+
+    def __init__(self, out: Path) -> None:
+        self._folder = out / FOLDER
+        self._file = self._folder / "outputs.jsonl"
+        self._done: dict[str, dict[str, tuple[Output, ...]]] = defaultdict(dict)
+
+    def begin(self, setup: Mapping[str, Any]) -> None:
+        """Start anew. `setup` is everything that decides what is made, as JSON."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._append({"setup": dict(setup)})
+
+    def resume(self, setup: Mapping[str, Any]) -> None:
+        """Read what is there. Raises InvalidInput where nothing is, or where another verification is."""
+        lines = self._lines()
+        if not lines or "setup" not in lines[0]:
+            raise InvalidInput("There is no verification to resume; leave out --resume, or give its folder as --out.")
+        before, now = lines[0]["setup"], json.loads(json.dumps(setup))
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if changed:
+            raise InvalidInput(
+                f"The verification to resume differs in {', '.join(changed)}; repeat its options, or start a new one."
+            )
+        for line in lines[1:]:
+            self._done[line["arm"]][line["item"]] = tuple(Output(**output) for output in line["outputs"])
+
+    def done(self, arm: str) -> Mapping[str, tuple[Output, ...]]:
+        """Outputs by item, in the order in which they were made."""
+        return self._done[arm]
+
+    def add(
+        self, arm: str, item: str, outputs: Sequence[Output], latents: Mapping[int, npt.NDArray[np.float32]]
+    ) -> None:
+        """Keep the outputs of one item, all seeds at once; `latents` by seed."""
+        for seed, array in latents.items():
+            path = self._latents_file(arm, item, seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, array)
+        self._append({"arm": arm, "item": item, "outputs": [output.model_dump(mode="json") for output in outputs]})
+        self._done[arm][item] = tuple(outputs)
+
+    def latents(self, arm: str, item: str, seed: int) -> npt.NDArray[np.float32] | None:
+        """None where there are none, as for outputs made from pictures."""
+        path = self._latents_file(arm, item, seed)
+        if not path.is_file():
+            return None
+        array: npt.NDArray[np.float32] = np.load(path)
+        return array
+
+    def _latents_file(self, arm: str, item: str, seed: int) -> Path:
+        name = "".join(letter if letter.isalnum() else "-" for letter in arm)
+        return self._folder / "latents" / name / f"{item}-{seed}.npy"
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with self._file.open("ab") as file:
+            file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _lines(self) -> list[dict[str, Any]]:
+        try:
+            content = self._file.read_bytes()
+        except OSError:
+            return []
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            # What is appended next must begin a line of its own.
+            os.truncate(self._file, len(whole))
+        return [json.loads(line) for line in whole.splitlines()]

@@ -1,0 +1,64 @@
+"""The margins of a verification: pure, validated data from a TOML file, with a content hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kontext_fast.errors import InvalidInput
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(gt=0.5, lt=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FloorMargins(_Table):
+    ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    worst: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    min_items: Annotated[int, Field(ge=2)]
+
+
+class NoiseMargins(_Table):
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)]
+    median: Positive
+    p90: Positive
+
+
+class Margins(_Table):
+    """What counts as no loss; `margins.toml` says what each value is."""
+
+    confidence: Probability
+    power: Probability
+    min_items: Annotated[int, Field(ge=2)]
+    floor: FloorMargins
+    primary: Annotated[dict[str, Positive], Field(min_length=1)]
+    seed_noise: NoiseMargins
+
+    @property
+    def sha256(self) -> str:
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def read_margins(file: Path | None = None) -> Margins:
+    """The margins in `file`, or those that ship with the package. Raises InvalidInput, naming what is wrong."""
+    bundled = resources.files("kontext_fast.verify") / "margins.toml"
+    name = "margins.toml" if file is None else file.name
+    try:
+        return Margins.model_validate(tomllib.loads((file or bundled).read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError):
+        raise InvalidInput(f"The margins {file} cannot be read; give an existing TOML text file.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{name} is not valid TOML: {error}.") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InvalidInput(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None

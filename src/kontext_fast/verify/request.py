@@ -1,0 +1,60 @@
+"""What is asked of a verification. A request that exists is valid, as far as that does not depend on the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.items.base import Dataset
+from kontext_fast.items.datasets import read_dataset
+from kontext_fast.items.world import world
+from kontext_fast.optimizations.presets import Preset
+from kontext_fast.pipeline.load import RANDOM, TINY
+from kontext_fast.records.schema import BASELINE
+from kontext_fast.verify.controls import CONTROL_ITEMS
+from kontext_fast.verify.margins import Margins, read_margins
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to verify. Raises InvalidInput on creation."""
+
+    presets: tuple[str | Preset, ...]
+    checkpoint: str = TINY
+    items: int = 100
+    """At most; a data set may have fewer."""
+    seeds: int = 2
+    """Per item; two at least, since the noise of seeds is what differences are held against."""
+    control_items: int = CONTROL_ITEMS
+    dataset: Path | None = None
+    steps: int = 28
+    guidance: float = 2.5
+    seed: int = 0
+    device: str | None = None
+    weights: Path | None = None
+    """Of learned metrics; None for the Hub's cache."""
+    margins: Margins = field(default_factory=read_margins)
+
+    def __post_init__(self) -> None:
+        if self.items < 2:
+            raise InvalidInput(f"{self.items} items tell nothing; use at least 2, and 100 for a verdict.")
+        if self.seeds < 2:
+            raise InvalidInput("One seed has no noise to compare with; use at least 2 seeds.")
+        if self.control_items < 2:
+            raise InvalidInput(f"{self.control_items} items are too few for the controls; use at least 2.")
+        names = [preset if isinstance(preset, str) else preset.name for preset in self.presets]
+        if not names or len(set(names)) < len(names) or BASELINE in names:
+            raise InvalidInput(f"Name each preset to verify once, and not {BASELINE}, which they are compared with.")
+
+
+def dataset_of(request: Request) -> Dataset:
+    """The items that `request` names. Raises InvalidInput where there are none."""
+    if request.dataset is not None:
+        return read_dataset(request.dataset)
+    if request.checkpoint not in (TINY, RANDOM):
+        raise InvalidInput(
+            f"Give images and instructions for {request.checkpoint} with --dataset: a folder, a JSONL file or a copy "
+            "of KontextBench."
+        )
+    return world(request.items, request.seed)

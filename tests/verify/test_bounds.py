@@ -1,0 +1,158 @@
+"""The statistics of verdicts by simulation: nominal rates lie in the intervals of the observed ones."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+
+from kontext_fast.stats.proportion import wilson
+from kontext_fast.verify.bounds import (
+    holm,
+    items_needed,
+    mean_bounds,
+    power,
+    quantile_bounds,
+    ratio_bounds,
+)
+
+VERIFICATIONS = 1000
+CONFIDENCE = 0.95
+NOMINAL = 1 - CONFIDENCE
+
+
+def _interval(happened: np.ndarray) -> tuple[float, float]:
+    estimate = wilson(float(happened.sum()), len(happened))
+    assert estimate.interval is not None
+    return estimate.interval
+
+
+def _scalar_items(seed: int, n: int, mean: float = 0.0, deviation: float = 2.1) -> np.ndarray:
+    """Differences of items whose two seeds agree in part, as scores of a metric do."""
+    rng = np.random.default_rng(seed)
+    of_item = rng.normal(0, deviation * math.sqrt(0.5), (VERIFICATIONS, n, 1))
+    of_seed = rng.normal(0, deviation, (VERIFICATIONS, n, 2))
+    return mean + (of_item + of_seed).mean(-1)
+
+
+def _judged_items(seed: int, n: int, loss: float = 0.0, disagreement: float = 0.3) -> np.ndarray:
+    """Differences of yes-or-no answers, two seeds an item; both of an item tend to go the same way."""
+    rng = np.random.default_rng(seed)
+    leaning = rng.beta(2, 2, (VERIFICATIONS, n, 1))
+    changed = rng.uniform(size=(VERIFICATIONS, n, 2)) < disagreement
+    up = rng.uniform(size=(VERIFICATIONS, n, 2)) < leaning - loss / disagreement / 2
+    return (changed * np.where(up, 1.0, -1.0)).mean(-1)
+
+
+@pytest.mark.parametrize("n", [30, 112])
+def test_false_alarms_of_simulated_comparisons_of_baseline_with_itself_are_nominal(n: int) -> None:
+    bounds = mean_bounds(_scalar_items(n, n), CONFIDENCE, bounded=False)
+    low, high = _interval(bounds.upper < 0)
+    assert low <= NOMINAL <= high
+    assert np.array_equal(bounds.upper < 0, bounds.p_loss < NOMINAL)
+
+
+@pytest.mark.parametrize("n", [200, 400])
+def test_false_alarms_of_yes_or_no_metrics_are_nominal(n: int) -> None:
+    bounds = mean_bounds(_judged_items(n + 1, n), CONFIDENCE, bounded=True)
+    low, high = _interval(bounds.upper < 0)
+    assert low <= NOMINAL <= high
+    assert np.array_equal(bounds.upper < 0, bounds.p_loss < NOMINAL)
+
+
+def test_a_loss_as_large_as_the_margin_passes_as_rarely_as_promised() -> None:
+    margin = 0.5
+    passed = mean_bounds(_scalar_items(5, 112, mean=-margin), CONFIDENCE, bounded=False).lower > -margin
+    low, high = _interval(passed)
+    assert low <= NOMINAL <= high
+
+
+def test_a_loss_of_yes_or_no_as_large_as_the_margin_passes_as_rarely_as_promised() -> None:
+    margin = 0.05
+    differences = _judged_items(6, 300, loss=margin)
+    assert differences.mean() == pytest.approx(-margin, abs=0.003)
+    low, high = _interval(mean_bounds(differences, CONFIDENCE, bounded=True).lower > -margin)
+    assert low <= NOMINAL <= high
+
+
+def test_the_sample_size_formula_gives_its_published_example() -> None:
+    assert items_needed(2.1, 0.5, confidence=0.95, power=0.8) == 110
+    # Rounded quantiles, 1.645 and 0.842, give 109.05 and 436.2: the same to within one item.
+    assert items_needed(2.1, 0.25, confidence=0.95, power=0.8) == 437
+
+
+@pytest.mark.parametrize("wanted", [0.5, 0.8, 0.95])
+def test_the_power_at_the_margin_is_what_the_formula_says(wanted: float) -> None:
+    margin, n = 0.5, 200
+    differences = _scalar_items(11, n)
+    deviation = margin * math.sqrt(n) / (NormalDist().inv_cdf(CONFIDENCE) + NormalDist().inv_cdf(wanted))
+    differences *= deviation / math.sqrt(2.1**2 * 0.5 + 2.1**2 / 2)
+    assert power(n, deviation, margin, confidence=CONFIDENCE) == pytest.approx(wanted)
+    assert items_needed(deviation, margin, confidence=CONFIDENCE, power=wanted) in (n, n + 1)
+    low, high = _interval(mean_bounds(differences, CONFIDENCE, bounded=False).lower > -margin)
+    assert low <= wanted <= high
+
+
+def test_the_power_for_yes_or_no_is_what_the_formula_says() -> None:
+    differences = _judged_items(12, 200)
+    deviation = float(differences.std(-1).mean())
+    low, high = _interval(mean_bounds(differences, CONFIDENCE, bounded=True).lower > -0.05)
+    assert low <= power(200, deviation, 0.05, confidence=CONFIDENCE) <= high
+
+
+def test_a_dozen_items_that_agree_are_no_certainty() -> None:
+    found = mean_bounds(np.zeros(12), CONFIDENCE, bounded=True)
+    assert found.mean == 0
+    assert found.lower < -0.1
+    assert found.upper > 0.1
+
+
+def test_equal_differences_have_no_spread() -> None:
+    found = mean_bounds(np.full(40, -0.2), CONFIDENCE, bounded=False)
+    assert found.lower == found.upper == pytest.approx(-0.2)
+    assert found.p_loss == 0
+    assert mean_bounds(np.zeros(40), CONFIDENCE, bounded=False).p_loss == pytest.approx(0.5)
+
+
+def test_one_item_has_no_bound() -> None:
+    with pytest.raises(ValueError, match="two items"):
+        mean_bounds(np.zeros(1), CONFIDENCE, bounded=False)
+
+
+def test_holm_keeps_the_rate_of_any_false_alarm() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    rng = np.random.default_rng(3)
+    alarms = np.array([min(holm(list(rng.uniform(size=3)))) < NOMINAL for _ in range(VERIFICATIONS)])
+    low, high = _interval(alarms)
+    assert low <= 1 - (1 - NOMINAL / 3) ** 3 <= high
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.9])
+def test_bounds_of_quantiles_hold_for_any_distribution(quantile: float) -> None:
+    rng = np.random.default_rng(7)
+    true = float(np.quantile(rng.lognormal(0, 1, 2_000_000), quantile))
+    found = [quantile_bounds(rng.lognormal(0, 1, 60), quantile, CONFIDENCE) for _ in range(VERIFICATIONS)]
+    for missed in (
+        np.array([upper < true for _, _, upper in found]),
+        np.array([lower > true for _, lower, _ in found]),
+    ):
+        assert missed.mean() > 0.01
+        assert _interval(missed)[0] <= NOMINAL
+
+
+def test_too_few_items_bound_no_high_quantile() -> None:
+    assert quantile_bounds(np.arange(28.0), 0.9, CONFIDENCE)[2] == math.inf
+    assert quantile_bounds(np.arange(29.0), 0.9, CONFIDENCE)[2] == 28
+
+
+def test_ratios_of_nothing_and_by_nothing() -> None:
+    nothing, something = np.zeros(8), np.linspace(1, 2, 8)
+    assert ratio_bounds(nothing, nothing, CONFIDENCE).upper == 0
+    assert ratio_bounds(nothing, something, CONFIDENCE).upper == 0
+    assert ratio_bounds(something, nothing, CONFIDENCE).lower == math.inf
+    same = ratio_bounds(something, something, CONFIDENCE)
+    assert same.value == same.worst == 1
+    assert 0.7 < same.lower < 1 < same.upper < 1.4
+    assert same == ratio_bounds(something, something, CONFIDENCE)

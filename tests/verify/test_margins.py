@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.metrics.registry import discover
+from kontext_fast.verify.margins import Margins, read_margins
+
+BUNDLED = Path(__file__).parents[2] / "src" / "kontext_fast" / "verify" / "margins.toml"
+
+
+def test_the_bundled_margins_name_metrics_that_exist() -> None:
+    margins = read_margins()
+    assert set(margins.primary) <= {name for name, metric in discover().items() if metric.role == "quality"}
+    assert set(margins.seed_noise.metrics) <= {name for name, metric in discover().items() if metric.role == "fidelity"}
+
+
+def test_the_hash_is_of_the_values_not_of_the_text(tmp_path: Path) -> None:
+    margins = read_margins()
+    copy = tmp_path / "margins.toml"
+    copy.write_text("# a remark\n" + BUNDLED.read_text())
+    assert read_margins(copy).sha256 == margins.sha256
+    copy.write_text(BUNDLED.read_text().replace("judge_done = 0.05", "judge_done = 0.06"))
+    assert read_margins(copy).sha256 != margins.sha256
+    assert Margins.model_validate(margins.model_dump(mode="json")) == margins
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("judge_done = 0.05", "judge_done = -1", "primary.judge_done"),
+        ("confidence = 0.95", "confidence = 0.95\nconfidance = 1", "confidance"),
+        ("confidence = 0.95", "confidence = ", "not valid TOML"),
+        ("worst = 3.0", "", "floor.worst"),
+    ],
+)
+def test_a_mistake_is_named(old: str, new: str, message: str, tmp_path: Path) -> None:
+    copy = tmp_path / "mine.toml"
+    copy.write_text(BUNDLED.read_text().replace(old, new))
+    with pytest.raises(InvalidInput, match=message):
+        read_margins(copy)
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        read_margins(tmp_path / "nowhere.toml")

@@ -1,0 +1,185 @@
+"""Every level of verdict from made-up distances and scores, and whole simulated verifications."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kontext_fast.stats.proportion import wilson
+from kontext_fast.verify.findings import ByItem, Fidelity, Outcome, Quality
+from kontext_fast.verify.margins import Margins, read_margins
+from kontext_fast.verify.verdict import Evidence, Level, decide
+
+MARGINS = read_margins()
+
+
+def _items(values: Sequence[float]) -> ByItem:
+    return {f"item {index:03d}": (float(value),) for index, value in enumerate(values)}
+
+
+def _around(middle: float, n: int, seed: int = 0) -> ByItem:
+    return _items(middle * np.random.default_rng(seed).lognormal(0, 0.2, n))
+
+
+def _distances(to_baseline: float, *, n: int = 100, metric: str = "latent_error", **changes: ByItem) -> Fidelity:
+    """The floor is 0.01 and two seeds are 0.4 apart."""
+    floors = {"re-run": _items([0.0] * 16), "other precision": _around(0.01, 16, seed=1)}
+    return replace(
+        Fidelity(metric, _around(to_baseline, n), floors, between_seeds=_around(0.4, n, seed=2)),
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def _answers(change: float, n: int = 100, metric: str = "judge_done") -> Quality:
+    """Yes-or-no scores: 6 % of the items change for better or worse, and `change` of all lose."""
+    values = np.zeros(n)
+    changing = max(2, int(0.06 * n))
+    values[:changing] = np.where(np.arange(changing) % 2, 1.0, -1.0)
+    lost = round(-change * n)
+    values[changing : changing + lost] = -1.0
+    return Quality(metric, _items(values), bounded=True)
+
+
+def _evidence(fidelity: Fidelity, *quality: Quality, **changes: object) -> Evidence:
+    return replace(Evidence(False, (fidelity,), quality), **changes)  # type: ignore[arg-type]
+
+
+def _level(evidence: Evidence, margins: Margins = MARGINS) -> Level:
+    return decide(evidence, margins).level
+
+
+def test_equal_outputs_are_identical_even_where_metrics_are_blind() -> None:
+    equal = _evidence(_distances(0.0), identical=True)
+    assert _level(equal) is Level.IDENTICAL
+    assert _level(replace(equal, blind={"latent_error": "it missed blur"})) is Level.IDENTICAL
+
+
+def test_outputs_as_close_as_rounding_are_equivalent() -> None:
+    verdict = decide(_evidence(_distances(0.009)), MARGINS)
+    assert verdict.level is Level.EQUIVALENT
+    assert "other precision" in verdict.reason
+    assert verdict.floor[0].ratio.upper < MARGINS.floor.ratio
+
+
+@pytest.mark.parametrize(
+    "fidelity",
+    [
+        pytest.param(_distances(0.03), id="three times the floor"),
+        pytest.param(_distances(0.009, n=4), id="too few items"),
+        pytest.param(replace(_distances(0.009), to_baseline=_items([0.009] * 99 + [0.9])), id="one item far off"),
+        pytest.param(_distances(0.009, floors={}), id="no floor"),
+        pytest.param(_distances(0.009, floors={"re-run": _items([0.0] * 16)}), id="a floor of zero"),
+    ],
+)
+def test_anything_else_is_not_equivalent(fidelity: Fidelity) -> None:
+    assert _level(_evidence(fidelity)) is Level.NOT_MEASURED
+
+
+def test_one_metric_beyond_the_floor_is_enough_not_to_be_equivalent() -> None:
+    near, far = _distances(0.009), _distances(0.05, metric="ssim")
+    assert _level(Evidence(False, (near, far), ())) is Level.NOT_MEASURED
+    assert _level(Evidence(False, (near, far), (), blind={"ssim": "it missed blur"})) is Level.EQUIVALENT
+
+
+def test_no_loss_beyond_the_margins_and_inside_the_noise_of_seeds_is_non_inferior() -> None:
+    evidence = _evidence(_distances(0.1, n=200), _answers(0.0, 200), _answers(0.0, 200, "judge_kept"))
+    assert _level(evidence) is Level.NON_INFERIOR
+
+
+def test_a_loss_is_said_with_its_size() -> None:
+    verdict = decide(_evidence(_distances(0.1), _answers(-0.2), _answers(0.0, metric="judge_kept")), MARGINS)
+    assert verdict.level is Level.LOSS
+    assert verdict.reason.startswith("Judge_done fell by 0.2 (at least 0.1")
+    assert "margin of 0.05" in verdict.reason
+    assert "judge_kept" not in verdict.reason
+
+
+def test_outputs_as_far_away_as_another_seed_are_a_loss_whatever_the_scores_say() -> None:
+    verdict = decide(_evidence(_distances(0.4), _answers(0.0, 100)), MARGINS)
+    assert verdict.level is Level.LOSS
+    assert "noise of seeds" in verdict.reason
+
+
+@pytest.mark.parametrize("n", [12, 60])
+def test_too_few_items_for_the_margin_cannot_tell_and_say_how_many_would(n: int) -> None:
+    verdict = decide(_evidence(_distances(0.1, n=n), _answers(0.0, n)), MARGINS)
+    assert verdict.level is Level.CANNOT_TELL
+    (finding,) = verdict.losses
+    assert finding.outcome is Outcome.UNDECIDED
+    assert f"about {finding.needed} items would tell, {n} were used" in verdict.reason
+    assert finding.needed > n
+
+
+def test_quality_that_no_seeing_metric_measured_is_not_measured() -> None:
+    blind = {"judge_done": "it missed unedited input"}
+    verdict = decide(_evidence(_distances(0.1), _answers(0.0, 200), blind=blind), MARGINS)
+    assert verdict.level is Level.NOT_MEASURED
+    assert "blind here (judge_done)" in verdict.reason
+    assert _level(_evidence(_distances(0.1))) is Level.NOT_MEASURED
+    not_primary = _evidence(_distances(0.1), _answers(0.0, 200, metric="something else"))
+    assert _level(not_primary) is Level.NOT_MEASURED
+
+
+def test_a_verdict_can_rest_on_the_metrics_that_see() -> None:
+    blind = {"judge_kept": "it missed swapped instructions"}
+    evidence = _evidence(_distances(0.1, n=200), _answers(0.0, 200), _answers(-0.5, 200, "judge_kept"), blind=blind)
+    assert _level(evidence) is Level.NON_INFERIOR
+
+
+def test_without_the_noise_of_seeds_nothing_is_non_inferior() -> None:
+    evidence = _evidence(_distances(0.1, n=200, between_seeds={}), _answers(0.0, 200))
+    verdict = decide(evidence, MARGINS)
+    assert verdict.level is Level.CANNOT_TELL
+    assert "noise of seeds was not measured" in verdict.reason
+
+
+def test_a_preset_that_fails_where_baseline_did_not_is_a_loss() -> None:
+    verdict = decide(_evidence(_distances(0.0), identical=True, failures=("item 7",)), MARGINS)
+    assert verdict.level is Level.LOSS
+    assert "item 7" in verdict.reason
+
+
+def test_outputs_that_depend_on_earlier_requests_are_a_loss() -> None:
+    once = _distances(0.1, n=200, reordered=_items([0.0] * 15 + [0.5]))
+    verdict = decide(_evidence(once, _answers(0.0, 200)), MARGINS)
+    assert verdict.level is Level.LOSS
+    assert "depend on earlier requests" in verdict.reason
+    never = _distances(0.1, n=200, reordered=_items([0.005] * 16))
+    assert _level(_evidence(never, _answers(0.0, 200))) is Level.NON_INFERIOR
+
+
+def test_in_a_thousand_simulated_comparisons_of_baseline_with_itself_few_are_called_a_loss() -> None:
+    """Two primary metrics, 200 items, no true loss: a loss is claimed no more often than was promised."""
+    rng = np.random.default_rng(21)
+    fidelity = _distances(0.1, n=40)
+    levels = []
+    for _ in range(1000):
+        quality = [
+            Quality(name, _items(rng.normal(0, 6, 200)), bounded=False) for name in ("clip_text", "mask_preservation")
+        ]
+        levels.append(_level(_evidence(fidelity, *quality)))
+    losses = sum(level is Level.LOSS for level in levels)
+    interval = wilson(losses, 1000).interval
+    assert interval is not None
+    assert interval[0] <= 1 - MARGINS.confidence <= interval[1]
+
+
+def test_a_true_loss_of_the_margin_is_rarely_called_non_inferior() -> None:
+    rng = np.random.default_rng(22)
+    fidelity = _distances(0.1, n=40)
+    passed = [
+        _level(_evidence(fidelity, Quality("clip_text", _items(rng.normal(-0.5, 2, 200)), bounded=False)))
+        is Level.NON_INFERIOR
+        for _ in range(1000)
+    ]
+    interval = wilson(sum(passed), 1000).interval
+    assert interval is not None
+    assert interval[0] <= 1 - MARGINS.confidence <= interval[1]
+
+
+def test_a_verdict_computed_twice_is_the_same() -> None:
+    evidence = _evidence(_distances(0.012), _answers(0.0))
+    assert decide(evidence, MARGINS) == decide(evidence, MARGINS)
