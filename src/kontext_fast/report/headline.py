@@ -57,6 +57,8 @@ class Row:
     """Acceptance minus that of baseline on the same items, in -1 to 1."""
     memory: Memory
     """The largest of each peak over all measured calls."""
+    energy: Estimate | None
+    """Joules per call of the whole card, by its own counter."""
     load: Estimate | None
     apply: Estimate | None
     first_call: Estimate | None
@@ -78,6 +80,14 @@ def headline(group: Group) -> tuple[Row, ...]:
 def process_values(runs: Iterable[Run]) -> list[float]:
     """Seconds per call of each process, in the order of the runs."""
     return [_process_value(run) for run in runs]
+
+
+def by_round(runs: Iterable[Run]) -> dict[int, float]:
+    """Seconds per call of each round's process."""
+    values: dict[int, list[float]] = defaultdict(list)
+    for run in runs:
+        values[run.record.round].append(_process_value(run))
+    return {round_: float(np.mean(of_round)) for round_, of_round in values.items()}
 
 
 def _row(group: Group, preset: str, baseline: Sequence[Run]) -> Row:
@@ -105,6 +115,7 @@ def _row(group: Group, preset: str, baseline: Sequence[Run]) -> Row:
         accepted=acceptance(judged),
         accepted_change=None if preset == BASELINE else paired_difference(accepted_by_item(baseline), judged),
         memory=_peaks(runs),
+        energy=_energy(runs),
         load=_estimate(run.record.load_s for run in runs),
         apply=_estimate(run.record.apply_s for run in runs),
         first_call=_estimate(run.measurement.first_call_s for run in runs),
@@ -128,15 +139,8 @@ def _factor(
         return None, "emulated kernel: not a speed"
     if not baseline:
         return None, "no baseline"
-    factor = ratio_interval(_by_round(baseline), _by_round(runs))
+    factor = ratio_interval(by_round(baseline), by_round(runs))
     return factor, None if factor else "no round shared with baseline"
-
-
-def _by_round(runs: Sequence[Run]) -> dict[int, float]:
-    values: dict[int, list[float]] = defaultdict(list)
-    for run in runs:
-        values[run.record.round].append(_process_value(run))
-    return {round_: float(np.mean(of_round)) for round_, of_round in values.items()}
 
 
 def _process_value(run: Run) -> float:
@@ -160,6 +164,18 @@ def _peaks(runs: Sequence[Run]) -> Memory:
         return max((value for value in values if value is not None), default=None)
 
     return Memory(**{name: largest(name) for name in Memory.model_fields})
+
+
+def _energy(runs: Sequence[Run]) -> Estimate | None:
+    processes = []
+    for run in runs:
+        by_item: dict[str, list[float]] = defaultdict(list)
+        for sample in run.samples:
+            if sample.gpu is not None and sample.gpu.energy_j is not None:
+                by_item[sample.item].append(sample.gpu.energy_j)
+        if by_item:
+            processes.append(process_value(by_item))
+    return mean_estimate(processes) if processes else None
 
 
 def _estimate(values: Iterable[float | None]) -> Estimate | None:

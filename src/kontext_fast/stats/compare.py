@@ -48,13 +48,19 @@ def unpaired_log_ratio(before: Sequence[float], after: Sequence[float]) -> Estim
     n = min(len(before), len(after))
     if n < 2:
         return Estimate(difference, None, n)
+    error, freedom = welch_error(before, after)
+    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    return Estimate(difference, (difference - half, difference + half), n)
+
+
+def welch_error(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """Standard error of mean(after) - mean(before), and its degrees of freedom. Each side has at least two values."""
     shares = [float(np.var(values, ddof=1)) / len(values) for values in (before, after)]
     variance = sum(shares)
     if variance == 0:
-        return Estimate(difference, (difference, difference), n)
+        return 0.0, float(min(len(before), len(after)) - 1)
     spread = sum(share**2 / (len(values) - 1) for share, values in zip(shares, (before, after), strict=True))
-    half = float(stdtrit(variance**2 / spread, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
-    return Estimate(difference, (difference - half, difference + half), n)
+    return math.sqrt(variance), variance**2 / spread
 
 
 def exponential_of(of_logs: Estimate | None) -> Estimate | None:

@@ -1,0 +1,172 @@
+"""Two benchmarks of the same thing, before and after a change: what became slower, faster or fails.
+
+A preset is compared by its time relative to baseline of the same rounds, so that a machine that was slower on another
+day is no regression; baseline itself, and presets without one, are compared by their times.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.records.machine import machine_name
+from kontext_fast.records.schema import BASELINE, CONTROL, Checkpoint, ResultFile
+from kontext_fast.report.control import smallest_claim
+from kontext_fast.report.groups import Group, groups
+from kontext_fast.report.headline import EMULATED, by_round, process_values
+from kontext_fast.report.notes import group_name
+from kontext_fast.stats.compare import exponential_of, log_ratios, unpaired_log_ratio, welch_error
+from kontext_fast.stats.power import smallest_found
+from kontext_fast.stats.summary import Estimate, mean_estimate
+
+Outcome = Literal["regression", "fails now", "slower, below the threshold", "faster", "no change found", "cannot tell"]
+
+REGRESSIONS: tuple[Outcome, ...] = ("regression", "fails now")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One preset on one workload. Times are in seconds per call."""
+
+    workload: str
+    preset: str
+    before: Estimate | None
+    after: Estimate | None
+    """None where it fails now."""
+    ratio: Estimate | None
+    """Time after over time before: above 1 is slower."""
+    relative: bool
+    """Whether `ratio` is of times relative to baseline's."""
+    detectable: float | None
+    """The slow-down, as a fraction, that this comparison finds with 80 % power."""
+    outcome: Outcome
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    changes: tuple[Change, ...]
+    left_out: tuple[str, ...]
+    """What only one of the two measured, one clause each."""
+
+    @property
+    def regressions(self) -> tuple[Change, ...]:
+        return tuple(change for change in self.changes if change.outcome in REGRESSIONS)
+
+
+def compare(before: ResultFile, after: ResultFile, threshold: float) -> Comparison:
+    """Compare what both measured; a slow-down below the fraction `threshold` is no regression.
+
+    Raises InvalidInput where the two share no card, no weights or no workload.
+    """
+    _check_alike(before, after)
+    old, new = groups(before), groups(after)
+    pairs = [(a, b) for a in old for b in new if a.workload is not None and _key(a) == _key(b)]
+    if not pairs:
+        raise InvalidInput("A and B share no workload (size, steps, batch, items); measure both with the same suite.")
+    changes: list[Change] = []
+    left_out: list[str] = []
+    for a, b in pairs:
+        limits = [limit for limit in (smallest_claim(a, old), smallest_claim(b, new)) if limit is not None]
+        for preset in a.presets:
+            if preset == CONTROL or not a.runs_of(preset):
+                continue
+            if b.runs_of(preset) or b.failures_of(preset):
+                changes.append(_change(preset, a, b, threshold, max(limits, default=0.0)))
+            else:
+                left_out.append(f"{preset} on {group_name(a)} is only in A")
+        new_ones = [p for p in b.presets if p != CONTROL and b.runs_of(p) and not a.runs_of(p)]
+        left_out += [f"{preset} on {group_name(b)} is only in B" for preset in new_ones]
+    left_out += _unpaired(old, [a for a, _ in pairs], "A") + _unpaired(new, [b for _, b in pairs], "B")
+    return Comparison(tuple(changes), tuple(left_out))
+
+
+def _check_alike(before: ResultFile, after: ResultFile) -> None:
+    machines = [_machines(result) for result in (before, after)]
+    if not machines[0] & machines[1]:
+        a, b = (" and ".join(sorted(names)) or "an unknown machine" for names in machines)
+        raise InvalidInput(f"A was measured on {a}, B on {b}; measure both on the same card to compare them.")
+    weights = [{_weights(record.checkpoint) for record in result.records} - {None} for result in (before, after)]
+    if not weights[0] & weights[1]:
+        a, b = (" and ".join(sorted(map(_named, found))) or "no weights" for found in weights)
+        raise InvalidInput(f"A ran {a}, B {b}; measure the same weights in the same precision to compare them.")
+
+
+def _machines(result: ResultFile) -> set[str]:
+    names = {machine_name(record.environment) for record in result.records}
+    return {name for name in names if name is not None}
+
+
+_Weights = tuple[str, str]
+
+
+def _weights(checkpoint: Checkpoint | None) -> _Weights | None:
+    """What makes two checkpoints the same: random weights come from a seed, so their name says it all."""
+    return None if checkpoint is None else (checkpoint.weights_sha256 or checkpoint.name, checkpoint.dtype)
+
+
+def _named(weights: _Weights | None) -> str:
+    digest, dtype = weights or ("", "")
+    return f"{digest[:12]} in {dtype}"
+
+
+def _key(group: Group) -> tuple[object, ...]:
+    return _weights(group.checkpoint), group.machine, group.workload, group.compile_cache
+
+
+def _unpaired(of: Iterable[Group], paired: Sequence[Group], side: str) -> list[str]:
+    return [f"{group_name(group)} is only in {side}" for group in of if group.workload and group not in paired]
+
+
+def _change(preset: str, a: Group, b: Group, threshold: float, limit: float) -> Change:
+    before = mean_estimate(process_values(a.runs_of(preset)))
+    if not b.runs_of(preset):
+        failure = b.failures_of(preset)[0]
+        note = f"{failure.status}: {failure.reason}"
+        return Change(group_name(a), preset, before, None, None, False, None, "fails now", note)
+    after = mean_estimate(process_values(b.runs_of(preset)))
+    relative = preset != BASELINE and all(set(_rounds(g, BASELINE)) & set(_rounds(g, preset)) for g in (a, b))
+    logs_before, logs_after = (_logs(group, preset, relative) for group in (a, b))
+    ratio = exponential_of(unpaired_log_ratio(logs_before, logs_after))
+    emulated = any(EMULATED in run.record.labels for group in (a, b) for run in group.runs_of(preset))
+    return Change(
+        workload=group_name(a),
+        preset=preset,
+        before=before,
+        after=after,
+        ratio=ratio,
+        relative=relative,
+        detectable=_detectable(logs_before, logs_after),
+        outcome="cannot tell" if emulated else _outcome(ratio, threshold, limit),
+        note="emulated kernel: not a speed" if emulated else None,
+    )
+
+
+def _logs(group: Group, preset: str, relative: bool) -> list[float]:
+    """One logarithm per round: of its time, or of its time over baseline's."""
+    own = _rounds(group, preset)
+    return log_ratios(own, _rounds(group, BASELINE)) if relative else [math.log(value) for value in own.values()]
+
+
+def _rounds(group: Group, preset: str) -> dict[int, float]:
+    return by_round(group.runs_of(preset))
+
+
+def _detectable(before: Sequence[float], after: Sequence[float]) -> float | None:
+    if min(len(before), len(after)) < 2:
+        return None
+    error, freedom = welch_error(before, after)
+    return smallest_found(error, freedom) if error > 0 else 0.0
+
+
+def _outcome(ratio: Estimate | None, threshold: float, limit: float) -> Outcome:
+    if ratio is None or ratio.interval is None:
+        return "cannot tell"
+    if not ratio.excludes_one or abs(math.log(ratio.value)) <= math.log1p(limit):
+        return "no change found"
+    if ratio.value < 1:
+        return "faster"
+    return "regression" if ratio.value >= 1 + threshold else "slower, below the threshold"
