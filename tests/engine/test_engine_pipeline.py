@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from kontext_fast.engine.select import require_dtype
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError, Refused
 from kontext_fast.optimizations.acceleration import Acceleration, accelerate
 from kontext_fast.optimizations.base import Effect, Optimization
@@ -299,16 +300,11 @@ def machine(**facts: Any) -> Machine:
     return Machine(**{**able, "torch": "2.13.0", "platform": "linux-x86_64", **facts})
 
 
-@pytest.fixture
-def without_fused_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_the_fused_kernels_never_emulates_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kontext_fast.engine.select.has_fused_kernels", lambda: False)
-
-
-@pytest.mark.usefixtures("without_fused_kernels")
-def test_a_gpu_without_the_fused_kernels_never_emulates_fp8() -> None:
     gpu = machine(device="cuda", gpu="H200", capability=(9, 0))
     for preset in ("balanced", "fast", "turbo"):
-        with pytest.raises(Refused, match=r"needs the fused kernels.*faithful"):
+        with pytest.raises(Refused, match=r"need Triton; run `pip install triton`"):
             resolve(preset, gpu)
     assert resolve("faithful", gpu).labels == ("kernel: portable (plain PyTorch, not the fused kernels)",)
 
@@ -325,6 +321,13 @@ def test_a_gpu_without_the_fused_kernels_never_emulates_fp8() -> None:
 def test_a_machine_that_cannot_is_told_what_to_use(engine: Engine, facts: dict[str, Any], remedy: str) -> None:
     with pytest.raises(Refused, match=remedy):
         resolve([engine], machine(**facts))
+
+
+def test_on_a_gpu_only_bfloat16_runs() -> None:
+    require_dtype("cpu", torch.float32)
+    require_dtype("cuda", torch.bfloat16)
+    with pytest.raises(InvalidInput, match="not float32; load the pipeline with dtype"):
+        require_dtype("cuda", torch.float32)
 
 
 def test_emulation_is_stamped_on_the_plan_and_in_the_facts(pipe: Any) -> None:

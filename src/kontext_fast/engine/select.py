@@ -6,7 +6,11 @@ import importlib
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from kontext_fast.errors import InvalidInput
+
 if TYPE_CHECKING:
+    import torch
+
     from kontext_fast.engine.attention import AttentionKernel
     from kontext_fast.engine.ops import KernelKind, Ops
     from kontext_fast.engine.weights import Precision
@@ -44,8 +48,17 @@ def refusal(
     if has_fused_kernels():
         return _fused_refusal(capability, precision)
     if precision == "fp8":
-        return "fp8 on a GPU needs the fused kernels, which this installation lacks; use the preset faithful"
+        return "fp8 on a GPU needs the fused kernels, which need Triton; run `pip install triton` or use faithful"
     return None
+
+
+def require_dtype(device: str, dtype: torch.dtype) -> None:
+    """Raise InvalidInput if fast attention and matrix products on `device` do not take the checkpoint's `dtype`."""
+    if device == "cuda" and str(dtype) != "torch.bfloat16":
+        raise InvalidInput(
+            f"On a GPU the engine runs in bfloat16, not {str(dtype).removeprefix('torch.')}; "
+            "load the pipeline with dtype=torch.bfloat16."
+        )
 
 
 def kernel_kind(device: str, precision: Precision) -> KernelKind:

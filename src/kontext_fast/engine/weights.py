@@ -6,10 +6,10 @@ since all four read the same tokens. The single block's last layer already reads
 Quantized, where asked, are the matrices inside of the blocks: more than 99 % of a step's work in linear layers. What
 stays in the checkpoint's dtype, and why:
 - the embedders of image and text: every block reads what they make, so their error would be in all of them, for
-  0.02 % of the work;
+  0.01 % of the work;
 - the embedding of time, guidance and pooled text and all modulations: they scale and gate every channel of every
   token, and run once per request for all steps;
-- the output layer: its result is the velocity itself, so no later layer can even out its error; 0.003 % of the work.
+- the output layer: its result is the velocity itself, so no later layer can even out its error; 0.001 % of the work.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Engine(Optimization):
         """
         from kontext_fast.engine.attention import resolve_kernel
         from kontext_fast.engine.quantized_file import QuantizedFile
-        from kontext_fast.engine.select import make_ops
+        from kontext_fast.engine.select import make_ops, require_dtype
         from kontext_fast.engine.transformer import EngineTransformer
         from kontext_fast.engine.weights import take_weights
         from kontext_fast.optimizations.engine_forward import install
@@ -89,6 +89,7 @@ class Engine(Optimization):
         transformer = pipe.transformer
         _require_untouched(transformer)
         device = transformer.device.type
+        require_dtype(device, transformer.dtype)
         ops = make_ops(device, self.precision, self.attention)
         stored = None if self.quantized_file is None else QuantizedFile(self.quantized_file)
         weights = take_weights(transformer, self.precision, undo, quantizer=stored)
