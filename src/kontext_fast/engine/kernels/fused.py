@@ -40,9 +40,15 @@ def refusal(capability: tuple[int, int], precision: Precision) -> str | None:
         return f"fused kernels in {precision} need compute capability {major}.{minor}; use a preset without the engine"
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "Triton compiles its launcher with a C compiler and finds none; install gcc or set CC"
-    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+    if not (_python_headers() / "Python.h").is_file():
         return "Triton compiles its launcher against Python.h, which is missing; install Python's development package"
     return None
+
+
+def _python_headers() -> Path:
+    # Where Triton looks: Debian's default scheme names a folder of its own, in which they never are.
+    scheme = sysconfig.get_default_scheme()
+    return Path(sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme))
 
 
 class FusedOps:

@@ -1,0 +1,69 @@
+"""Why a machine cannot run the fused kernels, in one sentence; and who is chosen there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kontext_fast.engine import select
+from tests.engine.kernels import oracle  # noqa: F401 (skips without triton)
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "reason"),
+    [((7, 5), "bf16", "8.0"), ((8, 6), "fp8", "8.9"), ((8, 0), "bf16", None), ((8, 9), "fp8", None)],
+)
+def test_a_card_needs_the_precision(
+    capability: tuple[int, int], precision: str, reason: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from kontext_fast.engine.kernels import fused
+
+    _with_headers(monkeypatch, tmp_path)
+    refused = fused.refusal(capability, precision)  # type: ignore[arg-type]
+    assert refused is None if reason is None else reason in str(refused)
+
+
+def test_amd_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kontext_fast.engine.kernels import fused
+
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "NVIDIA" in str(fused.refusal((9, 4), "bf16"))
+
+
+def test_what_triton_builds_its_launcher_with_must_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from kontext_fast.engine.kernels import fused
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert "install gcc" in str(fused.refusal((9, 0), "fp8"))
+    monkeypatch.setenv("CC", "some-compiler")
+    monkeypatch.setattr(fused, "_python_headers", lambda: tmp_path)
+    assert "Python.h" in str(fused.refusal((9, 0), "fp8"))
+    (tmp_path / "Python.h").touch()
+    assert fused.refusal((9, 0), "fp8") is None
+
+
+def test_they_are_chosen_on_cuda_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _with_headers(monkeypatch, tmp_path)
+    assert select.refusal("cuda", (9, 0), "fp8", "default") is None
+    assert select.make_ops("cuda", "fp8", "default").kernel == "fused"
+    assert select.make_ops("cpu", "bf16", "default").kernel == "portable"
+
+
+def test_without_triton_plain_pytorch_runs_under_its_own_name_and_fp8_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(select, "find_spec", lambda name: None)
+    assert select.kernel_kind("cuda", "bf16") == "portable"
+    assert select.refusal("cuda", (9, 0), "bf16", "default") is None
+    assert "fused kernels" in str(select.refusal("cuda", (9, 0), "fp8", "default"))
+
+
+def _with_headers(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    from kontext_fast.engine.kernels import fused
+
+    (folder / "Python.h").touch()
+    monkeypatch.setattr(fused, "_python_headers", lambda: folder)
+    monkeypatch.setenv("CC", "some-compiler")

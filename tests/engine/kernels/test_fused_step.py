@@ -1,0 +1,84 @@
+"""A whole step of a transformer on fused kernels, against the same step on plain PyTorch."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor
+
+from kontext_fast.engine.ops import Ops, PortableOps
+from kontext_fast.engine.token_memory import Keep
+from kontext_fast.engine.transformer import EngineTransformer
+from kontext_fast.engine.weights import Precision, take_weights
+from tests.engine.kernels.oracle import DEVICE, fused
+from tests.engine.transformers import (
+    Shape,
+    expected,
+    inputs_for,
+    prepare,
+    random_transformer,
+    relative_error,
+    stepped,
+    tiny_transformer,
+)
+
+SHAPE = Shape(double=1, single=1, heads=3, head_dim=32, axes=(16, 8, 8))
+
+
+def _stepped(ops: Ops, dtype: torch.dtype, precision: Precision, keep: Keep = Keep.NOTHING) -> Tensor:
+    """One full step and, where anything is kept, one without the reference after it."""
+    transformer = random_transformer(SHAPE, dtype)
+    device = DEVICE if ops.kernel == "fused" else "cpu"
+    transformer = transformer.to(device)
+    inputs = {
+        name: None if value is None else value.to(device)
+        for name, value in inputs_for(transformer, batch=2, text=3, image=(2, 2), reference=(1, 2)).items()
+    }
+    with ExitStack() as undo:
+        engine = EngineTransformer(take_weights(transformer, precision, undo), ops)
+        prepared = prepare(engine, inputs, keep=keep)
+        result = stepped(engine, prepared, inputs)
+        if keep is not Keep.NOTHING:
+            result = stepped(engine, prepared, inputs, active=3 + 4)
+    return result.cpu()
+
+
+def test_in_float32_it_equals_plain_pytorch() -> None:
+    truth = _stepped(PortableOps(), torch.float32, "bf16")
+    assert relative_error(_stepped(fused(), torch.float32, "bf16"), truth) < 1e-5
+
+
+def test_in_bfloat16_it_is_as_close_to_float32_as_plain_pytorch_is() -> None:
+    truth = _stepped(PortableOps(), torch.float32, "bf16")
+    plain = relative_error(_stepped(PortableOps(), torch.bfloat16, "bf16"), truth)
+    assert 0 < relative_error(_stepped(fused(), torch.bfloat16, "bf16"), truth) < 1.1 * plain
+
+
+def test_in_fp8_it_is_as_close_to_float32_as_the_emulation_is() -> None:
+    truth = _stepped(PortableOps(), torch.float32, "bf16")
+    emulated = _stepped(PortableOps(emulates_fp8=True), torch.bfloat16, "fp8")
+    result = _stepped(fused(), torch.bfloat16, "fp8")
+    assert relative_error(result, emulated) < 0.7 * relative_error(emulated, truth)
+    assert relative_error(result, truth) < 1.1 * relative_error(emulated, truth)
+
+
+@pytest.mark.parametrize("keep", [Keep.REFERENCE, Keep.ALL])
+def test_a_step_without_the_reference_attends_to_what_was_kept(keep: Keep) -> None:
+    truth = _stepped(PortableOps(), torch.float32, "bf16", keep)
+    assert relative_error(_stepped(fused(), torch.float32, "bf16", keep), truth) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_bundled_checkpoint_equals_diffusers() -> None:
+    transformer = deepcopy(tiny_transformer())
+    inputs = inputs_for(transformer, text=7, image=(3, 5), reference=(2, 4))
+    truth = expected(transformer, inputs)
+    transformer = transformer.to(DEVICE)
+    moved = {name: None if value is None else value.to(DEVICE) for name, value in inputs.items()}
+    with ExitStack() as undo:
+        engine = EngineTransformer(take_weights(transformer, "bf16", undo), fused())
+        result = stepped(engine, prepare(engine, moved), moved)
+    assert relative_error(result.cpu(), truth) < 1e-4

@@ -1,0 +1,99 @@
+"""Query, key and value in the joint buffers: the promised rows, and no others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kontext_fast.engine.ops import JointQKV, QKNorm, Rope
+from kontext_fast.errors import InvalidInput, KontextError
+from tests.engine.kernels.oracle import DEVICE, DTYPES, assert_rounds_once, fused, noise, portable, window
+
+HEADS = pytest.mark.parametrize(
+    ("batch", "rows", "heads", "channels"),
+    [(1, 1, 3, 32), (2, 7, 5, 32), (1, 65, 2, 16), (2, 2, 24, 128), (1, 3, 9, 128)],
+    ids=lambda size: str(size),
+)
+BEFORE, AFTER = 5, 4
+
+
+def _joint(batch: int, rows: int, heads: int, channels: int, dtype: torch.dtype, device: str) -> JointQKV:
+    shape = (3, batch, BEFORE + rows + AFTER, heads, channels)
+    return JointQKV(*torch.full(shape, float("nan"), dtype=dtype, device=device))
+
+
+def _rope(rows: int, channels: int) -> Rope:
+    angles = noise(rows, channels // 2, seed=3)
+    return Rope(angles.cos(), angles.sin())
+
+
+def _norm(channels: int, dtype: torch.dtype) -> QKNorm:
+    return QKNorm(noise(channels, dtype=dtype, seed=4), noise(channels, dtype=dtype, seed=5), 1e-6)
+
+
+def _moved(norm: QKNorm, rope: Rope) -> tuple[QKNorm, Rope]:
+    return QKNorm(norm.query.to(DEVICE), norm.key.to(DEVICE), norm.eps), Rope(rope.cos.to(DEVICE), rope.sin.to(DEVICE))
+
+
+@DTYPES
+@HEADS
+def test_it_writes_the_promised_rows_only(batch: int, rows: int, heads: int, channels: int, dtype: torch.dtype) -> None:
+    width = heads * channels
+    qkv = noise(batch, rows, 3 * width, dtype=dtype)
+    norm, rope = _norm(channels, dtype), _rope(rows, channels)
+    truth = _joint(batch, rows, heads, channels, torch.float32, "cpu")
+    wide = QKNorm(norm.query.float(), norm.key.float(), norm.eps)
+    portable.write_qkv(qkv.float(), wide, rope, truth, BEFORE)
+
+    joint = _joint(batch, rows, heads, channels, dtype, DEVICE)
+    fused().write_qkv(window(qkv), *_moved(norm, rope), joint, BEFORE)
+    written = slice(BEFORE, BEFORE + rows)
+    for result, wanted in ((joint.query, truth.query), (joint.key, truth.key)):
+        assert_rounds_once(result[:, written].contiguous(), wanted[:, written], dtype)
+        _assert_poisoned(result, written)
+    assert torch.equal(joint.value[:, written].cpu().float(), truth.value[:, written])
+    _assert_poisoned(joint.value, written)
+
+
+def _assert_poisoned(buffer: Tensor, written: slice) -> None:
+    assert buffer[:, : written.start].isnan().all()
+    assert buffer[:, written.stop :].isnan().all()
+
+
+def test_samples_of_a_larger_buffer_keep_their_places() -> None:
+    norm, rope = _norm(32, torch.float32), _rope(4, 32)
+    qkv = noise(1, 4, 3 * 96)
+    whole = _joint(3, 4, 3, 32, torch.float32, DEVICE)
+    second = JointQKV(whole.query[1:2], whole.key[1:2], whole.value[1:2])
+    fused().write_qkv(qkv.to(DEVICE), *_moved(norm, rope), second, BEFORE)
+    for buffer in (whole.query, whole.key, whole.value):
+        assert buffer[(0, 2),].isnan().all()
+        assert not buffer[1, BEFORE : BEFORE + 4].isnan().any()
+
+
+def test_rows_of_a_rotation_are_views() -> None:
+    """The image's rows of a rotation begin in the middle of it."""
+    norm, rope = _norm(32, torch.float32), _rope(9, 32)
+    qkv = noise(1, 4, 3 * 96)
+    truth, joint = _joint(1, 4, 3, 32, torch.float32, "cpu"), _joint(1, 4, 3, 32, torch.float32, DEVICE)
+    portable.write_qkv(qkv, norm, rope.rows(5, 9), truth, 0)
+    norm, rope = _moved(norm, rope)
+    fused().write_qkv(qkv.to(DEVICE), norm, rope.rows(5, 9), joint, 0)
+    torch.testing.assert_close(joint.query.cpu(), truth.query, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+def test_heads_of_another_length_are_refused() -> None:
+    norm, rope = _moved(_norm(24, torch.float32), _rope(2, 24))
+    with pytest.raises(InvalidInput, match="these have 24"):
+        fused().write_qkv(
+            noise(1, 2, 3 * 48).to(DEVICE), norm, rope, _joint(1, 2, 2, 24, torch.float32, DEVICE), BEFORE
+        )
+
+
+def test_buffers_in_another_layout_are_refused() -> None:
+    norm, rope = _moved(_norm(32, torch.float32), _rope(2, 32))
+    joint = _joint(1, 2, 3, 32, torch.float32, DEVICE)
+    transposed = JointQKV(joint.query, joint.key.transpose(1, 2).contiguous().transpose(1, 2), joint.value)
+    with pytest.raises(KontextError, match="another layout"):
+        fused().write_qkv(noise(1, 2, 3 * 96).to(DEVICE), norm, rope, transposed, BEFORE)
