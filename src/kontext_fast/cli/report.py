@@ -1,10 +1,11 @@
-"""`kontext report`: charts, raw samples and a page from stored records; runs nothing."""
+"""`kontext report`: charts, raw samples and a document from stored records; runs nothing."""
 
 from __future__ import annotations
 
 import json as json_format
+from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,23 +20,53 @@ def report(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder of the report. [default: RECORDS]", show_default=False)
     ] = None,
+    audience: Annotated[
+        Literal["page", "blog", "paper", "business"],
+        typer.Option("--for", help="An interactive page, a post in Markdown, LaTeX, or a business case."),
+    ] = "page",
+    images_per_day: Annotated[float, typer.Option(help="Volume that is priced.")] = 10_000,
+    billing: Annotated[
+        Literal["by-use", "always-on", "reserved"], typer.Option(help="How the GPUs are paid.")
+    ] = "by-use",
+    price: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID|USD",
+            help="A row of the price table, or dollars per GPU-hour. [default: the card's middle price]",
+            show_default=False,
+        ),
+    ] = None,
+    development_usd: Annotated[
+        float | None, typer.Option(help="What it took to get there, for the business case.", show_default=False)
+    ] = None,
+    upkeep_usd: Annotated[float, typer.Option(help="What it takes every month, for the business case.")] = 0,
     json: Json = False,
 ) -> None:
-    """Render charts and a page from records."""
+    """Render charts and a document from records."""
     from rich.console import Console
 
+    from kontext_fast.cost.analysis import Question
+    from kontext_fast.cost.billing import Demand
     from kontext_fast.report.publish import publish
     from kontext_fast.report.terminal import print_headline
 
+    question = Question(
+        demand=Demand(images_per_day=images_per_day, cold_starts_per_day=1),
+        today=date.today(),
+        billing=billing,
+        price=price,
+        development_usd=development_usd,
+        upkeep_usd_per_month=upkeep_usd,
+    )
     with progress_bar() as bar:
         bar.begin("writing the report")
-        written = publish(records, out)
+        written = publish(records, out, audience=audience, question=question)
     print_headline(written.result, Console(highlight=False))
     if json:
         charts = [str(chart.path) for chart in written.charts if chart.path]
-        print(json_format.dumps({"page": str(written.page), "charts": charts}))
+        print(json_format.dumps({audience: str(written.document), "charts": charts}))
     else:
-        print(f"The page is {written.page}.")
+        print(f"The {audience} is {written.document}.")
 
 
 command = report

@@ -12,13 +12,11 @@ from kontext_fast.cost.measured import Measured, measured, paired_half_s
 from kontext_fast.cost.payback import savings_per_month
 from kontext_fast.cost.prices import Price, PriceTable
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.schema import ResultFile
-from kontext_fast.report.groups import BASELINE, Group, groups
+from kontext_fast.records.schema import BASELINE, CONTROL, ResultFile
+from kontext_fast.report.groups import Group, groups
+from kontext_fast.report.lead import demanding
 from kontext_fast.report.notes import workload_name
 from kontext_fast.stats.summary import Estimate
-
-USUAL_STEPS = 28
-"""Of FLUX.1-Kontext; of several step counts the nearest to it is shown."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Featured:
 def featured(result: ResultFile, table: PriceTable, today: date) -> Featured | str:
     """The comparison, or in a few words why there is none."""
     reason = NO_PRICE
-    for group in sorted(groups(result), key=_demanding, reverse=True):
+    for group in sorted(groups(result), key=demanding, reverse=True):
         card = card_of(group.machine)
         if card is None:
             continue
@@ -79,18 +77,10 @@ def featured(result: ResultFile, table: PriceTable, today: date) -> Featured | s
             continue
         priced = [(row, row.work) for row in rows if row.work is not None]
         baseline = next(((row, work) for row, work in priced if row.row.preset == BASELINE), None)
-        others = [(row, work) for row, work in priced if row.row.preset != BASELINE]
+        others = [(row, work) for row, work in priced if row.row.preset not in (BASELINE, CONTROL)]
         if baseline is None or not others:
             reason = "no baseline and preset measured on the same workload"
             continue
         other = min(others, key=lambda one: one[1].seconds.value)
         return Featured(group, card, price, table, today, baseline[0], other[0], baseline[1], other[1])
     return reason
-
-
-def _demanding(group: Group) -> tuple[int, int, int]:
-    parameters = group.checkpoint.transformer_parameters if group.checkpoint else 0
-    workload = group.workload
-    if workload is None:
-        return (parameters, 0, 0)
-    return (parameters, workload.width * workload.height, -abs(workload.steps - USUAL_STEPS))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 from kontext_fast.errors import KontextError
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report import charts
+
+SECTIONS = ("speed", "sizes", "memory", "cold", "ablation", "quality", "cost")
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,16 @@ class Chart:
     """What it shows."""
     how_to_read: str
     takeaway: str
-    """Computed from the same data as the picture."""
+    """Computed from the same data as the picture; without a picture, why there is none."""
     alt: str
+    section: str = SECTIONS[0]
+    """Of the page, one of `SECTIONS`; set from the `SECTION` of its module."""
 
 
 def draw_charts(result: ResultFile, folder: Path) -> tuple[Chart, ...]:
     """Draw every chart into `folder` (the visualizations), in the order of the module names.
 
+    A module may name the `SECTION` of the page in which its chart stands; else that is the first one.
     Raises KontextError for a chart module without `draw`; what a module raises on import is not hidden.
     """
     drawn = []
@@ -36,5 +42,12 @@ def draw_charts(result: ResultFile, folder: Path) -> tuple[Chart, ...]:
         module = importlib.import_module(f"{charts.__name__}.{found.name}")
         if not hasattr(module, "draw"):
             raise KontextError(f"The chart module {found.name} defines no draw(result, folder): add it.")
-        drawn.append(module.draw(result, folder))
+        drawn.append(replace(module.draw(result, folder), section=_section(module, found.name)))
     return tuple(drawn)
+
+
+def _section(module: ModuleType, name: str) -> str:
+    section: str = getattr(module, "SECTION", SECTIONS[0])
+    if section not in SECTIONS:
+        raise KontextError(f"The chart module {name} stands in {section!r}: choose one of {', '.join(SECTIONS)}.")
+    return section

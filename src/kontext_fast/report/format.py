@@ -140,6 +140,13 @@ def count(n: int, one: str, many: str | None = None) -> str:
     return f"{n} {one if n == 1 else many or one + 's'}"
 
 
+def joules(estimate: Estimate) -> str:
+    """`1.23 kJ` or `456 J`, three significant digits."""
+    unit, scale = ("kJ", 1000) if abs(estimate.value) >= 1000 else ("J", 1)
+    value = estimate.value / scale
+    return f"{_fixed(value, _decimals_for(value))} {unit}"
+
+
 def optional(value: Estimate | None, write: Callable[[Estimate], str]) -> str:
     """`write(value)`, or `not measured` where there is no value."""
     return NOT_MEASURED if value is None else write(value)

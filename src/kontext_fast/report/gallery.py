@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kontext_fast.records.schema import Item
+from kontext_fast.records.schema import BASELINE, Item
 from kontext_fast.report.groups import Group, Run
 from kontext_fast.report.judged import Verdict, verdict
 
@@ -19,6 +19,8 @@ class Picture:
     """Hash of the stored image."""
     absent: str | None
     """Why there is none."""
+    preset: str | None = None
+    """None for what no preset made."""
     verdict: Verdict | None = None
 
 
@@ -27,6 +29,12 @@ class Card:
     item: Item
     seed: int
     pictures: tuple[Picture, ...]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether there are outputs of baseline and of another preset."""
+        made = [picture.preset for picture in self.pictures if picture.image and picture.preset]
+        return BASELINE in made and len(made) > 1
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ def _output(group: Group, preset: str, item: str, seed: int) -> Picture:
     for run in runs:
         image = _images(run, item).get(seed)
         if image is not None:
-            return Picture(preset, image, None, verdict(run.record, item, seed, image))
+            return Picture(preset, image, None, preset, verdict(run.record, item, seed, image))
     failures = group.failures_of(preset)
     if runs:
         absent = "output not kept"

@@ -21,9 +21,6 @@ from kontext_fast.records.schema import (
     Workload,
 )
 
-USUAL_STEPS = 28
-"""Of FLUX.1-Kontext; of several step counts the nearest to it leads."""
-
 __all__ = ["BASELINE", "Group", "Run", "groups"]
 
 

@@ -33,11 +33,19 @@ def speed_finding(rows: Sequence[Row], limit: float | None = None) -> str:
     return " ".join(sentences)
 
 
+def fastest(rows: Sequence[Row], limit: float | None) -> Row | None:
+    """The preset with the largest factor of those that may be called faster than baseline; None where none may."""
+    faster = [
+        (row.factor.value, row)
+        for row in rows
+        if row.preset != CONTROL and row.factor is not None and speed_verdict(row.factor, limit or 0.0) == "faster"
+    ]
+    return max(faster, key=lambda one: one[0])[1] if faster else None
+
+
 def _fastest(compared: Sequence[Row], rows: Sequence[Row], limit: float | None) -> str:
-    faster = [row for row in compared if row.factor and speed_verdict(row.factor, limit or 0.0) == "faster"]
-    if faster:
-        best = max(faster, key=lambda row: row.factor.value if row.factor else 0)
-        assert best.factor is not None
+    best = fastest(rows, limit)
+    if best is not None and best.factor is not None:
         return (
             f"{best.preset} is {write.factor(best.factor)} as fast as baseline "
             f"(95 % interval {write.factor_range(best.factor)}, {write.count(best.factor.n, 'round')}). "
@@ -58,8 +66,11 @@ def _judged(best: Row, rows: Sequence[Row]) -> str:
     return f"The judge accepts {write.percent(best.accepted.value)} of its edits{against} ({items})."
 
 
-def not_measured(group: Group, rows: Sequence[Row]) -> tuple[str, ...]:
-    """What a reader might look for in this group and will not find, one clause each."""
+def not_measured(group: Group, rows: Sequence[Row], unpriced: str | None) -> tuple[str, ...]:
+    """What a reader might look for in this group and will not find, one clause each.
+
+    `unpriced` is why nothing of the group has a price, None where it has one.
+    """
     missing = [f"{row.preset}: {row.reason or row.status}{_cells_of(group, row)}" for row in rows if row.time is None]
     measured = [row for row in rows if row.time is not None]
     if measured and all(row.time and row.time.mean.n < 2 for row in measured):
@@ -75,7 +86,11 @@ def not_measured(group: Group, rows: Sequence[Row]) -> tuple[str, ...]:
         missing.append("image quality beyond the judge's verdict")
     if measured and all(row.memory.allocated_peak_bytes is None for row in measured):
         missing.append("memory of a GPU")
-    return (*missing, "energy", "cost")
+    if measured and all(row.energy is None for row in measured):
+        missing.append("energy")
+    if unpriced:
+        missing.append(f"cost: {unpriced}")
+    return tuple(missing)
 
 
 def _cells_of(group: Group, row: Row) -> str:

@@ -19,6 +19,7 @@ from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.charting import Chart
 
+SECTION = "cost"
 FILE = Path("cost") / "billing_models.png"
 TITLE = "What a month costs under each billing model, by volume"
 HOW = (

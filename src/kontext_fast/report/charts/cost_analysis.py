@@ -17,6 +17,7 @@ from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.charting import Chart
 from kontext_fast.stats.summary import Estimate
 
+SECTION = "cost"
 FOLDER = Path("cost")
 SUFFIX = "_cost_analysis.png"
 TITLE = "The same images at every provider of the card, and what is saved as the volume grows"

@@ -16,6 +16,7 @@ from kontext_fast.records.schema import ResultFile
 from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
 
+SECTION = "cost"
 FOLDER = Path("cost")
 SUFFIX = "_summary.png"
 TITLE = "What the cheapest preset gains, and what that saves a month"

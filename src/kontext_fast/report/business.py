@@ -1,0 +1,129 @@
+"""The business case of the fastest preset: what it saves, when that pays back, and how it hangs on price and volume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from kontext_fast.cost.analysis import PresetCost, Question, analyse_group
+from kontext_fast.cost.billing import Demand
+from kontext_fast.cost.money import usd, usd_range
+from kontext_fast.cost.prices import Kind, Price
+from kontext_fast.errors import InvalidInput
+from kontext_fast.records.schema import BASELINE
+from kontext_fast.report.costs import preset_cost
+from kontext_fast.report.headline import Row
+from kontext_fast.report.sections import Section
+from kontext_fast.report.story import Story
+from kontext_fast.stats.summary import Estimate
+
+MONTHS = (1, 2, 3, 6, 9, 12)
+VOLUMES = (1_000, 10_000, 100_000)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A line of the timeline: dollars gained since the start, after development and upkeep."""
+
+    months: int
+    gained: Estimate
+
+
+@dataclass(frozen=True)
+class Scenario:
+    name: str
+    saved: Estimate
+    """Dollars a month."""
+
+
+@dataclass(frozen=True)
+class Case:
+    section: Section
+    best: Row
+    baseline: PresetCost
+    preset: PresetCost
+    saved: Estimate
+    """Dollars a month, before upkeep."""
+    timeline: tuple[Moment, ...]
+    volumes: tuple[Scenario, ...]
+    prices: tuple[Scenario, ...]
+    """At every price of the card that fits the billing model."""
+
+    @property
+    def within_a_year(self) -> float:
+        """What the development may cost to be paid back within twelve months."""
+        return self.timeline[-1].gained.value
+
+
+def business_case(story: Story) -> Case | str:
+    """The case, or in one sentence why there is none."""
+    section = story.lead
+    if section is None or not section.group.runs:
+        return "Nothing was measured, so there is nothing to decide."
+    if section.best is None:
+        return "No preset may be called faster than baseline by these records, so there is nothing to buy."
+    preset, baseline = section.cost_of(section.best.preset), section.cost_of(BASELINE)
+    if section.cost.refusal:
+        return (
+            f"There is {section.cost.refusal}, so the gain has no value in dollars: give what the machine costs as "
+            "--price USD per hour."
+        )
+    if preset is None or baseline is None or preset.savings_per_month is None:
+        return f"{section.best.preset} could not be priced."
+    question = story.costs.question
+    return Case(
+        section=section,
+        best=section.best,
+        baseline=baseline,
+        preset=preset,
+        saved=preset.savings_per_month,
+        timeline=tuple(_moment(months, preset.savings_per_month, question) for months in MONTHS),
+        volumes=tuple(_at_volume(volume, section, story) for volume in VOLUMES),
+        prices=_at_prices(section, story),
+    )
+
+
+def _moment(months: int, saved: Estimate, question: Question) -> Moment:
+    spent = question.development_usd or 0.0
+
+    def gained(per_month: float) -> float:
+        return months * (per_month - question.upkeep_usd_per_month) - spent
+
+    interval = saved.interval and (gained(saved.interval[0]), gained(saved.interval[1]))
+    return Moment(months, Estimate(gained(saved.value), interval, saved.n))
+
+
+def _at_volume(volume: int, section: Section, story: Story) -> Scenario:
+    demand: Demand = replace(story.costs.question.demand, images_per_day=float(volume))
+    saved = _saved(section, story, replace(story.costs.question, demand=demand))
+    return Scenario(f"{volume:,} images a day", saved)
+
+
+def _at_prices(section: Section, story: Story) -> tuple[Scenario, ...]:
+    question = story.costs.question
+    kind: Kind = "reserved" if question.billing == "reserved" else "on-demand"
+    found = []
+    for price in story.costs.table.of_card(section.cost.card, kind):
+        try:
+            saved = _saved(section, story, replace(question, price=price.id))
+        except InvalidInput:
+            # The measured peak does not fit into that row's memory, so it is no choice.
+            continue
+        found.append(Scenario(_named(price, question), saved))
+    return tuple(found)
+
+
+def _saved(section: Section, story: Story, question: Question) -> Estimate:
+    assert section.best is not None
+    cost = preset_cost(analyse_group(section.group, story.costs.table, question), section.best.preset)
+    assert cost is not None
+    assert cost.savings_per_month is not None
+    return cost.savings_per_month
+
+
+def _named(price: Price, question: Question) -> str:
+    return f"{price.dated(question.today)}, ${price.usd_per_gpu_hour:g} per GPU-hour"
+
+
+def with_range(estimate: Estimate) -> str:
+    """`$12,345 ($11,800 to $12,900)`."""
+    return f"{usd(estimate.value)} ({usd_range(estimate) or 'no interval'})"

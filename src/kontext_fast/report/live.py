@@ -1,0 +1,31 @@
+"""The data of the page's cost form: the answer of `kontext cost --json`, and what a reader may change in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kontext_fast.records.schema import CONTROL
+from kontext_fast.report import format as write
+from kontext_fast.report.sections import Section
+from kontext_fast.report.story import Story
+
+
+def live_data(story: Story) -> dict[str, Any]:
+    """JSON values. The A/A control is left out, since nobody would pay for it."""
+    answer = dict(story.costs.live)
+    answer["groups"] = [
+        group | {"presets": [_preset(preset, section, story) for preset in group["presets"] if preset["preset"] != CONTROL]}
+        for group, section in zip(answer["groups"], story.sections, strict=True)
+        if section.group.runs
+    ]
+    return answer
+
+
+def _preset(preset: dict[str, Any], section: Section, story: Story) -> dict[str, Any]:
+    cost = section.cost_of(preset["preset"])
+    time = cost.seconds_per_image if cost else None
+    return preset | {
+        "time": write.seconds_estimate(time) if time else write.NOT_MEASURED,
+        "time_range": (write.seconds_range(time) or "no interval") if time else preset["note"],
+        "records": [story.numbers[run_id] for run_id in preset["run_ids"]],
+    }
