@@ -9,10 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from stages import Run
 
 SAVE_EVERY_S = 60.0
 LOG_EVERY = 100
@@ -55,17 +58,16 @@ def train(
     name: str,
     modules: dict[str, nn.Module],
     loss_of: Callable[[int], tuple[torch.Tensor, dict[str, torch.Tensor]]],
-    schedule: Schedule,
-    folder: Path,
+    run: Run,
     *,
     average_decay: float = 0.999,
-    stop_after_s: float = math.inf,
 ) -> bool:
-    """Trains until `schedule.steps` and leaves averaged weights in `modules`; True when that point was reached.
+    """Trains to the end of the schedule and leaves averaged weights in `modules`; True when that point was reached.
 
-    Resumes from `folder/<name>.state.pt`, written every minute and at the end. `loss_of(step)` returns the loss and
-    figures to log. A loss that is not finite raises FloatingPointError.
+    Resumes from `run.folder`/<name>.state.pt, written every minute and at the end. `loss_of(step)` returns the loss
+    and figures to log. A loss that is not finite raises FloatingPointError.
     """
+    schedule, folder = run.schedule, run.folder
     parameters = [
         parameter for module in modules.values() for parameter in module.parameters() if parameter.requires_grad
     ]
@@ -77,7 +79,7 @@ def train(
     state_path, log_path = folder / f"{name}.state.pt", folder / f"{name}.log.jsonl"
     step = _resume(state_path, modules, optimizer, average)
     started = saved = time.monotonic()
-    while step < schedule.steps and time.monotonic() - started < stop_after_s:
+    while step < schedule.steps and time.monotonic() - started < run.stop_after_s:
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
         loss, figures = loss_of(step)
