@@ -1,0 +1,169 @@
+"""What each optimization of a preset is worth: alone, and to the preset that has all the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kontext_fast.records.ablated import ONLY, take_apart
+from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.schema import BASELINE, ResultFile
+from kontext_fast.report import drawing
+from kontext_fast.report import format as write
+from kontext_fast.report.charting import Chart
+from kontext_fast.report.control import smallest_claim
+from kontext_fast.report.groups import Group, groups
+from kontext_fast.report.headline import by_round
+from kontext_fast.report.notes import group_name
+from kontext_fast.report.origin import origin
+from kontext_fast.stats.compare import ratio_interval
+from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.verdict import Verdict, speed_verdict
+
+SECTION = "ablation"
+FILE = Path("performance") / "ablation.png"
+TITLE = "What each optimization of a preset is worth"
+How = Literal["alone", "added last", "all together"]
+COLORS: dict[How, str] = {
+    "alone": drawing.COLORS[0],
+    "added last": drawing.COLORS[5],
+    "all together": drawing.INK,
+}
+ROW_IN = 0.42
+
+
+@dataclass(frozen=True)
+class Point:
+    optimization: str
+    """The preset's own name where all are together."""
+    how: How
+    factor: Estimate | None
+    """alone: baseline over only this one; added last: the preset without it over the whole preset."""
+    verdict: Verdict | None
+    note: str | None
+    """Why there is no factor."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    subtitle: str
+    points: tuple[Point, ...]
+
+
+def plotted(result: ResultFile) -> tuple[Panel, ...]:
+    """One panel per preset that was taken apart and workload."""
+    found = groups(result)
+    return tuple(
+        _panel(group, preset, smallest_claim(group, found))
+        for group in found
+        if group.runs
+        for preset in dict.fromkeys(part.preset for part in map(take_apart, group.presets) if part)
+    )
+
+
+def draw(result: ResultFile, folder: Path) -> Chart:
+    """Write the picture below `folder`; without an ablation an earlier picture is removed and none is drawn."""
+    panels = plotted(result)
+    path = folder / FILE
+    if panels:
+        write_atomically(path, _picture(panels))
+    else:
+        path.unlink(missing_ok=True)
+    takeaway = (
+        " ".join(_takeaway(panel) for panel in panels) or "Not drawn: no preset was taken apart (suite ablation)."
+    )
+    return Chart(
+        path=path if panels else None,
+        title=TITLE,
+        how_to_read=(
+            "Alone: how many times as fast as baseline with only this optimization. Added last: how many times as fast "
+            "the preset is with it as without it. Right of the line at 1 it helps, on a logarithmic scale; whiskers "
+            "are 95 % intervals. Factors alone need not multiply to the whole."
+        ),
+        takeaway=takeaway,
+        alt=f"Points with intervals per optimization. {takeaway}",
+    )
+
+
+def _panel(group: Group, preset: str, limit: float | None) -> Panel:
+    parts = [part for name in group.presets if (part := take_apart(name)) and part.preset == preset]
+    names = dict.fromkeys(part.optimization for part in parts)
+    points = [_point(group, preset, "all together", BASELINE, preset, limit)]
+    for name in names:
+        for part in parts:
+            if part.optimization == name:
+                measured = f"{preset}{part.kind}{name}"
+                if part.kind == ONLY:
+                    points.append(_point(group, name, "alone", BASELINE, measured, limit))
+                else:
+                    points.append(_point(group, name, "added last", measured, preset, limit))
+    return Panel(f"{preset}: {group_name(group)}", origin([group]), tuple(points))
+
+
+def _point(group: Group, name: str, how: How, slower: str, faster: str, limit: float | None) -> Point:
+    factor = ratio_interval(by_round(group.runs_of(slower)), by_round(group.runs_of(faster)))
+    if factor is not None:
+        return Point(name, how, factor, speed_verdict(factor, limit), None)
+    for preset in (slower, faster):
+        if failures := group.failures_of(preset):
+            return Point(name, how, None, None, f"{preset} {failures[0].status}: {failures[0].reason}")
+    return Point(name, how, None, None, write.NOT_MEASURED)
+
+
+def _takeaway(panel: Panel) -> str:
+    alone = [point for point in panel.points if point.how == "alone" and point.factor]
+    nothing = [point.optimization for point in alone if point.verdict == "no difference found"]
+    helps = [point for point in alone if point.verdict == "faster" and point.factor]
+    sentences = []
+    if helps:
+        best = max(helps, key=lambda point: point.factor.value if point.factor else 0)
+        assert best.factor is not None
+        sentences.append(f"alone, {best.optimization} gains most ({write.factor(best.factor)})")
+    if nothing:
+        sentences.append(f"no effect was found of {', '.join(nothing)} alone")
+    if not sentences:
+        sentences.append("nothing can be told from these runs: they have no intervals or no A/A control")
+    return f"{panel.title}: {'; '.join(sentences)}."
+
+
+def _picture(panels: Sequence[Panel]) -> bytes:
+    heights = [drawing.HEAD_IN + drawing.FOOT_IN + ROW_IN * len(panel.points) for panel in panels]
+    figure = drawing.new_figure(sum(heights))
+    top = sum(heights)
+    for panel, height in zip(panels, heights, strict=True):
+        drawing.heading(figure, top, panel.title, panel.subtitle)
+        axes = drawing.panel_axes(figure, top, height, left=0.28, right=0.985)
+        drawing.bare(axes, "times as fast")
+        axes.set_ylim(len(panel.points) - 0.4, -0.6)
+        for y, point in enumerate(panel.points):
+            drawing.row_name(axes, y, f"{point.optimization}, {point.how}")
+            if point.factor is None:
+                drawing.row_words(axes, 1.0, y, point.note or "", drawing.FAILURE)
+                continue
+            low, high = point.factor.interval or (point.factor.value, point.factor.value)
+            drawing.whisker(axes, y, low, high)
+            axes.plot([point.factor.value], [y], "o", markersize=9, color=COLORS[point.how])
+            interval = write.factor_range(point.factor) or "no interval"
+            words = f"{write.factor(point.factor)} ({interval}, n={point.factor.n})"
+            drawing.row_words(axes, max(high, point.factor.value), y, words)
+        _scale(axes, panel)
+        top -= height
+    drawing.legend(figure, sum(heights), list(COLORS.items()))
+    return drawing.png(figure)
+
+
+def _scale(axes: object, panel: Panel) -> None:
+    from matplotlib.axes import Axes
+
+    assert isinstance(axes, Axes)
+    ends = [1.0]
+    for point in panel.points:
+        if point.factor:
+            ends += [point.factor.value, *(point.factor.interval or ())]
+    span = max(math.log(max(ends) / min(ends)), math.log(1.3))
+    drawing.factor_ticks(axes, min(ends) * math.exp(-0.1 * span), max(ends) * math.exp(0.6 * span))
+    axes.axvline(1, color=drawing.INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)

@@ -1,0 +1,170 @@
+"""How the time of an edit grows with the tokens that really ran: a page to explore, and a still picture of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.schema import CONTROL, ResultFile
+from kontext_fast.report import drawing
+from kontext_fast.report import format as write
+from kontext_fast.report.charting import Chart
+from kontext_fast.report.groups import Group, groups
+from kontext_fast.report.headline import process_values
+from kontext_fast.report.origin import kin, origin
+from kontext_fast.stats.summary import Estimate, mean_estimate
+
+SECTION = "sizes"
+FILE = Path("performance") / "resolution_scaling.png"
+PAGE = Path("performance") / "resolution_scaling.html"
+TITLE = "Time per call over the tokens really run"
+HEIGHT_IN = 6.4
+
+
+@dataclass(frozen=True)
+class Point:
+    size: str
+    """Width x height of the output, in pixels."""
+    tokens: int
+    """Of text, image and reference together: what one step of the transformer works on."""
+    time: Estimate
+    """Seconds per call."""
+
+
+@dataclass(frozen=True)
+class Line:
+    preset: str
+    points: tuple[Point, ...]
+    """By tokens."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    subtitle: str
+    lines: tuple[Line, ...]
+
+
+def plotted(result: ResultFile) -> tuple[Panel, ...]:
+    """One panel per checkpoint and machine: the step count with the most sizes, two at least; the first of equals."""
+    panels = []
+    for of in kin(group for group in groups(result) if _is_shown(group)):
+        by_steps: dict[int, list[Group]] = {}
+        for group in of:
+            assert group.workload is not None
+            by_steps.setdefault(group.workload.steps, []).append(group)
+        steps, chosen = max(by_steps.items(), key=lambda entry: len(entry[1]))
+        if len(chosen) > 1:
+            panels.append(_panel(steps, chosen))
+    return tuple(panels)
+
+
+def draw(result: ResultFile, folder: Path) -> Chart:
+    """Write picture and page below `folder`; without two sizes earlier ones are removed and none is made."""
+    panels = plotted(result)
+    path, page = folder / FILE, folder / PAGE
+    if panels:
+        write_atomically(path, _picture(panels))
+        write_atomically(page, _page(panels).encode())
+    else:
+        path.unlink(missing_ok=True)
+        page.unlink(missing_ok=True)
+    takeaway = " ".join(_takeaway(panel) for panel in panels)
+    takeaway = takeaway or "Not drawn: edits were not measured at two sizes with the same steps (suite full)."
+    return Chart(
+        path=path if panels else None,
+        title=TITLE,
+        how_to_read=(
+            "Each point is one size at the same step count, placed by the tokens that a step works on: text, image and "
+            "reference. Whiskers are 95 % intervals over processes. A straight line through zero would be time in "
+            f"proportion to tokens; attention makes it steeper. {PAGE.name} beside the picture shows every number and "
+            "lets presets be switched off."
+        ),
+        takeaway=takeaway,
+        alt=f"Lines of seconds per call over tokens. {takeaway}",
+    )
+
+
+def _is_shown(group: Group) -> bool:
+    workload = group.workload
+    return workload is not None and workload.mode == "edit" and workload.batch == 1 and group.compile_cache == "user"
+
+
+def _panel(steps: int, of: Sequence[Group]) -> Panel:
+    lines: dict[str, list[Point]] = {}
+    for group in of:
+        workload = group.workload
+        assert workload is not None
+        for preset in group.presets:
+            if preset != CONTROL and (runs := group.runs_of(preset)):
+                tokens = workload.text_tokens + workload.image_tokens + workload.reference_tokens
+                point = Point(f"{workload.width}x{workload.height}", tokens, mean_estimate(process_values(runs)))
+                lines.setdefault(preset, []).append(point)
+    found = (Line(name, tuple(sorted(points, key=lambda point: point.tokens))) for name, points in lines.items())
+    return Panel(
+        title=f"Edits, {write.count(steps, 'step')}, one image per call",
+        subtitle=origin(of),
+        lines=tuple(found),
+    )
+
+
+def _takeaway(panel: Panel) -> str:
+    """How much more the largest size costs than the smallest, for the first preset that has both."""
+    line = max(panel.lines, key=lambda line: len(line.points))
+    small, large = line.points[0], line.points[-1]
+    tokens, time = large.tokens / small.tokens, large.time.value / small.time.value
+    times = f"{write.seconds_estimate(small.time)} to {write.seconds_estimate(large.time)}"
+    return (
+        f"{panel.title}: from {small.size} to {large.size} {line.preset} works on {tokens:.1f} times the tokens and "
+        f"takes {time:.1f} times as long ({times})."
+    )
+
+
+def _picture(panels: Sequence[Panel]) -> bytes:
+    figure = drawing.new_figure(HEIGHT_IN * len(panels))
+    top = HEIGHT_IN * len(panels)
+    for panel in panels:
+        drawing.heading(figure, top, panel.title, panel.subtitle)
+        axes = drawing.panel_axes(figure, top, HEIGHT_IN, left=0.07, right=0.86)
+        axes.set_xlabel("tokens of one transformer call", fontsize=11, color=drawing.MUTED)
+        axes.set_ylabel("seconds per call", fontsize=11, color=drawing.MUTED)
+        axes.tick_params(labelsize=10.5, colors=drawing.MUTED, length=0)
+        axes.grid(color=drawing.GRID, linewidth=0.8)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for index, line in enumerate(panel.lines):
+            _draw_line(axes, line, drawing.COLORS[index % len(drawing.COLORS)])
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        top -= HEIGHT_IN
+    return drawing.png(figure)
+
+
+def _draw_line(axes: object, line: Line, color: str) -> None:
+    from matplotlib.axes import Axes
+
+    assert isinstance(axes, Axes)
+    tokens = [point.tokens for point in line.points]
+    axes.plot(tokens, [point.time.value for point in line.points], "o-", color=color, linewidth=1.8, markersize=6)
+    for point in line.points:
+        if point.time.interval:
+            axes.plot([point.tokens] * 2, point.time.interval, color=drawing.INK, linewidth=1.4)
+    last = line.points[-1]
+    words = f"{line.preset} (n={last.time.n})"
+    drawing.row_words(axes, last.tokens, last.time.value, words, color)
+
+
+def _page(panels: Sequence[Panel]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("kontext_fast.report", "template"), autoescape=True, undefined=StrictUndefined
+    )
+    # Inside a script element only "</" could end it early.
+    data = json.dumps([asdict(panel) for panel in panels]).replace("<", "\\u003c")
+    return environment.get_template("resolution_scaling.html.j2").render(
+        title=TITLE, panels=panels, data=data, colors=json.dumps(drawing.COLORS), write=write
+    )

@@ -1,0 +1,182 @@
+"""Seconds per call over step counts and sizes, for every preset; what was not measured says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.schema import CONTROL, ResultFile
+from kontext_fast.report import drawing
+from kontext_fast.report import format as write
+from kontext_fast.report.charting import Chart
+from kontext_fast.report.groups import Group, groups
+from kontext_fast.report.headline import process_values
+from kontext_fast.report.origin import kin, origin
+from kontext_fast.stats.summary import Estimate, mean_estimate
+
+SECTION = "sizes"
+FILE = Path("performance") / "step_resolution_heatmap.png"
+TITLE = "Time per call over steps and sizes"
+MOST_PRESETS = 6
+ROW_IN, TABLE_HEAD_IN = 0.68, 0.75
+_HEAD_IN = 1.0
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One preset."""
+
+    preset: str
+    cells: dict[tuple[int, Size], Estimate]
+    """(steps, size in pixels) to seconds per call; what was not measured is absent."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    subtitle: str
+    steps: tuple[int, ...]
+    sizes: tuple[Size, ...]
+    """By area."""
+    tables: tuple[Table, ...]
+
+
+def plotted(result: ResultFile) -> tuple[Panel, ...]:
+    """One panel per checkpoint and machine where edits were measured at two sizes and two step counts at least."""
+    found = groups(result)
+    planned = _planned(result)
+    panels = (_panel(of, planned) for of in kin(group for group in found if _is_shown(group)))
+    return tuple(panel for panel in panels if len(panel.steps) > 1 and len(panel.sizes) > 1)
+
+
+def draw(result: ResultFile, folder: Path) -> Chart:
+    """Write the picture below `folder`; without a grid an earlier picture is removed and none is drawn."""
+    panels = plotted(result)
+    path = folder / FILE
+    if panels:
+        write_atomically(path, _picture(panels))
+    else:
+        path.unlink(missing_ok=True)
+    takeaway = " ".join(_takeaway(panel) for panel in panels)
+    takeaway = takeaway or "Not drawn: edits were not measured at two sizes and two step counts (suite full)."
+    return Chart(
+        path=path if panels else None,
+        title=TITLE,
+        how_to_read=(
+            "Rows are steps, columns are sizes really run; darker is slower, on one scale for all presets of a panel. "
+            "Each cell has the mean over processes, its 95 % interval and the number of processes."
+        ),
+        takeaway=takeaway,
+        alt=f"A table of seconds for each step count and size. {takeaway}",
+    )
+
+
+def _is_shown(group: Group) -> bool:
+    workload = group.workload
+    return workload is not None and workload.mode == "edit" and workload.batch == 1 and group.compile_cache == "user"
+
+
+def _planned(result: ResultFile) -> list[tuple[int, Size]]:
+    """What the suite was to measure, so that what it did not reach has its place."""
+    cells = dict.fromkeys(cell for record in result.records for cell in record.cells)
+    found = []
+    for cell in cells:
+        width, _, height = cell.size.partition("x")
+        if cell.mode == "edit" and cell.batch == 1 and height:
+            found.append((cell.steps, (int(width), int(height))))
+    return found
+
+
+def _panel(of: Sequence[Group], planned: Sequence[tuple[int, Size]]) -> Panel:
+    tables: dict[str, dict[tuple[int, Size], Estimate]] = {}
+    places = set(planned)
+    for group in of:
+        assert group.workload is not None
+        place = (group.workload.steps, (group.workload.width, group.workload.height))
+        places.add(place)
+        for preset in group.presets:
+            if preset != CONTROL and (runs := group.runs_of(preset)):
+                tables.setdefault(preset, {})[place] = mean_estimate(process_values(runs))
+    # Presets that were measured everywhere come first, where there are too many for one picture.
+    names = sorted(tables, key=lambda name: -len(tables[name]))[:MOST_PRESETS]
+    return Panel(
+        title="Edits, one image per call",
+        subtitle=origin(of),
+        steps=tuple(sorted({steps for steps, _ in places})),
+        sizes=tuple(sorted({size for _, size in places}, key=lambda size: (size[0] * size[1], size))),
+        tables=tuple(Table(name, tables[name]) for name in tables if name in names),
+    )
+
+
+def _takeaway(panel: Panel) -> str:
+    sentences = []
+    for table in panel.tables:
+        slow, fast = (pick(table.cells, key=lambda place: table.cells[place].value) for pick in (max, min))
+        missing = len(panel.steps) * len(panel.sizes) - len(table.cells)
+        note = f"; {write.count(missing, 'cell')} not measured" if missing else ""
+        sentences.append(
+            f"{table.preset} takes from {write.seconds_estimate(table.cells[fast])} ({_place(fast)}) to "
+            f"{write.seconds_estimate(table.cells[slow])} ({_place(slow)}){note}."
+        )
+    return " ".join(sentences)
+
+
+def _place(place: tuple[int, Size]) -> str:
+    steps, (width, height) = place
+    return f"{width}x{height}, {write.count(steps, 'step')}"
+
+
+def _picture(panels: Sequence[Panel]) -> bytes:
+    heights = [_HEAD_IN + len(panel.tables) * _table_in(panel) + 0.1 for panel in panels]
+    figure = drawing.new_figure(sum(heights))
+    top = sum(heights)
+    for panel, height in zip(panels, heights, strict=True):
+        drawing.heading(figure, top, panel.title, panel.subtitle)
+        slowest = max(estimate.value for table in panel.tables for estimate in table.cells.values())
+        for index, table in enumerate(panel.tables):
+            lower = top - _HEAD_IN - (index + 1) * _table_in(panel) + 0.1
+            _draw_table(figure, lower, panel, table, slowest)
+        top -= height
+    return drawing.png(figure)
+
+
+def _table_in(panel: Panel) -> float:
+    return ROW_IN * len(panel.steps) + TABLE_HEAD_IN
+
+
+def _draw_table(figure: Any, lower_in: float, panel: Panel, table: Table, slowest: float) -> None:
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    inches = figure.get_figheight()
+    axes = figure.add_axes((0.13, lower_in / inches, 0.85, ROW_IN * len(panel.steps) / inches))
+    axes.set_xlim(0, len(panel.sizes))
+    axes.set_ylim(len(panel.steps), 0)
+    axes.axis("off")
+    axes.text(0, -0.62, table.preset, fontsize=13, fontweight="bold", color=drawing.INK, parse_math=False)
+    shades = colormaps["cividis_r"]
+    for column, (width, height) in enumerate(panel.sizes):
+        axes.text(column + 0.5, -0.12, f"{width}x{height}", ha="center", fontsize=11, color=drawing.MUTED)
+    for row, steps in enumerate(panel.steps):
+        drawing.row_name(axes, row + 0.5, write.count(steps, "step"))
+        for column, size in enumerate(panel.sizes):
+            estimate = table.cells.get((steps, size))
+            shade = shades(estimate.value / slowest) if estimate else "#f4f5f6"
+            axes.add_patch(Rectangle((column, row), 1, 1, facecolor=shade, edgecolor="white", linewidth=2))
+            dark = estimate is not None and estimate.value / slowest > 0.55
+            ink = "white" if dark else drawing.INK
+            _write_cell(axes, column + 0.5, row + 0.5, estimate, ink)
+
+
+def _write_cell(axes: Any, x: float, y: float, estimate: Estimate | None, ink: str) -> None:
+    if estimate is None:
+        axes.text(x, y, write.NOT_MEASURED, ha="center", va="center", fontsize=10, color=drawing.MUTED, style="italic")
+        return
+    interval = write.seconds_range(estimate) or "no interval"
+    axes.text(x, y - 0.16, write.seconds_estimate(estimate), ha="center", va="center", fontsize=12.5, color=ink)
+    axes.text(x, y + 0.24, f"{interval}, n={estimate.n}", ha="center", va="center", fontsize=10, color=ink)

@@ -1,0 +1,78 @@
+"""Rows of parts that add up to a whole: where time goes, and what a start costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kontext_fast.report import drawing
+from kontext_fast.report import format as write
+from kontext_fast.stats.summary import Estimate
+
+ROW_IN = 0.56
+LABEL_SHARE = 0.09
+"""Parts narrower than this share of the longest row are not written into; they are in the table."""
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StackedRow:
+    name: str
+    parts: tuple[Part, ...]
+    whole: Estimate | None
+    """Seconds; None where the row was not measured, which `note` explains."""
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class StackedPanel:
+    title: str
+    subtitle: str
+    rows: tuple[StackedRow, ...]
+
+
+def picture(panels: Sequence[StackedPanel], colors: dict[str, str]) -> bytes:
+    """`colors` has one for the name of every part, in the order of the legend."""
+    heights = [drawing.HEAD_IN + drawing.FOOT_IN + ROW_IN * len(panel.rows) for panel in panels]
+    figure = drawing.new_figure(sum(heights))
+    top = sum(heights)
+    for panel, height in zip(panels, heights, strict=True):
+        drawing.heading(figure, top, panel.title, panel.subtitle)
+        axes = drawing.panel_axes(figure, top, height, left=0.23, right=0.985)
+        drawing.bare(axes, "seconds")
+        axes.set_ylim(len(panel.rows) - 0.45, -0.55)
+        longest = max((row.whole.value for row in panel.rows if row.whole), default=1.0)
+        for y, row in enumerate(panel.rows):
+            drawing.row_name(axes, y, row.name)
+            _draw_row(axes, y, row, colors, longest)
+        axes.set_xlim(0, longest * 1.8)
+        top -= height
+    drawing.legend(figure, sum(heights), list(colors.items()))
+    return drawing.png(figure)
+
+
+def _draw_row(axes: object, y: int, row: StackedRow, colors: dict[str, str], longest: float) -> None:
+    from matplotlib.axes import Axes
+
+    assert isinstance(axes, Axes)
+    if row.whole is None:
+        drawing.row_words(axes, 0, y, row.note or write.NOT_MEASURED, drawing.FAILURE)
+        return
+    start = 0.0
+    for part in row.parts:
+        axes.barh(y, part.seconds, left=start, height=0.56, color=colors[part.name], linewidth=0)
+        if part.seconds > LABEL_SHARE * longest:
+            middle = start + part.seconds / 2
+            axes.text(middle, y, write.seconds(part.seconds), ha="center", va="center", fontsize=10, color="white")
+        start += part.seconds
+    end = max(start, row.whole.value)
+    if row.whole.interval:
+        drawing.whisker(axes, y + 0.38, *row.whole.interval)
+        end = max(end, row.whole.interval[1])
+    words = f"{write.seconds_estimate(row.whole)}  n={row.whole.n}"
+    drawing.row_words(axes, end, y, f"{words}  {row.note}" if row.note else words)
