@@ -23,6 +23,9 @@ from kontext_fast.report.gallery import MOST_ITEMS, gallery
 from kontext_fast.report.groups import groups
 from tests.records.builder import RANDOM, full, item, record, result, sample, timed, workload
 
+DRAWN = ("cold_start", "memory_usage", "speedup_comparison", "stage_breakdown")
+"""Charts that have something to show of the records of `full`, in the order of the page."""
+
 
 class Page(HTMLParser):
     """What the tests ask of a page: its words, its pictures, its headings and whether its tags match."""
@@ -216,7 +219,7 @@ def test_a_report_can_go_to_a_folder_of_its_own_and_leaves_the_records_alone(
     assert written == {
         "reports/index.html",
         "results/samples.csv",
-        "visualizations/performance/speedup_comparison.png",
+        *(f"visualizations/performance/{name}.png" for name in DRAWN),
     }
     assert {path: path.stat().st_mtime_ns for path in store.folder.rglob("*") if path.is_file()} == before
 
@@ -245,7 +248,7 @@ def test_the_command_prints_the_table_and_ends_with_json(
     assert any("compile: refused. There is no C++ compiler" in line for line in lines)
     answer = json.loads(lines[-1])
     assert Path(answer["page"]).is_file()
-    assert [Path(chart).name for chart in answer["charts"]] == ["speedup_comparison.png"]
+    assert [Path(chart).name for chart in answer["charts"]] == [f"{name}.png" for name in DRAWN]
 
 
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
