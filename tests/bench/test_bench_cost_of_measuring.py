@@ -47,7 +47,7 @@ def pipe() -> Any:
 @pytest.fixture(scope="module")
 def task(pipe: Any) -> Task:
     suite = read_suite("quick").resolve("tiny")
-    return tasks(suite.tiers[0].cells[0], suite, pipe.vae.config.sample_size)[0]
+    return tasks(pipe, suite.tiers[0].cells[0], suite)[0]
 
 
 def card() -> Card:

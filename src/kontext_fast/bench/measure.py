@@ -40,7 +40,7 @@ class Bench:
             yield self._measure(cell, on_progress)
 
     def _measure(self, cell: Cell, on_progress: OnProgress) -> tuple[Measurement, tuple[Item, ...]]:
-        given = tasks(cell, self._suite, self._pipe.vae.config.sample_size)
+        given = tasks(self._pipe, cell, self._suite)
         runs = workload(self._pipe, cell, given)
         first_call_s, warmup = self._warm_up(given[0], on_progress)
         measured = self._sample(given, on_progress)

@@ -8,15 +8,20 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from PIL.Image import Image
 
 from kontext_fast.bench.cells import NATIVE
 from kontext_fast.bench.suites import Suite
+from kontext_fast.errors import InvalidInput
 from kontext_fast.items.shapes import held_out
-from kontext_fast.items.shapes.dataset import CaptionItem, held_out_captions
-from kontext_fast.pipeline.edit import EditRequest, plan_for
+from kontext_fast.items.shapes.dataset import CaptionItem, draw_caption
+from kontext_fast.pipeline.edit import EditRequest, plan_for, text_length
 from kontext_fast.pipeline.sizes import parse_size
 from kontext_fast.records.schema import Cell, Item, Mode, Workload
+
+_CAPTIONS_PER_ITEM = 50
+"""How many are looked at for each one that is needed."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,9 @@ class Task:
     request: EditRequest
 
 
-def tasks(cell: Cell, suite: Suite, native: int) -> list[Task]:
-    """One task per item; `native` is the side of the checkpoint's own size in pixels."""
+def tasks(pipe: Any, cell: Cell, suite: Suite) -> list[Task]:
+    """One task per item. Raises InvalidInput where `pipe` cannot read as many captions."""
+    native = pipe.vae.config.sample_size
     size = None if cell.size == NATIVE else parse_size(cell.size)
     return [
         Task(
@@ -44,13 +50,13 @@ def tasks(cell: Cell, suite: Suite, native: int) -> list[Task]:
                 batch=cell.batch,
             ),
         )
-        for index, (item, image) in enumerate(_items(cell.mode, suite, side=max(size or (native,))))
+        for index, (item, image) in enumerate(_items(pipe, cell.mode, suite, side=max(size or (native,))))
     ]
 
 
-def _items(mode: Mode, suite: Suite, side: int) -> Iterator[tuple[Item, Image | None]]:
+def _items(pipe: Any, mode: Mode, suite: Suite, side: int) -> Iterator[tuple[Item, Image | None]]:
     if mode == "text-to-image":
-        for caption in held_out_captions(suite.items, suite.seed):
+        for caption in _readable_captions(pipe, suite):
             yield _caption(caption), None
         return
     for item in held_out(suite.items, suite.seed):
@@ -78,6 +84,22 @@ def workload(pipe: Any, cell: Cell, of: list[Task]) -> Workload:
         items=tuple(task.item.id for task in of),
         seeds=tuple(seed for task in of for seed in task.request.seeds()),
     )
+
+
+def _readable_captions(pipe: Any, suite: Suite) -> list[CaptionItem]:
+    """Captions differ in length, and a checkpoint refuses those that it would have to cut off.
+
+    In the words of training, which are short in its tokenizer: nobody judges what becomes of them.
+    """
+    limit = text_length(pipe)
+    found: list[CaptionItem] = []
+    for index in range(suite.items * _CAPTIONS_PER_ITEM):
+        item = draw_caption(np.random.default_rng([suite.seed, 2, index]), held_out=False)
+        if len(pipe.tokenizer_2(item.instruction, verbose=False).input_ids) <= limit:
+            found.append(item)
+        if len(found) == suite.items:
+            return found
+    raise InvalidInput(f"This checkpoint reads {limit} tokens, too few for captions; leave text-to-image out.")
 
 
 def _caption(item: CaptionItem) -> Item:
