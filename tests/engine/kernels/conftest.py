@@ -48,3 +48,12 @@ def _interpreted_exactly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # A GPU does not warn of an infinity either.
     with np.errstate(over="ignore", invalid="ignore"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """What an operation allocates is NaN until it is written."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(1).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -31,15 +31,28 @@ def test_alone(batch: int, rows: int, width: int, dtype: torch.dtype, quantize: 
 
 @DTYPES
 @SIZES
-@pytest.mark.parametrize("quantize", [False, True], ids=["rounded", "quantized"])
-@pytest.mark.parametrize("largest", ["attended", "hidden"])
-def test_beside_attention(batch: int, rows: int, width: int, dtype: torch.dtype, quantize: bool, largest: str) -> None:
-    """One scale for the whole row, whichever half holds the largest number."""
-    attended = noise(batch, rows, width, dtype=dtype) * (100 if largest == "attended" else 0.5)
+def test_beside_attention(batch: int, rows: int, width: int, dtype: torch.dtype) -> None:
+    attended, hidden, truth = _halves(batch, rows, width, dtype)
+    result = fused().join_gelu(attended.to(DEVICE), window(hidden), quantize=False)
+    assert_rounds_once(result, truth, dtype)
+
+
+@DTYPES
+@SIZES
+@pytest.mark.parametrize("factor", [0.1, 100], ids=["hidden-larger", "attended-larger"])
+def test_beside_attention_one_scale_serves_the_whole_row(
+    batch: int, rows: int, width: int, dtype: torch.dtype, factor: float
+) -> None:
+    attended, hidden, truth = _halves(batch, rows, width, dtype, factor)
+    result = fused().join_gelu(attended.to(DEVICE), window(hidden), quantize=True)
+    assert_quantizes(result, truth, dtype)
+
+
+def _halves(batch: int, rows: int, width: int, dtype: torch.dtype, factor: float = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention's output, the MLP's first layer, and the truth about both."""
+    attended = noise(batch, rows, width, dtype=dtype) * factor
     hidden = noise(batch, rows, 4 * width, dtype=dtype, seed=1)
-    truth = torch.cat((attended.float(), functional.gelu(hidden.float(), approximate="tanh")), -1)
-    result = fused().join_gelu(attended.to(DEVICE), window(hidden), quantize=quantize)
-    (assert_quantizes if quantize else assert_rounds_once)(result, truth, dtype)
+    return attended, hidden, torch.cat((attended.float(), functional.gelu(hidden.float(), approximate="tanh")), -1)
 
 
 def test_large_numbers_of_either_sign_stay_finite() -> None:

@@ -1,0 +1,44 @@
+"""What no interpreter says: the kernels compile for real GPUs, without one, into the accesses they were written for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+
+from tests.engine.kernels import oracle  # noqa: F401 (skips without triton)
+
+
+@cache
+def _compiled(capability: int) -> dict[str, Any]:
+    # In a process of its own: in this one, kernels may be interpreted.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.engine.kernels.compile_ahead", str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("capability", "variants"),
+    [pytest.param(80, 5, marks=pytest.mark.slow), pytest.param(89, 9, marks=pytest.mark.slow), (90, 9)],
+)
+def test_they_compile_once_per_width_for_any_number_of_tokens(capability: int, variants: int) -> None:
+    assert _compiled(capability)["variants"] == {"full": [variants] * 4, "tiny": [variants] * 4}
+
+
+def test_at_full_size_rows_are_read_and_written_in_wide_accesses_and_stay_in_registers() -> None:
+    for name, kernel in _compiled(90)["kernels"].items():
+        if not name.startswith("full"):
+            continue
+        # Narrow are only the weights of a head's norm, and one scale per row.
+        few = 2 if "_write_qkv" in name else 1 if "quantize" in name or "_norm" in name else 0
+        assert len(kernel["narrow"]) <= few, name
+        assert kernel["wide"] >= 2, name
+        assert kernel["spilled"] == 0, name
