@@ -44,14 +44,14 @@ def volume(images_per_day: float) -> str:
         return "never"
     if images_per_day <= 1:
         return "the first image"
-    return f"{images_per_day:,.0f} images a day"
+    return f"{_counted(images_per_day)} a day"
 
 
 def images(count: float | None) -> str:
     """`622 images`, `never`, or `not measured`; rounded up, since half an image repays nothing."""
     if count is None:
         return "not measured"
-    return "never" if math.isinf(count) else f"{math.ceil(count):,} images"
+    return "never" if math.isinf(count) else _counted(math.ceil(count))
 
 
 def months(value: float) -> str:
@@ -59,3 +59,8 @@ def months(value: float) -> str:
     if math.isinf(value):
         return "never"
     return f"{value:.2f} months" if value < 1 else f"{value:.1f} months"
+
+
+def _counted(count: float) -> str:
+    number = f"{count:,.0f}"
+    return f"{number} image" if number == "1" else f"{number} images"

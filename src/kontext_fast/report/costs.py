@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from kontext_fast.cost import money
 from kontext_fast.cost.analysis import GroupCost, PresetCost, Question, analyse_group
 from kontext_fast.cost.billing import Demand
 from kontext_fast.cost.cards import card_of
+from kontext_fast.cost.crossover import Crossover
 from kontext_fast.cost.export import as_json
 from kontext_fast.cost.licence import licence_notes
 from kontext_fast.cost.measured import measured, paired_half_s
@@ -92,6 +95,13 @@ def _choices(card: str | None, table: PriceTable) -> list[Price]:
 def _price(price: Price, question: Question) -> dict[str, Any]:
     stored = price.model_dump(mode="json", exclude_none=True)
     return stored | {"usd_per_gpu_hour": price.usd_per_gpu_hour, "stale": price.is_stale(question.today)}
+
+
+def crossing_words(crossing: Crossover) -> str:
+    """`always-on at A costs no more than by-use at A: from 12,300 images a day on`."""
+    volume = money.volume(crossing.images_per_day)
+    when = "never" if math.isinf(crossing.images_per_day) else f"from {volume} on"
+    return f"{crossing.cheaper} costs no more than {crossing.instead_of}: {when}"
 
 
 def usual_question(today: date | None = None) -> Question:

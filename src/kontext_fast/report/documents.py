@@ -14,6 +14,7 @@ from kontext_fast.report import format as write
 from kontext_fast.report.audience import Audience
 from kontext_fast.report.business import business_case
 from kontext_fast.report.charting import Chart
+from kontext_fast.report.costs import crossing_words
 from kontext_fast.report.story import Story
 
 TEMPLATES: Final[dict[Audience, str]] = {
@@ -51,7 +52,14 @@ def document(story: Story, audience: Audience) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(md=markdown, tex=latex)
-    environment.globals.update(write=write, money=money, baseline=BASELINE, control=CONTROL, beside=beside_document)
+    environment.globals.update(
+        write=write,
+        money=money,
+        baseline=BASELINE,
+        control=CONTROL,
+        crossing_words=crossing_words,
+        beside=beside_document,
+    )
     return environment.get_template(TEMPLATES[audience]).render(
         story=story, lead=story.lead, hero=hero(story), case=business_case(story)
     )

@@ -14,6 +14,7 @@ from kontext_fast.cost import money
 from kontext_fast.records.schema import BASELINE, CONTROL
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report import format as write
+from kontext_fast.report.costs import crossing_words
 from kontext_fast.report.environment import environment_facts
 from kontext_fast.report.gallery import Picture
 from kontext_fast.report.images import chart_uri, data_uri
@@ -56,7 +57,10 @@ def render(story: Story, store: ResultStore) -> str:
         step_kinds=STEP_KINDS,
         picture_uri=picture_uri,
         chart_uri=chart_uri,
+        plain=_plain,
         beside=_beside_the_page,
+        crossing_words=crossing_words,
+        question=story.costs.question,
         run_numbers=story.numbers,
     )
     script = "\n".join(files(__package__).joinpath("template", name).read_text(encoding="utf-8") for name in SCRIPTS)
@@ -75,6 +79,11 @@ def render(story: Story, store: ResultStore) -> str:
 def _has_something(name: str, story: Story) -> bool:
     """Sections that are made of charts alone appear where there is such a chart, drawn or not."""
     return name not in ("sizes", "ablation") or any(chart.section == name for chart in story.charts)
+
+
+def _plain(number: float) -> str:
+    """As an input field holds it: 10000, not 10000.0."""
+    return repr(int(number)) if number == int(number) else repr(number)
 
 
 def _beside_the_page(chart: Path) -> str:

@@ -14,7 +14,8 @@ def live_data(story: Story) -> dict[str, Any]:
     """JSON values. The A/A control is left out, since nobody would pay for it."""
     answer = dict(story.costs.live)
     answer["groups"] = [
-        group | {"presets": [_preset(preset, section, story) for preset in group["presets"] if preset["preset"] != CONTROL]}
+        group
+        | {"presets": [_preset(preset, section, story) for preset in group["presets"] if preset["preset"] != CONTROL]}
         for group, section in zip(answer["groups"], story.sections, strict=True)
         if section.group.runs
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -46,6 +47,16 @@ class Story:
     def numbers(self) -> Mapping[str, int]:
         """Of each run id the number of its entry."""
         return {entry.record.run_id: entry.number for entry in self.entries}
+
+    @property
+    def failures(self) -> tuple[tuple[str, str], ...]:
+        """Each distinct failure once, as the preset and what happened, with how many runs ended so."""
+        counted = Counter(
+            (record.preset, f"{record.status}: {record.reason or 'No reason was recorded.'}")
+            for record in self.result.records
+            if record.status != "ok"
+        )
+        return tuple((preset, f"{write.count(n, 'run')}, {what}") for (preset, what), n in counted.items())
 
     @property
     def facts(self) -> tuple[Fact, ...]:

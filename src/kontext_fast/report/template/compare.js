@@ -14,7 +14,7 @@
     const preset = document.createElement("select");
     preset.ariaLabel = "Preset to compare with baseline";
     preset.append(...others.map((picture, index) => new Option(picture.dataset.preset, index)));
-    preset.addEventListener("input", () => {
+    preset.addEventListener("change", () => {
       over.src = others[preset.value].src;
       over.alt = others[preset.value].alt;
     });

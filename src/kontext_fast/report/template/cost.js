@@ -152,7 +152,11 @@
 
   function row(preset, baseline, asked) {
     const made = element("tr"), name = element("th", preset.preset, { scope: "row" });
-    for (const label of preset.labels) name.append(element("small", label, { className: "chip" }));
+    for (const label of preset.labels) {
+      const line = element("small");
+      line.append(element("span", label, { className: "chip" }));
+      name.append(line);
+    }
     const time = element("td", preset.time);
     time.append(element("small", preset.time_range), recordLinks(preset));
     made.append(name, time);
@@ -197,10 +201,13 @@
   }
 
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("input", (event) => {
-    if (event.target === fields.group || event.target === fields.billing) offerPrices(fields.price.value);
-    show();
-  });
+  // Not every browser fires "input" for a list, nor "change" before a field is left.
+  for (const kind of ["input", "change"]) {
+    form.addEventListener(kind, (event) => {
+      if (event.target === fields.group || event.target === fields.billing) offerPrices(fields.price.value);
+      show();
+    });
+  }
   form.hidden = false;
   const start = group().price;
   if (start?.id === "user") fields.usd.value = start.usd_per_gpu_hour;

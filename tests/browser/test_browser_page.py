@@ -1,0 +1,116 @@
+"""The whole page in a real browser: it asks for nothing, fits the screen, and can be used by everybody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.select import Select
+
+from tests.browser.chromium import look, open_everything, requested
+
+AXE = Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js"
+WIDTHS = (360, 390, 1280)
+
+
+@pytest.fixture(params=["h200_page", "cpu_page"])
+def page(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+def test_no_request_leaves_the_page(driver: webdriver.Chrome, page: Path) -> None:
+    look(driver, page)
+    open_everything(driver)
+    for field in driver.find_elements(By.CSS_SELECTOR, "#cost-form input:not([name=usd])"):
+        if field.is_displayed():
+            field.clear()
+            field.send_keys("7")
+    addresses = requested(driver)
+    assert page.as_uri() in addresses
+    assert all(address == page.as_uri() or address.startswith("data:image/") for address in addresses)
+    assert driver.get_log("browser") == []
+
+
+def test_the_page_forbids_what_it_does_not_need(driver: webdriver.Chrome, page: Path) -> None:
+    """Its policy stops a script that was added and a request that such a script would make."""
+    look(driver, page)
+    driver.execute_script(
+        "const added = document.createElement('script'); added.textContent = 'window.added = true';"
+        "document.body.append(added); new Image().src = 'http://127.0.0.1:9/pixel.png';"
+    )
+    assert driver.execute_script("return window.added") is None
+    refused = " ".join(entry["message"] for entry in driver.get_log("browser"))
+    assert "script-src" in refused
+    assert "img-src" in refused
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_fits_the_screen(driver: webdriver.Chrome, page: Path, width: int) -> None:
+    look(driver, page, width=width)
+    open_everything(driver)
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+    sticking_out = """
+        const inside = (element) => element.closest('.scroll, .strip') !== null;
+        return [...document.querySelectorAll('main *')].filter((element) => !inside(element)
+          && element.getBoundingClientRect().right > innerWidth + 0.5).map((element) => element.outerHTML.slice(0, 80));
+    """
+    assert driver.execute_script(sticking_out) == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_nothing_serious(driver: webdriver.Chrome, page: Path, width: int, dark: bool) -> None:
+    look(driver, page, width=width, dark=dark)
+    open_everything(driver)
+    driver.execute_script(AXE.read_text(encoding="utf-8"))
+    found = driver.execute_async_script("axe.run(document).then(arguments[0], (error) => arguments[0](String(error)))")
+    assert len(found["passes"]) > 10
+    serious = [
+        (violation["id"], violation["nodes"][0]["html"], violation["nodes"][0]["failureSummary"])
+        for violation in found["violations"]
+        if violation["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+def test_dark_is_dark(driver: webdriver.Chrome, h200_page: Path) -> None:
+    def brightness(dark: bool) -> int:
+        look(driver, h200_page, dark=dark)
+        colour = driver.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
+        return sum(int(part) for part in colour.strip("rgba()").split(",")[:3])
+
+    assert brightness(dark=True) < 150 < 600 < brightness(dark=False)
+
+
+def test_every_link_arrives_and_a_record_is_one_of_them(driver: webdriver.Chrome, page: Path) -> None:
+    look(driver, page)
+    nowhere = (
+        "return [...document.querySelectorAll('a[href^=\"#\"]')].map((link) => link.getAttribute('href'))"
+        ".filter((target) => !document.getElementById(target.slice(1)))"
+    )
+    assert driver.execute_script(nowhere) == []
+    link = driver.find_element(By.CSS_SELECTOR, "#results .records a")
+    number = link.text
+    driver.execute_script("arguments[0].click()", link)
+    target = driver.find_element(By.CSS_SELECTOR, "tr:target")
+    assert target.text.startswith(number)
+    assert "baseline-0" in target.text
+
+
+def test_the_slider_uncovers_the_chosen_preset(driver: webdriver.Chrome, h200_page: Path) -> None:
+    look(driver, h200_page)
+    compare = driver.find_element(By.CSS_SELECTOR, "details.compare")
+    driver.execute_script("arguments[0].open = true", compare)
+    slider = compare.find_element(By.CSS_SELECTOR, "input[type=range]")
+    over = compare.find_element(By.CSS_SELECTOR, "img.over")
+    slider.send_keys(webdriver.Keys.END)
+    assert "100%" in over.value_of_css_property("clip-path")
+    slider.send_keys(webdriver.Keys.HOME)
+    assert "100%" not in over.value_of_css_property("clip-path")
+    Select(compare.find_element(By.TAG_NAME, "select")).select_by_visible_text("classic")
+    item = driver.find_element(By.CSS_SELECTOR, ".item")
+    chosen = item.find_element(By.CSS_SELECTOR, "img[data-preset=classic]")
+    assert over.get_attribute("src") == chosen.get_attribute("src")
