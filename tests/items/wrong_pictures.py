@@ -1,7 +1,8 @@
-"""Pictures that are wrong on purpose, one class each, and other pictures that are right: what the judge is tested on."""
+"""Pictures that are wrong on purpose, one class each, and others that are right: what the judge is tested on."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,7 +12,19 @@ from PIL import Image
 from kontext_fast.items.shapes.dataset import ShapesItem
 from kontext_fast.items.shapes.edits import Edit, random_edit
 from kontext_fast.items.shapes.render import render
-from kontext_fast.items.shapes.scene import COLORS, DOT_RADIUS, KINDS, PLACES, RADII, Scene, Shape, is_clear, pick
+from kontext_fast.items.shapes.scene import (
+    COLORS,
+    DOT_RADIUS,
+    KINDS,
+    PLACES,
+    RADII,
+    TINTS,
+    Background,
+    Scene,
+    Shape,
+    is_clear,
+    pick,
+)
 
 Picture = Image.Image | None
 """None where the class makes no sense for an item."""
@@ -108,6 +121,21 @@ def extra_object(item: ShapesItem) -> Picture:
     return None
 
 
+def wrong_background(item: ShapesItem) -> Picture:
+    """Specks where none belong, and none where they do."""
+    background = item.edit.target.background
+    pattern = "plain" if background.pattern == "speckle" else "speckle"
+    if item.kind == "background pattern":
+        return render(replace(item.edit.target, background=replace(background, pattern="plain")))
+    return render(replace(item.edit.target, background=other_tint(replace(background, pattern=pattern))))
+
+
+def other_tint(background: Background) -> Background:
+    """A second tint that can be told from the first; plain backgrounds are stored with two equal ones."""
+    far = max(TINTS, key=lambda name: math.dist(TINTS[name], TINTS[background.tint]))
+    return replace(background, second_tint=far)
+
+
 def average_of_answers(item: ShapesItem) -> Picture:
     """The mean of two valid answers to an open edit, which is what a model that hedges draws.
 
@@ -126,6 +154,12 @@ def average_of_answers(item: ShapesItem) -> Picture:
 
 
 WRONG_CLASSES: dict[str, Callable[[ShapesItem], Picture]] = {
-    function.__name__.replace("_", " "): function
-    for function in (unedited, wrong_color, wrong_place, wrong_object, wrong_size, extra_object, average_of_answers)
+    "unedited": unedited,
+    "wrong color": wrong_color,
+    "wrong place": wrong_place,
+    "wrong object": wrong_object,
+    "wrong size": wrong_size,
+    "extra object": extra_object,
+    "wrong background": wrong_background,
+    "average of answers": average_of_answers,
 }

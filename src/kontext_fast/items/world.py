@@ -54,15 +54,19 @@ class WorldItem:
         return None
 
     @property
-    def input_caption(self) -> str:
+    def input_caption(self) -> str | None:
         return self._caption(self.shapes.scene)
 
     @property
     def output_caption(self) -> str | None:
-        """None for open edits: the caption of one right output would be wrong of the others."""
+        """None for open edits, where the caption of one right output would be wrong of the others, and where nothing
+        but the background is left.
+        """
         return None if self.open else self._caption(self.shapes.edit.target)
 
-    def _caption(self, scene: Scene) -> str:
+    def _caption(self, scene: Scene) -> str | None:
+        if not scene.shapes:
+            return None
         return caption(np.random.default_rng(int(self.id, 16)), scene, held_out=True)
 
 

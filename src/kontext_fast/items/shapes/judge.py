@@ -34,6 +34,10 @@ STRAY_AREA = 60
 """Unexplained pixels that are too many, at 128 x 128."""
 BACKGROUND_ERROR = 9.0
 """Mean error over a background that should be exactly one that is known."""
+PATTERN_STRENGTH = 0.6
+"""Least share of the contrast of the pattern that is due."""
+SPECK_CONTRAST = 14.0
+"""Deviation from its mean, of 255, that a plain background may have in all but 3 % of its pixels."""
 TINT_DISTANCE = 30.0
 PURE_TINT_DISTANCE = 15.0
 """How far a tint of an open pattern may be from the nearest of the world's; mixtures of two patterns are farther."""
@@ -145,14 +149,22 @@ def _background_faults(pixels: npt.NDArray[np.uint8], shapes: list[SeenShape], b
     """Compares the picture with a drawing of what was seen on the background that is due."""
     drawn = np.asarray(render(Scene(tuple(shape.as_shape() for shape in shapes), background), NATIVE_SIZE), np.float64)
     error = np.abs(pixels - drawn).mean(-1)
-    ground = error[~near_shapes(shapes, NATIVE_SIZE, 3.0)]
+    ground = ~near_shapes(shapes, NATIVE_SIZE, 3.0)
     faults = []
-    if ground.mean() > BACKGROUND_ERROR:
+    if error[ground].mean() > BACKGROUND_ERROR or not _shows(pixels[ground], drawn[ground]):
         faults.append(f"the background is not the {background.pattern} one that is due")
     stray = (ndimage.uniform_filter(error, 5) > STRAY_ERROR) & ~near_edges(shapes, NATIVE_SIZE, 3.0)
     if stray.sum() > STRAY_AREA:
         faults.append("there are smudges")
     return faults
+
+
+def _shows(ground: npt.NDArray[np.uint8], due: npt.NDArray[np.float64]) -> bool:
+    """Whether the pattern that is due is there in strength, and no other: specks cover too little to shift a mean."""
+    pattern, seen = due - due.mean(0), ground - ground.mean(0)
+    if pattern.std() < 1:
+        return float(np.percentile(np.abs(seen).mean(-1), 97)) < SPECK_CONTRAST
+    return float((pattern * seen).sum() / (pattern * pattern).sum()) > PATTERN_STRENGTH
 
 
 def _pattern_faults(pixels: npt.NDArray[np.uint8], shapes: list[SeenShape], pattern: str | None) -> list[str]:

@@ -103,7 +103,7 @@ def _specks(background: Any, u: Any, v: Any, size: int, xp: Any) -> Any:
 
 
 def render_arrays(shapes: Any, background: Any, size: int, xp: Any) -> Any:
-    """Pictures (batch, size, size, 3), float32 in 0..1, of `as_arrays` stacked: shapes (batch, slots, 7), (batch, 11)."""
+    """Pictures (batch, size, size, 3), float32 in 0..1, of stacked `as_arrays`: (batch, slots, 7) and (batch, 11)."""
     batch, slots = shapes.shape[:2]
     grid = (xp.arange(size) + 0.5) / size if xp is np else (xp.arange(size, device=shapes.device) + 0.5) / size
     if xp is np:
