@@ -77,9 +77,9 @@ def latex(text: object) -> str:
 
 def hero(story: Story) -> Chart | None:
     """The summary of what is gained where there is one, else the first picture; None where none was drawn."""
-    drawn = [chart for chart in story.charts if chart.path is not None and chart.path.suffix == ".png"]
-    summaries = [chart for chart in drawn if chart.path is not None and chart.path.name.endswith("_summary.png")]
-    return next(iter(summaries or drawn), None)
+    drawn = [(chart, chart.path.name) for chart in story.charts if chart.path is not None]
+    summaries = [chart for chart, name in drawn if name.endswith("_summary.png")]
+    return next(iter(summaries or [chart for chart, _ in drawn]), None)
 
 
 def beside_document(chart: Path) -> str:

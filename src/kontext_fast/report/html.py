@@ -58,7 +58,7 @@ def render(story: Story, store: ResultStore) -> str:
         picture_uri=picture_uri,
         chart_uri=chart_uri,
         plain=_plain,
-        beside=_beside_the_page,
+        interactive_beside=_interactive_beside,
         crossing_words=crossing_words,
         question=story.costs.question,
         run_numbers=story.numbers,
@@ -86,6 +86,7 @@ def _plain(number: float) -> str:
     return repr(int(number)) if number == int(number) else repr(number)
 
 
-def _beside_the_page(chart: Path) -> str:
-    """From `reports/` to a chart `visualizations/<folder>/<file>` that cannot be inlined."""
-    return "/".join(("..", *chart.parts[-3:]))
+def _interactive_beside(chart: Path) -> str | None:
+    """From `reports/` to the page that goes with a chart `visualizations/<folder>/<file>`; None where there is none."""
+    page = chart.with_suffix(".html")
+    return "/".join(("..", *page.parts[-3:])) if page.is_file() else None

@@ -27,6 +27,6 @@ def _preset(preset: dict[str, Any], section: Section, story: Story) -> dict[str,
     time = cost.seconds_per_image if cost else None
     return preset | {
         "time": write.seconds_estimate(time) if time else write.NOT_MEASURED,
-        "time_range": (write.seconds_range(time) or "no interval") if time else preset["note"],
+        "time_range": (write.seconds_range(time) if time else None) or "no interval",
         "records": [story.numbers[run_id] for run_id in preset["run_ids"]],
     }

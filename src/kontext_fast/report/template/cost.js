@@ -157,11 +157,16 @@
       line.append(element("span", label, { className: "chip" }));
       name.append(line);
     }
+    made.append(name);
+    if (!preset.seconds_per_image) {
+      made.append(element("td", preset.note, { colSpan: 6, className: "words" }));
+      return made;
+    }
     const time = element("td", preset.time);
     time.append(element("small", preset.time_range), recordLinks(preset));
-    made.append(name, time);
-    if (!asked || !preset.seconds_per_image) {
-      made.append(element("td", preset.seconds_per_image ? "no price" : "not priced", { colSpan: 5 }));
+    made.append(time);
+    if (!asked) {
+      made.append(element("td", "no price", { colSpan: 5 }));
       return made;
     }
     const day = perDay(preset, asked), seconds = preset.seconds_per_image.value;
