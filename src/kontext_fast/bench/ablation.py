@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kontext_fast.bench.peers.registry import find_peer, is_peer
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations import presets
 from kontext_fast.optimizations.base import Optimization
@@ -30,7 +31,10 @@ def ablations(name: str) -> tuple[str, ...]:
 
 
 def find_preset(name: str) -> Preset:
-    """A preset, or an ablation of one, by its name. Raises InvalidInput where there is none."""
+    """A preset, an ablation of one, or a peer with its whole recipe, by its name. Raises InvalidInput for any other."""
+    if is_peer(name):
+        peer = find_peer(name)
+        return Preset(name, peer.summary, (*peer.needs, *peer.where_possible))
     known = presets.PRESETS
     if name in known:
         return known[name]

@@ -74,6 +74,7 @@ def run(job: Job, send: Send) -> None:
 def _run(job: Job, send: Send) -> None:
     from kontext_fast.bench.environment import environment_facts
     from kontext_fast.bench.measure import Bench
+    from kontext_fast.bench.peers.resolve import cell_run_for
     from kontext_fast.pipeline.device import choose_device
     from kontext_fast.pipeline.load import load
     from kontext_fast.pipeline.memory import memory_errors
@@ -105,8 +106,9 @@ def _run(job: Job, send: Send) -> None:
         _synchronize(device)
         send(Applied(apply_s=time.perf_counter() - start))
         bench = Bench(loaded.pipe, job.suite, store=ResultStore(Path(job.folder)) if job.keep_images else None)
-        for measurement, items in bench.measure_all(job.cells, on_progress=send):
-            send(Measured(measurement=measurement, items=items))
+        cells = [cell_run_for(plan, cell) for cell in job.cells]
+        for asked, (measurement, items) in zip(job.cells, bench.measure_all(cells, on_progress=send), strict=True):
+            send(Measured(measurement=measurement.model_copy(update={"cell": asked}), items=items))
     except OutOfMemory:
         raise
     except Refused as error:
@@ -118,12 +120,18 @@ def _run(job: Job, send: Send) -> None:
 def _plan(job: Job, device: Any, send: Send) -> Plan | None:
     """The resolved plan, told to the parent; None where this machine refuses it, which is told too."""
     from kontext_fast.bench.ablation import find_preset
+    from kontext_fast.bench.peers.registry import is_peer
+    from kontext_fast.bench.peers.resolve import resolve_peer
     from kontext_fast.optimizations.machine import Machine
     from kontext_fast.optimizations.plan import resolve
     from kontext_fast.pipeline.load import RANDOM
 
+    machine, architecture_only = Machine.detect(device), job.checkpoint == RANDOM
     try:
-        plan = resolve(find_preset(job.preset), Machine.detect(device), architecture_only=job.checkpoint == RANDOM)
+        if is_peer(job.preset):
+            plan = resolve_peer(job.preset, machine, architecture_only=architecture_only)
+        else:
+            plan = resolve(find_preset(job.preset), machine, architecture_only=architecture_only)
     except Refused as error:
         send(Ended(status="refused", reason=str(error)))
         return None

@@ -1,0 +1,1 @@
+"""What recipes are made of: one technique of another project per file."""

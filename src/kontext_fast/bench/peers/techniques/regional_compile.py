@@ -1,0 +1,35 @@
+"""`regional_compile`: diffusers' `compile_repeated_blocks`, each kind of block compiled once and used for all."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from kontext_fast.bench.peers.technique import Technique
+from kontext_fast.bench.peers.watch import blocks_of
+from kontext_fast.optimizations.attributes import keep_attribute
+from kontext_fast.optimizations.base import Effect, Facts, Phase
+from kontext_fast.optimizations.compile import Compile
+
+if TYPE_CHECKING:
+    from kontext_fast.optimizations.machine import Machine
+
+
+class RegionalCompile(Technique):
+    """`compile_repeated_blocks(fullgraph=True)`."""
+
+    name: ClassVar[str] = "regional_compile"
+    summary: ClassVar[str] = "blocks through torch.compile (diffusers compile_repeated_blocks)"
+    effect: ClassVar[Effect] = Effect.NUMERIC
+    phase: ClassVar[Phase] = Phase.COMPILE
+
+    def unfit(self, machine: Machine) -> str | None:
+        """What torch.compile lacks here."""
+        return Compile().refusal(machine)
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        """Compile on first use."""
+        for block in blocks_of(pipe.transformer):
+            keep_attribute(block, "_compiled_call_impl", undo)
+        pipe.transformer.compile_repeated_blocks(fullgraph=True)
+        return {}

@@ -1,0 +1,42 @@
+"""`torchao_float8`: every linear layer of the transformer in float8, weights and activations, through torchao."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from kontext_fast.bench.peers.technique import Technique, cannot_revert
+from kontext_fast.optimizations.base import Effect, Facts, Phase
+
+if TYPE_CHECKING:
+    from kontext_fast.optimizations.machine import Machine
+
+
+class TorchaoFloat8(Technique):
+    """Weights are quantized once, activations at each call; the weights that were there are gone afterwards."""
+
+    name: ClassVar[str] = "torchao_float8"
+    summary: ClassVar[str] = "linear layers in float8 (torchao, dynamic activations); cannot be taken off"
+    effect: ClassVar[Effect] = Effect.LOSSY
+    phase: ClassVar[Phase] = Phase.WEIGHTS
+    package: ClassVar[str | None] = "torchao"
+
+    granularity: Literal["row", "tensor"] = "row"
+    """What shares a scale: a row of a matrix, or the whole of it."""
+
+    def unfit(self, machine: Machine) -> str | None:
+        """torchao's kernels need compute capability 8.9."""
+        if machine.device == "cuda" and machine.capability is not None and machine.capability >= (8, 9):
+            return None
+        return f"{self.name} needs an NVIDIA GPU of compute capability 8.9 or later; run it on one"
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        """Quantize `pipe.transformer`. It cannot be reverted: closing `undo` raises InvalidInput."""
+        from torch.nn import Linear
+        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, PerTensor, quantize_
+
+        granularity = PerRow() if self.granularity == "row" else PerTensor()
+        cannot_revert(self.name, undo)
+        # This also changes settings of inductor for the whole process, which is part of what torchao recommends.
+        quantize_(pipe.transformer, Float8DynamicActivationFloat8WeightConfig(granularity=granularity))
+        return {"layers": sum(isinstance(module, Linear) for module in pipe.transformer.modules())}
