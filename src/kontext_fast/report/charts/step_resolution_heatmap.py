@@ -168,9 +168,19 @@ def _draw_table(figure: Any, lower_in: float, panel: Panel, table: Table, slowes
             estimate = table.cells.get((steps, size))
             shade = shades(estimate.value / slowest) if estimate else "#f4f5f6"
             axes.add_patch(Rectangle((column, row), 1, 1, facecolor=shade, edgecolor="white", linewidth=2))
-            dark = estimate is not None and estimate.value / slowest > 0.55
-            ink = "white" if dark else drawing.INK
-            _write_cell(axes, column + 0.5, row + 0.5, estimate, ink)
+            _write_cell(axes, column + 0.5, row + 0.5, estimate, _ink_on(shade))
+
+
+def _ink_on(shade: Any) -> str:
+    """White or black, whichever can be read better on `shade`."""
+    from matplotlib.colors import to_rgb
+
+    luminance = sum(
+        weight * (value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4)
+        for weight, value in zip((0.2126, 0.7152, 0.0722), to_rgb(shade), strict=True)
+    )
+    # Where the contrasts of WCAG with white and with black are the same.
+    return "white" if luminance < 0.179 else drawing.INK
 
 
 def _write_cell(axes: Any, x: float, y: float, estimate: Estimate | None, ink: str) -> None:
