@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
@@ -75,17 +76,17 @@ def report(source: ASTSource, options: dict[str, Any], capability: int) -> dict[
     return {
         "narrow": re.findall(r"(?:ld|st)\.global\.(?!v)\w+", ptx),
         "wide": len(re.findall(r"(?:ld|st)\.global\.v", ptx)),
-        "spilled": _spilled(ptx, kernel.metadata.target.arch),
+        "spilled": _spilled(ptx, capability),
     }
 
 
 def _spilled(ptx: str, capability: int) -> int:
     """Bytes of registers that went to local memory."""
-    architecture = f"sm_{capability}{'a' if capability >= 90 else ''}"
+    architecture = re.findall(r"\.target (\w+)", ptx)[0]
     with TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.ptx"
         file.write_text(ptx)
-        command = [triton.knobs.nvidia.ptxas.path, "-v", f"-arch={architecture}", str(file), "-o", f"{file}.cubin"]
+        command = [get_ptxas(capability).path, "-v", f"-arch={architecture}", str(file), "-o", f"{file}.cubin"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return sum(map(int, re.findall(r"(\d+) bytes (?:stack frame|spill)", said)))
 

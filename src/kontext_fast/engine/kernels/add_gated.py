@@ -6,7 +6,7 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from kontext_fast.engine.kernels.rows import block_of, device_of, require_dense_rows, row_of, warps_for
+from kontext_fast.engine.kernels.rows import block_of, device_of, options_for, require_dense_rows, row_of
 
 
 def add_gated(stream: Tensor, gate: Tensor, update: Tensor) -> None:
@@ -30,7 +30,7 @@ def add_gated(stream: Tensor, gate: Tensor, update: Tensor) -> None:
             update.stride(1),
             WIDTH=width,
             BLOCK=block,
-            num_warps=warps_for(block, accesses=2),
+            **options_for(block, accesses=2),
         )
 
 

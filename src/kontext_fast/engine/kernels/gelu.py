@@ -17,11 +17,11 @@ from kontext_fast.engine.kernels.e4m3 import larger_magnitude, store_quantized
 from kontext_fast.engine.kernels.rows import (
     block_of,
     device_of,
+    options_for,
     quantized_like,
     require_dense_rows,
     row_index,
     row_of,
-    warps_for,
 )
 
 # gelu(x) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3): one exponential and one reciprocal.
@@ -40,7 +40,7 @@ def gelu(hidden: Tensor, *, beside: Tensor | None = None, quantize: bool) -> Ten
     batch, rows, _ = hidden.shape
     widths = copied.shape[-1], hidden.shape[-1]
     block = block_of(*widths)
-    layout = {"COPIED": widths[0], "ACTIVATED": widths[1], "BLOCK": block, "num_warps": warps_for(block)}
+    layout = {"COPIED": widths[0], "ACTIVATED": widths[1], "BLOCK": block, **options_for(block)}
     strides = copied.stride(0), copied.stride(1), hidden.stride(0), hidden.stride(1)
     with device_of(hidden):
         if quantize:

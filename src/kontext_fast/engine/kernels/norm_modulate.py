@@ -15,11 +15,11 @@ from kontext_fast.engine.kernels.e4m3 import larger_magnitude, store_quantized
 from kontext_fast.engine.kernels.rows import (
     block_of,
     device_of,
+    options_for,
     quantized_like,
     require_dense_rows,
     row_index,
     row_of,
-    warps_for,
 )
 
 
@@ -50,7 +50,7 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, *, quanti
             eps,
             WIDTH=width,
             BLOCK=block,
-            num_warps=warps_for(block, accesses=2),
+            **options_for(block, accesses=2),
         )
     return out if row_scale is None else Quantized(out, row_scale, x.dtype)
 

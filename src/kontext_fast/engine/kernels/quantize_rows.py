@@ -11,11 +11,11 @@ from kontext_fast.engine.kernels.e4m3 import larger_magnitude, store_quantized
 from kontext_fast.engine.kernels.rows import (
     block_of,
     device_of,
+    options_for,
     quantized_like,
     require_dense_rows,
     row_index,
     row_of,
-    warps_for,
 )
 
 
@@ -27,7 +27,7 @@ def quantize_rows(x: Tensor) -> Quantized:
     block = block_of(width)
     with device_of(x):
         _quantize_rows[(rows, batch)](
-            x, values, scale, x.stride(0), x.stride(1), WIDTH=width, BLOCK=block, num_warps=warps_for(block, accesses=2)
+            x, values, scale, x.stride(0), x.stride(1), WIDTH=width, BLOCK=block, **options_for(block, accesses=2)
         )
     return Quantized(values, scale, x.dtype)
 

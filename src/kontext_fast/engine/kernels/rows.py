@@ -25,12 +25,13 @@ def block_of(*widths: int) -> int:
     return block
 
 
-def warps_for(block: int, *, accesses: int = 1) -> int:
-    """Warps of a program whose threads each read a block of bfloat16 in so many accesses of 16 bytes.
+def options_for(block: int, *, accesses: int = 1) -> dict[str, int | bool]:
+    """How to launch a program whose threads each read a block of bfloat16 in so many accesses of 16 bytes.
 
     Few warps spend fewer instructions on agreeing about a row, but hold more of it in each one's registers.
     """
-    return max(1, block // (32 * _ONE_ACCESS * accesses))
+    # Triton 3.10 will no longer join multiplications and additions unless told to.
+    return {"num_warps": max(1, block // (32 * _ONE_ACCESS * accesses)), "enable_fp_fusion": True}
 
 
 def require_dense_rows(x: Tensor) -> None:

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from kontext_fast.engine.kernels.rows import block_of, device_of, require_dense_rows, row_of, warps_for
+from kontext_fast.engine.kernels.rows import block_of, device_of, options_for, require_dense_rows, row_of
 from kontext_fast.engine.ops import JointQKV, QKNorm, Rope
 from kontext_fast.errors import InvalidInput, KontextError
 
@@ -48,7 +48,7 @@ def write_qkv(qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: in
             WIDTH=heads * channels,
             HEADS=together,
             CHANNELS=channels,
-            num_warps=warps_for(together * channels),
+            **options_for(together * channels),
         )
 
 
