@@ -163,10 +163,11 @@ def _detectable(before: Sequence[float], after: Sequence[float]) -> float | None
 
 
 def _outcome(ratio: Estimate | None, threshold: float, limit: float) -> Outcome:
+    """Too wide an interval is no acquittal: that nothing changed is said only where it rules a regression out."""
     if ratio is None or ratio.interval is None:
         return "cannot tell"
     if not ratio.excludes_one or abs(math.log(ratio.value)) <= math.log1p(limit):
-        return "no change found"
+        return "no change found" if ratio.interval[1] < 1 + threshold else "cannot tell"
     if ratio.value < 1:
         return "faster"
     return "regression" if ratio.value >= 1 + threshold else "slower, below the threshold"

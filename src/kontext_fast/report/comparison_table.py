@@ -27,7 +27,8 @@ def markdown(comparison: Comparison, before: ResultFile, after: ResultFile, thre
         *(_row(_cells(change)) for change in comparison.changes),
         "",
         f"A regression is slower by at least {100 * threshold:g} %, beyond its interval and the A/A control. "
-        "Changes of presets are relative to baseline in the same rounds (*), so a slower day is none.",
+        "Changes of presets are relative to baseline in the same rounds (*), so a slower day is none. Where the "
+        "interval is too wide to rule a regression out, it cannot tell.",
     ]
     notes = [f"- {change.preset} on {change.workload}: {change.note}" for change in comparison.changes if change.note]
     notes += [f"- {clause}" for clause in comparison.left_out]
