@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kontext_fast.optimizations.machine import Machine
 
 _INTERFACE = "flash_attn_interface"
+_OPERATION = "kontext_fast_peers::flash_attention_3_fp8"
 
 
 class FlashAttention3Fp8(Technique):
@@ -86,15 +87,16 @@ def _operation() -> Any:
     """The kernel as an operator of torch, which compiled code calls without looking inside: [B, T, heads, D] each."""
     import torch
 
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         from flash_attn_interface import flash_attn_func
 
         eighths = (part.to(torch.float8_e4m3fn) for part in (query, key, value))
         result = flash_attn_func(*eighths)
         # Some versions also give the log-sum-exp.
-        output: torch.Tensor = result[0] if isinstance(result, tuple) else result
+        output: Tensor = result[0] if isinstance(result, tuple) else result
         return output.to(query.dtype).contiguous()
 
-    operation = torch.library.custom_op("kontext_fast_peers::flash_attention_3_fp8", attend, mutates_args=())
+    schema = "(Tensor query, Tensor key, Tensor value) -> Tensor"
+    operation = torch.library.custom_op(_OPERATION, attend, mutates_args=(), schema=schema)
     operation.register_fake(lambda query, key, value: torch.empty_like(query).contiguous())
     return operation

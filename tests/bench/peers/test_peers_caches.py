@@ -1,0 +1,229 @@
+"""The peers' caches on a real pipeline: what each step ran, counted apart from the code under test, and the way back.
+
+Those of diffusers always run; those of other packages where these are installed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kontext_fast.bench.peers.resolve import resolve_peer
+from kontext_fast.bench.peers.techniques.cache_dit import CacheDit
+from kontext_fast.bench.peers.techniques.diffusers_first_block_cache import DiffusersFirstBlockCache
+from kontext_fast.bench.peers.techniques.diffusers_magcache import DiffusersMagCache
+from kontext_fast.bench.peers.techniques.diffusers_taylorseer import DiffusersTaylorSeer
+from kontext_fast.bench.peers.watch import blocks_of
+from kontext_fast.errors import InvalidInput, Refused
+from kontext_fast.optimizations.acceleration import Acceleration
+from kontext_fast.optimizations.base import Optimization
+from kontext_fast.optimizations.machine import Machine
+from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.requests import track_requests
+from kontext_fast.records.schema import StepKind
+from tests.contract.test_optimizations_contract import _traces
+from tests.pipelines import render, small_pipeline
+
+CPU = Machine.detect("cpu")
+
+MASK = (1, 1, 0, 1, 0, 0)
+
+needs_cache_dit = pytest.mark.skipif(find_spec("cache_dit") is None, reason="the extra `peers` is not installed")
+
+
+def kinds_of(pattern: str) -> list[StepKind]:
+    letters: dict[str, StepKind] = {"R": "refresh", "u": "reuse", ".": "skipped"}
+    return [letters[letter] for letter in pattern]
+
+
+CASES = [
+    pytest.param(DiffusersFirstBlockCache(threshold=1e9), "R.....", id="first-block-always"),
+    pytest.param(DiffusersFirstBlockCache(threshold=0), "RRRRRR", id="first-block-never"),
+    pytest.param(DiffusersTaylorSeer(interval=2, warmup_steps=2), "RRuRuR", id="taylorseer"),
+    pytest.param(DiffusersTaylorSeer(interval=2, warmup_steps=2, lite=True), "RR.R.R", id="taylorseer-lite"),
+    pytest.param(DiffusersMagCache(threshold=1e9, max_skips=2), "R..R..", id="magcache"),
+    pytest.param(DiffusersMagCache(max_skips=0), "RRRRRR", id="magcache-never"),
+    pytest.param(
+        CacheDit(first_blocks=1, mask=MASK, policy="static", taylorseer_order=1), "RR.R..", id="cache-dit-static",
+        marks=needs_cache_dit,
+    ),
+    pytest.param(
+        CacheDit(first_blocks=2, mask=MASK, threshold=1e-9), "RRRRRR", id="cache-dit-dynamic-never",
+        marks=needs_cache_dit,
+    ),
+    pytest.param(CacheDit(first_blocks=1), "RRRRRR", id="cache-dit-warm-up", marks=needs_cache_dit),
+]  # fmt: skip
+
+
+SKIPPING = [case for case in CASES if set(str(case.values[1])) != {"R"}]
+DIFFUSERS = [case for case in SKIPPING if not str(case.id).startswith("cache-dit")]
+
+
+@pytest.fixture
+def pipe() -> Any:
+    """Two blocks of each kind, used before: diffusers sets some attributes in the first call."""
+    pipe = small_pipeline(2, 2)
+    render(pipe, steps=1)
+    return pipe
+
+
+def applied(pipe: Any, *optimizations: Optimization) -> Acceleration:
+    return resolve(optimizations, CPU).apply(pipe)
+
+
+@contextmanager
+def module_calls(pipe: Any) -> Iterator[list[Counter[str]]]:
+    """Per step, how often each kind of module inside the blocks ran: seen with torch's own hooks."""
+    seen: list[Counter[str]] = [Counter()]
+    transformer, scheduler = pipe.transformer, pipe.scheduler
+    inside = [("attention", block.attn.to_q) for block in blocks_of(transformer)]
+    inside += [("block", block.norm1) for block in transformer.transformer_blocks]
+    inside += [("block", block.norm) for block in transformer.single_transformer_blocks]
+    step = scheduler.step
+
+    def end_step(*args: Any, **kwargs: Any) -> Any:
+        seen.append(Counter())
+        return step(*args, **kwargs)
+
+    with ExitStack() as undo:
+        for kind, module in inside:
+            undo.callback(module.register_forward_hook(lambda *_, kind=kind: seen[-1].update([kind])).remove)
+        scheduler.step = end_step
+        undo.callback(delattr, scheduler, "step")
+        yield seen
+
+
+@pytest.mark.parametrize(("technique", "pattern"), CASES)
+def test_a_step_is_what_its_blocks_really_ran(technique: Optimization, pattern: str, pipe: Any) -> None:
+    untouched = render(pipe, steps=6)
+    with applied(pipe, technique) as acceleration, module_calls(pipe) as calls:
+        images = render(pipe, steps=6)
+        kinds = acceleration.last_step_kinds()
+    assert kinds == kinds_of(pattern)
+    for kind, ran in zip(kinds, calls[:6], strict=True):
+        expected = {"refresh": (4, 4), "reuse": (4, 0)}.get(kind)
+        if expected is None:
+            assert ran["block"] < 4
+        else:
+            assert (ran["block"], ran["attention"]) == expected
+    assert np.isfinite(images).all()
+    assert np.array_equal(images, untouched) == (set(pattern) == {"R"})
+
+
+@pytest.mark.parametrize(("technique", "pattern"), SKIPPING)
+def test_it_comes_off_without_a_trace(technique: Optimization, pattern: str, pipe: Any) -> None:
+    untouched, before = render(pipe), _traces(pipe)
+    with applied(pipe, technique):
+        render(pipe)
+    assert _traces(pipe) == before
+    np.testing.assert_array_equal(render(pipe), untouched)
+
+
+@pytest.mark.parametrize(("technique", "pattern"), SKIPPING)
+def test_no_request_remembers_another(technique: Optimization, pattern: str, pipe: Any) -> None:
+    def stop(step: int) -> None:
+        if step == 2:
+            raise RuntimeError("stop")
+
+    with applied(pipe, technique) as acceleration:
+        first = render(pipe, steps=6)
+        kinds = acceleration.last_step_kinds()
+        render(pipe, seeds=(5,), steps=3)
+        np.testing.assert_array_equal(render(pipe, steps=6), first)
+        with pytest.raises(RuntimeError, match="stop"):
+            render(pipe, seeds=(7,), steps=6, on_step=stop)
+        np.testing.assert_array_equal(render(pipe, steps=6), first)
+        assert acceleration.last_step_kinds() == kinds
+
+
+@pytest.mark.parametrize(("technique", "pattern"), DIFFUSERS)
+def test_the_two_passes_of_true_cfg_are_not_taken_for_each_other(
+    technique: Optimization, pattern: str, pipe: Any
+) -> None:
+    """A negative prompt that is the prompt gives two equal passes, and so the image that one pass gives."""
+    prompt = "make the background red"
+    with applied(pipe, technique) as acceleration:
+        once = render(pipe, prompts=(prompt,), steps=6)
+        twice = render(pipe, prompts=(prompt,), negative=prompt, steps=6)
+        assert acceleration.last_step_kinds() == kinds_of(pattern)
+    np.testing.assert_allclose(twice, once, rtol=0, atol=1e-5)
+
+
+@needs_cache_dit
+def test_cache_dit_refuses_what_it_would_get_wrong(pipe: Any) -> None:
+    with applied(pipe, CacheDit(first_blocks=1)), pytest.raises(Refused, match="true CFG"):
+        render(pipe, negative="blurry")
+    with applied(pipe, CacheDit(first_blocks=1, mask="ultra")), pytest.raises(Refused, match="at least 8 steps"):
+        render(pipe, steps=5)
+    with pytest.raises(InvalidInput, match="8 blocks at every step and the transformer has 4"):
+        applied(pipe, CacheDit())
+
+
+@needs_cache_dit
+@pytest.mark.parametrize("steps", [8, 28])
+def test_the_mask_ultra_is_the_one_that_is_published(steps: int, pipe: Any) -> None:
+    published = {8: "RR..R..R", 28: "RRRR..R.....R......R.......R"}
+    ultra = CacheDit(first_blocks=1, mask="ultra", policy="static", taylorseer_order=1)
+    with applied(pipe, ultra) as acceleration:
+        render(pipe, steps=steps)
+    assert acceleration.last_step_kinds() == kinds_of(published[steps])
+
+
+def test_magcache_follows_the_published_ratios(pipe: Any) -> None:
+    """The schedule worked out by hand from the ratios: skip while |1 - product| adds up to at most the threshold."""
+    technique = DiffusersMagCache()
+    expected, product, error, skips = [], 1.0, 0.0, 0
+    for step, ratio in enumerate(technique.ratios):
+        if step < round(technique.retention * 28):
+            expected.append("refresh")
+            continue
+        product, skips = product * ratio, skips + 1
+        error += abs(1 - product)
+        if error <= technique.threshold and skips <= technique.max_skips:
+            expected.append("skipped")
+        else:
+            expected.append("refresh")
+            product, error, skips = 1.0, 0.0, 0
+    with resolve_peer("peer:magcache", CPU).apply(pipe) as acceleration:
+        render(pipe, steps=28)
+        assert acceleration.last_step_kinds() == expected
+        assert 10 <= expected.count("refresh") <= 18
+
+
+def test_a_second_cache_is_refused(pipe: Any) -> None:
+    from diffusers.hooks import FirstBlockCacheConfig
+
+    pipe.transformer.enable_cache(FirstBlockCacheConfig())
+    with pytest.raises(InvalidInput, match="has a cache already"):
+        applied(pipe, DiffusersMagCache())
+
+
+def test_the_step_of_a_call_outside_of_a_request_is_not_counted(pipe: Any) -> None:
+    with applied(pipe, DiffusersMagCache()), ExitStack() as undo:
+        requests = track_requests(pipe, undo)
+        render(pipe, steps=2)
+        before = requests.last_kinds
+        with torch.no_grad():
+            inputs = _transformer_inputs(pipe)
+            pipe.transformer(**inputs)
+        assert requests.last_kinds == before
+
+
+def _transformer_inputs(pipe: Any) -> dict[str, Any]:
+    config = pipe.transformer.config
+    return {
+        "hidden_states": torch.zeros(1, 4, config.in_channels),
+        "encoder_hidden_states": torch.zeros(1, 3, config.joint_attention_dim),
+        "pooled_projections": torch.zeros(1, config.pooled_projection_dim),
+        "timestep": torch.ones(1),
+        "guidance": torch.ones(1),
+        "img_ids": torch.zeros(4, 3),
+        "txt_ids": torch.zeros(3, 3),
+    }

@@ -1,0 +1,197 @@
+"""What recipes are made of besides caches: compilation, fusion, kernels and quantization, as far as a CPU can tell."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kontext_fast.bench.peers.technique import cannot_revert
+from kontext_fast.bench.peers.techniques.cache_dit import CacheDit
+from kontext_fast.bench.peers.techniques.compiled_blocks import CompiledBlocks
+from kontext_fast.bench.peers.techniques.cudnn_attention import CudnnAttention
+from kontext_fast.bench.peers.techniques.diffusers_first_block_cache import DiffusersFirstBlockCache
+from kontext_fast.bench.peers.techniques.diffusers_fused_qkv import DiffusersFusedQkv
+from kontext_fast.bench.peers.techniques.diffusers_magcache import DiffusersMagCache
+from kontext_fast.bench.peers.techniques.flash_attention_3_fp8 import FlashAttention3Fp8
+from kontext_fast.bench.peers.techniques.regional_compile import RegionalCompile
+from kontext_fast.bench.peers.techniques.torchao_float8 import TorchaoFloat8
+from kontext_fast.bench.peers.techniques.whole_compile import WholeCompile
+from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations.acceleration import Acceleration
+from kontext_fast.optimizations.base import Optimization
+from kontext_fast.optimizations.plan import Plan
+from tests.contract.test_optimizations_contract import _traces
+from tests.pipelines import render, small_pipeline
+
+needs_cache_dit = pytest.mark.skipif(find_spec("cache_dit") is None, reason="the extra `peers` is not installed")
+needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="the extra `peers` is not installed")
+
+GRAPHS = 3
+"""Of four blocks: one per kind, and one more for single blocks after the first, which get slices of a joint tensor."""
+
+
+@pytest.fixture
+def pipe() -> Any:
+    pipe = small_pipeline(2, 2)
+    render(pipe, steps=1)
+    return pipe
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The graphs that torch.compile captures, which then run as they are: no test waits for a compiler."""
+    captured: list[Any] = []
+    compile_ = torch.compile
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        captured.append(graph)
+        return graph.forward
+
+    def capture(model: Any, *, fullgraph: bool, mode: str | None = None) -> Any:
+        return compile_(model, fullgraph=fullgraph, backend=backend)
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", capture)
+    return captured
+
+
+def applied(pipe: Any, *optimizations: Optimization) -> Acceleration:
+    """Whatever the hardware says."""
+    return Plan("test", optimizations).apply(pipe)
+
+
+@pytest.mark.parametrize("technique", [RegionalCompile(), CompiledBlocks()], ids=lambda one: one.name)
+def test_each_kind_of_block_is_one_graph(technique: Optimization, pipe: Any, graphs: list[Any]) -> None:
+    untouched, before = render(pipe), _traces(pipe)
+    with applied(pipe, technique) as acceleration:
+        np.testing.assert_allclose(render(pipe), untouched, rtol=0, atol=1e-5)
+        assert acceleration.last_step_kinds() == ["refresh"] * 4
+    assert len(graphs) == GRAPHS
+    assert _traces(pipe) == before
+    np.testing.assert_array_equal(render(pipe), untouched)
+
+
+def test_the_whole_transformer_is_one_graph_and_the_flags_come_back(pipe: Any, graphs: list[Any]) -> None:
+    from torch._inductor import config
+
+    untouched, before, flag = render(pipe), _traces(pipe), config.epilogue_fusion
+    assert flag
+    with applied(pipe, WholeCompile()):
+        assert not config.epilogue_fusion
+        np.testing.assert_allclose(render(pipe), untouched, rtol=0, atol=1e-5)
+    assert config.epilogue_fusion == flag
+    assert len(graphs) == 2
+    assert any("proj_out" in graph.code and "norm_out" in graph.code for graph in graphs)
+    assert _traces(pipe) == before
+
+
+CACHES = [
+    pytest.param(DiffusersFirstBlockCache(threshold=1e9), id="first-block"),
+    pytest.param(DiffusersMagCache(threshold=1e9, max_skips=1), id="magcache"),
+    pytest.param(CacheDit(first_blocks=1, mask=(1, 1, 0, 1), policy="static"), id="cache-dit", marks=needs_cache_dit),
+]
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_cache_works_and_is_watched_above_compiled_blocks(cache: Optimization, pipe: Any, graphs: list[Any]) -> None:
+    with applied(pipe, cache) as acceleration:
+        eager, kinds = render(pipe), acceleration.last_step_kinds()
+    before = _traces(pipe)
+    with applied(pipe, CompiledBlocks(), cache) as acceleration:
+        np.testing.assert_allclose(render(pipe), eager, rtol=0, atol=1e-5)
+        assert acceleration.last_step_kinds() == kinds
+        assert "skipped" in kinds
+    assert len(graphs) == GRAPHS
+    assert _traces(pipe) == before
+
+
+def test_fused_projections_of_diffusers_come_off(pipe: Any) -> None:
+    untouched, before = render(pipe), _traces(pipe)
+    with applied(pipe, DiffusersFusedQkv()):
+        assert all(block.attn.fused_projections for block in pipe.transformer.transformer_blocks)
+        np.testing.assert_allclose(render(pipe), untouched, rtol=0, atol=1e-5)
+    assert _traces(pipe) == before
+    np.testing.assert_array_equal(render(pipe), untouched)
+
+
+def test_cudnn_attention_is_set_and_taken_off_again(pipe: Any) -> None:
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    before = [dict(vars(processor)) for processor in pipe.transformer.attn_processors.values()]
+    active = _AttentionBackendRegistry.get_active_backend()[0]
+    with applied(pipe, CudnnAttention()):
+        chosen = {processor._attention_backend for processor in pipe.transformer.attn_processors.values()}
+        assert chosen == {AttentionBackendName._NATIVE_CUDNN}
+    assert [dict(vars(processor)) for processor in pipe.transformer.attn_processors.values()] == before
+    assert _AttentionBackendRegistry.get_active_backend()[0] == active
+
+
+@pytest.mark.parametrize("with_log_sum_exp", [False, True])
+def test_attention_in_float8_gets_what_it_expects(
+    with_log_sum_exp: bool, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel is torch's here; everything around it is what a Hopper GPU runs."""
+    seen = []
+
+    def flash_attn_func(*parts: torch.Tensor) -> Any:
+        seen.append({part.dtype for part in parts})
+        query, key, value = (part.float().transpose(1, 2) for part in parts)
+        output = torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        return (output.bfloat16(), None) if with_log_sum_exp else output.bfloat16()
+
+    interface = ModuleType("flash_attn_interface")
+    interface.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", interface)
+
+    untouched, before = render(pipe), _traces(pipe)
+    with applied(pipe, FlashAttention3Fp8()):
+        images = render(pipe)
+        with applied(small_pipeline(1, 1), DiffusersFusedQkv(), FlashAttention3Fp8()) as other:
+            assert other.facts["flash_attention_3_fp8"] == {}
+    assert seen == [{torch.float8_e4m3fn}] * 16
+    assert 0 < np.abs(images - untouched).mean() < 0.02
+    assert _traces(pipe) == before
+    np.testing.assert_array_equal(render(pipe), untouched)
+
+
+def test_what_cannot_be_taken_off_says_so_but_hides_no_failure() -> None:
+    undo = ExitStack()
+    cannot_revert("example", undo)
+    with pytest.raises(InvalidInput, match="example cannot be taken off again; load the checkpoint again"):
+        undo.close()
+
+    def fail() -> None:
+        with ExitStack() as undo:
+            cannot_revert("example", undo)
+            raise RuntimeError("the failure")
+
+    with pytest.raises(RuntimeError, match="the failure"):
+        fail()
+
+
+@needs_torchao
+@pytest.mark.parametrize("granularity", ["row", "tensor"])
+def test_float8_replaces_every_weight_and_cannot_be_reverted(granularity: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchao quantizes on a CPU, as soon as it does not ask which GPU there is."""
+    from torchao.quantization import quant_api
+
+    monkeypatch.setattr(quant_api, "_check_hardware_support", lambda granularities: None)
+    pipe = small_pipeline(1, 1)
+    pipe.transformer.to(torch.bfloat16)
+    original = pipe.transformer.proj_out.weight.detach().float()
+    acceleration = applied(pipe, TorchaoFloat8(granularity=granularity))
+    linear = [module for module in pipe.transformer.modules() if isinstance(module, torch.nn.Linear)]
+    assert acceleration.facts["torchao_float8"]["layers"] == len(linear)
+    assert all(type(module.weight.data).__name__ == "Float8Tensor" for module in linear)
+    weight = pipe.transformer.proj_out.weight
+    assert weight.scale.numel() == (original.shape[0] if granularity == "row" else 1)
+    torch.testing.assert_close(weight.dequantize().float(), original, rtol=0.07, atol=1e-3)
+    with pytest.raises(InvalidInput, match="torchao_float8 cannot be taken off"):
+        acceleration.revert()
