@@ -94,6 +94,7 @@ def idle_pipeline() -> Any:
     )
 
 
+@pytest.mark.slow
 def test_what_measuring_does_fits_into_one_percent_of_an_edit(pipe: Any, task: Task) -> None:
     """All that a measured call adds, timed on its own: marks on every step and stage, memory, and the thread."""
     assert task.request.steps == STEPS

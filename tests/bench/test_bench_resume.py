@@ -73,7 +73,7 @@ def check_kills_of_the_parent(out: Path, rounds: int, kills: int, seed: int) -> 
 
 
 def test_killing_the_parent_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    check_kills_of_the_parent(tmp_path, rounds=3, kills=3, seed=1)
+    check_kills_of_the_parent(tmp_path, rounds=8, kills=3, seed=1)
 
 
 @pytest.mark.slow
