@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,6 +52,12 @@ def test_the_peers_of_the_comparison_are_found() -> None:
     for peer in discover_peers().values():
         assert peer.summary
         assert peer.source.startswith("https://")
+
+
+def test_the_guide_names_every_peer_and_its_source() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "peers.md").read_text()
+    for preset, peer in discover_peers().items():
+        assert any(f"`{preset}`" in line and f"({peer.source})" in line for line in guide.splitlines()), preset
 
 
 def test_listing_peers_imports_neither_torch_nor_a_peer() -> None:
