@@ -91,3 +91,15 @@ def test_latents_that_cannot_be_compared_give_no_number() -> None:
     metric = LatentError(SETTING)
     assert metric.scores([latent_pair(broken, reference), latent_pair(reference, zero)]) == [None, None]
     assert metric.scores([latent_pair(reference[:, :4], reference)]) == [None]
+
+
+def test_the_distances_of_all_metrics_grow_in_proportion_to_the_error() -> None:
+    good = np.asarray(photographs()[0], float)
+    error = np.random.default_rng(3).normal(0, 4, good.shape)
+    once, twice = (
+        pair(Image.fromarray(np.clip(good + factor * error, 0, 255).round().astype(np.uint8)), photographs()[0])
+        for factor in (1, 2)
+    )
+    for metric in (Psnr(SETTING), Ssim(SETTING)):
+        small, large = (metric.distance(float(score)) for score in metric.scores([once, twice]) if score is not None)
+        assert 1.6 < large / small < 2.1, metric.name

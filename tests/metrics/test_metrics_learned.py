@@ -31,7 +31,7 @@ def _case(item: Item, output: Image.Image) -> Case:
 
 
 def _single_answer(count: int) -> list[WorldItem]:
-    return [item for item in world(60, 3).items if isinstance(item, WorldItem) and not item.open][:count]
+    return [item for item in world(60, 3).items if isinstance(item, WorldItem) and item.output_caption][:count]
 
 
 @needs_pair

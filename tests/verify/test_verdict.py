@@ -92,7 +92,7 @@ def test_no_loss_beyond_the_margins_and_inside_the_noise_of_seeds_is_non_inferio
 def test_a_loss_is_said_with_its_size() -> None:
     verdict = decide(_evidence(_distances(0.1), _answers(-0.2), _answers(0.0, metric="judge_kept")), MARGINS)
     assert verdict.level is Level.LOSS
-    assert verdict.reason.startswith("Judge_done fell by 0.2 (at least 0.1")
+    assert verdict.reason.startswith("The loss in judge_done is 0.2 (at least 0.1")
     assert "margin of 0.05" in verdict.reason
     assert "judge_kept" not in verdict.reason
 
@@ -126,7 +126,9 @@ def test_quality_that_no_seeing_metric_measured_is_not_measured() -> None:
 def test_a_verdict_can_rest_on_the_metrics_that_see() -> None:
     blind = {"judge_kept": "it missed swapped instructions"}
     evidence = _evidence(_distances(0.1, n=200), _answers(0.0, 200), _answers(-0.5, 200, "judge_kept"), blind=blind)
-    assert _level(evidence) is Level.NON_INFERIOR
+    verdict = decide(evidence, MARGINS)
+    assert verdict.level is Level.NON_INFERIOR
+    assert verdict.reason.endswith("Blind here and left out: judge_kept.")
 
 
 def test_without_the_noise_of_seeds_nothing_is_non_inferior() -> None:

@@ -40,8 +40,11 @@ class Lpips(Metric):
         def distance(outputs: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
             with torch.inference_mode():
                 # The metric gives the mean of what it is called with.
-                pairs = zip(outputs.to(device).split(1), references.to(device).split(1), strict=True)
-                return torch.stack([network(output, reference).cpu() for output, reference in pairs])
+                alone = [
+                    network(outputs[index : index + 1].to(device), references[index : index + 1].to(device)).cpu()
+                    for index in range(len(outputs))
+                ]
+                return torch.stack(alone)
 
         return [float(value) for value in pairwise(cases, distance)]
 

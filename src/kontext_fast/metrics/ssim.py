@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 SIGMA = 1.5
 BORDER = 5
 """Half the width of the window, in pixels."""
+RESOLUTION = 1e-6
 
 
 class Ssim(Metric):
@@ -39,5 +40,5 @@ class Ssim(Metric):
 
     @staticmethod
     def distance(score: float) -> float:
-        """Rounding lifts the similarity of equal pictures a little over 1."""
-        return max(0.0, 1.0 - score)
+        """The root, since 1 - SSIM grows with the square of an error; what float32 cannot resolve is no distance."""
+        return 0.0 if 1 - score < RESOLUTION else float((1 - score) ** 0.5)

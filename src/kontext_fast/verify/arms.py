@@ -36,7 +36,7 @@ class Plan:
 
 
 def arms(presets: Sequence[str | Preset], items: Sequence[Item], control_items: Sequence[Item]) -> Iterator[Plan]:
-    """All arms that run the pipeline. Other precision comes last, since it needs another copy of the weights."""
+    """All arms that run the pipeline. Other precision comes last, since it spoils the pipeline."""
     every, few = tuple(items), tuple(control_items)
     yield Plan(arm=Arm(name=BASELINE, role="baseline"), items=every)
     for preset in presets:

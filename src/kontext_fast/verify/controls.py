@@ -7,7 +7,7 @@ verification, and no verdict rests on it. What each metric must see is declared 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,8 @@ class Sighting:
     """True where it had to be seen, False where nothing was to be seen."""
     seen: bool | None
     """None where it could not be looked at."""
+    idle: bool = False
+    """True where the control changed no output, bit for bit: then it tries no metric."""
 
     @property
     def right(self) -> bool | None:
@@ -76,13 +78,18 @@ def sightings(
     fidelity: Fidelity | None,
     distances: Mapping[str, ByItem],
     differences: Mapping[str, ByItem],
+    idle: Collection[str] = (),
 ) -> tuple[Sighting, ...]:
     """What `metric` made of each control, from its values by control.
 
-    `distances` to baseline are for a metric of fidelity and `differences` of scores for one of quality.
+    `distances` to baseline are for a metric of fidelity and `differences` of scores for one of quality. `idle` are the
+    controls that changed no output, such as a cache which never found anything to reuse.
     """
     found = []
     for control in sorted(metric.sees):
+        if control in idle:
+            found.append(Sighting(metric.name, control.value, True, None, idle=True))
+            continue
         if metric.role is Role.FIDELITY:
             seen = _farther_than_rounding(fidelity, distances.get(control, {}), margins)
         else:
@@ -98,14 +105,16 @@ def sightings(
 def blindness(found: Sequence[Sighting]) -> str | None:
     """Why a metric is blind, as a clause, from its sightings; None where it is not."""
     missed = [one.control for one in found if one.due and one.seen is False]
-    unseen = [one.control for one in found if one.due and one.seen is None]
+    unseen = [one.control for one in found if one.due and one.seen is None and not one.idle]
     imagined = [one.control for one in found if not one.due and one.seen]
     if missed:
         return f"it missed {', '.join(missed)}"
     if imagined:
         return f"it saw a loss in {', '.join(imagined)}"
     # Nothing shows that it can see: a control that failed must not make a metric trusted.
-    return f"it could not be tried on {', '.join(unseen)}" if unseen else None
+    if unseen:
+        return f"it could not be tried on {', '.join(unseen)}"
+    return None if any(one.due and one.seen for one in found) else "no control had any effect"
 
 
 def _farther_than_rounding(fidelity: Fidelity | None, distances: ByItem, margins: Margins) -> bool | None:

@@ -55,6 +55,7 @@ def findings(result: ResultFile) -> Findings:
             fidelity=fidelity.get(metric.name),
             distances={name: arms.distances(metric, name) for name in arms.controls},
             differences={name: arms.differences(metric, name) for name in (*arms.controls, *arms.floors)},
+            idle=arms.idle_controls(),
         )
         for metric in metrics
     ]
@@ -69,8 +70,14 @@ def findings(result: ResultFile) -> Findings:
         presets=tuple(_judged(arms, record, metrics, margins, blind) for record in arms.presets),
         sightings=tuple(sighting for of_metric in found for sighting in of_metric),
         blind=blind,
-        metrics=verification.metrics,
+        metrics=tuple(_as_it_was(facts, arms) for facts in verification.metrics),
     )
+
+
+def _as_it_was(facts: MetricFacts, arms: Arms) -> MetricFacts:
+    if facts.not_measured or arms.measured(facts.name) or arms.measured(facts.name + BETWEEN_SEEDS):
+        return facts
+    return facts.model_copy(update={"not_measured": "Not measured: no output came with what it needs."})
 
 
 def _judged(
@@ -101,6 +108,16 @@ class Arms:
 
     def _of_role(self, role: str) -> list[Record]:
         return [record for record in self._records.values() if record.arm and record.arm.role == role]
+
+    def idle_controls(self) -> set[str]:
+        """Controls all of whose outputs are baseline's, bit for bit."""
+        baseline = _images(self.baseline)[0] if self.baseline else {}
+        made = {name: _images(self._records[name])[0] for name in self.controls}
+        return {
+            name
+            for name, images in made.items()
+            if images and all(baseline.get(key) == image for key, image in images.items())
+        }
 
     def measured(self, metric: str) -> bool:
         return any(scores.get(metric) for scores in self._scores.values())

@@ -104,7 +104,7 @@ def _floor_outcome(ratio: Ratio, n: int, margins: FloorMargins) -> Outcome:
 
 def item_means(by_item: ByItem) -> Array:
     """One value per item, in the order of the ids."""
-    return np.array([np.mean(by_item[item]) for item in sorted(by_item) if len(by_item[item])], np.float64)
+    return np.array([sum(values) / len(values) for _, values in sorted(by_item.items()) if values], np.float64)
 
 
 def against_margins(usable: Sequence[Quality], margins: Margins) -> tuple[LossFinding, ...]:

@@ -20,6 +20,7 @@ from kontext_fast.pipeline.load import LoadedCheckpoint, load
 from kontext_fast.pipeline.request import EditRequest
 from kontext_fast.records.schema import Output
 from kontext_fast.verify.arms import Plan
+from kontext_fast.verify.precision import use_other_precision
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -99,14 +100,14 @@ class Studio:
             torch.cuda.empty_cache()
 
     def _pipe(self, plan: Plan) -> Any:
-        if plan.other_precision:
-            # Two copies of the real weights fit on no card.
-            self.release()
-            other = "bfloat16" if self.facts.dtype == "float32" else "float32"
-            return load(self._checkpoint, device=self._device, dtype=other).pipe
         if self._loaded is None:
             self._loaded = load(self._checkpoint, device=self._device)
-        return self._loaded.pipe
+        pipe = self._loaded.pipe
+        if plan.other_precision:
+            # Whatever happens next, this one is no baseline any more.
+            self._loaded = None
+            use_other_precision(pipe)
+        return pipe
 
     def _edit(
         self, pipe: Any, plan: Plan, item: Item, index: int, keep: Callable[[Image], str]

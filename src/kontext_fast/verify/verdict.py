@@ -108,7 +108,9 @@ def _about_quality(
         return Verdict(Level.LOSS, _loss_sentence(losses, noise, margins), floor, noise, losses)
     if noise and all(outcome is Outcome.PASSED for outcome in outcomes):
         names = ", ".join(finding.metric for finding in losses)
-        return Verdict(Level.NON_INFERIOR, f"No loss beyond the margins of {names}.", floor, noise, losses)
+        left_out = [one.metric for one in measured if one.metric in evidence.blind]
+        caveat = f" Blind here and left out: {', '.join(left_out)}." if left_out else ""
+        return Verdict(Level.NON_INFERIOR, f"No loss beyond the margins of {names}.{caveat}", floor, noise, losses)
     return Verdict(Level.CANNOT_TELL, _doubt_sentence(losses, noise, margins), floor, noise, losses)
 
 
@@ -133,7 +135,7 @@ def _farthest(floor: Sequence[FloorFinding]) -> str:
 
 def _loss_sentence(losses: Sequence[LossFinding], noise: Sequence[NoiseFinding], margins: Margins) -> str:
     parts = [
-        f"{one.metric} fell by {-one.mean:.3g} (at least {-one.upper:.3g}, at most {-one.lower:.3g}, "
+        f"the loss in {one.metric} is {-one.mean:.3g} (at least {-one.upper:.3g}, at most {-one.lower:.3g}, "
         f"with a margin of {one.margin:g})"
         for one in losses
         if one.outcome is Outcome.FAILED
@@ -150,7 +152,7 @@ def _loss_sentence(losses: Sequence[LossFinding], noise: Sequence[NoiseFinding],
 
 def _doubt_sentence(losses: Sequence[LossFinding], noise: Sequence[NoiseFinding], margins: Margins) -> str:
     parts = [
-        f"{one.metric} changed by {one.mean:+.3g} and its bound of {one.lower:+.3g} is not within {-one.margin:g}; "
+        f"the change in {one.metric} is {one.mean:+.3g} and its bound of {one.lower:+.3g} is beyond {-one.margin:g}; "
         f"about {one.needed} items would tell, {one.n} were used"
         for one in losses
         if one.outcome is Outcome.UNDECIDED

@@ -1,0 +1,72 @@
+"""Scores of a preset minus those of baseline for the same item, with bounds, margins and the controls for scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kontext_fast.metrics.base import Role
+from kontext_fast.metrics.registry import discover
+from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.schema import ResultFile
+from kontext_fast.report.charting import Chart
+from kontext_fast.report.quality_picture import Kind, Panel, Row, picture
+from kontext_fast.report.quality_words import finding
+from kontext_fast.verify.bounds import mean_bounds
+from kontext_fast.verify.evidence import Arms, findings
+from kontext_fast.verify.findings import item_means
+
+SECTION = "quality"
+FILE = Path("quality") / "paired_differences.png"
+TITLE = "Paired differences: scores of a preset minus those of baseline"
+
+
+def plotted(result: ResultFile) -> tuple[Panel, ...]:
+    """One panel per metric of quality that was measured; empty for anything but a verification."""
+    if result.verification is None:
+        return ()
+    found, arms = findings(result), Arms(result.records)
+    panels = []
+    for metric in discover().values():
+        if metric.role is not Role.QUALITY or not arms.measured(metric.name):
+            continue
+        rows: list[Row] = []
+        kinds: list[tuple[Kind, str]] = [("preset", record.preset) for record in arms.presets]
+        kinds += [("floor", name) for name in arms.floors] + [("control", name) for name in arms.controls]
+        for kind, name in kinds:
+            values = item_means(arms.differences(metric, name))
+            if len(values) < 2:
+                continue
+            bounds = mean_bounds(values, found.margins.confidence, bounded=metric.bounded)
+            rows.append(Row(name, kind, tuple(values.tolist()), (float(bounds.lower), float(bounds.upper))))
+        if rows:
+            blind = f" (blind here: {found.blind[metric.name]})" if metric.name in found.blind else ""
+            panels.append(
+                Panel(
+                    metric.title + blind,
+                    "difference from baseline per item; left of zero is worse",
+                    tuple(rows),
+                    margin=found.margins.primary.get(metric.name),
+                )
+            )
+    return tuple(panels)
+
+
+def draw(result: ResultFile, folder: Path) -> Chart:
+    """Write the picture below `folder`; without any score an earlier picture is removed and none is drawn."""
+    panels = plotted(result)
+    path = folder / FILE
+    if panels:
+        write_atomically(path, picture(panels))
+    else:
+        path.unlink(missing_ok=True)
+    return Chart(
+        path=path if panels else None,
+        title=TITLE,
+        how_to_read=(
+            "A dot is an item, its seeds averaged. The bar runs from the lower to the upper 95 % bound of the mean, "
+            "each one-sided. A preset passes where its bar stays right of the left end of the green band, "
+            "which is the margin. Controls are worse on purpose: a metric in which they do not fall is blind."
+        ),
+        takeaway=finding(findings(result)) if panels else "No metric of quality was measured.",
+        alt="; ".join(f"{panel.title}: {', '.join(row.label for row in panel.rows)}" for panel in panels),
+    )

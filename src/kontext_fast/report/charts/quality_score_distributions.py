@@ -1,0 +1,84 @@
+"""How far every arm's outputs are from baseline's, and which scores they get: whole distributions, no means alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from kontext_fast.metrics.base import Metric, Role
+from kontext_fast.metrics.registry import discover
+from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.schema import ResultFile
+from kontext_fast.report.charting import Chart
+from kontext_fast.report.quality_picture import Kind, Panel, Row, picture
+from kontext_fast.report.quality_words import finding
+from kontext_fast.verify.evidence import Arms, findings
+
+SECTION = "quality"
+FILE = Path("quality") / "score_distributions.png"
+TITLE = "Distances to baseline, and scores, of every output"
+
+
+def plotted(result: ResultFile) -> tuple[Panel, ...]:
+    """Panels of fidelity first; empty for anything but a verification."""
+    if result.verification is None:
+        return ()
+    found, arms = findings(result), Arms(result.records)
+    metrics = sorted(discover().values(), key=lambda metric: metric.role is not Role.FIDELITY)
+    panels = []
+    for metric in metrics:
+        if not arms.measured(metric.name):
+            continue
+        blind = f" (blind here: {found.blind[metric.name]})" if metric.name in found.blind else ""
+        if metric.role is Role.FIDELITY:
+            rows, axis = _distances(arms, metric), f"distance to baseline by {metric.name}, logarithmic"
+        else:
+            rows, axis = _scores(arms, metric), "score of each output"
+        panels.append(Panel(metric.title + blind, axis, tuple(rows), log=metric.role is Role.FIDELITY))
+    return tuple(panel for panel in panels if any(value > 0 for row in panel.rows for value in row.values))
+
+
+def _arms(arms: Arms) -> Iterable[tuple[Kind, str]]:
+    yield from (("preset", record.preset) for record in arms.presets)
+    yield from (("floor", name) for name in arms.floors)
+    yield from (("control", name) for name in arms.controls)
+
+
+def _distances(arms: Arms, metric: type[Metric]) -> list[Row]:
+    rows = [
+        Row(name, kind, values)
+        for kind, name in _arms(arms)
+        if (values := tuple(v for of_item in arms.distances(metric, name).values() for v in of_item))
+    ]
+    between = tuple(v for of_item in arms.fidelity(metric).between_seeds.values() for v in of_item)
+    return [*rows, Row("another seed", "baseline", between)] if between else rows
+
+
+def _scores(arms: Arms, metric: type[Metric]) -> list[Row]:
+    baseline: list[tuple[Kind, str]] = [("baseline", arms.baseline.preset)] if arms.baseline else []
+    return [
+        Row(name, kind, values)
+        for kind, name in [*baseline, *_arms(arms)]
+        if (values := tuple(arms.scores(name, metric.name).values()))
+    ]
+
+
+def draw(result: ResultFile, folder: Path) -> Chart:
+    """Write the picture below `folder`; without any score an earlier picture is removed and none is drawn."""
+    panels = plotted(result)
+    path = folder / FILE
+    if panels:
+        write_atomically(path, picture(panels))
+    else:
+        path.unlink(missing_ok=True)
+    return Chart(
+        path=path if panels else None,
+        title=TITLE,
+        how_to_read=(
+            "A dot is an output and the diamond is the median. Blue are presets; green is baseline against itself "
+            "with nothing but rounding changed, the floor of every distance; orange are outputs made worse on purpose; "
+            "gray is baseline, in distances to itself with another seed. Dots at the left edge are exactly zero."
+        ),
+        takeaway=finding(findings(result)) if panels else "Nothing was scored.",
+        alt="; ".join(f"{panel.title}: {', '.join(row.label for row in panel.rows)}" for panel in panels),
+    )

@@ -1,0 +1,158 @@
+"""Optimizations that claim to change nothing and are broken, one mistake each."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, ClassVar
+
+import torch
+
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
+from kontext_fast.optimizations.presets import Preset
+
+
+class _Broken(Optimization):
+    effect: ClassVar[Effect] = Effect.NUMERIC
+    phase: ClassVar[Phase] = Phase.WEIGHTS
+    summary: ClassVar[str] = "broken on purpose"
+
+
+def _shadow(owner: Any, name: str, value: Any, undo: ExitStack) -> None:
+    vars(owner)[name] = value
+    undo.callback(vars(owner).pop, name)
+
+
+class BlockSkipped(_Broken):
+    name: ClassVar[str] = "block skipped"
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        block = pipe.transformer.transformer_blocks[-1]
+
+        def forward(hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any) -> Any:
+            return encoder_hidden_states, hidden_states
+
+        _shadow(block, "forward", forward, undo)
+        return {}
+
+
+class HeadSwapped(_Broken):
+    """K and V of one head of one block."""
+
+    name: ClassVar[str] = "head swapped"
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        attention = pipe.transformer.transformer_blocks[0].attn
+        head = slice(0, attention.inner_dim // attention.heads)
+
+        def swap() -> None:
+            with torch.no_grad():
+                key, value = attention.to_k.weight[head].clone(), attention.to_v.weight[head].clone()
+                attention.to_k.weight[head], attention.to_v.weight[head] = value, key
+
+        swap()
+        undo.callback(swap)
+        return {}
+
+
+class ScaleOff(_Broken):
+    """Five percent on what every block writes, as a wrong scale of quantized weights would give."""
+
+    name: ClassVar[str] = "scale off"
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        transformer = pipe.transformer
+        layers = [
+            layer for block in transformer.transformer_blocks for layer in (block.attn.to_out[0], block.ff.net[2])
+        ]
+        layers += [block.proj_out for block in transformer.single_transformer_blocks]
+        for layer in layers:
+            before = layer.weight.data
+            layer.weight.data = before * 1.05
+            undo.callback(setattr, layer.weight, "data", before)
+        return {}
+
+
+class CacheNotReset(_Broken):
+    """A cache of the first block's output that every second step of a request may use, and the next request too."""
+
+    name: ClassVar[str] = "cache not reset"
+    phase: ClassVar[Phase] = Phase.STEPS
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        block = pipe.transformer.transformer_blocks[0]
+        forward = block.forward
+        calls: list[Any] = []
+
+        def cached(*args: Any, **kwargs: Any) -> Any:
+            # One step in five reuses what was computed before it, whosever it was.
+            if calls and len(calls) % 5 == 4:
+                calls.append(calls[-1])
+            else:
+                calls.append(forward(*args, **kwargs))
+            return calls[-1]
+
+        _shadow(block, "forward", cached, undo)
+        return {}
+
+
+class SeedsShifted(_Broken):
+    name: ClassVar[str] = "seeds shifted"
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        prepare = pipe.prepare_latents
+
+        def shifted(*args: Any, **kwargs: Any) -> Any:
+            moved = []
+            for value in args:
+                if isinstance(value, list) and value and isinstance(value[0], torch.Generator):
+                    value = [torch.Generator().manual_seed(one.initial_seed() + 1) for one in value]
+                moved.append(value)
+            return prepare(*moved, **kwargs)
+
+        _shadow(pipe, "prepare_latents", shifted, undo)
+        return {}
+
+
+class FailsOnOne(_Broken):
+    """Raises for the second item that it sees."""
+
+    name: ClassVar[str] = "fails on one"
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        encode = pipe.encode_prompt
+        calls: list[None] = []
+
+        def failing(*args: Any, **kwargs: Any) -> Any:
+            calls.append(None)
+            if len(calls) == 2:
+                raise RuntimeError("a kernel failed")
+            return encode(*args, **kwargs)
+
+        _shadow(pipe, "encode_prompt", failing, undo)
+        return {}
+
+
+class Untouched(_Broken):
+    """Does nothing at all: the one that must pass."""
+
+    name: ClassVar[str] = "untouched"
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        return {}
+
+
+class Rounded(_Broken):
+    """Weights moved by a part in ten thousand: what a correct kernel with another order of sums would do."""
+
+    name: ClassVar[str] = "rounded"
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        layer = pipe.transformer.transformer_blocks[0].ff.net[2]
+        before = layer.weight.data
+        layer.weight.data = before * 1.0001
+        undo.callback(setattr, layer.weight, "data", before)
+        return {}
+
+
+def preset(*optimizations: Optimization) -> Preset:
+    return Preset("+".join(one.name for one in optimizations), "planted by a test", optimizations)

@@ -1,0 +1,166 @@
+"""A verification of outputs that were rendered, not run: what a model that has learned the shapes world would make.
+
+Baseline draws the target, each seed with a little noise of its own. A preset is a function that spoils an output. The
+scores come from the real metrics on the stored pictures; only the pictures are made up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from kontext_fast.items.world import WorldItem, world
+from kontext_fast.metrics.base import Control, Setting
+from kontext_fast.records.schema import Arm, ArmRole, Item, Output, Record, ResultFile, Verification
+from kontext_fast.records.store import ResultStore
+from kontext_fast.verify.controls import FLOORS, spoiled
+from kontext_fast.verify.journal import Journal
+from kontext_fast.verify.margins import Margins, read_margins
+from kontext_fast.verify.scoring import Scorer
+from tests.items.wrong_pictures import extra_object
+from tests.records.builder import MACHINE, TINY
+
+Make = Callable[[WorldItem, Image.Image, int], Image.Image]
+"""From an item, baseline's output and the index of the item to an output."""
+
+SEEDS = (0, 1)
+
+
+def drawn(item: WorldItem, seed: int) -> Image.Image:
+    """The target as baseline draws it with `seed`: a little blurred, and not twice the same."""
+    noise = np.random.default_rng([int(item.id, 16), seed]).normal(0, 4, (128, 128, 3))
+    return _shifted(item.target.filter(ImageFilter.GaussianBlur(0.3)), noise)
+
+
+def _shifted(image: Image.Image, by: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.clip(np.asarray(image, float) + by, 0, 255).round().astype(np.uint8))
+
+
+def noisy(strength: float, seed: int = 7) -> Make:
+    """Every output moved by noise; below 0.5 few pixels change at all."""
+
+    def make(item: WorldItem, image: Image.Image, index: int) -> Image.Image:
+        rng = np.random.default_rng([seed, index])
+        return _shifted(image, rng.normal(0, strength, (128, 128, 3)))
+
+    return make
+
+
+def losing(every: int) -> Make:
+    """Every so many items something appears that nobody asked for."""
+
+    def make(item: WorldItem, image: Image.Image, index: int) -> Image.Image:
+        worse = extra_object(item.shapes) if index % every == 0 else None
+        return worse or noisy(0.8)(item, image, index)
+
+    return make
+
+
+def untouched(item: WorldItem, image: Image.Image, index: int) -> Image.Image:
+    return image
+
+
+def verification(
+    folder: Path,
+    presets: Mapping[str, Make],
+    *,
+    items: int = 60,
+    control_items: int = 16,
+    margins: Margins | None = None,
+    blind: bool = False,
+) -> ResultStore:
+    """A scored verification; `blind` makes baseline draw the input, so that the judge has nothing to see."""
+    margins = margins or read_margins()
+    store = ResultStore(folder)
+    chosen = [item for item in world(items, 0).items if isinstance(item, WorldItem)]
+    few = chosen[:control_items]
+
+    def of_baseline(item: WorldItem, seed: int) -> Image.Image:
+        return _shifted(item.image, np.full(3, seed)) if blind else drawn(item, seed)
+
+    def record(name: str, role: ArmRole, of: Sequence[WorldItem], make: Make, preset: str | None = None) -> Record:
+        outputs = [
+            Output(
+                item=item.id,
+                seed=seed,
+                image=store.put_image(make(item, of_baseline(item, seed), index)),
+                step_kinds=("refresh", "refresh", "skipped", "refresh"),
+            )
+            for index, item in enumerate(of)
+            for seed in SEEDS
+        ]
+        return Record(
+            run_id=name,
+            created_at="2001-02-03T04:05:06+00:00",
+            preset=preset or name,
+            plan=(),
+            checkpoint=TINY,
+            environment=MACHINE,
+            round=0,
+            order=0,
+            status="ok",
+            arm=Arm(name=name, role=role, preset=preset),
+            outputs=tuple(outputs),
+        )
+
+    records = [record("baseline", "baseline", chosen, untouched)]
+    for name, make in presets.items():
+        records.append(record(name, "preset", chosen, make))
+        records.append(record(f"{name}, other order", "order", few, make, preset=name))
+    records += [
+        record(name, "floor", few, noisy(0.6, seed=index) if index else untouched) for index, name in enumerate(FLOORS)
+    ]
+    by_id = {item.id: few[index - 1] for index, item in enumerate(few)}
+    controls: dict[Control, Make] = {
+        Control.HALF_STEPS: noisy(9),
+        Control.CACHE_X4: noisy(12),
+        Control.SWAPPED: lambda item, image, index: by_id[item.id].target,
+        Control.BLUR: lambda item, image, index: spoiled(image, Control.BLUR),
+        Control.JPEG: lambda item, image, index: spoiled(image, Control.JPEG),
+        Control.UNEDITED: lambda item, image, index: item.image,
+    }
+    records += [record(control.value, "control", few, make) for control, make in controls.items()]
+
+    scorer = Scorer(Setting(checkpoint="tiny"), store, Journal(folder), {item.id: item for item in chosen})
+    by_name = {one.arm.name: one for one in records if one.arm}
+    scored = []
+    for one in records:
+        assert one.arm is not None
+        reference = by_name[one.arm.preset or "baseline"] if one.arm.role == "order" else by_name["baseline"]
+        scored.append(one.model_copy(update={"scores": tuple(scorer.score(one, reference, lambda _: None))}))
+    store.write(
+        ResultFile(
+            kontext_fast_version="0.0.0",
+            command="kontext verify",
+            suite="verify",
+            suite_sha256=margins.sha256,
+            seed=0,
+            items=tuple(
+                Item(
+                    id=item.id,
+                    instruction=item.instruction,
+                    image=store.put_image(item.image),
+                    target=store.put_image(item.target),
+                    kind=item.kind,
+                    open=item.open,
+                )
+                for item in chosen
+            ),
+            records=tuple(scored),
+            verification=Verification(
+                dataset="shapes",
+                steps=28,
+                guidance=2.5,
+                seeds=SEEDS,
+                batch=2,
+                control_items=tuple(item.id for item in few),
+                margins=margins.model_dump(mode="json"),
+                margins_sha256=margins.sha256,
+                metrics=scorer.facts,
+            ),
+        )
+    )
+    return store

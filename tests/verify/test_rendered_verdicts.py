@@ -1,0 +1,113 @@
+"""Verdicts on rendered pictures, through stored images, real metrics and records: what a trained model would give."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.records.store import ResultStore
+from kontext_fast.report.quality import write_quality_page
+from kontext_fast.report.quality_cards import arbitrary, difference_map, worst
+from kontext_fast.verify.evidence import PresetVerdict, findings
+from kontext_fast.verify.margins import Margins, read_margins
+from kontext_fast.verify.verdict import Level
+from tests.metrics.cases import noise
+from tests.records.builder import full
+from tests.verify.rendered import losing, noisy, untouched, verification
+
+
+def _wider(margins: Margins) -> Margins:
+    """For fewer items than a verdict of quality really takes."""
+    return margins.model_copy(update={"primary": {"judge_done": 0.1, "judge_kept": 0.1}})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ResultStore:
+    presets = {"near": noisy(0.5, seed=9), "farther": noisy(1.5), "losing": losing(3)}
+    folder = tmp_path_factory.mktemp("rendered")
+    return verification(folder, presets, items=30, margins=_wider(read_margins()))
+
+
+def _verdicts(store: ResultStore) -> dict[str, PresetVerdict]:
+    return {one.preset: one for one in findings(store.load()).presets}
+
+
+def test_each_preset_gets_the_verdict_it_deserves(store: ResultStore) -> None:
+    verdicts = _verdicts(store)
+    levels = {name: one.verdict.level for name, one in verdicts.items()}
+    assert levels == {"near": Level.EQUIVALENT, "farther": Level.NON_INFERIOR, "losing": Level.LOSS}
+    assert "judge_kept is 0.33" in verdicts["losing"].verdict.reason
+    assert not findings(store.load()).blind
+
+
+def test_the_worst_items_come_first_and_random_ones_look_at_no_result(store: ResultStore) -> None:
+    found = findings(store.load())
+    (one,) = (one for one in found.presets if one.preset == "losing")
+    assert one.evidence is not None
+    (kept,) = (quality for quality in one.evidence.quality if quality.metric == "judge_kept")
+    lost = {item for item, values in kept.differences.items() if sum(values) < 0}
+    ranked = worst(one, found)
+    assert set(ranked[: len(lost)]) == lost
+    items = list(kept.differences)
+    assert arbitrary(items, 3) == arbitrary(items[::-1], 3) != arbitrary(items, 4)
+    assert sorted(arbitrary(items, 3)) == sorted(items)
+
+
+def test_the_page_is_one_file_that_says_all_of_it(store: ResultStore) -> None:
+    page = write_quality_page(store.folder)
+    assert page == store.folder / "visualizations" / "quality" / "index.html"
+    text = page.read_text()
+    assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", text)
+    assert "url(" not in text
+    for words in ("L1 numerically equivalent", "L2 non-inferior", "L3 measured loss", "the loss in judge_kept"):
+        assert words.lower() in text.lower()
+    assert text.count('<article class="card">') == 3 * 24
+    assert text.count('<input type="range"') == 3 * 24
+    assert "not measured: no output came with what it needs" in text.lower()
+    for chart in ("paired_differences.png", "score_distributions.png"):
+        assert (page.parent / chart).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_survives_a_missing_picture(store: ResultStore, tmp_path: Path) -> None:
+    result = store.load()
+    (record,) = (record for record in result.records if record.arm and record.arm.name == "near")
+    gone = record.outputs[0].image
+    assert gone is not None
+    path = store.image_path(gone)
+    kept = path.read_bytes()
+    path.unlink()
+    try:
+        text = write_quality_page(store.folder, tmp_path).read_text()
+    finally:
+        path.write_bytes(kept)
+    assert text.count('<article class="card">') >= 3 * 24 - 2
+
+
+def test_records_of_a_benchmark_are_no_verification(tmp_path: Path) -> None:
+    bench = ResultStore(tmp_path)
+    bench.write(full(bench))
+    with pytest.raises(InvalidInput, match="not of a verification"):
+        write_quality_page(tmp_path)
+
+
+def test_a_judge_with_nothing_to_see_is_blind_and_carries_no_verdict(tmp_path: Path) -> None:
+    presets = {"losing": losing(2), "same": untouched}
+    margins = _wider(read_margins())
+    store = verification(tmp_path, presets, items=6, control_items=6, margins=margins, blind=True)
+    found = findings(store.load())
+    assert {"judge_done", "judge_kept"} <= set(found.blind)
+    levels = {one.preset: one.verdict.level for one in found.presets}
+    assert levels == {"losing": Level.NOT_MEASURED, "same": Level.IDENTICAL}
+
+
+def test_the_difference_map_is_black_where_pictures_agree() -> None:
+    picture = noise(1)
+    assert difference_map(picture, picture).getextrema() == ((0, 0), (0, 0), (0, 0))
+    spoiled = picture.copy()
+    spoiled.paste((255, 255, 255), (0, 0, 10, 10))
+    drawn = difference_map(picture, spoiled)
+    assert drawn.crop((20, 20, 60, 40)).getbbox() is None
+    assert drawn.getbbox() is not None
