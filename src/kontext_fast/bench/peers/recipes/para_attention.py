@@ -11,7 +11,7 @@ PARA_ATTENTION = Peer(
     source="https://github.com/chengzeyi/ParaAttention",
     needs=(
         Elsewhere(
-            reason="ParaAttention 0.3.38 fails on diffusers 0.35 and later (TypeError: a single block misses its "
+            reason="ParaAttention 0.3.38 fails on diffusers 0.42 (TypeError: a single block misses its "
             "encoder_hidden_states); use peer:first-block-cache, which is diffusers' version of it"
         ),
     ),
