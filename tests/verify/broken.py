@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
+from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.presets import Preset
 
 
@@ -152,6 +153,16 @@ class Rounded(_Broken):
         layer.weight.data = before * 1.0001
         undo.callback(setattr, layer.weight, "data", before)
         return {}
+
+
+class NeedsAnotherMachine(_Broken):
+    name: ClassVar[str] = "needs another machine"
+
+    def refusal(self, machine: Machine) -> str | None:
+        return "this one will not do, get another machine"
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        raise AssertionError("it was refused")
 
 
 def preset(*optimizations: Optimization) -> Preset:

@@ -11,6 +11,7 @@ from kontext_fast.items.datasets import read_dataset
 from kontext_fast.items.world import world
 from kontext_fast.optimizations.presets import Preset
 from kontext_fast.pipeline.load import RANDOM, TINY
+from kontext_fast.pipeline.request import EditRequest
 from kontext_fast.records.schema import BASELINE
 from kontext_fast.verify.controls import CONTROL_ITEMS
 from kontext_fast.verify.margins import Margins, read_margins
@@ -43,6 +44,8 @@ class Request:
             raise InvalidInput("One seed has no noise to compare with; use at least 2 seeds.")
         if self.control_items < 2:
             raise InvalidInput(f"{self.control_items} items are too few for the controls; use at least 2.")
+        # Whatever an edit refuses is refused before anything is loaded.
+        EditRequest("-", steps=self.steps, guidance=self.guidance, seed=self.seed, batch=self.seeds)
         names = [preset if isinstance(preset, str) else preset.name for preset in self.presets]
         if not names or len(set(names)) < len(names) or BASELINE in names:
             raise InvalidInput(f"Name each preset to verify once, and not {BASELINE}, which they are compared with.")

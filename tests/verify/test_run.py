@@ -1,0 +1,215 @@
+"""Whole verifications on a small checkpoint: what is stored, what is resumed, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import kontext_fast.pipeline.edit
+from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
+from kontext_fast.items.world import world
+from kontext_fast.metrics.base import Control
+from kontext_fast.records.schema import Record, ResultFile
+from kontext_fast.verify.clock import Progress
+from kontext_fast.verify.controls import FLOORS, OTHER_PRECISION
+from kontext_fast.verify.evidence import findings
+from kontext_fast.verify.journal import FOLDER
+from kontext_fast.verify.request import Request
+from kontext_fast.verify.run import verify
+from kontext_fast.verify.verdict import Level
+from tests.verify import broken
+from tests.verify.edits import write_dataset
+
+
+@pytest.fixture(scope="module")
+def request_of(lively: Path, tmp_path_factory: pytest.TempPathFactory) -> Request:
+    dataset = write_dataset(tmp_path_factory.mktemp("data"), 3)
+    preset = broken.preset(broken.Rounded())
+    return Request(presets=(preset,), checkpoint=str(lively), dataset=dataset, control_items=2, steps=2, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def result(request_of: Request, tmp_path_factory: pytest.TempPathFactory) -> ResultFile:
+    return verify(request_of, tmp_path_factory.mktemp("whole") / "out")
+
+
+def _arms(result: ResultFile) -> dict[str, Record]:
+    return {record.arm.name: record for record in result.records if record.arm}
+
+
+def _outputs(result: ResultFile) -> set[tuple[str, str, int, str | None]]:
+    return {(name, one.item, one.seed, one.image) for name, record in _arms(result).items() for one in record.outputs}
+
+
+def test_every_arm_is_a_record_with_scores(result: ResultFile, request_of: Request) -> None:
+    arms = _arms(result)
+    assert set(arms) == {"baseline", "rounded", "rounded, other order", *FLOORS, *(one.value for one in Control)}
+    assert all(record.status == "ok" and record.scores for record in arms.values())
+    assert len(arms["baseline"].outputs) == len(arms["rounded"].outputs) == 3 * 2
+    assert len(arms["re-run"].outputs) == 2 * 2
+    assert {one.seed for one in arms["other batch position"].outputs} == {1}
+    assert [len(one.step_kinds) for one in arms["half the steps"].outputs] == [1] * 4
+    assert not any(record.measurements for record in arms.values()), "a verification makes no claim about time"
+
+
+def test_the_margins_are_in_the_records(result: ResultFile, request_of: Request) -> None:
+    verification = result.verification
+    assert verification is not None
+    assert verification.margins == request_of.margins.model_dump(mode="json")
+    assert verification.margins_sha256 == request_of.margins.sha256
+    assert len(verification.control_items) == 2
+
+
+def test_a_repetition_is_identical_and_the_controls_are_not(result: ResultFile) -> None:
+    images = {
+        name: {(one.item, one.seed): one.image for one in record.outputs} for name, record in _arms(result).items()
+    }
+    again = images["re-run"]
+    assert {key: images["baseline"][key] for key in again} == again
+    for control in set(Control) - {Control.CACHE_X4}:
+        made = images[control.value]
+        assert made
+        assert all(images["baseline"][key] != image for key, image in made.items()), control
+
+
+def test_other_precision_is_farther_than_other_attention_and_far_nearer_than_half_the_steps(result: ResultFile) -> None:
+    def error(arm: str) -> float:
+        values = [score.value for score in _arms(result)[arm].scores if score.metric == "latent_error"]
+        return max(float(value) for value in values if value is not None)
+
+    assert 0 < error("other attention backend") < error(OTHER_PRECISION) < 0.2 * error("half the steps")
+
+
+def test_too_few_items_cannot_be_equivalent(result: ResultFile) -> None:
+    (one,) = findings(result).presets
+    assert one.verdict.level in (Level.NOT_MEASURED, Level.CANNOT_TELL)
+
+
+class _Stop:
+    """Interrupts like Ctrl-C after so many calls of the pipeline, wherever that is."""
+
+    def __init__(self, after: int) -> None:
+        self._after = after
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.arm != "scoring" and progress.done == self._after:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [1, 7])
+def test_an_interrupted_verification_goes_on_without_repeating_or_losing_a_call(
+    after: int, request_of: Request, result: ResultFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    edit = kontext_fast.pipeline.edit.edit
+
+    def counting(pipe: Any, request: Any, **more: Any) -> Any:
+        calls.append(request.instruction)
+        return edit(pipe, request, **more)
+
+    monkeypatch.setattr("kontext_fast.pipeline.edit.edit", counting)
+    out = tmp_path / "out"
+    with pytest.raises(Cancelled, match="--resume --out"):
+        verify(request_of, out, on_progress=_Stop(after))
+    assert len(calls) == after
+    again = verify(request_of, out, resume=True)
+    # A call an item: baseline, the preset, its other order, three floors, three controls, and the other precision.
+    assert len(calls) == 3 + 3 + 2 + 3 * 2 + 3 * 2 + 2
+    assert _outputs(again) == _outputs(result)
+    lines = (out / FOLDER / "outputs.jsonl").read_text().splitlines()[1:]
+    made = [(line["arm"], line["item"]) for line in map(json.loads, lines)]
+    assert len(made) == len(set(made)) == len(calls)
+
+
+def test_a_verification_that_is_done_is_resumed_without_any_work(
+    request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = verify(request_of, tmp_path / "out")
+
+    def refusing(*_: Any, **__: Any) -> Any:
+        raise AssertionError("nothing was left to make")
+
+    monkeypatch.setattr("kontext_fast.pipeline.edit.edit", refusing)
+    assert verify(request_of, tmp_path / "out", resume=True) == once
+
+
+def test_what_is_resumed_must_be_the_same_verification(request_of: Request, tmp_path: Path) -> None:
+    with pytest.raises(Cancelled):
+        verify(request_of, tmp_path / "out", on_progress=_Stop(1))
+    with pytest.raises(InvalidInput, match="differs in steps"):
+        verify(replace(request_of, steps=3), tmp_path / "out", resume=True)
+
+
+def test_a_preset_that_is_refused_is_a_verdict_of_its_own_and_stops_nobody(request_of: Request, tmp_path: Path) -> None:
+    refused = broken.preset(broken.NeedsAnotherMachine())
+    request = replace(request_of, presets=(refused, *request_of.presets))
+    found = findings(verify(request, tmp_path / "out"))
+    by_name = {one.preset: one for one in found.presets}
+    assert by_name["needs another machine"].verdict.level is Level.NOT_MEASURED
+    assert "get another machine" in by_name["needs another machine"].verdict.reason
+    assert by_name["rounded"].evidence is not None
+
+
+@pytest.mark.parametrize("error", [OutOfMemory("The GPU memory ran out; free some."), Refused("Not here; go on.")])
+def test_a_floor_that_cannot_be_measured_is_left_out_and_said(
+    error: Refused, request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("kontext_fast.verify.studio.use_other_precision", failing)
+    result = verify(request_of, tmp_path / "out")
+    record = _arms(result)[OTHER_PRECISION]
+    assert (record.status, record.reason) == ("oom" if isinstance(error, OutOfMemory) else "refused", str(error))
+    assert not record.outputs
+    (one,) = findings(result).presets
+    assert all(finding.arm != OTHER_PRECISION for finding in one.verdict.floor)
+
+
+def test_an_item_that_no_arm_can_make_leaves_the_others(request_of: Request, tmp_path: Path) -> None:
+    lines = [
+        {"image": f"{index}.png", "instruction": text} for index, text in enumerate(["make it red", "word " * 400])
+    ]
+    for index, item in enumerate(world(2, 9).items):
+        item.image.resize((64, 64)).save(tmp_path / f"{index}.png")
+    Image.new("RGB", (2, 90)).save(tmp_path / "thin.png")
+    lines += [{"image": "thin.png", "instruction": "make it red"}, {"image": "1.png", "instruction": "make it blue"}]
+    (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    request = replace(request_of, dataset=tmp_path / "edits.jsonl", control_items=4)
+    result = verify(request, tmp_path / "out")
+    failed = {one.item: one.failure for one in _arms(result)["baseline"].outputs if one.image is None}
+    assert len(failed) == 2, failed
+    assert all(reason and "/" not in reason for reason in failed.values())
+    (one,) = findings(result).presets
+    assert one.evidence is not None
+    assert one.evidence.failures == ()
+    assert all(len(fidelity.to_baseline) == 2 for fidelity in one.evidence.fidelity)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"items": 1}, "at least 2"),
+        ({"seeds": 1}, "at least 2 seeds"),
+        ({"control_items": 1}, "too few for the controls"),
+        ({"presets": ()}, "each preset"),
+        ({"presets": ("baseline",)}, "not baseline"),
+        ({"presets": ("compile", "compile")}, "once"),
+    ],
+)
+def test_a_request_that_could_tell_nothing_is_refused(
+    changes: dict[str, Any], message: str, request_of: Request
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        replace(request_of, **changes)
+
+
+def test_a_real_checkpoint_needs_a_data_set(request_of: Request, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="--dataset"):
+        verify(replace(request_of, dataset=None), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

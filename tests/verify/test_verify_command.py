@@ -1,0 +1,154 @@
+"""`kontext verify` as a user meets it: exit codes, the last line, bad input, and a kill in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kontext_fast.cli.main import run
+from kontext_fast.optimizations import presets
+from kontext_fast.records.store import ResultStore
+from kontext_fast.verify.journal import FOLDER
+from tests.verify import broken
+from tests.verify.edits import write_dataset
+
+START = "import sys; from kontext_fast.cli.main import run; sys.exit(run(sys.argv[1:]))"
+
+Kontext = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def kontext(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kontext:
+    """`kontext verify` in an empty folder, without a GPU; returns the exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = run(["verify", *map(str, arguments)])
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def _options(lively: Path, folder: Path, items: int = 2) -> list[object]:
+    dataset = write_dataset(folder / "data", items)
+    return ["--checkpoint", lively, "--dataset", dataset, "--steps", 2, "--device", "cpu"]
+
+
+def test_an_exact_preset_passes_and_everything_is_written(kontext: Kontext, lively: Path, tmp_path: Path) -> None:
+    code, out, err = kontext(*_options(lively, tmp_path), "--preset", "fuse_qkv", "--out", "out", "--json")
+    assert code == 0, err
+    answer = json.loads(out.splitlines()[-1])
+    assert [(one["preset"], one["level"]) for one in answer["presets"]] == [("fuse_qkv", "L0")]
+    assert Path(answer["page"]).is_file()
+    assert "dino" in answer["not_measured"]
+    result = ResultStore(Path("out")).load()
+    assert result.command.startswith("kontext verify --checkpoint ")
+    assert str(tmp_path) not in result.model_dump_json()
+    assert (Path("out") / "visualizations" / "quality" / "index.html").is_file()
+
+
+def test_tiny_is_verified_on_its_own_world(kontext: Kontext) -> None:
+    arguments = ("--checkpoint", "tiny", "--preset", "first_block_cache", "--items", 2, "--steps", 1, "--device", "cpu")
+    code, out, err = kontext(*arguments, "--out", "out", "--json")
+    answer = json.loads(out.splitlines()[-1])
+    (one,) = answer["presets"]
+    assert code == (0 if one["level"] in ("L0", "L1", "L2") else 1), err
+    verification = ResultStore(Path("out")).load().verification
+    assert verification is not None
+    metrics = {facts.name: facts for facts in verification.metrics}
+    assert metrics["judge_done"].not_measured is None
+    assert metrics["clip_text"].model == "CLIP of tiny"
+    assert len(metrics["clip_text"].weights_sha256 or "") == 64
+    assert all(facts.not_measured for name, facts in metrics.items() if name in ("dino", "mask_preservation"))
+
+
+def test_what_is_not_verified_fails_the_gate_in_one_sentence(
+    kontext: Kontext, lively: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(presets.PRESETS, "broken", broken.preset(broken.BlockSkipped()))
+    code, out, err = kontext(*_options(lively, tmp_path), "--preset", "fuse_qkv,broken", "--out", "out")
+    assert code == 1
+    assert "L4 not measured" in out
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("Not verified as harmless: broken (L4)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--preset", "fsat"), "There is no preset 'fsat'"),
+        (("--preset", "baseline"), "not baseline"),
+        (("--items", "1"), "at least 2"),
+        (("--seeds", "1"), "at least 2 seeds"),
+        (("--dataset", "nowhere"), "There is no data set nowhere"),
+        (("--margins", "nowhere.toml"), "cannot be read"),
+        (("--resume",), "Name the folder"),
+        (("--resume", "--out", "nowhere"), "no verification to resume"),
+        (("--checkpoint", "someone/model"), "--dataset"),
+        (("--seed", "-1"), "The seed is -1"),
+        (("--steps", "0"), "number of steps is 0"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: tuple[str, ...], words: str, kontext: Kontext, tmp_path: Path) -> None:
+    code, _, err = kontext("--checkpoint", "tiny", "--device", "cpu", *arguments)
+    assert code == 2
+    assert words in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_something_in_it_is_left_alone(kontext: Kontext, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    code, _, err = kontext("--checkpoint", "tiny", "--out", "out")
+    assert code == 2
+    assert "not empty" in err
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_a_killed_verification_goes_on(lively: Path, tmp_path: Path, kontext: Kontext) -> None:
+    options = [*_options(lively, tmp_path, items=6), "--preset", "fuse_qkv", "--out", "out"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, "verify", *map(str, options)],
+        cwd=tmp_path,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    journal = tmp_path / "out" / FOLDER / "outputs.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.is_file() and journal.read_bytes().count(b"\n") > 3):
+        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = [line for line in journal.read_bytes().split(b"\n")[:-1] if line]
+    code, out, err = kontext(*options, "--resume")
+    assert code == 0, err
+    assert "L0 identical" in out
+    after = [line for line in journal.read_bytes().splitlines() if line]
+    assert after[: len(before)] == before
+    made = [(line["arm"], line["item"]) for line in map(json.loads, after[1:])]
+    assert len(made) == len(set(made)) == 10 * 6
+
+
+def test_help_names_every_option_without_torch() -> None:
+    code = (
+        "import sys; from kontext_fast.cli.main import run; run(['verify', '--help']); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0
+    for option in ("--checkpoint", "--preset", "--items", "--seeds", "--dataset", "--resume", "--out", "--json"):
+        assert option in done.stdout
