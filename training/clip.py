@@ -18,7 +18,7 @@ def train_clip(run: Run) -> None:
     model = architecture.build_clip(clip_tokenizer).to(run.device)
     with stream(caption_chunk, seed=21, size=run.batch, tokenizers=run.folder, processes=run.processes) as next_chunk:
 
-        def loss_of(_step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        def loss_of(_step: int, _progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             chunk = next_chunk()
             images = pictures(chunk, "target", run.device)
             ids = torch.as_tensor(chunk["clip"], device=run.device).long()

@@ -24,6 +24,10 @@ class Run:
     schedule: Schedule
     batch: int
     stop_after_s: float
+    within_s: float | None
+    """Choose the number of steps so that the stage takes this long on this device; None: the schedule's own number."""
+    started: float
+    """time.monotonic() at which the stage began."""
     device: torch.device
     processes: int
     """That draw data."""

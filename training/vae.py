@@ -5,13 +5,18 @@ from __future__ import annotations
 import architecture
 import torch
 import torch.nn.functional as F
-from data import edit_chunk, pictures, stream
+from data import Pool, edit_chunk, pictures, stream
 from loop import train
 from stages import Run, mixed_precision, tokenizers
 
 CROP, WHOLE_SHARE = 64, 0.1
 """Crops of a quarter of the picture teach most in the least time; the last tenth of the steps sees whole pictures."""
 KL_WEIGHT = 3e-4
+POOL = 16_384
+RENEW_EVERY = 16
+"""Pictures that are kept on a GPU, and after how many steps a batch of them is renewed."""
+CPU_SHARE = 64
+"""A CPU gets by with this fraction of the pool."""
 
 
 def train_vae(run: Run) -> None:
@@ -20,9 +25,16 @@ def train_vae(run: Run) -> None:
     vae = architecture.build_vae().to(run.device, memory_format=torch.channels_last)
     with stream(edit_chunk, seed=31, size=run.batch, tokenizers=run.folder, processes=run.processes) as next_chunk:
 
-        def loss_of(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            images = pictures(next_chunk(), "target", run.device)
-            if step < (1 - WHOLE_SHARE) * run.schedule.steps:
+        def rendered() -> dict[str, torch.Tensor]:
+            return {"picture": pictures(next_chunk(), "target", run.device).bfloat16()}
+
+        pool = Pool.filled_by(rendered, POOL if run.device.type == "cuda" else POOL // CPU_SHARE)
+
+        def loss_of(step: int, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            if step % RENEW_EVERY == RENEW_EVERY - 1:
+                pool.add(rendered())
+            images = pool.draw(run.batch)["picture"].float()
+            if progress < 1 - WHOLE_SHARE:
                 images = random_crop(images, CROP)
             else:
                 images = images[: max(1, len(images) // 4)]
@@ -38,7 +50,7 @@ def train_vae(run: Run) -> None:
 
         if train("vae", {"vae": vae}, loss_of, run):
             with torch.no_grad():
-                images = torch.cat([pictures(next_chunk(), "target", run.device) for _ in range(8)])[:256]
+                images = pool.draw(256)["picture"].float()
                 latents = vae.encode(images).latent_dist.mean
             vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
             vae.save_pretrained(run.folder / "vae")
