@@ -86,7 +86,6 @@ class Encoder:
     def rows(self, chunk: Arrays) -> dict[str, torch.Tensor]:
         """t5 (n, 48) ids, pooled (n, 128) and target (n, 64 tokens, 64 channels); of edits source, like the target, and
         one_answer (n,) too."""
-        one_answer (n,) as well."""
         rows = {"t5": torch.as_tensor(chunk["t5"], device=self._device), "pooled": self.pooled(chunk["clip"])}
         if "one_answer" in chunk:
             rows["one_answer"] = torch.as_tensor(chunk["one_answer"], device=self._device)
