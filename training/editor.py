@@ -12,6 +12,7 @@ import torch
 from clip import text_half
 from data import Arrays, Pool, caption_chunk, edit_chunk, pictures, stream
 from diffusers import AutoencoderKL, FluxKontextPipeline, FluxTransformer2DModel
+from graphs import Tensors
 from loop import train
 from stages import Run, mixed_precision, tokenizers
 from transformers import T5EncoderModel
@@ -28,7 +29,7 @@ CHANGED_WEIGHT, CHANGED_BY = 3.0, 0.25
 """Weight of the tokens that an edit with one answer changes (mean absolute difference of normalized latents). There the
 target is a function of the inputs, so weighting moves no optimum; where answers are many, it would."""
 POOL, START = 262_144, 65_536
-REFRESH_EVERY, REFRESH = 96, 2048
+REFRESH_EVERY, REFRESH = 128, 2048
 """Encoded edits that are kept, how many of them there are before the first step, and how many come after how many."""
 CPU_SHARE = 512
 """A CPU gets by with this fraction of the pool."""
@@ -38,10 +39,12 @@ def train_editor(run: Run) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass gave NaN
     torch.set_float32_matmul_precision("high")
     _, t5_tokenizer = tokenizers(run.folder)
-    transformer, t5 = (
-        architecture.build_transformer().to(run.device),
-        architecture.build_t5(t5_tokenizer).to(run.device),
-    )
+    if run.start is None:
+        transformer, t5 = architecture.build_transformer(), architecture.build_t5(t5_tokenizer)
+    else:
+        transformer = FluxTransformer2DModel.from_pretrained(run.start / "transformer", torch_dtype=torch.float32)
+        t5 = T5EncoderModel.from_pretrained(run.start / "text_encoder_2", dtype=torch.float32)
+    transformer, t5 = transformer.to(run.device).train(), t5.to(run.device).train()
     if run.device.type == "cuda":
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
     encoder = Encoder(run)
@@ -50,25 +53,30 @@ def train_editor(run: Run) -> None:
     capacity, first, chunk = POOL // share, START // share, REFRESH // share
     captioners = max(1, run.processes // 4)
     with (
-        stream(edit_chunk, seed=41, size=chunk, tokenizers=run.folder, processes=run.processes) as next_edits,
-        stream(caption_chunk, seed=42, size=chunk, tokenizers=run.folder, processes=captioners) as next_captions,
+        stream(edit_chunk, seed=run.seed, size=chunk, tokenizers=run.folder, processes=run.processes) as next_edits,
+        stream(
+            caption_chunk, seed=run.seed + 1, size=chunk, tokenizers=run.folder, processes=captioners
+        ) as next_captions,
     ):
         started = time.monotonic()
         edits = Pool.filled_by(lambda: encoder.rows(next_edits()), capacity, first)
         captions = Pool.filled_by(lambda: encoder.rows(next_captions()), capacity // 4, first // 4)
         print(f"latent pools filled in {time.monotonic() - started:.0f} s", flush=True)
 
-        def loss_of(step: int, _progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        def draw(step: int) -> tuple[str, Tensors]:
             if step % REFRESH_EVERY == REFRESH_EVERY - 1:
                 edits.add(encoder.rows(next_edits()))
             if step % (8 * REFRESH_EVERY) == REFRESH_EVERY - 1:
                 captions.add(encoder.rows(next_captions()))
             if step % CAPTION_EVERY == CAPTION_EVERY - 1:
-                return velocity.loss(captions.draw(run.batch), dropout=0.0), {"text_to_image": torch.ones(())}
-            return velocity.loss(edits.draw(run.batch), dropout=TEXT_DROPOUT), {"text_to_image": torch.zeros(())}
+                return "captions", captions.draw(run.batch)
+            return "edits", edits.draw(run.batch)
+
+        def loss_of(kind: str, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
+            return velocity.loss(batch, dropout=0.0 if kind == "captions" else TEXT_DROPOUT), {}
 
         modules = {"transformer": transformer, "t5": t5}
-        done = train("editor", modules, loss_of, run, average_decay=0.9995)
+        done = train("editor", modules, draw, loss_of, run, average_decay=0.9995)
     for name, module in modules.items():
         module.save_pretrained(run.folder / name)
     print("editor finished" if done else "editor stopped early; the same command goes on", flush=True)

@@ -26,8 +26,8 @@ from vae import train_vae
 
 STAGES = {
     "clip": Stage(train_clip, Schedule(steps=1_500, learning_rate=1e-3), batch=1024, seed=1),
-    "vae": Stage(train_vae, Schedule(steps=6_000, learning_rate=8e-4), batch=512, seed=2),
-    "editor": Stage(train_editor, Schedule(steps=30_000, learning_rate=1e-3, warmup=500), batch=384, seed=3),
+    "vae": Stage(train_vae, Schedule(steps=12_000, learning_rate=8e-4), batch=48, seed=2),
+    "editor": Stage(train_editor, Schedule(steps=30_000, learning_rate=1e-3, warmup=500), batch=256, seed=3),
 }
 
 
@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, help="instead of the stage's own, for a slower device")
     parser.add_argument("--batch", type=int, help="instead of the stage's own")
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="from the weights of this pipeline")
+    parser.add_argument("--seed", type=int, default=1, help="1 to 9, of the data; another one for another round")
     parser.add_argument("--within", type=float, metavar="SECONDS", help="choose the steps by the pace of this device")
     parser.add_argument("--stop-after", type=float, default=math.inf, metavar="SECONDS", help="pause, keep the state")
     arguments = parser.parse_args()
@@ -52,6 +54,8 @@ def main() -> None:
             folder=arguments.out,
             schedule=schedule,
             batch=arguments.batch or stage.batch,
+            seed=10 * stage.seed + arguments.seed,
+            start=arguments.start,
             stop_after_s=arguments.stop_after,
             within_s=arguments.within,
             started=time.monotonic(),
