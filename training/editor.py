@@ -28,7 +28,7 @@ SIGMA_SHIFT, SIGMA_SPREAD = 0.5, 1.4
 CHANGED_WEIGHT, CHANGED_BY = 3.0, 0.25
 """Weight of the tokens that an edit with one answer changes (mean absolute difference of normalized latents). There the
 target is a function of the inputs, so weighting moves no optimum; where answers are many, it would."""
-POOL, START = 262_144, 65_536
+POOL, START = 262_144, 49_152
 REFRESH_EVERY, REFRESH = 128, 2048
 """Encoded edits that are kept, how many of them there are before the first step, and how many come after how many."""
 CPU_SHARE = 512

@@ -26,7 +26,7 @@ from vae import train_vae
 
 STAGES = {
     "clip": Stage(train_clip, Schedule(steps=1_500, learning_rate=1e-3), batch=1024, seed=1),
-    "vae": Stage(train_vae, Schedule(steps=12_000, learning_rate=8e-4), batch=48, seed=2),
+    "vae": Stage(train_vae, Schedule(steps=12_000, learning_rate=8e-4), batch=24, seed=2),
     "editor": Stage(train_editor, Schedule(steps=30_000, learning_rate=1e-3, warmup=500), batch=256, seed=3),
 }
 

@@ -30,7 +30,7 @@ def train_vae(run: Run) -> None:
         vae = architecture.build_vae()
     else:
         vae = AutoencoderKL.from_pretrained(run.start / "vae", torch_dtype=torch.float32).train()
-    vae = vae.to(run.device)
+    vae = vae.to(run.device, memory_format=torch.channels_last)
     share = 1 if run.device.type == "cuda" else CPU_SHARE
     with stream(
         edit_chunk, seed=run.seed, size=CHUNK // share, tokenizers=run.folder, processes=run.processes
@@ -47,7 +47,7 @@ def train_vae(run: Run) -> None:
             return "pictures", pool.draw(run.batch)
 
         def loss_of(_kind: str, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-            images = batch["picture"].float()
+            images = batch["picture"].float().to(memory_format=torch.channels_last)
             with mixed_precision(run.device):
                 posterior = vae.encode(images).latent_dist
                 decoded = vae.decode(posterior.sample()).sample.float()
