@@ -215,12 +215,12 @@ def picture(found: Sequence[Finding], setup: dict[str, Any]) -> bytes:
         ("distance to the full run (RMS of 1)", lambda one: Estimate(one.distance, None, 1)),
     )
     for place, (what, value) in enumerate(panels):
-        axes = figure.add_axes((0.08, 0.66 - 0.305 * place, 0.89, 0.25))
+        axes = figure.add_axes((0.08, 0.655 - 0.302 * place, 0.89, 0.25))
         _panel(axes, found, value)
         axes.set_title(what, loc="left", fontsize=12, color=INK)
         if place == len(panels) - 1:
             axes.set_xlabel("work, share of the full run (logarithmic)", fontsize=11, color=MUTED)
-            axes.set_yscale("symlog", linthresh=0.002)
+            axes.set_ylim(bottom=0)
     _legend(figure, found)
     return png(figure)
 
