@@ -46,6 +46,8 @@ class Phase(IntEnum):
     """Decides which parts of a step run."""
     COMPILE = 40
     """Turns what the others left into compiled code; must see the final module."""
+    REQUESTS = 50
+    """Keeps what a request computed before its steps for later requests; changes no module."""
 
 
 @dataclass(frozen=True)
