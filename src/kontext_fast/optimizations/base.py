@@ -85,6 +85,8 @@ class Optimization(BaseModel, ABC):
     """Declared on one side of a pair only; the planner checks both directions."""
     requires: ClassVar[frozenset[str]] = frozenset()
     """Names of the optimizations that must be in the same plan and are applied before, in an earlier phase."""
+    in_host_memory: ClassVar[bool] = False
+    """Whether it is made for a pipeline whose weights are in host memory, and brings what runs to the device."""
 
     def __init__(self, **parameters: Any) -> None:
         try:

@@ -89,11 +89,11 @@ class Engine(Optimization):
 
         transformer = pipe.transformer
         _require_untouched(transformer)
-        device = transformer.device.type
+        device = pipe._execution_device.type
         require_dtype(device, transformer.dtype)
         ops = make_ops(device, self.precision, self.attention)
         stored = None if self.quantized_file is None else QuantizedFile(self.quantized_file)
-        weights = take_weights(transformer, self.precision, undo, quantizer=stored)
+        weights = take_weights(transformer, self.precision, undo, device=pipe._execution_device, quantizer=stored)
         if stored is not None:
             stored.require_made_from(weights)
         install(transformer, EngineTransformer(weights, ops), track_requests(pipe, undo), undo)
