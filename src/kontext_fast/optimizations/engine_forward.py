@@ -97,6 +97,8 @@ class EngineForward:
         index, step = request.begin_pass(), request.step
         inputs = (pooled_projections, guidance, img_ids, txt_ids)
         if index not in passes:
+            # Here and not when the request begins: a GPU has text and image to encode meanwhile.
+            self.engine.weights.sources.check(request.pipe.transformer)
             passes[index] = self._begin(request, hidden_states, *inputs)
         running = passes[index]
         if any(now is not before for now, before in zip(inputs, running.inputs, strict=True)):
@@ -187,7 +189,6 @@ def install(transformer: Any, engine: EngineTransformer, requests: Requests, und
             raise InvalidInput(
                 "Something replaced the transformer's forward after accelerate (offloading does); take it off again."
             )
-        engine.weights.sources.check(transformer)
 
     def on_time(request: Request) -> None:
         passes: dict[int, _RunningPass] = request.memory.get(_MEMORY, {})
