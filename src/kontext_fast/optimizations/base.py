@@ -42,6 +42,8 @@ class Phase(IntEnum):
     """Rewrites or fuses weights."""
     LAYOUT = 20
     """Changes memory layout."""
+    KERNELS = 25
+    """Replaces operations by fused ones that want that layout."""
     STEPS = 30
     """Decides which parts of a step run."""
     COMPILE = 40
