@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Any, ClassVar
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.optimizations.base import Conflict, Effect, Facts, Optimization, Phase
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.bound_method import replace_method
 from kontext_fast.optimizations.machine import Machine
 
@@ -24,9 +24,6 @@ class FusedVae(Optimization):
     effect: ClassVar[Effect] = Effect.NUMERIC
     phase: ClassVar[Phase] = Phase.KERNELS
     requires: ClassVar[frozenset[str]] = frozenset({"channels_last"})
-    conflicts: ClassVar[tuple[Conflict, ...]] = (
-        Conflict("compile", because="compile may change the VAE too; leave one of the two out"),
-    )
 
     def label_on(self, machine: Machine) -> str | None:
         """That nothing is fused on a CPU."""

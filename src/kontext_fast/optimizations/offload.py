@@ -45,14 +45,18 @@ class Offload(Optimization):
             _place(parameter, device, undo)
         facts: Facts = {"encoder_bytes": 0, "resident_peak_bytes": 0}
         resident = _Resident(device, facts)
+        sizes: dict[int, int] = {}
         for name in _ENCODERS:
             for unit in _units(getattr(pipe, name)):
-                facts["encoder_bytes"] += _wait(unit, undo)
+                _wait(unit, undo)
+                # By identity: an embedding can be shared by two modules.
+                sizes |= {id(one): one.nbytes for one in unit.tensors()}
                 for hook in (
                     unit.module.register_forward_pre_hook(lambda *_, unit=unit: resident.bring(unit)),
                     unit.module.register_forward_hook(lambda *_, unit=unit: resident.drop(unit), always_call=True),
                 ):
                     undo.callback(hook.remove)
+        facts["encoder_bytes"] = sum(sizes.values())
         return facts
 
 
@@ -107,13 +111,12 @@ def _units(encoder: Any) -> Iterator[_Unit]:
             yield _Unit(module, whole=False)
 
 
-def _wait(unit: _Unit, undo: ExitStack) -> int:
-    """Move it to host memory; its bytes."""
+def _wait(unit: _Unit, undo: ExitStack) -> None:
+    """Move it to host memory."""
     import torch
 
     for one in unit.tensors():
         _place(one, torch.device("cpu"), undo)
-    return sum(one.nbytes for one in unit.tensors())
 
 
 def _place(tensor: Any, device: Any, undo: ExitStack) -> None:
