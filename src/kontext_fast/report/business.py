@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from kontext_fast.cost import money
 from kontext_fast.cost.analysis import PresetCost, Question, analyse_group
 from kontext_fast.cost.billing import Demand
-from kontext_fast.cost.money import usd, usd_range
 from kontext_fast.cost.prices import Kind, Price
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import BASELINE
@@ -121,9 +121,9 @@ def _saved(section: Section, story: Story, question: Question) -> Estimate:
 
 
 def _named(price: Price, question: Question) -> str:
-    return f"{price.dated(question.today)}, ${price.usd_per_gpu_hour:g} per GPU-hour"
+    return f"{price.dated(question.today)}, {money.rate(price.usd_per_gpu_hour)} per GPU-hour"
 
 
 def with_range(estimate: Estimate) -> str:
     """`$12,345 ($11,800 to $12,900)`."""
-    return f"{usd(estimate.value)} ({usd_range(estimate) or 'no interval'})"
+    return f"{money.usd(estimate.value)} ({money.usd_range(estimate) or 'no interval'})"

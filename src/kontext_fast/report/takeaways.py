@@ -82,6 +82,6 @@ def _saved(lead: Section, best: Row, question: Question, run_ids: tuple[str, ...
     basis = cost.cost.basis
     detail = (
         f"{question.demand.images_per_day:,.0f} images a day, billed {basis.billing} at "
-        f"{basis.price.dated(question.today)}, ${basis.price.usd_per_gpu_hour:g} per GPU-hour"
+        f"{basis.price.dated(question.today)}, {money.rate(basis.price.usd_per_gpu_hour)} per GPU-hour"
     )
     return Takeaway("Saved a month", money.usd(cost.savings_per_month.value), detail, "cost", run_ids)

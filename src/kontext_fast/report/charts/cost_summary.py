@@ -70,8 +70,10 @@ def _tiles(shown: Featured) -> tuple[Tile, ...]:
         ),
         Tile(
             "Memory",
-            write.gib(shown.other.peak_bytes),
-            f"peak on the GPU; baseline {write.gib(shown.baseline.peak_bytes)}",
+            write.peak_memory(fast.memory),
+            "\n".join(
+                filter(None, (write.peak_memory_kind(fast.memory), f"baseline {write.peak_memory(slow.memory)}"))
+            ),
         ),
         Tile(
             "Quality",
@@ -84,7 +86,9 @@ def _tiles(shown: Featured) -> tuple[Tile, ...]:
 def _against(shown: Featured) -> str:
     slow, fast = shown.baseline.row, shown.other.row
     if fast.accepted is None:
-        return "no judge has seen these images"
+        checkpoint = shown.group.checkpoint
+        random = checkpoint is not None and checkpoint.kind == "random"
+        return "the weights are random:\nno image to judge" if random else "no judge has seen these images"
     of = f"by the judge, {write.count(fast.accepted.n, 'item')}"
     return f"{of}\nbaseline {write.percent(slow.accepted.value)}" if slow.accepted else of
 
@@ -92,8 +96,8 @@ def _against(shown: Featured) -> str:
 def _foot(shown: Featured) -> str:
     price = shown.price
     return (
-        f"Billed by use at {price.dated(shown.today)}, ${price.usd_per_gpu_hour:g} per GPU-hour, 365/12 days a month, "
-        f"no cold starts. Time: {shown.runs}."
+        f"Billed by use at {price.dated(shown.today)}, {money.rate(price.usd_per_gpu_hour)} per GPU-hour, "
+        f"365/12 days a month, no cold starts. Time: {shown.runs}."
     )
 
 

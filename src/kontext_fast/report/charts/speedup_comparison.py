@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from kontext_fast.records.atomic import write_atomically
-from kontext_fast.records.schema import ResultFile
+from kontext_fast.records.schema import CONTROL, ResultFile
 from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.control import smallest_claim
@@ -13,6 +14,7 @@ from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.headline import Row, headline
 from kontext_fast.report.notes import group_name, speed_finding
 from kontext_fast.report.speed_picture import Bar, Panel, picture
+from kontext_fast.stats.summary import Estimate
 
 FILE = Path("performance") / "speedup_comparison.png"
 TITLE = "Time per call, and how many times as fast as baseline"
@@ -41,7 +43,7 @@ def draw(result: ResultFile, folder: Path) -> Chart:
             "on a logarithmic scale. "
             "Whiskers are 95 % intervals over processes; a preset is faster only where they stay right of 1."
         ),
-        takeaway=" ".join(panel.finding if len(panels) == 1 else f"{panel.title}: {panel.finding}" for panel in panels),
+        takeaway=_takeaway(panels),
         alt=" ".join(_spoken(panel) for panel in panels),
     )
 
@@ -67,6 +69,28 @@ def _bar(row: Row) -> Bar:
         factor=row.factor,
         note=row.factor_note if row.time else f"{row.status}: {row.reason}",
     )
+
+
+def _takeaway(panels: Sequence[Panel]) -> str:
+    """The finding of the panel that compares most, and how far the factors of its presets reach in the others."""
+    if not panels:
+        return ""
+    first = max(panels, key=lambda panel: sum(bar.factor is not None for bar in panel.bars))
+    others = [panel for panel in panels if panel is not first]
+    if not others:
+        return first.finding
+    factors: dict[str, list[Estimate]] = {}
+    for bar in (bar for panel in others for bar in panel.bars):
+        if bar.factor is not None and bar.preset != CONTROL:
+            factors.setdefault(bar.preset, []).append(bar.factor)
+    reach = "; ".join(f"{preset} {_reach(found)} as fast" for preset, found in factors.items())
+    elsewhere = f" In {write.count(len(others), 'other workload')}: {reach}." if reach else ""
+    return f"{first.title}: {first.finding}{elsewhere}"
+
+
+def _reach(factors: Sequence[Estimate]) -> str:
+    low, high = (pick(factors, key=lambda factor: factor.value) for pick in (min, max))
+    return " to ".join(dict.fromkeys((write.factor(low), write.factor(high))))
 
 
 def _spoken(panel: Panel) -> str:

@@ -91,8 +91,10 @@
     if (fields.price.selectedOptions[0]?.disabled ?? true) fields.price.value = TYPED;
   }
 
+  // cost/money.py: rate
   function rate(dollars) {
-    return String(Number(dollars.toPrecision(6)));
+    const exact = String(Number(dollars.toPrecision(6))), cents = dollars.toFixed(2);
+    return exact.length > cents.length ? exact : cents;
   }
 
   function number(field) {
