@@ -11,7 +11,7 @@ from kontext_fast.cost.analysis import NO_PRICE, GroupCost, PresetCost, Question
 from kontext_fast.cost.billing import Demand
 from kontext_fast.cost.prices import load_prices
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.schema import ResultFile
+from kontext_fast.records.schema import CONTROL, ResultFile
 from kontext_fast.report.headline import EMULATED
 from tests.cost.made_up import ROUNDS, SECONDS, TODAY, gpu_result, gpu_run
 from tests.records.builder import record, result, timed
@@ -137,5 +137,15 @@ def test_without_baseline_nothing_is_saved() -> None:
 def test_crossovers_name_both_sides() -> None:
     crossings = presets(analysed(gpu_result(), price=None))["classic"].crossovers
     against = {crossing.instead_of for crossing in crossings}
-    assert {row.id for row in load_prices().of_kind("api")} <= against
+    assert {row.id for row in load_prices().apis()} <= against
     assert any(crossing.cheaper.startswith("always-on at ") for crossing in crossings)
+
+
+def test_nobody_pays_for_the_control() -> None:
+    again = [
+        run.model_copy(update={"preset": CONTROL, "run_id": f"again-{run.round}"})
+        for run in gpu_result().records
+        if run.preset == "baseline"
+    ]
+    priced = analysed(result([*gpu_result().records, *again]))
+    assert [preset.preset for preset in priced.presets] == ["baseline", "compile", "classic"]

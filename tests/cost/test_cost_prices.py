@@ -59,6 +59,15 @@ def test_apis_and_the_licence_are_rows() -> None:
     assert "non-commercial" in licence.terms
 
 
+def test_of_services_at_one_price_the_newest_row_speaks(tmp_path: Path) -> None:
+    table = load_prices()
+    apis = table.apis()
+    assert [row.usd_per_image for row in apis] == sorted({row.usd_per_image for row in table.of_kind("api")})
+    for row in apis:
+        alike = [other for other in table.of_kind("api") if other.usd_per_image == row.usd_per_image]
+        assert row.day == max(other.day for other in alike)
+
+
 def test_a_machine_is_priced_per_gpu() -> None:
     assert load_prices().named("aws-p5-48xlarge").usd_per_gpu_hour == pytest.approx(6.88)
     assert load_prices().named("gcp-a3-ultragpu-8g").usd_per_gpu_hour == pytest.approx(10.4365)

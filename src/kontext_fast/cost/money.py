@@ -68,6 +68,14 @@ def months(value: float) -> str:
     return f"{value:.2f} months" if value < 1 else f"{value:.1f} months"
 
 
+def months_range(interval: tuple[float, float]) -> str | None:
+    """`3.1 to 3.9 months` or `3.1 months to never`; None where both ends are written alike."""
+    low, high = map(months, interval)
+    if low == high:
+        return None
+    return f"{low} to {high}" if math.isinf(interval[1]) else f"{low.removesuffix(' months')} to {high}"
+
+
 def _counted(count: float) -> str:
     number = f"{count:,.0f}"
     return f"{number} image" if number == "1" else f"{number} images"

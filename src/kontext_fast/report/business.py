@@ -36,6 +36,14 @@ class Scenario:
 
 
 @dataclass(frozen=True)
+class Bought:
+    """The same images from somebody else's service."""
+
+    price: Price
+    usd_per_month: float
+
+
+@dataclass(frozen=True)
 class Case:
     section: Section
     best: Row
@@ -47,6 +55,7 @@ class Case:
     volumes: tuple[Scenario, ...]
     prices: tuple[Scenario, ...]
     """At every price of the card that fits the billing model."""
+    bought: tuple[Bought, ...]
 
     @property
     def within_a_year(self) -> float:
@@ -79,7 +88,13 @@ def business_case(story: Story) -> Case | str:
         timeline=tuple(_moment(months, preset.savings_per_month, question) for months in MONTHS),
         volumes=tuple(_at_volume(volume, section, story) for volume in VOLUMES),
         prices=_at_prices(section, story),
+        bought=tuple(_bought(price, question.demand) for price in story.costs.table.apis()),
     )
+
+
+def _bought(price: Price, demand: Demand) -> Bought:
+    assert price.usd_per_image is not None
+    return Bought(price, price.usd_per_image * demand.images_per_day * demand.days_per_month)
 
 
 def _moment(months: int, saved: Estimate, question: Question) -> Moment:

@@ -54,8 +54,9 @@ def _words(of: Published, title: str) -> Words:
         title=title,
         subtitle=f"{of.steps} steps, 1024x1024, {of.day}. {of.source}",
         foot=(
-            f"Billed by use, {money.rate(of.reference_usd_per_hour)} per GPU-hour ({of.reference_price}) where no other "
-            f"price stands, {of.days_per_month:g} days a month. No cold starts, no idle time, no encoding, no interval."
+            f"Billed by use, {money.rate(of.reference_usd_per_hour)} per GPU-hour ({of.reference_price}) where no "
+            f"other price stands, {of.days_per_month:g} days a month. No cold starts, no idle time, no "
+            "encoding, no interval."
         ),
         stamp=STAMP,
     )

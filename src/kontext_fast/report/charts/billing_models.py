@@ -48,7 +48,7 @@ def plotted(result: ResultFile, today: date) -> Plotted | str:
     tariffs = [shown.tariff("by-use"), shown.tariff("always-on")]
     if reserved := shown.table.typical(shown.card, "reserved"):
         tariffs.append(shown.tariff("reserved", reserved))
-    api = min(shown.table.of_kind("api"), key=lambda price: price.usd_per_image or 0.0, default=None)
+    api = next(iter(shown.table.apis()), None)
     panels = tuple(
         (name, _lines(shown, work, tariffs, api))
         for name, work in (("baseline", shown.baseline_work), (shown.other.row.preset, shown.other_work))

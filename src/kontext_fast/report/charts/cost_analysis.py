@@ -73,7 +73,8 @@ def draw(result: ResultFile, folder: Path) -> Chart:
         subtitle=shown.subtitle,
         foot=(
             f"Prices are per GPU-hour. Right: {price.dated(shown.today)}, {money.rate(price.usd_per_gpu_hour)}. "
-            f"365/12 days a month, no cold starts. Time: {shown.runs}.\nSources of the prices: kontext_fast/cost/prices.toml."
+            f"365/12 days a month, no cold starts. Time: {shown.runs}.\n"
+            "Sources of the prices: kontext_fast/cost/prices.toml."
         ),
         stamp=shown.stamp,
     )

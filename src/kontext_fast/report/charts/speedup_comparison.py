@@ -44,7 +44,7 @@ def draw(result: ResultFile, folder: Path) -> Chart:
             "Whiskers are 95 % intervals over processes; a preset is faster only where they stay right of 1."
         ),
         takeaway=_takeaway(panels),
-        alt=" ".join(_spoken(panel) for panel in panels),
+        alt=_spoken(panels),
     )
 
 
@@ -72,10 +72,10 @@ def _bar(row: Row) -> Bar:
 
 
 def _takeaway(panels: Sequence[Panel]) -> str:
-    """The finding of the panel that compares most, and how far the factors of its presets reach in the others."""
+    """The finding of the leading panel, and how far the factors of presets reach in the others."""
     if not panels:
         return ""
-    first = max(panels, key=lambda panel: sum(bar.factor is not None for bar in panel.bars))
+    first = _leading(panels)
     others = [panel for panel in panels if panel is not first]
     if not others:
         return first.finding
@@ -93,12 +93,22 @@ def _reach(factors: Sequence[Estimate]) -> str:
     return " to ".join(dict.fromkeys((write.factor(low), write.factor(high))))
 
 
-def _spoken(panel: Panel) -> str:
+def _spoken(panels: Sequence[Panel]) -> str:
+    """The leading panel in full; whoever cannot see the others finds their numbers in the tables of the report."""
+    if not panels:
+        return ""
+    panel = _leading(panels)
     parts = []
     for bar in panel.bars:
         if bar.time is None:
-            parts.append(f"{bar.preset} {bar.note}")
+            parts.append(f"{bar.preset} {(bar.note or '').removesuffix('.')}")
         else:
             factor = f", {write.factor(bar.factor)} as fast as baseline" if bar.factor else ""
             parts.append(f"{bar.preset} {write.seconds_estimate(bar.time)}{factor}")
-    return f"Bars of time per call and points of factors for {panel.title}: {'; '.join(parts)}."
+    others = f" So for {write.count(len(panels) - 1, 'other workload')}." if len(panels) > 1 else ""
+    return f"Bars of time per call and points of factors for {panel.title}: {'; '.join(parts)}.{others}"
+
+
+def _leading(panels: Sequence[Panel]) -> Panel:
+    """The one that compares most."""
+    return max(panels, key=lambda panel: sum(bar.factor is not None for bar in panel.bars))
