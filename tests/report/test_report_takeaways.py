@@ -24,7 +24,7 @@ def story(records: ResultFile) -> Story:
 def test_an_h200_says_speed_quality_memory_and_money() -> None:
     told = story(gpu_result())
     assert title(told.lead) == "classic: 2.500x as fast on NVIDIA H200"
-    speed, quality, memory, saved = takeaways(told.lead, QUESTION)
+    speed, quality, memory, saved = takeaways(told.lead, QUESTION, {})
     assert speed.value == "2.500x as fast"
     assert "10.2" in speed.detail
     assert "4.08" in speed.detail
@@ -44,7 +44,7 @@ def test_an_h200_says_speed_quality_memory_and_money() -> None:
 
 def test_a_cpu_has_judged_edits_and_no_price(tmp_path: Path) -> None:
     told = story(full(ResultStore(tmp_path)))
-    found = {one.name: one for one in takeaways(told.lead, QUESTION)}
+    found = {one.name: one for one in takeaways(told.lead, QUESTION, {})}
     assert found["Quality"].value == "50 % accepted"
     assert "baseline 100 %" in found["Quality"].detail
     assert found["Saved a month"].value == "no price"
@@ -55,7 +55,7 @@ def test_what_may_not_be_called_faster_is_no_headline() -> None:
     alike = result([timed(name, r, [1.0, 1.0 + 0.05 * r]) for r in range(3) for name in ("baseline", "cache")])
     for records in (alike, result([]), result([record("baseline", 0, status="crash", reason="gone")])):
         told = story(records)
-        assert takeaways(told.lead, QUESTION) == ()
+        assert takeaways(told.lead, QUESTION, {}) == ()
         assert title(told.lead) == "How fast, and what it cost the image"
 
 

@@ -74,12 +74,13 @@ def render(story: Story, store: ResultStore) -> str:
         crossing_words=crossing_words,
         question=story.costs.question,
         run_numbers=story.numbers,
+        verdicts=story.verdicts,
     )
     script = "\n".join(files(__package__).joinpath("template", name).read_text(encoding="utf-8") for name in SCRIPTS)
     return environment.get_template("page.html.j2").render(
         story=story,
         title=title(story.lead),
-        takeaways=takeaways(story.lead, story.costs.question),
+        takeaways=takeaways(story.lead, story.costs.question, story.verdicts),
         short=SHORT,
         sections=story.sections,
         headings={name: title for name, title in HEADINGS.items() if _has_something(name, story)},

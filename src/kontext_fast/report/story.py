@@ -17,6 +17,7 @@ from kontext_fast.report.groups import groups
 from kontext_fast.report.lead import most_telling_first
 from kontext_fast.report.notes import cell_name, workload_name
 from kontext_fast.report.sections import Section, sections
+from kontext_fast.report.verified import Verdicts
 
 COMPUTING = ("torch", "diffusers", "triton")
 """Packages whose version changes times."""
@@ -41,6 +42,8 @@ class Story:
     charts: tuple[Chart, ...]
     entries: tuple[Entry, ...]
     """In the order in which the runs ran."""
+    verdicts: Verdicts
+    """Of a verification, which is a file of records of its own; empty without one."""
 
     @property
     def lead(self) -> Section | None:
@@ -96,7 +99,13 @@ class Story:
         )
 
 
-def tell(result: ResultFile, charts: Iterable[Chart], table: PriceTable, question: Question) -> Story:
+def tell(
+    result: ResultFile,
+    charts: Iterable[Chart],
+    table: PriceTable,
+    question: Question,
+    verdicts: Verdicts | None = None,
+) -> Story:
     """Raises InvalidInput for an asked price that is not of the card that was measured."""
     found = most_telling_first(groups(result))
     priced = costs(found, table, question)
@@ -107,6 +116,7 @@ def tell(result: ResultFile, charts: Iterable[Chart], table: PriceTable, questio
         costs=priced,
         charts=tuple(sorted(charts, key=lambda chart: SECTIONS.index(chart.section))),
         entries=tuple(Entry(number, record, _measured(record)) for number, record in enumerate(ordered, 1)),
+        verdicts=verdicts or {},
     )
 
 

@@ -10,6 +10,7 @@ from kontext_fast.records.schema import BASELINE
 from kontext_fast.report import format as write
 from kontext_fast.report.headline import Row
 from kontext_fast.report.sections import Section
+from kontext_fast.report.verified import Verdicts, Verified
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def title(lead: Section | None) -> str:
     return f"{lead.best.preset}: {write.factor(lead.best.factor)} as fast on {machine}"
 
 
-def takeaways(lead: Section | None, question: Question) -> tuple[Takeaway, ...]:
+def takeaways(lead: Section | None, question: Question, verdicts: Verdicts) -> tuple[Takeaway, ...]:
     """Of the fastest preset that may be called faster than baseline; none where there is no such preset."""
     if lead is None or lead.best is None or lead.best.time is None:
         return ()
@@ -38,7 +39,7 @@ def takeaways(lead: Section | None, question: Question) -> tuple[Takeaway, ...]:
     run_ids = (*lead.run_ids(BASELINE), *lead.run_ids(best.preset))
     return (
         _speed(best, baseline, run_ids),
-        _quality(lead, best, baseline, run_ids),
+        _quality(lead, best, baseline, run_ids, verdicts.get(best.preset)),
         _memory(best, baseline, run_ids),
         _saved(lead, best, question, run_ids),
     )
@@ -56,7 +57,11 @@ def _speed(best: Row, baseline: Row | None, run_ids: tuple[str, ...]) -> Takeawa
     )
 
 
-def _quality(lead: Section, best: Row, baseline: Row | None, run_ids: tuple[str, ...]) -> Takeaway:
+def _quality(
+    lead: Section, best: Row, baseline: Row | None, run_ids: tuple[str, ...], verified: Verified | None
+) -> Takeaway:
+    if verified is not None:
+        return Takeaway("Quality", verified.name, f"{verified.where}: {verified.reason}", "quality", ())
     if best.accepted is None:
         random = lead.group.checkpoint is not None and lead.group.checkpoint.kind == "random"
         why = "the weights are random, so there is no image to judge" if random else "no judge has seen these images"
