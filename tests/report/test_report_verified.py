@@ -55,6 +55,8 @@ def test_every_document_has_it_beside_the_time_and_says_on_which_weights(
     text = written("--verification", str(verified))
     assert one.where in text
     assert one.name in text
+    if audience != "blog":
+        assert one.reason.removesuffix(".").split(":")[0] in text.replace("\\", "")
 
 
 def test_the_summary_shows_it_above_the_money(benched: Path, verified: Path, tmp_path: Path) -> None:
