@@ -8,7 +8,7 @@ from kontext_fast.records.schema import ResultFile
 from kontext_fast.report import format as write
 from kontext_fast.report.control import smallest_claim
 from kontext_fast.report.groups import Group, groups
-from kontext_fast.report.headline import Row, headline
+from kontext_fast.report.headline import REFERENCE, Row, headline
 from kontext_fast.report.notes import group_name, speed_finding
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _print_table(group: Group, rows: tuple[Row, ...], labels: list[str], console
         pad_edge=False,
     )
     for name in ("preset", "time", "vs baseline", "steps", "judge", "memory"):
-        table.add_column(name, no_wrap=name == "preset", overflow="fold")
+        table.add_column(name, no_wrap=name == "preset", overflow="fold", min_width=len(REFERENCE))
     for row in rows:
         table.add_row(*map(Text, _cells(row, labels)))
     console.print(table)

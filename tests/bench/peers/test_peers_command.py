@@ -21,6 +21,8 @@ ON_A_CPU = {
 }
 """What needs neither a GPU nor a package of the extra `peers`."""
 
+CACHE_DIT = {"peer:cache-dit", "peer:cache-dit-ultra", "peer:cache-dit-12-of-28"}
+
 
 def bench(folder: Path, *options: str) -> ResultFile:
     suite = folder / "short.toml"
@@ -61,12 +63,10 @@ def test_every_peer_is_a_row_that_ran_or_says_why_it_did_not(tmp_path: Path, mon
     records = by_preset(bench(tmp_path))
     assert set(records) == set(registry.peer_presets())
     statuses = {name: record.status for name, record in records.items()}
-    assert {statuses[name] for name in (BASELINE, *ON_A_CPU)} == {"ok"}, statuses
+    here = ON_A_CPU | (CACHE_DIT if find_spec("cache_dit") else set())
+    assert {name for name, status in statuses.items() if status == "ok"} == {BASELINE, *here}, statuses
     for name, record in records.items():
         assert record.status in ("ok", "refused"), record.stderr_tail
         assert (record.reason is None) == (record.status == "ok")
         if record.status == "ok" and name != BASELINE:
             assert record.plan
-    # With fewer blocks than it always computes, cache-dit refuses this checkpoint, and the suite goes on.
-    why = "transformer has" if find_spec("cache_dit") else "needs the package cache_dit"
-    assert why in str(records["peer:cache-dit"].reason)
