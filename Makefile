@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-full check format wheel clean
+.PHONY: help install demo docs test test-full check format wheel clean
 
 help:
 	@echo "make demo       edit, measure, judge and report on the bundled checkpoint; no GPU, no network beyond PyPI"
+	@echo "make docs       render README, docs, visualizations and reports from the records in results/"
 	@echo "make test       install, then the tests"
 	@echo "make test-full  the slow tests as well"
 	@echo "make check      linter, format and types"
@@ -25,6 +26,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/kontext demo
+
+docs: $(INSTALLED)
+	$(BIN)/python scripts/render_docs.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from kontext_fast.cost.analysis import Question
 from kontext_fast.cost.prices import PriceTable
 from kontext_fast.records.schema import Record, ResultFile
+from kontext_fast.records.store import RECORDS_NAME
 from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.costs import Costs, costs
@@ -38,6 +39,8 @@ class Story:
     charts: tuple[Chart, ...]
     entries: tuple[Entry, ...]
     """In the order in which the runs ran."""
+    kept_in: str
+    """The files of the records, as a reader finds them."""
 
     @property
     def lead(self) -> Section | None:
@@ -70,7 +73,14 @@ class Story:
         )
 
 
-def tell(result: ResultFile, charts: Iterable[Chart], table: PriceTable, question: Question) -> Story:
+def tell(
+    result: ResultFile,
+    charts: Iterable[Chart],
+    table: PriceTable,
+    question: Question,
+    *,
+    kept_in: str = f"results/{RECORDS_NAME}",
+) -> Story:
     """Raises InvalidInput for an asked price that is not of the card that was measured."""
     found = most_telling_first(groups(result))
     priced = costs(found, table, question)
@@ -81,6 +91,7 @@ def tell(result: ResultFile, charts: Iterable[Chart], table: PriceTable, questio
         costs=priced,
         charts=tuple(charts),
         entries=tuple(Entry(number, record, _measured(record)) for number, record in enumerate(ordered, 1)),
+        kept_in=kept_in,
     )
 
 
