@@ -10,7 +10,7 @@ import numpy as np
 
 from kontext_fast.records.schema import CONTROL, Cell, Measurement, Memory, Record, ResultFile
 from kontext_fast.records.store import ResultStore
-from tests.records.builder import RANDOM, item, record, result, sample, workload
+from tests.records.builder import RANDOM, record, result, sample, workload
 from tests.report import suite_records
 
 CARD = {
@@ -21,7 +21,7 @@ CARD = {
 }
 CELL = Cell(mode="edit", size="1024x1024", steps=28, batch=1)
 FEWER = "runs 8 steps where 28 are asked for"
-METERED = "fixed schedule: 12 of 28 steps"
+SCHEDULED = "fixed schedule: 12 of 28 steps"
 
 SECONDS: Mapping[str, tuple[float, int, int]] = {
     "baseline": (10.3, 28, 28),
@@ -75,7 +75,7 @@ def project(root: Path, *, rounds: int | None = None, suites: bool = False) -> P
 
 
 def peers(rounds: int) -> ResultFile:
-    """Every process three timed calls of one item after two of warm-up, as on a card that costs money."""
+    """Every process makes three timed calls after two of warm-up, as on a card that costs money."""
     rng = np.random.default_rng(7)
     records: list[Record] = []
     for round_ in range(rounds):
@@ -90,21 +90,24 @@ def peers(rounds: int) -> ResultFile:
                         order=len(records), load_s=None, apply_s=None, created_at=_time(len(records)),
                     )
                 )  # fmt: skip
-    return result(records, [item("a")])
+    return result(records)
 
 
 def _run(preset: str, round_: int, walls: list[float], steps: int, computed: int, *, order: int) -> Record:
+    # The workload of the sweep's centre: another folder that measured the same.
     of = workload(
-        ["a"], width=1024, height=1024, reference_width=1024, reference_height=1024, steps=steps, text_tokens=512,
-        image_tokens=4096, reference_tokens=4096,
+        width=1024, height=1024, steps=steps, text_tokens=512, image_tokens=4096, reference_tokens=4096
     )  # fmt: skip
     memory = Memory(
         allocated_peak_bytes=36 * 2**30, reserved_peak_bytes=38 * 2**30, device_process_peak_bytes=39 * 2**30,
         host_rss_peak_bytes=3 * 2**30,
     )  # fmt: skip
     warm = [sample("a", seconds, warmup=True, steps=steps, memory=memory) for seconds in (2 * walls[0], walls[0])]
-    timed = [sample("a", wall, steps=steps, skipped=steps - computed, memory=memory) for wall in walls]
-    labels = {"peer:steps-8": (FEWER,), "peer:cache-dit-12-of-28": (METERED,)}.get(preset, ())
+    timed = [
+        sample(name, wall, steps=steps, skipped=steps - computed, memory=memory)
+        for name, wall in zip("aba", walls, strict=True)
+    ]
+    labels = {"peer:steps-8": (FEWER,), "peer:cache-dit-12-of-28": (SCHEDULED,)}.get(preset, ())
     made = record(
         preset, round_, warm, of=of, environment=CARD, checkpoint=RANDOM, cells=(CELL,), labels=labels, order=order,
         created_at=_time(order), load_s=14.0, apply_s=1.0,
@@ -118,8 +121,13 @@ def _on_the_card(made: ResultFile, name: str) -> ResultFile:
         one.model_copy(
             update={
                 "run_id": f"{name} {one.run_id}",
+                "cells": one.cells or (CELL.model_copy(update={"size": name}),),
                 "checkpoint": one.checkpoint and RANDOM,
                 "environment": one.environment and CARD,
+                "measurements": tuple(
+                    measurement.model_copy(update={"cell": measurement.cell or CELL.model_copy(update={"size": name})})
+                    for measurement in one.measurements
+                ),
                 "created_at": _time(1000 + one.order),
             }
         )

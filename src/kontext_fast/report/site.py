@@ -16,9 +16,7 @@ from kontext_fast.report.published import Published
 from kontext_fast.report.sections import Section
 from kontext_fast.report.story import Story
 
-NOTHING = (
-    "Nothing of this project has been measured on a GPU yet, so no figure of speed, memory or cost is here."
-)
+NOTHING = "Nothing of this project has been measured on a GPU yet, so no figure of speed, memory or cost is here."
 
 
 @dataclass(frozen=True)
