@@ -107,10 +107,9 @@ def command(
         items=items,
         calls=calls,
         max_warmup=warmup,
+        peers=peer_presets() if peers else None,
         control=named.control and control,
     )
-    if peers:
-        chosen = chosen.override(presets=tuple(dict.fromkeys((*chosen.presets, *peer_presets()))))
     command_line = _command_line(
         suite=suite,
         checkpoint=checkpoint,
