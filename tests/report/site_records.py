@@ -50,6 +50,8 @@ Words of a person.
 """
 GUIDE = """\
 # Results
+<!-- records: known_figures -->
+<!-- /records: known_figures -->
 <!-- records: charts -->
 <!-- /records: charts -->
 <!-- records: provenance -->

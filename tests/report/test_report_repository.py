@@ -13,12 +13,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kontext_fast.cost.prices import load_prices
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report import blocks
+from kontext_fast.report.blocks import known_figures
+from kontext_fast.report.costs import usual_question
+from kontext_fast.report.published import find_published
 from kontext_fast.report.repository import differences, render_repository
-from kontext_fast.report.site import NOTHING, discover_blocks
+from kontext_fast.report.site import NOTHING, Site, discover_blocks
+from kontext_fast.report.story import tell
 from tests.records.builder import full
 from tests.report.site_records import FEWER, REFUSED, project
 
@@ -118,6 +123,24 @@ def test_peers_failures_and_what_was_different_are_said(two: Path) -> None:
         assert re.sub(r"\W", "", reason) in re.sub(r"\W", "", text)
     assert "A/A control: baseline against itself is 1." in text
     assert "image quality is not measured" in text
+
+
+def test_known_figures_are_reproduced_or_said_not_to_be(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(known_figures.KNOWN_S, "peer:compiled", 6.0)
+    published = find_published(two / "results")
+    assert published.speed is not None
+    story = tell(published.speed, (), load_prices(), usual_question(published.day))
+    text = known_figures.render(Site(published, story))
+    rows = {line.split("`")[1]: line.split(" | ") for line in text.splitlines() if line.startswith("| `")}
+    stored = ResultStore.find(records_file(two)).load()
+    for preset, verdict in (("baseline", "reproduced"), ("peer:compiled", "not reproduced")):
+        # The text encoders are 5 % of a made-up call.
+        here, known = 0.95 * float(np.mean(seconds(stored, preset))), known_figures.KNOWN_S[preset]
+        _, known_s, here_s, difference, n = rows[preset]
+        assert (known_s, n.strip(" |")) == (f"{known:g} s", "2")
+        assert_written(here_s, [here])
+        assert difference == f"{100 * (here / known - 1):+.1f} %, {verdict}"
+    assert rows["peer:compiled-float8"][2] == "not measured"
 
 
 def test_one_process_gives_times_without_intervals_and_no_claim(tmp_path: Path) -> None:
