@@ -24,8 +24,10 @@ from kontext_fast.report.published import find_published
 from kontext_fast.report.repository import differences, render_repository
 from kontext_fast.report.site import NOTHING, Site, discover_blocks
 from kontext_fast.report.story import tell
+from kontext_fast.verify.evidence import findings
 from tests.records.builder import full
 from tests.report.site_records import FEWER, REFUSED, project
+from tests.verify.rendered import losing, noisy, verification
 
 ALWAYS = {"reports/index.html", "reports/blog.md", "reports/paper.tex", "reports/business.md", "results/samples.csv"}
 PERFORMANCE = {
@@ -218,6 +220,23 @@ def test_times_of_a_cpu_are_nobodys_headline(tmp_path: Path) -> None:
     assert (root / "README.md").read_text().count(NOTHING) == 2
     assert "Imaginary CPU 9000" in (root / "docs" / "results.md").read_text()
     assert (root / "reports" / "index.html").read_text().count("data:image/png") > 1
+
+
+def test_verdicts_of_a_verification_stand_beside_the_speed_of_a_preset(tmp_path: Path) -> None:
+    root = project(tmp_path)
+    presets = {"fast": noisy(0.5, seed=9), "turbo": losing(2)}
+    store = verification(root / "results" / "quality", presets, items=12, control_items=6)
+    render_repository(root)
+    rows = {line.split("`")[1]: line for line in (root / "README.md").read_text().splitlines() if "| `" in line}
+    verdicts = {one.preset: one.verdict.level for one in findings(store.load()).presets}
+    assert set(verdicts) == set(presets)
+    for preset, level in verdicts.items():
+        assert rows[preset].rstrip(" |").endswith(f"{level.meaning} on tiny")
+    assert rows["balanced"].rstrip(" |").endswith("not measured")
+    assert (root / "visualizations" / "quality" / "index.html").is_file()
+    assert not (root / "reports").exists()
+    assert "verification on Imaginary CPU 9000, 12 items" in (root / "docs" / "results.md").read_text()
+    assert differences(root) == []
 
 
 def test_a_passage_that_nobody_renders_is_bad_input_that_names_those_there_are(tmp_path: Path) -> None:
