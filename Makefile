@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-full check format wheel clean
+.PHONY: help install demo docs test test-full check format wheel clean
 
 help:
 	@echo "make demo       edit, measure, judge and report on the bundled checkpoint; no GPU, no network beyond PyPI"
+	@echo "make docs       render README, docs, visualizations and reports from the records in results/"
 	@echo "make test       install, then the tests"
-	@echo "make test-full  the slow tests as well"
+	@echo "make test-full  the slow tests as well; their outcome is written to docs/last-test-full.md"
 	@echo "make check      linter, format and types"
 	@echo "make wheel      build the wheel and install it into an empty environment"
 
@@ -26,11 +27,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/kontext demo
 
+docs: $(INSTALLED)
+	$(BIN)/python scripts/render_docs.py
+
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-full: $(INSTALLED)
-	KONTEXT_REQUIRE_BROWSER=1 $(BIN)/python -m pytest
+	mkdir -p build
+	KONTEXT_REQUIRE_BROWSER=1 $(BIN)/python -m pytest --junitxml=build/test-full.xml; status=$$?; \
+	$(BIN)/python scripts/write_outcome.py build/test-full.xml docs/last-test-full.md; exit $$status
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -43,6 +43,11 @@ def says_its_machine(job: Job, send: Send) -> None:
     send(Ended(status="ok"))
 
 
+def says_what_it_keeps(job: Job, send: Send) -> None:
+    send(Started(environment={"keep_images": job.keep_images}))
+    send(Ended(status="ok"))
+
+
 def fills_its_caches(job: Job, send: Send) -> None:
     folders = [Path(os.environ[name]) for name in ("KONTEXT_FAST_CACHE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")]
     send(Started(environment={"found": [file.read_text() for folder in folders for file in folder.iterdir()]}))

@@ -43,6 +43,7 @@ def suite(tmp_path: Path) -> Path:
 def test_a_bench_ends_with_its_folder(suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     options = ["--suite", str(suite), "--checkpoint", "tiny", "--device", "cpu", "--steps", "1,2", "--sizes", "64x64"]
+    options += ["--calls", "2", "--warmup", "1"]
     assert run(["bench", *options, "--out", str(out), "--json"]) == 0
     output = capfd.readouterr()
     answer = json.loads(output.out.splitlines()[-1])
@@ -54,7 +55,10 @@ def test_a_bench_ends_with_its_folder(suite: Path, tmp_path: Path, capfd: pytest
     assert [(one.width, one.height, one.steps) for one in workloads] == [(64, 64, 1), (64, 64, 2)]
     # Only one call can be the first of the process.
     assert [one.first_call_s is None for one in result.records[0].measurements] == [False, True]
+    for measurement in result.records[0].measurements:
+        assert [sample.warmup for sample in measurement.samples] == [True, True, False, False]
     assert result.command.startswith("kontext bench --suite")
+    assert result.command.endswith("--calls 2 --warmup 1")
     assert str(tmp_path) not in result.command
 
 
@@ -88,6 +92,8 @@ def test_a_refused_preset_is_said_and_fails_only_when_nothing_else_ran(
         (["--sizes", "100x100"], "multiple of 16"),
         (["--rounds", "0"], "rounds"),
         (["--items", "-1"], "items"),
+        (["--items", "2", "--calls", "1"], "1 calls cannot measure 2 items"),
+        (["--warmup", "-1"], "max_warmup"),
         (["--device", "toaster", "--steps", "1"], "toaster"),
     ],
 )

@@ -1,4 +1,8 @@
-"""A delay that is really there, in one preset, is found by comparing two benchmarks of the bundled checkpoint."""
+"""A delay that is really there is found by comparing two benchmarks of the bundled checkpoint, and none where none is.
+
+Before, after and a second before take turns, process by process. The clock is that of `slowed_worker`, since on a busy
+machine no clock on the wall sees three percent.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +11,52 @@ from pathlib import Path
 
 import pytest
 
-from kontext_fast.bench.runner import WORKER, run_suite
+from kontext_fast.bench.runner import run_suite
 from kontext_fast.bench.suites import read_suite
 from kontext_fast.cli.main import run
 from kontext_fast.records.store import ResultStore
-from kontext_fast.report.comparison import compare
+from kontext_fast.report.comparison import REGRESSIONS, Change, compare
 
 SLOWED = str(Path(__file__).parent / "slowed_worker.py")
-ROUNDS = 12
+DELAY = 0.03
+SIDES = {"before": 0.0, "after": DELAY, "again": 0.0}
+FEWEST, MOST = 4, 12
+"""Processes per side; more than the fewest only while a machine is too noisy to find the delay."""
+CALLS = 80
+
+
+def change(folder: Path, after: str, threshold: float) -> Change:
+    before, later = (ResultStore(folder / name).load() for name in ("before", after))
+    (found,) = compare(before, later, threshold).changes
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(3600)
 def test_a_delay_of_three_percent_in_one_preset_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before and after take turns, block by block, so that a machine that others use hits both alike."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     suite = read_suite("quick").resolve("tiny").override(
-        presets=("baseline", "fuse_qkv"), rounds=ROUNDS, items=1, calls=10, max_warmup=2, steps=(4,)
+        presets=("fuse_qkv",), control=False, rounds=MOST, items=1, calls=CALLS, max_warmup=1, steps=(2,),
+        sizes=("64x64",),
     )  # fmt: skip
-    delayed = (sys.executable, SLOWED, "fuse_qkv=0.03")
-    for _ in range(ROUNDS):
-        for name, workers in (("a", WORKER), ("b", delayed)):
+    for made in range(1, MOST + 1):
+        for name, delay in SIDES.items():
+            workers = (sys.executable, SLOWED, str(delay))
             # The first block of an invocation is always run, and the budget allows no second one.
             run_suite(suite, tmp_path / name, device="cpu", resume=True, budget_s=1e-9, worker_command=workers)
-    before, after = (ResultStore(tmp_path / name).load() for name in "ab")
-    found = {change.preset: change for change in compare(before, after, 0.01).changes}
-    ratio = found["fuse_qkv"].ratio
-    assert ratio is not None
-    assert ratio.interval is not None
-    assert ratio.interval[0] < 1.03 < ratio.interval[1]
-    assert found["fuse_qkv"].outcome == "regression", found
-    assert run(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--threshold", "1"]) == 1
+        # Decided by how much could be found, never by what was.
+        detectable = change(tmp_path, "after", 0.01).detectable if made >= FEWEST else None
+        if detectable is not None and detectable < 0.6 * DELAY:
+            break
+    slower, same = change(tmp_path, "after", 0.01), change(tmp_path, "again", 0.015)
+    assert slower.outcome == "regression", slower
+    assert slower.ratio is not None
+    assert abs(slower.ratio.value - (1 + DELAY)) < 0.015, slower
+    assert same.outcome not in REGRESSIONS, same
+    assert same.ratio is not None
+    assert abs(same.ratio.value - 1) < 0.015, same
+    assert run(["compare", str(tmp_path / "before"), str(tmp_path / "after"), "--threshold", "1"]) == 1
     assert "fuse_qkv" in capsys.readouterr().err
-    assert run(["compare", str(tmp_path / "a"), str(tmp_path / "a")]) == 0
+    assert run(["compare", str(tmp_path / "before"), str(tmp_path / "again"), "--threshold", "1.5"]) == 0

@@ -10,6 +10,7 @@ import pytest
 from kontext_fast.bench.durations import Durations
 from kontext_fast.bench.schedule import Run, Schedule, not_measured_cells
 from kontext_fast.bench.suites import Suite, read_suite
+from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import BASELINE, CONTROL, Record, Status
 from tests.records.builder import record
 
@@ -76,6 +77,23 @@ def test_baseline_runs_twice_per_block_of_the_centre_unless_asked_not_to() -> No
     for presets, control in ((("baseline",), False), (("compile",), True)):
         runs = work_off(Schedule(suite_of(*presets, control=control)), [])
         assert CONTROL not in {run.configuration.name for run in runs}
+
+
+def test_peers_are_compared_at_the_centre_and_take_no_part_in_sweeps() -> None:
+    records: list[Record] = []
+    suite = suite_of("baseline", "classic", peers=("baseline", "peer:magcache"), sweeps=SWEEPS, control=True)
+    schedule = Schedule(suite)
+    runs = work_off(schedule, records)
+    assert Counter((run.configuration.name, run.tier.name) for run in runs) == {
+        **{(name, "centre"): 2 for name in ("baseline", "classic", "peer:magcache", CONTROL)},
+        **{(name, "steps"): 1 for name in ("baseline", "classic")},
+    }
+    assert list(not_measured_cells(schedule, suite, records)) == []
+    # Asked for as a preset, a peer is one like any other.
+    runs = work_off(Schedule(suite_of("baseline", "peer:magcache", peers=("peer:magcache",), sweeps=SWEEPS)), [])
+    assert Counter(run.configuration.name for run in runs) == {"baseline": 3, "peer:magcache": 3}
+    with pytest.raises(InvalidInput, match="did you mean peer:magcache"):
+        Schedule(suite_of("baseline", peers=("peer:magcahce",)))
 
 
 def test_stopping_anywhere_changes_nothing() -> None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from kontext_fast.bench import worker
+from kontext_fast.bench.protocol import Ended, Impossible, Job, Message
 from kontext_fast.bench.runner import Where, run_suite
 from kontext_fast.bench.suites import read_suite
 from kontext_fast.errors import InvalidInput, Refused
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
+from kontext_fast.optimizations.plan import Plan
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import ResultStore
+from tests.bench.test_bench_runner import faulty, suite_of
 
 QUICK = read_suite("quick").resolve("tiny").override(control=False)
 
@@ -121,3 +127,36 @@ def test_a_checkpoint_that_is_missing_is_bad_input(tmp_path: Path) -> None:
 def test_a_device_that_this_machine_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="GPU"):
         run_suite(QUICK, tmp_path, device="cuda:63")
+
+
+class _TooWide(Optimization):
+    name: ClassVar[str] = "too_wide"
+    summary: ClassVar[str] = "fits no checkpoint"
+    effect: ClassVar[Effect] = Effect.EXACT
+    phase: ClassVar[Phase] = Phase.STEPS
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        raise InvalidInput("too_wide computes 8 blocks and the transformer has 6; use a larger checkpoint.")
+
+
+def test_a_preset_that_does_not_fit_the_checkpoint_is_refused_and_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_plan", lambda *_: Plan("too_wide", (_TooWide(),)))
+    job = Job(
+        checkpoint="tiny", preset="too_wide", suite=QUICK, cells=QUICK.tiers[0].cells, device="cpu",
+        keep_images=False, folder=str(tmp_path),
+    )  # fmt: skip
+    said: list[Message] = []
+    worker.run(job, said.append)
+    assert not [message for message in said if isinstance(message, Impossible)]
+    last = said[-1]
+    assert isinstance(last, Ended)
+    assert (last.status, "use a larger checkpoint" in str(last.reason)) == ("refused", True)
+
+
+@pytest.mark.parametrize(("checkpoint", "kept"), [("tiny", [True, False]), ("random", [False, False])])
+def test_images_are_kept_once_and_never_of_random_weights(checkpoint: str, kept: list[bool], tmp_path: Path) -> None:
+    workers = faulty(baseline="says_what_it_keeps")
+    result = run_suite(suite_of("baseline", rounds=2), tmp_path, checkpoint=checkpoint, worker_command=workers)
+    assert [record.environment["keep_images"] for record in result.records] == kept

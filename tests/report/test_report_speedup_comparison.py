@@ -13,7 +13,7 @@ from kontext_fast.records.store import ResultStore
 from kontext_fast.report.charting import draw_charts
 from kontext_fast.report.charts import speedup_comparison
 from tests.records.builder import full, record, result, timed
-from tests.report.suite_records import sweep
+from tests.report import suite_records
 
 
 def test_what_is_plotted_is_what_the_records_say(tmp_path: Path) -> None:
@@ -54,6 +54,19 @@ def test_the_subtitle_says_machine_date_and_counts(tmp_path: Path) -> None:
     assert panel.subtitle == "tiny on Imaginary CPU 9000, 2001-02-03, 8 processes, 16 measured calls"
 
 
+def test_of_many_workloads_the_leading_one_is_drawn_first_and_the_rest_are_counted(tmp_path: Path) -> None:
+    swept = suite_records.sweep()
+    panels = speedup_comparison.plotted(swept)
+    assert panels[0].title == "edit, 1024x1024, 28 steps"
+    assert len(panels) == speedup_comparison.MOST_PANELS == 3
+    assert speedup_comparison.draw(swept, tmp_path).takeaway.endswith(" 3 other workloads stand in the tables.")
+
+
+def test_the_parts_of_a_preset_are_left_to_the_chart_of_ablation() -> None:
+    (panel,) = speedup_comparison.plotted(suite_records.ablation())
+    assert [bar.preset for bar in panel.bars] == ["baseline", "baseline-again", "p"]
+
+
 def test_the_picture_is_drawn_large_enough_to_be_halved(tmp_path: Path) -> None:
     chart = speedup_comparison.draw(full(ResultStore(tmp_path)), tmp_path)
     assert chart.path == tmp_path / "performance" / "speedup_comparison.png"
@@ -92,7 +105,7 @@ def test_charts_are_found_without_being_listed(tmp_path: Path) -> None:
 
 
 def test_the_takeaway_of_many_workloads_is_one_finding_and_a_range(tmp_path: Path) -> None:
-    swept = sweep()
+    swept = suite_records.sweep()
     takeaway = speedup_comparison.draw(swept, tmp_path).takeaway
     panels = speedup_comparison.plotted(swept)
     assert takeaway.startswith("edit, 1024x1024, 28 steps: fast is ")

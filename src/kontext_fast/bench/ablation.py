@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kontext_fast.bench.peers.registry import find_peer, is_peer
+from kontext_fast.bench.peers.registry import find_peer
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations import presets
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.presets import Preset
 from kontext_fast.optimizations.registry import unknown
 from kontext_fast.records.ablated import ONLY, WITHOUT, Ablated, take_apart
+from kontext_fast.records.peers import is_peer
 
 
 def ablations(name: str) -> tuple[str, ...]:

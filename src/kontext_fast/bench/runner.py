@@ -18,7 +18,7 @@ from kontext_fast.bench.durations import Durations
 from kontext_fast.bench.process import WorkerEnd, run_worker
 from kontext_fast.bench.protocol import Impossible, Job, Progress
 from kontext_fast.bench.schedule import Run, Schedule, not_measured_cells
-from kontext_fast.bench.suites import Suite
+from kontext_fast.bench.suites import Suite, kind_of
 from kontext_fast.errors import Cancelled, InvalidInput, Refused
 from kontext_fast.records.machine import machine_identity
 from kontext_fast.records.schema import Record, ResultFile
@@ -85,7 +85,8 @@ def run_suite(
             suite=suite,
             cells=run.tier.cells,
             device=device,
-            keep_images=run.round == 0,
+            # Random weights make noise, which is large and which nobody looks at.
+            keep_images=run.round == 0 and kind_of(checkpoint) != "random",
             folder=str(out.absolute()),
         )
         created_at = now()

@@ -49,6 +49,7 @@ class Schedule:
         self._suite = suite
         self._tiers = suite.tiers
         self._names = _names(suite)
+        self._peers = [name for name in suite.peers if name not in self._names]
 
     @property
     def blocks(self) -> int:
@@ -80,8 +81,10 @@ class Schedule:
 
     def configurations(self, tier: Tier) -> list[Configuration]:
         """What each block of the tier runs, in no particular order."""
-        controlled = self._suite.control and tier == self._tiers[0] and BASELINE in self._names
-        names = [*self._names, *([CONTROL] if controlled else [])]
+        centre = tier == self._tiers[0]
+        names = [*self._names, *(self._peers if centre else ())]
+        if centre and self._suite.control and BASELINE in names:
+            names.append(CONTROL)
         return [Configuration(name, cache) for name in names for cache in self._suite.compile_caches]
 
     def _next_of(self, tier: Tier, records: Sequence[Record], machine: str | None) -> Run | None:
@@ -134,7 +137,7 @@ class Schedule:
 
 def _names(suite: Suite) -> list[str]:
     names = [*suite.presets, *(name for preset in suite.ablate for name in ablations(preset))]
-    for name in names:
+    for name in (*names, *suite.peers):
         find_preset(name)
     if CONTROL in names:
         raise InvalidInput(f"The name {CONTROL} is that of the A/A control; choose another preset.")

@@ -34,6 +34,8 @@ class Suite(BaseModel):
     presets: Distinct[str]
     ablate: Annotated[tuple[str, ...], AfterValidator(check_no_repeats)] = ()
     """Presets that are also run with each of their optimizations alone and without each of them."""
+    peers: Annotated[tuple[str, ...], AfterValidator(check_no_repeats)] = ()
+    """Presets that are compared at the suite's own cells and take no part in its sweeps."""
     control: bool = True
     """Run baseline a second time under another name, which shows what this benchmark says of equals."""
     rounds: Count

@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,7 @@ def _run(job: Job, send: Send) -> None:
     try:
         send(Progress(phase="applying"))
         start = time.perf_counter()
-        with memory_errors(f"applying {job.preset}"):
+        with memory_errors(f"applying {job.preset}"), _refusing_what_does_not_fit():
             plan.apply(loaded.pipe, device)
         _synchronize(device)
         send(Applied(apply_s=time.perf_counter() - start))
@@ -120,11 +121,11 @@ def _run(job: Job, send: Send) -> None:
 def _plan(job: Job, device: Any, send: Send) -> Plan | None:
     """The resolved plan, told to the parent; None where this machine refuses it, which is told too."""
     from kontext_fast.bench.ablation import find_preset
-    from kontext_fast.bench.peers.registry import is_peer
     from kontext_fast.bench.peers.resolve import resolve_peer
     from kontext_fast.optimizations.machine import Machine
     from kontext_fast.optimizations.plan import resolve
     from kontext_fast.pipeline.load import RANDOM
+    from kontext_fast.records.peers import is_peer
 
     machine, architecture_only = Machine.detect(device), job.checkpoint == RANDOM
     try:
@@ -137,6 +138,15 @@ def _plan(job: Job, device: Any, send: Send) -> Plan | None:
         return None
     send(Planned(plan=plan.applied, labels=plan.labels))
     return plan
+
+
+@contextmanager
+def _refusing_what_does_not_fit() -> Iterator[None]:
+    """Only this preset cannot be applied to this checkpoint, so the suite goes on with the others."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise Refused(str(error)) from error
 
 
 def _import_libraries() -> None:

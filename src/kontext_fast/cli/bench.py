@@ -51,6 +51,18 @@ def command(
     items: Annotated[
         int | None, typer.Option(help="Images with instructions. [default: the suite's]", show_default=False)
     ] = None,
+    calls: Annotated[
+        int | None, typer.Option(help="Timed calls per process and cell. [default: the suite's]", show_default=False)
+    ] = None,
+    warmup: Annotated[
+        int | None,
+        typer.Option(
+            help="Most calls between the first one and the timed ones. [default: the suite's]", show_default=False
+        ),
+    ] = None,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also run what other projects publish; what cannot run here is refused.")
+    ] = False,
     control: Annotated[
         bool, typer.Option(help="Also run baseline a second time, to see what the benchmark says of equals.")
     ] = True,
@@ -73,6 +85,7 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Measure presets against each other; write records that `kontext report` reads."""
+    from kontext_fast.bench.peers.registry import peer_presets
     from kontext_fast.bench.runner import run_suite
     from kontext_fast.bench.suites import kind_of, read_suite
     from kontext_fast.records.store import ResultStore
@@ -95,6 +108,9 @@ def command(
         batches=_split_counts(batch, "batch sizes"),
         rounds=rounds,
         items=items,
+        calls=calls,
+        max_warmup=warmup,
+        peers=peer_presets() if peers else None,
         control=named.control and control,
     )
     if roofline:
@@ -111,6 +127,9 @@ def command(
         batch=batch,
         rounds=rounds,
         items=items,
+        calls=calls,
+        warmup=warmup,
+        peers=peers,
         no_control=not control,
     )
     with progress_bar() as bar:
@@ -139,10 +158,11 @@ def _default_checkpoint(device: str | None) -> tuple[str, str]:
         return pool.submit(options.default_checkpoint, device).result()
 
 
-def _command_line(*, no_control: bool, **choices: str | int | None) -> str:
+def _command_line(*, peers: bool, no_control: bool, **choices: str | int | None) -> str:
     """What to type to measure the same again; the folder, the device and the time are of this occasion."""
     words = [word for name, value in choices.items() if value is not None for word in (f"--{name}", str(value))]
-    return shlex.join(["kontext", "bench", *words, *(["--no-control"] if no_control else [])])
+    switches = [name for name, given in (("--peers", peers), ("--no-control", no_control)) if given]
+    return shlex.join(["kontext", "bench", *words, *switches])
 
 
 def _split(text: str | None) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""The one comparison that cost charts show: of all workloads the most demanding, of all presets the cheapest."""
+"""The one comparison that cost charts show: of all workloads the most demanding, of our presets the cheapest."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from kontext_fast.cost.measured import Measured, measured, paired_half_s
 from kontext_fast.cost.payback import savings_per_month
 from kontext_fast.cost.prices import Price, PriceTable
 from kontext_fast.errors import InvalidInput
+from kontext_fast.records.peers import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL, ResultFile
 from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.lead import demanding
@@ -78,6 +79,7 @@ def featured(result: ResultFile, table: PriceTable, today: date) -> Featured | s
         priced = [(row, row.work) for row in rows if row.work is not None]
         baseline = next(((row, work) for row, work in priced if row.row.preset == BASELINE), None)
         others = [(row, work) for row, work in priced if row.row.preset not in (BASELINE, CONTROL)]
+        others = [(row, work) for row, work in others if not is_peer(row.row.preset)] or others
         if baseline is None or not others:
             reason = "no baseline and preset measured on the same workload"
             continue

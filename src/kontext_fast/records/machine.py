@@ -21,3 +21,8 @@ def machine_identity(environment: Mapping[str, Any]) -> str | None:
     gpu = environment.get("gpu")
     identity = gpu.get("uuid_sha256") if isinstance(gpu, Mapping) else environment.get("host_sha256")
     return identity if isinstance(identity, str) and identity else machine_name(environment)
+
+
+def ran_on_gpu(environment: Mapping[str, Any]) -> bool:
+    """Whether a card did the work; False also where the run ended before it knew."""
+    return isinstance(environment.get("gpu"), Mapping)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kontext_fast.records.machine import machine_name
+from kontext_fast.records.peers import is_peer
 from kontext_fast.records.schema import (
     BASELINE,
     Cell,
@@ -45,8 +46,9 @@ class Group:
     """None, like the two below, where no run measured anything of what `failures` were to."""
     machine: str | None
     workload: Workload | None
+    """As it was asked for: a peer whose recipe is fewer steps is here among those that ran them all."""
     presets: tuple[str, ...]
-    """Baseline first, then in the order in which they were first scheduled; those that failed included."""
+    """Baseline first, then ours in the order in which they were first scheduled, then peers; failed ones included."""
     runs: tuple[Run, ...]
     failures: tuple[Record, ...]
     compile_cache: CompileCache = "user"
@@ -72,11 +74,22 @@ def groups(result: ResultFile) -> tuple[Group, ...]:
         for measurement in record.measurements:
             if _is_complete(measurement):
                 machine = machine_name(record.environment)
-                key = (record.checkpoint, machine, measurement.workload, record.compile_cache)
+                key = (record.checkpoint, machine, _asked_for(measurement), record.compile_cache)
                 found.setdefault(key, []).append(Run(record, measurement))
     measured = tuple(_group(key, runs, records, found) for key, runs in found.items())
     rest = tuple(record for record in records if not any(_belongs(record, key, runs) for key, runs in found.items()))
     return (*measured, Group(None, None, None, _presets(rest), (), rest)) if rest else measured
+
+
+def _asked_for(measurement: Measurement) -> Workload:
+    """The workload with the steps that were asked for: who runs fewer is a rival of those who run them all.
+
+    Each such run carries a label that says so, and its own workload still has the steps that were run.
+    """
+    workload, cell = measurement.workload, measurement.cell
+    if cell is None or cell.steps == workload.steps:
+        return workload
+    return workload.model_copy(update={"steps": cell.steps})
 
 
 def _is_complete(measurement: Measurement) -> bool:
@@ -123,4 +136,4 @@ def _cells(runs: Iterable[Run]) -> set[Cell | None]:
 
 def _presets(records: Iterable[Record]) -> tuple[str, ...]:
     names = dict.fromkeys(record.preset for record in records)
-    return tuple(sorted(names, key=lambda name: name != BASELINE))
+    return tuple(sorted(names, key=lambda name: (name != BASELINE, is_peer(name), name if is_peer(name) else "")))

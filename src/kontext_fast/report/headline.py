@@ -19,6 +19,10 @@ EMULATED = "kernel: emulated"
 """Label of runs whose rounding is real and whose time is not: they get no factor."""
 
 
+REFERENCE = "reference"
+"""Stands in place of baseline's factor."""
+
+
 @dataclass(frozen=True)
 class Failure:
     run_id: str
@@ -134,7 +138,7 @@ def _factor(
     if not runs:
         return None, "not measured"
     if preset == BASELINE:
-        return None, "reference"
+        return None, REFERENCE
     if EMULATED in labels:
         return None, "emulated kernel: not a speed"
     if not baseline:

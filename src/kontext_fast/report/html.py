@@ -7,12 +7,12 @@ import hashlib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import Protocol
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kontext_fast.cost import money
 from kontext_fast.records.schema import BASELINE, CONTROL
-from kontext_fast.records.store import ResultStore
 from kontext_fast.report import format as write
 from kontext_fast.report.costs import crossing_words
 from kontext_fast.report.environment import environment_facts
@@ -48,11 +48,18 @@ SHORT: Mapping[str, str] = {
 SCRIPTS = ("cost.js", "compare.js")
 
 
-def render(story: Story, store: ResultStore) -> str:
-    """The page as text. Pictures are read from `store`; one that is missing there is said to be."""
+class Pictures(Protocol):
+    """Where images are stored: a result folder, or several."""
+
+    def image_path(self, digest: str) -> Path:
+        """Where the image with this hash is, whether or not it exists."""
+
+
+def render(story: Story, pictures: Pictures) -> str:
+    """The page as text. Pictures are read from `pictures`; one that is missing there is said to be."""
 
     def picture_uri(picture: Picture) -> str | None:
-        return data_uri(store.image_path(picture.image)) if picture.image else None
+        return data_uri(pictures.image_path(picture.image)) if picture.image else None
 
     environment = Environment(
         loader=PackageLoader("kontext_fast.report", "template"),

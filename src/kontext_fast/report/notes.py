@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from kontext_fast.records.peers import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL, Cell, Checkpoint, Workload
 from kontext_fast.report import format as write
 from kontext_fast.report.groups import Group
@@ -21,20 +22,36 @@ RANDOM = (
 
 
 def speed_finding(rows: Sequence[Row], limit: float | None = None) -> str:
-    """The fastest preset that can be told apart from baseline, what the judge says of it, and what failed.
+    """The fastest preset that can be told apart from baseline, what the judge says of it, its fastest peer, and what
+    failed.
 
     `limit` is the smallest difference that the A/A control allows to claim, as a fraction; None without a control.
     """
     compared = [row for row in rows if row.factor is not None and row.preset != CONTROL]
     failed = [f"{row.preset} ({row.status})" for row in rows if row.time is None]
     sentences = [_fastest(compared, rows, limit)] if compared else ["No preset could be compared with baseline."]
+    if (peer := _fastest_of(filter(_of_a_peer, rows), limit)) is not None and peer is not fastest(rows, limit):
+        sentences.append(f"Of the peers, {peer.preset} is fastest: {_claim(peer)}.")
     if failed:
         sentences.append(f"Without a time: {', '.join(failed)}.")
     return " ".join(sentences)
 
 
 def fastest(rows: Sequence[Row], limit: float | None) -> Row | None:
-    """The preset with the largest factor of those that may be called faster than baseline; None where none may."""
+    """Of the presets that may be called faster than baseline the one with the largest factor; None where none may.
+
+    A peer is it only where no preset of ours was compared.
+    """
+    own = [row for row in rows if not _of_a_peer(row)]
+    compared = [row for row in own if row.factor is not None and row.preset != CONTROL]
+    return _fastest_of(own if compared else rows, limit)
+
+
+def _of_a_peer(row: Row) -> bool:
+    return is_peer(row.preset)
+
+
+def _fastest_of(rows: Iterable[Row], limit: float | None) -> Row | None:
     faster = [
         (row.factor.value, row)
         for row in rows
@@ -45,16 +62,19 @@ def fastest(rows: Sequence[Row], limit: float | None) -> Row | None:
 
 def _fastest(compared: Sequence[Row], rows: Sequence[Row], limit: float | None) -> str:
     best = fastest(rows, limit)
-    if best is not None and best.factor is not None:
-        return (
-            f"{best.preset} is {write.factor(best.factor)} as fast as baseline "
-            f"(95 % interval {write.factor_range(best.factor)}, {write.count(best.factor.n, 'round')}). "
-            + _judged(best, rows)
-        )
+    if best is not None:
+        return f"{best.preset} is {_claim(best)}. " + _judged(best, rows)
     if all(row.factor and row.factor.interval is None for row in compared):
         return "One round gives factors without intervals, so no preset can be called faster than baseline yet."
     beyond = "" if limit is None else f" and the {100 * limit:.1f} % by which baseline may differ from itself here"
     return f"No preset is faster than baseline beyond its 95 % interval{beyond}."
+
+
+def _claim(row: Row) -> str:
+    """Of a row that may be called faster, which has a factor with an interval."""
+    assert row.factor is not None
+    rounds = write.count(row.factor.n, "round")
+    return f"{write.factor(row.factor)} as fast as baseline (95 % interval {write.factor_range(row.factor)}, {rounds})"
 
 
 def _judged(best: Row, rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.samples_csv import samples_csv
 from kontext_fast.records.schema import ResultFile
-from kontext_fast.records.store import ResultStore
+from kontext_fast.records.store import RECORDS_NAME, ResultStore
 from kontext_fast.report.audience import DOCUMENTS, Audience
 from kontext_fast.report.charting import Chart, draw_charts
 from kontext_fast.report.costs import usual_question
 from kontext_fast.report.documents import document
-from kontext_fast.report.html import render
-from kontext_fast.report.story import tell
+from kontext_fast.report.html import Pictures, render
+from kontext_fast.report.story import Story, tell
+from kontext_fast.report.verified import Verdicts
 from kontext_fast.report.verified import verdicts as read_verdicts
 
 
@@ -52,14 +54,36 @@ def publish(
     verdicts = {} if verification is None else read_verdicts(verification)
     folder = store.folder if out is None else out
     samples_file = store.samples_file if out is None else out / "results" / store.samples_file.name
-    path = folder / "reports" / DOCUMENTS[audience]
+    story = write_documents(
+        result, store, folder, samples_file, [audience], question or usual_question(), verdicts=verdicts
+    )
+    return Report(result, folder / "reports" / DOCUMENTS[audience], story.charts)
+
+
+def write_documents(
+    result: ResultFile,
+    pictures: Pictures,
+    folder: Path,
+    samples_file: Path,
+    audiences: Iterable[Audience],
+    question: Question,
+    *,
+    verdicts: Verdicts | None = None,
+    kept_in: str = f"results/{RECORDS_NAME}",
+) -> Story:
+    """Draw the charts below `folder`, write the samples and a document for each of `audiences`; what they tell.
+
+    `verdicts` are those of a verification, which stand beside the times; `kept_in` is where the records are, as the
+    documents say it. Raises InvalidInput where they cannot be written or a price does not fit.
+    """
     try:
         charts = draw_charts(result, folder / "visualizations", verdicts)
-        story = tell(result, charts, load_prices(), question or usual_question(), verdicts)
-        text = render(story, store) if audience == "page" else document(story, audience)
+        story = tell(result, charts, load_prices(), question, verdicts, kept_in=kept_in)
         write_atomically(samples_file, samples_csv(result).encode())
-        write_atomically(path, text.encode())
+        for audience in audiences:
+            text = render(story, pictures) if audience == "page" else document(story, audience)
+            write_atomically(folder / "reports" / DOCUMENTS[audience], text.encode())
     except OSError as error:
         reason = error.strerror or str(error)
         raise InvalidInput(f"The report cannot be written to {folder} ({reason}): choose another folder.") from error
-    return Report(result, path, charts)
+    return story

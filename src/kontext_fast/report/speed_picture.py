@@ -7,15 +7,17 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kontext_fast.records.peers import is_peer
+from kontext_fast.records.schema import BASELINE, CONTROL
 from kontext_fast.report import format as write
-from kontext_fast.report.groups import BASELINE
 from kontext_fast.stats.summary import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's palette, which people with any common colour blindness can tell apart.
-BASELINE_COLOR, PRESET_COLOR, INTERVAL_COLOR, MUTED = "#8a8f98", "#0072b2", "#1c1d1f", "#5f656e"
+BASELINE_COLOR, PRESET_COLOR, PEER_COLOR = "#8a8f98", "#0072b2", "#e69f00"
+INTERVAL_COLOR, MUTED = "#1c1d1f", "#5f656e"
 FAILURE_COLOR = "#a3330b"
 
 FACTOR_TICKS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
@@ -23,6 +25,8 @@ TICK_DISTANCE = 0.1
 """Least distance of two ticks, as a fraction of the axis."""
 
 WIDTH_IN, ROW_IN, DPI = 12.0, 0.62, 150
+NAME_LEFT, LETTER_IN = 0.15, 0.105
+"""Least room for names as a fraction of the width, and what a letter of a long one needs."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,13 @@ def _draw_panel(figure: Any, panel: Panel, top: float, height: float, inches: fl
     axes_height = height - 1.7 / inches
     figure.text(0.015, top - 0.38 / inches, panel.title, fontsize=16, fontweight="bold", parse_math=False)
     figure.text(0.015, top - 0.68 / inches, panel.subtitle, fontsize=11, color=MUTED, parse_math=False)
+    left = max(NAME_LEFT, (max(len(bar.preset) for bar in panel.bars) + 1) * LETTER_IN / WIDTH_IN)
     factors = figure.add_axes((0.56, bottom, 0.42, axes_height))
-    times = figure.add_axes((0.15, bottom, 0.36, axes_height), facecolor="none")
+    times = figure.add_axes((left, bottom, 0.51 - left, axes_height), facecolor="none")
     for axes, label in ((times, "seconds per call"), (factors, "times as fast as baseline")):
         _clean(axes, len(panel.bars), label)
     for y, bar in enumerate(panel.bars):
-        color = BASELINE_COLOR if bar.preset == BASELINE else PRESET_COLOR
+        color = _color(bar.preset)
         times.text(
             -0.02,
             y,
@@ -87,6 +92,12 @@ def _draw_panel(figure: Any, panel: Panel, top: float, height: float, inches: fl
         _draw_time(times, y, bar, color)
         _draw_factor(factors, y, bar, color)
     _scale(times, factors, panel)
+
+
+def _color(preset: str) -> str:
+    if preset in (BASELINE, CONTROL):
+        return BASELINE_COLOR
+    return PEER_COLOR if is_peer(preset) else PRESET_COLOR
 
 
 def _clean(axes: Axes, bars: int, label: str) -> None:

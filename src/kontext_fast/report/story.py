@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from kontext_fast.cost.analysis import Question
 from kontext_fast.cost.prices import PriceTable
 from kontext_fast.records.schema import Record, ResultFile
+from kontext_fast.records.store import RECORDS_NAME
 from kontext_fast.report import format as write
 from kontext_fast.report.charting import SECTIONS, Chart
 from kontext_fast.report.costs import Costs, costs
@@ -44,6 +45,8 @@ class Story:
     """In the order in which the runs ran."""
     verdicts: Verdicts
     """Of a verification, which is a file of records of its own; empty without one."""
+    kept_in: str
+    """The files of the records, as a reader finds them."""
 
     @property
     def lead(self) -> Section | None:
@@ -105,6 +108,8 @@ def tell(
     table: PriceTable,
     question: Question,
     verdicts: Verdicts | None = None,
+    *,
+    kept_in: str = f"results/{RECORDS_NAME}",
 ) -> Story:
     """Raises InvalidInput for an asked price that is not of the card that was measured."""
     found = most_telling_first(groups(result))
@@ -117,6 +122,7 @@ def tell(
         charts=tuple(sorted(charts, key=lambda chart: SECTIONS.index(chart.section))),
         entries=tuple(Entry(number, record, _measured(record)) for number, record in enumerate(ordered, 1)),
         verdicts=verdicts or {},
+        kept_in=kept_in,
     )
 
 

@@ -1,4 +1,4 @@
-"""The headline for a terminal: the same rows as the page in 80 columns, reasons of failures below the table."""
+"""The headline for a terminal: the same rows as the page in 80 columns, labels and reasons of failures below them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kontext_fast.records.schema import ResultFile
 from kontext_fast.report import format as write
 from kontext_fast.report.control import smallest_claim
 from kontext_fast.report.groups import Group, groups
-from kontext_fast.report.headline import Row, headline
+from kontext_fast.report.headline import REFERENCE, Row, headline
 from kontext_fast.report.notes import group_name, speed_finding
 
 if TYPE_CHECKING:
@@ -22,7 +22,10 @@ def print_headline(result: ResultFile, console: Console) -> None:
     found = groups(result)
     for group in found:
         rows = headline(group)
-        _print_table(group, rows, console)
+        labels = list(dict.fromkeys(label for row in rows for label in row.labels))
+        _print_table(group, rows, labels, console)
+        for number, label in enumerate(labels, 1):
+            console.print(Text(f"[{number}] {label}"))
         for row in rows:
             for status, reason in dict.fromkeys((failure.status, failure.reason) for failure in row.failures):
                 console.print(Text(f"{row.preset}: {status}. {reason}"))
@@ -30,7 +33,7 @@ def print_headline(result: ResultFile, console: Console) -> None:
         console.print()
 
 
-def _print_table(group: Group, rows: tuple[Row, ...], console: Console) -> None:
+def _print_table(group: Group, rows: tuple[Row, ...], labels: list[str], console: Console) -> None:
     """Cells are plain text: preset names and labels come from records and are never read as markup."""
     from rich.table import Table
     from rich.text import Text
@@ -44,14 +47,16 @@ def _print_table(group: Group, rows: tuple[Row, ...], console: Console) -> None:
         pad_edge=False,
     )
     for name in ("preset", "time", "vs baseline", "steps", "judge", "memory"):
-        table.add_column(name, no_wrap=name == "preset")
+        table.add_column(name, no_wrap=name == "preset", overflow="fold", min_width=len(REFERENCE))
     for row in rows:
-        table.add_row(*map(Text, _cells(row)))
+        table.add_row(*map(Text, _cells(row, labels)))
     console.print(table)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    name = "\n".join((row.preset, *(f"  {label}" for label in row.labels)))
+def _cells(row: Row, labels: list[str]) -> tuple[str, ...]:
+    # Beside every number, and with room left for the numbers: what the label says stands below the table.
+    numbers = sorted(labels.index(label) + 1 for label in row.labels)
+    name = f"{row.preset} [{','.join(map(str, numbers))}]" if numbers else row.preset
     if row.time is None:
         return (name, row.status, "", "", "", "")
     steps = write.computed_steps(row.computed_steps) if row.computed_steps else write.NOT_MEASURED
@@ -62,4 +67,4 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _factor(row: Row) -> str:
     if row.factor is None:
         return row.factor_note or ""
-    return f"{write.factor(row.factor)} ({write.factor_range_short(row.factor) or 'no interval'})"
+    return f"{write.factor(row.factor)} ({write.factor_range_short(row.factor) or f'n={row.factor.n}'})"

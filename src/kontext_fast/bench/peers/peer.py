@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from kontext_fast.bench.peers.technique import Technique
 from kontext_fast.optimizations.base import Optimization
-
-PREFIX: Final = "peer:"
-"""A peer is asked for as the preset `peer:NAME`."""
+from kontext_fast.records.peers import PREFIX
 
 
 @dataclass(frozen=True)
@@ -27,4 +24,5 @@ class Peer:
 
     @property
     def preset(self) -> str:
+        """What it is asked for as."""
         return PREFIX + self.name

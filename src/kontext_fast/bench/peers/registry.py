@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from kontext_fast.bench.peers import recipes
-from kontext_fast.bench.peers.peer import PREFIX, Peer
+from kontext_fast.bench.peers.peer import Peer
 from kontext_fast.errors import InvalidInput, KontextError
 from kontext_fast.optimizations.registry import unknown
 from kontext_fast.records.schema import BASELINE
@@ -38,10 +38,6 @@ def peer_presets() -> tuple[str, ...]:
     the pipeline as diffusers runs it.
     """
     return (BASELINE, *discover_peers())
-
-
-def is_peer(preset: str) -> bool:
-    return preset.startswith(PREFIX)
 
 
 def find_peer(preset: str) -> Peer:

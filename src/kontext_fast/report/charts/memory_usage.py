@@ -13,6 +13,7 @@ from kontext_fast.report import drawing
 from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.groups import Group, Run, groups
+from kontext_fast.report.lead import most_telling_first
 from kontext_fast.report.notes import group_name
 from kontext_fast.report.origin import kin, origin
 from kontext_fast.stats.summary import Estimate, mean_estimate
@@ -47,8 +48,8 @@ class Panel:
 
 
 def plotted(result: ResultFile) -> tuple[Panel, ...]:
-    """The first group of each checkpoint and machine: the centre of its suite."""
-    panels = (_panel(found[0]) for found in kin(groups(result)))
+    """Of each checkpoint and machine the group that a report leads with: the centre of a suite."""
+    panels = (_panel(most_telling_first(found)[0]) for found in kin(groups(result)))
     return tuple(panel for panel in panels if panel.bars)
 
 

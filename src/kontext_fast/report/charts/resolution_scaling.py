@@ -103,6 +103,8 @@ def _panel(steps: int, of: Sequence[Group]) -> Panel:
                 tokens = workload.text_tokens + workload.image_tokens + workload.reference_tokens
                 point = Point(f"{workload.width}x{workload.height}", tokens, mean_estimate(process_values(runs)))
                 lines.setdefault(preset, []).append(point)
+    # A point alone says nothing of scaling.
+    lines = {name: points for name, points in lines.items() if len(points) > 1} or lines
     found = (Line(name, tuple(sorted(points, key=lambda point: point.tokens))) for name, points in lines.items())
     return Panel(
         title=f"Edits, {write.count(steps, 'step')}, one image per call",

@@ -1,10 +1,14 @@
-"""Times on the left, factors against baseline on the right, one pair of panels per workload."""
+"""Times on the left, factors against baseline on the right, one pair of panels per workload.
+
+Sweeps have charts of their own, and so do the parts of a preset; here is where most presets are compared.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from kontext_fast.records.ablated import take_apart
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import CONTROL, ResultFile
 from kontext_fast.report import format as write
@@ -12,23 +16,30 @@ from kontext_fast.report.charting import Chart
 from kontext_fast.report.control import smallest_claim
 from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.headline import Row, headline
+from kontext_fast.report.lead import most_telling_first
 from kontext_fast.report.notes import group_name, speed_finding
 from kontext_fast.report.speed_picture import Bar, Panel, picture
 from kontext_fast.stats.summary import Estimate
 
 FILE = Path("performance") / "speedup_comparison.png"
 TITLE = "Time per call, and how many times as fast as baseline"
+MOST_PANELS = 3
 
 
 def plotted(result: ResultFile) -> tuple[Panel, ...]:
-    """The data of the picture: one panel per group in which something was measured."""
+    """The data of the picture: the group that a report leads with, then those that compare most presets."""
     found = groups(result)
-    return tuple(_panel(group, smallest_claim(group, found)) for group in found if group.runs)
+    measured = [group for group in most_telling_first(found) if group.runs]
+    # Stable, so that of equals the first measured one is shown.
+    others = sorted(measured[1:], key=lambda group: -len(_shown(group)))
+    return tuple(_panel(group, smallest_claim(group, found)) for group in [*measured[:1], *others][:MOST_PANELS])
 
 
 def draw(result: ResultFile, folder: Path) -> Chart:
     """Write the picture below `folder`; without any time an earlier picture is removed and none is drawn."""
     panels = plotted(result)
+    left_out = sum(bool(group.runs) for group in groups(result)) - len(panels)
+    more = f" {write.count(left_out, 'other workload')} stand in the tables." if left_out > 0 else ""
     path = folder / FILE
     if panels:
         write_atomically(path, picture(panels))
@@ -41,15 +52,21 @@ def draw(result: ResultFile, folder: Path) -> Chart:
             "Left: the mean wall time of one call (image in, image out), shorter is better; dots are single processes. "
             "Right: baseline's time over the preset's, paired by round; right of the line at 1 is faster, "
             "on a logarithmic scale. "
-            "Whiskers are 95 % intervals over processes; a preset is faster only where they stay right of 1."
+            "Whiskers are 95 % intervals over processes; a preset is faster only where they stay right of 1. "
+            "Gray is baseline, blue are our presets, orange what other projects publish."
         ),
-        takeaway=_takeaway(panels),
+        takeaway=_takeaway(panels) + more,
         alt=_spoken(panels),
     )
 
 
+def _shown(group: Group) -> list[str]:
+    """Presets with a time, but for the parts of one."""
+    return list(dict.fromkeys(run.record.preset for run in group.runs if take_apart(run.record.preset) is None))
+
+
 def _panel(group: Group, limit: float | None) -> Panel:
-    rows = headline(group)
+    rows = tuple(row for row in headline(group) if take_apart(row.preset) is None)
     dates = sorted({write.date(run.record.created_at) for run in group.runs})
     checkpoint = group.checkpoint.name if group.checkpoint else "unknown checkpoint"
     calls = sum(len(run.samples) for run in group.runs)

@@ -11,6 +11,7 @@ from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.headline import process_values
+from kontext_fast.report.lead import most_telling_first
 from kontext_fast.report.notes import group_name
 from kontext_fast.report.origin import kin, origin
 from kontext_fast.report.stacked_picture import Part, StackedPanel, StackedRow, picture
@@ -37,8 +38,11 @@ COLORS = {
 
 
 def plotted(result: ResultFile) -> tuple[StackedPanel, ...]:
-    """The first group of each checkpoint and machine: the centre of its suite. Means over processes, in seconds."""
-    return tuple(_panel(found[0]) for found in kin(groups(result)))
+    """Of each checkpoint and machine the group that a report leads with: the centre of a suite.
+
+    Seconds, as means over processes.
+    """
+    return tuple(_panel(most_telling_first(found)[0]) for found in kin(groups(result)))
 
 
 def draw(result: ResultFile, folder: Path) -> Chart:

@@ -102,7 +102,8 @@ def _panel(of: Sequence[Group], planned: Sequence[tuple[int, Size]]) -> Panel:
         for preset in group.presets:
             if preset != CONTROL and (runs := group.runs_of(preset)):
                 tables.setdefault(preset, {})[place] = mean_estimate(process_values(runs))
-    # Presets that were measured everywhere come first, where there are too many for one picture.
+    # A single cell is no table; and presets that were measured everywhere come first, where there are too many.
+    tables = {name: cells for name, cells in tables.items() if len(cells) > 1} or tables
     names = sorted(tables, key=lambda name: -len(tables[name]))[:MOST_PRESETS]
     return Panel(
         title="Edits, one image per call",

@@ -1,0 +1,72 @@
+"""Whether these records reproduce what was known of four recipes before, measured by other code on a card of the kind.
+
+Known on one H200 with PyTorch 2.11, full architecture, random weights, an edit at 1024x1024 in 28 steps, VAE included
+and text encoders excluded.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kontext_fast.report import format as write
+from kontext_fast.report.groups import Group
+from kontext_fast.report.headline import process_values
+from kontext_fast.report.markdown import paragraphs, table
+from kontext_fast.report.site import NOTHING, Site
+from kontext_fast.report.stages import stage_rows
+from kontext_fast.stats.summary import mean_estimate
+
+CARD: Final = "H200"
+KNOWN_S: Final = {
+    "baseline": 10.31,
+    "peer:compiled": 8.22,
+    "peer:compiled-float8": 6.14,
+    "peer:cache-dit-12-of-28": 2.78,
+}
+WITHIN: Final = 0.10
+
+HEADER = ("recipe", "known", "here, text encoders excluded", "difference", "n")
+
+
+def render(site: Site) -> str:
+    """One row per known figure."""
+    group = site.card.group if site.card else None
+    if group is None:
+        return NOTHING
+    if not _is_like_the_known_one(group):
+        return f"The known figures are of an edit at 1024x1024 in 28 steps on an {CARD}, which is not recorded here."
+    return paragraphs(
+        [
+            table(HEADER, (_cells(name, known, group) for name, known in KNOWN_S.items())),
+            f"Known from one {CARD} with PyTorch 2.11. Reproduced is what differs by less than {100 * WITHIN:.0f} %.",
+        ]
+    )
+
+
+def _is_like_the_known_one(group: Group) -> bool:
+    workload = group.workload
+    return (
+        CARD in (group.machine or "")
+        and workload is not None
+        and (workload.mode, workload.width, workload.height, workload.steps, workload.batch)
+        == ("edit", 1024, 1024, 28, 1)
+    )
+
+
+def _cells(name: str, known_s: float, group: Group) -> tuple[str, ...]:
+    here = {row.preset: row for row in stage_rows(group)}.get(name)
+    runs = group.runs_of(name)
+    if here is None or not runs:
+        failures = group.failures_of(name)
+        return (f"`{name}`", f"{known_s:g} s", failures[0].status if failures else write.NOT_MEASURED, "", "")
+    whole_s = mean_estimate(process_values(runs)).value
+    without_text_s = whole_s - here.stages.get("text_encode", 0.0)
+    difference = without_text_s / known_s - 1
+    verdict = "reproduced" if abs(difference) < WITHIN else "not reproduced"
+    return (
+        f"`{name}`",
+        f"{known_s:g} s",
+        write.seconds(without_text_s),
+        f"{100 * difference:+.1f} %, {verdict}",
+        str(len(runs)),
+    )

@@ -1,0 +1,45 @@
+"""Where the numbers come from: what was measured on which machine, with what software, and how to measure it again."""
+
+from __future__ import annotations
+
+from kontext_fast.records.machine import machine_name
+from kontext_fast.records.schema import ResultFile
+from kontext_fast.report.documents import markdown as escaped
+from kontext_fast.report.environment import environment_facts
+from kontext_fast.report.markdown import bullets, paragraphs
+from kontext_fast.report.origin import kin, origin
+from kontext_fast.report.site import Site
+
+SHOWN = ("packages.torch", "packages.diffusers", "packages.transformers", "packages.triton", "gpu.driver", "cuda")
+
+
+def render(site: Site) -> str:
+    """One line per machine and checkpoint, then the software, the commands and the folders of the records."""
+    published = site.published
+    results = [result for _, result in published.verifications]
+    if site.story is not None and published.speed is not None:
+        results.insert(0, published.speed)
+    if not results:
+        return "There are no records yet."
+    sections = site.story.sections if site.story else ()
+    measured = [escaped(origin(of)) for of in kin(section.group for section in sections)]
+    measured += [_verification(result) for _, result in published.verifications]
+    facts = [fact for fact in environment_facts([r for one in results for r in one.records]) if fact.name in SHOWN]
+    commands = dict.fromkeys(command for result in results for command in result.command.split("; "))
+    folders = [store.results.relative_to(published.folder.parent).as_posix() for store in published.stores]
+    return paragraphs(
+        [
+            bullets(measured),
+            "Software: " + ", ".join(f"{fact.name.rpartition('.')[2]} {escaped(fact.value)}" for fact in facts) + ".",
+            "Measured with, and to be measured again with:",
+            bullets(f"`{command}`" for command in commands),
+            "The records are in " + ", ".join(f"[{folder}]({site.to_root}{folder})" for folder in folders) + ".",
+        ]
+    )
+
+
+def _verification(result: ResultFile) -> str:
+    assert result.verification is not None
+    machines = {name for record in result.records if (name := machine_name(record.environment))}
+    items = len({output.item for record in result.records for output in record.outputs})
+    return f"verification on {' and '.join(sorted(machines)) or 'an unnamed machine'}, {items} items"

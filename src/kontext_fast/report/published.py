@@ -1,0 +1,57 @@
+"""Everything that a project publishes: the records in its folder of results, from which its documents are rendered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+from kontext_fast.records.merge import merged
+from kontext_fast.records.schema import ResultFile
+from kontext_fast.records.store import RECORDS_NAME, ResultStore
+
+
+@dataclass(frozen=True)
+class Published:
+    """Result folders, wherever below `folder` they are."""
+
+    folder: Path
+    stores: tuple[ResultStore, ...]
+    speed: ResultFile | None
+    """All benchmarks as one; None where there is none."""
+    verifications: tuple[tuple[ResultStore, ResultFile], ...]
+    """Oldest first."""
+
+    @property
+    def day(self) -> date:
+        """Of the newest record: prices are read as of it, so that the same records give the same documents."""
+        files = [result for _, result in self.verifications] + ([self.speed] if self.speed else [])
+        days = [datetime.fromisoformat(record.created_at).date() for result in files for record in result.records]
+        return max(days, default=datetime.now(UTC).date())
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The files of the benchmarks' records, from the project's folder on."""
+        judged = [store for store, _ in self.verifications]
+        files = [store.records_file for store in self.stores if store not in judged]
+        return tuple(file.relative_to(self.folder.parent).as_posix() for file in files)
+
+    def image_path(self, digest: str) -> Path:
+        """Where the image with this hash is, in whichever folder it was stored."""
+        paths = [store.image_path(digest) for store in self.stores]
+        return next((path for path in paths if path.is_file()), paths[0])
+
+
+def find_published(folder: Path) -> Published:
+    """Read all records below `folder`. Raises InvalidInput for a file that cannot be read, and for copies of runs."""
+    stores = tuple(ResultStore.find(path) for path in sorted(folder.glob(f"**/{RECORDS_NAME}")))
+    read = [(store, store.load()) for store in stores]
+    benches = [result for _, result in read if result.verification is None]
+    verifications = [(store, result) for store, result in read if result.verification is not None]
+    verifications.sort(key=lambda one: max((record.created_at for record in one[1].records), default=""))
+    return Published(
+        folder=folder,
+        stores=stores,
+        speed=merged(benches) if benches else None,
+        verifications=tuple(verifications),
+    )

@@ -1,0 +1,70 @@
+"""What a passage of a document is rendered from, and the passages that there are."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from kontext_fast.errors import InvalidInput, KontextError
+from kontext_fast.records.machine import ran_on_gpu
+from kontext_fast.report import blocks
+from kontext_fast.report.published import Published
+from kontext_fast.report.sections import Section
+from kontext_fast.report.story import Story
+
+NOTHING = "Nothing of this project has been measured on a GPU yet, so no figure of speed, memory or cost is here."
+
+
+@dataclass(frozen=True)
+class Site:
+    """The records of a project as one of its documents shows them."""
+
+    published: Published
+    story: Story | None
+    """Of all benchmarks together; None where there is none."""
+    to_root: str = ""
+    """From the document's folder to that of the visualizations: empty, or `../`."""
+
+    @property
+    def card(self) -> Section | None:
+        """The comparison to lead with among those that a card ran; times of a CPU are nobody's headline."""
+        sections = self.story.sections if self.story else ()
+        return next((one for one in sections if _on_a_card(one)), None)
+
+    def link(self, path: Path) -> str:
+        """To a chart, which was drawn at `visualizations/<folder>/<file>`."""
+        return self.to_root + "/".join(path.parts[-3:])
+
+
+Render = Callable[[Site], str]
+
+
+@cache
+def discover_blocks() -> Mapping[str, Render]:
+    """What renders each passage as Markdown, by name: every module of `blocks` has a `render`.
+
+    Raises KontextError for a module that has none.
+    """
+    found: dict[str, Render] = {}
+    for info in pkgutil.iter_modules(blocks.__path__):
+        module = importlib.import_module(f"{blocks.__name__}.{info.name}")
+        if not hasattr(module, "render"):
+            raise KontextError(f"The module {info.name} of blocks defines no render(site): add it.")
+        found[info.name] = module.render
+    return found
+
+
+def block(name: str, site: Site) -> str:
+    """One passage. Raises InvalidInput for a name that no module has."""
+    known = discover_blocks()
+    if name not in known:
+        raise InvalidInput(f"There is no passage {name!r}; choose {', '.join(known)}.")
+    return known[name](site)
+
+
+def _on_a_card(section: Section) -> bool:
+    return any(ran_on_gpu(run.record.environment) for run in section.group.runs)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.records.merge import merged
+from kontext_fast.records.schema import Cell, Record, ResultFile
+from kontext_fast.report.groups import groups
+from kontext_fast.report.headline import headline
+from tests.records.builder import item, record, result, timed
+
+CELL = Cell(mode="edit", size="native", steps=4, batch=1)
+
+
+def bench(name: str, day: int, baseline: list[float], fast: list[float], **changes: object) -> ResultFile:
+    """One block per value, and the two presets take turns in who comes first."""
+    records: list[Record] = []
+    for round_, times in enumerate(zip(baseline, fast, strict=True)):
+        for preset, wall in zip(("baseline", name), times, strict=True):
+            made = timed(
+                preset,
+                round_,
+                [wall, wall],
+                run_id=f"{name} {preset} {round_}",
+                order=len(records),
+                created_at=f"2001-02-{day:02d}T04:0{len(records)}:00+00:00",
+            )
+            records.append(made)
+    return result(records).model_copy(update={"suite": name, "command": f"kontext bench --suite {name}", **changes})
+
+
+def test_blocks_are_never_mixed_so_factors_stay_those_within_blocks() -> None:
+    # Twice as slow a machine on the second day: pairing across files would give 1x and 4x.
+    slow = bench("p", 2, [4.0, 4.2], [2.0, 2.1])
+    both = merged([slow, bench("q", 1, [2.0, 2.2], [1.0, 1.1])])
+    (group,) = groups(both)
+    factors = {row.preset: row.factor for row in headline(group)}
+    assert [len(group.runs_of(preset)) for preset in ("baseline", "p", "q")] == [4, 2, 2]
+    for preset in "pq":
+        factor = factors[preset]
+        assert factor is not None
+        assert factor.value == pytest.approx(2.0)
+        assert factor.n == 2
+
+
+def test_runs_are_in_the_order_in_which_they_were_made() -> None:
+    both = merged([bench("late", 2, [1.0, 1.0], [1.0, 1.0]), bench("early", 1, [1.0], [1.0])])
+    assert [record.order for record in both.records] == list(range(6))
+    assert [record.run_id.split()[0] for record in both.records] == ["early"] * 2 + ["late"] * 4
+    assert both.suite == "late and early"
+    assert both.command == "kontext bench --suite late; kontext bench --suite early"
+
+
+def test_an_item_keeps_the_image_that_one_of_them_stored() -> None:
+    with_image = bench("a", 1, [1.0], [1.0], items=(item("a", "0" * 64),))
+    both = merged([bench("b", 2, [1.0], [1.0]), with_image])
+    assert {one.id: one.image for one in both.items} == {"a": "0" * 64, "b": None}
+
+
+def test_a_cell_that_another_benchmark_measured_is_not_missing() -> None:
+    def left_out(preset: str) -> Record:
+        return record(preset, 0, status="not measured", reason="Budget.", cells=(CELL,), run_id=f"left out {preset}")
+
+    done = timed("fast", 0, [1.0, 1.0], cells=(CELL,))
+    both = merged([result([left_out("fast"), left_out("slow")]), result([done])])
+    assert [one.run_id for one in both.records if one.status == "not measured"] == ["left out slow"]
+
+
+def test_a_run_that_was_copied_counts_once_or_not_at_all() -> None:
+    one = bench("a", 1, [1.0], [1.0])
+    with pytest.raises(InvalidInput, match="a baseline 0 is in two folders"):
+        merged([one, one])
