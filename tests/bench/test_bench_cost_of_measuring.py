@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,9 +26,13 @@ from kontext_fast.stats.summary import mean_estimate
 from tests.bench.test_bench_gpu_readings import FakeNvml
 
 STEPS = 28
-HALF_WIDTH = 0.006
-"""Of the interval that is asked for, as a fraction of an edit."""
-FEWEST_PAIRS, MOST_PAIRS = 30, 400
+CPU = torch.device("cpu")
+TIMES = 10
+"""How often a call is measured at once, so that what measuring costs stands out of what a busy machine does to a call;
+one costs a tenth of that."""
+HALF_WIDTH = 0.03
+"""Of the interval that is asked for, as a fraction of an edit: 0.3 % of it for measuring once."""
+FEWEST_PAIRS, MOST_PAIRS = 12, 150
 """As many as a machine needs for that: few where it is quiet, and never more than these."""
 ANSWER_S = 0.0005
 """How long the stand-in for the driver takes to answer; real ones take a tenth of that for most questions."""
@@ -77,8 +81,8 @@ def card() -> Card:
 def everything_that_measures(pipe: Any) -> Iterator[None]:
     """What `Bench` does around a call."""
     before = graphs_compiled()
-    memory = PeakMemory(pipe._execution_device)
-    with GpuWatch(card()) as watch, StageClock(pipe) as clock:
+    memory = PeakMemory(CPU)
+    with GpuWatch(card()) as watch, StageClock(pipe, CPU) as clock:
         yield
     clock.times()
     memory.read(device_process_peak_bytes=watch.process_peak_bytes)
@@ -136,9 +140,9 @@ def test_what_measuring_does_fits_into_one_percent_of_an_edit(pipe: Any, task: T
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("wasted", "half_width"), [(0.0, HALF_WIDTH), (0.03, 2 * HALF_WIDTH)])
+@pytest.mark.parametrize("wasted", [0.0, 0.03])
 def test_an_edit_takes_less_than_one_percent_longer_with_it_than_without(
-    wasted: float, half_width: float, pipe: Any, small: Task, record_property: Callable[[str, object], None]
+    wasted: float, pipe: Any, small: Task, record_property: Callable[[str, object], None]
 ) -> None:
     """With and without take turns; and a measurement that wasted three percent would be found out the same way."""
     assert small.request.steps == STEPS
@@ -148,13 +152,15 @@ def test_an_edit_takes_less_than_one_percent_longer_with_it_than_without(
 
     def measured() -> None:
         begin = time.process_time()
-        with everything_that_measures(pipe):
+        with ExitStack() as stack:
+            for _ in range(TIMES):
+                stack.enter_context(everything_that_measures(pipe))
             edit(pipe, small.request)
-        end = time.process_time() + wasted * (time.process_time() - begin)
+        end = time.process_time() + TIMES * wasted * (time.process_time() - begin)
         while time.process_time() < end:
             pass
 
-    low, high = cost_in_percent(plain, measured, half_width)
+    low, high = (bound / TIMES for bound in cost_in_percent(plain, measured))
     record_property("cost of measuring in percent, 95 % interval", (round(low, 2), round(high, 2)))
     if wasted:
         assert low > 1, f"what wastes {wasted:.0%} was taken to cost {low:.2f} to {high:.2f} %"
@@ -162,7 +168,7 @@ def test_an_edit_takes_less_than_one_percent_longer_with_it_than_without(
         assert high < 1, f"measuring costs {low:.2f} to {high:.2f} %"
 
 
-def cost_in_percent(plain: Callable[[], None], other: Callable[[], None], half_width: float) -> tuple[float, float]:
+def cost_in_percent(plain: Callable[[], None], other: Callable[[], None]) -> tuple[float, float]:
     """The 95 % interval of how much longer `other` takes, each call between two of `plain`.
 
     When to stop is decided by the width of the interval alone, which knows nothing of where it lies.
@@ -178,5 +184,5 @@ def cost_in_percent(plain: Callable[[], None], other: Callable[[], None], half_w
         interval = mean_estimate(logs).interval
         if interval is None or len(logs) < FEWEST_PAIRS:
             continue
-        if (interval[1] - interval[0]) / 2 < half_width or len(logs) == MOST_PAIRS:
+        if (interval[1] - interval[0]) / 2 < HALF_WIDTH or len(logs) == MOST_PAIRS:
             return 100 * math.expm1(interval[0]), 100 * math.expm1(interval[1])

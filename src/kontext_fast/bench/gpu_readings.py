@@ -1,4 +1,4 @@
-"""What the GPU's driver says while an edit runs, read by a thread of its own several times a second.
+"""What the GPU's driver says while an edit runs, read by a thread of its own twice a second.
 
 The thread sleeps between readings and asks through calls that release the interpreter lock, so the edit does not wait.
 """
@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from kontext_fast.records.schema import GpuReadings
 
-INTERVAL_S = 0.2
+INTERVAL_S = 0.5
 
 _THROTTLE_REASONS = {
     0x0000000000000002: "applications clocks setting",

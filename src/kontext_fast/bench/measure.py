@@ -107,7 +107,7 @@ class Bench:
         self._synchronize()
         compiled_before = graphs_compiled()
         memory = PeakMemory(self._device)
-        with GpuWatch(self._card) as watch, StageClock(self._pipe) as clock:
+        with GpuWatch(self._card) as watch, StageClock(self._pipe, self._device) as clock:
             start = perf_counter()
             result = edit(self._pipe, task.request, on_step=on_step)
             self._synchronize()

@@ -31,9 +31,10 @@ class StageClock:
     scheduler's step ends. So the steps add up to `denoise`, and what a step spends outside the transformer counts.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, device: Any = None) -> None:
+        """`device` is the one that runs; None asks the pipeline, which takes milliseconds to say."""
         self._pipe = pipe
-        self._mark: Callable[[], Any] = _marker(pipe)
+        self._mark: Callable[[], Any] = _marker(pipe._execution_device if device is None else device)
         self._undo = ExitStack()
         self._spans: list[tuple[Stage, Any, Any]] = []
         self._denoise_start: Any = None
@@ -100,11 +101,10 @@ def _wrap(
     vars(owner)[name] = timed
 
 
-def _marker(pipe: Any) -> Callable[[], Any]:
+def _marker(device: Any) -> Callable[[], Any]:
     """Returns a function that marks this moment: an event in the device's stream, or seconds on the host."""
     import torch
 
-    device = pipe._execution_device
     if device.type != "cuda":
         return perf_counter
 
