@@ -65,7 +65,7 @@ class Acceleration:
         with ExitStack() as undo:
             requests = track_requests(pipe, undo)
             requests.on_begin(_same_parts(pipe), undo)
-            report_step_kinds(pipe, lambda: requests.last_kinds)
+            report_step_kinds(pipe, lambda: requests.last_sample_kinds)
             undo.callback(forget_step_kinds, pipe)
             facts = {one.name: one.apply(pipe, undo) for one in plan.optimizations}
             acceleration = cls(plan, facts, requests, undo.pop_all())
