@@ -8,7 +8,7 @@ counted by wrapping `step` of the scheduler the request really uses, which the u
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 

@@ -15,7 +15,8 @@ from kontext_fast.records.schema import StepKind
 Reporter = Callable[[], Sequence[Sequence[StepKind]]]
 """Per step of the last edit the kind of each sample of its batch, or one kind for all of them."""
 
-_BY_WORK: tuple[StepKind, ...] = ("skipped", "reuse", "refresh")
+_IN_FULL: StepKind = "refresh"
+_BY_WORK: tuple[StepKind, ...] = ("skipped", "reuse", _IN_FULL)
 
 _reporters: WeakKeyDictionary[Any, Reporter] = WeakKeyDictionary()
 
@@ -38,7 +39,7 @@ def forget_step_kinds(pipe: Any) -> None:
 
 def hardest(kinds: Iterable[StepKind]) -> StepKind:
     """The kind that ran most of the transformer; refresh where nobody said anything."""
-    return max(kinds, key=_BY_WORK.index, default="refresh")
+    return max(kinds, key=_BY_WORK.index, default=_IN_FULL)
 
 
 def step_kinds(pipe: Any, steps: int, samples: slice = slice(None)) -> tuple[StepKind, ...]:
@@ -48,7 +49,7 @@ def step_kinds(pipe: Any, steps: int, samples: slice = slice(None)) -> tuple[Ste
     """
     reporter = _reporters.get(pipe)
     if reporter is None:
-        return ("refresh",) * steps
+        return (_IN_FULL,) * steps
     kinds = reporter()
     if len(kinds) != steps:
         raise RuntimeError(f"the last edit ran {steps} steps, but its optimization reported {len(kinds)}")
