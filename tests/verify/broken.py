@@ -115,9 +115,29 @@ class SeedsShifted(_Broken):
 
 
 class FailsOnOne(_Broken):
-    """Raises for the second item that it sees."""
+    """Raises for the second instruction that it sees, whatever else is in the call."""
 
     name: ClassVar[str] = "fails on one"
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        encode = pipe.encode_prompt
+        seen: dict[str, None] = {}
+
+        def failing(*args: Any, prompt: Any, **kwargs: Any) -> Any:
+            texts = [prompt] if isinstance(prompt, str) else prompt
+            seen.update(dict.fromkeys(texts))
+            if list(seen)[1:2] in [[text] for text in texts]:
+                raise RuntimeError("a kernel failed")
+            return encode(*args, prompt=prompt, **kwargs)
+
+        _shadow(pipe, "encode_prompt", failing, undo)
+        return {}
+
+
+class FailsOnce(_Broken):
+    """Raises in its second call, and never again."""
+
+    name: ClassVar[str] = "fails once"
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         encode = pipe.encode_prompt

@@ -52,7 +52,7 @@ def test_every_arm_is_a_record_with_scores(result: ResultFile, request_of: Reque
     assert all(record.status == "ok" and record.scores for record in arms.values())
     assert len(arms["baseline"].outputs) == len(arms["rounded"].outputs) == 3 * 2
     assert len(arms["re-run"].outputs) == 2 * 2
-    assert {one.seed for one in arms["other batch position"].outputs} == {1}
+    assert len(arms["other batch position"].outputs) == 2 * 2
     assert [len(one.step_kinds) for one in arms["half the steps"].outputs] == [1] * 4
     assert not any(record.measurements for record in arms.values()), "a verification makes no claim about time"
 
@@ -105,25 +105,27 @@ class _Stop:
 def test_an_interrupted_verification_goes_on_without_repeating_or_losing_a_call(
     after: int, request_of: Request, result: ResultFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[str] = []
-    edit = kontext_fast.pipeline.edit.edit
+    calls: list[int] = []
+    edit = kontext_fast.pipeline.edit.edit_together
 
-    def counting(pipe: Any, request: Any, **more: Any) -> Any:
-        calls.append(request.instruction)
-        return edit(pipe, request, **more)
+    def counting(pipe: Any, requests: Any, **more: Any) -> Any:
+        calls.append(len(requests))
+        return edit(pipe, requests, **more)
 
-    monkeypatch.setattr("kontext_fast.pipeline.edit.edit", counting)
+    monkeypatch.setattr("kontext_fast.pipeline.edit.edit_together", counting)
     out = tmp_path / "out"
     with pytest.raises(Cancelled, match="--resume --out"):
         verify(request_of, out, on_progress=_Stop(after))
     assert len(calls) == after
     again = verify(request_of, out, resume=True)
-    # A call an item: baseline, the preset, its other order, three floors, three controls, and the other precision.
-    assert len(calls) == 3 + 3 + 2 + 3 * 2 + 3 * 2 + 2
+    # A call an item: baseline, the preset, its other order, two floors, three controls, and the other precision; each
+    # image by itself at the other position.
+    assert len(calls) == 3 + 3 + 2 + 2 * 2 + 3 * 2 + 2 + 2 * 2
+    assert sum(calls) == 2 * (3 + 3 + 2 * 8)
     assert _outputs(again) == _outputs(result)
     lines = (out / FOLDER / "outputs.jsonl").read_text().splitlines()[1:]
     made = [(line["arm"], line["item"]) for line in map(json.loads, lines)]
-    assert len(made) == len(set(made)) == len(calls)
+    assert len(made) == len(set(made)) == 3 + 3 + 2 * 8
 
 
 def test_a_verification_that_is_done_is_resumed_without_any_work(
@@ -134,7 +136,7 @@ def test_a_verification_that_is_done_is_resumed_without_any_work(
     def refusing(*_: Any, **__: Any) -> Any:
         raise AssertionError("nothing was left to make")
 
-    monkeypatch.setattr("kontext_fast.pipeline.edit.edit", refusing)
+    monkeypatch.setattr("kontext_fast.pipeline.edit.edit_together", refusing)
     assert verify(request_of, tmp_path / "out", resume=True) == once
 
 
@@ -171,7 +173,8 @@ def test_a_floor_that_cannot_be_measured_is_left_out_and_said(
     assert all(finding.arm != OTHER_PRECISION for finding in one.verdict.floor)
 
 
-def test_an_item_that_no_arm_can_make_leaves_the_others(request_of: Request, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [2, 8])
+def test_an_item_that_no_arm_can_make_leaves_the_others(batch: int, request_of: Request, tmp_path: Path) -> None:
     lines = [
         {"image": f"{index}.png", "instruction": text} for index, text in enumerate(["make it red", "word " * 400])
     ]
@@ -180,7 +183,7 @@ def test_an_item_that_no_arm_can_make_leaves_the_others(request_of: Request, tmp
     Image.new("RGB", (2, 90)).save(tmp_path / "thin.png")
     lines += [{"image": "thin.png", "instruction": "make it red"}, {"image": "1.png", "instruction": "make it blue"}]
     (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    request = replace(request_of, dataset=tmp_path / "edits.jsonl", control_items=4)
+    request = replace(request_of, dataset=tmp_path / "edits.jsonl", control_items=4, batch=batch)
     result = verify(request, tmp_path / "out")
     failed = {one.item: one.failure for one in _arms(result)["baseline"].outputs if one.image is None}
     assert len(failed) == 2, failed

@@ -144,13 +144,19 @@ def test_a_preset_that_fails_where_baseline_did_not_is_a_loss() -> None:
     assert "item 7" in verdict.reason
 
 
-def test_outputs_that_depend_on_earlier_requests_are_a_loss() -> None:
+def test_outputs_that_depend_on_other_requests_are_a_loss() -> None:
     once = _distances(0.1, n=200, reordered=_items([0.0] * 15 + [0.5]))
     verdict = decide(_evidence(once, _answers(0.0, 200)), MARGINS)
     assert verdict.level is Level.LOSS
-    assert "depend on earlier requests" in verdict.reason
+    assert "depend on other requests" in verdict.reason
     never = _distances(0.1, n=200, reordered=_items([0.005] * 16))
     assert _level(_evidence(never, _answers(0.0, 200))) is Level.NON_INFERIOR
+
+
+def test_an_item_that_fails_only_in_another_order_is_a_loss() -> None:
+    verdict = decide(_evidence(_distances(0.0), identical=True, reordered_failures=("item 7",)), MARGINS)
+    assert verdict.level is Level.LOSS
+    assert "in another order it failed on 1 items (item 7)" in verdict.reason
 
 
 def test_in_a_thousand_simulated_comparisons_of_baseline_with_itself_few_are_called_a_loss() -> None:

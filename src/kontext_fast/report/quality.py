@@ -126,11 +126,11 @@ def _by_metric(sightings: Sequence[Sighting]) -> dict[str, dict[str, Sighting]]:
 
 
 def _lost(result: ResultFile) -> list[tuple[str, str, int, str]]:
-    """Arm, item, seed and reason of every single output that failed."""
+    """Arm, item, seed and reason of every single output that failed, if only at the first attempt."""
     return [
         (record.arm.name, output.item, output.seed, output.failure or "")
         for record in result.records
         if record.arm
         for output in record.outputs
-        if not output.image
+        if output.failure or not output.image
     ]

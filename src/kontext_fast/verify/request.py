@@ -32,6 +32,10 @@ class Request:
     steps: int = 28
     guidance: float = 2.5
     seed: int = 0
+    batch: int | None = None
+    """Images per call at most; None for what suits the checkpoint and the device."""
+    frontier: bool = False
+    """Whether to time single edits, too, and to hold presets against fewer steps."""
     device: str | None = None
     weights: Path | None = None
     """Of learned metrics; None for the Hub's cache."""
@@ -44,6 +48,8 @@ class Request:
             raise InvalidInput("One seed has no noise to compare with; use at least 2 seeds.")
         if self.control_items < 2:
             raise InvalidInput(f"{self.control_items} items are too few for the controls; use at least 2.")
+        if self.batch is not None and self.batch < 1:
+            raise InvalidInput(f"The batch is {self.batch}; give a whole number of at least 1.")
         # Whatever an edit refuses is refused before anything is loaded.
         EditRequest("-", steps=self.steps, guidance=self.guidance, seed=self.seed, batch=self.seeds)
         names = [preset if isinstance(preset, str) else preset.name for preset in self.presets]
