@@ -10,7 +10,7 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.metrics.base import Metric, Role
 from kontext_fast.metrics.registry import discover
 from kontext_fast.records.schema import MetricFacts, Record, ResultFile, Verification
-from kontext_fast.verify.controls import Sighting, blindness, sightings
+from kontext_fast.verify.controls import RERUN, Sighting, blindness, sightings
 from kontext_fast.verify.findings import ByItem, Fidelity, Quality
 from kontext_fast.verify.margins import Margins
 from kontext_fast.verify.verdict import Evidence, Level, Verdict, decide
@@ -107,6 +107,7 @@ class Arms:
         self.fewer_steps = self._of_role("steps")
         self.controls = [name for name, record in self._records.items() if record.arm and record.arm.role == "control"]
         self.floors = [name for name, record in self._records.items() if record.arm and record.arm.role == "floor"]
+        self.repeated = [record for record in self._of_role("floor") if record.preset == RERUN]
         baselines = self._of_role("baseline")
         self.baseline = baselines[0] if baselines else None
 
