@@ -18,9 +18,11 @@ from kontext_fast.records.schema import Record, ResultFile
 from kontext_fast.verify.clock import Progress
 from kontext_fast.verify.controls import FLOORS, OTHER_PRECISION
 from kontext_fast.verify.evidence import findings
+from kontext_fast.verify.frontier import frontier
 from kontext_fast.verify.journal import FOLDER
 from kontext_fast.verify.request import Request
 from kontext_fast.verify.run import verify
+from kontext_fast.verify.studio import TIMED_EDITS
 from kontext_fast.verify.verdict import Level
 from tests.verify import broken
 from tests.verify.edits import write_dataset
@@ -88,6 +90,61 @@ def test_other_precision_is_farther_than_other_attention_and_far_nearer_than_hal
 def test_too_few_items_cannot_be_equivalent(result: ResultFile) -> None:
     (one,) = findings(result).presets
     assert one.verdict.level in (Level.NOT_MEASURED, Level.CANNOT_TELL)
+
+
+def _error(result: ResultFile, arm: str) -> float:
+    values = [score.value for score in _arms(result)[arm].scores if score.metric == "latent_error"]
+    return max(float(value) for value in values if value is not None)
+
+
+def test_batches_of_several_items_make_the_same_outputs_within_rounding(
+    request_of: Request, result: ResultFile, tmp_path: Path
+) -> None:
+    batched = verify(replace(request_of, batch=4), tmp_path / "out")
+    arms, alone = _arms(batched), _arms(result)
+    verification = batched.verification
+    assert verification is not None
+    assert verification.batch == 4
+    for name in (*arms,):
+        assert [(one.item, one.seed) for one in arms[name].outputs] == [
+            (one.item, one.seed) for one in alone[name].outputs
+        ], name
+    # Control items keep to calls of their own, so that to run again is to run the same calls.
+    assert _error(batched, "re-run") == 0
+    assert 0 < _error(batched, "other batch position") < 0.05 * _error(batched, "half the steps")
+    for name in ("rounded", "half the steps", "swapped instructions"):
+        assert _error(batched, name) == pytest.approx(_error(result, name), rel=0.1, abs=1e-5)
+
+
+def test_a_batch_that_was_cut_short_is_made_again_whole(
+    request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(request_of, batch=6, control_items=3)
+    whole = verify(request, tmp_path / "whole")
+    out = tmp_path / "out"
+    with pytest.raises(Cancelled):
+        verify(request, out, on_progress=_Stop(2))
+    journal = out / FOLDER / "outputs.jsonl"
+    # Two items of the first call were to be written, and one was.
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:2]))
+    assert _outputs(verify(request, out, resume=True)) == _outputs(whole)
+
+
+def test_a_frontier_times_edits_and_adds_fewer_steps(request_of: Request, tmp_path: Path) -> None:
+    result = verify(replace(request_of, frontier=True, batch=6), tmp_path / "out")
+    arms = _arms(result)
+    assert arms["1 step"].arm is not None
+    assert arms["1 step"].arm.role == "steps"
+    assert len(arms["1 step"].outputs) == 3 * 2
+    assert {len(one.step_kinds) for one in arms["1 step"].outputs} == {1}
+    timed = {name for name, record in arms.items() if record.edits_s}
+    assert timed == {"baseline", "rounded", "1 step", "re-run"}
+    assert all(
+        len(record.edits_s) == TIMED_EDITS and min(record.edits_s) > 0 for record in arms.values() if record.edits_s
+    )
+    found = frontier(result, findings(result))
+    assert found is not None
+    assert [point.name for point in found.points] == ["baseline", "rounded", "1 step"]
 
 
 class _Stop:

@@ -14,7 +14,7 @@ class JudgeKept(Metric):
     title: ClassVar[str] = "rest kept"
     role: ClassVar[Role] = Role.QUALITY
     needs: ClassVar[tuple[Need, ...]] = (Need.JUDGE,)
-    sees: ClassVar[frozenset[Control]] = frozenset({Control.SWAPPED, Control.JPEG})
+    sees: ClassVar[frozenset[Control]] = frozenset({Control.SWAPPED})
     bounded: ClassVar[bool] = True
 
     def prepare(self) -> None:
