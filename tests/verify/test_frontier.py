@@ -138,10 +138,10 @@ def test_the_chart_and_the_page_show_the_frontier(store: ResultStore, tmp_path: 
     assert chart.path is not None
     with Image.open(chart.path) as picture:
         assert picture.width == 1800
-    assert "good: keeps more than fewer steps" in chart.takeaway
+    assert "good: ahead of fewer steps" in chart.takeaway
     page = write_quality_page(store.folder).read_text()
     assert "Quality against time" in page
-    assert "keeps more than fewer steps" in page
+    assert "ahead of fewer steps" in page
 
 
 def test_without_a_frontier_there_is_no_chart_of_it(store: ResultStore, tmp_path: Path) -> None:

@@ -112,15 +112,16 @@ def _set_axes(axes: Axes, panel: Panel) -> None:
 
 
 def _label(axes: Axes, panel: Panel) -> None:
-    """Names beside the points, moved up until they cover no other name."""
+    """Names beside the points, those of steps below the line through them; moved until they cover no other name."""
     taken: list[tuple[float, float]] = []
     to_axes = axes.transData + axes.transAxes.inverted()
     order: dict[Kind, int] = {"preset": 0, "baseline": 1, "steps": 2}
     for dot in sorted(panel.dots, key=lambda dot: (order[dot.kind], dot.time_s)):
         x, y = to_axes.transform((dot.time_s, dot.change * panel.scale))
-        y += NEAR / 2
+        away = -NEAR if dot.kind == "steps" else NEAR
+        y += 0.8 * away
         while any(abs(y - other_y) < NEAR and abs(x - other_x) < 3.2 * NEAR for other_x, other_y in taken):
-            y += NEAR / 2
+            y += away / 2
         taken.append((x, y))
         axes.text(
             x + 0.009,
@@ -128,6 +129,7 @@ def _label(axes: Axes, panel: Panel) -> None:
             dot.label,
             transform=axes.transAxes,
             fontsize=11,
+            va="center",
             color=COLORS[dot.kind],
             fontweight="bold" if dot.kind == "preset" else "normal",
             zorder=5,

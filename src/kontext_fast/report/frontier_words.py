@@ -6,11 +6,11 @@ from kontext_fast.report import format as write
 from kontext_fast.report.quality_words import joined
 from kontext_fast.verify.frontier import Frontier, Point, quality_of_fewer_steps
 
-AHEAD = "keeps more than fewer steps"
-BEHIND = "keeps less than fewer steps"
-ALIKE = "no difference from fewer steps that these items can tell"
+AHEAD = "ahead of fewer steps"
+BEHIND = "behind fewer steps"
+ALIKE = "not to be told from fewer steps with these items"
 MIXED = "ahead of fewer steps in one metric and behind in another"
-SLOWER = "not faster than baseline"
+SLOWER = "no faster than baseline"
 BEYOND = "faster than any number of steps that was tried"
 
 

@@ -159,7 +159,11 @@ def _loss_sentence(losses: Sequence[LossFinding], noise: Sequence[NoiseFinding],
 def _doubt_sentence(losses: Sequence[LossFinding], noise: Sequence[NoiseFinding], margins: Margins) -> str:
     parts = [
         f"the change in {one.metric} is {one.mean:+.3g} and its bound of {one.lower:+.3g} is beyond {-one.margin:g}; "
-        f"about {one.needed} items would tell, {one.n} were used"
+        + (
+            f"about {one.needed} items would tell, {one.n} were used"
+            if one.needed > one.n
+            else f"{one.n} items were used"
+        )
         for one in losses
         if one.outcome is Outcome.UNDECIDED
     ]
