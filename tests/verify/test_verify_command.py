@@ -15,8 +15,11 @@ import pytest
 
 from kontext_fast.cli.main import run
 from kontext_fast.optimizations import presets
+from kontext_fast.optimizations.plan import resolve
 from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.journal import FOLDER
+from kontext_fast.verify.request import every_preset
+from tests.optimizations.test_optimizations_plan import machine
 from tests.verify import broken
 from tests.verify.edits import write_dataset
 
@@ -84,9 +87,30 @@ def test_what_is_not_verified_fails_the_gate_in_one_sentence(
     assert err.splitlines()[-1].startswith("Not verified as harmless: broken (L4)")
 
 
+def test_a_frontier_is_in_the_answer_and_in_the_page(kontext: Kontext, lively: Path, tmp_path: Path) -> None:
+    options = [*_options(lively, tmp_path), "--preset", "fuse_qkv", "--out", "out", "--frontier", "--batch", 4]
+    code, out, err = kontext(*options, "--json")
+    assert code == 0, err
+    points = {one["name"]: one for one in json.loads(out.splitlines()[-1])["frontier"]}
+    assert list(points) == ["baseline", "fuse_qkv", "1 step"]
+    assert all(one["fastest_s"] <= one["edit_s"] <= one["slowest_s"] for one in points.values())
+    assert "Quality against time" in (Path("out") / "visualizations" / "quality" / "index.html").read_text()
+    assert ResultStore(Path("out")).load().command.endswith("--batch 4 --frontier --dataset edits.jsonl")
+
+
+def test_all_presets_are_each_verified_once() -> None:
+    found = every_preset()
+    assert {"faithful", "balanced", "fast", "turbo", "classic", "compile", "fuse_qkv"} <= set(found)
+    # The preset `engine` is what `faithful` is.
+    assert not {"baseline", "engine"} & set(found)
+    plans = [resolve(name, machine()).content_hash for name in found]
+    assert len(set(plans)) == len(plans)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("--batch", "0"), "The batch is 0"),
         (("--preset", "fsat"), "There is no preset 'fsat'"),
         (("--preset", "baseline"), "not baseline"),
         (("--items", "1"), "at least 2"),
@@ -150,5 +174,15 @@ def test_help_names_every_option_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0
-    for option in ("--checkpoint", "--preset", "--items", "--seeds", "--dataset", "--resume", "--out", "--json"):
+    for option in (
+        "--checkpoint",
+        "--preset",
+        "--items",
+        "--seeds",
+        "--dataset",
+        "--frontier",
+        "--resume",
+        "--out",
+        "--json",
+    ):
         assert option in done.stdout
