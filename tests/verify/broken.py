@@ -153,6 +153,19 @@ class FailsOnce(_Broken):
         return {}
 
 
+class FailsAlways(_Broken):
+    name: ClassVar[str] = "fails always"
+    tried: ClassVar[list[None]] = []
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        def failing(*args: Any, **kwargs: Any) -> Any:
+            self.tried.append(None)
+            raise RuntimeError("a kernel does not compile")
+
+        _shadow(pipe, "encode_prompt", failing, undo)
+        return {}
+
+
 class Untouched(_Broken):
     """Does nothing at all: the one that must pass."""
 

@@ -214,6 +214,23 @@ def test_a_preset_that_is_refused_is_a_verdict_of_its_own_and_stops_nobody(reque
     assert by_name["rounded"].evidence is not None
 
 
+def test_a_preset_that_makes_nothing_is_given_up_and_its_reason_kept(
+    request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kontext_fast.verify.studio.HOPELESS", 1)
+    broken.FailsAlways.tried.clear()
+    request = replace(request_of, presets=(broken.preset(broken.FailsAlways()),))
+    result = verify(request, tmp_path / "out")
+    # Once for the preset and once for its other order, of three and of two items.
+    assert len(broken.FailsAlways.tried) == 2
+    record = _arms(result)["fails always"]
+    assert (record.status, record.reason) == ("crash", "RuntimeError: a kernel does not compile")
+    assert [one.failure for one in record.outputs] == ["RuntimeError: a kernel does not compile"] * 6
+    (one,) = findings(result).presets
+    assert one.verdict.level is Level.NOT_MEASURED
+    assert "does not compile" in one.verdict.reason
+
+
 @pytest.mark.parametrize("error", [OutOfMemory("The GPU memory ran out; free some."), Refused("Not here; go on.")])
 def test_a_floor_that_cannot_be_measured_is_left_out_and_said(
     error: Refused, request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

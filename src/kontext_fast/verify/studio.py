@@ -37,6 +37,8 @@ LAUNCH_BOUND_PARAMETERS = 10**9
 LAUNCH_BOUND_BATCH = 64
 WARM_UP_EDITS = 2
 TIMED_EDITS = 7
+HOPELESS = 8
+"""Items that fail one after another before the rest of an arm is not tried any more: each might compile for minutes."""
 _WRITERS = 8
 """Threads that encode and write images, which is compression and waiting for the disk."""
 
@@ -135,8 +137,16 @@ class Studio:
             def edit(indices: tuple[int, ...]) -> list[Made]:
                 return self._edit(pipe, plan, indices, lambda images: list(writers.map(keep, images)))
 
+            failed: list[Output] = []
             for indices in calls:
-                yield tuple(self._together(plan, edit, indices))
+                if len(failed) >= HOPELESS * len(self._seeds):
+                    yield tuple(self._failed(plan, index, failed[-1].failure or "") for index in indices)
+                    continue
+                made = self._together(plan, edit, indices)
+                outputs = [output for one in made for output in one.outputs]
+                # One output that was made says that the arm as a whole works.
+                failed = [*failed, *outputs] if not any(output.image for output in outputs) else []
+                yield tuple(made)
 
     def _together(self, plan: Plan, edit: _Edit, indices: tuple[int, ...]) -> list[Made]:
         try:
@@ -148,13 +158,16 @@ class Studio:
             # That many do not fit into memory at once is no fault of any of them.
             unexplained = None if isinstance(error, OutOfMemory) else failure
         if len(indices) == 1:
-            item = plan.items[indices[0]]
-            return [Made(item, [Output(item=item.id, seed=s, image=None, failure=failure) for s in self._seeds], {})]
+            return [self._failed(plan, indices[0], failure)]
         made = [one for index in indices for one in self._together(plan, edit, (index,))]
         if unexplained and not any(output.failure for one in made for output in one.outputs):
             for one in made:
                 one.outputs[:] = [output.model_copy(update={"failure": unexplained}) for output in one.outputs]
         return made
+
+    def _failed(self, plan: Plan, index: int, failure: str) -> Made:
+        item = plan.items[index]
+        return Made(item, [Output(item=item.id, seed=seed, image=None, failure=failure) for seed in self._seeds], {})
 
     def time(self, plan: Plan) -> tuple[float, ...]:
         """Seconds of single edits of `plan`, one after another, after a few that are not counted.

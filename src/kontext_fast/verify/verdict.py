@@ -102,6 +102,10 @@ def _about_quality(
     if not usable:
         names = ", ".join(one.metric for one in measured)
         why = f"the primary metrics are blind here ({names})" if names else "no primary metric was measured"
+        if floor and all(finding.outcome is not Outcome.FAILED for finding in floor):
+            n, least = min(finding.n for finding in floor), margins.floor.min_items
+            few = f"it takes {least} items to say so, {n} were used" if n < least else "more items would tell"
+            return Verdict(Level.CANNOT_TELL, f"{beyond.strip().rstrip('.')}: {few}; and {why}.", floor)
         return Verdict(Level.NOT_MEASURED, f"Quality is not measured: {why}.{beyond}", floor)
     losses = against_margins(usable, margins)
     noise = tuple(finding for one in fidelity if (finding := against_seeds(one, margins)) is not None)
