@@ -42,14 +42,17 @@ def tokens(tokenizer: object, texts: list[str]) -> np.ndarray:
 
 
 def edit_chunk(rng: np.random.Generator, size: int, t5: object, clip: object) -> Arrays:
-    """`size` edits as arrays: the source's and the target's scene, and both tokenizations of the instruction."""
+    """`size` edits as arrays: the source's and the target's scene, both tokenizations of the instruction, and whether
+    there is but one right answer."""
     weights = np.asarray([KIND_WEIGHTS.get(kind, 1.0) for kind in EDIT_KINDS])
     kinds = rng.choice(EDIT_KINDS, size=size, p=weights / weights.sum())
     items: list[ShapesItem] = [draw_item(rng, held_out=False, kind=str(kind)) for kind in kinds]
     source = [as_arrays(item.scene, SLOTS) for item in items]
     target = [as_arrays(item.edit.target, SLOTS) for item in items]
     texts = [item.instruction for item in items]
-    return _stack(source, "source") | _stack(target, "target") | {"t5": tokens(t5, texts), "clip": tokens(clip, texts)}
+    scenes = _stack(source, "source") | _stack(target, "target")
+    one_answer = np.asarray([not item.open for item in items])
+    return scenes | {"t5": tokens(t5, texts), "clip": tokens(clip, texts), "one_answer": one_answer}
 
 
 def caption_chunk(rng: np.random.Generator, size: int, t5: object, clip: object) -> Arrays:
@@ -109,16 +112,26 @@ def pictures(chunk: Arrays, name: str, device: torch.device) -> torch.Tensor:
 
 
 @dataclass
-class LatentPool:
-    """Encoded items on the device, drawn from at random and renewed piece by piece."""
+class Pool:
+    """Rendered or encoded items on the device, drawn from at random and renewed piece by piece."""
 
     columns: dict[str, torch.Tensor]
     filled: int = 0
     _next: int = 0
 
     @classmethod
-    def empty(cls, example: dict[str, torch.Tensor], capacity: int) -> LatentPool:
+    def empty(cls, example: dict[str, torch.Tensor], capacity: int) -> Pool:
         return cls({name: tensor.new_empty(capacity, *tensor.shape[1:]) for name, tensor in example.items()})
+
+    @classmethod
+    def filled_by(cls, make: Callable[[], dict[str, torch.Tensor]], capacity: int, first: int | None = None) -> Pool:
+        """A pool for `capacity` rows that `make` has put the `first` ones into (None: all)."""
+        rows = make()
+        pool = cls.empty(rows, capacity)
+        pool.add(rows)
+        while pool.filled < (first or capacity):
+            pool.add(make())
+        return pool
 
     def add(self, rows: dict[str, torch.Tensor]) -> None:
         """Overwrites the oldest rows."""

@@ -6,14 +6,13 @@ Reference latents are fed as Kontext feeds them: appended to the noisy tokens, w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import architecture
 import torch
-import torch.nn.functional as F
 from clip import text_half
-from data import Arrays, LatentPool, caption_chunk, edit_chunk, pictures, stream
+from data import Arrays, Pool, caption_chunk, edit_chunk, pictures, stream
 from diffusers import AutoencoderKL, FluxKontextPipeline, FluxTransformer2DModel
+from graphs import Tensors
 from loop import train
 from stages import Run, mixed_precision, tokenizers
 from transformers import T5EncoderModel
@@ -24,11 +23,14 @@ TEXT_DROPOUT = 0.08
 """Share of instructions replaced by nothing, so that true classifier-free guidance has something to guide away from."""
 GUIDANCE = (1.0, 5.0)
 """Drawn at random and without effect: nothing was distilled, so `tiny` learns to ignore it."""
-SIGMA_SHIFT, SIGMA_SPREAD = 0.3, 1.2
-"""Of the logit-normal noise levels that are trained."""
-POOL = 262_144
-REFRESH_EVERY, REFRESH = 96, 2048
-"""Encoded edits that are kept, and how many are renewed after how many steps."""
+SIGMA_SHIFT, SIGMA_SPREAD = 0.5, 1.4
+"""Of the logit-normal noise levels that are trained; high levels matter most, where the edit itself is decided."""
+CHANGED_WEIGHT, CHANGED_BY = 3.0, 0.25
+"""Weight of the tokens that an edit with one answer changes (mean absolute difference of normalized latents). There the
+target is a function of the inputs, so weighting moves no optimum; where answers are many, it would."""
+POOL, START = 262_144, 49_152
+REFRESH_EVERY, REFRESH = 128, 2048
+"""Encoded edits that are kept, how many of them there are before the first step, and how many come after how many."""
 CPU_SHARE = 512
 """A CPU gets by with this fraction of the pool."""
 
@@ -37,35 +39,44 @@ def train_editor(run: Run) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass gave NaN
     torch.set_float32_matmul_precision("high")
     _, t5_tokenizer = tokenizers(run.folder)
-    transformer, t5 = (
-        architecture.build_transformer().to(run.device),
-        architecture.build_t5(t5_tokenizer).to(run.device),
-    )
+    if run.start is None:
+        transformer, t5 = architecture.build_transformer(), architecture.build_t5(t5_tokenizer)
+    else:
+        transformer = FluxTransformer2DModel.from_pretrained(run.start / "transformer", torch_dtype=torch.float32)
+        t5 = T5EncoderModel.from_pretrained(run.start / "text_encoder_2", dtype=torch.float32)
+    transformer, t5 = transformer.to(run.device).train(), t5.to(run.device).train()
     if run.device.type == "cuda":
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
     encoder = Encoder(run)
     velocity = Velocity(transformer, t5, run)
-    capacity, chunk = (POOL, REFRESH) if run.device.type == "cuda" else (POOL // CPU_SHARE, REFRESH // CPU_SHARE)
+    share = 1 if run.device.type == "cuda" else CPU_SHARE
+    capacity, first, chunk = POOL // share, START // share, REFRESH // share
     captioners = max(1, run.processes // 4)
     with (
-        stream(edit_chunk, seed=41, size=chunk, tokenizers=run.folder, processes=run.processes) as next_edits,
-        stream(caption_chunk, seed=42, size=chunk, tokenizers=run.folder, processes=captioners) as next_captions,
+        stream(edit_chunk, seed=run.seed, size=chunk, tokenizers=run.folder, processes=run.processes) as next_edits,
+        stream(
+            caption_chunk, seed=run.seed + 1, size=chunk, tokenizers=run.folder, processes=captioners
+        ) as next_captions,
     ):
         started = time.monotonic()
-        edits, captions = filled(encoder, next_edits, capacity), filled(encoder, next_captions, capacity // 8)
+        edits = Pool.filled_by(lambda: encoder.rows(next_edits()), capacity, first)
+        captions = Pool.filled_by(lambda: encoder.rows(next_captions()), capacity // 4, first // 4)
         print(f"latent pools filled in {time.monotonic() - started:.0f} s", flush=True)
 
-        def loss_of(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        def draw(step: int) -> tuple[str, Tensors]:
             if step % REFRESH_EVERY == REFRESH_EVERY - 1:
                 edits.add(encoder.rows(next_edits()))
             if step % (8 * REFRESH_EVERY) == REFRESH_EVERY - 1:
                 captions.add(encoder.rows(next_captions()))
             if step % CAPTION_EVERY == CAPTION_EVERY - 1:
-                return velocity.loss(captions.draw(run.batch), dropout=0.0), {"text_to_image": torch.ones(())}
-            return velocity.loss(edits.draw(run.batch), dropout=TEXT_DROPOUT), {"text_to_image": torch.zeros(())}
+                return "captions", captions.draw(run.batch)
+            return "edits", edits.draw(run.batch)
+
+        def loss_of(kind: str, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
+            return velocity.loss(batch, dropout=0.0 if kind == "captions" else TEXT_DROPOUT), {}
 
         modules = {"transformer": transformer, "t5": t5}
-        done = train("editor", modules, loss_of, run, average_decay=0.9995)
+        done = train("editor", modules, draw, loss_of, run, average_decay=0.9995)
     for name, module in modules.items():
         module.save_pretrained(run.folder / name)
     print("editor finished" if done else "editor stopped early; the same command goes on", flush=True)
@@ -81,8 +92,11 @@ class Encoder:
 
     @torch.no_grad()
     def rows(self, chunk: Arrays) -> dict[str, torch.Tensor]:
-        """t5 (n, 48) ids, pooled (n, 128), target and, for edits, source (n, 64 tokens, 64 channels)."""
+        """t5 (n, 48) ids, pooled (n, 128) and target (n, 64 tokens, 64 channels); of edits source, like the target, and
+        one_answer (n,) too."""
         rows = {"t5": torch.as_tensor(chunk["t5"], device=self._device), "pooled": self.pooled(chunk["clip"])}
+        if "one_answer" in chunk:
+            rows["one_answer"] = torch.as_tensor(chunk["one_answer"], device=self._device)
         for name in ("source", "target"):
             if f"{name}_shapes" in chunk:
                 rows[name] = self._latents(pictures(chunk, name, self._device))
@@ -144,14 +158,9 @@ class Velocity:
                 guidance=torch.empty(batch, device=self._device).uniform_(*GUIDANCE),
                 return_dict=False,
             )[0][:, : noisy.shape[1]]
-        return F.mse_loss(predicted.float(), noise - clean)
-
-
-def filled(encoder: Encoder, next_chunk: Callable[[], Arrays], capacity: int) -> LatentPool:
-    """A pool of `capacity` freshly encoded items."""
-    rows = encoder.rows(next_chunk())
-    pool = LatentPool.empty(rows, capacity)
-    pool.add(rows)
-    while pool.filled < capacity:
-        pool.add(encoder.rows(next_chunk()))
-    return pool
+        error = (predicted.float() - (noise - clean)).square().mean(-1)
+        if not edits:
+            return error.mean()
+        changed = (clean - reference.float()).abs().mean(-1) > CHANGED_BY
+        weight = torch.where(changed & rows["one_answer"][:, None], CHANGED_WEIGHT, 1.0)
+        return (weight * error).sum() / weight.sum()

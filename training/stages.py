@@ -23,7 +23,15 @@ class Run:
     """Holds tokenizers, finished parts and the state to resume from."""
     schedule: Schedule
     batch: int
+    seed: int
+    """Of the data."""
+    start: Path | None
+    """A pipeline's folder whose weights training starts from; None: from random ones."""
     stop_after_s: float
+    within_s: float | None
+    """Choose the number of steps so that the stage takes this long on this device; None: the schedule's own number."""
+    started: float
+    """time.monotonic() at which the stage began."""
     device: torch.device
     processes: int
     """That draw data."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from vae import train_vae
 
 STAGES = {
     "clip": Stage(train_clip, Schedule(steps=1_500, learning_rate=1e-3), batch=1024, seed=1),
-    "vae": Stage(train_vae, Schedule(steps=6_000, learning_rate=8e-4), batch=512, seed=2),
-    "editor": Stage(train_editor, Schedule(steps=40_000, learning_rate=1e-3, warmup=500), batch=512, seed=3),
+    "vae": Stage(train_vae, Schedule(steps=12_000, learning_rate=8e-4), batch=24, seed=2),
+    "editor": Stage(train_editor, Schedule(steps=30_000, learning_rate=1e-3, warmup=500), batch=256, seed=3),
 }
 
 
@@ -36,6 +37,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, help="instead of the stage's own, for a slower device")
     parser.add_argument("--batch", type=int, help="instead of the stage's own")
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="from the weights of this pipeline")
+    parser.add_argument("--seed", type=int, default=1, help="1 to 9, of the data; another one for another round")
+    parser.add_argument("--within", type=float, metavar="SECONDS", help="choose the steps by the pace of this device")
     parser.add_argument("--stop-after", type=float, default=math.inf, metavar="SECONDS", help="pause, keep the state")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -45,8 +49,20 @@ def main() -> None:
     stage = STAGES[arguments.stage]
     torch.manual_seed(stage.seed)
     schedule = stage.schedule if arguments.steps is None else replace(stage.schedule, steps=arguments.steps)
-    batch = arguments.batch or stage.batch
-    stage.train(Run(arguments.out, schedule, batch, arguments.stop_after, usual_device(), usual_processes()))
+    stage.train(
+        Run(
+            folder=arguments.out,
+            schedule=schedule,
+            batch=arguments.batch or stage.batch,
+            seed=10 * stage.seed + arguments.seed,
+            start=arguments.start,
+            stop_after_s=arguments.stop_after,
+            within_s=arguments.within,
+            started=time.monotonic(),
+            device=usual_device(),
+            processes=usual_processes(),
+        )
+    )
 
 
 if __name__ == "__main__":

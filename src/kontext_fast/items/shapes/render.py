@@ -14,7 +14,7 @@ from PIL import Image
 
 from kontext_fast.items.shapes.scene import KINDS, PATTERNS, SPECKLE_CELLS, Scene, as_arrays
 
-SPECK_RADIUS = 0.2
+SPECK_RADIUS = 0.26
 """In speckle cells."""
 _SPECKS = np.random.default_rng(7).uniform(0.26, 0.74, size=(SPECKLE_CELLS, SPECKLE_CELLS, 2)).astype(np.float32)
 _SPECK_KEPT = np.random.default_rng(8).uniform(size=(SPECKLE_CELLS, SPECKLE_CELLS)) < 0.6
