@@ -1,6 +1,6 @@
 """Check every fused kernel on this machine's GPU against plain PyTorch, then time each at the sizes of a real step.
 
-Usage: python scripts/kernel_check.py [--out FILE.json] [--no-timing]
+Usage: python scripts/kernel_check.py [--out FILE.json] [--no-timing] [--attention KERNEL]
 
 Exit code 0: all right; 1: a kernel is wrong; 3: this machine cannot run them.
 """
@@ -278,13 +278,14 @@ def main() -> int:
     """Check, time, print and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="where to write all numbers, as JSON")
+    parser.add_argument("--attention", default="default", help="kernel to time: default, flash, flash3, ...")
     parser.add_argument("--no-timing", action="store_true", help="check only")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("There is no CUDA device here; run this where the kernels are to run.", file=sys.stderr)
         return 3
     capability = torch.cuda.get_device_capability()
-    if reason := refusal(DEVICE, capability, "bf16", "default"):
+    if reason := refusal(DEVICE, capability, "bf16", arguments.attention):
         print(f"The fused kernels cannot run here: {reason}.", file=sys.stderr)
         return 3
     import triton
@@ -300,7 +301,7 @@ def main() -> int:
         report.checks = list(run_checks(FusedOps("math"), precisions))
         torch.use_deterministic_algorithms(False)
     if not arguments.no_timing:
-        time_everything(FusedOps(), report, precisions)
+        time_everything(FusedOps(arguments.attention), report, precisions)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(asdict(report), indent=1))
     print(table(report))

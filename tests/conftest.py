@@ -17,4 +17,5 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if find_spec("triton") is not None and not torch.cuda.is_available():
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TRITON_INTERPRET", "1")
-        importlib.import_module("kontext_fast.engine.kernels.fused")
+        for name in ("fused", "group_norm_silu"):
+            importlib.import_module(f"kontext_fast.engine.kernels.{name}")

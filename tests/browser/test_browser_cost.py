@@ -87,6 +87,7 @@ CASES: list[tuple[dict[str, str], list[str], str]] = [
         ["--billing", "always-on", "--peak-share", "0.125", "--price", "3"],
         LARGE,
     ),
+    ({"billing": "reserved"}, ["--billing", "reserved"], LARGE),
     ({"billing": "reserved", "usd": "1.99"}, ["--billing", "reserved", "--price", "1.99"], LARGE),
     ({"group": "1", "images_per_day": "1000000"}, ["--images-per-day", "1000000"], SMALL),
     ({"group": "1", "usd": "0.001"}, ["--price", "0.001"], SMALL),
@@ -139,7 +140,7 @@ def test_a_cpu_has_no_price_until_one_is_typed(
         ({"peak_percent": "3"}, "busiest hour"),
         ({"peak_percent": "101"}, "busiest hour"),
         ({"cold_starts": "-1"}, "Cold starts"),
-        ({"billing": "reserved"}, "Type dollars per GPU-hour"),
+        ({"billing": "reserved", "usd": ""}, "Type dollars per GPU-hour"),
     ],
 )
 def test_what_cannot_be_priced_is_said_and_no_figure_stays(

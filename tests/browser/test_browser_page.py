@@ -53,11 +53,29 @@ def test_the_page_fits_the_screen(driver: webdriver.Chrome, page: Path, width: i
     open_everything(driver)
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
     sticking_out = """
-        const inside = (element) => element.closest('.scroll, .strip') !== null;
+        const inside = (element) => element.closest('.scroll, .strip, nav') !== null;
         return [...document.querySelectorAll('main *')].filter((element) => !inside(element)
           && element.getBoundingClientRect().right > innerWidth + 0.5).map((element) => element.outerHTML.slice(0, 80));
     """
     assert driver.execute_script(sticking_out) == []
+
+
+@pytest.mark.parametrize("region", ["Results: edit, 1024x1024, 28 steps", "Cost of every preset"])
+def test_on_a_phone_a_row_is_a_card_whose_cells_are_labelled(
+    driver: webdriver.Chrome, h200_page: Path, region: str
+) -> None:
+    """Every number is on the screen, below or beside its name, without scrolling sideways."""
+    look(driver, h200_page, width=390)
+    found = driver.find_element(By.CSS_SELECTOR, f'.scroll[aria-label="{region}"]')
+    script = "return [arguments[0].scrollWidth, arguments[0].clientWidth]"
+    inside, seen = driver.execute_script(script, found)
+    assert inside <= seen
+    names = [head.get_attribute("textContent") for head in found.find_elements(By.CSS_SELECTOR, "thead th")]
+    for row in found.find_elements(By.CSS_SELECTOR, "tbody tr"):
+        labels = [cell.get_attribute("data-label") for cell in row.find_elements(By.TAG_NAME, "td")]
+        assert [row.find_element(By.TAG_NAME, "th").get_attribute("role"), *labels] == ["rowheader", *names[1:]]
+    look(driver, h200_page, width=1280)
+    assert driver.find_element(By.CSS_SELECTOR, f'.scroll[aria-label="{region}"] thead th').is_displayed()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

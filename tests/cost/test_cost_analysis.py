@@ -11,7 +11,7 @@ from kontext_fast.cost.analysis import NO_PRICE, GroupCost, PresetCost, Question
 from kontext_fast.cost.billing import Demand
 from kontext_fast.cost.prices import load_prices
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.schema import ResultFile
+from kontext_fast.records.schema import CONTROL, ResultFile
 from kontext_fast.report.headline import EMULATED
 from tests.cost.made_up import ROUNDS, SECONDS, TODAY, gpu_result, gpu_run
 from tests.records.builder import record, result, timed
@@ -104,12 +104,12 @@ def test_a_card_with_less_memory_than_the_peak_is_refused() -> None:
 
 
 def test_reserved_billing_needs_a_reserved_price() -> None:
-    refused = analysed(gpu_result(), price=None, billing="reserved")
+    refused = analysed(gpu_result(device="NVIDIA H100 NVL"), price=None, billing="reserved")
     assert refused.refusal is not None
-    assert "no reserved price for H200" in refused.refusal
-    priced = analysed(gpu_result(device="NVIDIA H100 80GB HBM3"), price=None, billing="reserved")
+    assert "no reserved price for H100 NVL" in refused.refusal
+    priced = analysed(gpu_result(), price=None, billing="reserved")
     assert priced.basis is not None
-    assert priced.basis.stale
+    assert priced.basis.price.kind == "reserved"
     assert presets(priced)["baseline"].cost is not None
 
 
@@ -137,5 +137,15 @@ def test_without_baseline_nothing_is_saved() -> None:
 def test_crossovers_name_both_sides() -> None:
     crossings = presets(analysed(gpu_result(), price=None))["classic"].crossovers
     against = {crossing.instead_of for crossing in crossings}
-    assert {row.id for row in load_prices().of_kind("api")} <= against
+    assert {row.id for row in load_prices().apis()} <= against
     assert any(crossing.cheaper.startswith("always-on at ") for crossing in crossings)
+
+
+def test_nobody_pays_for_the_control() -> None:
+    again = [
+        run.model_copy(update={"preset": CONTROL, "run_id": f"again-{run.round}"})
+        for run in gpu_result().records
+        if run.preset == "baseline"
+    ]
+    priced = analysed(result([*gpu_result().records, *again]))
+    assert [preset.preset for preset in priced.presets] == ["baseline", "compile", "classic"]

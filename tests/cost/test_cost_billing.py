@@ -145,7 +145,7 @@ def test_without_an_interval_there_is_none() -> None:
 def test_every_cost_says_what_it_stands_on() -> None:
     priced = cost(work(1.0, run_ids=("r1", "r2")), Demand(images_per_day=10), tariff("by-use"), today=TODAY)
     said = str(priced.basis)
-    for word in ("by-use", "made-up", str(TODAY), "$3 per GPU-hour", "r1", "r2"):
+    for word in ("by-use", "made-up", str(TODAY), "$3.00 per GPU-hour", "r1", "r2"):
         assert word in said
     late = TODAY.replace(year=TODAY.year + 1)
     assert "stale" in str(cost(work(1.0), Demand(images_per_day=10), tariff("by-use"), today=late).basis)

@@ -58,14 +58,15 @@ def test_the_billing_models_grow_with_the_volume() -> None:
     data = billing_models.plotted(gpu_result(), TODAY)
     assert not isinstance(data, str)
     assert [name for name, _ in data.panels] == ["baseline", "classic"]
+    assert [tariff.billing for tariff in data.tariffs] == ["by-use", "always-on", "reserved"]
     for _, lines in data.panels:
-        assert len(lines) == 3
+        assert len(lines) == 4
         for line in lines:
             values = [value for _, value in line.points]
             assert values == sorted(values)
-    with_reserved = billing_models.plotted(gpu_result(device="NVIDIA H100 80GB HBM3"), TODAY)
-    assert not isinstance(with_reserved, str)
-    assert len(with_reserved.tariffs) == 3
+    without_reserved = billing_models.plotted(gpu_result(device="NVIDIA H100 NVL"), TODAY)
+    assert not isinstance(without_reserved, str)
+    assert [tariff.billing for tariff in without_reserved.tariffs] == ["by-use", "always-on"]
 
 
 def test_pictures_are_large_and_named_after_the_card(tmp_path: Path) -> None:

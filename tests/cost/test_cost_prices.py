@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -38,7 +39,14 @@ def test_every_card_that_people_rent_has_a_dated_row_with_a_source() -> None:
     assert {"A100 SXM 80GB", "A100 PCIe 80GB"} & priced
     assert priced <= set(CARDS)
     assert len(table.of_card("H200", "on-demand")) >= 3
-    assert all(row.source and row.day > date(2025, 1, 1) for row in table.rows)
+    assert all(row.day > date(2025, 1, 1) for row in table.rows)
+
+
+def test_every_source_is_an_address_that_somebody_can_look_up() -> None:
+    for row in load_prices().rows:
+        assert re.search(r"\b[a-z0-9-]+\.[a-z]{2,}(/|\b)", row.source), row.id
+        # A day that is not of the source is said to be none; nobody else's row may have one.
+        assert ("first day stands here" in row.source) == (row.id == "bfl-kontext-pro"), row.id
 
 
 def test_apis_and_the_licence_are_rows() -> None:
@@ -51,9 +59,18 @@ def test_apis_and_the_licence_are_rows() -> None:
     assert "non-commercial" in licence.terms
 
 
+def test_of_services_at_one_price_the_newest_row_speaks(tmp_path: Path) -> None:
+    table = load_prices()
+    apis = table.apis()
+    assert [row.usd_per_image for row in apis] == sorted({row.usd_per_image for row in table.of_kind("api")})
+    for row in apis:
+        alike = [other for other in table.of_kind("api") if other.usd_per_image == row.usd_per_image]
+        assert row.day == max(other.day for other in alike)
+
+
 def test_a_machine_is_priced_per_gpu() -> None:
     assert load_prices().named("aws-p5-48xlarge").usd_per_gpu_hour == pytest.approx(6.88)
-    assert load_prices().named("gcp-a3-ultragpu-8g").usd_per_gpu_hour == pytest.approx(10.44)
+    assert load_prices().named("gcp-a3-ultragpu-8g").usd_per_gpu_hour == pytest.approx(10.4365)
 
 
 def test_an_api_has_no_price_per_hour() -> None:
@@ -78,7 +95,7 @@ def test_the_typical_row_is_the_middle_of_those_sold_singly() -> None:
     dearer = sum(row.usd_per_gpu_hour > typical.usd_per_gpu_hour for row in rows)
     assert 0 <= dearer - cheaper <= 1
     assert table.typical(None, "on-demand") is None
-    assert table.typical("H200", "reserved") is None
+    assert table.typical("L40S", "reserved") is None
 
 
 def test_own_rows_come_first_and_replace_rows_of_their_id(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_kinds_and_counts_follow_the_schedules(pipe: Any) -> None:
         ("faithful", {"refresh": 28}),
         ("balanced", {"refresh": 28}),
         ("fast", {"refresh": 4, "reuse": 24}),
+        ("low_memory", {"refresh": 28}),
         ("turbo", {"refresh": 3, "reuse": 9, "skipped": 16}),
     ],
 )

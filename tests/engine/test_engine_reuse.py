@@ -190,3 +190,25 @@ def test_without_a_reference_every_computed_step_is_a_refresh(engine: EngineTran
         velocity, _ = run.step(index, inputs["hidden_states"], inputs["encoder_hidden_states"])
         assert torch.equal(velocity, stepped(engine, prepare(engine, inputs, timesteps=SIGMAS), inputs, index))
     assert kinds(run) == ["refresh"] * 3
+
+
+def test_text_is_embedded_once_and_again_when_it_changes(engine: EngineTransformer) -> None:
+    inputs = inputs_for(_source())
+    image, text = inputs["hidden_states"], inputs["encoder_hidden_states"].clone()
+    run = Pass(engine, prepare(engine, inputs, timesteps=SIGMAS), SIGMAS, 1, Reuse())
+    embedded: list[torch.Tensor] = []
+    embed = engine.embed_text
+    engine.embed_text = lambda text: embedded.append(text) or embed(text)  # type: ignore[method-assign, func-returns-value]
+    first = [run.step(index, image, text)[0] for index in range(2)]
+    assert len(embedded) == 1
+    text *= 2
+    in_place = run.step(1, image, text)[0]
+    assert len(embedded) == 2
+    assert not torch.equal(in_place, first[1])
+    assert torch.equal(run.step(1, image, text.clone())[0], in_place)
+    assert len(embedded) == 3
+    with torch.inference_mode():
+        uncounted = text.clone()
+        for index in range(2):
+            run.step(index, image, uncounted)
+    assert len(embedded) == 5

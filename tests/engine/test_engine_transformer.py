@@ -159,7 +159,7 @@ def test_a_step_can_end_after_its_first_block() -> None:
 
     with engine_on(transformer) as engine:
         prepared = prepare(engine, inputs)
-        arguments = (prepared, 1, inputs["hidden_states"], inputs["encoder_hidden_states"])
+        arguments = (prepared, 1, inputs["hidden_states"], engine.embed_text(inputs["encoder_hidden_states"]))
         assert engine.step(*arguments, proceed=stop) is None
         assert torch.equal(stepped(engine, prepared, inputs, proceed=lambda _: True), stepped(engine, prepared, inputs))
     handle = transformer.transformer_blocks[0].register_forward_hook(look)

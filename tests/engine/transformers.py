@@ -134,7 +134,8 @@ def prepare(
 def stepped(
     engine: EngineTransformer, prepared: Prepared, inputs: dict[str, Any], index: int = 1, **more: Any
 ) -> Tensor:
-    result = engine.step(prepared, index, inputs["hidden_states"], inputs["encoder_hidden_states"], **more)
+    text = engine.embed_text(inputs["encoder_hidden_states"])
+    result = engine.step(prepared, index, inputs["hidden_states"], text, **more)
     assert result is not None
     return result
 

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from kontext_fast.cli.main import run
+from kontext_fast.cost.prices import load_prices
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report.documents import latex, markdown
 from tests.cost.made_up import gpu_result, gpu_run
 from tests.records.builder import full, record, result, timed
+from tests.report.suite_records import sweep
 
 AUDIENCES = {"page": "index.html", "blog": "blog.md", "paper": "paper.tex", "business": "business.md"}
 
@@ -155,3 +159,37 @@ def test_a_price_of_another_card_is_refused(h200: Path, capsys: pytest.CaptureFi
 def test_words_stay_words() -> None:
     assert markdown("a|b *c* <d> [e](f)\n# g") == r"a\|b \*c\* \<d\> \[e\](f) \# g"
     assert latex("50 % of {a_b} & $1") == r"50 \% of \{a\_b\} \& \$1"
+
+
+def test_the_case_compares_with_buying(h200: Path) -> None:
+    text = written(h200, "business", "--images-per-day", "2000")
+    for price in load_prices().apis():
+        assert price.usd_per_image is not None
+        row = next(line for line in text.splitlines() if price.id in line and line.startswith("| bought"))
+        assert f"| ${2000 * price.usd_per_image * 365 / 12:,.0f} |" in row
+
+
+def test_many_workloads_are_one_table_and_what_holds_for_all_is_said_once(tmp_path: Path) -> None:
+    folder = stored(tmp_path / "sweep", sweep())
+    blog, paper = written(folder, "blog"), written(folder, "paper")
+    assert len(re.findall(r"(?:^\|.*\n)+", blog, flags=re.MULTILINE)) == 2
+    assert blog.count("- energy\n") == 1
+    assert blog.index("speedup_comparison.png") < blog.index("resolution_scaling.png") < blog.index("memory_usage.png")
+    assert paper.count(r"\begin{table}") == 2
+    for size in ("512x512", "768x768", "1024x1024"):
+        assert f"| edit, {size}, 10 steps | fast |" in blog
+        assert f"edit, {size}, 10 steps & fast &" in paper
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex")
+def test_the_paper_compiles(tmp_path: Path) -> None:
+    evil = gpu_run("compile", 9, order=99).model_copy(
+        update={"preset": r"50_% of {it} & \more $ #1 ~ ^", "run_id": "e"}
+    )
+    for name, records in (("evil", result([*gpu_result().records, evil])), ("sweep", sweep())):
+        paper = written(stored(tmp_path / name, records), "paper")
+        main = rf"\documentclass{{article}}\usepackage{{booktabs,graphicx}}\begin{{document}}{paper}\end{{document}}"
+        (tmp_path / f"{name}.tex").write_text(main, encoding="utf-8")
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", f"{name}.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout[-2000:]

@@ -13,6 +13,7 @@ from kontext_fast.records.store import ResultStore
 from kontext_fast.report.charting import draw_charts
 from kontext_fast.report.charts import speedup_comparison
 from tests.records.builder import full, record, result, timed
+from tests.report.suite_records import sweep
 
 
 def test_what_is_plotted_is_what_the_records_say(tmp_path: Path) -> None:
@@ -88,3 +89,14 @@ def test_charts_are_found_without_being_listed(tmp_path: Path) -> None:
         if source not in path.parents and re.search(r"\bspeedup_comparison\b", path.read_text())
     ]
     assert not named
+
+
+def test_the_takeaway_of_many_workloads_is_one_finding_and_a_range(tmp_path: Path) -> None:
+    swept = sweep()
+    takeaway = speedup_comparison.draw(swept, tmp_path).takeaway
+    panels = speedup_comparison.plotted(swept)
+    assert takeaway.startswith("edit, 1024x1024, 28 steps: fast is ")
+    others = [b.factor.value for p in panels[1:] for b in p.bars if b.preset == "fast" and b.factor]
+    assert f"In {len(panels) - 1} other workloads: fast {min(others):.2f}" in takeaway
+    assert f"to {max(others):.2f}" in takeaway
+    assert takeaway.count("as fast as baseline") == 1

@@ -89,7 +89,7 @@ def _run(job: Job, send: Send) -> None:
         send(Progress(phase="loading"))
         _import_libraries()
         start = time.perf_counter()
-        loaded = load(job.checkpoint, device=device)
+        loaded = load(job.checkpoint, device=device, in_host_memory=plan.in_host_memory)
         _synchronize(device)
         send(Loaded(checkpoint=loaded.facts, load_s=time.perf_counter() - start))
     except OutOfMemory:
@@ -102,7 +102,7 @@ def _run(job: Job, send: Send) -> None:
         send(Progress(phase="applying"))
         start = time.perf_counter()
         with memory_errors(f"applying {job.preset}"):
-            plan.apply(loaded.pipe)
+            plan.apply(loaded.pipe, device)
         _synchronize(device)
         send(Applied(apply_s=time.perf_counter() - start))
         bench = Bench(loaded.pipe, job.suite, store=ResultStore(Path(job.folder)) if job.keep_images else None)

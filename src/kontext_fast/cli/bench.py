@@ -60,6 +60,9 @@ def command(
             metavar="MINUTES", help="Measure the most important cells only, in about this time.", show_default=False
         ),
     ] = None,
+    roofline: Annotated[
+        bool, typer.Option("--roofline", help="Only show where one step of each preset spends its time, and its floor.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the benchmark in --out; give the options of its first run.")
     ] = False,
@@ -94,6 +97,11 @@ def command(
         items=items,
         control=named.control and control,
     )
+    if roofline:
+        from kontext_fast.cli.roofline_table import run_rooflines
+
+        run_rooflines(chosen, folder, checkpoint=checkpoint, device=device, as_json=json)
+        return
     command_line = _command_line(
         suite=suite,
         checkpoint=checkpoint,

@@ -24,6 +24,12 @@ def report(
         Literal["page", "blog", "paper", "business"],
         typer.Option("--for", help="An interactive page, a post in Markdown, LaTeX, or a business case."),
     ] = "page",
+    verification: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="A folder that a verify wrote: its verdicts stand beside the times.", show_default=False
+        ),
+    ] = None,
     images_per_day: Annotated[float, typer.Option(help="Volume that is priced.")] = 10_000,
     billing: Annotated[
         Literal["by-use", "always-on", "reserved"], typer.Option(help="How the GPUs are paid.")
@@ -60,7 +66,7 @@ def report(
     )
     with progress_bar() as bar:
         bar.begin("writing the report")
-        written = publish(records, out, audience=audience, question=question)
+        written = publish(records, out, audience=audience, question=question, verification=verification)
     print_headline(written.result, Console(highlight=False))
     if json:
         charts = [str(chart.path) for chart in written.charts if chart.path]

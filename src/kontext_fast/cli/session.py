@@ -70,7 +70,7 @@ class Session:
             "checkpoint": self._loaded.facts.model_dump(),
             "preset": self._setup.preset,
             "lora": self._setup.lora,
-            "device": str(self._loaded.pipe.device),
+            "device": str(self._loaded.pipe._execution_device),
             "load_seconds": self._load_s,
         }
 
@@ -90,10 +90,10 @@ def open_session(setup: Setup) -> Iterator[Session]:
     with progress_bar() as bar, ExitStack() as stack:
         bar.begin(f"loading {checkpoint}")
         begin = time.perf_counter()
-        loaded = load(checkpoint, device=device)
+        loaded = load(checkpoint, device=device, in_host_memory=plan.in_host_memory)
         if setup.lora is not None:
             stack.enter_context(load_lora(loaded.pipe, *parse_lora(setup.lora)))
-        stack.enter_context(plan.apply(loaded.pipe))
+        stack.enter_context(plan.apply(loaded.pipe, device))
         yield Session(loaded, setup, time.perf_counter() - begin, bar)
 
 

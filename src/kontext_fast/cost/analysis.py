@@ -14,7 +14,7 @@ from kontext_fast.cost.measured import Measured, measured, paired_half_s
 from kontext_fast.cost.payback import Payback, images_to_repay_start, payback, savings_per_month
 from kontext_fast.cost.prices import Kind, Price, PriceTable, user_price
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.schema import ResultFile
+from kontext_fast.records.schema import CONTROL, ResultFile
 from kontext_fast.report.groups import BASELINE, Group, groups
 from kontext_fast.report.notes import workload_name
 from kontext_fast.stats.summary import Estimate
@@ -81,7 +81,8 @@ def analyse(result: ResultFile, table: PriceTable, question: Question) -> tuple[
 
 
 def analyse_group(group: Group, table: PriceTable, question: Question) -> GroupCost:
-    rows = measured(group)
+    """The A/A control is left out: nobody would pay for baseline under another name."""
+    rows = tuple(row for row in measured(group) if row.row.preset != CONTROL)
     price = choose_price(group.machine, rows, table, question)
     tariff = None if price is None else Tariff(billing=question.billing, price=price, rho_max=question.rho_max)
     baseline = next((row for row in rows if row.row.preset == BASELINE and row.work), None)
@@ -191,9 +192,7 @@ def _crossovers(work: Work, tariff: Tariff, table: PriceTable, question: Questio
             fleets.append(Tariff(billing="reserved", price=reserved, rho_max=tariff.rho_max))
         found += [fleet_instead_of_use(work, demand, by_use, fleet) for fleet in fleets]
     licence = sum(row.usd_per_month or 0.0 for row in table.of_kind("licence"))
-    found += [
-        hosting_instead_of_api(work, demand, tariff, api, licence_usd_per_month=licence) for api in table.of_kind("api")
-    ]
+    found += [hosting_instead_of_api(work, demand, tariff, api, licence_usd_per_month=licence) for api in table.apis()]
     return tuple(found)
 
 

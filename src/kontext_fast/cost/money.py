@@ -18,6 +18,13 @@ def usd(value: float) -> str:
     return f"{sign}${size:.{2 - math.floor(math.log10(size))}f}"
 
 
+def rate(usd_per_hour: float) -> str:
+    """`$4.5396` or `$3.00`: what one GPU costs an hour, not rounded to less than its price says."""
+    exact = f"{usd_per_hour:.6g}"
+    cents = f"{usd_per_hour:.2f}"
+    return f"${exact if len(exact) > len(cents) else cents}"
+
+
 def usd_range(estimate: Estimate) -> str | None:
     """`$781 to $870`, None where there is no interval."""
     if estimate.interval is None:
@@ -59,6 +66,14 @@ def months(value: float) -> str:
     if math.isinf(value):
         return "never"
     return f"{value:.2f} months" if value < 1 else f"{value:.1f} months"
+
+
+def months_range(interval: tuple[float, float]) -> str | None:
+    """`3.1 to 3.9 months` or `3.1 months to never`; None where both ends are written alike."""
+    low, high = map(months, interval)
+    if low == high:
+        return None
+    return f"{low} to {high}" if math.isinf(interval[1]) else f"{low.removesuffix(' months')} to {high}"
 
 
 def _counted(count: float) -> str:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 BASELINE_COLOR, PRESET_COLOR, THIRD_COLOR, FOURTH_COLOR = "#8a8f98", "#0072b2", "#d55e00", "#009e73"
 INTERVAL_COLOR, MUTED, RULE, STAMP_COLOR = "#1c1d1f", "#5f656e", "#e4e6e9", "#a3330b"
 WIDTH_IN, DPI = 12.0, 150
+STAMP_IN = 0.34
+"""What a stamp takes; a picture without one is that much lower."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class Words:
     """Billing model, price row and date."""
     stamp: str | None = None
     """A warning that must not be overlooked."""
+
+    def head(self, below_title: float) -> float:
+        """Inches from the top edge to the content; `below_title` without a stamp."""
+        return below_title + (STAMP_IN if self.stamp else 0.0)
 
 
 @dataclass(frozen=True)
@@ -65,14 +71,18 @@ class Line:
     dashed: bool = False
     joined: bool = True
     """False for money that moves in steps and is known at single volumes only."""
+    stepped: bool = False
+    """Money that moves in steps and is known at so many volumes that each step is seen."""
 
 
 def summary(words: Words, tiles: Sequence[Tile], bars: Sequence[Money], bars_title: str) -> bytes:
     """Tiles above, bars of money below; PNG."""
-    figure = _figure(words, 7.4)
+    head = words.head(1.07)
+    inches = head + 6.0
+    figure = _figure(words, inches)
     for index, tile in enumerate(tiles):
-        _draw_tile(figure, tile, 0.03 + index * 0.32, 0.3)
-    axes = figure.add_axes((0.2, 0.165, 0.66, 0.29))
+        _draw_tile(figure, tile, 0.03 + index * 0.32, 0.3, inches - head)
+    axes = figure.add_axes((0.2, 1.22 / inches, 0.66, 2.15 / inches))
     _clean(axes, "x")
     axes.set_title(bars_title, fontsize=12.5, loc="left", color=INTERVAL_COLOR, parse_math=False)
     ends = [0.0]
@@ -95,9 +105,10 @@ def analysis(
     words: Words, pairs: Sequence[Pair], lines: Sequence[Line], titles: tuple[str, str], names: tuple[str, str]
 ) -> bytes:
     """Providers on the left, savings against volume on the right; PNG. `names` are those of the two presets."""
-    figure = _figure(words, max(5.6, 0.52 * len(pairs) + 3.2))
-    inches = figure.get_figheight()
-    bottom, height = 1.35 / inches, 1 - 2.95 / inches
+    head = words.head(1.26)
+    inches = head + 1.35 + max(2.65, 0.52 * len(pairs) + 0.25)
+    figure = _figure(words, inches)
+    bottom, height = 1.35 / inches, 1 - (1.35 + head) / inches
     left = figure.add_axes((0.21, bottom, 0.29, height))
     _clean(left, "x")
     left.set_title(titles[0], fontsize=12, loc="left", x=-0.62, parse_math=False)
@@ -121,11 +132,14 @@ def analysis(
 
 def volumes(words: Words, panels: Sequence[tuple[str, Sequence[Line]]], axis: str) -> bytes:
     """Dollars against volume, one panel per preset with common axes; PNG."""
-    figure = _figure(words, 6.6)
-    width = 0.88 / len(panels)
+    head = words.head(1.2)
+    inches = head + 5.05
+    figure = _figure(words, inches)
+    width = 0.9 / len(panels)
     drawn = []
     for index, (title, lines) in enumerate(panels):
-        axes = figure.add_axes((0.08 + index * width, 0.22, width - 0.07, 0.55))
+        place = (0.095 + index * width, 1.45 / inches, width - 0.08, 3.6 / inches)
+        axes = figure.add_axes(place)
         _volumes(axes, lines, title, labelled=False)
         axes.legend(fontsize=9.5, frameon=False, loc="upper left")
         drawn.append(axes)
@@ -157,26 +171,31 @@ def _figure(words: Words, inches: float) -> Any:
     return figure
 
 
-def _draw_tile(figure: Any, tile: Tile, left: float, width: float) -> None:
+def _draw_tile(figure: Any, tile: Tile, left: float, width: float, top_in: float) -> None:
+    """`top_in` inches above the lower edge of the picture."""
     from matplotlib.patches import FancyBboxPatch
+
+    inches = figure.get_figheight()
+
+    def below(distance_in: float) -> float:
+        return float((top_in - distance_in) / inches)
 
     figure.patches.append(
         FancyBboxPatch(
-            (left, 0.565),
+            (left, below(1.81)),
             width,
-            0.245,
+            1.81 / inches,
             boxstyle="round,pad=0,rounding_size=0.008",
             transform=figure.transFigure,
             facecolor="#f5f6f8",
             edgecolor=RULE,
         )
     )
-    figure.text(left + 0.015, 0.77, tile.name, fontsize=11, color=MUTED, parse_math=False)
+    figure.text(left + 0.015, below(0.3), tile.name, fontsize=11, color=MUTED, parse_math=False)
     size = 24 if len(tile.value) <= 16 else 17
-    figure.text(left + 0.015, 0.69, tile.value, fontsize=size, fontweight="bold", parse_math=False)
-    figure.text(
-        left + 0.015, 0.665, tile.detail, fontsize=10, color=MUTED, va="top", linespacing=1.45, parse_math=False
-    )
+    figure.text(left + 0.015, below(0.89), tile.value, fontsize=size, fontweight="bold", parse_math=False)
+    place = (left + 0.015, below(1.07))
+    figure.text(*place, tile.detail, fontsize=10, color=MUTED, va="top", linespacing=1.45, parse_math=False)
 
 
 def _volumes(axes: Axes, lines: Sequence[Line], title: str, *, labelled: bool) -> None:
@@ -194,6 +213,7 @@ def _volumes(axes: Axes, lines: Sequence[Line], title: str, *, labelled: bool) -
             [x for x, _ in shown],
             [y for _, y in shown],
             linestyle=style,
+            drawstyle="steps-post" if line.stepped else "default",
             color=line.color,
             linewidth=1.8,
             marker=("o" if line.joined else "D") if labelled else None,

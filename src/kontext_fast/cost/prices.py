@@ -97,6 +97,15 @@ class PriceTable:
         rows = tuple(row for row in rows if row.count == 1) or rows
         return rows[(len(rows) - 1) // 2] if rows else None
 
+    def apis(self) -> tuple[Price, ...]:
+        """What one image costs elsewhere, cheapest first: of several services at one price the newest row."""
+        newest: dict[float, Price] = {}
+        for row in self.of_kind("api"):
+            usd = row.usd_per_image
+            if usd is not None and (usd not in newest or row.day > newest[usd].day):
+                newest[usd] = row
+        return tuple(newest[usd] for usd in sorted(newest))
+
     def named(self, price_id: str) -> Price:
         """Raises InvalidInput for an id that is not in the table."""
         for row in self.rows:

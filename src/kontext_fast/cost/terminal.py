@@ -79,7 +79,7 @@ def _assumptions(group: GroupCost) -> tuple[str, ...]:
     sold = f", sold {price.count} together" if price.count > 1 else ""
     spot = " It is a spot price: the machine can be taken away." if price.kind == "spot" else ""
     return (
-        f"Billed {basis.billing} at {price.id}: ${price.usd_per_gpu_hour:g} per GPU-hour{sold}, {price.day}, "
+        f"Billed {basis.billing} at {price.id}: {money.rate(price.usd_per_gpu_hour)} per GPU-hour{sold}, {price.day}, "
         f"{price.source}.{stale}{spot}",
         f"{demand.images_per_day:,.0f} images a day, {demand.days_per_month:.2f} days a month, "
         f"{_load(demand)}{_starts(group)}; GPUs are those of the busiest hour. "

@@ -8,14 +8,17 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-AttentionKernel = Literal["default", "cudnn", "flash", "efficient", "math"]
-"""`default` is cuDNN on CUDA and whatever PyTorch runs on a CPU; the others are PyTorch's kernels by name."""
+from kontext_fast.engine.flash3 import flash3
+
+AttentionKernel = Literal["default", "cudnn", "flash", "efficient", "math", "flash3"]
+"""`default` is cuDNN on CUDA and whatever PyTorch runs on a CPU; `flash3` is FlashAttention-3, from a package of its
+own; the others are PyTorch's kernels by name."""
 
 ATTENTION_KERNELS: tuple[str, ...] = get_args(AttentionKernel)
 
 
 def resolve_kernel(kernel: AttentionKernel, device: str) -> str:
-    """The kernel that `kernel` means on a device type: one of PyTorch's names, or `native` where it is left open."""
+    """The kernel that `kernel` means on a device type: a name, or `native` where the choice is left to PyTorch."""
     if kernel != "default":
         return kernel
     return "cudnn" if device == "cuda" else "native"
@@ -26,6 +29,8 @@ def attention(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     `kernel` is what `resolve_kernel` gave. Raises RuntimeError if that kernel does not take these inputs.
     """
+    if kernel == "flash3":
+        return flash3(query, key, value).flatten(2)
     with _only(kernel):
         attended = torch.nn.functional.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)

@@ -43,6 +43,19 @@ class _Group:
     kinds: list[StepKind] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Text:
+    """What was embedded, and what came of it."""
+
+    source: Tensor
+    version: int | None
+    """Of `source`, which counts up whenever it is written to; None where nothing counts."""
+    embedded: Tensor
+
+    def is_of(self, text: Tensor) -> bool:
+        return text is self.source and self.version is not None and text._version == self.version
+
+
 class Pass:
     """Runs the steps in order. Where a test decides, each sample decides for itself, as if it were alone."""
 
@@ -54,32 +67,37 @@ class Pass:
         self._prepared = prepared
         self._sigmas = sigmas
         self._reuse = reuse
+        self._text: _Text | None = None
         alone = [slice(index, index + 1) for index in range(batch)]
         self._groups = [
             _Group(samples, Velocities(reuse.order))
             for samples in (alone if reuse.test is not None and batch > 1 else [EVERY_SAMPLE])
         ]
-        self._batch = batch
+        self.batch = batch
 
     def step(self, index: int, image: Tensor, text: Tensor) -> tuple[Tensor, list[StepKind]]:
         """[B, N, C] the velocity of step `index`, and what the step was for each group of samples.
 
-        `image` [B, N + R, C] and `text` [B, T, C'] are the transformer's inputs.
+        `image` [B, N + R, C] and `text` [B, T, C'] are the transformer's inputs; text is embedded when it is another.
         """
-        velocities = [self._advance(group, index, image[group.samples], text[group.samples]) for group in self._groups]
+        if self._text is None or not self._text.is_of(text):
+            # Writes to tensors of inference mode are not counted, so those are embedded at every step.
+            version = None if text.is_inference() else text._version
+            self._text = _Text(text, version, self._engine.embed_text(text))
+        velocities = [self._advance(group, index, image[group.samples]) for group in self._groups]
         velocity = velocities[0] if len(velocities) == 1 else torch.cat(velocities)
         return velocity, [group.kinds[-1] for group in self._groups]
 
     def computed_counts(self) -> list[int]:
         """Computed steps so far, per sample."""
         counts = [sum(kind != "skipped" for kind in group.kinds) for group in self._groups]
-        return counts if len(counts) == self._batch else counts * self._batch
+        return counts if len(counts) == self.batch else counts * self.batch
 
-    def _advance(self, group: _Group, index: int, image: Tensor, text: Tensor) -> Tensor:
+    def _advance(self, group: _Group, index: int, image: Tensor) -> Tensor:
         computed, sigma = self._reuse.computed, self._sigmas[index]
         velocity: Tensor | None = None
         if computed is None or index in computed or not group.kinds:
-            velocity = self._compute(group, index, image, text)
+            velocity = self._compute(group, index, image)
         if velocity is None:
             group.skips += 1
             group.kinds.append("skipped")
@@ -88,7 +106,7 @@ class Pass:
         group.velocities.note(sigma, velocity)
         return velocity
 
-    def _compute(self, group: _Group, index: int, image: Tensor, text: Tensor) -> Tensor | None:
+    def _compute(self, group: _Group, index: int, image: Tensor) -> Tensor | None:
         """The transformer's output, or None if the first block says that the step may be skipped."""
         layout, refreshes = self._prepared.layout, self._reuse.refreshes
         # Without reference tokens there is nothing to leave out.
@@ -101,11 +119,12 @@ class Pass:
             assert test is not None
             return last is None or test.must_compute(index, group.skips) or not test.is_close(change, last)
 
+        assert self._text is not None
         velocity = self._engine.step(
             self._prepared,
             index,
             image,
-            text,
+            self._text.embedded[group.samples],
             active=None if full else layout.output_end,
             samples=group.samples,
             proceed=None if self._reuse.test is None else proceed,

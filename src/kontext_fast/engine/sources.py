@@ -29,9 +29,12 @@ _REPAIR = "revert the acceleration, change the pipeline, then accelerate again"
 class Sources:
     """The parameters of one transformer; `undo` gives each its own memory on its own device again, bit for bit."""
 
-    def __init__(self, transformer: Any, undo: ExitStack) -> None:
+    def __init__(self, transformer: Any, undo: ExitStack, device: torch.device | None = None) -> None:
+        """`device`: where the engine reads them; None: where they are."""
         self._undo = undo
-        self._device = transformer.x_embedder.weight.device
+        here: torch.device = transformer.x_embedder.weight.device
+        self._foreign = device is not None and device != here
+        self.device: torch.device = here if device is None else device
         self._parameters: dict[str, Parameter] = dict(transformer.named_parameters())
         self._addresses: dict[str, int] | None = None
         self._replaced: list[Parameter] = []
@@ -40,16 +43,20 @@ class Sources:
     @property
     def host_bytes(self) -> int:
         """Host memory in which replaced parameters of a GPU wait."""
-        return sum(one.data.nbytes for one in self._replaced if one.device != self._device)
+        return sum(one.data.nbytes for one in self._replaced if one.device != self.device)
 
     def fuse(self, parameters: Sequence[Parameter]) -> Tensor:
-        """The parameters one below the other; each becomes a view into the result, so nothing is held twice."""
-        if len(parameters) == 1:
+        """The parameters one below the other, on the device of the engine; each becomes a view into the result, so
+        nothing is held twice there. What came from host memory waits in it."""
+        if len(parameters) == 1 and not self._foreign:
             return parameters[0].data
-        whole = torch.cat([parameter.data for parameter in parameters])
+        whole = torch.cat([parameter.data.to(self.device) for parameter in parameters])
         views = torch.split_with_sizes(whole, [len(one) for one in parameters])
         for parameter, view in zip(parameters, views, strict=True):
-            self._undo.callback(_own_memory, parameter)
+            if self._foreign:
+                self._undo.callback(_set, parameter, parameter.data)
+            else:
+                self._undo.callback(_own_memory, parameter)
             parameter.data = view
         return whole
 
@@ -94,6 +101,10 @@ class Sources:
         return samples.view(
             torch.int16 if samples.dtype == torch.bfloat16 else torch.int32
         )  # bits: a NaN equals itself
+
+
+def _set(parameter: Parameter, data: Tensor) -> None:
+    parameter.data = data
 
 
 def _own_memory(parameter: Parameter) -> None:

@@ -87,6 +87,11 @@ class EngineTransformer:
         )
 
     @torch.no_grad()
+    def embed_text(self, text: Tensor) -> Tensor:
+        """[B, T, W] of `text` [B, T, C'], as steps take it: the same at every step of a request."""
+        return self.ops.linear(text, self.weights.embed_text)
+
+    @torch.no_grad()
     def step(
         self,
         prepared: Prepared,
@@ -100,7 +105,8 @@ class EngineTransformer:
     ) -> Tensor | None:
         """[samples, N, C] the transformer's output for the image tokens at timestep `index` of those prepared.
 
-        `image` [samples, at least the active ones of N + R, C] and `text` [samples, T, C'] are the inputs of `samples`.
+        `image` [samples, at least the active ones of N + R, C] is the input of `samples`, and `text` [samples, T, W]
+        what `embed_text` made of theirs.
         Only the first `active` tokens run (None: all of them), the others attend with what is kept of them; an image
         token that does not run has no output, and is missing at the end of N.
         `proceed` is called with what the first block added to the image tokens, [samples, N, W]; if it returns
@@ -133,12 +139,12 @@ class EngineTransformer:
         return self.ops.linear(normed, self.weights.output)
 
     def _embed(self, image: Tensor, text: Tensor) -> Tensor:
-        """[B, active, W]: text and image tokens in one buffer, where they stay until the last block."""
+        """[B, active, W]: text [B, T, W] and image tokens in one buffer, where they stay until the last block."""
         text_tokens, width = text.shape[1], self.weights.dimensions.width
         stream = torch.empty(
             len(image), text_tokens + image.shape[1], width, dtype=self.weights.dtype, device=self.weights.device
         )
-        stream[:, :text_tokens] = self.ops.linear(text, self.weights.embed_text)
+        stream[:, :text_tokens] = text
         stream[:, text_tokens:] = self.ops.linear(image, self.weights.embed_image)
         return stream
 

@@ -95,18 +95,25 @@ class EngineWeights:
 
 
 def take_weights(
-    transformer: Any, precision: Precision, undo: ExitStack, *, quantizer: Quantizer | None = None
+    transformer: Any,
+    precision: Precision,
+    undo: ExitStack,
+    *,
+    device: torch.device | None = None,
+    quantizer: Quantizer | None = None,
 ) -> EngineWeights:
     """Read the weights of `transformer`, holding nothing twice on its device; `undo` gives it back as it was.
 
     What is fused without quantizing becomes the memory that the transformer's own parameters look into. What is
     quantized replaces the original on the device, which waits in host memory (on a CPU it stays where it is).
+    `device` is where the engine computes, if the transformer is elsewhere: its matrices are brought there one at a
+    time, quantized there, and what is read as it is stays there.
     `quantizer` may supply matrices that were quantized before.
     Raises InvalidInput if the transformer is not plain: LoRA adapters that are not fused, quantized layers, other
     attention processors, float16.
     """
     require_plain(transformer)
-    sources = Sources(transformer, undo)
+    sources = Sources(transformer, undo, device)
     taker = _Taker(sources, precision, quantizer or _quantized)
     final = transformer.norm_out
     first = transformer.x_embedder.weight
@@ -114,10 +121,10 @@ def take_weights(
         dimensions=Dimensions.of(transformer),
         precision=precision,
         dtype=first.dtype,
-        device=first.device,
+        device=sources.device,
         embed_image=taker.plain(transformer.x_embedder),
         embed_text=taker.plain(transformer.context_embedder),
-        embed_conditions=transformer.time_text_embed,
+        embed_conditions=taker.module(transformer.time_text_embed),
         embed_positions=transformer.pos_embed,
         doubles=tuple(taker.double(f"double.{i}", block) for i, block in enumerate(transformer.transformer_blocks)),
         singles=tuple(
@@ -149,7 +156,18 @@ class _Taker:
 
     def plain(self, layer: Any) -> Linear:
         """A layer that is never quantized."""
-        return Linear(layer.weight.data, None if layer.bias is None else layer.bias.data)
+        return Linear(
+            self._sources.fuse([layer.weight]), None if layer.bias is None else self._sources.fuse([layer.bias])
+        )
+
+    def module(self, layers: Any) -> Any:
+        """A part of the transformer that the engine calls as it is."""
+        for parameter in layers.parameters():
+            self._sources.fuse([parameter])
+        return layers
+
+    def norm(self, query: Any, key: Any) -> QKNorm:
+        return QKNorm(self._sources.fuse([query.weight]), self._sources.fuse([key.weight]), float(query.eps))
 
     def dense(self, name: str, *layers: Any) -> Linear:
         """`layers`, which read the same input, as one; quantized where that is asked for."""
@@ -158,7 +176,7 @@ class _Taker:
         weights = [layer.weight for layer in layers]
         if self._precision == "bf16":
             return Linear(self._sources.fuse(weights), bias)
-        quantized = self._quantizer(name, [weight.data for weight in weights])
+        quantized = self._quantizer(name, [weight.data.to(self._sources.device) for weight in weights])
         for weight in weights:
             self._sources.replaced(weight)
         self.quantized[name] = quantized
@@ -170,7 +188,7 @@ class _Taker:
             text=StreamWeights(
                 modulation=self.plain(block.norm1_context.linear),
                 qkv=self.dense(f"{name}.text.qkv", attention.add_q_proj, attention.add_k_proj, attention.add_v_proj),
-                norm=_qk_norm(attention.norm_added_q, attention.norm_added_k),
+                norm=self.norm(attention.norm_added_q, attention.norm_added_k),
                 out=self.dense(f"{name}.text.out", attention.to_add_out),
                 mlp_in=self.dense(f"{name}.text.mlp_in", block.ff_context.net[0].proj),
                 mlp_out=self.dense(f"{name}.text.mlp_out", block.ff_context.net[2]),
@@ -178,7 +196,7 @@ class _Taker:
             image=StreamWeights(
                 modulation=self.plain(block.norm1.linear),
                 qkv=self.dense(f"{name}.image.qkv", attention.to_q, attention.to_k, attention.to_v),
-                norm=_qk_norm(attention.norm_q, attention.norm_k),
+                norm=self.norm(attention.norm_q, attention.norm_k),
                 out=self.dense(f"{name}.image.out", attention.to_out[0]),
                 mlp_in=self.dense(f"{name}.image.mlp_in", block.ff.net[0].proj),
                 mlp_out=self.dense(f"{name}.image.mlp_out", block.ff.net[2]),
@@ -190,10 +208,6 @@ class _Taker:
         return SingleWeights(
             modulation=self.plain(block.norm.linear),
             qkv_mlp=self.dense(f"{name}.qkv_mlp", attention.to_q, attention.to_k, attention.to_v, block.proj_mlp),
-            norm=_qk_norm(attention.norm_q, attention.norm_k),
+            norm=self.norm(attention.norm_q, attention.norm_k),
             out=self.dense(f"{name}.out", block.proj_out),
         )
-
-
-def _qk_norm(query: Any, key: Any) -> QKNorm:
-    return QKNorm(query.weight.data, key.weight.data, float(query.eps))

@@ -19,18 +19,25 @@ _MARK = "_kontext_fast_acceleration"
 
 
 def accelerate(
-    pipe: Any, preset: str | Preset | Sequence[Optimization] = "classic", *, quiet: bool = False
+    pipe: Any,
+    preset: str | Preset | Sequence[Optimization] = "classic",
+    *,
+    device: Any = None,
+    quiet: bool = False,
 ) -> Acceleration:
     """Make `pipe`, a FluxKontextPipeline or FluxPipeline, faster in place; says what it did unless `quiet`.
 
     `preset` is the name of a preset, a Preset or a list of optimizations. Use the pipeline as before; `revert()` on
     the result, or leaving a `with` block over it, brings the untouched pipeline back.
+    `device` is where it will run; None: where it is. A pipeline in host memory can run on a GPU that is too small for
+    it with the preset `low_memory` and `device="cuda"`.
 
     Raises InvalidInput for an unknown preset, conflicting optimizations, another class of pipeline or one that is
     accelerated already, and Refused if this machine lacks what the preset needs. Then nothing has changed.
     """
     _require_flux(pipe)
-    acceleration = resolve(preset, Machine.detect(pipe._execution_device)).apply(pipe)
+    machine = Machine.detect(pipe._execution_device if device is None else device)
+    acceleration = resolve(preset, machine).apply(pipe, device)
     if not quiet:
         print(acceleration.describe())  # noqa: T201 - this is the one call whose user is a person at a prompt
     return acceleration
@@ -53,7 +60,7 @@ class Acceleration:
         self._undo = undo
 
     @classmethod
-    def start(cls, pipe: Any, plan: Plan) -> Acceleration:
+    def start(cls, pipe: Any, plan: Plan, device: Any = None) -> Acceleration:
         """Apply `plan` to `pipe`; see `Plan.apply`."""
         from kontext_fast.pipeline.step_kinds import forget_step_kinds, report_step_kinds
 
@@ -67,6 +74,8 @@ class Acceleration:
             requests.on_begin(_same_parts(pipe), undo)
             report_step_kinds(pipe, lambda: requests.last_sample_kinds)
             undo.callback(forget_step_kinds, pipe)
+            if device is not None:
+                _run_on(pipe, plan, device, undo)
             facts = {one.name: one.apply(pipe, undo) for one in plan.optimizations}
             acceleration = cls(plan, facts, requests, undo.pop_all())
         # On the class made for this pipeline, so that it lives and dies with it.
@@ -99,6 +108,25 @@ class Acceleration:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.revert()
+
+
+def _run_on(pipe: Any, plan: Plan, device: Any, undo: ExitStack) -> None:
+    """Have `pipe` make its inputs on `device`, where `plan` brings what runs."""
+    import torch
+
+    # A device without a number is the current one of its kind, as a tensor there says.
+    chosen, now = (torch.empty(0, device=one).device for one in (device, pipe._execution_device))
+    if chosen == now:
+        return
+    if not plan.in_host_memory:
+        raise InvalidInput(
+            f"The pipeline is on {now}; move it with pipe.to({str(device)!r}), or use the preset low_memory if it "
+            "does not fit there."
+        )
+    # On the class that `track_requests` made for this pipeline alone.
+    tracked: Any = type(pipe)
+    tracked._execution_device = property(lambda _: chosen)
+    undo.callback(delattr, tracked, "_execution_device")
 
 
 def _require_flux(pipe: Any) -> None:

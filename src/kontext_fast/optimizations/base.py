@@ -42,10 +42,14 @@ class Phase(IntEnum):
     """Rewrites or fuses weights."""
     LAYOUT = 20
     """Changes memory layout."""
+    KERNELS = 25
+    """Replaces operations by fused ones that want that layout."""
     STEPS = 30
     """Decides which parts of a step run."""
     COMPILE = 40
     """Turns what the others left into compiled code; must see the final module."""
+    REQUESTS = 50
+    """Keeps what a request computed before its steps for later requests; changes no module."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class Optimization(BaseModel, ABC):
     """Declared on one side of a pair only; the planner checks both directions."""
     requires: ClassVar[frozenset[str]] = frozenset()
     """Names of the optimizations that must be in the same plan and are applied before, in an earlier phase."""
+    in_host_memory: ClassVar[bool] = False
+    """Whether it is made for a pipeline whose weights are in host memory, and brings what runs to the device."""
 
     def __init__(self, **parameters: Any) -> None:
         try:

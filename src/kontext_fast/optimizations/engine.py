@@ -45,8 +45,9 @@ class Engine(Optimization):
     precision: Literal["bf16", "fp8"] = "bf16"
     """`bf16`: the precision the pipeline was loaded in, nothing is quantized; `fp8`: e4m3 inside of the blocks, with
     one scale per token and per output channel."""
-    attention: Literal["default", "cudnn", "flash", "efficient", "math"] = "default"
-    """`default` is cuDNN on CUDA and PyTorch's own choice on a CPU; the others name one of PyTorch's kernels."""
+    attention: Literal["default", "cudnn", "flash", "efficient", "math", "flash3"] = "default"
+    """`default` is cuDNN on CUDA and PyTorch's own choice on a CPU; `flash3` is FlashAttention-3 of the package
+    `fa3-fwd`, refused where that is missing; the others name one of PyTorch's kernels."""
     quantized_file: Path | None = Field(default=None, exclude=True)
     """A file that `save_quantized` wrote, read instead of quantizing again. No parameter of a record: the numbers are
     the same either way, since a file made from other weights is refused."""
@@ -89,11 +90,11 @@ class Engine(Optimization):
 
         transformer = pipe.transformer
         _require_untouched(transformer)
-        device = transformer.device.type
+        device = pipe._execution_device.type
         require_dtype(device, transformer.dtype)
         ops = make_ops(device, self.precision, self.attention)
         stored = None if self.quantized_file is None else QuantizedFile(self.quantized_file)
-        weights = take_weights(transformer, self.precision, undo, quantizer=stored)
+        weights = take_weights(transformer, self.precision, undo, device=pipe._execution_device, quantizer=stored)
         if stored is not None:
             stored.require_made_from(weights)
         install(transformer, EngineTransformer(weights, ops), track_requests(pipe, undo), undo)

@@ -9,7 +9,7 @@ import functools
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +36,17 @@ class _RunningPass:
     run: Pass
     inputs: tuple[Any, ...]
     timesteps: Tensor
-    """[steps] as the transformer is given them."""
-    astray: Tensor
-    """[] bool: whether any step was at another timestep. Stays on the device, since reading it would stall."""
+    """[steps] as the transformer is given them by the schedule."""
+    given: dict[int, Tensor] = field(default_factory=dict)
+    """[B] by step, what it was really given. Compared when the request has ended: reading them earlier would stall."""
+
+    def is_astray(self) -> bool:
+        """Whether any step was at another timestep than the scheduler announced."""
+        import torch
+
+        steps = list(self.given)
+        given = torch.stack([self.given[step].expand(self.run.batch) for step in steps])
+        return bool((given != self.timesteps[steps, None]).any())
 
 
 class EngineForward:
@@ -89,11 +97,13 @@ class EngineForward:
         index, step = request.begin_pass(), request.step
         inputs = (pooled_projections, guidance, img_ids, txt_ids)
         if index not in passes:
+            # Here and not when the request begins: a GPU has text and image to encode meanwhile.
+            self.engine.weights.sources.check(request.pipe.transformer)
             passes[index] = self._begin(request, hidden_states, *inputs)
         running = passes[index]
         if any(now is not before for now, before in zip(inputs, running.inputs, strict=True)):
             raise InvalidInput("The engine needs the same prompt and positions at every step of a request; keep them.")
-        running.astray |= (timestep != running.timesteps[step]).any()
+        running.given[step] = timestep
         velocity, kinds = running.run.step(step, hidden_states, encoder_hidden_states)
         request.mark(*kinds)
         if not return_dict:
@@ -111,8 +121,6 @@ class EngineForward:
         img_ids: Tensor,
         txt_ids: Tensor,
     ) -> _RunningPass:
-        import torch
-
         from kontext_fast.engine.passes import Pass, Reuse
 
         scheduled = request.pipe.scheduler.timesteps
@@ -137,7 +145,6 @@ class EngineForward:
             run=Pass(self.engine, prepared, sigmas, len(hidden), reuse),
             inputs=(pooled, guidance, img_ids, txt_ids),
             timesteps=timesteps,
-            astray=torch.zeros((), dtype=torch.bool, device=hidden.device),
         )
 
 
@@ -181,11 +188,10 @@ def install(transformer: Any, engine: EngineTransformer, requests: Requests, und
             raise InvalidInput(
                 "Something replaced the transformer's forward after accelerate (offloading does); take it off again."
             )
-        engine.weights.sources.check(transformer)
 
     def on_time(request: Request) -> None:
         passes: dict[int, _RunningPass] = request.memory.get(_MEMORY, {})
-        if any(bool(running.astray) for running in passes.values()):
+        if any(running.is_astray() for running in passes.values()):
             raise KontextError(
                 "The pipeline ran at other timesteps than its scheduler announced, so the image is wrong; "
                 "use a preset without the engine."

@@ -44,14 +44,20 @@ class Plan:
         content = [applied.model_dump(mode="json") for applied in self.applied]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def apply(self, pipe: Any) -> Acceleration:
+    @property
+    def in_host_memory(self) -> bool:
+        """Whether the pipeline is best loaded into host memory, since the plan brings what runs to the device."""
+        return any(one.in_host_memory for one in self.optimizations)
+
+    def apply(self, pipe: Any, device: Any = None) -> Acceleration:
         """Apply to `pipe` in place; if one technique fails, those before it are undone and its error propagates.
 
-        Raises InvalidInput if `pipe` is no FLUX pipeline or is accelerated already.
+        `device` is where it will run; None: where it is. Another one needs a plan that is `in_host_memory`.
+        Raises InvalidInput for another device otherwise, and if `pipe` is no FLUX pipeline or is accelerated already.
         """
         from kontext_fast.optimizations.acceleration import Acceleration
 
-        return Acceleration.start(pipe, self)
+        return Acceleration.start(pipe, self, device)
 
 
 def resolve(

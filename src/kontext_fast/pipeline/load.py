@@ -52,22 +52,29 @@ class _Source:
 
 
 def load(
-    checkpoint: str, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None, seed: int = 0
+    checkpoint: str,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    seed: int = 0,
+    in_host_memory: bool = False,
 ) -> LoadedCheckpoint:
     """Load `tiny`, `random`, a diffusers folder, a transformer file beside one, or a Hub id.
 
     The first GPU is used where there is one. The precision is bfloat16, but float32 for small checkpoints on a CPU.
-    `seed` draws the weights of `random` and nothing else.
+    `seed` draws the weights of `random` and nothing else. `in_host_memory` leaves all weights there: a plan that says
+    so brings what runs to the device.
     Raises CheckpointUnavailable, InvalidInput, Refused or OutOfMemory.
     """
     chosen = choose_device(device)
     if checkpoint == RANDOM:
-        return _load_random(chosen, dtype, seed)
+        return _load_random(chosen, dtype, seed, in_host_memory=in_host_memory)
     source = _find(checkpoint)
     precision = choose_dtype(dtype, chosen, weights_bytes(source.folder))
     with memory_errors(f"loading {source.shown}"):
         pipe = load_folder(source.folder, source.shown, precision, transformer_file=source.transformer_file)
-        pipe.to(chosen)
+        if not in_host_memory:
+            pipe.to(chosen)
     files = [source.transformer_file] if source.transformer_file else weight_files(source.folder / "transformer")
     return LoadedCheckpoint(
         pipe,
@@ -112,29 +119,43 @@ def _find_single_file(path: Path, shown: str) -> _Source:
     return _Source("folder", f"{folder.resolve().name}/{path.name}", shown, folder, path)
 
 
-def check_room_for_random(device: torch.device) -> None:
-    """Raise Refused or OutOfMemory where `device` cannot hold the checkpoint `random`."""
+def check_room_for_random(device: torch.device, *, in_host_memory: bool = False) -> None:
+    """Raise Refused or OutOfMemory where `device`, or the host, cannot hold the checkpoint `random`."""
     import torch
 
     if device.type != "cuda":
         raise Refused(
             f"The checkpoint random needs a CUDA GPU with about {RANDOM_NEEDS_GIB} GiB of free memory; use tiny here."
         )
-    free_bytes, _ = torch.cuda.mem_get_info(device)
+    if in_host_memory:
+        import psutil
+
+        free_bytes, where = psutil.virtual_memory().available, "the host"
+    else:
+        free_bytes, where = torch.cuda.mem_get_info(device)[0], str(device)
     if free_bytes < RANDOM_NEEDS_GIB * _GIB:
         raise OutOfMemory(
-            f"The checkpoint random needs about {RANDOM_NEEDS_GIB} GiB of free GPU memory and {device} has "
+            f"The checkpoint random needs about {RANDOM_NEEDS_GIB} GiB of free memory and {where} has "
             f"{free_bytes / _GIB:.1f}; free what other programs hold, or use tiny."
         )
 
 
-def _load_random(device: torch.device, dtype: str | torch.dtype | None, seed: int) -> LoadedCheckpoint:
+def _load_random(
+    device: torch.device, dtype: str | torch.dtype | None, seed: int, *, in_host_memory: bool
+) -> LoadedCheckpoint:
     import torch
 
-    check_room_for_random(device)
+    check_room_for_random(device, in_host_memory=in_host_memory)
     precision = choose_dtype(dtype or torch.bfloat16, device, 0)
     with memory_errors("building random"):
-        pipe = build_random(Architecture(), tokenizers=TINY_FOLDER, device=device, dtype=precision, seed=seed)
+        pipe = build_random(
+            Architecture(),
+            tokenizers=TINY_FOLDER,
+            device=device,
+            dtype=precision,
+            seed=seed,
+            kept_on=torch.device("cpu") if in_host_memory else None,
+        )
     return LoadedCheckpoint(
         pipe,
         Checkpoint(

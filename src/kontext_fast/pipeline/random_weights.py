@@ -16,9 +16,17 @@ if TYPE_CHECKING:
 
 
 def build_random(
-    architecture: Architecture, *, tokenizers: Path, device: torch.device, dtype: torch.dtype, seed: int
+    architecture: Architecture,
+    *,
+    tokenizers: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    kept_on: torch.device | None = None,
 ) -> Any:
     """A `FluxKontextPipeline` on `device` that never existed on the CPU.
+
+    With `kept_on` it is there instead, with the same weights: `device` draws them one at a time.
 
     `tokenizers` is a diffusers folder whose two tokenizers are used, padded to the lengths of the architecture. One
     seed gives one set of weights per kind of device, since random streams differ between kinds.
@@ -35,7 +43,7 @@ def build_random(
             "text_encoder_2": T5EncoderModel(T5Config(**architecture.t5())),
         }
     generator = torch.Generator(device).manual_seed(seed)
-    models = {name: _materialize(model, device, dtype, generator) for name, model in shapes.items()}
+    models = {name: _materialize(model, kept_on or device, dtype, generator) for name, model in shapes.items()}
     lengths = {"tokenizer": architecture.clip_tokens, "tokenizer_2": architecture.t5_tokens}
     return FluxKontextPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**architecture.scheduler()),
@@ -70,16 +78,22 @@ def _fill(module: torch.nn.Module, generator: torch.Generator) -> None:
     """Weights that keep the variance of what passes through, so that no width or depth overflows or dies out."""
     import torch
 
+    def draw(parameter: torch.nn.Parameter, std: float) -> None:
+        elsewhere = parameter.device.type != generator.device.type
+        drawn = torch.empty_like(parameter, device=generator.device) if elsewhere else None
+        torch.nn.init.normal_(parameter if drawn is None else drawn, std=std, generator=generator)
+        if drawn is not None:
+            parameter.data.copy_(drawn)
+
     for name, parameter in module.named_parameters(recurse=False):
         if name == "bias":
             torch.nn.init.zeros_(parameter)
         elif isinstance(module, torch.nn.Embedding):
-            torch.nn.init.normal_(parameter, generator=generator)
+            draw(parameter, 1.0)
         elif parameter.dim() == 1:
             torch.nn.init.ones_(parameter)
         else:
-            fan_in = parameter[0].numel()
-            torch.nn.init.normal_(parameter, std=fan_in**-0.5, generator=generator)
+            draw(parameter, parameter[0].numel() ** -0.5)
 
 
 def _shrink_t5_queries(model: torch.nn.Module) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from kontext_fast.cost import money
 from kontext_fast.cost.analysis import PresetCost, Question, analyse_group
 from kontext_fast.cost.billing import Demand
-from kontext_fast.cost.money import usd, usd_range
 from kontext_fast.cost.prices import Kind, Price
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import BASELINE
@@ -36,6 +36,14 @@ class Scenario:
 
 
 @dataclass(frozen=True)
+class Bought:
+    """The same images from somebody else's service."""
+
+    price: Price
+    usd_per_month: float
+
+
+@dataclass(frozen=True)
 class Case:
     section: Section
     best: Row
@@ -47,6 +55,7 @@ class Case:
     volumes: tuple[Scenario, ...]
     prices: tuple[Scenario, ...]
     """At every price of the card that fits the billing model."""
+    bought: tuple[Bought, ...]
 
     @property
     def within_a_year(self) -> float:
@@ -79,7 +88,13 @@ def business_case(story: Story) -> Case | str:
         timeline=tuple(_moment(months, preset.savings_per_month, question) for months in MONTHS),
         volumes=tuple(_at_volume(volume, section, story) for volume in VOLUMES),
         prices=_at_prices(section, story),
+        bought=tuple(_bought(price, question.demand) for price in story.costs.table.apis()),
     )
+
+
+def _bought(price: Price, demand: Demand) -> Bought:
+    assert price.usd_per_image is not None
+    return Bought(price, price.usd_per_image * demand.images_per_day * demand.days_per_month)
 
 
 def _moment(months: int, saved: Estimate, question: Question) -> Moment:
@@ -121,9 +136,9 @@ def _saved(section: Section, story: Story, question: Question) -> Estimate:
 
 
 def _named(price: Price, question: Question) -> str:
-    return f"{price.dated(question.today)}, ${price.usd_per_gpu_hour:g} per GPU-hour"
+    return f"{price.dated(question.today)}, {money.rate(price.usd_per_gpu_hour)} per GPU-hour"
 
 
 def with_range(estimate: Estimate) -> str:
     """`$12,345 ($11,800 to $12,900)`."""
-    return f"{usd(estimate.value)} ({usd_range(estimate) or 'no interval'})"
+    return f"{money.usd(estimate.value)} ({money.usd_range(estimate) or 'no interval'})"

@@ -11,6 +11,7 @@ from types import ModuleType
 from kontext_fast.errors import KontextError
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report import charts
+from kontext_fast.report.verified import Verdicts
 
 SECTIONS = ("speed", "sizes", "memory", "cold", "ablation", "quality", "cost")
 
@@ -31,10 +32,11 @@ class Chart:
     """Of the page, one of `SECTIONS`; set from the `SECTION` of its module."""
 
 
-def draw_charts(result: ResultFile, folder: Path) -> tuple[Chart, ...]:
+def draw_charts(result: ResultFile, folder: Path, verdicts: Verdicts | None = None) -> tuple[Chart, ...]:
     """Draw every chart into `folder` (the visualizations), in the order of the module names.
 
-    A module may name the `SECTION` of the page in which its chart stands; else that is the first one.
+    A module may name the `SECTION` of the page in which its chart stands; else that is the first one. One that sets
+    `SHOWS_VERDICTS` is also given what a verification says of the presets.
     Raises KontextError for a chart module without `draw`; what a module raises on import is not hidden.
     """
     drawn = []
@@ -42,7 +44,8 @@ def draw_charts(result: ResultFile, folder: Path) -> tuple[Chart, ...]:
         module = importlib.import_module(f"{charts.__name__}.{found.name}")
         if not hasattr(module, "draw"):
             raise KontextError(f"The chart module {found.name} defines no draw(result, folder): add it.")
-        drawn.append(replace(module.draw(result, folder), section=_section(module, found.name)))
+        given = {"verdicts": verdicts or {}} if getattr(module, "SHOWS_VERDICTS", False) else {}
+        drawn.append(replace(module.draw(result, folder, **given), section=_section(module, found.name)))
     return tuple(drawn)
 
 

@@ -98,10 +98,10 @@ def _price(price: Price, question: Question) -> dict[str, Any]:
 
 
 def crossing_words(crossing: Crossover) -> str:
-    """`always-on at A costs no more than by-use at A: from 12,300 images a day on`."""
+    """`always-on at A costs no more than by-use at A from 12,300 images a day on`."""
     volume = money.volume(crossing.images_per_day)
-    when = "never" if math.isinf(crossing.images_per_day) else f"from {volume} on"
-    return f"{crossing.cheaper} costs no more than {crossing.instead_of}: {when}"
+    when = "at no volume" if math.isinf(crossing.images_per_day) else f"from {volume} on"
+    return f"{crossing.cheaper} costs no more than {crossing.instead_of} {when}"
 
 
 def usual_question(today: date | None = None) -> Question:

@@ -59,6 +59,7 @@ def document(story: Story, audience: Audience) -> str:
         control=CONTROL,
         crossing_words=crossing_words,
         beside=beside_document,
+        verdicts=story.verdicts,
     )
     return environment.get_template(TEMPLATES[audience]).render(
         story=story, lead=story.lead, hero=hero(story), case=business_case(story)

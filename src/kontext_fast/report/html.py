@@ -21,6 +21,7 @@ from kontext_fast.report.images import chart_uri, data_uri
 from kontext_fast.report.live import live_data
 from kontext_fast.report.stages import STEP_KINDS
 from kontext_fast.report.story import Story
+from kontext_fast.report.takeaways import takeaways, title
 
 HEADINGS: Mapping[str, str] = {
     "speed": "Speed",
@@ -32,6 +33,17 @@ HEADINGS: Mapping[str, str] = {
     "cost": "Cost",
 }
 """Of every section of `charting.SECTIONS`, in the order of the page."""
+
+SHORT: Mapping[str, str] = {
+    "speed": "Speed",
+    "sizes": "Sizes",
+    "memory": "Memory",
+    "cold": "Cold start",
+    "ablation": "Ablation",
+    "quality": "Quality",
+    "cost": "Cost",
+}
+"""The same for the line of links, which has to fit a phone."""
 
 SCRIPTS = ("cost.js", "compare.js")
 
@@ -62,10 +74,14 @@ def render(story: Story, store: ResultStore) -> str:
         crossing_words=crossing_words,
         question=story.costs.question,
         run_numbers=story.numbers,
+        verdicts=story.verdicts,
     )
     script = "\n".join(files(__package__).joinpath("template", name).read_text(encoding="utf-8") for name in SCRIPTS)
     return environment.get_template("page.html.j2").render(
         story=story,
+        title=title(story.lead),
+        takeaways=takeaways(story.lead, story.costs.question, story.verdicts),
+        short=SHORT,
         sections=story.sections,
         headings={name: title for name, title in HEADINGS.items() if _has_something(name, story)},
         charts={name: [chart for chart in story.charts if chart.section == name] for name in HEADINGS},

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from kontext_fast.records.schema import CONTROL
 from kontext_fast.report import format as write
 from kontext_fast.report.sections import Section
 from kontext_fast.report.story import Story
 
 
 def live_data(story: Story) -> dict[str, Any]:
-    """JSON values. The A/A control is left out, since nobody would pay for it."""
+    """JSON values, presets in the order of the page."""
     answer = dict(story.costs.live)
     answer["groups"] = [
-        group
-        | {"presets": [_preset(preset, section, story) for preset in group["presets"] if preset["preset"] != CONTROL]}
+        group | {"presets": _presets(group["presets"], section, story)}
         for group, section in zip(answer["groups"], story.sections, strict=True)
         if section.group.runs
     ]
     return answer
+
+
+def _presets(priced: list[dict[str, Any]], section: Section, story: Story) -> list[dict[str, Any]]:
+    by_name = {preset["preset"]: preset for preset in priced}
+    names = [row.preset for row in section.rows if row.preset in by_name]
+    return [_preset(by_name[name], section, story) for name in names]
 
 
 def _preset(preset: dict[str, Any], section: Section, story: Story) -> dict[str, Any]:

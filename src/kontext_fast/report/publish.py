@@ -18,6 +18,7 @@ from kontext_fast.report.costs import usual_question
 from kontext_fast.report.documents import document
 from kontext_fast.report.html import render
 from kontext_fast.report.story import tell
+from kontext_fast.report.verified import verdicts as read_verdicts
 
 
 @dataclass(frozen=True)
@@ -33,21 +34,28 @@ class Report:
 
 
 def publish(
-    records: Path, out: Path | None = None, *, audience: Audience = "page", question: Question | None = None
+    records: Path,
+    out: Path | None = None,
+    *,
+    audience: Audience = "page",
+    question: Question | None = None,
+    verification: Path | None = None,
 ) -> Report:
     """Write `visualizations/`, `results/samples.csv` and one document in `reports/` below `out`, or beside the records.
 
-    `question` is what is asked of the cost; None asks what `kontext cost` asks by default. Only the records and their
-    images are read. Raises InvalidInput where they cannot be read, `out` cannot be written, or a price does not fit.
+    `question` is what is asked of the cost; None asks what `kontext cost` asks by default. `verification` is a folder
+    of `kontext verify`, whose verdicts stand beside the times. Only the records and their images are read.
+    Raises InvalidInput where they cannot be read, `out` cannot be written, or a price does not fit.
     """
     store = ResultStore.find(records)
     result = store.load()
+    verdicts = {} if verification is None else read_verdicts(verification)
     folder = store.folder if out is None else out
     samples_file = store.samples_file if out is None else out / "results" / store.samples_file.name
     path = folder / "reports" / DOCUMENTS[audience]
     try:
-        charts = draw_charts(result, folder / "visualizations")
-        story = tell(result, charts, load_prices(), question or usual_question())
+        charts = draw_charts(result, folder / "visualizations", verdicts)
+        story = tell(result, charts, load_prices(), question or usual_question(), verdicts)
         text = render(story, store) if audience == "page" else document(story, audience)
         write_atomically(samples_file, samples_csv(result).encode())
         write_atomically(path, text.encode())

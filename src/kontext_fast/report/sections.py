@@ -16,6 +16,7 @@ from kontext_fast.report.gallery import Gallery, gallery
 from kontext_fast.report.groups import Group
 from kontext_fast.report.headline import Failure, Row, headline
 from kontext_fast.report.notes import checkpoint_caution, fastest, group_name, not_measured, speed_finding
+from kontext_fast.report.order import slow_to_fast
 from kontext_fast.report.stages import StageRow, stage_rows
 
 
@@ -54,7 +55,8 @@ def sections(result: ResultFile, found: Sequence[Group], priced: Sequence[GroupC
 
 
 def _section(result: ResultFile, group: Group, limit: float | None, cost: GroupCost) -> Section:
-    rows = headline(group)
+    rows = slow_to_fast(headline(group))
+    order = [row.preset for row in rows]
     return Section(
         title=group_name(group),
         group=group,
@@ -64,7 +66,7 @@ def _section(result: ResultFile, group: Group, limit: float | None, cost: GroupC
         checks=checks(group, limit),
         rows=rows,
         best=fastest(rows, limit),
-        stages=stage_rows(group),
+        stages=tuple(sorted(stage_rows(group), key=lambda row: order.index(row.preset))),
         gallery=gallery(group, result.items),
         failures=tuple((row.preset, failure) for row in rows for failure in row.failures),
         cost=cost,

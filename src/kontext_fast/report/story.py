@@ -10,13 +10,17 @@ from kontext_fast.cost.analysis import Question
 from kontext_fast.cost.prices import PriceTable
 from kontext_fast.records.schema import Record, ResultFile
 from kontext_fast.report import format as write
-from kontext_fast.report.charting import Chart
+from kontext_fast.report.charting import SECTIONS, Chart
 from kontext_fast.report.costs import Costs, costs
 from kontext_fast.report.environment import Fact
 from kontext_fast.report.groups import groups
 from kontext_fast.report.lead import most_telling_first
 from kontext_fast.report.notes import cell_name, workload_name
 from kontext_fast.report.sections import Section, sections
+from kontext_fast.report.verified import Verdicts
+
+COMPUTING = ("torch", "diffusers", "triton")
+"""Packages whose version changes times."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Story:
     charts: tuple[Chart, ...]
     entries: tuple[Entry, ...]
     """In the order in which the runs ran."""
+    verdicts: Verdicts
+    """Of a verification, which is a file of records of its own; empty without one."""
 
     @property
     def lead(self) -> Section | None:
@@ -59,6 +65,29 @@ class Story:
         return tuple((preset, f"{write.count(n, 'run')}, {what}") for (preset, what), n in counted.items())
 
     @property
+    def not_measured(self) -> tuple[str, ...]:
+        """Each clause once, with its workloads where it does not hold for all that something was measured of."""
+        measured = {section.title for section in self.sections if section.group.runs}
+        titles: dict[str, list[str]] = {}
+        for section in self.sections:
+            for clause in section.not_measured:
+                titles.setdefault(clause, []).append(section.title)
+        return tuple(
+            clause if measured and measured <= set(of) else f"{'; '.join(of)}: {clause}"
+            for clause, of in titles.items()
+        )
+
+    @property
+    def software(self) -> str:
+        """Versions of the libraries that computed, as far as the runs stored them: `torch 2.11.0, diffusers 0.37.1`."""
+        versions: dict[str, dict[str, None]] = {}
+        for record in self.result.records:
+            for name, version in (record.environment.get("packages") or {}).items():
+                if version and name in COMPUTING:
+                    versions.setdefault(name, {})[str(version)] = None
+        return ", ".join(f"{name} {' / '.join(versions[name])}" for name in COMPUTING if name in versions)
+
+    @property
     def facts(self) -> tuple[Fact, ...]:
         dates = sorted({write.date(record.created_at) for record in self.result.records})
         rounds = {record.round for record in self.result.records}
@@ -70,7 +99,13 @@ class Story:
         )
 
 
-def tell(result: ResultFile, charts: Iterable[Chart], table: PriceTable, question: Question) -> Story:
+def tell(
+    result: ResultFile,
+    charts: Iterable[Chart],
+    table: PriceTable,
+    question: Question,
+    verdicts: Verdicts | None = None,
+) -> Story:
     """Raises InvalidInput for an asked price that is not of the card that was measured."""
     found = most_telling_first(groups(result))
     priced = costs(found, table, question)
@@ -79,8 +114,9 @@ def tell(result: ResultFile, charts: Iterable[Chart], table: PriceTable, questio
         result=result,
         sections=sections(result, found, priced.groups),
         costs=priced,
-        charts=tuple(charts),
+        charts=tuple(sorted(charts, key=lambda chart: SECTIONS.index(chart.section))),
         entries=tuple(Entry(number, record, _measured(record)) for number, record in enumerate(ordered, 1)),
+        verdicts=verdicts or {},
     )
 
 

@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
 from kontext_fast.engine.kernels.fused import FusedOps
+from kontext_fast.engine.kernels.group_norm_silu import group_norm_silu
 from kontext_fast.engine.ops import JointQKV, QKNorm, Rope
 
 
@@ -69,6 +70,14 @@ def run_every_operation(tokens: int, heads: int, channels: int, *, fp8: bool) ->
     ops.add_gated(stream[:, 5:], gate, empty(2, tokens - 5, width))
 
 
+def run_norms(side: int) -> None:
+    """Of a VAE whose images are `side` high, at the widths of the full size."""
+    for channels in (128, 256, 512):
+        x = torch.empty(1, channels, side, 40, dtype=torch.bfloat16, device="meta")
+        weight, bias = torch.empty(2, channels, dtype=torch.bfloat16, device="meta")
+        group_norm_silu(x.contiguous(memory_format=torch.channels_last), 32, weight, bias, 1e-6)
+
+
 def report(source: ASTSource, options: dict[str, Any], capability: int) -> dict[str, Any]:
     """Compile and say what was made of it."""
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -99,6 +108,7 @@ def main(capability: int) -> dict[str, Any]:
     sizes: dict[str, Callable[[int], None]] = {
         "full": lambda tokens: run_every_operation(tokens, 24, 128, fp8=fp8),
         "tiny": lambda tokens: run_every_operation(tokens, 5, 32, fp8=fp8),
+        "vae": run_norms,
     }
     kernels: dict[str, Any] = {}
     for size, run in sizes.items():

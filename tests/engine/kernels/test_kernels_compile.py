@@ -30,7 +30,8 @@ def _compiled(capability: int) -> dict[str, Any]:
     [pytest.param(80, 5, marks=pytest.mark.slow), pytest.param(89, 9, marks=pytest.mark.slow), (90, 9)],
 )
 def test_they_compile_once_per_width_for_any_number_of_tokens(capability: int, variants: int) -> None:
-    assert _compiled(capability)["variants"] == {"full": [variants] * 4, "tiny": [variants] * 4}
+    counts = {"full": [variants] * 4, "tiny": [variants] * 4, "vae": [9] * 4}
+    assert _compiled(capability)["variants"] == counts
 
 
 def test_at_full_size_rows_are_read_and_written_in_wide_accesses_and_stay_in_registers() -> None:
@@ -42,3 +43,12 @@ def test_at_full_size_rows_are_read_and_written_in_wide_accesses_and_stay_in_reg
         assert len(kernel["narrow"]) <= few, name
         assert kernel["wide"] >= 2, name
         assert kernel["spilled"] == 0, name
+
+
+def test_norms_of_the_vae_read_and_write_in_wide_accesses() -> None:
+    for name, kernel in _compiled(90)["kernels"].items():
+        if not name.startswith("vae"):
+            continue
+        assert kernel["spilled"] == 0, name
+        if "_combine" not in name:  # which reads few numbers
+            assert kernel["wide"] >= 2, name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kontext_fast.cost import pictures
+from kontext_fast.cost import money, pictures
 from kontext_fast.cost.billing import Demand, cost
 from kontext_fast.cost.original import figures
 from kontext_fast.cost.original.figures import Published
@@ -39,7 +39,7 @@ def analysis_picture(of: Published) -> bytes:
             cost(figures.work(seconds), demand, tariff, today=of.day).per_month.value
             for seconds in (of.baseline_s, of.optimized_s)
         )
-        label = f"{name}\n${price:g} per GPU-hour"
+        label = f"{name}\n{money.rate(price)} per GPU-hour"
         pairs.append(Pair(label, Money("baseline", slow), Money("optimized", fast)))
     price = of.reference_usd_per_hour
     points = tuple((float(volume), figures.month(of, price, images_per_day=volume)) for volume in of.volumes)
@@ -54,8 +54,9 @@ def _words(of: Published, title: str) -> Words:
         title=title,
         subtitle=f"{of.steps} steps, 1024x1024, {of.day}. {of.source}",
         foot=(
-            f"Billed by use, ${of.reference_usd_per_hour:g} per GPU-hour ({of.reference_price}) where no other price "
-            f"stands, {of.days_per_month:g} days a month. No cold starts, no idle time, no encoding, no interval."
+            f"Billed by use, {money.rate(of.reference_usd_per_hour)} per GPU-hour ({of.reference_price}) where no "
+            f"other price stands, {of.days_per_month:g} days a month. No cold starts, no idle time, no "
+            "encoding, no interval."
         ),
         stamp=STAMP,
     )

@@ -26,7 +26,7 @@ HOW = (
     "Dollars a month against images a day, both axes logarithmic. By use grows with every image, a fleet in whole "
     "GPUs; an API is bought image by image. Where lines cross, the cheaper way changes."
 )
-LEAST, MOST, POINTS = 100, 100_000, 181
+LEAST, MOST, POINTS = 100, 100_000, 721
 COLORS = (pictures.PRESET_COLOR, pictures.THIRD_COLOR, pictures.FOURTH_COLOR)
 
 
@@ -48,7 +48,7 @@ def plotted(result: ResultFile, today: date) -> Plotted | str:
     tariffs = [shown.tariff("by-use"), shown.tariff("always-on")]
     if reserved := shown.table.typical(shown.card, "reserved"):
         tariffs.append(shown.tariff("reserved", reserved))
-    api = min(shown.table.of_kind("api"), key=lambda price: price.usd_per_image or 0.0, default=None)
+    api = next(iter(shown.table.apis()), None)
     panels = tuple(
         (name, _lines(shown, work, tariffs, api))
         for name, work in (("baseline", shown.baseline_work), (shown.other.row.preset, shown.other_work))
@@ -81,8 +81,8 @@ def _lines(shown: Featured, work: Work, tariffs: list[Tariff], api: Price | None
     lines = []
     for tariff, color in zip(tariffs, COLORS, strict=False):
         points = tuple((v, _month(shown, work, tariff, v)) for v in volumes)
-        name = f"{tariff.billing}, ${tariff.price.usd_per_gpu_hour:g} per GPU-hour"
-        lines.append(Line(name, points, color))
+        name = f"{tariff.billing}, {money.rate(tariff.price.usd_per_gpu_hour)} per GPU-hour"
+        lines.append(Line(name, points, color, stepped=tariff.billing != "by-use"))
     if api is not None and api.usd_per_image is not None:
         days = Demand(images_per_day=1).days_per_month
         bought = tuple((v, v * days * api.usd_per_image) for v in volumes)

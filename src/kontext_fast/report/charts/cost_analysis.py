@@ -49,7 +49,7 @@ def plotted(result: ResultFile, today: date) -> Plotted | str:
             cost(work, demand, tariff, today=today).per_month for work in (shown.baseline_work, shown.other_work)
         )
         stale = ", stale" if price.is_stale(today) else ""
-        name = f"{price.provider}, {price.product}\n${price.usd_per_gpu_hour:g} per h, {price.day}{stale}"
+        name = f"{price.provider}, {price.product}\n{money.rate(price.usd_per_gpu_hour)} per h, {price.day}{stale}"
         pairs.append(Pair(name, _money("baseline", slow), _money(shown.other.row.preset, fast)))
     lines = (
         Line("billed by use", _saved(shown, "by-use"), pictures.PRESET_COLOR),
@@ -72,8 +72,9 @@ def draw(result: ResultFile, folder: Path) -> Chart:
         title=f"Cost of {shown.other.row.preset} and baseline on {shown.card}",
         subtitle=shown.subtitle,
         foot=(
-            f"Prices are per GPU-hour. Right: {price.dated(shown.today)}, ${price.usd_per_gpu_hour:g}. 365/12 days "
-            f"a month, no cold starts. Time: {shown.runs}.\nSources of the prices: kontext_fast/cost/prices.toml."
+            f"Prices are per GPU-hour. Right: {price.dated(shown.today)}, {money.rate(price.usd_per_gpu_hour)}. "
+            f"365/12 days a month, no cold starts. Time: {shown.runs}.\n"
+            "Sources of the prices: kontext_fast/cost/prices.toml."
         ),
         stamp=shown.stamp,
     )

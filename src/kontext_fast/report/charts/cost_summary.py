@@ -15,8 +15,10 @@ from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
+from kontext_fast.report.verified import Verdicts, Verified
 
 SECTION = "cost"
+SHOWS_VERDICTS = True
 FOLDER = Path("cost")
 SUFFIX = "_summary.png"
 TITLE = "What the cheapest preset gains, and what that saves a month"
@@ -35,7 +37,7 @@ def plotted(result: ResultFile, today: date) -> tuple[Featured, tuple[Money, ...
     return shown, tuple(bars)
 
 
-def draw(result: ResultFile, folder: Path) -> Chart:
+def draw(result: ResultFile, folder: Path, verdicts: Verdicts | None = None) -> Chart:
     """Write `cost/<card>_summary.png` below `folder`; without a price earlier ones are removed and none is drawn."""
     for old in (folder / FOLDER).glob(f"*{SUFFIX}"):
         old.unlink()
@@ -51,11 +53,13 @@ def draw(result: ResultFile, folder: Path) -> Chart:
         foot=_foot(shown),
         stamp=shown.stamp,
     )
-    write_atomically(path, pictures.summary(words, _tiles(shown), bars, "Saved a month, against baseline"))
+    write_atomically(
+        path, pictures.summary(words, _tiles(shown, verdicts or {}), bars, "Saved a month, against baseline")
+    )
     return Chart(path=path, title=TITLE, how_to_read=how, takeaway=_takeaway(shown, bars), alt=_takeaway(shown, bars))
 
 
-def _tiles(shown: Featured) -> tuple[Tile, ...]:
+def _tiles(shown: Featured, verdicts: Verdicts) -> tuple[Tile, ...]:
     slow, fast = shown.baseline.row, shown.other.row
     factor = fast.factor
     assert slow.time is not None
@@ -70,21 +74,31 @@ def _tiles(shown: Featured) -> tuple[Tile, ...]:
         ),
         Tile(
             "Memory",
-            write.gib(shown.other.peak_bytes),
-            f"peak on the GPU; baseline {write.gib(shown.baseline.peak_bytes)}",
+            write.peak_memory(fast.memory),
+            "\n".join(
+                filter(None, (write.peak_memory_kind(fast.memory), f"baseline {write.peak_memory(slow.memory)}"))
+            ),
         ),
-        Tile(
-            "Quality",
-            f"{write.percent(fast.accepted.value)} accepted" if fast.accepted else write.NOT_MEASURED,
-            _against(shown),
-        ),
+        _quality(shown, verdicts.get(fast.preset)),
     )
+
+
+def _quality(shown: Featured, verified: Verified | None) -> Tile:
+    """The verdict where there is one, else what the judge accepts."""
+    if verified is not None:
+        meaning = "" if verified.level == verified.meaning else f"{verified.meaning}\n"
+        return Tile("Quality", verified.level, meaning + verified.where)
+    accepted = shown.other.row.accepted
+    value = f"{write.percent(accepted.value)} accepted" if accepted else write.NOT_MEASURED
+    return Tile("Quality", value, _against(shown))
 
 
 def _against(shown: Featured) -> str:
     slow, fast = shown.baseline.row, shown.other.row
     if fast.accepted is None:
-        return "no judge has seen these images"
+        checkpoint = shown.group.checkpoint
+        random = checkpoint is not None and checkpoint.kind == "random"
+        return "the weights are random:\nno image to judge" if random else "no judge has seen these images"
     of = f"by the judge, {write.count(fast.accepted.n, 'item')}"
     return f"{of}\nbaseline {write.percent(slow.accepted.value)}" if slow.accepted else of
 
@@ -92,8 +106,8 @@ def _against(shown: Featured) -> str:
 def _foot(shown: Featured) -> str:
     price = shown.price
     return (
-        f"Billed by use at {price.dated(shown.today)}, ${price.usd_per_gpu_hour:g} per GPU-hour, 365/12 days a month, "
-        f"no cold starts. Time: {shown.runs}."
+        f"Billed by use at {price.dated(shown.today)}, {money.rate(price.usd_per_gpu_hour)} per GPU-hour, "
+        f"365/12 days a month, no cold starts. Time: {shown.runs}."
     )
 
 

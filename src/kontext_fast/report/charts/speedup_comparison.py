@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from kontext_fast.records.atomic import write_atomically
-from kontext_fast.records.schema import ResultFile
+from kontext_fast.records.schema import CONTROL, ResultFile
 from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.control import smallest_claim
@@ -13,6 +14,7 @@ from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.headline import Row, headline
 from kontext_fast.report.notes import group_name, speed_finding
 from kontext_fast.report.speed_picture import Bar, Panel, picture
+from kontext_fast.stats.summary import Estimate
 
 FILE = Path("performance") / "speedup_comparison.png"
 TITLE = "Time per call, and how many times as fast as baseline"
@@ -41,8 +43,8 @@ def draw(result: ResultFile, folder: Path) -> Chart:
             "on a logarithmic scale. "
             "Whiskers are 95 % intervals over processes; a preset is faster only where they stay right of 1."
         ),
-        takeaway=" ".join(panel.finding if len(panels) == 1 else f"{panel.title}: {panel.finding}" for panel in panels),
-        alt=" ".join(_spoken(panel) for panel in panels),
+        takeaway=_takeaway(panels),
+        alt=_spoken(panels),
     )
 
 
@@ -69,12 +71,44 @@ def _bar(row: Row) -> Bar:
     )
 
 
-def _spoken(panel: Panel) -> str:
+def _takeaway(panels: Sequence[Panel]) -> str:
+    """The finding of the leading panel, and how far the factors of presets reach in the others."""
+    if not panels:
+        return ""
+    first = _leading(panels)
+    others = [panel for panel in panels if panel is not first]
+    if not others:
+        return first.finding
+    factors: dict[str, list[Estimate]] = {}
+    for bar in (bar for panel in others for bar in panel.bars):
+        if bar.factor is not None and bar.preset != CONTROL:
+            factors.setdefault(bar.preset, []).append(bar.factor)
+    reach = "; ".join(f"{preset} {_reach(found)} as fast" for preset, found in factors.items())
+    elsewhere = f" In {write.count(len(others), 'other workload')}: {reach}." if reach else ""
+    return f"{first.title}: {first.finding}{elsewhere}"
+
+
+def _reach(factors: Sequence[Estimate]) -> str:
+    low, high = (pick(factors, key=lambda factor: factor.value) for pick in (min, max))
+    return " to ".join(dict.fromkeys((write.factor(low), write.factor(high))))
+
+
+def _spoken(panels: Sequence[Panel]) -> str:
+    """The leading panel in full; whoever cannot see the others finds their numbers in the tables of the report."""
+    if not panels:
+        return ""
+    panel = _leading(panels)
     parts = []
     for bar in panel.bars:
         if bar.time is None:
-            parts.append(f"{bar.preset} {bar.note}")
+            parts.append(f"{bar.preset} {(bar.note or '').removesuffix('.')}")
         else:
             factor = f", {write.factor(bar.factor)} as fast as baseline" if bar.factor else ""
             parts.append(f"{bar.preset} {write.seconds_estimate(bar.time)}{factor}")
-    return f"Bars of time per call and points of factors for {panel.title}: {'; '.join(parts)}."
+    others = f" So for {write.count(len(panels) - 1, 'other workload')}." if len(panels) > 1 else ""
+    return f"Bars of time per call and points of factors for {panel.title}: {'; '.join(parts)}.{others}"
+
+
+def _leading(panels: Sequence[Panel]) -> Panel:
+    """The one that compares most."""
+    return max(panels, key=lambda panel: sum(bar.factor is not None for bar in panel.bars))

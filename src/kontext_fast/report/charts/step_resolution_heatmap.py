@@ -115,7 +115,10 @@ def _panel(of: Sequence[Group], planned: Sequence[tuple[int, Size]]) -> Panel:
 
 def _takeaway(panel: Panel) -> str:
     sentences = []
+    single = [table.preset for table in panel.tables if len(table.cells) == 1]
     for table in panel.tables:
+        if table.preset in single:
+            continue
         slow, fast = (pick(table.cells, key=lambda place: table.cells[place].value) for pick in (max, min))
         missing = len(panel.steps) * len(panel.sizes) - len(table.cells)
         note = f"; {write.count(missing, 'cell')} not measured" if missing else ""
@@ -123,6 +126,8 @@ def _takeaway(panel: Panel) -> str:
             f"{table.preset} takes from {write.seconds_estimate(table.cells[fast])} ({_place(fast)}) to "
             f"{write.seconds_estimate(table.cells[slow])} ({_place(slow)}){note}."
         )
+    if single:
+        sentences.append(f"Measured at one place only: {', '.join(single)}.")
     return " ".join(sentences)
 
 

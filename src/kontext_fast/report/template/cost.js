@@ -91,8 +91,10 @@
     if (fields.price.selectedOptions[0]?.disabled ?? true) fields.price.value = TYPED;
   }
 
+  // cost/money.py: rate
   function rate(dollars) {
-    return String(Number(dollars.toPrecision(6)));
+    const exact = String(Number(dollars.toPrecision(6))), cents = dollars.toFixed(2);
+    return exact.length > cents.length ? exact : cents;
   }
 
   function number(field) {
@@ -133,13 +135,20 @@
     return made;
   }
 
-  function moneyCell(estimate) {
-    const cell = element("td");
-    if (!estimate) return cell;
+  // The label stands before the cell where the table is one of cards.
+  function cell(label, text, attributes = {}) {
+    const made = element("td", text, attributes);
+    made.setAttribute("role", "cell");
+    made.dataset.label = label;
+    return made;
+  }
+
+  function moneyCell(label, estimate) {
+    const made = cell(label);
     const shown = element("data", usd(estimate.value), { value: String(estimate.value) });
     const range = estimate.interval ? estimate.interval.map(usd).join(" to ") : "no interval";
-    cell.append(shown, element("small", range));
-    return cell;
+    made.append(shown, element("small", range));
+    return made;
   }
 
   function recordLinks(preset) {
@@ -152,6 +161,8 @@
 
   function row(preset, baseline, asked) {
     const made = element("tr"), name = element("th", preset.preset, { scope: "row" });
+    made.setAttribute("role", "row");
+    name.setAttribute("role", "rowheader");
     for (const label of preset.labels) {
       const line = element("small");
       line.append(element("span", label, { className: "chip" }));
@@ -159,21 +170,23 @@
     }
     made.append(name);
     if (!preset.seconds_per_image) {
-      made.append(element("td", preset.note, { colSpan: 6, className: "words" }));
+      made.append(cell("", preset.note, { colSpan: 6, className: "words" }));
       return made;
     }
-    const time = element("td", preset.time);
+    const time = cell("Time per image", preset.time);
     time.append(element("small", preset.time_range), recordLinks(preset));
     made.append(time);
     if (!asked) {
-      made.append(element("td", "no price", { colSpan: 5 }));
+      made.append(cell("Cost", "no price", { colSpan: 5 }));
       return made;
     }
     const day = perDay(preset, asked), seconds = preset.seconds_per_image.value;
     const saved = baseline && preset !== baseline ? savedPerMonth(baseline, preset, asked) : null;
-    made.append(moneyCell(scaled(day, 1 / asked.images)), moneyCell(day), moneyCell(scaled(day, asked.days)));
-    made.append(saved ? moneyCell(saved) : element("td", preset === baseline ? "reference" : "no baseline"));
-    const gpus = element("td");
+    made.append(moneyCell("Per image", scaled(day, 1 / asked.images)), moneyCell("Per day", day));
+    made.append(moneyCell("Per month", scaled(day, asked.days)));
+    const none = preset === baseline ? "reference" : "no baseline";
+    made.append(saved ? moneyCell("Saved a month", saved) : cell("Saved a month", none));
+    const gpus = cell("GPUs");
     gpus.append(element("data", String(gpusNeeded(seconds, asked)), { value: String(gpusNeeded(seconds, asked)) }));
     const used = 100 * busyHours(seconds, asked) * asked.price.usd / day.value;
     gpus.append(element("small", asked.billing === "by-use" ? "at the peak" : `${used.toFixed(0)} % used`));

@@ -1,0 +1,196 @@
+"""Where the time of one step goes, kernel by kernel, beside the least that this machine needs for it.
+
+The floor of products and attention is their operations divided by the best rate measured here; that of everything
+else is the fewest bytes that fused operations would move, divided by the rate of a copy. Profiling slows a step down,
+on a CPU by much: shares are what to read, and times of a step are what the benchmark measures without it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any, Literal
+
+from kontext_fast.bench.ceilings import Ceilings, measure_ceilings
+from kontext_fast.engine.dimensions import Dimensions
+from kontext_fast.engine.work import Tokens, elementwise_bytes, step_work
+from kontext_fast.records.schema import StepKind
+
+Category = Literal["linear", "attention", "element-wise"]
+
+_ATTENTION = ("flash", "fmha", "sdpa", "scaled_dot_product", "attention", "attn")
+_LINEAR = ("gemm", "nvjet", "cublas", "cutlass", "xmma", "splitk", "::addmm", "::mm", "::bmm", "linear", "scaled_mm")
+_OURS = {"_norm_modulate": "norm_modulate", "_write_qkv": "write_qkv", "_gelu": "gelu", "_gelu_quantize": "gelu",
+         "_quantize_rows": "quantize_rows", "_add_gated": "add_gated"}  # fmt: skip
+"""Our kernels by name, and the operation whose bytes they move."""
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """All calls of one kernel (on a CPU: of one operator of PyTorch) in a step."""
+
+    name: str
+    category: Category
+    calls: int
+    seconds: float
+    floor_s: float | None
+    """None where its own work is not known; it is then part of its category's."""
+
+
+@dataclass(frozen=True)
+class StepRoofline:
+    """One step of one kind."""
+
+    kind: StepKind
+    step: int
+    """0-based, the one that was looked at."""
+    kernels: tuple[KernelTime, ...]
+    """The longest first."""
+    floors_s: dict[Category, float]
+    idle_s: float
+    """Between the first kernel and the last, when none ran; on a CPU, what is outside of operators."""
+
+    @property
+    def seconds(self) -> float:
+        return sum(one.seconds for one in self.kernels) + self.idle_s
+
+    @property
+    def floor_s(self) -> float:
+        return sum(self.floors_s.values())
+
+    def seconds_of(self, category: Category) -> float:
+        return sum(one.seconds for one in self.kernels if one.category == category)
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """One preset on one machine."""
+
+    preset: str
+    device: str
+    tokens: Tokens
+    ceilings: Ceilings
+    steps: tuple[StepRoofline, ...]
+    not_seen: tuple[StepKind, ...]
+    """Kinds that only the first step had, which cannot be looked at by itself."""
+
+
+def roofline(checkpoint: str, preset: str, *, device: str | None, size: tuple[int, int] | None, steps: int) -> Roofline:
+    """Of `preset`, in a process of its own. Raises what loading and applying raise."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measure, checkpoint, preset, device, size, steps).result()
+
+
+def _measure(checkpoint: str, preset: str, device: str | None, size: tuple[int, int] | None, steps: int) -> Roofline:
+    from kontext_fast.bench.ablation import find_preset
+    from kontext_fast.items.shapes import held_out
+    from kontext_fast.optimizations.machine import Machine
+    from kontext_fast.optimizations.plan import resolve
+    from kontext_fast.pipeline.device import choose_device
+    from kontext_fast.pipeline.edit import EditRequest, edit
+    from kontext_fast.pipeline.load import RANDOM, load
+
+    chosen = choose_device(device)
+    plan = resolve(find_preset(preset), Machine.detect(chosen), architecture_only=checkpoint == RANDOM)
+    pipe = load(checkpoint, device=chosen, in_host_memory=plan.in_host_memory).pipe
+    quantized = any(getattr(one, "precision", None) == "fp8" for one in plan.optimizations)
+    with plan.apply(pipe, chosen):
+        (item,) = held_out(1)
+        picture = item.render(max(size or (pipe.vae.config.sample_size,)))
+        request = EditRequest(item.instruction, picture, steps=steps, seed=0, size=size)
+        warm = edit(pipe, request)
+        tokens = Tokens(warm.size.text_tokens, warm.size.image_tokens, warm.size.reference_tokens)
+        shape, dtype = Dimensions.of(pipe.transformer), pipe.vae.dtype
+        on_gpu = chosen.type == "cuda"
+        ceilings = measure_ceilings(chosen, dtype, head_dim=shape.head_dim, fp8=quantized and on_gpu)
+        seen = {kind: index for index, kind in enumerate(warm.step_kinds) if index}
+        found = [
+            _step(kind, index, list(_profiled(pipe, request, index, chosen)), ceilings, shape, tokens,
+                  quantized=quantized, itemsize=dtype.itemsize)
+            for kind, index in seen.items()
+        ]  # fmt: skip
+    missing = tuple(kind for kind in dict.fromkeys(warm.step_kinds) if kind not in seen)
+    return Roofline(preset, str(chosen), tokens, ceilings, tuple(found), missing)
+
+
+@dataclass(frozen=True)
+class _Event:
+    name: str
+    start_us: float
+    end_us: float
+    busy_us: float
+
+
+def _profiled(pipe: Any, request: Any, step: int, device: Any) -> Iterator[_Event]:
+    """Everything that ran on `device` in one step of an edit."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from kontext_fast.pipeline.edit import edit
+
+    on_gpu = device.type == "cuda"
+    profiler = profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU])
+
+    def between(done: int, _total: int) -> None:
+        if done in (step, step + 1):
+            if on_gpu:
+                torch.cuda.synchronize(device)
+            (profiler.start if done == step else profiler.stop)()
+
+    edit(pipe, request, on_step=between)
+    for event in profiler.events():  # type: ignore[no-untyped-call]
+        of_device = (event.device_type.name == "CUDA") == on_gpu
+        if not of_device or event.is_user_annotation or not (on_gpu or event.name.startswith("aten::")):
+            continue
+        busy = event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total
+        yield _Event(event.name, event.time_range.start, event.time_range.end, busy)
+
+
+def _step(
+    kind: StepKind,
+    step: int,
+    events: list[_Event],
+    ceilings: Ceilings,
+    dimensions: Dimensions,
+    tokens: Tokens,
+    *,
+    quantized: bool,
+    itemsize: int,
+) -> StepRoofline:
+    moved = elementwise_bytes(dimensions, tokens, kind, quantized=quantized, itemsize=itemsize)
+    work = step_work(dimensions, tokens, kind)
+    by_name: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        by_name[event.name].append(event.busy_us / 1e6)
+    kernels = [
+        KernelTime(name, category_of(name), len(times), sum(times), _own_floor(name, moved, ceilings))
+        for name, times in by_name.items()
+    ]
+    kernels.sort(key=lambda one: -one.seconds)
+    busy = sum(one.seconds for one in kernels)
+    span = (max(one.end_us for one in events) - min(one.start_us for one in events)) / 1e6 if events else 0.0
+    floors: dict[Category, float] = {
+        "linear": work.linear / ceilings.linear_flop,
+        "attention": work.attention / ceilings.attention_flop,
+        "element-wise": sum(moved.values()) / ceilings.copy_bytes,
+    }
+    return StepRoofline(kind, step, tuple(kernels), floors, max(0.0, span - busy))
+
+
+def category_of(name: str) -> Category:
+    """What a kernel or operator of this name does."""
+    if name in _OURS:
+        return "element-wise"
+    lower = name.lower()
+    # Attention first: its kernels are built from the parts of matrix products and carry their names.
+    if any(word in lower for word in _ATTENTION):
+        return "attention"
+    return "linear" if any(word in lower for word in _LINEAR) else "element-wise"
+
+
+def _own_floor(name: str, moved: dict[str, float], ceilings: Ceilings) -> float | None:
+    operation = _OURS.get(name)
+    return None if operation is None else moved.get(operation, 0.0) / ceilings.copy_bytes

@@ -1,0 +1,146 @@
+"""Offloading and the preset `low_memory`: parts of encoders come and go, and weights come from where they wait."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kontext_fast.engine.ops import PortableOps
+from kontext_fast.engine.transformer import EngineTransformer
+from kontext_fast.engine.weights import Precision, take_weights
+from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.engine import Engine
+from kontext_fast.optimizations.machine import Machine
+from kontext_fast.optimizations.offload import Offload, _Resident, _units, _wait
+from kontext_fast.optimizations.plan import resolve
+from tests.engine.transformers import Shape, engine_on, inputs_for, prepare, random_transformer, stepped
+from tests.pipelines import render, small_pipeline
+
+ELSEWHERE = torch.device("cpu", 0)
+"""Another device than `cpu` to whoever compares, with the same memory: brings every transfer about on a CPU."""
+
+
+@pytest.fixture
+def pipe() -> Any:
+    return small_pipeline()
+
+
+def test_a_part_of_the_encoders_at_a_time_is_on_the_device(pipe: Any) -> None:
+    with accelerate(pipe, [Engine(), Offload()], quiet=True) as acceleration:
+        render(pipe)
+        facts = acceleration.facts["offload"]
+        parts = [unit for name in ("text_encoder", "text_encoder_2") for unit in _units(getattr(pipe, name))]
+    sizes = [sum(one.nbytes for one in unit.tensors()) for unit in parts]
+    everything = {one.data_ptr(): one.nbytes for name in ("text_encoder", "text_encoder_2")
+                  for one in [*getattr(pipe, name).parameters(), *getattr(pipe, name).buffers()]}  # fmt: skip
+    assert facts["encoder_bytes"] == sum(everything.values())
+    assert facts["resident_peak_bytes"] == max(sizes)
+
+
+def test_what_runs_is_a_copy_and_what_waits_is_the_original(pipe: Any) -> None:
+    encoder = pipe.text_encoder_2
+    block = encoder.encoder.block[0]
+    weight = block.layer[0].SelfAttention.q.weight
+    waiting, running = weight.data_ptr(), []
+    with accelerate(pipe, [Engine(), Offload()], quiet=True):
+        block.layer[0].register_forward_pre_hook(lambda *_: running.append(weight.data_ptr()))
+        render(pipe)
+        assert running
+        assert waiting not in running
+        assert weight.data_ptr() == waiting
+
+
+def test_a_part_that_fails_is_dropped_all_the_same(pipe: Any) -> None:
+    (unit, *_) = _units(pipe.text_encoder_2)
+    facts: dict[str, Any] = {"resident_peak_bytes": 0}
+    resident = _Resident(torch.device("cpu"), facts)
+    with ExitStack() as undo:
+        _wait(unit, undo)
+        unit.module.register_forward_pre_hook(lambda *_: resident.bring(unit))
+        unit.module.register_forward_hook(lambda *_: resident.drop(unit), always_call=True)
+        before = [one.data_ptr() for one in unit.tensors()]
+        with pytest.raises(Exception, match=r".+"):
+            unit.module("no tensor")
+        assert resident._bytes == 0
+        assert facts["resident_peak_bytes"] > 0
+        assert [one.data_ptr() for one in unit.tensors()] == before
+
+
+def test_every_weight_of_an_encoder_is_in_one_part(pipe: Any) -> None:
+    for name in ("text_encoder", "text_encoder_2"):
+        encoder = getattr(pipe, name)
+        owned = [id(one) for unit in _units(encoder) for one in unit.tensors()]
+        assert set(owned) == {id(one) for one in [*encoder.parameters(), *encoder.buffers()]}
+        assert len(list(_units(encoder))) > 3
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_weights_are_brought_to_the_engine_and_go_back_where_they_waited(precision: Precision) -> None:
+    transformer, same = random_transformer(Shape()), random_transformer(Shape())
+    inputs = inputs_for(transformer)
+    waiting = {name: one.data_ptr() for name, one in transformer.named_parameters()}
+    with engine_on(same, precision) as engine:
+        expected = stepped(engine, prepare(engine, inputs), inputs)
+    with ExitStack() as undo:
+        weights = take_weights(transformer, precision, undo, device=ELSEWHERE)
+        engine = EngineTransformer(weights, PortableOps())
+        assert torch.equal(stepped(engine, prepare(engine, inputs), inputs), expected)
+        # What is quantized waits where it was; everything else has a copy that the engine reads.
+        moved = {name for name, one in transformer.named_parameters() if one.data_ptr() != waiting[name]}
+        quantized = {name for name, one in transformer.named_parameters() if any(one is r for r in
+                     weights.sources._replaced)}  # fmt: skip
+        assert moved == waiting.keys() - quantized
+        assert bool(quantized) == (precision == "fp8")
+        assert weights.sources.host_bytes == sum(
+            one.nbytes for name, one in transformer.named_parameters() if name in quantized
+        )
+    assert {name: one.data_ptr() for name, one in transformer.named_parameters()} == waiting
+
+
+def test_no_more_than_one_matrix_is_brought_at_once() -> None:
+    transformer = random_transformer(Shape())
+    largest = 0
+
+    def quantizer(name: str, parts: Any) -> Any:
+        nonlocal largest
+        largest = max(largest, sum(part.nbytes for part in parts))
+        from kontext_fast.engine.weights import _quantized
+
+        return _quantized(name, parts)
+
+    with ExitStack() as undo:
+        take_weights(transformer, "fp8", undo, device=ELSEWHERE, quantizer=quantizer)
+    assert 0 < largest < sum(one.nbytes for one in transformer.single_transformer_blocks[0].parameters())
+
+
+def test_low_memory_renders_what_balanced_renders(pipe: Any) -> None:
+    with accelerate(pipe, "balanced", quiet=True):
+        balanced = render(pipe)
+    with accelerate(pipe, "low_memory", quiet=True) as acceleration:
+        np.testing.assert_array_equal(render(pipe), balanced)
+        assert acceleration.plan.in_host_memory
+
+
+def test_another_device_needs_a_plan_that_brings_the_weights_there(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine.detect("cpu")
+    assert not resolve("balanced", machine).in_host_memory
+    with pytest.raises(InvalidInput, match=r"pipe\.to\('meta'\).*low_memory"):
+        resolve("balanced", machine).apply(pipe, "meta")
+    assert pipe._execution_device == torch.device("cpu")
+    resolve("balanced", machine).apply(pipe, "cpu").revert()
+
+
+def test_inputs_are_made_where_it_runs(pipe: Any) -> None:
+    from kontext_fast.optimizations.acceleration import _run_on
+    from kontext_fast.optimizations.requests import track_requests
+
+    with ExitStack() as undo:
+        track_requests(pipe, undo)
+        _run_on(pipe, resolve("low_memory", Machine.detect("cpu")), "meta", undo)
+        assert pipe._execution_device == torch.device("meta")
+    assert pipe._execution_device == torch.device("cpu")

@@ -1,0 +1,97 @@
+"""The cache of reference latents: the same bits without running the encoder, and never those of other pixels."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.reference_latents_cache import ReferenceLatentsCache
+from tests.pipelines import render, small_pipeline
+
+
+@pytest.fixture
+def pipe() -> Any:
+    return small_pipeline()
+
+
+def encode(pipe: Any, image: torch.Tensor, generator: Any = None) -> torch.Tensor:
+    with torch.no_grad():
+        latents: torch.Tensor = pipe._encode_vae_image(image, generator)
+    return latents
+
+
+def test_the_same_pixels_are_encoded_once_and_give_the_same_image(pipe: Any) -> None:
+    untouched = render(pipe)
+    with accelerate(pipe, [ReferenceLatentsCache()], quiet=True) as acceleration:
+        np.testing.assert_array_equal(render(pipe), untouched)
+        handle = pipe.vae.encoder.register_forward_hook(lambda *_: pytest.fail("the encoder ran again"))
+        np.testing.assert_array_equal(render(pipe), untouched)
+        np.testing.assert_array_equal(render(pipe, seeds=(2,)).shape, untouched.shape)
+        handle.remove()
+        assert acceleration.facts["reference_latents_cache"] == {"hits": 2, "misses": 1}
+
+
+def test_one_pixel_decides(pipe: Any) -> None:
+    image = torch.rand(1, 3, 32, 32)
+    other = image.clone()
+    other[0, 2, 31, 31] += 0.5
+    expected = [encode(pipe, one) for one in (image, other)]
+    assert not torch.equal(*expected)
+    with accelerate(pipe, [ReferenceLatentsCache()], quiet=True):
+        for _ in range(2):
+            for one, latents in zip((image, other), expected, strict=True):
+                assert torch.equal(encode(pipe, one), latents)
+
+
+def test_it_is_bounded_and_the_least_recently_used_goes_first(pipe: Any) -> None:
+    first, second, third = torch.rand(3, 1, 3, 32, 32)
+    with accelerate(pipe, [ReferenceLatentsCache(entries=2)], quiet=True) as acceleration:
+        for image in (first, second, first, third, first, second):
+            encode(pipe, image)
+        assert acceleration.facts["reference_latents_cache"] == {"hits": 2, "misses": 4}
+
+
+def test_writing_to_pixels_or_latents_afterwards_does_not_spoil_it(pipe: Any) -> None:
+    image = torch.rand(1, 3, 32, 32)
+    expected = encode(pipe, image)
+    with accelerate(pipe, [ReferenceLatentsCache()], quiet=True):
+        mine = image.clone()
+        encode(pipe, mine).add_(1)
+        mine.add_(1)
+        assert torch.equal(encode(pipe, image), expected)
+        assert not torch.equal(encode(pipe, mine), expected)
+
+
+def test_changing_the_vae_or_how_it_encodes_empties_it(pipe: Any) -> None:
+    image = torch.rand(1, 3, 32, 32)
+    with accelerate(pipe, [ReferenceLatentsCache()], quiet=True) as acceleration:
+        before = encode(pipe, image)
+        pipe.vae.encoder.conv_in.weight.data.mul_(2)
+        assert not torch.equal(encode(pipe, image), before)
+        encode(pipe, image, [torch.Generator()])
+        pipe.vae.enable_tiling()
+        encode(pipe, image)
+        assert acceleration.facts["reference_latents_cache"] == {"hits": 0, "misses": 4}
+
+
+def test_a_copy_of_the_pipeline_has_none(pipe: Any) -> None:
+    image = torch.rand(1, 3, 32, 32)
+    with accelerate(pipe, [ReferenceLatentsCache()], quiet=True) as acceleration:
+        encode(pipe, image)
+        encode(copy.deepcopy(pipe), image)
+        assert acceleration.facts["reference_latents_cache"] == {"hits": 0, "misses": 1}
+
+
+def test_a_pipeline_without_an_input_image_is_refused(pipe: Any) -> None:
+    from diffusers import FluxPipeline
+
+    names = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
+    generate = FluxPipeline(**{name: getattr(pipe, name) for name in names})
+    with pytest.raises(InvalidInput, match="input image"):
+        accelerate(generate, [ReferenceLatentsCache()], quiet=True)
