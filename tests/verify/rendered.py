@@ -74,7 +74,7 @@ def verification(
     fewer: Mapping[str, Make] | None = None,
     edits_s: Mapping[str, tuple[float, ...]] | None = None,
 ) -> ResultStore:
-    """A scored verification; `blind` makes baseline draw the input, so that the judge has nothing to see.
+    """A scored verification; `blind` makes baseline draw gray, so that the judge has nothing to see.
 
     `fewer` are arms of fewer steps, and `edits_s` the times of arms.
     """
@@ -84,7 +84,7 @@ def verification(
     few = chosen[:control_items]
 
     def of_baseline(item: WorldItem, seed: int) -> Image.Image:
-        return _shifted(item.image, np.full(3, seed)) if blind else drawn(item, seed)
+        return Image.new("RGB", (128, 128), (120 + seed,) * 3) if blind else drawn(item, seed)
 
     def record(name: str, role: ArmRole, of: Sequence[WorldItem], make: Make, preset: str | None = None) -> Record:
         outputs = [
