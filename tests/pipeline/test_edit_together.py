@@ -25,6 +25,8 @@ ROUNDING = {
     "baseline": FLOAT32,
     "faithful": FLOAT32,
     "first_block_cache": FLOAT32,
+    "prompt_cache": FLOAT32,
+    "reference_latents_cache": FLOAT32,
     "balanced": FP8,
     "fast": FP8,
     "turbo": FP8,
