@@ -20,11 +20,6 @@ RIGHT_ACCEPTED = 0.99
 WRONG_REJECTED = 0.98
 
 
-AUTOENCODER_UNFINISHED = pytest.mark.xfail(
-    strict=True, reason="the autoencoder of the bundled tiny is not trained to the end yet; see training/README.md"
-)
-
-
 @pytest.fixture(scope="module")
 def items() -> list[ShapesItem]:
     return held_out(ITEMS, seed=3)
@@ -47,7 +42,6 @@ def test_accepts_targets(items: list[ShapesItem]) -> None:
     assert all(judge(item.target, item).accepted for item in items)
 
 
-@AUTOENCODER_UNFINISHED
 def test_accepts_targets_after_a_vae_round_trip(
     items: list[ShapesItem], round_trip: Callable[[Image.Image], Image.Image]
 ) -> None:
@@ -57,7 +51,6 @@ def test_accepts_targets_after_a_vae_round_trip(
     assert len(faults) <= (1 - RIGHT_ACCEPTED) * len(items), faults
 
 
-@AUTOENCODER_UNFINISHED
 def test_accepts_other_realizations_after_a_vae_round_trip(
     items: list[ShapesItem], round_trip: Callable[[Image.Image], Image.Image]
 ) -> None:
@@ -78,10 +71,7 @@ def test_rejects_wrong_pictures(
     name: str,
     through_vae: bool,
     round_trip: Callable[[Image.Image], Image.Image],
-    request: pytest.FixtureRequest,
 ) -> None:
-    if through_vae and name == "wrong background":
-        request.applymarker(AUTOENCODER_UNFINISHED)  # it smears specks, so 2 of 60 pass for plain
     judged = items[:VAE_ITEMS] if through_vae else items
     wrong = [(item, picture) for item in judged if (picture := WRONG_CLASSES[name](item)) is not None]
     if through_vae:
