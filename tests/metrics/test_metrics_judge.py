@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from kontext_fast.items.world import WorldItem, world
-from kontext_fast.metrics.base import Case, NotMeasured, Setting
+from kontext_fast.metrics import judging
+from kontext_fast.metrics.base import Case, NotMeasured, Setting, StoredOutput
 from kontext_fast.metrics.judge_done import JudgeDone
 from kontext_fast.metrics.judge_kept import JudgeKept
 from tests.items.wrong_pictures import extra_object
@@ -40,3 +42,48 @@ def test_only_tiny_is_judged(metric: type[JudgeDone] | type[JudgeKept]) -> None:
     metric(SETTING).prepare()
     with pytest.raises(NotMeasured, match="shapes world"):
         metric(Setting(checkpoint="hub")).prepare()
+
+
+def test_outputs_judged_ahead_in_other_processes_are_judged_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [item for item in world(12, 3).items if isinstance(item, WorldItem)]
+    pictures = [(item, item.target if index % 2 else item.image) for index, item in enumerate(items)]
+    expected = JudgeDone(SETTING).scores([_case(item, picture) for item, picture in pictures])
+    assert set(expected) == {True, False}
+    stored = []
+    for item, picture in pictures:
+        case = _case(item, picture)
+        picture.save(tmp_path / f"{case.digest}.png")
+        stored.append(StoredOutput(item, case.digest, tmp_path / f"{case.digest}.png"))
+    monkeypatch.setattr(judging, "_seen", {})
+    monkeypatch.setattr(judging, "_WORTH_A_PROCESS", 4)
+    monkeypatch.setattr(judging, "_processors", lambda: 3)
+    JudgeKept(SETTING).look_ahead(stored)
+    assert len(judging._seen) == len(items)
+
+    def refusing(*_: object) -> None:
+        raise AssertionError("every output was judged ahead")
+
+    monkeypatch.setattr("kontext_fast.items.shapes.judge.judge", refusing)
+    assert JudgeDone(SETTING).scores([_case(item, picture) for item, picture in pictures]) == expected
+
+
+def test_a_process_that_cannot_judge_leaves_its_share_to_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [item for item in world(4, 3).items if isinstance(item, WorldItem)]
+    stored = []
+    for index, item in enumerate(items):
+        file = tmp_path / f"{index}.png"
+        if index:
+            item.target.save(file)
+        else:
+            file.write_bytes(b"no picture")
+        stored.append(StoredOutput(item, str(index), file))
+    monkeypatch.setattr(judging, "_seen", {})
+    monkeypatch.setattr(judging, "_WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(judging, "_processors", lambda: 2)
+    judging.look_ahead(stored)
+    # The first share holds the broken one.
+    assert {digest for _, digest in judging._seen} == {"1", "3"}

@@ -90,6 +90,19 @@ def test_a_step_is_its_hardest_working_pass() -> None:
     assert request.kinds == ["refresh", "skipped", "refresh", "reuse"]
 
 
+def test_samples_of_a_batch_are_told_apart_where_an_optimization_does() -> None:
+    request = Request(pipe=None)
+    request.mark("skipped", "refresh", "skipped")
+    request.end_step()
+    # Under true CFG the second pass may decide otherwise, or for all samples at once.
+    request.mark("skipped", "refresh", "skipped")
+    request.mark("reuse")
+    request.end_step()
+    request.end_step()
+    assert request.sample_kinds == [("skipped", "refresh", "skipped"), ("reuse", "refresh", "reuse"), ("refresh",)]
+    assert request.kinds == ["refresh", "refresh", "refresh"]
+
+
 def test_an_error_at_the_beginning_is_what_the_call_raises(pipe: Any) -> None:
     def refuse(request: Request) -> None:
         raise ValueError("not now")

@@ -166,7 +166,7 @@ def test_other_failures_are_not_taken_for_memory(tiny: Any, picture: Image.Image
 
 
 def test_step_kinds_come_from_whoever_decides_them(tiny: Any, picture: Image.Image) -> None:
-    report_step_kinds(tiny, lambda: ("refresh", "skipped"))
+    report_step_kinds(tiny, lambda: (("refresh",), ("skipped",)))
     try:
         assert edit(tiny, request(picture)).step_kinds == ("refresh", "skipped")
     finally:

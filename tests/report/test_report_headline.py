@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from kontext_fast.records.schema import Measurement, Memory, ResultFile
+from kontext_fast.records.schema import EMULATED, Measurement, Memory, ResultFile
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report.groups import groups
-from kontext_fast.report.headline import EMULATED, Row, headline
+from kontext_fast.report.headline import Row, headline
 from kontext_fast.report.notes import speed_finding
 from tests.records.builder import RANDOM, full, judged, record, result, sample, timed, workload
 

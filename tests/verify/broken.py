@@ -115,9 +115,29 @@ class SeedsShifted(_Broken):
 
 
 class FailsOnOne(_Broken):
-    """Raises for the second item that it sees."""
+    """Raises for the second instruction that it sees, whatever else is in the call."""
 
     name: ClassVar[str] = "fails on one"
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        encode = pipe.encode_prompt
+        seen: dict[str, None] = {}
+
+        def failing(*args: Any, prompt: Any, **kwargs: Any) -> Any:
+            texts = [prompt] if isinstance(prompt, str) else prompt
+            seen.update(dict.fromkeys(texts))
+            if list(seen)[1:2] in [[text] for text in texts]:
+                raise RuntimeError("a kernel failed")
+            return encode(*args, prompt=prompt, **kwargs)
+
+        _shadow(pipe, "encode_prompt", failing, undo)
+        return {}
+
+
+class FailsOnce(_Broken):
+    """Raises in its second call, and never again."""
+
+    name: ClassVar[str] = "fails once"
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         encode = pipe.encode_prompt
@@ -128,6 +148,19 @@ class FailsOnOne(_Broken):
             if len(calls) == 2:
                 raise RuntimeError("a kernel failed")
             return encode(*args, **kwargs)
+
+        _shadow(pipe, "encode_prompt", failing, undo)
+        return {}
+
+
+class FailsAlways(_Broken):
+    name: ClassVar[str] = "fails always"
+    tried: ClassVar[list[None]] = []
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        def failing(*args: Any, **kwargs: Any) -> Any:
+            self.tried.append(None)
+            raise RuntimeError("a kernel does not compile")
 
         _shadow(pipe, "encode_prompt", failing, undo)
         return {}

@@ -71,15 +71,20 @@ def verification(
     control_items: int = 16,
     margins: Margins | None = None,
     blind: bool = False,
+    fewer: Mapping[str, Make] | None = None,
+    edits_s: Mapping[str, tuple[float, ...]] | None = None,
 ) -> ResultStore:
-    """A scored verification; `blind` makes baseline draw the input, so that the judge has nothing to see."""
+    """A scored verification; `blind` makes baseline draw gray, so that the judge has nothing to see.
+
+    `fewer` are arms of fewer steps, and `edits_s` the times of arms.
+    """
     margins = margins or read_margins()
     store = ResultStore(folder)
     chosen = [item for item in world(items, 0).items if isinstance(item, WorldItem)]
     few = chosen[:control_items]
 
     def of_baseline(item: WorldItem, seed: int) -> Image.Image:
-        return _shifted(item.image, np.full(3, seed)) if blind else drawn(item, seed)
+        return Image.new("RGB", (128, 128), (120 + seed,) * 3) if blind else drawn(item, seed)
 
     def record(name: str, role: ArmRole, of: Sequence[WorldItem], make: Make, preset: str | None = None) -> Record:
         outputs = [
@@ -104,12 +109,14 @@ def verification(
             status="ok",
             arm=Arm(name=name, role=role, preset=preset),
             outputs=tuple(outputs),
+            edits_s=(edits_s or {}).get(name, ()),
         )
 
     records = [record("baseline", "baseline", chosen, untouched)]
     for name, make in presets.items():
         records.append(record(name, "preset", chosen, make))
         records.append(record(f"{name}, other order", "order", few, make, preset=name))
+    records += [record(name, "steps", chosen, make) for name, make in (fewer or {}).items()]
     records += [
         record(name, "floor", few, noisy(0.6, seed=index) if index else untouched) for index, name in enumerate(FLOORS)
     ]

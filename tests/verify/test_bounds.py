@@ -83,6 +83,20 @@ def test_the_sample_size_formula_gives_its_published_example() -> None:
     assert items_needed(2.1, 0.25, confidence=0.95, power=0.8) == 437
 
 
+@pytest.mark.parametrize("deviation", [0.0, 0.1, 0.35])
+def test_for_yes_or_no_the_formula_is_where_the_bound_begins_to_pass(deviation: float) -> None:
+    # Half of the power: a mean of exactly 0 passes or fails by the bound alone.
+    needed = items_needed(deviation, 0.05, confidence=CONFIDENCE, power=0.5, bounded=True)
+
+    def passes(n: int) -> bool:
+        changed = np.zeros(n)
+        changed[:2] = deviation * math.sqrt(n / 2) * np.array([1.0, -1.0])
+        return bool(mean_bounds(changed, CONFIDENCE, bounded=True).lower > -0.05)
+
+    assert passes(needed + 1)
+    assert not passes(needed - 1)
+
+
 @pytest.mark.parametrize("wanted", [0.5, 0.8, 0.95])
 def test_the_power_at_the_margin_is_what_the_formula_says(wanted: float) -> None:
     margin, n = 0.5, 200

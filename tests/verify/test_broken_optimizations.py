@@ -22,25 +22,28 @@ PLANTED = (
     broken.CacheNotReset,
     broken.SeedsShifted,
     broken.FailsOnOne,
+    broken.FailsOnce,
     broken.Untouched,
     broken.Rounded,
 )
 
 
-@pytest.fixture(scope="module")
-def found(lively: Path, tmp_path_factory: pytest.TempPathFactory) -> Findings:
+# Images per call at most: those of one item, and of more than the control items make in one.
+@pytest.fixture(scope="module", params=[2, 12])
+def found(request: pytest.FixtureRequest, lively: Path, tmp_path_factory: pytest.TempPathFactory) -> Findings:
     folder = tmp_path_factory.mktemp("verified")
     margins = read_margins()
-    request = Request(
+    asked = Request(
         presets=tuple(broken.preset(optimization()) for optimization in PLANTED),
         checkpoint=str(lively),
         dataset=write_dataset(folder / "data", 6),
         control_items=6,
         steps=3,
+        batch=request.param,
         margins=margins.model_copy(update={"floor": margins.floor.model_copy(update={"min_items": 6})}),
         device="cpu",
     )
-    return findings(verify(request, folder / "out"))
+    return findings(verify(asked, folder / "out"))
 
 
 def _of(found: Findings, name: str) -> PresetVerdict:
@@ -59,12 +62,12 @@ def test_a_broken_optimization_is_caught_by_name(name: str, found: Findings) -> 
     assert all(finding.outcome is Outcome.FAILED for finding in one.verdict.floor), one.verdict
 
 
-def test_the_cache_that_leaks_is_caught_as_depending_on_earlier_requests(found: Findings) -> None:
+def test_the_cache_that_leaks_is_caught_as_depending_on_other_requests(found: Findings) -> None:
     one = _of(found, "cache not reset")
     assert one.verdict.level is Level.LOSS
-    assert "depend on earlier requests" in one.verdict.reason
+    assert "depend on other requests" in one.verdict.reason
     for other in ("block skipped", "head swapped", "scale off"):
-        assert "earlier requests" not in _of(found, other).verdict.reason
+        assert "other requests" not in _of(found, other).verdict.reason
 
 
 def test_an_item_that_fails_midway_is_a_loss_and_leaves_the_others(found: Findings) -> None:
@@ -73,6 +76,13 @@ def test_an_item_that_fails_midway_is_a_loss_and_leaves_the_others(found: Findin
     assert one.evidence is not None
     assert len(one.evidence.failures) == 1
     assert all(len(fidelity.to_baseline) == 5 for fidelity in one.evidence.fidelity)
+
+
+def test_a_call_that_fails_is_a_loss_even_if_its_items_succeed_alone(found: Findings) -> None:
+    one = _of(found, "fails once")
+    assert one.verdict.level is Level.LOSS
+    assert one.evidence is not None
+    assert one.evidence.failures
 
 
 def test_what_changes_nothing_is_identical_and_what_only_rounds_is_equivalent(found: Findings) -> None:

@@ -49,6 +49,8 @@ def test_a_missed_control_makes_blind() -> None:
 
 def test_a_loss_seen_in_a_repetition_makes_blind() -> None:
     assert _of_quality({**SEEN, RERUN: _items(-1.0)}) == "it saw a loss in re-run"
+    # What rounding costs every item a little, and no verdict anything, is no loss that was imagined.
+    assert _of_quality({**SEEN, RERUN: _items(-0.5 * MARGINS.primary["judge_done"])}) is None
 
 
 def test_a_control_that_changed_nothing_tries_no_metric() -> None:

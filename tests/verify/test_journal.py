@@ -23,7 +23,7 @@ def _journal(out: Path) -> Journal:
     journal.begin(SETUP)
     for item in ("x", "y"):
         latents = {0: np.full((2, 2), ord(item), np.float32)}
-        journal.add("half the steps", item, [_output(item, 0), _output(item, 1)], latents)
+        journal.add("half the steps", [(item, [_output(item, 0), _output(item, 1)], latents)])
     return journal
 
 
@@ -52,7 +52,7 @@ def test_a_last_line_that_was_cut_off_is_made_again_and_the_next_one_is_whole(cu
     file.write_bytes(file.read_bytes()[:-cut])
     resumed = _resumed(tmp_path)
     assert list(resumed.done("half the steps")) == ["x"]
-    resumed.add("half the steps", "y", [_output("y", 0)], {})
+    resumed.add("half the steps", [("y", [_output("y", 0)], {})])
     assert list(_resumed(tmp_path).done("half the steps")) == ["x", "y"]
 
 

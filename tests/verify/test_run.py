@@ -18,9 +18,11 @@ from kontext_fast.records.schema import Record, ResultFile
 from kontext_fast.verify.clock import Progress
 from kontext_fast.verify.controls import FLOORS, OTHER_PRECISION
 from kontext_fast.verify.evidence import findings
+from kontext_fast.verify.frontier import frontier
 from kontext_fast.verify.journal import FOLDER
 from kontext_fast.verify.request import Request
 from kontext_fast.verify.run import verify
+from kontext_fast.verify.studio import TIMED_EDITS
 from kontext_fast.verify.verdict import Level
 from tests.verify import broken
 from tests.verify.edits import write_dataset
@@ -52,7 +54,7 @@ def test_every_arm_is_a_record_with_scores(result: ResultFile, request_of: Reque
     assert all(record.status == "ok" and record.scores for record in arms.values())
     assert len(arms["baseline"].outputs) == len(arms["rounded"].outputs) == 3 * 2
     assert len(arms["re-run"].outputs) == 2 * 2
-    assert {one.seed for one in arms["other batch position"].outputs} == {1}
+    assert len(arms["other batch position"].outputs) == 2 * 2
     assert [len(one.step_kinds) for one in arms["half the steps"].outputs] == [1] * 4
     assert not any(record.measurements for record in arms.values()), "a verification makes no claim about time"
 
@@ -90,6 +92,61 @@ def test_too_few_items_cannot_be_equivalent(result: ResultFile) -> None:
     assert one.verdict.level in (Level.NOT_MEASURED, Level.CANNOT_TELL)
 
 
+def _error(result: ResultFile, arm: str) -> float:
+    values = [score.value for score in _arms(result)[arm].scores if score.metric == "latent_error"]
+    return max(float(value) for value in values if value is not None)
+
+
+def test_batches_of_several_items_make_the_same_outputs_within_rounding(
+    request_of: Request, result: ResultFile, tmp_path: Path
+) -> None:
+    batched = verify(replace(request_of, batch=4), tmp_path / "out")
+    arms, alone = _arms(batched), _arms(result)
+    verification = batched.verification
+    assert verification is not None
+    assert verification.batch == 4
+    for name in (*arms,):
+        assert [(one.item, one.seed) for one in arms[name].outputs] == [
+            (one.item, one.seed) for one in alone[name].outputs
+        ], name
+    # Control items keep to calls of their own, so that to run again is to run the same calls.
+    assert _error(batched, "re-run") == 0
+    assert 0 < _error(batched, "other batch position") < 0.05 * _error(batched, "half the steps")
+    for name in ("rounded", "half the steps", "swapped instructions"):
+        assert _error(batched, name) == pytest.approx(_error(result, name), rel=0.1, abs=1e-5)
+
+
+def test_a_batch_that_was_cut_short_is_made_again_whole(
+    request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(request_of, batch=6, control_items=3)
+    whole = verify(request, tmp_path / "whole")
+    out = tmp_path / "out"
+    with pytest.raises(Cancelled):
+        verify(request, out, on_progress=_Stop(2))
+    journal = out / FOLDER / "outputs.jsonl"
+    # Two items of the first call were to be written, and one was.
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:2]))
+    assert _outputs(verify(request, out, resume=True)) == _outputs(whole)
+
+
+def test_a_frontier_times_edits_and_adds_fewer_steps(request_of: Request, tmp_path: Path) -> None:
+    result = verify(replace(request_of, frontier=True, batch=6), tmp_path / "out")
+    arms = _arms(result)
+    assert arms["1 step"].arm is not None
+    assert arms["1 step"].arm.role == "steps"
+    assert len(arms["1 step"].outputs) == 3 * 2
+    assert {len(one.step_kinds) for one in arms["1 step"].outputs} == {1}
+    timed = {name for name, record in arms.items() if record.edits_s}
+    assert timed == {"baseline", "rounded", "1 step", "re-run"}
+    assert all(
+        len(record.edits_s) == TIMED_EDITS and min(record.edits_s) > 0 for record in arms.values() if record.edits_s
+    )
+    found = frontier(result, findings(result))
+    assert found is not None
+    assert [point.name for point in found.points] == ["baseline", "rounded", "1 step"]
+
+
 class _Stop:
     """Interrupts like Ctrl-C after so many calls of the pipeline, wherever that is."""
 
@@ -105,25 +162,27 @@ class _Stop:
 def test_an_interrupted_verification_goes_on_without_repeating_or_losing_a_call(
     after: int, request_of: Request, result: ResultFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[str] = []
-    edit = kontext_fast.pipeline.edit.edit
+    calls: list[int] = []
+    edit = kontext_fast.pipeline.edit.edit_together
 
-    def counting(pipe: Any, request: Any, **more: Any) -> Any:
-        calls.append(request.instruction)
-        return edit(pipe, request, **more)
+    def counting(pipe: Any, requests: Any, **more: Any) -> Any:
+        calls.append(len(requests))
+        return edit(pipe, requests, **more)
 
-    monkeypatch.setattr("kontext_fast.pipeline.edit.edit", counting)
+    monkeypatch.setattr("kontext_fast.pipeline.edit.edit_together", counting)
     out = tmp_path / "out"
     with pytest.raises(Cancelled, match="--resume --out"):
         verify(request_of, out, on_progress=_Stop(after))
     assert len(calls) == after
     again = verify(request_of, out, resume=True)
-    # A call an item: baseline, the preset, its other order, three floors, three controls, and the other precision.
-    assert len(calls) == 3 + 3 + 2 + 3 * 2 + 3 * 2 + 2
+    # A call an item: baseline, the preset, its other order, two floors, three controls, and the other precision; each
+    # image by itself at the other position.
+    assert len(calls) == 3 + 3 + 2 + 2 * 2 + 3 * 2 + 2 + 2 * 2
+    assert sum(calls) == 2 * (3 + 3 + 2 * 8)
     assert _outputs(again) == _outputs(result)
     lines = (out / FOLDER / "outputs.jsonl").read_text().splitlines()[1:]
     made = [(line["arm"], line["item"]) for line in map(json.loads, lines)]
-    assert len(made) == len(set(made)) == len(calls)
+    assert len(made) == len(set(made)) == 3 + 3 + 2 * 8
 
 
 def test_a_verification_that_is_done_is_resumed_without_any_work(
@@ -134,7 +193,7 @@ def test_a_verification_that_is_done_is_resumed_without_any_work(
     def refusing(*_: Any, **__: Any) -> Any:
         raise AssertionError("nothing was left to make")
 
-    monkeypatch.setattr("kontext_fast.pipeline.edit.edit", refusing)
+    monkeypatch.setattr("kontext_fast.pipeline.edit.edit_together", refusing)
     assert verify(request_of, tmp_path / "out", resume=True) == once
 
 
@@ -155,6 +214,23 @@ def test_a_preset_that_is_refused_is_a_verdict_of_its_own_and_stops_nobody(reque
     assert by_name["rounded"].evidence is not None
 
 
+def test_a_preset_that_makes_nothing_is_given_up_and_its_reason_kept(
+    request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kontext_fast.verify.studio.HOPELESS", 1)
+    broken.FailsAlways.tried.clear()
+    request = replace(request_of, presets=(broken.preset(broken.FailsAlways()),))
+    result = verify(request, tmp_path / "out")
+    # Once for the preset and once for its other order, of three and of two items.
+    assert len(broken.FailsAlways.tried) == 2
+    record = _arms(result)["fails always"]
+    assert (record.status, record.reason) == ("crash", "RuntimeError: a kernel does not compile")
+    assert [one.failure for one in record.outputs] == ["RuntimeError: a kernel does not compile"] * 6
+    (one,) = findings(result).presets
+    assert one.verdict.level is Level.NOT_MEASURED
+    assert "does not compile" in one.verdict.reason
+
+
 @pytest.mark.parametrize("error", [OutOfMemory("The GPU memory ran out; free some."), Refused("Not here; go on.")])
 def test_a_floor_that_cannot_be_measured_is_left_out_and_said(
     error: Refused, request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -171,7 +247,8 @@ def test_a_floor_that_cannot_be_measured_is_left_out_and_said(
     assert all(finding.arm != OTHER_PRECISION for finding in one.verdict.floor)
 
 
-def test_an_item_that_no_arm_can_make_leaves_the_others(request_of: Request, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [2, 8])
+def test_an_item_that_no_arm_can_make_leaves_the_others(batch: int, request_of: Request, tmp_path: Path) -> None:
     lines = [
         {"image": f"{index}.png", "instruction": text} for index, text in enumerate(["make it red", "word " * 400])
     ]
@@ -180,7 +257,7 @@ def test_an_item_that_no_arm_can_make_leaves_the_others(request_of: Request, tmp
     Image.new("RGB", (2, 90)).save(tmp_path / "thin.png")
     lines += [{"image": "thin.png", "instruction": "make it red"}, {"image": "1.png", "instruction": "make it blue"}]
     (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    request = replace(request_of, dataset=tmp_path / "edits.jsonl", control_items=4)
+    request = replace(request_of, dataset=tmp_path / "edits.jsonl", control_items=4, batch=batch)
     result = verify(request, tmp_path / "out")
     failed = {one.item: one.failure for one in _arms(result)["baseline"].outputs if one.image is None}
     assert len(failed) == 2, failed

@@ -68,7 +68,6 @@ def test_outputs_as_close_as_rounding_are_equivalent() -> None:
     "fidelity",
     [
         pytest.param(_distances(0.03), id="three times the floor"),
-        pytest.param(_distances(0.009, n=4), id="too few items"),
         pytest.param(replace(_distances(0.009), to_baseline=_items([0.009] * 99 + [0.9])), id="one item far off"),
         pytest.param(_distances(0.009, floors={}), id="no floor"),
         pytest.param(_distances(0.009, floors={"re-run": _items([0.0] * 16)}), id="a floor of zero"),
@@ -76,6 +75,12 @@ def test_outputs_as_close_as_rounding_are_equivalent() -> None:
 )
 def test_anything_else_is_not_equivalent(fidelity: Fidelity) -> None:
     assert _level(_evidence(fidelity)) is Level.NOT_MEASURED
+
+
+def test_too_few_items_near_the_floor_cannot_tell_and_say_how_many_would() -> None:
+    verdict = decide(_evidence(_distances(0.009, n=4)), MARGINS)
+    assert verdict.level is Level.CANNOT_TELL
+    assert "it takes 8 items to say so, 4 were used; and no primary metric was measured" in verdict.reason
 
 
 def test_one_metric_beyond_the_floor_is_enough_not_to_be_equivalent() -> None:
@@ -144,13 +149,19 @@ def test_a_preset_that_fails_where_baseline_did_not_is_a_loss() -> None:
     assert "item 7" in verdict.reason
 
 
-def test_outputs_that_depend_on_earlier_requests_are_a_loss() -> None:
+def test_outputs_that_depend_on_other_requests_are_a_loss() -> None:
     once = _distances(0.1, n=200, reordered=_items([0.0] * 15 + [0.5]))
     verdict = decide(_evidence(once, _answers(0.0, 200)), MARGINS)
     assert verdict.level is Level.LOSS
-    assert "depend on earlier requests" in verdict.reason
+    assert "depend on other requests" in verdict.reason
     never = _distances(0.1, n=200, reordered=_items([0.005] * 16))
     assert _level(_evidence(never, _answers(0.0, 200))) is Level.NON_INFERIOR
+
+
+def test_an_item_that_fails_only_in_another_order_is_a_loss() -> None:
+    verdict = decide(_evidence(_distances(0.0), identical=True, reordered_failures=("item 7",)), MARGINS)
+    assert verdict.level is Level.LOSS
+    assert "in another order it failed on 1 items (item 7)" in verdict.reason
 
 
 def test_in_a_thousand_simulated_comparisons_of_baseline_with_itself_few_are_called_a_loss() -> None:

@@ -15,8 +15,11 @@ import pytest
 
 from kontext_fast.cli.main import run
 from kontext_fast.optimizations import presets
+from kontext_fast.optimizations.plan import resolve
 from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.journal import FOLDER
+from kontext_fast.verify.request import every_preset
+from tests.optimizations.test_optimizations_plan import machine
 from tests.verify import broken
 from tests.verify.edits import write_dataset
 
@@ -58,12 +61,14 @@ def test_an_exact_preset_passes_and_everything_is_written(kontext: Kontext, live
     assert (Path("out") / "visualizations" / "quality" / "index.html").is_file()
 
 
-def test_tiny_is_verified_on_its_own_world(kontext: Kontext) -> None:
-    arguments = ("--checkpoint", "tiny", "--preset", "first_block_cache", "--items", 2, "--steps", 1, "--device", "cpu")
-    code, out, err = kontext(*arguments, "--out", "out", "--json")
+@pytest.mark.timeout(600)
+def test_a_dozen_items_of_tiny_show_that_our_own_forward_only_rounds(kontext: Kontext) -> None:
+    asked = ("--checkpoint", "tiny", "--preset", "faithful", "--items", 12, "--steps", 2, "--batch", 12)
+    code, out, err = kontext(*asked, "--device", "cpu", "--out", "out", "--json")
+    assert code == 0, err
     answer = json.loads(out.splitlines()[-1])
-    (one,) = answer["presets"]
-    assert code == (0 if one["level"] in ("L0", "L1", "L2") else 1), err
+    assert [(one["preset"], one["level"] in ("L0", "L1")) for one in answer["presets"]] == [("faithful", True)]
+    assert not {"latent_error", "psnr", "ssim"} & set(answer["blind"])
     verification = ResultStore(Path("out")).load().verification
     assert verification is not None
     metrics = {facts.name: facts for facts in verification.metrics}
@@ -84,9 +89,30 @@ def test_what_is_not_verified_fails_the_gate_in_one_sentence(
     assert err.splitlines()[-1].startswith("Not verified as harmless: broken (L4)")
 
 
+def test_a_frontier_is_in_the_answer_and_in_the_page(kontext: Kontext, lively: Path, tmp_path: Path) -> None:
+    options = [*_options(lively, tmp_path), "--preset", "fuse_qkv", "--out", "out", "--frontier", "--batch", 4]
+    code, out, err = kontext(*options, "--json")
+    assert code == 0, err
+    points = {one["name"]: one for one in json.loads(out.splitlines()[-1])["frontier"]}
+    assert list(points) == ["baseline", "fuse_qkv", "1 step"]
+    assert all(one["fastest_s"] <= one["edit_s"] <= one["slowest_s"] for one in points.values())
+    assert "Quality against time" in (Path("out") / "visualizations" / "quality" / "index.html").read_text()
+    assert ResultStore(Path("out")).load().command.endswith("--batch 4 --frontier --dataset edits.jsonl")
+
+
+def test_all_presets_are_each_verified_once() -> None:
+    found = every_preset()
+    assert {"faithful", "balanced", "fast", "turbo", "classic", "compile", "fuse_qkv"} <= set(found)
+    # The preset `engine` is what `faithful` is.
+    assert not {"baseline", "engine"} & set(found)
+    plans = [resolve(name, machine()).content_hash for name in found]
+    assert len(set(plans)) == len(plans)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("--batch", "0"), "The batch is 0"),
         (("--preset", "fsat"), "There is no preset 'fsat'"),
         (("--preset", "baseline"), "not baseline"),
         (("--items", "1"), "at least 2"),
@@ -150,5 +176,15 @@ def test_help_names_every_option_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0
-    for option in ("--checkpoint", "--preset", "--items", "--seeds", "--dataset", "--resume", "--out", "--json"):
+    for option in (
+        "--checkpoint",
+        "--preset",
+        "--items",
+        "--seeds",
+        "--dataset",
+        "--frontier",
+        "--resume",
+        "--out",
+        "--json",
+    ):
         assert option in done.stdout

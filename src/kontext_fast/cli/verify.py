@@ -9,6 +9,7 @@ from __future__ import annotations
 import json as json_format
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,11 +23,19 @@ from kontext_fast.errors import GateFailed, InvalidInput
 if TYPE_CHECKING:
     from kontext_fast.verify.clock import Progress
     from kontext_fast.verify.evidence import Findings
+    from kontext_fast.verify.frontier import Frontier
 
 
 def command(
     checkpoint: options.Checkpoint = None,
-    preset: Annotated[str, typer.Option(metavar="A,B", help="Presets to verify; see kontext presets.")] = "classic",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Presets to verify; see kontext presets. [default: classic; all of them with --frontier]",
+            show_default=False,
+        ),
+    ] = None,
     items: Annotated[int, typer.Option(help="Items at most.")] = 100,
     seeds: Annotated[int, typer.Option(help="Seeds per item, 2 at least.")] = 2,
     dataset: Annotated[
@@ -47,6 +56,13 @@ def command(
         Path | None,
         typer.Option(metavar="DIR", help="Holds clip, dino, lpips. [default: the Hub's cache]", show_default=False),
     ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Images per call at most. [default: what suits checkpoint and device]", show_default=False),
+    ] = None,
+    frontier: Annotated[
+        bool, typer.Option("--frontier", help="Time edits too, and hold presets against plain fewer steps.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="New or empty folder. [default: kontext-verify-TIME]", show_default=False)
@@ -57,8 +73,9 @@ def command(
     """Say whether presets change the images: a verdict with margins, controls and a page of pictures."""
     from kontext_fast.report.quality import write_quality_page
     from kontext_fast.verify.evidence import findings
+    from kontext_fast.verify.frontier import frontier as frontier_of
     from kontext_fast.verify.margins import read_margins
-    from kontext_fast.verify.request import Request
+    from kontext_fast.verify.request import Request, every_preset
     from kontext_fast.verify.run import verify
 
     if resume and out is None:
@@ -69,7 +86,7 @@ def command(
         chosen, reason = options.default_checkpoint(device)
         say(f"The checkpoint is {chosen}, since {reason}.")
     request = Request(
-        presets=tuple(part.strip() for part in preset.split(",")),
+        presets=_presets(preset, every_preset() if frontier else ("classic",)),
         checkpoint=chosen,
         items=items,
         seeds=seeds,
@@ -77,6 +94,8 @@ def command(
         steps=steps,
         guidance=guidance,
         seed=seed,
+        batch=batch,
+        frontier=frontier,
         device=device,
         weights=weights,
         margins=read_margins(margins),
@@ -89,12 +108,17 @@ def command(
     found = findings(result)
     for reason in found.verification.rejected:
         say(reason)
-    _print(found)
+    points = frontier_of(result, found)
+    _print(found, points)
     if json:
-        print(json_format.dumps(_machine_readable(found, folder, page)))
+        print(json_format.dumps(_machine_readable(found, folder, page, points)))
     else:
         print(f"The page is {page}.")
     _raise_unless_passed(found)
+
+
+def _presets(asked: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
+    return usual if asked is None else tuple(part.strip() for part in asked.split(","))
 
 
 class _Display:
@@ -123,13 +147,15 @@ def _command_line(request: Any) -> str:
     words = ["kontext", "verify", "--checkpoint", request.checkpoint, "--preset", ",".join(map(str, request.presets))]
     for name in ("items", "seeds", "steps", "guidance", "seed"):
         words += [f"--{name}", f"{getattr(request, name):g}"]
+    words += [] if request.batch is None else ["--batch", str(request.batch)]
+    words += ["--frontier"] if request.frontier else []
     for name in ("dataset", "weights"):
         if (path := getattr(request, name)) is not None:
             words += [f"--{name}", Path(path).name]
     return shlex.join(words)
 
 
-def _print(found: Findings) -> None:
+def _print(found: Findings, points: Frontier | None) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -143,6 +169,10 @@ def _print(found: Findings) -> None:
         shown = level.meaning if level.value == level.meaning else f"{level.value} {level.meaning}"
         table.add_row(*map(Text, (one.preset, shown, one.verdict.reason)))
     console.print(table)
+    if points is not None:
+        from kontext_fast.report.frontier_words import finding
+
+        console.print(Text(finding(points)))
     for metric, reason in found.blind.items():
         console.print(Text(f"{metric} is blind here: {reason}."))
     for facts in found.metrics:
@@ -152,7 +182,7 @@ def _print(found: Findings) -> None:
             console.print(Text(f"{facts.name}: {facts.model}, weights {(facts.weights_sha256 or '')[:12]}"))
 
 
-def _machine_readable(found: Findings, folder: Path, page: Path) -> dict[str, Any]:
+def _machine_readable(found: Findings, folder: Path, page: Path, points: Frontier | None) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "page": str(page),
@@ -166,6 +196,7 @@ def _machine_readable(found: Findings, folder: Path, page: Path) -> dict[str, An
             }
             for one in found.presets
         ],
+        "frontier": None if points is None else [asdict(point) for point in points.points],
         "blind": dict(found.blind),
         "not_measured": {facts.name: facts.not_measured for facts in found.metrics if facts.not_measured},
     }

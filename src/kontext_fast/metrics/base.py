@@ -81,6 +81,15 @@ class Case:
         return self.item.input_caption is not None and self.item.output_caption is not None
 
 
+@dataclass(frozen=True)
+class StoredOutput:
+    """An output that will be a `Case` later on."""
+
+    item: Item
+    digest: str
+    file: Path
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """Where metrics find weights, and whose outputs they look at."""
@@ -119,6 +128,9 @@ class Metric(ABC):
     def model(self) -> tuple[str, str] | None:
         """Name and sha256 of the weights of the model behind the score, once prepared; None where there is none."""
         return None
+
+    def look_ahead(self, outputs: Sequence[StoredOutput]) -> None:  # noqa: B027 - most metrics do not
+        """Told of all outputs before `scores` gets them by and by, for what is better done for many at once."""
 
     @abstractmethod
     def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from kontext_fast.metrics.base import Case, Control, Metric, Need, NotMeasured, Role
-from kontext_fast.metrics.judging import judgement
+from kontext_fast.metrics.base import Case, Control, Metric, Need, NotMeasured, Role, StoredOutput
+from kontext_fast.metrics.judging import judgement, look_ahead
 
 
 class JudgeDone(Metric):
@@ -20,6 +20,9 @@ class JudgeDone(Metric):
     def prepare(self) -> None:
         if self.setting.checkpoint != "tiny":
             raise NotMeasured("only tiny has learned the shapes world")
+
+    def look_ahead(self, outputs: Sequence[StoredOutput]) -> None:
+        look_ahead(outputs)
 
     def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
         return [judgement(case).done for case in cases]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from kontext_fast.metrics.base import Case, Control, Metric, Need, NotMeasured, Role
-from kontext_fast.metrics.judging import judgement
+from kontext_fast.metrics.base import Case, Control, Metric, Need, NotMeasured, Role, StoredOutput
+from kontext_fast.metrics.judging import judgement, look_ahead
 
 
 class JudgeKept(Metric):
@@ -14,12 +14,15 @@ class JudgeKept(Metric):
     title: ClassVar[str] = "rest kept"
     role: ClassVar[Role] = Role.QUALITY
     needs: ClassVar[tuple[Need, ...]] = (Need.JUDGE,)
-    sees: ClassVar[frozenset[Control]] = frozenset({Control.SWAPPED, Control.JPEG})
+    sees: ClassVar[frozenset[Control]] = frozenset({Control.SWAPPED})
     bounded: ClassVar[bool] = True
 
     def prepare(self) -> None:
         if self.setting.checkpoint != "tiny":
             raise NotMeasured("only tiny has learned the shapes world")
+
+    def look_ahead(self, outputs: Sequence[StoredOutput]) -> None:
+        look_ahead(outputs)
 
     def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
         return [judgement(case).kept for case in cases]

@@ -72,7 +72,7 @@ class Acceleration:
         with ExitStack() as undo:
             requests = track_requests(pipe, undo)
             requests.on_begin(_same_parts(pipe), undo)
-            report_step_kinds(pipe, lambda: requests.last_kinds)
+            report_step_kinds(pipe, lambda: requests.last_sample_kinds)
             undo.callback(forget_step_kinds, pipe)
             if device is not None:
                 _run_on(pipe, plan, device, undo)

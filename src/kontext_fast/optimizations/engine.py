@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Conflict, Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.requests import track_requests
+from kontext_fast.records.schema import EMULATED
 
 if TYPE_CHECKING:
     from kontext_fast.optimizations.machine import Machine
@@ -63,7 +64,7 @@ class Engine(Optimization):
 
         kind = kernel_kind(machine.device, self.precision)
         if kind == "emulated":
-            return "kernel: emulated (fp8 emulated: no speed)"
+            return EMULATED
         if kind == "portable" and machine.device != "cpu":
             return "kernel: portable (plain PyTorch, not the fused kernels)"
         return None

@@ -105,8 +105,7 @@ class EngineForward:
             raise InvalidInput("The engine needs the same prompt and positions at every step of a request; keep them.")
         running.given[step] = timestep
         velocity, kinds = running.run.step(step, hidden_states, encoder_hidden_states)
-        for kind in kinds:
-            request.mark(kind)
+        request.mark(*kinds)
         if not return_dict:
             return (velocity,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from kontext_fast.pipeline.step_kinds import hardest
 from kontext_fast.records.schema import StepKind
 
 _TRACKER = "_kontext_fast_requests"
-_BY_WORK: tuple[StepKind, ...] = ("skipped", "reuse", "refresh")
 
 
 class Request:
@@ -24,11 +24,13 @@ class Request:
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         self.kinds: list[StepKind] = []
-        """Kind of each step that has ended."""
+        """Kind of each step that has ended: that of the sample which worked hardest."""
+        self.sample_kinds: list[tuple[StepKind, ...]] = []
+        """The same per sample of the batch; one entry for all of them where nothing tells them apart."""
         self.memory: dict[object, Any] = {}
         """What optimizations remember between steps; emptied when the request ends, however it ends."""
         self._passes = 0
-        self._marks: list[StepKind] = []
+        self._marks: list[tuple[StepKind, ...]] = []
 
     @property
     def step(self) -> int:
@@ -48,13 +50,19 @@ class Request:
         self._passes += 1
         return self._passes - 1
 
-    def mark(self, kind: StepKind) -> None:
-        """Say what the running pass was; a step counts as its hardest-working pass, an unmarked one as refresh."""
-        self._marks.append(kind)
+    def mark(self, *kinds: StepKind) -> None:
+        """Say what the running pass was, for all samples of the batch or for each of them.
+
+        A step counts as its hardest-working pass, an unmarked one as refresh.
+        """
+        self._marks.append(kinds)
 
     def end_step(self) -> None:
         """Close the running step."""
-        self.kinds.append(max(self._marks, key=_BY_WORK.index, default="refresh"))
+        samples = max(map(len, self._marks), default=1)
+        by_pass = [marks if len(marks) == samples else marks * samples for marks in self._marks]
+        self.sample_kinds.append(tuple(hardest(of_sample) for of_sample in zip(*by_pass, strict=True)) or ("refresh",))
+        self.kinds.append(hardest(self.sample_kinds[-1]))
         self._marks.clear()
         self._passes = 0
 
@@ -67,6 +75,8 @@ class Requests:
         """The innermost request that is running; None between requests."""
         self.last_kinds: tuple[StepKind, ...] = ()
         """Kinds of the steps of the most recent request, as far as it got."""
+        self.last_sample_kinds: tuple[tuple[StepKind, ...], ...] = ()
+        """The same per sample, see `Request.sample_kinds`."""
         self.users = 0
         self._on_begin: list[Callable[[Request], None]] = []
         self._on_completed: list[Callable[[Request], None]] = []
@@ -96,6 +106,7 @@ class Requests:
         finally:
             self.current = outer
             self.last_kinds = tuple(request.kinds)
+            self.last_sample_kinds = tuple(request.sample_kinds)
             request.memory.clear()
 
 

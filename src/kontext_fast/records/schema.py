@@ -32,6 +32,9 @@ BASELINE: Final = "baseline"
 CONTROL: Final = "baseline-again"
 """The A/A control: baseline once more, under a name of its own."""
 
+EMULATED: Final = "kernel: emulated"
+"""Label of runs whose rounding is real and whose time is not: they get no factor."""
+
 
 class Stored(BaseModel):
     """Base of everything that is written to disk: frozen, and unknown keys are an error."""
@@ -175,12 +178,13 @@ class Output(Stored):
     """Hash of the stored image; None where the edit failed."""
     step_kinds: tuple[StepKind, ...] = ()
     failure: str | None = None
-    """One sentence, where there is no image."""
+    """One sentence, where there is no image, or one at the second attempt only: a call of several items failed for a
+    reason that none of them repeated alone."""
 
 
-ArmRole = Literal["baseline", "preset", "order", "floor", "control"]
-"""order: the preset again with its requests in another order; floor: baseline again, differing by rounding at most;
-control: outputs that are worse on purpose."""
+ArmRole = Literal["baseline", "preset", "order", "steps", "floor", "control"]
+"""order: the preset again with its requests in another order; steps: baseline with fewer steps; floor: baseline again,
+differing by rounding at most; control: outputs that are worse on purpose."""
 
 
 class Arm(Stored):
@@ -209,7 +213,7 @@ class Verification(Stored):
     guidance: float
     seeds: tuple[int, ...]
     batch: int
-    """Images per call: all seeds of an item, or one where the memory was too small for that."""
+    """Images per call at most: of one item, or of several of one size."""
     control_items: tuple[str, ...]
     """Items of all arms but baseline and the presets."""
     margins: dict[str, Any]
@@ -248,6 +252,9 @@ class Record(Stored):
     arm: Arm | None = None
     outputs: tuple[Output, ...] = ()
     """What an arm of a verification made."""
+    edits_s: tuple[float, ...] = ()
+    """Wall times of single edits of an arm, one after another in the verification's own process: for the frontier
+    only, since a claim about speed takes processes of its own (`measurements`)."""
     scores: tuple[Score, ...] = ()
     labels: tuple[str, ...] = ()
     """Stamps that must be shown beside every number of this run, e.g. `fixed schedule`, `hit rate meaningless`."""

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kontext_fast.records.schema import Memory, Status
+from kontext_fast.records.schema import EMULATED, Memory, Status
 from kontext_fast.report.groups import BASELINE, Group, Run
 from kontext_fast.report.judged import accepted_by_item
 from kontext_fast.stats.compare import ratio_interval
 from kontext_fast.stats.proportion import acceptance, paired_difference
 from kontext_fast.stats.summary import Estimate, Summary, mean_estimate, process_value, summarize
-
-EMULATED = "kernel: emulated"
-"""Label of runs whose rounding is real and whose time is not: they get no factor."""
 
 
 REFERENCE = "reference"

@@ -15,14 +15,16 @@ from kontext_fast.records.machine import machine_name
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report import format as write
+from kontext_fast.report import frontier_words
 from kontext_fast.report import quality_words as words
 from kontext_fast.report.charting import Chart
-from kontext_fast.report.charts import quality_paired_differences, quality_score_distributions
+from kontext_fast.report.charts import quality_frontier, quality_paired_differences, quality_score_distributions
 from kontext_fast.report.images import chart_uri
 from kontext_fast.report.notes import checkpoint_caution
 from kontext_fast.report.quality_cards import GAIN, SHOWN, Card, arbitrary, cards, worst
 from kontext_fast.verify.controls import POSITIVE, Sighting
 from kontext_fast.verify.evidence import Findings, PresetVerdict, findings
+from kontext_fast.verify.frontier import frontier
 
 PAGE = Path("visualizations") / "quality" / "index.html"
 
@@ -50,7 +52,7 @@ def write_quality_page(records: Path, out: Path | None = None) -> Path:
     try:
         charts = [
             module.draw(result, folder / "visualizations")
-            for module in (quality_paired_differences, quality_score_distributions)
+            for module in (quality_paired_differences, quality_score_distributions, quality_frontier)
         ]
         write_atomically(page, render(result, found, store, charts).encode())
     except OSError as error:
@@ -68,13 +70,17 @@ def render(result: ResultFile, found: Findings, store: ResultStore, charts: Sequ
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.globals.update(write=write, words=words, chart_uri=chart_uri, gain=GAIN, shown=SHOWN)
+    environment.globals.update(
+        write=write, words=words, frontier_words=frontier_words, chart_uri=chart_uri, gain=GAIN, shown=SHOWN
+    )
     controls = [control.value for control in Control] + list(POSITIVE)
     return environment.get_template("quality.html.j2").render(
         result=result,
         found=found,
         sections=[_section(one, found, result, store) for one in found.presets],
-        charts=charts,
+        charts=[chart for chart in charts if chart.title != quality_frontier.TITLE],
+        frontier=frontier(result, found),
+        frontier_charts=[chart for chart in charts if chart.title == quality_frontier.TITLE],
         facts=_facts(result, found),
         caution=next((checkpoint_caution(record.checkpoint) for record in result.records if record.checkpoint), None),
         controls=controls,
@@ -126,11 +132,11 @@ def _by_metric(sightings: Sequence[Sighting]) -> dict[str, dict[str, Sighting]]:
 
 
 def _lost(result: ResultFile) -> list[tuple[str, str, int, str]]:
-    """Arm, item, seed and reason of every single output that failed."""
+    """Arm, item, seed and reason of every single output that failed, if only at the first attempt."""
     return [
         (record.arm.name, output.item, output.seed, output.failure or "")
         for record in result.records
         if record.arm
         for output in record.outputs
-        if not output.image
+        if output.failure or not output.image
     ]

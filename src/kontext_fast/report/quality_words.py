@@ -55,7 +55,7 @@ def finding(found: Findings) -> str:
     by_level: dict[Level, list[str]] = {}
     for one in found.presets:
         by_level.setdefault(one.verdict.level, []).append(one.preset)
-    sentences = [f"{_joined(names)}: {level_name(level)}." for level, names in by_level.items()]
+    sentences = [f"{joined(names)}: {level_name(level)}." for level, names in by_level.items()]
     return " ".join(sentences) or "No preset was verified."
 
 
@@ -67,5 +67,5 @@ def computed_share(one: PresetVerdict, steps: Sequence[Sequence[str]]) -> str:
     return f"{sum(computed) / len(computed):.1f} of {max(map(len, steps))}"
 
 
-def _joined(names: Sequence[str]) -> str:
+def joined(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

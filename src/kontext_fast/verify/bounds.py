@@ -56,12 +56,19 @@ def mean_bounds(differences: npt.ArrayLike, confidence: float, *, bounded: bool)
     return MeanBounds(mean, center - reach * error, center + reach * error, np.asarray(p_loss, np.float64))
 
 
-def items_needed(deviation: float, margin: float, *, confidence: float, power: float) -> int:
+def items_needed(deviation: float, margin: float, *, confidence: float, power: float, bounded: bool = False) -> int:
     """Items with which a preset without any loss passes its margin with probability `power`.
 
-    `deviation` is the standard deviation of the differences of items, in the unit of `margin`.
+    `deviation` is the standard deviation of the differences of items, in the unit of `margin`. `bounded` counts the
+    two made-up items of `mean_bounds`, which matter where hardly any item differs.
     """
-    return max(2, int(np.ceil(((ndtri(confidence) + ndtri(power)) * deviation / margin) ** 2)))
+    reach = (ndtri(confidence) + ndtri(power)) / margin
+    needed = max(2, int(np.ceil((reach * deviation) ** 2)))
+    if not bounded:
+        return needed
+    # (needed + 2)^2 = reach^2 * (needed * deviation^2 + 2), solved for needed.
+    half = (reach * deviation) ** 2 / 2
+    return max(2, int(np.ceil(half - 2 + np.sqrt(half**2 - 4 * half + 2 * reach**2))))
 
 
 def power(n: int, deviation: float, margin: float, *, confidence: float) -> float:

@@ -96,8 +96,10 @@ def sightings(
             seen = _shows_loss(differences.get(control, {}), margins, bounded=metric.bounded)
         found.append(Sighting(metric.name, control.value, True, seen))
     if metric.role is Role.QUALITY:
+        # Rounding may lower a score a little, item after item; that it would cost a verdict is what must not happen.
+        harmless = margins.primary.get(metric.name, 0.0)
         for control_name in POSITIVE:
-            seen = _shows_loss(differences.get(control_name, {}), margins, bounded=metric.bounded)
+            seen = _shows_loss(differences.get(control_name, {}), margins, bounded=metric.bounded, beyond=harmless)
             found.append(Sighting(metric.name, control_name, False, seen))
     return tuple(found)
 
@@ -124,8 +126,10 @@ def _farther_than_rounding(fidelity: Fidelity | None, distances: ByItem, margins
     return finding.outcome is Outcome.FAILED and finding.ratio.lower > margins.floor.ratio
 
 
-def _shows_loss(differences: ByItem, margins: Margins, *, bounded: bool) -> bool | None:
+def _shows_loss(differences: ByItem, margins: Margins, *, bounded: bool, beyond: float = 0.0) -> bool | None:
+    """Whether the mean loss is larger than `beyond`, and no accident."""
     values = item_means(differences)
     if len(values) < 2:
         return None
-    return bool(np.all(mean_bounds(values, margins.confidence, bounded=bounded).upper < 0))
+    found = mean_bounds(values, margins.confidence, bounded=bounded)
+    return bool(np.all((found.upper < 0) & (found.mean < -beyond)))

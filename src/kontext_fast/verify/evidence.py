@@ -10,7 +10,7 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.metrics.base import Metric, Role
 from kontext_fast.metrics.registry import discover
 from kontext_fast.records.schema import MetricFacts, Record, ResultFile, Verification
-from kontext_fast.verify.controls import Sighting, blindness, sightings
+from kontext_fast.verify.controls import RERUN, Sighting, blindness, sightings
 from kontext_fast.verify.findings import ByItem, Fidelity, Quality
 from kontext_fast.verify.margins import Margins
 from kontext_fast.verify.verdict import Evidence, Level, Verdict, decide
@@ -34,6 +34,8 @@ class Findings:
     verification: Verification
     margins: Margins
     presets: tuple[PresetVerdict, ...]
+    fewer_steps: tuple[PresetVerdict, ...]
+    """Of baseline with fewer steps; empty without a frontier."""
     sightings: tuple[Sighting, ...]
     blind: Mapping[str, str]
     metrics: tuple[MetricFacts, ...]
@@ -68,6 +70,7 @@ def findings(result: ResultFile) -> Findings:
         verification=verification,
         margins=margins,
         presets=tuple(_judged(arms, record, metrics, margins, blind) for record in arms.presets),
+        fewer_steps=tuple(_judged(arms, record, metrics, margins, blind) for record in arms.fewer_steps),
         sightings=tuple(sighting for of_metric in found for sighting in of_metric),
         blind=blind,
         metrics=tuple(_as_it_was(facts, arms) for facts in verification.metrics),
@@ -101,8 +104,10 @@ class Arms:
             name: _by_metric(record) for name, record in self._records.items()
         }
         self.presets = self._of_role("preset")
+        self.fewer_steps = self._of_role("steps")
         self.controls = [name for name, record in self._records.items() if record.arm and record.arm.role == "control"]
         self.floors = [name for name, record in self._records.items() if record.arm and record.arm.role == "floor"]
+        self.repeated = [record for record in self._of_role("floor") if record.preset == RERUN]
         baselines = self._of_role("baseline")
         self.baseline = baselines[0] if baselines else None
 
@@ -144,25 +149,28 @@ class Arms:
         """All distances of one metric; those of a preset are empty without one."""
         baseline = self.baseline.arm.name if self.baseline and self.baseline.arm else ""
         between = self.scores(baseline, metric.name + BETWEEN_SEEDS)
-        reordered = [
-            record.arm.name
-            for record in self._of_role("order")
-            if record.arm and preset and record.arm.preset == preset
-        ]
+        reordered = self._reordered(preset)
         return Fidelity(
             metric=metric.name,
             to_baseline=self.distances(metric, preset) if preset else {},
             floors={name: self.distances(metric, name) for name in self.floors},
             between_seeds=_grouped({key: metric.distance(score) for key, score in between.items()}),
-            reordered=self.distances(metric, reordered[0]) if reordered else {},
+            reordered=self.distances(metric, reordered.arm.name) if reordered and reordered.arm else {},
         )
+
+    def _reordered(self, preset: str | None) -> Record | None:
+        """The arm of `preset` with its requests in another order."""
+        found = (record for record in self._of_role("order") if record.arm and record.arm.preset == preset)
+        return next(found, None) if preset else None
 
     def evidence(self, preset: str, metrics: Iterable[type[Metric]], blind: Mapping[str, str]) -> Evidence:
         metrics = list(metrics)
         made, failed = _images(self._records[preset])
-        baseline, _ = _images(self.baseline) if self.baseline else ({}, set())
+        baseline, failed_too = _images(self.baseline) if self.baseline else ({}, set())
         paired = made.keys() & baseline.keys()
         latents = self.scores(preset, "latent_error")
+        reordered = self._reordered(preset)
+        _, failed_reordered = _images(reordered) if reordered else ({}, set())
         return Evidence(
             identical=bool(paired)
             and _differ_by_seed(baseline)
@@ -174,7 +182,10 @@ class Arms:
                 for metric in metrics
                 if metric.role is Role.QUALITY and (differences := self.differences(metric, preset))
             ),
-            failures=tuple(sorted({item for item, seed in failed if (item, seed) in baseline})),
+            failures=tuple(sorted({item for item, seed in failed - failed_too if (item, seed) in baseline})),
+            reordered_failures=tuple(
+                sorted({item for item, seed in failed_reordered - failed if (item, seed) in made})
+            ),
             blind=blind,
         )
 
@@ -195,9 +206,9 @@ def _grouped(values: Mapping[tuple[str, int], float]) -> dict[str, list[float]]:
 
 
 def _images(record: Record) -> tuple[dict[tuple[str, int], str], set[tuple[str, int]]]:
-    """Images by item and seed, and the items and seeds of which there is none."""
+    """Images by item and seed, and the items and seeds that failed, at the first attempt at least."""
     made = {(output.item, output.seed): output.image for output in record.outputs if output.image}
-    return made, {(output.item, output.seed) for output in record.outputs if not output.image}
+    return made, {(output.item, output.seed) for output in record.outputs if output.failure or not output.image}
 
 
 def _differ_by_seed(images: Mapping[tuple[str, int], str]) -> bool:

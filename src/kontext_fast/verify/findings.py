@@ -121,7 +121,9 @@ def against_margins(usable: Sequence[Quality], margins: Margins) -> tuple[LossFi
             outcome = Outcome.PASSED
         else:
             outcome = Outcome.FAILED if p_value < 1 - margins.confidence else Outcome.UNDECIDED
-        needed = items_needed(float(array.std(ddof=1)), margin, confidence=margins.confidence, power=margins.power)
+        needed = items_needed(
+            float(array.std(ddof=1)), margin, confidence=margins.confidence, power=margins.power, bounded=one.bounded
+        )
         findings.append(
             LossFinding(
                 metric=one.metric,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Journal:
     def begin(self, setup: Mapping[str, Any]) -> None:
         """Start anew. `setup` is everything that decides what is made, as JSON."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._append({"setup": dict(setup)})
+        self._append([{"setup": dict(setup)}])
 
     def resume(self, setup: Mapping[str, Any]) -> None:
         """Read what is there. Raises InvalidInput where nothing is, or where another verification is."""
@@ -55,15 +55,20 @@ class Journal:
         return self._done[arm]
 
     def add(
-        self, arm: str, item: str, outputs: Sequence[Output], latents: Mapping[int, npt.NDArray[np.float32]]
+        self, arm: str, made: Iterable[tuple[str, Sequence[Output], Mapping[int, npt.NDArray[np.float32]]]]
     ) -> None:
-        """Keep the outputs of one item, all seeds at once; `latents` by seed."""
-        for seed, array in latents.items():
-            path = self._latents_file(arm, item, seed)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, array)
-        self._append({"arm": arm, "item": item, "outputs": [output.model_dump(mode="json") for output in outputs]})
-        self._done[arm][item] = tuple(outputs)
+        """Keep what one call made: per item its id, the outputs of all seeds, and latents by seed."""
+        made = list(made)
+        for item, _, latents in made:
+            for seed, array in latents.items():
+                path = self._latents_file(arm, item, seed)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.save(path, array)
+        self._append(
+            {"arm": arm, "item": item, "outputs": [output.model_dump(mode="json") for output in outputs]}
+            for item, outputs, _ in made
+        )
+        self._done[arm].update({item: tuple(outputs) for item, outputs, _ in made})
 
     def latents(self, arm: str, item: str, seed: int) -> npt.NDArray[np.float32] | None:
         """None where there are none, as for outputs made from pictures."""
@@ -77,9 +82,9 @@ class Journal:
         name = "".join(letter if letter.isalnum() else "-" for letter in arm)
         return self._folder / "latents" / name / f"{item}-{seed}.npy"
 
-    def _append(self, line: Mapping[str, Any]) -> None:
+    def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         with self._file.open("ab") as file:
-            file.write(json.dumps(line).encode() + b"\n")
+            file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
 

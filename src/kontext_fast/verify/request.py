@@ -9,7 +9,8 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.items.base import Dataset
 from kontext_fast.items.datasets import read_dataset
 from kontext_fast.items.world import world
-from kontext_fast.optimizations.presets import Preset
+from kontext_fast.optimizations.presets import PRESETS, Preset
+from kontext_fast.optimizations.registry import discover
 from kontext_fast.pipeline.load import RANDOM, TINY
 from kontext_fast.pipeline.request import EditRequest
 from kontext_fast.records.schema import BASELINE
@@ -32,6 +33,10 @@ class Request:
     steps: int = 28
     guidance: float = 2.5
     seed: int = 0
+    batch: int | None = None
+    """Images per call at most; None for what suits the checkpoint and the device."""
+    frontier: bool = False
+    """Whether to time single edits, too, and to hold presets against fewer steps."""
     device: str | None = None
     weights: Path | None = None
     """Of learned metrics; None for the Hub's cache."""
@@ -44,11 +49,23 @@ class Request:
             raise InvalidInput("One seed has no noise to compare with; use at least 2 seeds.")
         if self.control_items < 2:
             raise InvalidInput(f"{self.control_items} items are too few for the controls; use at least 2.")
+        if self.batch is not None and self.batch < 1:
+            raise InvalidInput(f"The batch is {self.batch}; give a whole number of at least 1.")
         # Whatever an edit refuses is refused before anything is loaded.
         EditRequest("-", steps=self.steps, guidance=self.guidance, seed=self.seed, batch=self.seeds)
         names = [preset if isinstance(preset, str) else preset.name for preset in self.presets]
         if not names or len(set(names)) < len(names) or BASELINE in names:
             raise InvalidInput(f"Name each preset to verify once, and not {BASELINE}, which they are compared with.")
+
+
+def every_preset() -> tuple[str, ...]:
+    """All presets but baseline; of several that apply the same, the one that is a choice of techniques."""
+    by_content: dict[tuple[tuple[str, str], ...], str] = {}
+    for name, preset in PRESETS.items():
+        content = tuple((one.name, one.model_dump_json()) for one in preset.optimizations)
+        if by_content.get(content, name) == name or name not in discover():
+            by_content[content] = name
+    return tuple(name for name in by_content.values() if name != BASELINE)
 
 
 def dataset_of(request: Request) -> Dataset:

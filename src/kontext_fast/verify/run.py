@@ -21,7 +21,7 @@ from kontext_fast.optimizations.presets import Preset
 from kontext_fast.pipeline.device import choose_device
 from kontext_fast.pipeline.load import RANDOM
 from kontext_fast.records.machine import machine_name
-from kontext_fast.records.schema import BASELINE, Arm, Output, Record, ResultFile, Status, Verification
+from kontext_fast.records.schema import BASELINE, EMULATED, Arm, Output, Record, ResultFile, Status, Verification
 from kontext_fast.records.schema import Item as StoredItem
 from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.arms import Plan, arms
@@ -76,14 +76,12 @@ class _Session:
         self._items = list(dataset.items)[: request.items]
         self._few = self._items[: request.control_items]
         self._settings = Settings(
-            seeds=tuple(range(request.seed, request.seed + request.seeds)),
-            steps=request.steps,
-            guidance=request.guidance,
+            seeds=tuple(range(request.seed, request.seed + request.seeds)), guidance=request.guidance
         )
         self._applied = {
             name: plan for preset in request.presets for name, plan in [_resolved(preset, device, request)]
         }
-        self._studio = Studio(request.checkpoint, device, self._settings)
+        self._studio = Studio(request.checkpoint, device, self._settings, request.batch)
         self._studio.fit_batch(self._items[0])
         self._environment = environment_facts(str(device))
         self._device = device
@@ -125,9 +123,10 @@ class _Session:
             "items": hashlib.sha256(" ".join(item.id for item in self._items).encode()).hexdigest(),
             "control items": len(self._few),
             "seeds": self._settings.seeds,
-            "steps": self._settings.steps,
+            "steps": self._request.steps,
             "guidance": self._settings.guidance,
             "batch": self._studio.batch,
+            "frontier": self._request.frontier,
             "margins": self._request.margins.sha256,
         }
 
@@ -144,7 +143,18 @@ class _Session:
 
     def make_outputs(self) -> None:
         """Run every arm that has items left to do."""
-        plans = list(arms(self._request.presets, self._items, self._few))
+        request = self._request
+        plans = list(
+            arms(
+                request.presets,
+                self._items,
+                self._few,
+                steps=request.steps,
+                seeds=request.seeds,
+                batch=self._studio.batch,
+                frontier=request.frontier,
+            )
+        )
         left = {plan.arm.name: self._left(plan) for plan in plans}
         clock = Clock(sum(len(plan.items) for plan in plans), sum(map(len, left.values())), self._on_progress)
         for plan in plans:
@@ -152,16 +162,18 @@ class _Session:
             if name in self._records and not left[name]:
                 continue
             status, reason = self._run(plan, left[name], clock)
+            edits_s = self._time(plan) if request.frontier and plan.timed and status == "ok" else ()
             outputs = [output for of_item in self._journal.done(name).values() for output in of_item]
-            self._record(plan.arm, plan.preset_name, outputs, status, reason)
+            self._record(plan.arm, plan.preset_name, outputs, status, reason, edits_s)
 
-    def _left(self, plan: Plan) -> list[int]:
+    def _left(self, plan: Plan) -> frozenset[int]:
+        """Positions of the items that have no output yet."""
         done = self._journal.done(plan.arm.name)
         if plan.arm.name in self._records and not done:
-            return []
-        return [index for index, item in enumerate(plan.items) if item.id not in done]
+            return frozenset()
+        return frozenset(index for index, item in enumerate(plan.items) if item.id not in done)
 
-    def _run(self, plan: Plan, items: list[int], clock: Clock) -> tuple[Status, str | None]:
+    def _run(self, plan: Plan, items: frozenset[int], clock: Clock) -> tuple[Status, str | None]:
         """The status of the arm, and why it has no outputs."""
         name = plan.arm.name
         if name == OTHER_POSITION and self._studio.batch == 1:
@@ -171,15 +183,30 @@ class _Session:
             clock.skip(len(items))
             return "refused", refusal
         clock.show(name)
+        # A call of which items are missing is made again whole: in a smaller one they would round otherwise.
+        calls = [call for call in self._studio.calls(plan) if not items.isdisjoint(call)] if items else []
         try:
-            for item, outputs, latents in self._studio.make(plan, items, self.store.put_image):
-                self._journal.add(name, item.id, outputs, latents)
-                clock.step(name)
+            for made in self._studio.make(plan, calls, self.store.put_image):
+                new = [one for one in made if one.item.id not in self._journal.done(name)]
+                self._journal.add(name, [(one.item.id, one.outputs, one.latents) for one in new])
+                clock.step(name, len(new))
         except (Refused, OutOfMemory) as error:
             if plan.arm.role == "baseline":
                 raise
             return ("oom" if isinstance(error, OutOfMemory) else "refused"), str(error)
         return "ok", None
+
+    def _time(self, plan: Plan) -> tuple[float, ...]:
+        """Seconds of single edits; none where the kernels are emulated, and where an edit fails."""
+        applied = self._applied.get(plan.preset_name)
+        if isinstance(applied, AppliedPlan) and EMULATED in applied.labels:
+            return ()
+        try:
+            return self._studio.time(plan)
+        except Cancelled:
+            raise
+        except Exception:  # noqa: BLE001 - why it fails is said by its outputs
+            return ()
 
     def spoil_outputs(self) -> None:
         """The controls that are made from pictures: baseline's outputs made worse, and the input as the output."""
@@ -213,6 +240,8 @@ class _Session:
         waiting = [record for record in self._records.values() if record.outputs and not record.scores]
         total = sum(len(record.outputs) for record in waiting)
         clock = Clock(total, total, self._on_progress)
+        clock.show("scoring")
+        scorer.look_ahead(waiting)
         for record in waiting:
             arm = record.arm
             assert arm is not None
@@ -222,7 +251,15 @@ class _Session:
             self._write()
         self._write()
 
-    def _record(self, arm: Arm, preset: str, outputs: Sequence[Output], status: Status, reason: str | None) -> None:
+    def _record(
+        self,
+        arm: Arm,
+        preset: str,
+        outputs: Sequence[Output],
+        status: Status,
+        reason: str | None,
+        edits_s: tuple[float, ...] = (),
+    ) -> None:
         made = any(output.image for output in outputs)
         if status == "ok" and not made:
             failures = [output.failure for output in outputs if output.failure]
@@ -243,6 +280,7 @@ class _Session:
             reason=None if reason is None else without_private_facts(reason),
             arm=arm,
             outputs=tuple(outputs),
+            edits_s=edits_s,
         )
         self._write()
 

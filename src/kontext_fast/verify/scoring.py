@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ from PIL import Image
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.items.base import Item
-from kontext_fast.metrics.base import Case, Metric, Need, NotMeasured, Role, Setting, facts_of
+from kontext_fast.metrics.base import Case, Metric, Need, NotMeasured, Role, Setting, StoredOutput, facts_of
 from kontext_fast.metrics.registry import discover
 from kontext_fast.records.schema import MetricFacts, Output, Record, Score
 from kontext_fast.records.store import ResultStore
@@ -44,6 +44,17 @@ class Scorer:
             return MetricFacts(name=metric.name, not_measured=f"Not measured: {reason}.")
         self._metrics.append(metric)
         return MetricFacts(**facts_of(metric))
+
+    def look_ahead(self, records: Iterable[Record]) -> None:
+        """Told before the first call of `score` which records will be scored, so that work can be shared out."""
+        outputs = [
+            StoredOutput(self._items[output.item], output.image, self._store.image_path(output.image))
+            for record in records
+            for output in record.outputs
+            if output.image and self._store.image_path(output.image).is_file()
+        ]
+        for metric in self._metrics:
+            metric.look_ahead(outputs)
 
     def score(self, record: Record, reference: Record, on_progress: Callable[[int], None]) -> list[Score]:
         """Scores of all outputs of `record`; fidelity is to `reference`, and for baseline to its own first seed."""

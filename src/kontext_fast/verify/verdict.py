@@ -61,7 +61,9 @@ class Evidence:
     fidelity: tuple[Fidelity, ...]
     quality: tuple[Quality, ...]
     failures: tuple[str, ...] = ()
-    """Items that baseline made and the preset did not."""
+    """Items that baseline made and the preset did not, or at the second attempt only."""
+    reordered_failures: tuple[str, ...] = ()
+    """Items that the preset made, and did not in another order."""
     blind: Mapping[str, str] = field(default_factory=dict)
     """Metrics that no verdict may rest on, and why."""
 
@@ -82,7 +84,7 @@ def decide(evidence: Evidence, margins: Margins) -> Verdict:
     if evidence.failures:
         names = ", ".join(evidence.failures[:3])
         return Verdict(Level.LOSS, f"It failed on {len(evidence.failures)} items that baseline made ({names}).", floor)
-    if (reason := _depends_on_order(fidelity, margins)) is not None:
+    if (reason := _depends_on_order(evidence, fidelity, margins)) is not None:
         return Verdict(Level.LOSS, reason, floor)
     if evidence.identical:
         return Verdict(Level.IDENTICAL, "Every output is the same, bit for bit.", floor)
@@ -100,6 +102,10 @@ def _about_quality(
     if not usable:
         names = ", ".join(one.metric for one in measured)
         why = f"the primary metrics are blind here ({names})" if names else "no primary metric was measured"
+        if floor and all(finding.outcome is not Outcome.FAILED for finding in floor):
+            n, least = min(finding.n for finding in floor), margins.floor.min_items
+            few = f"it takes {least} items to say so, {n} were used" if n < least else "more items would tell"
+            return Verdict(Level.CANNOT_TELL, f"{beyond.strip().rstrip('.')}: {few}; and {why}.", floor)
         return Verdict(Level.NOT_MEASURED, f"Quality is not measured: {why}.{beyond}", floor)
     losses = against_margins(usable, margins)
     noise = tuple(finding for one in fidelity if (finding := against_seeds(one, margins)) is not None)
@@ -114,12 +120,16 @@ def _about_quality(
     return Verdict(Level.CANNOT_TELL, _doubt_sentence(losses, noise, margins), floor, noise, losses)
 
 
-def _depends_on_order(fidelity: Iterable[Fidelity], margins: Margins) -> str | None:
+def _depends_on_order(evidence: Evidence, fidelity: Iterable[Fidelity], margins: Margins) -> str | None:
+    if evidence.reordered_failures:
+        names = ", ".join(evidence.reordered_failures[:3])
+        count = len(evidence.reordered_failures)
+        return f"Its outputs depend on other requests: in another order it failed on {count} items ({names})."
     for one in fidelity:
         finding = against_floor(one, one.reordered, margins)
         if finding is not None and finding.outcome is Outcome.FAILED:
             return (
-                f"Its outputs depend on earlier requests: in another order {one.metric} differs by "
+                f"Its outputs depend on other requests: in another order {one.metric} differs by "
                 f"{_times(finding.ratio.value)} the floor."
             )
     return None
@@ -153,7 +163,11 @@ def _loss_sentence(losses: Sequence[LossFinding], noise: Sequence[NoiseFinding],
 def _doubt_sentence(losses: Sequence[LossFinding], noise: Sequence[NoiseFinding], margins: Margins) -> str:
     parts = [
         f"the change in {one.metric} is {one.mean:+.3g} and its bound of {one.lower:+.3g} is beyond {-one.margin:g}; "
-        f"about {one.needed} items would tell, {one.n} were used"
+        + (
+            f"about {one.needed} items would tell, {one.n} were used"
+            if one.needed > one.n
+            else f"{one.n} items were used"
+        )
         for one in losses
         if one.outcome is Outcome.UNDECIDED
     ]

@@ -1,0 +1,154 @@
+"""The table of presets for the documentation, in Markdown, rendered from a verification and a benchmark. Pure.
+
+A verdict or a speed of a preset whose parameters have changed since it was measured is not shown: it is not measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from kontext_fast.optimizations.base import Effect, Optimization
+from kontext_fast.optimizations.presets import PRESETS, Preset
+from kontext_fast.records.machine import machine_name
+from kontext_fast.records.schema import BASELINE, EMULATED, Record, ResultFile
+from kontext_fast.records.store import ResultStore
+from kontext_fast.report import format as write
+from kontext_fast.report.groups import Group, groups
+from kontext_fast.report.headline import Row, headline
+from kontext_fast.report.quality_words import level_name
+from kontext_fast.verify.evidence import Findings, PresetVerdict, findings
+
+SHOWN = ("faithful", "balanced", "fast", "turbo", "classic")
+"""Presets that are a choice of several techniques, and what was measured besides after them."""
+ON_YOUR_WEIGHTS = (
+    "`tiny` is a small model of a synthetic world of shapes; what a preset costs is a property of the weights. "
+    "On your weights: run `kontext verify`."
+)
+CHANGED = "not measured: its parameters have changed since"
+_STRENGTH = (Effect.EXACT, Effect.NUMERIC, Effect.LOSSY)
+_KINDS = ("random", "hub", "folder", "tiny")
+
+
+def presets_table_of(verified: Path | None, benched: Path | None) -> str:
+    """The table from two result folders; what there is no folder of reads "not measured".
+
+    Raises InvalidInput where a folder holds no records, or `verified` those of anything but a verification.
+    """
+    return presets_table(
+        None if verified is None else ResultStore.find(verified).load(),
+        None if benched is None else ResultStore.find(benched).load(),
+    )
+
+
+def presets_table(verified: ResultFile | None, benched: ResultFile | None) -> str:
+    """The table as Markdown, with where its numbers come from and the reasons of verdicts below it."""
+    found = None if verified is None else findings(verified)
+    group = None if benched is None else _reference_group(groups(benched))
+    rows = {row.preset: row for row in headline(group)} if group else {}
+    verdicts = {one.preset: one for one in found.presets} if found else {}
+    names = [*SHOWN, *(name for name in (*verdicts, *rows) if name in PRESETS and name not in (*SHOWN, BASELINE))]
+    checkpoint = (
+        next((record.checkpoint.name for record in verified.records if record.checkpoint), "tiny")
+        if verified
+        else "tiny"
+    )
+    card = (group.machine if group else None) or "the reference card"
+    lines = [
+        f"| preset | what it does | effect | verdict on `{checkpoint}` | speed on {card} |",
+        "|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(names):
+        preset = PRESETS[name]
+        verdict = _verdict(preset, verdicts.get(name), verified)
+        speed = _speed(preset, rows.get(name), group)
+        lines.append(f"| `{name}` | {preset.summary} | {_effect(preset.optimizations)} | {verdict} | {speed} |")
+    lines += ["", ON_YOUR_WEIGHTS, ""]
+    lines += [f"- {fact}" for fact in (*_of_verdicts(found, verified), *_of_speed(group, rows))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _effect(optimizations: Sequence[Optimization]) -> str:
+    return max((one.effect for one in optimizations), key=_STRENGTH.index, default=Effect.EXACT).value
+
+
+def _verdict(preset: Preset, one: PresetVerdict | None, verified: ResultFile | None) -> str:
+    if one is None or verified is None:
+        return write.NOT_MEASURED
+    record = next(record for record in verified.records if record.arm and record.arm.name == preset.name)
+    if not _is_current(preset, record):
+        return CHANGED
+    emulated = " (fp8 emulated: same rounding, no speed)" if EMULATED in record.labels else ""
+    return f"**{level_name(one.verdict.level)}**{emulated}"
+
+
+def _speed(preset: Preset, row: Row | None, group: Group | None) -> str:
+    if row is None or group is None:
+        return write.NOT_MEASURED
+    runs = [run.record for run in group.runs_of(preset.name)]
+    if not all(_is_current(preset, record) for record in runs):
+        return CHANGED
+    if row.time is None:
+        return f"{row.status}: {_in_a_cell(row.reason or '')}"
+    if row.factor is None:
+        return f"{write.NOT_MEASURED}: {row.factor_note}"
+    spread = write.factor_range(row.factor)
+    return f"{write.factor(row.factor)}" + (f" ({spread})" if spread else " (one round, no interval)")
+
+
+def _is_current(preset: Preset, record: Record) -> bool:
+    """Whether what ran is what the preset is today; a record without a plan (refused) says nothing else."""
+    ran = sorted((one.name, one.model_dump(mode="json")["parameters"]) for one in record.plan)
+    variants: Iterable[tuple[Optimization, ...] | None] = (preset.optimizations, preset.on_random)
+    today = [sorted((one.name, one.parameters()) for one in variant) for variant in variants if variant is not None]
+    return not record.plan or ran in today
+
+
+def _reference_group(found: Sequence[Group]) -> Group | None:
+    """Edits of the checkpoint that is most like a real one, at the most work, with the most presets."""
+
+    def rank(group: Group) -> tuple[int, int, int]:
+        assert group.checkpoint is not None
+        assert group.workload is not None
+        work = (group.workload.image_tokens + group.workload.reference_tokens) * group.workload.steps
+        return -_KINDS.index(group.checkpoint.kind), len({run.record.preset for run in group.runs}), work
+
+    edits = [one for one in found if one.workload and one.checkpoint and one.workload.mode == "edit"]
+    return max((one for one in edits if one.runs_of(BASELINE)), key=rank, default=None)
+
+
+def _of_verdicts(found: Findings | None, verified: ResultFile | None) -> Iterator[str]:
+    if found is None or verified is None or not verified.records:
+        yield f"Verdicts: {write.NOT_MEASURED}."
+        return
+    record, verification = verified.records[0], found.verification
+    yield (
+        f"Verdicts: {write.count(len(verified.items), 'item')} of {verification.dataset}, "
+        f"{write.count(len(verification.seeds), 'seed')} each, {verification.steps} steps, on "
+        f"{machine_name(record.environment) or 'an unnamed machine'}, {write.date(record.created_at)}, margins sha256 "
+        f"`{verification.margins_sha256[:12]}`."
+    )
+    if found.blind:
+        yield f"Blind there, so that no verdict rests on them: {', '.join(sorted(found.blind))}."
+    for one in found.presets:
+        record = next(r for r in verified.records if r.arm and r.arm.name == one.preset)
+        if one.preset in PRESETS and _is_current(PRESETS[one.preset], record):
+            yield f"`{one.preset}`: {one.verdict.reason}"
+
+
+def _of_speed(group: Group | None, rows: dict[str, Row]) -> Iterator[str]:
+    if group is None or group.workload is None or group.checkpoint is None:
+        yield f"Speed: {write.NOT_MEASURED}."
+        return
+    of, dates = group.workload, sorted({write.date(run.record.created_at) for run in group.runs})
+    yield (
+        f"Speed: baseline's time over the preset's, 95 % interval over rounds; edits of {of.width}x{of.height} by "
+        f"`{group.checkpoint.name}`, {of.steps} steps, batch {of.batch}, on {group.machine or 'an unnamed machine'}, "
+        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}."
+    )
+    labels = dict.fromkeys(label for name, row in rows.items() if name in PRESETS for label in row.labels)
+    yield from (f"{label[0].upper()}{label[1:]}." for label in labels if label != EMULATED)
+
+
+def _in_a_cell(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())
