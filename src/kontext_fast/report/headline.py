@@ -15,7 +15,6 @@ from kontext_fast.stats.compare import ratio_interval
 from kontext_fast.stats.proportion import acceptance, paired_difference
 from kontext_fast.stats.summary import Estimate, Summary, mean_estimate, process_value, summarize
 
-
 REFERENCE = "reference"
 """Stands in place of baseline's factor."""
 
