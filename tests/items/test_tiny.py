@@ -11,18 +11,18 @@ from kontext_fast.items.shapes.judge import judge
 from kontext_fast.pipeline.edit import EditRequest, edit
 from kontext_fast.pipeline.load import load
 
-ACCEPTED, ACCEPTED_PER_KIND = 0.90, 0.75
+ACCEPTED = {True: 0.44, False: 0.86}
+"""Of edits with many right answers, and with one: five and eight points under what training/README.md reports, which is
+two standard errors of so many items. What `tiny` should reach is said there, too."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.xfail(strict=True, reason="the editor of the bundled tiny is not trained yet; see training/README.md")
-def test_held_out_edits_are_accepted() -> None:
+def test_held_out_edits_are_accepted_as_often_as_is_said() -> None:
     pipe = load("tiny").pipe
-    by_kind: dict[str, list[bool]] = defaultdict(list)
+    by_answers: dict[bool, list[bool]] = defaultdict(list)
     for seed, item in enumerate(held_out(200)):
         image = edit(pipe, EditRequest(item.instruction, item.image, seed=seed)).images[0]
-        by_kind[item.kind].append(judge(image, item).accepted)
-    shares = {kind: sum(accepted) / len(accepted) for kind, accepted in by_kind.items()}
-    assert sum(shares.values()) / len(shares) >= ACCEPTED, shares
-    assert min(shares.values()) >= ACCEPTED_PER_KIND, shares
+        by_answers[item.open].append(judge(image, item).accepted)
+    shares = {answers: sum(accepted) / len(accepted) for answers, accepted in by_answers.items()}
+    assert all(shares[answers] >= least for answers, least in ACCEPTED.items()), shares

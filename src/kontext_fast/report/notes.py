@@ -12,8 +12,8 @@ from kontext_fast.report.headline import Row
 from kontext_fast.stats.verdict import speed_verdict
 
 TINY = (
-    "The checkpoint tiny is a small model of a synthetic world of shapes, and its training is unfinished in this "
-    "version: its edits are noise. Even trained, it says nothing about how good real Kontext images look."
+    "The checkpoint tiny is a small model that has learned to edit a synthetic world of shapes. It says nothing about "
+    "how good real Kontext images look."
 )
 RANDOM = (
     "The checkpoint random has the full architecture with random weights: speed and memory are real, "
