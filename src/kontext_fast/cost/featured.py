@@ -14,6 +14,7 @@ from kontext_fast.cost.prices import Price, PriceTable
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.peers import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL, ResultFile
+from kontext_fast.report import format as write
 from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.lead import demanding
 from kontext_fast.report.notes import workload_name
@@ -41,7 +42,8 @@ class Featured:
     @property
     def runs(self) -> str:
         """How many records the two times came from."""
-        return f"{len(self.baseline_work.run_ids)} runs of baseline, {len(self.other_work.run_ids)} of the preset"
+        baseline, other = (len(work.run_ids) for work in (self.baseline_work, self.other_work))
+        return f"{write.count(baseline, 'run')} of baseline, {other} of the preset"
 
     @property
     def stamp(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 BASELINE_COLOR, PRESET_COLOR, THIRD_COLOR, FOURTH_COLOR = "#8a8f98", "#0072b2", "#d55e00", "#009e73"
 INTERVAL_COLOR, MUTED, RULE, STAMP_COLOR = "#1c1d1f", "#5f656e", "#e4e6e9", "#a3330b"
 WIDTH_IN, DPI = 12.0, 150
-STAMP_IN = 0.34
-"""What a stamp takes; a picture without one is that much lower."""
+STAMP_LINE_IN, STAMP_WIDTH = 0.26, 108
+"""What a line of a stamp takes, and its characters; a picture without one is that much lower."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,11 @@ class Words:
 
     def head(self, below_title: float) -> float:
         """Inches from the top edge to the content; `below_title` without a stamp."""
-        return below_title + (STAMP_IN if self.stamp else 0.0)
+        return below_title + STAMP_LINE_IN * len(self.stamp_lines)
+
+    @property
+    def stamp_lines(self) -> list[str]:
+        return textwrap.wrap(self.stamp or "", STAMP_WIDTH)
 
 
 @dataclass(frozen=True)
@@ -160,8 +165,9 @@ def _figure(words: Words, inches: float) -> Any:
     if words.stamp:
         figure.text(
             0.03,
-            1 - 1.06 / inches,
-            words.stamp,
+            1 - 0.92 / inches,
+            "\n".join(words.stamp_lines),
+            va="top",
             fontsize=11.5,
             fontweight="bold",
             color=STAMP_COLOR,

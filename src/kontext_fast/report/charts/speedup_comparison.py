@@ -18,6 +18,7 @@ from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.headline import Row, headline
 from kontext_fast.report.lead import most_telling_first
 from kontext_fast.report.notes import group_name, speed_finding
+from kontext_fast.report.order import slow_to_fast
 from kontext_fast.report.speed_picture import Bar, Panel, picture
 from kontext_fast.stats.summary import Estimate
 
@@ -66,7 +67,7 @@ def _shown(group: Group) -> list[str]:
 
 
 def _panel(group: Group, limit: float | None) -> Panel:
-    rows = tuple(row for row in headline(group) if take_apart(row.preset) is None)
+    rows = slow_to_fast(row for row in headline(group) if take_apart(row.preset) is None)
     dates = sorted({write.date(run.record.created_at) for run in group.runs})
     checkpoint = group.checkpoint.name if group.checkpoint else "unknown checkpoint"
     calls = sum(len(run.samples) for run in group.runs)
