@@ -37,8 +37,8 @@ def _of_one(site: Site, file: Path) -> str:
                     f"{report['gpu']}, torch {report['torch']}, Triton {report['triton']}: [{place}]"
                     f"({site.to_root}{place}), with every kernel by itself.",
                     f"{len(report['checks']) - len(wrong)} of {len(report['checks'])} checks wrote what they should "
-                    f"and no more; furthest from plain PyTorch in the same dtype was `{worst['operation']}`, whose error "
-                    f"was {_excess(worst):.2f} times as large.",
+                    f"and no more; furthest from plain PyTorch in the same dtype was `{worst['operation']}`, whose "
+                    f"error was {_excess(worst):.2f} times as large.",
                 ]
             ),
         ]
