@@ -18,6 +18,8 @@ from kontext_fast.items.shapes.render import render
 ITEMS, VAE_ITEMS = 160, 60
 RIGHT_ACCEPTED = 0.99
 WRONG_REJECTED = 0.98
+MIXED = frozenset({"recolor freely"})
+"""Kinds of edits of which the average of two answers differs from an answer in a color alone."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,9 @@ def test_rejects_wrong_pictures(
     judged = items[:VAE_ITEMS] if through_vae else items
     wrong = [(item, picture) for item in judged if (picture := WRONG_CLASSES[name](item)) is not None]
     if through_vae:
-        wrong = [(item, round_trip(picture)) for item, picture in wrong]
+        # An autoencoder that knows nine colors turns a mixture of two into one of them, which is a right answer again.
+        mixes_colors = name == "average of answers"
+        wrong = [(item, round_trip(picture)) for item, picture in wrong if not mixes_colors or item.kind not in MIXED]
     missed = [item.instruction for item, picture in wrong if judge(picture, item).accepted]
     assert len(wrong) >= len(judged) // 4
     assert len(missed) <= (1 - WRONG_REJECTED) * len(wrong), missed

@@ -78,8 +78,8 @@ def test_every_plan_holds_what_it_promises(
     assert planned.image_tokens == math.prod(planned.size) // 256
     assert planned.reference_tokens == math.prod(reference) // 256
     # Small sizes are coarse in steps of 16 pixels.
-    assert planned.reference_tokens <= 1.2 * (native // 16) ** 2
-    assert planned.reference_tokens <= 1.2 * planned.image_tokens + 2
+    assert planned.reference_tokens <= 1.2 * (native // 16) ** 2 + 6
+    assert planned.reference_tokens <= 1.2 * planned.image_tokens + 6
     assert planned.explanation.endswith(".")
     assert "\n" not in planned.explanation
 

@@ -23,7 +23,7 @@ from kontext_fast.report.gallery import MOST_ITEMS, gallery
 from kontext_fast.report.groups import groups
 from tests.records.builder import RANDOM, full, item, record, result, sample, timed, workload
 
-DRAWN = ("cold_start", "memory_usage", "speedup_comparison", "stage_breakdown")
+DRAWN = ("speedup_comparison", "stage_breakdown", "memory_usage", "cold_start")
 """Charts that have something to show of the records of `full`, in the order of the page."""
 
 

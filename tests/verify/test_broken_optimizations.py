@@ -59,7 +59,9 @@ def test_the_metrics_of_fidelity_see_every_control(found: Findings) -> None:
 def test_a_broken_optimization_is_caught_by_name(name: str, found: Findings) -> None:
     one = _of(found, name)
     assert not one.verdict.level.passes
-    assert all(finding.outcome is Outcome.FAILED for finding in one.verdict.floor), one.verdict
+    outcomes = [finding.outcome for finding in one.verdict.floor]
+    assert Outcome.FAILED in outcomes, one.verdict
+    assert Outcome.PASSED not in outcomes, one.verdict
 
 
 def test_the_cache_that_leaks_is_caught_as_depending_on_other_requests(found: Findings) -> None:

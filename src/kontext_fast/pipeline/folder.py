@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import CheckpointUnavailable
+from kontext_fast.pipeline.memory import is_out_of_host_memory
 from kontext_fast.pipeline.weights import weight_files
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _loading_errors(name: str) -> Iterator[None]:
         raise
     # What diffusers, transformers and torch raise for missing, damaged and ill-shaped files.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        if "DefaultCPUAllocator" in str(error):
+        if is_out_of_host_memory(error):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointUnavailable(

@@ -21,10 +21,16 @@ def memory_errors(activity: str) -> Iterator[None]:
     except MemoryError as error:
         raise _out_of_memory(activity, "host") from error
     except RuntimeError as error:
-        # The CPU allocator has no exception of its own.
-        if "DefaultCPUAllocator" not in str(error):
+        if not is_out_of_host_memory(error):
             raise
         raise _out_of_memory(activity, "host") from error
+
+
+def is_out_of_host_memory(error: BaseException) -> bool:
+    """Whether torch's CPU allocator failed, which has no exception of its own, or a thread had no room for a stack."""
+    return isinstance(error, MemoryError) or any(
+        sign in str(error) for sign in ("DefaultCPUAllocator", "can't start new thread")
+    )
 
 
 def _out_of_memory(activity: str, memory: str) -> OutOfMemory:
