@@ -47,10 +47,11 @@ def differences(root: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         render_repository(root, out)
-        rendered, present = _files(out), {name: path for name, path in _files(root).items() if _is_rendered(name)}
-        found = [f"{name} is not rendered" for name in sorted(rendered.keys() - _files(root).keys())]
-        found += [f"{name} is of records that are gone" for name in sorted(present.keys() - rendered.keys())]
-        for name in sorted(rendered.keys() & _files(root).keys()):
+        rendered, present = _files(out), _files(root)
+        found = [f"{name} is not rendered" for name in sorted(rendered.keys() - present.keys())]
+        gone = sorted(name for name in present.keys() - rendered.keys() if _is_rendered(name))
+        found += [f"{name} is of records that are gone" for name in gone]
+        for name in sorted(rendered.keys() & present.keys()):
             if (rendered[name].suffix != ".png") and _comparable(rendered[name]) != _comparable(root / name):
                 found.append(f"{name} differs from its records")
         return found
