@@ -22,8 +22,9 @@ from kontext_fast.items.shapes.edits import EDIT_KINDS
 from kontext_fast.items.shapes.render import render_arrays
 from kontext_fast.items.shapes.scene import as_arrays
 
-KIND_WEIGHTS = {"scatter": 2.0, "add": 1.5, "move": 1.5, "replace": 1.5, "resize": 1.5, "background pattern": 1.5}
-"""Kinds that take longest to learn are drawn more often; all others count 1."""
+KIND_WEIGHTS = {"scatter": 4.0, "add": 4.0, "remove": 1.0, "background color": 1.0}
+OTHER_WEIGHT = 1.5
+"""Kinds that take longest to learn are drawn more often."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -44,7 +45,7 @@ def tokens(tokenizer: object, texts: list[str]) -> np.ndarray:
 def edit_chunk(rng: np.random.Generator, size: int, t5: object, clip: object) -> Arrays:
     """`size` edits as arrays: the source's and the target's scene, both tokenizations of the instruction, and whether
     there is but one right answer."""
-    weights = np.asarray([KIND_WEIGHTS.get(kind, 1.0) for kind in EDIT_KINDS])
+    weights = np.asarray([KIND_WEIGHTS.get(kind, OTHER_WEIGHT) for kind in EDIT_KINDS])
     kinds = rng.choice(EDIT_KINDS, size=size, p=weights / weights.sum())
     items: list[ShapesItem] = [draw_item(rng, held_out=False, kind=str(kind)) for kind in kinds]
     source = [as_arrays(item.scene, SLOTS) for item in items]

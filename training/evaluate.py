@@ -10,38 +10,47 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from rich.progress import track
 
 from kontext_fast.items.shapes.dataset import CaptionItem, ShapesItem, held_out, held_out_captions
 from kontext_fast.items.shapes.edits import EDIT_KINDS
 from kontext_fast.items.shapes.judge import judge, judge_caption
-from kontext_fast.pipeline.edit import EditRequest, edit
+from kontext_fast.pipeline.edit import EditRequest, edit_together
 from kontext_fast.pipeline.load import load
 from kontext_fast.stats.proportion import acceptance, paired_difference
 
 Row = dict[str, Any]
 
 
-def judged_edits(pipe: Any, items: list[ShapesItem], steps: int) -> list[Row]:
+def drawn(pipe: Any, requests: list[EditRequest], batch: int) -> Iterator[Image.Image]:
+    """The image of each request, `batch` at a time."""
+    for first in track(range(0, len(requests), batch), f"{requests[0].steps} steps"):
+        for result in edit_together(pipe, requests[first : first + batch]):
+            yield result.images[0]
+
+
+def judged_edits(pipe: Any, items: list[ShapesItem], steps: int, batch: int) -> list[Row]:
     """One row an item: what the judge said of its edit; the seed is the item's position."""
-    rows = []
-    for seed, item in enumerate(track(items, f"{steps} steps")):
-        verdict = judge(edit(pipe, EditRequest(item.instruction, item.image, steps=steps, seed=seed)).images[0], item)
-        rows.append({"item": item.id, "kind": item.kind, "open": item.open} | asdict(verdict))
-    return rows
+    requests = [EditRequest(item.instruction, item.image, steps=steps, seed=seed) for seed, item in enumerate(items)]
+    return [
+        {"item": item.id, "kind": item.kind, "open": item.open} | asdict(judge(image, item))
+        for item, image in zip(items, drawn(pipe, requests, batch), strict=True)
+    ]
 
 
-def judged_captions(pipe: Any, items: list[CaptionItem], steps: int) -> list[Row]:
+def judged_captions(pipe: Any, items: list[CaptionItem], steps: int, batch: int) -> list[Row]:
     """One row a caption, drawn without an input image."""
-    rows = []
-    for seed, item in enumerate(track(items, "captions")):
-        verdict = judge_caption(edit(pipe, EditRequest(item.instruction, steps=steps, seed=seed)).images[0], item)
-        rows.append({"item": item.instruction} | asdict(verdict))
-    return rows
+    requests = [EditRequest(item.instruction, steps=steps, seed=seed) for seed, item in enumerate(items)]
+    return [
+        {"item": item.instruction} | asdict(judge_caption(image, item))
+        for item, image in zip(items, drawn(pipe, requests, batch), strict=True)
+    ]
 
 
 def accepted(rows: list[Row], **only: object) -> dict[str, float]:
@@ -92,13 +101,16 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--captions", type=int, default=100)
     parser.add_argument("--steps", default="28,14,8,4,2", help="numbers of steps; the largest makes the table of kinds")
+    parser.add_argument("--batch", type=int, default=20, help="edits at a time")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     pipe = load(arguments.checkpoint).pipe
     items = held_out(arguments.items)
-    by_steps = {int(steps): judged_edits(pipe, items, int(steps)) for steps in arguments.steps.split(",")}
+    by_steps = {
+        int(steps): judged_edits(pipe, items, int(steps), arguments.batch) for steps in arguments.steps.split(",")
+    }
     most = max(by_steps)
-    captions = judged_captions(pipe, held_out_captions(arguments.captions), most)
+    captions = judged_captions(pipe, held_out_captions(arguments.captions), most, arguments.batch)
     arguments.out.write_text(json.dumps({"edits": by_steps, "captions": captions}, indent=1) + "\n")
     print(
         table_of_kinds(by_steps[most]), table_of_steps(by_steps), f"captions: {share(accepted(captions))}", sep="\n\n"

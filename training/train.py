@@ -1,9 +1,10 @@
-"""Trains `tiny` in three stages, each within ten minutes on one modern GPU and resumable.
+"""Trains `tiny` in four stages, each within ten minutes on one modern GPU and resumable.
 
-    python training/train.py clip   --out runs/tiny     contrastive pair; its text half conditions the transformer
-    python training/train.py vae    --out runs/tiny     autoencoder
-    python training/train.py editor --out runs/tiny     transformer and T5 encoder, flow matching
-    python training/train.py export --out runs/tiny     writes the diffusers folder runs/tiny/tiny
+    python training/train.py clip     --out runs/tiny   contrastive pair; its text half conditions the transformer
+    python training/train.py vae      --out runs/tiny   autoencoder
+    python training/train.py editor   --out runs/tiny   transformer and T5 encoder, flow matching
+    python training/train.py guidance --out runs/tiny   the transformer learns to guide itself
+    python training/train.py export   --out runs/tiny   writes the diffusers folder runs/tiny/tiny
 
 Run them in this order. A stage that was interrupted goes on where it was when the same command is given again.
 """
@@ -20,6 +21,7 @@ import torch
 from clip import train_clip
 from editor import train_editor
 from export import export
+from guidance import train_guidance
 from loop import Schedule
 from stages import Run, Stage, usual_device, usual_processes
 from vae import train_vae
@@ -28,6 +30,7 @@ STAGES = {
     "clip": Stage(train_clip, Schedule(steps=1_500, learning_rate=1e-3), batch=1024, seed=1),
     "vae": Stage(train_vae, Schedule(steps=12_000, learning_rate=8e-4), batch=24, seed=2),
     "editor": Stage(train_editor, Schedule(steps=30_000, learning_rate=1e-3, warmup=500), batch=256, seed=3),
+    "guidance": Stage(train_guidance, Schedule(steps=6_000, learning_rate=4e-4, warmup=200), batch=256, seed=4),
 }
 
 
