@@ -15,10 +15,11 @@ HERE = Path(__file__).parent
 PANELS = [
     ("vae", "psnr_db", "autoencoder: PSNR on training pictures, dB"),
     ("editor", "loss", "editor: flow-matching loss on edits"),
+    ("guidance", "loss", "guidance: error against two guided passes, on edits"),
 ]
 """Stage, figure, title."""
 CAPTION_EVERY = 7
-"""Steps of the editor that are a multiple of it saw captions, whose loss is several times as large."""
+"""Steps of the transformer's stages that are a multiple of it saw captions, whose loss is several times as large."""
 SMOOTHED_OVER = 5
 
 
@@ -27,11 +28,11 @@ def rounds(stage: str) -> list[Path]:
 
 
 def main() -> None:
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(11, 4), layout="constrained")
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(15, 4), layout="constrained")
     for axis, (stage, name, title) in zip(axes, PANELS, strict=True):
         for number, path in enumerate(rounds(stage), start=1):
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-            rows = [row for row in rows if stage != "editor" or row["step"] % CAPTION_EVERY]
+            rows = [row for row in rows if stage == "vae" or row["step"] % CAPTION_EVERY]
             steps, values = ([row[key] for row in rows] for key in ("step", name))
             (line,) = axis.plot(steps, values, alpha=0.25, linewidth=1)
             kernel = np.ones(SMOOTHED_OVER) / SMOOTHED_OVER
@@ -45,7 +46,8 @@ def main() -> None:
         axis.set(title=title, xlabel="step of the round")
         axis.grid(alpha=0.3)
         axis.legend()
-    axes[1].set_yscale("log")
+    for axis in axes[1:]:
+        axis.set_yscale("log")
     figure.savefig(HERE / "curves.png", dpi=120)
 
 

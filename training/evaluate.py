@@ -95,6 +95,16 @@ def table_of_steps(by_steps: dict[int, list[Row]]) -> str:
     return "\n".join(lines)
 
 
+def write(by_steps: dict[int, list[Row]], captions: list[Row], path: Path) -> None:
+    """JSON with one verdict a line."""
+
+    def listed(rows: list[Row]) -> str:
+        return "[\n" + ",\n".join(f"   {json.dumps(row)}" for row in rows) + "\n  ]"
+
+    edits = ",\n".join(f'  "{steps}": {listed(rows)}' for steps, rows in by_steps.items())
+    path.write_text(f'{{"edits": {{\n{edits}\n }},\n "captions": {listed(captions)}\n}}\n')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="tiny")
@@ -111,7 +121,7 @@ def main() -> None:
     }
     most = max(by_steps)
     captions = judged_captions(pipe, held_out_captions(arguments.captions), most, arguments.batch)
-    arguments.out.write_text(json.dumps({"edits": by_steps, "captions": captions}, indent=1) + "\n")
+    write(by_steps, captions, arguments.out)
     print(
         table_of_kinds(by_steps[most]), table_of_steps(by_steps), f"captions: {share(accepted(captions))}", sep="\n\n"
     )
