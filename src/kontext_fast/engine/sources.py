@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from kontext_fast.engine.host_memory import HostMemory
 from kontext_fast.engine.plain import require_no_adapters
 from kontext_fast.errors import InvalidInput
 
@@ -39,6 +40,7 @@ class Sources:
         self._addresses: dict[str, int] | None = None
         self._replaced: list[Parameter] = []
         self._sample: Tensor | None = None
+        self._host_memory: HostMemory | None = None
 
     @property
     def host_bytes(self) -> int:
@@ -64,11 +66,13 @@ class Sources:
         """Note that numbers computed from `parameter` are used instead; frees its memory on a GPU."""
         self._replaced.append(parameter)
         if parameter.device.type != "cpu":
+            self._host_memory = self._host_memory or HostMemory()
             self._undo.callback(_move, parameter, parameter.device)
-            _move(parameter, torch.device("cpu"))
+            parameter.data = self._host_memory.copy(parameter.data)
 
     def seal(self) -> None:
         """Remember how the parameters are now; call once all are taken."""
+        self._host_memory = None
         self._addresses = {name: one.data_ptr() for name, one in self._parameters.items()}
         self._sample = self._sampled()
 
