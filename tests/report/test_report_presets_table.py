@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.presets import PRESETS
 from kontext_fast.records.schema import EMULATED, AppliedOptimization, ResultFile
 from kontext_fast.records.store import ResultStore
-from kontext_fast.report.presets_table import CHANGED, ON_YOUR_WEIGHTS, SHOWN, presets_table, presets_table_of
+from kontext_fast.report.presets_table import CHANGED, ON_YOUR_WEIGHTS, SHOWN, presets_table
 from tests.records.builder import result, timed
 from tests.verify.rendered import losing, untouched, verification
 
@@ -85,13 +82,3 @@ def test_what_was_measured_of_another_plan_is_not_shown(verified: ResultStore, b
 def test_an_emulated_kernel_has_no_speed(verified: ResultStore, benched: ResultFile) -> None:
     speed = _cells(presets_table(verified.load(), benched))["fast"][4]
     assert speed == "not measured: emulated kernel: not a speed"
-
-
-def test_folders_are_read_and_bad_ones_named(verified: ResultStore, benched: ResultFile, tmp_path: Path) -> None:
-    bench = ResultStore(tmp_path)
-    bench.write(benched)
-    assert presets_table_of(verified.folder, tmp_path) == presets_table(verified.load(), benched)
-    with pytest.raises(InvalidInput, match="not of a verification"):
-        presets_table_of(tmp_path, None)
-    with pytest.raises(InvalidInput, match="does not exist"):
-        presets_table_of(None, tmp_path / "nowhere")

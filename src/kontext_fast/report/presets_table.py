@@ -6,13 +6,11 @@ A verdict or a speed of a preset whose parameters have changed since it was meas
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from kontext_fast.optimizations.base import Effect, Optimization
 from kontext_fast.optimizations.presets import PRESETS, Preset
 from kontext_fast.records.machine import machine_name
 from kontext_fast.records.schema import BASELINE, EMULATED, Record, ResultFile
-from kontext_fast.records.store import ResultStore
 from kontext_fast.report import format as write
 from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.headline import Row, headline
@@ -28,17 +26,6 @@ ON_YOUR_WEIGHTS = (
 CHANGED = "not measured: its parameters have changed since"
 _STRENGTH = (Effect.EXACT, Effect.NUMERIC, Effect.LOSSY)
 _KINDS = ("random", "hub", "folder", "tiny")
-
-
-def presets_table_of(verified: Path | None, benched: Path | None) -> str:
-    """The table from two result folders; what there is no folder of reads "not measured".
-
-    Raises InvalidInput where a folder holds no records, or `verified` those of anything but a verification.
-    """
-    return presets_table(
-        None if verified is None else ResultStore.find(verified).load(),
-        None if benched is None else ResultStore.find(benched).load(),
-    )
 
 
 def presets_table(verified: ResultFile | None, benched: ResultFile | None) -> str:
