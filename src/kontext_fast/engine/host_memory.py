@@ -17,13 +17,13 @@ class HostMemory:
 
     def __init__(self) -> None:
         self._buffers = [torch.empty(_BUFFER_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-        self._filled = [torch.cuda.Event() for _ in range(2)]
+        self._filled = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
 
     def copy(self, tensor: Tensor) -> Tensor:
         """`tensor` in host memory, contiguous, bit for bit; what its stream was given before is done first."""
         host = torch.empty(tensor.shape, dtype=tensor.dtype)
         source, target = (one.view(-1).view(torch.uint8) for one in (tensor.contiguous(), host))
-        pieces = list(zip(source.split(_BUFFER_BYTES), target.split(_BUFFER_BYTES), strict=True))
+        pieces = list(zip(*(torch.split(one, _BUFFER_BYTES) for one in (source, target)), strict=True))
         with torch.cuda.device(tensor.device):
             self._fill(0, pieces[0][0])
             for index, (_, waiting) in enumerate(pieces):
