@@ -50,6 +50,13 @@ def test_ssim_is_that_of_scikit_image() -> None:
     assert Ssim(SETTING).scores([pair(bad, good) for bad, good in PAIRS]) == pytest.approx(expected, abs=2e-4)
 
 
+def test_a_flat_picture_is_equal_to_itself() -> None:
+    flat = Image.new("RGB", (64, 64), (201, 87, 33))
+    (score,) = Ssim(SETTING).scores([pair(flat, flat)])
+    assert score is not None
+    assert Ssim(SETTING).distance(score) == 0
+
+
 def test_equal_pictures_have_no_distance_and_different_ones_do() -> None:
     same, other = pair(noise(1), noise(1)), pair(noise(1), noise(2))
     for metric in (Psnr(SETTING), Ssim(SETTING)):

@@ -29,8 +29,8 @@ def _of_quality(differences: Mapping[str, ByItem], *, idle: Collection[str] = ()
     )
 
 
-def _of_fidelity(distances: Mapping[str, ByItem]) -> str | None:
-    floor = Fidelity("latent_error", {}, {RERUN: _items(0.0), "other precision": _items(0.01)})
+def _of_fidelity(distances: Mapping[str, ByItem], rounding: ByItem | None = None) -> str | None:
+    floor = Fidelity("latent_error", {}, {RERUN: _items(0.0), "other precision": rounding or _items(0.01)})
     return blindness(sightings(LatentError, MARGINS, fidelity=floor, distances=distances, differences={}))
 
 
@@ -62,10 +62,19 @@ def test_a_control_that_changed_nothing_tries_no_metric() -> None:
 def test_a_distance_must_be_farther_than_rounding() -> None:
     far = {name: _items(0.1) for name in ("half the steps", "cache threshold x4", "swapped instructions")}
     assert _of_fidelity(far) is None
-    assert _of_fidelity({**far, "half the steps": _items(0.012)}) == "it missed half the steps"
+    assert _of_fidelity({**far, "half the steps": _items(0.009)}) == "it missed half the steps"
     # One item far off is not the control seen: the others were missed.
     once = {**_items(0.005), "00": (0.06,)}
     assert _of_fidelity({**far, "half the steps": once}) == "it missed half the steps"
+
+
+def test_an_item_that_rounding_turns_over_does_not_hide_the_others() -> None:
+    far = {name: _items(0.03) for name in ("half the steps", "cache threshold x4", "swapped instructions")}
+    turned_over = {**_items(0.01), "03": (0.9,)}
+    assert _of_fidelity(far, turned_over) is None
+    # Nine of sixteen are no proof.
+    half = {**_items(0.009), **_items(0.03, 9)}
+    assert _of_fidelity({**far, "half the steps": half}, turned_over) == "it missed half the steps"
 
 
 def test_without_a_floor_nothing_is_seen() -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SIGMA = 1.5
 BORDER = 5
 """Half the width of the window, in pixels."""
-RESOLUTION = 1e-6
+RESOLUTION = 1e-12
 
 
 class Ssim(Metric):
@@ -29,8 +29,14 @@ class Ssim(Metric):
         from torchmetrics.functional.image import structural_similarity_index_measure
 
         def similarity(outputs: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+            # In float32 the variances of flat areas cancel so badly that identical pictures differ by 3e-5.
             _, whole = structural_similarity_index_measure(
-                outputs, references, sigma=SIGMA, data_range=1.0, reduction="none", return_full_image=True
+                outputs.double(),
+                references.double(),
+                sigma=SIGMA,
+                data_range=1.0,
+                reduction="none",
+                return_full_image=True,
             )
             # Like Wang's own: only windows that lie inside the picture count.
             inside: torch.Tensor = whole[..., BORDER:-BORDER, BORDER:-BORDER]
@@ -40,5 +46,5 @@ class Ssim(Metric):
 
     @staticmethod
     def distance(score: float) -> float:
-        """The root, since 1 - SSIM grows with the square of an error; what float32 cannot resolve is no distance."""
+        """The root, since 1 - SSIM grows with the square of an error; what float64 cannot resolve is no distance."""
         return 0.0 if 1 - score < RESOLUTION else float((1 - score) ** 0.5)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.stats import binom
 
 from kontext_fast.metrics.base import Control, Metric, Role
 from kontext_fast.verify.bounds import mean_bounds
-from kontext_fast.verify.findings import ByItem, Fidelity, Outcome, against_floor, item_means
+from kontext_fast.verify.findings import ByItem, Fidelity, item_means
 from kontext_fast.verify.margins import Margins
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ def sightings(
             found.append(Sighting(metric.name, control.value, True, None, idle=True))
             continue
         if metric.role is Role.FIDELITY:
-            seen = _farther_than_rounding(fidelity, distances.get(control, {}), margins)
+            seen = _farther_than_rounding(fidelity, distances.get(control, {}), margins.confidence)
         else:
             seen = _shows_loss(differences.get(control, {}), margins, bounded=metric.bounded)
         found.append(Sighting(metric.name, control.value, True, seen))
@@ -119,11 +121,23 @@ def blindness(found: Sequence[Sighting]) -> str | None:
     return None if any(one.due and one.seen for one in found) else "no control had any effect"
 
 
-def _farther_than_rounding(fidelity: Fidelity | None, distances: ByItem, margins: Margins) -> bool | None:
-    finding = None if fidelity is None else against_floor(fidelity, distances, margins)
-    if finding is None:
+def _farther_than_rounding(fidelity: Fidelity | None, distances: ByItem, confidence: float) -> bool | None:
+    """Whether more than half of the items lie farther from baseline than rounding takes them, by a sign test.
+
+    Every item is held against itself: items differ in what a change does to them far more than controls do, so that
+    one whose picture turns out otherwise by rounding alone would hide the rest in a comparison of means.
+    """
+    if fidelity is None:
         return None
-    return finding.outcome is Outcome.FAILED and finding.ratio.lower > margins.floor.ratio
+    floors: dict[str, float] = {}
+    for by_item in fidelity.floors.values():
+        for item, values in by_item.items():
+            floors[item] = max(floors.get(item, 0.0), fmean(values))
+    shared = [(fmean(values), floors[item]) for item, values in distances.items() if item in floors]
+    if not shared:
+        return None
+    farther = sum(distance > floor for distance, floor in shared)
+    return bool(binom.sf(farther - 1, len(shared), 0.5) < 1 - confidence)
 
 
 def _shows_loss(differences: ByItem, margins: Margins, *, bounded: bool, beyond: float = 0.0) -> bool | None:
