@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from encoded import CAPTION_EVERY
 
 HERE = Path(__file__).parent
 PANELS = [
@@ -18,8 +19,6 @@ PANELS = [
     ("guidance", "loss", "guidance: error against two guided passes, on edits"),
 ]
 """Stage, figure, title."""
-CAPTION_EVERY = 7
-"""Steps of the transformer's stages that are a multiple of it saw captions, whose loss is several times as large."""
 SMOOTHED_OVER = 5
 
 
@@ -32,6 +31,7 @@ def main() -> None:
     for axis, (stage, name, title) in zip(axes, PANELS, strict=True):
         for number, path in enumerate(rounds(stage), start=1):
             rows = [json.loads(line) for line in path.read_text().splitlines()]
+            # Steps that saw captions have several times the loss of those that saw edits.
             rows = [row for row in rows if stage == "vae" or row["step"] % CAPTION_EVERY]
             steps, values = ([row[key] for row in rows] for key in ("step", name))
             (line,) = axis.plot(steps, values, alpha=0.25, linewidth=1)

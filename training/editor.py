@@ -6,13 +6,12 @@ from __future__ import annotations
 import architecture
 import torch
 from diffusers import FluxTransformer2DModel
+from encoded import batches
 from graphs import Tensors
 from loop import train
-from stages import Run, tokenizers
+from stages import Run, on_device, set_up_kernels, tokenizers
 from transformers import T5EncoderModel
 from velocity import Noisy, Velocity, random_guidance
-
-from examples import batches
 
 CHANGED_WEIGHT, CHANGED_BY = 3.0, 0.25
 """Weight of the tokens that an edit with one answer changes (mean absolute difference of normalized latents). There the
@@ -20,17 +19,14 @@ target is a function of the inputs, so weighting moves no optimum; where answers
 
 
 def train_editor(run: Run) -> None:
-    torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass gave NaN
-    torch.set_float32_matmul_precision("high")
+    set_up_kernels()
     _, t5_tokenizer = tokenizers(run.folder)
     if run.start is None:
         transformer, t5 = architecture.build_transformer(), architecture.build_t5(t5_tokenizer)
     else:
         transformer = FluxTransformer2DModel.from_pretrained(run.start / "transformer", torch_dtype=torch.float32)
         t5 = T5EncoderModel.from_pretrained(run.start / "text_encoder_2", dtype=torch.float32)
-    transformer, t5 = transformer.to(run.device).train(), t5.to(run.device).train()
-    if run.device.type == "cuda":
-        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    transformer, t5 = on_device(transformer.train(), run.device), t5.to(run.device).train()
     velocity = Velocity(t5, run)
 
     def loss_of(_kind: str, batch: Tensors) -> tuple[torch.Tensor, Tensors]:

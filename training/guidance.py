@@ -5,28 +5,24 @@ from __future__ import annotations
 
 import torch
 from diffusers import FluxTransformer2DModel
+from encoded import batches
 from graphs import Tensors
 from loop import train
-from stages import Run
+from stages import Run, on_device, set_up_kernels
 from transformers import T5EncoderModel
 from velocity import Velocity, random_guidance
 
-from examples import batches
-
 
 def train_guidance(run: Run) -> None:
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass gave NaN
+    set_up_kernels()
+    unguided = run.folder / "unguided"
     teacher, transformer = (
-        FluxTransformer2DModel.from_pretrained(run.folder / "unguided", torch_dtype=torch.float32).to(run.device)
+        on_device(FluxTransformer2DModel.from_pretrained(unguided, torch_dtype=torch.float32), run.device)
         for _ in range(2)
     )
     t5 = T5EncoderModel.from_pretrained(run.folder / "t5", dtype=torch.float32).to(run.device)
     for frozen in (teacher, t5):
         frozen.requires_grad_(False)
-    if run.device.type == "cuda":
-        for module in (teacher, transformer):
-            module.compile_repeated_blocks(fullgraph=True, dynamic=False)
     velocity = Velocity(t5, run)
 
     def loss_of(_kind: str, batch: Tensors) -> tuple[torch.Tensor, Tensors]:

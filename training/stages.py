@@ -11,6 +11,7 @@ from typing import Any
 import architecture
 import torch
 from data import sentences
+from diffusers import FluxTransformer2DModel
 from loop import Schedule
 from transformers import AutoTokenizer
 
@@ -53,6 +54,20 @@ def usual_device() -> torch.device:
 
 def usual_processes() -> int:
     return max(1, (os.cpu_count() or 2) - 1)
+
+
+def set_up_kernels() -> None:
+    """TF32 where products are in float32, and no attention through cuDNN, whose backward pass gave NaN."""
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def on_device(transformer: FluxTransformer2DModel, device: torch.device) -> FluxTransformer2DModel:
+    """`transformer` there, its blocks compiled on a GPU."""
+    transformer.to(device)
+    if device.type == "cuda":
+        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    return transformer
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:

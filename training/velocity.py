@@ -61,7 +61,7 @@ class Velocity:
             self._no_pooled = text_half(run.folder).to(run.device)(input_ids=no_clip).pooler_output
 
     def noisy(self, rows: Tensors) -> Noisy:
-        """`rows` of examples.Encoder, noised; some lose their text."""
+        """`rows` of encoded.Encoder, noised; some lose their text."""
         clean = rows["target"].float()
         batch, reference = len(clean), rows.get("source")
         dropped = torch.rand(batch, 1, device=self._device) < TEXT_DROPOUT

@@ -1,4 +1,4 @@
-"""What goes to host memory in pieces arrives whole; `tests` on machines without a GPU cannot tell."""
+"""What goes to host memory in pieces arrives whole."""
 
 from __future__ import annotations
 

@@ -11,10 +11,11 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+
+from kontext_fast.records.atomic import write_atomically
 
 Loaded = Literal["loaded", "none", "discarded"]
 
@@ -94,7 +95,7 @@ class ArtifactStore:
         if keys <= frozenset().union(*self._stored.values()):
             return False
         path = self._directory / _file_name(content)
-        _write_atomically(path, content)
+        write_atomically(path, content)
         for older in [known for known, contained in self._stored.items() if contained < keys and known != path]:
             older.unlink(missing_ok=True)
             del self._stored[older]
@@ -114,16 +115,3 @@ def _keys(info: Any) -> _ArtifactKeys:
 
 def _file_name(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest() + _SUFFIX
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as unfinished:
-        try:
-            unfinished.write(content)
-            unfinished.close()
-            os.replace(unfinished.name, path)
-        except BaseException:
-            unfinished.close()
-            os.unlink(unfinished.name)
-            raise
