@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import zip_longest
+from typing import Literal
 
+from kontext_fast.bench.peers.recipes.cache_dit import TWELVE_OF_28
+from kontext_fast.bench.peers.techniques.cache_dit import CacheDit
 from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
+from kontext_fast.engine.step_reuse import Order
 from kontext_fast.engine.work import FULL_SIZE_EDIT, Work, request_work, step_work
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.engine import Engine
@@ -17,15 +22,18 @@ from kontext_fast.records.schema import StepKind
 
 FULL, FEWER, CACHE = "full", "fewer steps", "first_block_cache"
 STEPS, REFERENCE, BOTH = "step_reuse", "reference_reuse", "both"
+CACHE_DIT = "cache-dit"
 
-FEWER_STEPS = (14, 8, 10, 6, 4, 20, 12, 24, 7, 9, 16, 5, 18, 3, 11, 13, 2, 22, 26, 15, 17, 19, 21)
-EVERY = (2, 3, 4, 5, 7)
-WARMUPS = (0.14, 0.07, 0.25)
+FEWER_STEPS = (14, 8, 10, 6, 12, 4, 16, 20, 9, 7, 5, 24, 11, 13, 18, 3, 2, 22, 26, 15, 17, 19, 21)
+EVERY = (3, 4, 6, 5, 2, 8)
+ORDERS: tuple[Order, ...] = (0, 1)
+WARMUPS = (0.14, 0.07, 0.0)
 Refreshed = int | tuple[int, ...]
-REFRESHES: tuple[Refreshed, ...] = (7, 4, 10, 2, 28, 14, (0, 1, 3, 9), (0, 2, 6), (0, 4, 14), (0, 3), 3, 5)
-"""Tuples are of 28 steps: refreshes that come closer together where more of the image changes."""
-REFRESHES_BESIDE_SKIPS: tuple[Refreshed, ...] = (10, 7, 28, 4, 14, (0, 1, 3, 9))
-THRESHOLDS = (0.08, 0.2, 0.05, 0.12, 0.3, 0.5)
+REFRESHES: tuple[Refreshed, ...] = (7, (0, 9, 16, 21, 25), 4, (0, 1, 3, 9), 2)
+"""Tuples are of 28 steps: refreshes that come closer together where more, or less, of the image is there already."""
+REFRESHES_BESIDE_SKIPS: tuple[Refreshed, ...] = (10, 4)
+THRESHOLDS = (0.2, 0.08, 0.3, 0.12)
+MASKS: tuple[tuple[str, Literal["ultra"] | tuple[int, ...]], ...] = (("12 of 28", TWELVE_OF_28), ("ultra", "ultra"))
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ class Candidate:
     optimizations: tuple[Optimization, ...]
     of_each_sample: bool = False
     """Whether every sample decides for itself which steps it computes."""
+    tests_first_block: bool = False
+    """Whether the first block runs at skipped steps as well."""
 
     def identity(self) -> dict[str, object]:
         """All that decides what it makes, JSON-ready."""
@@ -47,7 +57,7 @@ class Candidate:
 
 def candidates(steps: int, engine: Engine) -> list[Candidate]:
     """All of them at `steps` steps, the full run first, then one of each family in turn."""
-    families = (_fewer, _steps, _references, _both, _caches)
+    families = (_fewer, _steps, _guesses, _references, _both, _caches, _cache_dit)
     turns = zip_longest(*(family(steps, engine) for family in families))
     found = [one for turn in turns for one in turn if one is not None]
     return [Candidate(FULL, f"{steps} steps", steps, (engine,)), *dict.fromkeys(found)]
@@ -72,7 +82,16 @@ def _fewer(steps: int, engine: Engine) -> Iterator[Candidate]:
 def _caches(steps: int, _engine: Engine) -> Iterator[Candidate]:
     for threshold in THRESHOLDS:
         cache = FirstBlockCache(threshold=threshold)
-        yield Candidate(CACHE, f"threshold {threshold}", steps, (cache,), of_each_sample=True)
+        yield Candidate(CACHE, f"threshold {threshold}", steps, (cache,), of_each_sample=True, tests_first_block=True)
+
+
+def _cache_dit(steps: int, _engine: Engine) -> Iterator[Candidate]:
+    """Its masks alone, without a threshold: those would look at a batch as a whole."""
+    if find_spec("cache_dit") is None or steps < 8:
+        return
+    for name, mask in MASKS:
+        cache = CacheDit(first_blocks=1, mask=mask, policy="static", taylorseer_order=1)
+        yield Candidate(CACHE_DIT, f"mask {name}", steps, (cache,), tests_first_block=True)
 
 
 def _references(steps: int, engine: Engine) -> Iterator[Candidate]:
@@ -83,24 +102,29 @@ def _references(steps: int, engine: Engine) -> Iterator[Candidate]:
 
 
 def _steps(steps: int, engine: Engine) -> Iterator[Candidate]:
-    for reuse, words in _step_schedules():
-        yield Candidate(STEPS, words, steps, (engine, reuse))
+    for every in EVERY:
+        for warmup in WARMUPS:
+            for order in ORDERS:
+                reuse = StepReuse(order=order, computed=every, warmup_share=warmup)
+                name = f"order {order}, 1 in {every} after {warmup:.0%}"
+                yield Candidate(STEPS, name, steps, (engine, reuse))
+
+
+def _guesses(steps: int, engine: Engine) -> Iterator[Candidate]:
+    """As many steps skipped, and never made up for."""
+    for every in EVERY[:3]:
+        for order in ORDERS:
+            reuse = StepReuse(order=order, computed=every, corrector=False)
+            yield Candidate(STEPS, f"order {order}, 1 in {every} after 14%, uncorrected", steps, (engine, reuse))
 
 
 def _both(steps: int, engine: Engine) -> Iterator[Candidate]:
     for refreshed in REFRESHES_BESIDE_SKIPS:
-        for reuse, words in _step_schedules():
-            if _fits(refreshed, steps) and reuse.order == 1 and reuse.warmup_share != WARMUPS[-1]:
-                chosen = (engine, ReferenceReuse(refreshed=refreshed), reuse)
-                yield Candidate(BOTH, f"{words}, refreshed {_word(refreshed)}", steps, chosen)
-
-
-def _step_schedules() -> Iterator[tuple[StepReuse, str]]:
-    for warmup in WARMUPS:
-        for order in (1, 0):
-            for every in EVERY:
-                reuse = StepReuse(order=order, computed=every, warmup_share=warmup)
-                yield reuse, f"order {order}, 1 in {every} after {warmup:.0%}"
+        for every in EVERY[:2]:
+            if _fits(refreshed, steps):
+                chosen = (engine, ReferenceReuse(refreshed=refreshed), StepReuse(order=0, computed=every))
+                name = f"order 0, 1 in {every} after 14%, refreshed {_word(refreshed)}"
+                yield Candidate(BOTH, name, steps, chosen)
 
 
 def _fits(refreshed: Refreshed, steps: int) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pareto_candidates import BOTH, CACHE, FEWER, FULL, REFERENCE, STEPS
+from pareto_candidates import BOTH, CACHE, CACHE_DIT, FEWER, FULL, REFERENCE, STEPS
 
 from kontext_fast.report.drawing import COLORS, GRAY, GRID, INK, MUTED, new_figure, png
 from kontext_fast.stats.bootstrap import bootstrap_mean
@@ -19,8 +19,11 @@ from kontext_fast.stats.summary import Estimate
 Verdict = Literal["better", "no difference seen", "worse", "not measured"]
 ByItem = dict[str, float]
 
-_COLOR = {FULL: INK, FEWER: GRAY, CACHE: COLORS[1], STEPS: COLORS[0], REFERENCE: COLORS[2], BOTH: COLORS[3]}
-_MARK = {FULL: "*", FEWER: "o", CACHE: "s", STEPS: "^", REFERENCE: "D", BOTH: "v"}
+_COLOR = {
+    FULL: INK, FEWER: GRAY, CACHE: COLORS[1], CACHE_DIT: COLORS[5], STEPS: COLORS[0], REFERENCE: COLORS[2],
+    BOTH: COLORS[3],
+}  # fmt: skip
+_MARK = {FULL: "*", FEWER: "o", CACHE: "s", CACHE_DIT: "P", STEPS: "^", REFERENCE: "D", BOTH: "v"}
 
 
 @dataclass(frozen=True)
@@ -264,5 +267,5 @@ def _legend(figure: Any, found: Sequence[Finding]) -> None:
         for family in families
     ]
     figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(0.05, 0.948), ncols=6, frameon=False, fontsize=10.5
+        handles=handles, loc="upper left", bbox_to_anchor=(0.05, 0.948), ncols=7, frameon=False, fontsize=10.5
     )

@@ -126,10 +126,13 @@ class Study:
 def _works(candidate: Candidate, acceleration: Any) -> list[float]:
     """Of every sample of the last call, or one number where all samples did the same."""
     if not candidate.of_each_sample:
-        return [work_of(acceleration.last_step_kinds()).total]
+        kinds = acceleration.last_step_kinds()
+        return [work_of(kinds, tests_first_block=candidate.tests_first_block).total]
     (counts,) = next(facts["computed_steps"] for facts in acceleration.facts.values() if "computed_steps" in facts)
     return [
-        work_of(["refresh"] * count + ["skipped"] * (candidate.steps - count), tests_first_block=True).total
+        work_of(
+            ["refresh"] * count + ["skipped"] * (candidate.steps - count), tests_first_block=candidate.tests_first_block
+        ).total
         for count in counts
     ]
 

@@ -256,6 +256,26 @@ def test_controlnet_and_ip_adapter_are_refused_in_the_request_that_asks(pipe: An
         pipe(prompt=RED, num_inference_steps=1, joint_attention_kwargs={"scale": 1.0}, **common)
 
 
+def test_guesses_are_corrected_for_eulers_method_only(pipe: Any) -> None:
+    euler = pipe.scheduler
+    try:
+        pipe.scheduler = type(euler).from_config(euler.config, stochastic_sampling=True)
+        with pytest.raises(InvalidInput, match=r"corrector=False"):
+            run(pipe, [Engine(), StepReuse(computed=2)])
+        run(pipe, [Engine(), StepReuse(computed=2, corrector=False)])
+    finally:
+        pipe.scheduler = euler
+
+
+def test_correcting_brings_the_image_nearer_to_that_of_all_steps(pipe: Any) -> None:
+    full, _ = run(pipe, [Engine()], steps=12)
+    near, far = (
+        np.abs(run(pipe, [Engine(), StepReuse(order=0, computed=3, corrector=corrects)], steps=12)[0] - full).mean()
+        for corrects in (True, False)
+    )
+    assert near < far
+
+
 def test_timesteps_that_were_not_announced_are_an_error(pipe: Any) -> None:
     from kontext_fast.optimizations.engine_forward import engine_of
 

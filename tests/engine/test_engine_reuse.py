@@ -53,20 +53,50 @@ def test_computed_steps_scale_with_their_number(total: int, every: int, share: f
 
 @pytest.mark.parametrize(("order", "value"), [(0, 5.0), (1, 9.0)])
 def test_velocities_are_extrapolated_over_sigma(order: Any, value: float) -> None:
-    known = Velocities(order)
+    velocities = Velocities(order, corrects=False)
     for sigma, velocity in ((1.0, 100.0), (0.9, 3.0), (0.8, 5.0)):
-        known.note(sigma, torch.tensor([velocity]))
-    assert known.at(0.6).item() == pytest.approx(value)
+        given = torch.tensor([velocity])
+        assert velocities.computed(sigma, 0.0, given) is given
+    assert velocities.skipped(0.6, 0.5).item() == pytest.approx(value)
 
 
 def test_with_one_velocity_or_one_sigma_the_last_is_taken_again() -> None:
-    known = Velocities(1)
-    known.note(0.5, torch.tensor([2.0]))
-    assert known.at(0.4).item() == 2
-    known.note(0.5, torch.tensor([3.0]))
-    assert known.at(0.4).item() == 3
-    known.note(0.25, torch.tensor([3.0], dtype=torch.bfloat16))
-    assert known.at(0.1).dtype == torch.bfloat16
+    velocities = Velocities(1, corrects=False)
+    velocities.computed(0.5, 0.5, torch.tensor([2.0]))
+    assert velocities.skipped(0.4, 0.3).item() == 2
+    velocities.computed(0.5, 0.5, torch.tensor([3.0]))
+    assert velocities.skipped(0.4, 0.3).item() == 3
+    velocities.computed(0.25, 0.2, torch.tensor([3.0], dtype=torch.bfloat16))
+    assert velocities.skipped(0.1, 0.0).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_a_corrected_pass_ends_where_every_step_computed_would_if_velocities_lie_on_a_line(order: Any) -> None:
+    computed = {0, 2, 5}
+    ends = [*SIGMAS[1:], 0.0]
+    exact, guessed, corrected = ([torch.tensor([0.0])] for _ in range(3))
+    plain, mended = Velocities(order, corrects=False), Velocities(order, corrects=True)
+    for step, (sigma, until) in enumerate(zip(SIGMAS, ends, strict=True)):
+        velocity = torch.tensor([3.0 - 4.0 * sigma])
+        exact.append(exact[-1] + velocity * (until - sigma))
+        for velocities, ways in ((plain, guessed), (mended, corrected)):
+            given = (
+                velocities.computed(sigma, until, velocity) if step in computed else velocities.skipped(sigma, until)
+            )
+            ways.append(ways[-1] + given * (until - sigma))
+    for step in computed:
+        assert corrected[step + 1].item() == pytest.approx(exact[step + 1].item(), abs=1e-6)
+    # The first skipped step has one velocity before it, and is guessed wrongly whatever the order.
+    assert abs(guessed[-1].item() - exact[-1].item()) > 0.05
+
+
+def test_what_was_made_up_for_is_not_made_up_for_again() -> None:
+    velocities = Velocities(0, corrects=True)
+    velocities.computed(1.0, 0.8, torch.tensor([1.0]))
+    velocities.skipped(0.8, 0.6)
+    assert velocities.computed(0.6, 0.4, torch.tensor([3.0])).item() == pytest.approx(4)  # missed 1 at 0.8, over 0.2
+    assert velocities.computed(0.4, 0.2, torch.tensor([3.0])).item() == 3
+    assert velocities.skipped(0.2, 0.0).item() == 3
 
 
 def test_the_first_block_test() -> None:
@@ -96,7 +126,7 @@ def _run(engine: EngineTransformer, reuse: Reuse, samples: slice = slice(1)) -> 
     }
     image, text = inputs["hidden_states"], inputs["encoder_hidden_states"]
     prepared = prepare(engine, inputs, keep=reuse.keep, timesteps=SIGMAS)
-    run = Pass(engine, prepared, SIGMAS, len(image), reuse)
+    run = Pass(engine, prepared, (*SIGMAS, 0.0), len(image), reuse)
     drift = torch.randn((3, *image.shape[1:]), generator=torch.Generator().manual_seed(5))
     drift *= torch.tensor([0.1, 0.5, 2.0])[:, None, None]
     drift[:, 15:] = 0
@@ -148,6 +178,15 @@ def test_skipped_steps_are_extrapolated_from_computed_ones(engine: EngineTransfo
     torch.testing.assert_close(result[4], line, rtol=0, atol=1e-5)
 
 
+def test_a_computed_step_makes_up_for_the_skipped_ones_before_it(engine: EngineTransformer) -> None:
+    plain, _ = _run(engine, Reuse())
+    result, _ = _run(engine, Reuse(computed=frozenset({0, 2, 5}), order=0, corrects=True))
+    between = (SIGMAS[0] - SIGMAS[1]) / (SIGMAS[0] - SIGMAS[2])
+    missed = between * (plain[2] - plain[0]) * (SIGMAS[2] - SIGMAS[1])
+    torch.testing.assert_close(result[2], plain[2] + missed / (SIGMAS[3] - SIGMAS[2]), rtol=0, atol=1e-5)
+    assert torch.equal(result[1], plain[0])
+
+
 def test_both_together_make_up_for_a_refresh_on_a_skipped_step(engine: EngineTransformer) -> None:
     reuse = Reuse(keep=Keep.REFERENCE, refreshes=frozenset({0, 3}), computed=frozenset({0, 1, 4, 5}))
     _, run = _run(engine, reuse)
@@ -185,7 +224,7 @@ def test_skips_in_a_row_are_limited(engine: EngineTransformer) -> None:
 def test_without_a_reference_every_computed_step_is_a_refresh(engine: EngineTransformer) -> None:
     inputs = inputs_for(_source(), reference=(0, 0))
     prepared = prepare(engine, inputs, keep=Keep.REFERENCE, timesteps=SIGMAS)
-    run = Pass(engine, prepared, SIGMAS, 1, Reuse(keep=Keep.REFERENCE, refreshes=frozenset({0})))
+    run = Pass(engine, prepared, (*SIGMAS, 0.0), 1, Reuse(keep=Keep.REFERENCE, refreshes=frozenset({0})))
     for index in range(3):
         velocity, _ = run.step(index, inputs["hidden_states"], inputs["encoder_hidden_states"])
         assert torch.equal(velocity, stepped(engine, prepare(engine, inputs, timesteps=SIGMAS), inputs, index))
@@ -195,7 +234,7 @@ def test_without_a_reference_every_computed_step_is_a_refresh(engine: EngineTran
 def test_text_is_embedded_once_and_again_when_it_changes(engine: EngineTransformer) -> None:
     inputs = inputs_for(_source())
     image, text = inputs["hidden_states"], inputs["encoder_hidden_states"].clone()
-    run = Pass(engine, prepare(engine, inputs, timesteps=SIGMAS), SIGMAS, 1, Reuse())
+    run = Pass(engine, prepare(engine, inputs, timesteps=SIGMAS), (*SIGMAS, 0.0), 1, Reuse())
     embedded: list[torch.Tensor] = []
     embed = engine.embed_text
     engine.embed_text = lambda text: embedded.append(text) or embed(text)  # type: ignore[method-assign, func-returns-value]

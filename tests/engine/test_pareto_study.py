@@ -123,7 +123,7 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytes
         file.write('{"candidate": "cut o')
     later = study("--batch", "2", "--first", "4")
     assert later[: len(first)] == first
-    assert [line["candidate"]["family"] for line in later[3:]] == ["step_reuse", "reference_reuse"]
+    assert [line["candidate"]["family"] for line in later[3:]] == ["step_reuse", "step_reuse"]
     rows = {line["candidate"]["family"]: line["rows"] for line in later[1:]}
     assert all(row["pixel_distance"] == row["latent_distance"] == 0 for row in rows["full"])
     assert all(row["latent_distance"] > 0 for row in rows["fewer steps"])

@@ -27,6 +27,9 @@ class Reuse:
     """Steps that are computed; None: all, unless `test` says otherwise."""
     test: FirstBlockTest | None = None
     order: Order = 1
+    corrects: bool = False
+    """Whether a computed step makes up for what the guesses of the skipped ones before it missed. Right only where the
+    scheduler adds velocity times the change of sigma (Euler's method)."""
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Pass:
     def __init__(
         self, engine: EngineTransformer, prepared: Prepared, sigmas: Sequence[float], batch: int, reuse: Reuse
     ) -> None:
-        """`sigmas`: noise level of each step, on which velocities are extrapolated."""
+        """`sigmas`: noise level at the beginning of each step, and at the end of the last."""
         self._engine = engine
         self._prepared = prepared
         self._sigmas = sigmas
@@ -70,7 +73,7 @@ class Pass:
         self._text: _Text | None = None
         alone = [slice(index, index + 1) for index in range(batch)]
         self._groups = [
-            _Group(samples, Velocities(reuse.order))
+            _Group(samples, Velocities(reuse.order, corrects=reuse.corrects))
             for samples in (alone if reuse.test is not None and batch > 1 else [EVERY_SAMPLE])
         ]
         self.batch = batch
@@ -94,17 +97,16 @@ class Pass:
         return counts if len(counts) == self.batch else counts * self.batch
 
     def _advance(self, group: _Group, index: int, image: Tensor) -> Tensor:
-        computed, sigma = self._reuse.computed, self._sigmas[index]
+        computed, (sigma, until) = self._reuse.computed, self._sigmas[index : index + 2]
         velocity: Tensor | None = None
         if computed is None or index in computed or not group.kinds:
             velocity = self._compute(group, index, image)
         if velocity is None:
             group.skips += 1
             group.kinds.append("skipped")
-            return group.velocities.at(sigma)
+            return group.velocities.skipped(sigma, until)
         group.skips = 0
-        group.velocities.note(sigma, velocity)
-        return velocity
+        return group.velocities.computed(sigma, until, velocity)
 
     def _compute(self, group: _Group, index: int, image: Tensor) -> Tensor | None:
         """The transformer's output, or None if the first block says that the step may be skipped."""

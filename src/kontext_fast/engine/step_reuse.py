@@ -1,7 +1,10 @@
 """Steps that do not run the transformer: which ones, and what stands in for its output.
 
 The output is a velocity that changes slowly from step to step, so at a skipped step it is extrapolated from the
-computed ones before, over sigma (the noise level, which is what the schedule is uneven in).
+computed ones before, over sigma (the noise level, which is what the schedule is uneven in). When the next velocity has
+been computed, the skipped ones lie between two known ones and are known much better than they were guessed. What the
+guesses missed is then made up for, at no cost: the predictor-corrector scheme of UniPC (Zhao et al., arXiv 2302.04867),
+of first order, but towards the steps that were skipped and not towards the differential equation.
 """
 
 from __future__ import annotations
@@ -24,25 +27,55 @@ def computed_steps(total: int, *, every: int, warmup_share: float) -> frozenset[
     return frozenset({*range(min(warmup, total)), *range(warmup - 1, total, every), total - 1})
 
 
+@dataclass(frozen=True)
+class _Guess:
+    """What a skipped step was given in place of a velocity."""
+
+    sigma: float
+    length: float
+    """Of the step, in sigma; negative."""
+    velocity: Tensor
+
+
 class Velocities:
-    """The computed velocities that a skipped step needs."""
+    """The velocity to give the scheduler at every step of a group of samples, computed or not."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, *, corrects: bool) -> None:
         self._order = order
+        self._corrects = corrects
         self._known: list[tuple[float, Tensor]] = []
+        self._guesses: list[_Guess] = []
 
-    def note(self, sigma: float, velocity: Tensor) -> None:
-        """Remember what was computed at `sigma`."""
-        self._known = [*self._known[-self._order :], (sigma, velocity)] if self._order else [(sigma, velocity)]
+    def computed(self, sigma: float, until: float, velocity: Tensor) -> Tensor:
+        """What to give at a step from `sigma` to `until` whose `velocity` was computed.
 
-    def at(self, sigma: float) -> Tensor:
-        """The velocity extrapolated to `sigma`; of order 0 as long as only one, or only one sigma, is known."""
+        That is `velocity` itself, and where guesses are corrected, what skipped steps before it have missed as well:
+        their velocities as they lie between the computed ones on either side, minus those that were given.
+        """
+        before = self._known[-1] if self._known else None
+        self._known = [*self._known, (sigma, velocity)][-1 - self._order :]
+        guesses, self._guesses = self._guesses, []
+        if not (self._corrects and guesses) or before is None:
+            return velocity
+        now = (sigma, velocity)
+        missed = sum((_between(before, now, one.sigma) - one.velocity.float()) * one.length for one in guesses)
+        return (velocity.float() + missed / (until - sigma)).to(velocity.dtype)
+
+    def skipped(self, sigma: float, until: float) -> Tensor:
+        """What to give at a step from `sigma` to `until` that is not computed; of order 0 as long as only one velocity,
+        or only one sigma, is known."""
         last_sigma, last = self._known[-1]
-        first_sigma, first = self._known[0]
-        if first_sigma == last_sigma:
-            return last
-        slope = (last.float() - first.float()) / (last_sigma - first_sigma)
-        return (last.float() + slope * (sigma - last_sigma)).to(last.dtype)
+        first_sigma, _ = self._known[0]
+        velocity = last if first_sigma == last_sigma else _between(*self._known, sigma).to(last.dtype)
+        if self._corrects:
+            self._guesses.append(_Guess(sigma, until - sigma, velocity))
+        return velocity
+
+
+def _between(first: tuple[float, Tensor], last: tuple[float, Tensor], sigma: float) -> Tensor:
+    """At `sigma`, on the line through two velocities, in float32."""
+    slope = (last[1].float() - first[1].float()) / (last[0] - first[0])
+    return last[1].float() + slope * (sigma - last[0])
 
 
 @dataclass(frozen=True)

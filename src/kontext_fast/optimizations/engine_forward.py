@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +141,9 @@ class EngineForward:
             image_tokens=int((image_ids[:, 0] == 0).sum()),
             keep=reuse.keep,
         )
-        sigmas = (scheduled.float() / 1000).tolist()
+        sigmas = [*(scheduled.float() / 1000).tolist(), 0.0]
+        if reuse.corrects:
+            _require_euler(request.pipe.scheduler, sigmas)
         return _RunningPass(
             run=Pass(self.engine, prepared, sigmas, len(hidden), reuse),
             inputs=(pooled, guidance, img_ids, txt_ids),
@@ -200,6 +203,22 @@ def install(transformer: Any, engine: EngineTransformer, requests: Requests, und
     requests.on_begin(check, undo)
     requests.on_completed(on_time, undo)
     return forward
+
+
+def _require_euler(scheduler: Any, sigmas: Sequence[float]) -> None:
+    """Raises InvalidInput where a step does not add its velocity times the change of sigma, all the way to zero."""
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    euler = type(scheduler).step is FlowMatchEulerDiscreteScheduler.step
+    if not euler or scheduler.config.stochastic_sampling or scheduler.config.invert_sigmas:
+        raise InvalidInput(
+            f"step_reuse corrects its guesses for Euler's method only, not for this {type(scheduler).__name__}; "
+            "use a plain FlowMatchEulerDiscreteScheduler, or StepReuse(corrector=False)."
+        )
+    if any(after >= before for before, after in pairwise(sigmas)):
+        raise InvalidInput(
+            "step_reuse corrects its guesses only where the noise falls at every step; keep sigmas apart."
+        )
 
 
 def _require_supported(attention_kwargs: dict[str, Any] | None, *controlnet: Any) -> None:

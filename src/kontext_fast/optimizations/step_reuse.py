@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 class StepReuse(Optimization):
-    """Approximates the velocity at skipped steps by that of earlier steps, or by the line through the last two."""
+    """Approximates the velocity at skipped steps by that of earlier steps, or by the line through the last two, and
+    makes up for the error once the next one is computed."""
 
     name: ClassVar[str] = "step_reuse"
     summary: ClassVar[str] = "skips whole steps, extrapolating the transformer's output from computed ones"
@@ -32,6 +33,8 @@ class StepReuse(Optimization):
 
     order: Literal[0, 1] = 1
     """0: the last computed velocity; 1: the line through the last two, over sigma."""
+    corrector: bool = True
+    """At the next computed step, make up for what the skipped ones before it missed (see `engine.step_reuse`)."""
     warmup_share: Annotated[float, Field(ge=0, le=1)] = 0.14
     """This share of the steps (rounded up, at least one) is always computed first: they lay out the image."""
     computed: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] | None = 3
@@ -66,7 +69,7 @@ class StepReuse(Optimization):
         """A schedule in place of a test: what random weights add says nothing about when a trained model may skip."""
         if self.computed is not None:
             return self
-        return StepReuse(order=self.order, warmup_share=self.warmup_share)
+        return StepReuse(order=self.order, corrector=self.corrector, warmup_share=self.warmup_share)
 
     def computed_steps(self, total: int) -> frozenset[int] | None:
         """The steps that the schedule computes of a request of `total` steps; None where a test decides."""
@@ -85,7 +88,8 @@ class StepReuse(Optimization):
         return f"step_reuse on a fixed schedule: {len(steps)} of 28 steps computed at 28 ({listed})"
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
-        """Have the engine skip steps. Raises InvalidInput without an engine.
+        """Have the engine skip steps. Raises InvalidInput without an engine; requests raise it where there is a
+        `corrector` and the scheduler is no plain FlowMatchEulerDiscreteScheduler.
 
         The fact `computed_steps` counts them per pass and sample, as of the most recent request.
         """
@@ -101,7 +105,8 @@ class StepReuse(Optimization):
         return facts
 
     def _rule(self, reuse: Reuse, total: int) -> Reuse:
-        return replace(reuse, order=self.order, computed=self.computed_steps(total), test=self._test(total))
+        computed, test = self.computed_steps(total), self._test(total)
+        return replace(reuse, order=self.order, corrects=self.corrector, computed=computed, test=test)
 
     def _test(self, total: int) -> FirstBlockTest | None:
         if self.threshold is None:
