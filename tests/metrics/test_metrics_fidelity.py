@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from kontext_fast.metrics.base import Setting
 from kontext_fast.metrics.latent_error import LatentError
 from kontext_fast.metrics.psnr import IDENTICAL_DB, Psnr
-from kontext_fast.metrics.ssim import Ssim
+from kontext_fast.metrics.ssim import Ssim, similarity
 from tests.metrics.cases import latent_pair, noise, pair
 
 SETTING = Setting(checkpoint="folder")
@@ -48,6 +50,16 @@ def test_ssim_is_that_of_scikit_image() -> None:
         for bad, good in PAIRS
     ]
     assert Ssim(SETTING).scores([pair(bad, good) for bad, good in PAIRS]) == pytest.approx(expected, abs=2e-4)
+
+
+def test_ssim_is_that_of_torchmetrics_without_the_border() -> None:
+    outputs, references = (torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    _, whole = structural_similarity_index_measure(
+        outputs.double(), references.double(), sigma=1.5, data_range=1.0, reduction="none", return_full_image=True
+    )
+    torch.testing.assert_close(
+        similarity(outputs, references), whole[..., 5:-5, 5:-5].mean((1, 2, 3)), rtol=0, atol=1e-12
+    )
 
 
 def test_a_flat_picture_is_equal_to_itself() -> None:

