@@ -47,7 +47,7 @@ def test_bytes_of_a_full_size_step(kind: str, quantized: bool, gigabytes: int) -
 
 @pytest.fixture(scope="module")
 def seen() -> Roofline:
-    return _measure("tiny", "fast", "cpu", None, 10)
+    return _measure("tiny", "reference_reuse", "cpu", None, 10)
 
 
 def test_every_kind_of_step_has_its_table(seen: Roofline) -> None:
@@ -67,7 +67,7 @@ def test_every_kind_of_step_has_its_table(seen: Roofline) -> None:
 
 
 def test_a_kind_that_only_the_first_step_has_is_said_to_be_missing() -> None:
-    seen = _measure("tiny", "fast", "cpu", None, 3)
+    seen = _measure("tiny", "reference_reuse", "cpu", None, 3)
     assert seen.not_seen == ("refresh",)
     assert "refresh: only the first step" in table(seen)
 

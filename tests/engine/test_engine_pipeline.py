@@ -92,9 +92,9 @@ def test_kinds_and_counts_follow_the_schedules(pipe: Any) -> None:
     [
         ("faithful", {"refresh": 28}),
         ("balanced", {"refresh": 28}),
-        ("fast", {"refresh": 4, "reuse": 24}),
+        ("fast", {"refresh": 15, "skipped": 13}),
         ("low_memory", {"refresh": 28}),
-        ("turbo", {"refresh": 3, "reuse": 9, "skipped": 16}),
+        ("turbo", {"refresh": 10, "skipped": 18}),
     ],
 )
 def test_what_the_presets_run_at_28_steps(preset: str, counts: dict[str, int]) -> None:
@@ -298,7 +298,7 @@ def test_stored_fp8_weights_give_the_same_image_and_no_other_record(tmp_path: Pa
     untouched = render(pipe)
     with pytest.raises(InvalidInput, match="does not run on the engine"):
         save_quantized(pipe, file)
-    with accelerate(pipe, "balanced", quiet=True) as acceleration:
+    with accelerate(pipe, [Engine(precision="fp8")], quiet=True) as acceleration:
         quantized = render(pipe)
         save_quantized(pipe, file)
         plan = acceleration.plan
@@ -328,7 +328,9 @@ def test_a_gpu_without_the_fused_kernels_never_emulates_fp8(monkeypatch: pytest.
     for preset in ("balanced", "fast", "turbo"):
         with pytest.raises(Refused, match=r"need Triton; run `pip install triton`"):
             resolve(preset, gpu)
-    assert resolve("faithful", gpu).labels == ("kernel: portable (plain PyTorch, not the fused kernels)",)
+    with pytest.raises(Refused, match=r"fused_vae on a GPU needs Triton"):
+        resolve("faithful", gpu)
+    assert resolve([Engine()], gpu).labels == ("kernel: portable (plain PyTorch, not the fused kernels)",)
 
 
 @pytest.mark.parametrize(
@@ -353,8 +355,10 @@ def test_on_a_gpu_only_bfloat16_runs() -> None:
 
 
 def test_emulation_is_stamped_on_the_plan_and_in_the_facts(pipe: Any) -> None:
-    assert resolve("balanced", machine()).labels == (EMULATED,), "reports know it by this very word"
-    assert resolve("faithful", machine()).labels == ()
+    fp8 = [Engine(precision="fp8")]
+    assert resolve(fp8, machine()).labels == (EMULATED,), "reports know it by this very word"
+    assert EMULATED in resolve("balanced", machine()).labels
+    assert EMULATED not in resolve("faithful", machine()).labels
     with accelerate(pipe, "balanced", quiet=True) as acceleration:
         assert acceleration.facts["engine"]["kernel"] == "emulated"
         assert EMULATED in acceleration.describe()
@@ -367,9 +371,10 @@ def test_the_effect_is_that_of_the_precision() -> None:
 
 
 def test_labels_state_the_schedules() -> None:
-    labels = " ".join(resolve("turbo", machine()).labels)
+    both = [Engine(), ReferenceReuse(refreshed=10), StepReuse()]
+    labels = " ".join(resolve(both, machine()).labels)
     assert "steps 0, 10, 20 of 28 refresh" in labels
-    assert "12 of 28 steps computed" in labels
+    assert "10 of 28 steps computed" in labels
     tested = [Engine(), StepReuse(computed=None, threshold=0.1)]
     assert resolve(tested, machine()).labels == ()
     assert "hit rate meaningless" in resolve(tested, machine(), architecture_only=True).labels[0]

@@ -64,9 +64,8 @@ class Velocities:
     def skipped(self, sigma: float, until: float) -> Tensor:
         """What to give at a step from `sigma` to `until` that is not computed; of order 0 as long as only one velocity,
         or only one sigma, is known."""
-        last_sigma, last = self._known[-1]
-        first_sigma, _ = self._known[0]
-        velocity = last if first_sigma == last_sigma else _between(*self._known, sigma).to(last.dtype)
+        first, last = self._known[0], self._known[-1]
+        velocity = last[1] if first[0] == last[0] else _between(first, last, sigma).to(last[1].dtype)
         if self._corrects:
             self._guesses.append(_Guess(sigma, until - sigma, velocity))
         return velocity

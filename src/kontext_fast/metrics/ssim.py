@@ -54,4 +54,5 @@ def similarity(outputs: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     variances = square - mean**2 + other_square - other_mean**2
     small, large = 0.01**2, 0.03**2
     likeness = (2 * mean * other_mean + small) * (2 * covariance + large)
-    return (likeness / ((mean**2 + other_mean**2 + small) * (variances + large))).mean((1, 2, 3))
+    windows: torch.Tensor = likeness / ((mean**2 + other_mean**2 + small) * (variances + large))
+    return windows.mean((1, 2, 3))

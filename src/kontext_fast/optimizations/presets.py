@@ -55,16 +55,16 @@ def with_required(one: Optimization) -> tuple[Optimization, ...]:
 
 
 def _on_the_engine(known: Mapping[str, type[Optimization]]) -> dict[str, Preset]:
-    """Schedules are functions of the number of steps; they are provisional, see docs/engine.md."""
-    fp8 = known["engine"](precision="fp8")
-    # Of all tokens: nothing is copied at a reuse step then, for 3.2 GB more.
-    often, seldom = (known["reference_reuse"](refreshed=every, keep="all") for every in (7, 10))
+    """Schedules are functions of the number of steps, and come from the study in docs/engine.md."""
+    vae = (known["channels_last"](), known["fused_vae"]())
+    fp8 = (known["engine"](precision="fp8"), *vae)
+    skips = known["step_reuse"]
     presets = (
-        _preset("faithful", "our own forward in the checkpoint's precision", (known["engine"](),)),
-        _preset("balanced", "our own forward in fp8, every step in full", (fp8,)),
-        _preset("fast", "fp8, the input image's tokens at one step in seven", (fp8, often)),
-        _preset("low_memory", "balanced, with the text encoders in host memory", (fp8, known["offload"]())),
-        _preset("turbo", "fp8, reuse of the input image's tokens and of steps", (fp8, seldom, known["step_reuse"]())),
+        _preset("faithful", "our own forward in the checkpoint's precision", (known["engine"](), *vae)),
+        _preset("balanced", "our own forward in fp8, every step in full", fp8),
+        _preset("fast", "fp8, every second step computed", (*fp8, skips(computed=2))),
+        _preset("low_memory", "balanced, with the text encoders in host memory", (*fp8, known["offload"]())),
+        _preset("turbo", "fp8, every third step computed", (*fp8, skips(computed=3))),
     )
     return {preset.name: preset for preset in presets}
 

@@ -35,8 +35,8 @@ class StepReuse(Optimization):
     """0: the last computed velocity; 1: the line through the last two, over sigma."""
     corrector: bool = True
     """At the next computed step, make up for what the skipped ones before it missed (see `engine.step_reuse`)."""
-    warmup_share: Annotated[float, Field(ge=0, le=1)] = 0.14
-    """This share of the steps (rounded up, at least one) is always computed first: they lay out the image."""
+    warmup_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """This share of the steps (rounded up, at least one) is always computed first."""
     computed: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] | None = 3
     """After that: one step in this many, and the last one. Or exactly these 0-based steps, `warmup_share` left aside.
     None: the first block decides, by `threshold`."""
