@@ -38,13 +38,14 @@ def test_a_refresh_that_was_missed_is_made_up_for_once() -> None:
 @pytest.mark.parametrize(
     ("total", "every", "share", "steps"),
     [
-        (28, 3, 0.14, {0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27}),
-        (28, 5, 0.1, {0, 1, 2, 7, 12, 17, 22, 27}),
+        (28, 3, 0.0, {0, 3, 6, 9, 12, 15, 18, 21, 24, 26, 27}),
+        (28, 5, 0.1, {0, 1, 2, 7, 12, 17, 22, 26, 27}),
         (1, 3, 0.14, {0}),
-        (4, 3, 0.14, {0, 3}),
+        (4, 3, 0.0, {0, 2, 3}),
         (6, 2, 0.0, {0, 2, 4, 5}),
         (3, 1, 0.14, {0, 1, 2}),
         (3, 9, 1.0, {0, 1, 2}),
+        (2, 9, 0.0, {0, 1}),
     ],
 )
 def test_computed_steps_scale_with_their_number(total: int, every: int, share: float, steps: set[int]) -> None:

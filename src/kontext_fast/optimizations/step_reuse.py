@@ -38,7 +38,7 @@ class StepReuse(Optimization):
     warmup_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """This share of the steps (rounded up, at least one) is always computed first."""
     computed: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] | None = 3
-    """After that: one step in this many, and the last one. Or exactly these 0-based steps, `warmup_share` left aside.
+    """After that: one step in this many, and the last two. Or exactly these 0-based steps, `warmup_share` left aside.
     None: the first block decides, by `threshold`."""
     threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """A sample is skipped if mean|r - r_last| / mean|r_last| is below this, r being what the first block adds to the
