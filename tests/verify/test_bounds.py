@@ -10,6 +10,7 @@ import pytest
 
 from kontext_fast.stats.proportion import wilson
 from kontext_fast.verify.bounds import (
+    Ratio,
     holm,
     items_needed,
     mean_bounds,
@@ -167,6 +168,7 @@ def test_ratios_of_nothing_and_by_nothing() -> None:
     assert ratio_bounds(nothing, something, CONFIDENCE).upper == 0
     assert ratio_bounds(something, nothing, CONFIDENCE).lower == math.inf
     same = ratio_bounds(something, something, CONFIDENCE)
-    assert same.value == same.worst == 1
-    assert 0.7 < same.lower < 1 < same.upper < 1.4
-    assert same == ratio_bounds(something, something, CONFIDENCE)
+    assert same == Ratio(1, 1, 1)
+    twisted = ratio_bounds(something, something[::-1], CONFIDENCE)
+    assert 0.7 < twisted.lower < 1 < twisted.upper < 1.4
+    assert twisted == ratio_bounds(something, something[::-1], CONFIDENCE)

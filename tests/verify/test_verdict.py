@@ -102,6 +102,43 @@ def test_a_loss_is_said_with_its_size() -> None:
     assert "judge_kept" not in verdict.reason
 
 
+def test_an_edit_that_amplifies_any_rounding_is_no_reason_against_equivalence() -> None:
+    """Beside 15 calm items one lies fifty times as far, in the floor and in the preset."""
+    floor, preset = (np.array([0.5, *np.random.default_rng(seed).uniform(0.008, 0.012, 99)]) for seed in (1, 2))
+    fidelity = replace(_distances(0.0), to_baseline=_items(preset), floors={"other precision": _items(floor[:16])})
+    assert _level(_evidence(fidelity)) is Level.EQUIVALENT
+    twice = replace(fidelity, to_baseline=_items(2 * preset))
+    assert _level(_evidence(twice)) is Level.NOT_MEASURED
+    # All the others three times as far: the mean hardly notices.
+    others = replace(fidelity, to_baseline=_items([0.25, *(3 * preset[1:])]))
+    assert _level(_evidence(others)) is Level.NOT_MEASURED
+
+
+def test_each_item_is_held_against_its_own_noise_of_seeds() -> None:
+    """Half of the edits have one answer and hardly any noise, half are open."""
+    noise = np.tile([0.04, 0.6], 100)
+    answers = (_answers(0.0, 200), _answers(0.0, 200, "judge_kept"))
+    for share, level in ((0.3, Level.NON_INFERIOR), (0.7, Level.LOSS)):
+        fidelity = replace(_distances(0.0), between_seeds=_items(noise), to_baseline=_items(share * noise))
+        assert _level(_evidence(fidelity, *answers)) is level
+    # As far as 0.3 of what is usual: for half of the items more than another seed.
+    everywhere = replace(fidelity, to_baseline=_items(np.full(200, 0.3 * noise.mean())))
+    assert _level(_evidence(everywhere, *answers)) is Level.LOSS
+
+
+def test_where_rounding_alone_reaches_the_noise_of_seeds_it_decides_nothing() -> None:
+    answers = (_answers(0.0, 200), _answers(0.0, 200, "judge_kept"))
+    drowned = _distances(0.3, n=200, metric="ssim", floors={"other precision": _around(0.25, 16, seed=1)})
+    telling = _distances(0.1, n=200)
+    verdict = decide(Evidence(False, (telling, drowned), answers), MARGINS)
+    assert verdict.level is Level.NON_INFERIOR
+    assert "which rounding alone reaches there: ssim" in verdict.reason
+    far = _distances(0.5, n=200, metric="ssim", floors={"other precision": _around(0.25, 16, seed=1)})
+    alone = decide(Evidence(False, (far,), answers), MARGINS)
+    assert alone.level is Level.CANNOT_TELL
+    assert "ounding alone reaches the noise of seeds in ssim" in alone.reason
+
+
 def test_outputs_as_far_away_as_another_seed_are_a_loss_whatever_the_scores_say() -> None:
     verdict = decide(_evidence(_distances(0.4), _answers(0.0, 100)), MARGINS)
     assert verdict.level is Level.LOSS

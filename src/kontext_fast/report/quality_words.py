@@ -47,7 +47,12 @@ def level_name(level: Level) -> str:
 
 
 def answer(outcome: Outcome) -> str:
-    return {Outcome.PASSED: "within", Outcome.FAILED: "beyond", Outcome.UNDECIDED: "undecided"}[outcome]
+    return {
+        Outcome.PASSED: "within",
+        Outcome.FAILED: "beyond",
+        Outcome.UNDECIDED: "undecided",
+        Outcome.BLIND: "rounding reaches it",
+    }[outcome]
 
 
 def finding(found: Findings) -> str:

@@ -99,35 +99,28 @@ def quantile_bounds(values: npt.ArrayLike, quantile: float, confidence: float) -
     lower_rank = int(binom.ppf(1 - confidence, n, quantile)) - 1
     upper = float(ordered[upper_rank]) if upper_rank < n else float("inf")
     lower = float(ordered[lower_rank]) if lower_rank >= 0 else float("-inf")
-    return float(np.quantile(ordered, quantile)), lower, upper
+    return float(np.quantile(ordered, quantile, method="inverted_cdf")), lower, upper
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """One mean over another, with one-sided bounds, and one largest value over the other."""
+    """A ratio of distances of the same items, with one-sided bounds."""
 
     value: float
     lower: float
     upper: float
-    worst: float
 
 
 def ratio_bounds(numerator: npt.ArrayLike, denominator: npt.ArrayLike, confidence: float) -> Ratio:
-    """Of two sets of items' distances, all at least 0; the bounds come from a bootstrap over the items of each."""
+    """Of two distances of every item, all at least 0; the bounds come from a bootstrap over the items."""
     above, below = (np.asarray(values, np.float64) for values in (numerator, denominator))
-    rng = np.random.default_rng(_SEED)
-    ratios = _divided(_resampled_means(above, rng), _resampled_means(below, rng))
+    chosen = np.random.default_rng(_SEED).integers(len(above), size=(RESAMPLES, len(above)))
+    ratios = divided(above[chosen].mean(-1), below[chosen].mean(-1))
     lower, upper = np.quantile(ratios, [1 - confidence, confidence], method="nearest")
-    value = float(_divided(above.mean(), below.mean()))
-    return Ratio(value, float(lower), float(upper), float(_divided(above.max(), below.max())))
+    return Ratio(float(divided(above.mean(), below.mean())), float(lower), float(upper))
 
 
-def _resampled_means(values: Array, rng: np.random.Generator) -> Array:
-    means: Array = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(-1)
-    return means
-
-
-def _divided(above: npt.ArrayLike, below: npt.ArrayLike) -> Array:
+def divided(above: npt.ArrayLike, below: npt.ArrayLike) -> Array:
     """0 / 0 is 0: two things without any distance are alike."""
     above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):

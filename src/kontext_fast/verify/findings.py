@@ -8,7 +8,16 @@ from enum import StrEnum
 
 import numpy as np
 
-from kontext_fast.verify.bounds import Array, Ratio, holm, items_needed, mean_bounds, quantile_bounds, ratio_bounds
+from kontext_fast.verify.bounds import (
+    Array,
+    Ratio,
+    divided,
+    holm,
+    items_needed,
+    mean_bounds,
+    quantile_bounds,
+    ratio_bounds,
+)
 from kontext_fast.verify.margins import FloorMargins, Margins
 
 
@@ -16,6 +25,8 @@ class Outcome(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
     UNDECIDED = "undecided"
+    BLIND = "blind"
+    """Rounding alone would fail, so that nothing follows from it."""
 
 
 ByItem = Mapping[str, Sequence[float]]
@@ -48,18 +59,23 @@ class Quality:
 
 @dataclass(frozen=True)
 class FloorFinding:
-    """The preset's mean distance over that of the floor's largest arm."""
+    """The preset's mean distance over that of the floor's largest arm, on the items of both."""
 
     metric: str
     outcome: Outcome
     ratio: Ratio
+    usual: Ratio
+    """The median item's ratio. One edit that amplifies rounding makes a mean of its own."""
+    worst: float
+    """The preset's largest distance over the arm's, of all items that each has."""
     arm: str
     n: int
+    """Items of both."""
 
 
 @dataclass(frozen=True)
 class NoiseFinding:
-    """The preset's distances over the median distance of two seeds of baseline: median and 90th percentile of items."""
+    """The preset's distance over that of two seeds of baseline, item by item: median and 90th percentile."""
 
     metric: str
     outcome: Outcome
@@ -85,21 +101,40 @@ class LossFinding:
 
 
 def against_floor(fidelity: Fidelity, distances: ByItem, margins: Margins) -> FloorFinding | None:
-    """`distances` against the arm of the floor that is farthest from baseline; None where there is no floor."""
-    arms = {arm: values for arm, by_item in fidelity.floors.items() if len(values := item_means(by_item)) > 0}
-    above = item_means(distances)
-    if not arms or len(above) == 0:
+    """`distances` against the arm of the floor that is farthest from baseline; None where they share no item.
+
+    Item by item: some edits amplify any rounding, and do so in every arm.
+    """
+    arm = _largest_floor(fidelity)
+    if arm is None:
         return None
-    arm = max(arms, key=lambda name: float(arms[name].mean()))
-    ratio = ratio_bounds(above, arms[arm], margins.confidence)
-    n = min(len(above), len(arms[arm]))
-    return FloorFinding(fidelity.metric, _floor_outcome(ratio, n, margins.floor), ratio, arm, n)
+    above, below = _of_both(distances, fidelity.floors[arm])
+    if len(above) == 0:
+        return None
+    ratio = ratio_bounds(above, below, margins.confidence)
+    worst = float(divided(item_means(distances).max(), item_means(fidelity.floors[arm]).max()))
+    usual = Ratio(*quantile_bounds(divided(above, below), 0.5, margins.confidence))
+    outcome = _floor_outcome(ratio, usual, worst, len(above), margins.floor)
+    return FloorFinding(fidelity.metric, outcome, ratio, usual, worst, arm, len(above))
 
 
-def _floor_outcome(ratio: Ratio, n: int, margins: FloorMargins) -> Outcome:
-    if ratio.lower > margins.ratio or ratio.worst > margins.worst:
+def _largest_floor(fidelity: Fidelity) -> str | None:
+    """The arm of the floor whose mean distance is the largest; None where no arm has any."""
+    means = {arm: values.mean() for arm, by_item in fidelity.floors.items() if len(values := item_means(by_item)) > 0}
+    return max(means, key=lambda arm: float(means[arm]), default=None)
+
+
+def _floor_outcome(ratio: Ratio, usual: Ratio, worst: float, n: int, margins: FloorMargins) -> Outcome:
+    if max(ratio.lower, usual.lower) > margins.ratio or worst > margins.worst:
         return Outcome.FAILED
-    return Outcome.PASSED if ratio.upper <= margins.ratio and n >= margins.min_items else Outcome.UNDECIDED
+    within = max(ratio.upper, usual.upper) <= margins.ratio
+    return Outcome.PASSED if within and n >= margins.min_items else Outcome.UNDECIDED
+
+
+def _of_both(one: ByItem, other: ByItem) -> tuple[Array, Array]:
+    """Means over the seeds of every item that has values in both."""
+    shared = sorted(item for item in one.keys() & other.keys() if one[item] and other[item])
+    return item_means({item: one[item] for item in shared}), item_means({item: other[item] for item in shared})
 
 
 def item_means(by_item: ByItem) -> Array:
@@ -140,16 +175,21 @@ def against_margins(usable: Sequence[Quality], margins: Margins) -> tuple[LossFi
 
 
 def against_seeds(fidelity: Fidelity, margins: Margins) -> NoiseFinding | None:
-    """The distances to baseline against those of two seeds of baseline; None where the margins do not ask for it."""
-    noise = item_means(fidelity.between_seeds)
-    if fidelity.metric not in margins.seed_noise.metrics or len(noise) == 0:
+    """The distances to baseline against those of two seeds of baseline, item by item: an edit with one answer hardly
+    has any noise of seeds, an open one has much. None where the margins do not ask for it.
+
+    Blind where rounding alone, the floor's largest arm, is not known to stay below the limits.
+    """
+    shares = _shares(fidelity.to_baseline, fidelity.between_seeds)
+    if fidelity.metric not in margins.seed_noise.metrics or len(shares) == 0:
         return None
-    with np.errstate(divide="ignore", invalid="ignore"):
-        distances = item_means(fidelity.to_baseline)
-        shares = np.where(distances == 0, 0.0, distances / np.median(noise))
     limits = {0.5: margins.seed_noise.median, 0.9: margins.seed_noise.p90}
     found = {quantile: quantile_bounds(shares, quantile, margins.confidence) for quantile in limits}
-    if any(found[quantile][1] > limit for quantile, limit in limits.items()):
+    arm = _largest_floor(fidelity)
+    rounding = _shares({} if arm is None else fidelity.floors[arm], fidelity.between_seeds)
+    if len(rounding) and not _leaves_room(rounding, margins):
+        outcome = Outcome.BLIND
+    elif any(found[quantile][1] > limit for quantile, limit in limits.items()):
         outcome = Outcome.FAILED
     elif all(found[quantile][2] < limit for quantile, limit in limits.items()):
         outcome = Outcome.PASSED
@@ -157,3 +197,13 @@ def against_seeds(fidelity: Fidelity, margins: Margins) -> NoiseFinding | None:
         outcome = Outcome.UNDECIDED
     (median, _, median_upper), (p90, _, p90_upper) = found[0.5], found[0.9]
     return NoiseFinding(fidelity.metric, outcome, median, median_upper, p90, p90_upper)
+
+
+def _leaves_room(rounding: Array, margins: Margins) -> bool:
+    """The bound of the median only: few items bound no high quantile."""
+    _, _, median_upper = quantile_bounds(rounding, 0.5, margins.confidence)
+    return bool(median_upper < margins.seed_noise.median and np.quantile(rounding, 0.9) < margins.seed_noise.p90)
+
+
+def _shares(distances: ByItem, noise: ByItem) -> Array:
+    return divided(*_of_both(distances, noise))

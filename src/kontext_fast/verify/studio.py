@@ -289,7 +289,9 @@ def _captured_latents(pipe: Any) -> Iterator[list[npt.NDArray[np.float32]]]:
 
 
 def _other_attention(device: Any) -> Any:
-    """Another kernel than the one torch prefers on this device."""
+    """Other kernels than those torch prefers on this device."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    return sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION if device.type == "cuda" else SDPBackend.MATH)
+    # The memory-efficient one does not take every mask and every width of a head.
+    gpu = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(gpu if device.type == "cuda" else SDPBackend.MATH)

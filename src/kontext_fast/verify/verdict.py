@@ -109,13 +109,17 @@ def _about_quality(
         return Verdict(Level.NOT_MEASURED, f"Quality is not measured: {why}.{beyond}", floor)
     losses = against_margins(usable, margins)
     noise = tuple(finding for one in fidelity if (finding := against_seeds(one, margins)) is not None)
-    outcomes = [*(finding.outcome for finding in losses), *(finding.outcome for finding in noise)]
+    telling = [finding for finding in noise if finding.outcome is not Outcome.BLIND]
+    outcomes = [*(finding.outcome for finding in losses), *(finding.outcome for finding in telling)]
     if Outcome.FAILED in outcomes:
         return Verdict(Level.LOSS, _loss_sentence(losses, noise, margins), floor, noise, losses)
-    if noise and all(outcome is Outcome.PASSED for outcome in outcomes):
+    if telling and all(outcome is Outcome.PASSED for outcome in outcomes):
         names = ", ".join(finding.metric for finding in losses)
         left_out = [one.metric for one in measured if one.metric in evidence.blind]
         caveat = f" Blind here and left out: {', '.join(left_out)}." if left_out else ""
+        drowned = [finding.metric for finding in noise if finding.outcome is Outcome.BLIND]
+        if drowned:
+            caveat += f" Not held against the noise of seeds, which rounding alone reaches there: {', '.join(drowned)}."
         return Verdict(Level.NON_INFERIOR, f"No loss beyond the margins of {names}.{caveat}", floor, noise, losses)
     return Verdict(Level.CANNOT_TELL, _doubt_sentence(losses, noise, margins), floor, noise, losses)
 
@@ -136,10 +140,12 @@ def _depends_on_order(evidence: Evidence, fidelity: Iterable[Fidelity], margins:
 
 
 def _farthest(floor: Sequence[FloorFinding]) -> str:
-    worst = max(floor, key=lambda finding: finding.ratio.upper)
+    """Of all ratios to the floor, in the mean and of the median item, the one with the highest bound."""
+    ratios = [(one, what, ratio) for one in floor for what, ratio in (("", one.ratio), (" at the median", one.usual))]
+    worst, what, ratio = max(ratios, key=lambda found: found[2].upper)
     return (
-        f"The distance to baseline is {_times(worst.ratio.value)} the floor ({worst.arm}) in {worst.metric}, "
-        f"with an upper bound of {_times(worst.ratio.upper)}"
+        f"The distance to baseline is {_times(ratio.value)} the floor ({worst.arm}) in {worst.metric}{what}, "
+        f"with an upper bound of {_times(ratio.upper)}"
     )
 
 
@@ -178,6 +184,8 @@ def _doubt_sentence(losses: Sequence[LossFinding], noise: Sequence[NoiseFinding]
     ]
     if not noise:
         parts.append("the noise of seeds was not measured")
+    elif all(one.outcome is Outcome.BLIND for one in noise):
+        parts.append("rounding alone reaches the noise of seeds in " + " and ".join(one.metric for one in noise))
     sentence = "; ".join(parts)
     return sentence[0].upper() + sentence[1:] + "."
 
