@@ -94,6 +94,15 @@ def test_no_loss_beyond_the_margins_and_inside_the_noise_of_seeds_is_non_inferio
     assert _level(evidence) is Level.NON_INFERIOR
 
 
+def test_a_small_loss_that_is_seen_is_said_beside_non_inferior() -> None:
+    lost = np.where(np.arange(200) % 20 == 0, -0.3, 0.0)
+    clip = Quality("clip_text", _items(lost), bounded=False)
+    verdict = decide(_evidence(_distances(0.1, n=200), _answers(0.0, 200), clip), MARGINS)
+    assert verdict.level is Level.NON_INFERIOR
+    assert "A loss inside of the margin is seen in clip_text: 0.015, at most 0.0227" in verdict.reason
+    assert "judge_done:" not in verdict.reason
+
+
 def test_a_loss_is_said_with_its_size() -> None:
     verdict = decide(_evidence(_distances(0.1), _answers(-0.2), _answers(0.0, metric="judge_kept")), MARGINS)
     assert verdict.level is Level.LOSS

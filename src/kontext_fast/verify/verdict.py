@@ -120,7 +120,10 @@ def _about_quality(
         drowned = [finding.metric for finding in noise if finding.outcome is Outcome.BLIND]
         if drowned:
             caveat += f" Not held against the noise of seeds, which rounding alone reaches there: {', '.join(drowned)}."
-        return Verdict(Level.NON_INFERIOR, f"No loss beyond the margins of {names}.{caveat}", floor, noise, losses)
+        seen = "".join(f" {_inside(one)}" for one in losses if one.upper < 0)
+        return Verdict(
+            Level.NON_INFERIOR, f"No loss beyond the margins of {names}.{seen}{caveat}", floor, noise, losses
+        )
     return Verdict(Level.CANNOT_TELL, _doubt_sentence(losses, noise, margins), floor, noise, losses)
 
 
@@ -164,6 +167,14 @@ def _loss_sentence(losses: Sequence[LossFinding], noise: Sequence[NoiseFinding],
     ]
     sentence = "; ".join(parts)
     return sentence[0].upper() + sentence[1:] + "."
+
+
+def _inside(one: LossFinding) -> str:
+    """A loss that is there, and small."""
+    return (
+        f"A loss inside of the margin is seen in {one.metric}: {-one.mean:.3g}, at most {-one.lower:.3g}, "
+        f"where the margin is {one.margin:g}."
+    )
 
 
 def _doubt_sentence(losses: Sequence[LossFinding], noise: Sequence[NoiseFinding], margins: Margins) -> str:
