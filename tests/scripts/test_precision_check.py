@@ -1,0 +1,35 @@
+"""The script that says how far the engine's results lie from those of diffusers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def test_bfloat16_and_fp8_lie_as_far_from_float32_as_they_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import precision_check
+
+    out = tmp_path / "precision.json"
+    options = ["--checkpoint", "tiny", "--device", "cpu", "--items", "1", "--steps", "2", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["precision_check.py", *options])
+    assert precision_check.main() == 0
+    errors = json.loads(out.read_text())["errors"]
+    assert set(errors) == {"diffusers, bfloat16", "faithful", "balanced"}
+    for stage in ("first step", "final latents"):
+        plain, faithful, balanced = (
+            errors[name]["against diffusers, float32"][stage]
+            for name in ("diffusers, bfloat16", "faithful", "balanced")
+        )
+        # Another noise would be a hundred times as far.
+        assert 0 < plain < 0.05
+        assert faithful < 1.5 * plain
+        assert plain < balanced < 0.1
+        assert errors["diffusers, bfloat16"]["against diffusers, bfloat16"][stage] == 0
