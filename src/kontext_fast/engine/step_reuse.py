@@ -24,8 +24,8 @@ def computed_steps(total: int, *, every: int, warmup_share: float) -> frozenset[
     """The 0-based steps of `total` to compute: a first share of them (rounded up, at least one), from there on one
     in `every`, and the last two.
 
-    Two, since what is guessed just before the end is corrected too late to be seen: on 32 edits of `tiny` in float32, the
-    second one brought the latents five times nearer to those of all steps.
+    Two, since what is guessed just before the end is corrected too late to be seen: on 32 edits of `tiny` in float32,
+    the second one brought the latents five times nearer to those of all steps.
     """
     warmup = max(1, math.ceil(round(warmup_share * total, 9)))
     last = range(max(0, total - 2), total)
