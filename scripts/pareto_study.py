@@ -32,7 +32,6 @@ from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
 Row = dict[str, Any]
-GUIDANCE = 2.5
 
 
 @dataclass(frozen=True)
@@ -92,23 +91,16 @@ class Study:
     def _latents(self, candidate: Candidate, pairs: Sequence[Any]) -> Any:
         """[B, tokens, channels] of one call of the pipeline, before they are decoded."""
         import torch
-
-        from kontext_fast.pipeline.edit import text_length
+        from latents import latents_of
 
         side = self.pipe.vae.config.sample_size
-        return self.pipe(
-            image=[item.render(side) for _, item, _ in pairs],
-            prompt=[item.instruction for _, item, _ in pairs],
-            height=side,
-            width=side,
-            max_area=side * side,
-            _auto_resize=False,
-            num_inference_steps=candidate.steps,
-            guidance_scale=GUIDANCE,
+        return latents_of(
+            self.pipe,
+            [item.render(side) for _, item, _ in pairs],
+            [item.instruction for _, item, _ in pairs],
+            steps=candidate.steps,
             generator=[torch.Generator().manual_seed(1_000_003 * seed + index) for index, _, seed in pairs],
-            max_sequence_length=text_length(self.pipe),
-            output_type="latent",
-        ).images
+        )
 
     def _decoded(self, latents: Any) -> Pixels:
         import torch
@@ -290,6 +282,8 @@ def main() -> int:
 
     arguments = _arguments()
     if not arguments.draw:
+        from latents import GUIDANCE
+
         study = Study(arguments.checkpoint, arguments.device, arguments.items, arguments.seeds, arguments.batch)
         facts = study.loaded.facts
         names = ("items", "seeds", "steps", "precision", "batch")

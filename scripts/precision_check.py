@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from latents import latents_of
 from PIL.Image import Image
 from torch import Tensor
 
 from kontext_fast.items.shapes import held_out
 from kontext_fast.optimizations.acceleration import accelerate
-from kontext_fast.pipeline.edit import text_length
 from kontext_fast.pipeline.load import load
 
 PRESETS = ("faithful", "balanced")
-GUIDANCE = 2.5
 
 
 @dataclass(frozen=True)
@@ -110,30 +109,18 @@ def run(pipe: Any, edits: Sequence[Edit], steps: int) -> Made:
 
     scheduler.step = watched
     try:
-        latents = [_latents(pipe, edit, steps) for edit in edits]
+        # The noise is given: what a pipeline draws depends on its dtype.
+        latents = [
+            latents_of(
+                pipe, [edit.picture], [edit.instruction], steps=steps, noise=edit.noise.to(pipe.transformer.device)
+            )
+            .float()
+            .cpu()
+            for edit in edits
+        ]
     finally:
         del scheduler.step
     return Made(torch.cat(first), torch.cat(latents))
-
-
-def _latents(pipe: Any, edit: Edit, steps: int) -> Tensor:
-    """[1, tokens, channels] after the last step."""
-    width, height = edit.picture.size
-    made: Tensor = pipe(
-        image=edit.picture,
-        prompt=edit.instruction,
-        width=width,
-        height=height,
-        max_area=width * height,
-        _auto_resize=False,
-        num_inference_steps=steps,
-        guidance_scale=GUIDANCE,
-        # Drawn here: what the pipeline draws depends on its dtype.
-        latents=edit.noise.to(pipe.transformer.device),
-        max_sequence_length=text_length(pipe),
-        output_type="latent",
-    ).images
-    return made.float().cpu()
 
 
 def _errors(one: Made, other: Made) -> dict[str, float]:

@@ -10,7 +10,6 @@ from kontext_fast.items.base import Dataset
 from kontext_fast.items.datasets import read_dataset
 from kontext_fast.items.world import world
 from kontext_fast.optimizations.presets import PRESETS, Preset
-from kontext_fast.optimizations.registry import discover
 from kontext_fast.pipeline.load import RANDOM, TINY
 from kontext_fast.pipeline.request import EditRequest
 from kontext_fast.records.schema import BASELINE
@@ -59,13 +58,8 @@ class Request:
 
 
 def every_preset() -> tuple[str, ...]:
-    """All presets but baseline; of several that apply the same, the one that is a choice of techniques."""
-    by_content: dict[tuple[tuple[str, str], ...], str] = {}
-    for name, preset in PRESETS.items():
-        content = tuple((one.name, one.model_dump_json()) for one in preset.optimizations)
-        if by_content.get(content, name) == name or name not in discover():
-            by_content[content] = name
-    return tuple(name for name in by_content.values() if name != BASELINE)
+    """All presets but baseline."""
+    return tuple(name for name in PRESETS if name != BASELINE)
 
 
 def dataset_of(request: Request) -> Dataset:

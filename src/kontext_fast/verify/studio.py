@@ -131,7 +131,7 @@ class Studio:
         with ExitStack() as stack:
             pipe = self._prepared(plan)
             if plan.other_attention:
-                stack.enter_context(_other_attention(self._device))
+                stack.enter_context(_other_attention())
             writers = stack.enter_context(ThreadPoolExecutor(_WRITERS))
 
             def edit(indices: tuple[int, ...]) -> list[Made]:
@@ -288,10 +288,9 @@ def _captured_latents(pipe: Any) -> Iterator[list[npt.NDArray[np.float32]]]:
             own["decode"] = before
 
 
-def _other_attention(device: Any) -> Any:
-    """Other kernels than those torch prefers on this device."""
+def _other_attention() -> Any:
+    """Other kernels than those torch prefers."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    # The memory-efficient one does not take every mask and every width of a head.
-    gpu = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    return sdpa_kernel(gpu if device.type == "cuda" else SDPBackend.MATH)
+    # The memory-efficient one exists on a GPU only, and does not take every mask and every width of a head.
+    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

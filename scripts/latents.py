@@ -1,0 +1,44 @@
+"""One call of a pipeline that ends before the images are decoded, for the scripts that compare latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL.Image import Image
+from torch import Generator, Tensor
+
+from kontext_fast.pipeline.edit import text_length
+
+GUIDANCE = 2.5
+
+
+def latents_of(
+    pipe: Any,
+    pictures: Sequence[Image],
+    instructions: Sequence[str],
+    *,
+    steps: int,
+    generator: Sequence[Generator] | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """[n, tokens, channels] of edits of square `pictures` of one size, in one batch.
+
+    The noise is drawn from `generator`, one for each of them and in the pipeline's dtype, or is `noise`.
+    """
+    side, _ = pictures[0].size
+    made: Tensor = pipe(
+        image=list(pictures),
+        prompt=list(instructions),
+        height=side,
+        width=side,
+        max_area=side * side,
+        _auto_resize=False,
+        num_inference_steps=steps,
+        guidance_scale=GUIDANCE,
+        generator=None if generator is None else list(generator),
+        latents=noise,
+        max_sequence_length=text_length(pipe),
+        output_type="latent",
+    ).images
+    return made
