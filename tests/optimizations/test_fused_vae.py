@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -53,6 +54,26 @@ def test_with_the_kernel_in_it_the_numbers_are_the_same(pipe: Any, monkeypatch: 
         results = _there_and_back(pipe)
     for result, one in zip(results, expected, strict=True):
         torch.testing.assert_close(result, one, rtol=1e-3, atol=1e-4)
+
+
+def test_every_width_is_launched_when_it_is_applied(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = [norm for norm, _ in fused_vae._pairs(pipe.vae)]
+    launched: list[tuple[int, int, torch.dtype]] = []
+    pytest.importorskip("triton")
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    kernel = importlib.import_module("kontext_fast.engine.kernels.group_norm_silu")
+    monkeypatch.setattr(
+        kernel, "group_norm_silu", lambda x, groups, *_: launched.append((x.shape[1], groups, x.dtype)) or x
+    )
+    for launch in fused_vae._first_launches(norms, torch.device("cpu")):
+        launch()
+    first = sorted(map(str, launched))
+    launched.clear()
+    for norm in norms:
+        fused_vae._fused(norm, torch.zeros(1, norm.num_channels, 4, 4))
+    assert first == sorted(set(map(str, launched)))
+    assert len(first) > 1
 
 
 def test_another_vae_is_refused(pipe: Any) -> None:

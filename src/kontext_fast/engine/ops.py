@@ -10,6 +10,7 @@ once to the dtype; what it then quantizes is that rounded value.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from kontext_fast.engine import fp8
 from kontext_fast.engine.attention import AttentionKernel, attention, resolve_kernel
+from kontext_fast.engine.dimensions import Dimensions
 from kontext_fast.engine.fp8 import Quantized
 
 Activations = Tensor | Quantized
@@ -81,6 +83,12 @@ class Ops(Protocol):
     @property
     def kernel(self) -> KernelKind: ...
 
+    def first_launches(
+        self, dimensions: Dimensions, dtype: torch.dtype, device: torch.device, *, quantize: bool
+    ) -> Sequence[Callable[[], object]]:
+        """What has to be compiled before a step of any size can run, as calls that may run at once. `quantize` is
+        whether the large products are in fp8."""
+
     def norm_modulate(self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
         """[B, rows, W] layer norm of `x` without weights, times (1 + `scale`), plus `shift` (both [B, W])."""
 
@@ -120,6 +128,11 @@ class PortableOps:
     @property
     def kernel(self) -> KernelKind:
         return "emulated" if self._emulates_fp8 else "portable"
+
+    def first_launches(
+        self, dimensions: Dimensions, dtype: torch.dtype, device: torch.device, *, quantize: bool
+    ) -> Sequence[Callable[[], object]]:
+        return ()
 
     def norm_modulate(self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
         normed = functional.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)

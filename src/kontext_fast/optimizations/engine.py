@@ -82,6 +82,8 @@ class Engine(Optimization):
         request if it stopped being so or if that uses ControlNet or IP-Adapter.
         """
         from kontext_fast.engine.attention import resolve_kernel
+        from kontext_fast.engine.beside import beside
+        from kontext_fast.engine.dimensions import Dimensions
         from kontext_fast.engine.quantized_file import QuantizedFile
         from kontext_fast.engine.select import make_ops, require_dtype
         from kontext_fast.engine.transformer import EngineTransformer
@@ -90,11 +92,17 @@ class Engine(Optimization):
 
         transformer = pipe.transformer
         _require_untouched(transformer)
-        device = pipe._execution_device.type
+        place = pipe._execution_device
+        device = place.type
         require_dtype(device, transformer.dtype)
         ops = make_ops(device, self.precision, self.attention)
         stored = None if self.quantized_file is None else QuantizedFile(self.quantized_file)
-        weights = take_weights(transformer, self.precision, undo, device=pipe._execution_device, quantizer=stored)
+        compiling = ops.first_launches(
+            Dimensions.of(transformer), transformer.dtype, place, quantize=self.precision == "fp8"
+        )
+        # Compiled side by side while weights are on their way; one after the other they would delay the first image.
+        with beside(compiling):
+            weights = take_weights(transformer, self.precision, undo, device=place, quantizer=stored)
         if stored is not None:
             stored.require_made_from(weights)
         install(transformer, EngineTransformer(weights, ops), track_requests(pipe, undo), undo)

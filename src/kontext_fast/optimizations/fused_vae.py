@@ -6,10 +6,12 @@ that with `channels_last` alone every norm is followed and preceded by a transpo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, ClassVar
 
+from kontext_fast.engine.beside import beside
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.bound_method import replace_method
@@ -43,17 +45,20 @@ class FusedVae(Optimization):
         Raises InvalidInput if its blocks have other norms or activations than a FLUX VAE.
         """
         pairs = list(_pairs(pipe.vae))
-        norm_silu = _fused if pipe._execution_device.type == "cuda" else _plain
+        device = pipe._execution_device
+        fused = device.type == "cuda"
+        norm_silu = _fused if fused else _plain
 
         def both(original: Any, args: tuple[Any, ...], _: dict[str, Any]) -> Any:
             return norm_silu(original.__self__, args[0])
 
-        for norm, _ in pairs:
-            replace_method(norm, "forward", both, undo)
-        for activation in {id(one): one for _, one in pairs}.values():
-            # Its work is done by the norm before it.
-            replace_method(activation, "forward", lambda _original, args, _: args[0], undo)
-        return {"norms": len(pairs), "kernel": "fused" if norm_silu is _fused else "portable"}
+        with beside(_first_launches([norm for norm, _ in pairs], device) if fused else ()):
+            for norm, _ in pairs:
+                replace_method(norm, "forward", both, undo)
+            for activation in {id(one): one for _, one in pairs}.values():
+                # Its work is done by the norm before it.
+                replace_method(activation, "forward", lambda _original, args, _: args[0], undo)
+        return {"norms": len(pairs), "kernel": "fused" if fused else "portable"}
 
 
 def _pairs(vae: Any) -> Iterator[tuple[Any, Any]]:
@@ -77,6 +82,22 @@ def _pairs(vae: Any) -> Iterator[tuple[Any, Any]]:
                     "The VAE has other norms or activations than that of FLUX; leave fused_vae out of the preset."
                 )
             yield norm, activation
+
+
+def _first_launches(norms: Sequence[Any], device: Any) -> Sequence[Callable[[], object]]:
+    """What compiles the kernel for every width among `norms`, as calls that may run at once."""
+    import torch
+
+    from kontext_fast.engine.kernels.group_norm_silu import group_norm_silu
+
+    def launch(norm: Any) -> None:
+        # The weights may still wait in host memory.
+        weight, bias = norm.weight.to(device), norm.bias.to(device)
+        x = torch.zeros(1, norm.num_channels, 8, 8, dtype=weight.dtype, device=device)
+        group_norm_silu(x, norm.num_groups, weight, bias, norm.eps)
+
+    one_of_each = {(norm.num_channels, norm.num_groups): norm for norm in norms}
+    return [partial(launch, norm) for norm in one_of_each.values()]
 
 
 def _fused(norm: Any, x: Any) -> Any:

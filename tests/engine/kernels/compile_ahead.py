@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,9 +22,16 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
+from kontext_fast.engine.dimensions import Dimensions
+from kontext_fast.engine.fp8 import Quantized
 from kontext_fast.engine.kernels.fused import FusedOps
 from kontext_fast.engine.kernels.group_norm_silu import group_norm_silu
-from kontext_fast.engine.ops import JointQKV, QKNorm, Rope
+from kontext_fast.engine.ops import Activations, JointQKV, Linear, QKNorm, Rope
+from kontext_fast.engine.transformer import EngineTransformer
+from kontext_fast.engine.weights import Precision, take_weights
+from tests.engine.transformers import Shape, inputs_for, prepare, random_transformer, stepped
+
+_PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8")
 
 
 class Variants:
@@ -43,7 +51,7 @@ class Variants:
                 constants[parameter.name] = value
                 continue
             signature[parameter.name] = mangle_type(value)
-            address = 0 if isinstance(value, torch.Tensor) else value
+            address = value.data_ptr() if isinstance(value, torch.Tensor) else value
             if specialized and isinstance(address, int) and address % 16 == 0:
                 alignment[(index,)] = [["tt.divisibility", 16]]
         key = kernel.__name__, *map(str, (signature, constants, alignment, arguments))
@@ -68,6 +76,36 @@ def run_every_operation(tokens: int, heads: int, channels: int, *, fp8: bool) ->
         ops.gelu(empty(2, tokens, 4 * width), quantize=quantize)
         ops.join_gelu(stream, wide[..., 3 * width :], quantize=quantize)
     ops.add_gated(stream[:, 5:], gate, empty(2, tokens - 5, width))
+
+
+def run_first_launches(heads: int, channels: int, precision: Precision) -> None:
+    """As applying the engine does."""
+    shape = Dimensions(
+        double_blocks=1, single_blocks=1, heads=heads, head_dim=channels, latent_channels=64, text_channels=64,
+        pooled_channels=64,
+    )  # fmt: skip
+    quantize = precision == "fp8"
+    for launch in FusedOps("math").first_launches(shape, torch.bfloat16, torch.device("cpu"), quantize=quantize):
+        launch()
+
+
+def run_step(heads: int, channels: int, precision: Precision) -> None:
+    """A whole step of a transformer of two blocks, in which nothing but the kernels runs."""
+    shape = Shape(double=1, single=1, heads=heads, head_dim=channels, axes=(channels - 16, 8, 8))
+    transformer = random_transformer(shape, torch.bfloat16)
+    inputs = inputs_for(transformer, batch=2, text=3, image=(2, 2), reference=(1, 2))
+    with ExitStack() as undo:
+        engine = EngineTransformer(take_weights(transformer, precision, undo), _Unlinked("math"))
+        stepped(engine, prepare(engine, inputs), inputs)
+
+
+class _Unlinked(FusedOps):
+    """Products of float8 need a GPU, and what they give does not decide what is compiled."""
+
+    def linear(self, x: Activations, layer: Linear) -> torch.Tensor:
+        rows = (x.values if isinstance(x, Quantized) else x).shape[:-1]
+        weight = layer.weight.values if isinstance(layer.weight, Quantized) else layer.weight
+        return torch.zeros(*rows, len(weight), dtype=torch.bfloat16)
 
 
 def run_norms(side: int) -> None:
@@ -100,9 +138,17 @@ def _spilled(ptx: str, capability: int) -> int:
     return sum(map(int, re.findall(r"(\d+) bytes (?:stack frame|spill)", said)))
 
 
+def launched(run: Callable[..., None], *arguments: Any) -> Variants:
+    """What Triton would compile for `run`."""
+    noted = Variants()
+    JITFunction.run = lambda kernel, *positional, **named: noted.launch(kernel, *positional, **named)
+    run(*arguments)
+    return noted
+
+
 def main(capability: int) -> dict[str, Any]:
-    """What each kernel became, and how many there are after each of several numbers of tokens."""
-    JITFunction.run = lambda kernel, *positional, **named: variants.launch(kernel, *positional, **named)
+    """What each kernel became, how many there are after each of several numbers of tokens, and which are launched first
+    and which by a step."""
     fp8 = capability >= 89
     counts: dict[str, list[int]] = {}
     sizes: dict[str, Callable[[int], None]] = {
@@ -112,14 +158,18 @@ def main(capability: int) -> dict[str, Any]:
     }
     kernels: dict[str, Any] = {}
     for size, run in sizes.items():
-        variants = Variants()
+        sources: dict[tuple[Any, ...], tuple[ASTSource, dict[str, Any]]] = {}
         counts[size] = []
         for tokens in (8704, 4608, 1003, 17):
-            run(tokens)
-            counts[size].append(len(variants.sources))
-        for number, (source, options) in enumerate(variants.sources.values()):
+            sources |= launched(run, tokens).sources
+            counts[size].append(len(sources))
+        for number, (source, options) in enumerate(sources.values()):
             kernels[f"{size} {source.name} {number}"] = report(source, options, capability)
-    return {"variants": counts, "kernels": kernels}
+    first, later = (
+        {precision: sorted(map(str, launched(run, 5, 32, precision).sources)) for precision in _PRECISIONS[: 1 + fp8]}
+        for run in (run_first_launches, run_step)
+    )
+    return {"variants": counts, "kernels": kernels, "first": first, "step": later}
 
 
 if __name__ == "__main__":

@@ -34,6 +34,15 @@ def test_they_compile_once_per_width_for_any_number_of_tokens(capability: int, v
     assert _compiled(capability)["variants"] == counts
 
 
+def test_what_is_launched_when_the_engine_is_applied_is_what_a_step_needs() -> None:
+    compiled = _compiled(90)
+    assert set(compiled["first"]) == {"bf16", "fp8"}
+    for precision, first in compiled["first"].items():
+        assert first == compiled["step"][precision], precision
+    assert len(compiled["first"]["bf16"]) == 5
+    assert len(compiled["first"]["fp8"]) == 7
+
+
 def test_at_full_size_rows_are_read_and_written_in_wide_accesses_and_stay_in_registers() -> None:
     for name, kernel in _compiled(90)["kernels"].items():
         if not name.startswith("full"):

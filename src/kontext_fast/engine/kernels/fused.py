@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from kontext_fast.engine.attention import AttentionKernel, attention, resolve_kernel
+from kontext_fast.engine.dimensions import Dimensions
 from kontext_fast.engine.fp8 import Quantized
 from kontext_fast.engine.kernels.add_gated import add_gated
+from kontext_fast.engine.kernels.first_launches import first_launches
 from kontext_fast.engine.kernels.fp8_linear import fp8_linear
 from kontext_fast.engine.kernels.gelu import gelu
 from kontext_fast.engine.kernels.norm_modulate import norm_modulate
@@ -60,6 +63,11 @@ class FusedOps:
     @property
     def kernel(self) -> KernelKind:
         return "fused"
+
+    def first_launches(
+        self, dimensions: Dimensions, dtype: torch.dtype, device: torch.device, *, quantize: bool
+    ) -> Sequence[Callable[[], object]]:
+        return first_launches(self, dimensions, dtype, device, quantize=quantize)
 
     def norm_modulate(self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
         return norm_modulate(x, shift, scale, LAYER_NORM_EPS, quantize=quantize)
