@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from kontext_fast.records.schema import CONTROL, ResultFile
+from kontext_fast.records.schema import CONTROL, Cell, ResultFile
+from kontext_fast.report import drawing
 from kontext_fast.report.charts import (
     ablation,
     cold_start,
@@ -53,6 +54,18 @@ def test_the_heatmap_has_the_mean_of_every_cell_and_a_place_for_what_was_not_rea
             assert_estimates(estimate, list(expected.values()))
     chart = step_resolution_heatmap.draw(stored, tmp_path)
     assert "3 cells not measured" in chart.takeaway
+
+
+def test_what_was_planned_elsewhere_leaves_no_place_in_the_heatmap() -> None:
+    stored = suite_records.sweep()
+    elsewhere = {"environment": {"cpu": "Another CPU"}, "run_id": "elsewhere"}
+    cold = {"compile_cache": "cold", "run_id": "cold"}
+    others = [
+        record("baseline", 7, order=90 + number, cells=(Cell(mode="edit", size="64x64", steps=4, batch=1),), **changes)
+        for number, changes in enumerate((elsewhere, cold))
+    ]
+    panels = step_resolution_heatmap.plotted(stored.model_copy(update={"records": (*stored.records, *others)}))
+    assert panels == step_resolution_heatmap.plotted(stored)
 
 
 def test_scaling_places_every_size_by_the_tokens_that_ran() -> None:
@@ -169,6 +182,25 @@ def test_runs_with_the_users_cache_are_not_mixed_into_cold_and_warm_ones() -> No
     )
     (panel,) = cold_start.plotted(stored.model_copy(update={"records": (*stored.records, own)}))
     assert not any("as it was" in row.name for row in panel.rows)
+
+
+def test_a_cache_that_is_no_part_of_the_experiment_is_not_named() -> None:
+    stored = suite_records.cold()
+    as_it_was = [one.model_copy(update={"compile_cache": "user"}) for one in stored.records]
+    (panel,) = cold_start.plotted(stored.model_copy(update={"records": tuple(as_it_was)}))
+    assert [row.name for row in panel.rows] == ["baseline", "compile"]
+
+
+def test_long_names_of_rows_lie_inside_of_the_picture() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for name in ("p", "first_block_cache, cold cache", "peer:compiled-float8-and-more, warm cache"):
+        figure = drawing.new_figure(3.0)
+        axes = figure.add_axes((drawing.name_left([name], 0.1), 0.2, 0.5, 0.6))
+        drawing.row_name(axes, 0.5, name)
+        FigureCanvasAgg(figure).draw()
+        left, right = axes.texts[0].get_window_extent().x0, axes.get_window_extent().x0
+        assert 0 < left < right
 
 
 def test_an_optimization_alone_is_against_baseline_and_added_last_against_the_preset_without_it(tmp_path: Path) -> None:

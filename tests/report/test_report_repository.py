@@ -139,11 +139,11 @@ def test_known_figures_are_reproduced_or_said_not_to_be(two: Path, monkeypatch: 
     for preset, verdict in (("baseline", "reproduced"), ("peer:compiled", "not reproduced")):
         # The text encoders are 5 % of a made-up call.
         here, known = 0.95 * float(np.mean(seconds(stored, preset))), known_figures.KNOWN_S[preset]
-        _, known_s, here_s, difference, n = rows[preset]
-        assert (known_s, n.strip(" |")) == (f"{known:g} s", "2")
+        _, known_s, card, here_s, difference, n = rows[preset]
+        assert (known_s, card, n.strip(" |")) == (f"{known:g} s", "H200", "2")
         assert_written(here_s, [here])
         assert difference == f"{100 * (here / known - 1):+.1f} %, {verdict}"
-    assert rows["peer:compiled-float8"][2] == "not measured"
+    assert rows["peer:compiled-float8"][3] == "not measured"
 
 
 def test_one_process_gives_times_without_intervals_and_no_claim(tmp_path: Path) -> None:

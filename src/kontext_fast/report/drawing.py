@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ WIDTH_IN, DPI = 12.0, 150
 _ROUND_FACTORS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 
 HEAD_IN, FOOT_IN = 1.4, 0.6
+_LETTER_IN = 0.105
+"""Of the name of a row, with room to spare."""
 
 
 def new_figure(inches: float) -> Any:
@@ -57,6 +60,11 @@ def bare(axes: Axes, label: str, *, grid: bool = True) -> None:
     axes.set_axisbelow(True)
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def name_left(names: Iterable[str], least: float) -> float:
+    """Where axes begin whose rows have `names`, at `least` or further right, as a fraction of the figure's width."""
+    return max(least, (max(map(len, names), default=0) + 1) * _LETTER_IN / WIDTH_IN)
 
 
 def row_name(axes: Axes, y: float, name: str) -> None:

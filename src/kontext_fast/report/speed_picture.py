@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kontext_fast.records.peers import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL
 from kontext_fast.report import format as write
+from kontext_fast.report.drawing import name_left
 from kontext_fast.stats.summary import Estimate
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ TICK_DISTANCE = 0.1
 """Least distance of two ticks, as a fraction of the axis."""
 
 WIDTH_IN, ROW_IN, DPI = 12.0, 0.62, 150
-NAME_LEFT, LETTER_IN = 0.15, 0.105
+NAME_LEFT = 0.15
 """Least room for names as a fraction of the width, and what a letter of a long one needs."""
 
 
@@ -72,7 +73,7 @@ def _draw_panel(figure: Any, panel: Panel, top: float, height: float, inches: fl
     axes_height = height - 1.7 / inches
     figure.text(0.015, top - 0.38 / inches, panel.title, fontsize=16, fontweight="bold", parse_math=False)
     figure.text(0.015, top - 0.68 / inches, panel.subtitle, fontsize=11, color=MUTED, parse_math=False)
-    left = max(NAME_LEFT, (max(len(bar.preset) for bar in panel.bars) + 1) * LETTER_IN / WIDTH_IN)
+    left = name_left((bar.preset for bar in panel.bars), NAME_LEFT)
     factors = figure.add_axes((0.56, bottom, 0.42, axes_height))
     times = figure.add_axes((left, bottom, 0.51 - left, axes_height), facecolor="none")
     for axes, label in ((times, "seconds per call"), (factors, "times as fast as baseline")):

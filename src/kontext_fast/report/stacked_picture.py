@@ -10,6 +10,7 @@ from kontext_fast.report import format as write
 from kontext_fast.stats.summary import Estimate
 
 ROW_IN = 0.56
+NAME_LEFT = 0.18
 LABEL_SHARE = 0.09
 """Parts narrower than this share of the longest row are not written into; they are in the table."""
 
@@ -43,7 +44,8 @@ def picture(panels: Sequence[StackedPanel], colors: dict[str, str]) -> bytes:
     top = sum(heights)
     for panel, height in zip(panels, heights, strict=True):
         drawing.heading(figure, top, panel.title, panel.subtitle)
-        axes = drawing.panel_axes(figure, top, height, left=0.23, right=0.985)
+        left = drawing.name_left((row.name for row in panel.rows), NAME_LEFT)
+        axes = drawing.panel_axes(figure, top, height, left=left, right=0.985)
         drawing.bare(axes, "seconds")
         axes.set_ylim(len(panel.rows) - 0.45, -0.55)
         longest = max((row.whole.value for row in panel.rows if row.whole), default=1.0)

@@ -22,7 +22,7 @@ FILE = Path("performance") / "cold_start.png"
 TITLE = "What a process pays before its second call"
 LOAD, APPLY, FIRST = "load", "apply", "first call"
 COLORS = {LOAD: drawing.COLORS[0], APPLY: drawing.COLORS[2], FIRST: drawing.COLORS[5]}
-_CACHES: dict[CompileCache, str] = {"cold": "cold cache", "warm": "warm cache", "user": "cache as it was"}
+_CACHES: dict[CompileCache, str] = {"cold": ", cold cache", "warm": ", warm cache", "user": ""}
 
 
 def plotted(result: ResultFile) -> tuple[StackedPanel, ...]:
@@ -46,8 +46,8 @@ def draw(result: ResultFile, folder: Path) -> Chart:
         how_to_read=(
             "Each bar is the start of one process: loading the weights, applying the preset, and its first call, which "
             "includes all compilation. With a cold cache nothing compiled is on disk; with a warm one, everything that "
-            "a process like it left. Beside the bar: the first call at a size the process had not seen, and the calls "
-            "after. Whiskers are 95 % intervals of the whole."
+            "a process like it left; where neither is said, with what was there. Beside the bar: the first call at a "
+            "size the process had not seen, and the calls after. Whiskers are 95 % intervals of the whole."
         ),
         takeaway=takeaway,
         alt=f"Stacked bars of seconds to load, apply and make the first call. {takeaway}",
@@ -73,7 +73,7 @@ def _panel(found: Sequence[Group]) -> StackedPanel:
 def _row(group: Group, preset: str) -> StackedRow | None:
     runs = group.runs_of(preset)
     starts = [start for run in runs if (start := _start(run.record)) is not None]
-    name = f"{preset}, {_CACHES[group.compile_cache]}"
+    name = f"{preset}{_CACHES[group.compile_cache]}"
     if not starts:
         failures = group.failures_of(preset)
         return StackedRow(name, (), None, f"{failures[0].status}: {failures[0].reason}") if failures else None
@@ -110,7 +110,9 @@ def _takeaway(panel: StackedPanel) -> str:
     slowest = max((row for row in panel.rows if row.whole), key=lambda row: row.whole.value if row.whole else 0)
     assert slowest.whole is not None
     first = next(part.seconds for part in slowest.parts if part.name == FIRST)
+    # A name that has its cache in it has one comma already.
+    subject = f"{slowest.name}," if "," in slowest.name else slowest.name
     return (
-        f"{slowest.name}, starts slowest: {write.seconds_estimate(slowest.whole)} until its first image is there, "
+        f"{subject} starts slowest: {write.seconds_estimate(slowest.whole)} until its first image is there, "
         f"{write.seconds(first)} of it in the first call."
     )

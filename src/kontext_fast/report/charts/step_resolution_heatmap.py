@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.machine import machine_name
 from kontext_fast.records.schema import CONTROL, ResultFile
 from kontext_fast.report import drawing
 from kontext_fast.report import format as write
@@ -21,7 +22,7 @@ SECTION = "sizes"
 FILE = Path("performance") / "step_resolution_heatmap.png"
 TITLE = "Time per call over steps and sizes"
 MOST_PRESETS = 6
-ROW_IN, TABLE_HEAD_IN = 0.68, 0.75
+ROW_IN, TABLE_HEAD_IN = 0.85, 0.75
 _HEAD_IN = 1.0
 
 Size = tuple[int, int]
@@ -48,9 +49,7 @@ class Panel:
 
 def plotted(result: ResultFile) -> tuple[Panel, ...]:
     """One panel per checkpoint and machine where edits were measured at two sizes and two step counts at least."""
-    found = groups(result)
-    planned = _planned(result)
-    panels = (_panel(of, planned) for of in kin(group for group in found if _is_shown(group)))
+    panels = (_panel(of, _planned(result, of[0])) for of in kin(filter(_is_shown, groups(result))))
     return tuple(panel for panel in panels if len(panel.steps) > 1 and len(panel.sizes) > 1)
 
 
@@ -81,9 +80,16 @@ def _is_shown(group: Group) -> bool:
     return workload is not None and workload.mode == "edit" and workload.batch == 1 and group.compile_cache == "user"
 
 
-def _planned(result: ResultFile) -> list[tuple[int, Size]]:
-    """What the suite was to measure, so that what it did not reach has its place."""
-    cells = dict.fromkeys(cell for record in result.records for cell in record.cells)
+def _planned(result: ResultFile, group: Group) -> list[tuple[int, Size]]:
+    """What was to be measured where `group` was, so that what was not reached has its place."""
+    cells = dict.fromkeys(
+        cell
+        for record in result.records
+        if record.compile_cache == group.compile_cache
+        and machine_name(record.environment) in (None, group.machine)
+        and record.checkpoint in (None, group.checkpoint)
+        for cell in record.cells
+    )
     found = []
     for cell in cells:
         width, _, height = cell.size.partition("x")
@@ -194,5 +200,6 @@ def _write_cell(axes: Any, x: float, y: float, estimate: Estimate | None, ink: s
         axes.text(x, y, write.NOT_MEASURED, ha="center", va="center", fontsize=10, color=drawing.MUTED, style="italic")
         return
     interval = write.seconds_range(estimate) or "no interval"
-    axes.text(x, y - 0.16, write.seconds_estimate(estimate), ha="center", va="center", fontsize=12.5, color=ink)
-    axes.text(x, y + 0.24, f"{interval}, n={estimate.n}", ha="center", va="center", fontsize=10, color=ink)
+    lines = ((-0.27, write.seconds_estimate(estimate), 12.5), (0.06, interval, 10), (0.32, f"n={estimate.n}", 10))
+    for lower, words, size in lines:
+        axes.text(x, y + lower, words, ha="center", va="center", fontsize=size, color=ink)
