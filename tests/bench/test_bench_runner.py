@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,6 +56,9 @@ def test_a_worker_that_hangs_is_a_timeout_and_leaves_no_process(tmp_path: Path) 
     assert record.status == "timeout"
     assert "4 s" in str(record.reason)
     assert time.monotonic() - begin < 30
+    # Where it was when the deadline came, the main thread last and the innermost frame first.
+    *_, innermost = re.findall(r"most recent call first\):\n(.*)", str(record.stderr_tail))
+    assert re.fullmatch(r'  File ".../faulty_worker.py", line \d+ in hangs', innermost)
     assert len(record.environment["pids"]) == 2
     assert_dead(record.environment["pids"])
 

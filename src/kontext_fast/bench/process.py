@@ -24,6 +24,9 @@ from kontext_fast.bench.protocol import Ended, Job, Message, Progress, read_mess
 from kontext_fast.errors import Refused
 
 _TAIL_BYTES = 4000
+_TAIL_BYTES_OF_STACKS = 16000
+_ANSWER_S = 0.5
+"""What a worker gets to say where it is."""
 _GRACE_S = 3.0
 """Between the request to stop and the kill."""
 _POLL_S = 0.5
@@ -55,7 +58,8 @@ class WorkerEnd:
     """Negative: the number of the signal that killed it."""
     unreadable_lines: int = 0
     stderr_tail: str = ""
-    """End of stderr and stdout together, without private facts."""
+    """End of stderr and stdout together, without private facts. After a deadline it ends with where the threads were,
+    the main one last."""
 
     @property
     def ended(self) -> Ended | None:
@@ -91,10 +95,13 @@ def run_worker(
                 _send(process, job)
                 if not _listen(process, answers, time.monotonic() + deadline_s, end, on_progress):
                     end.cause = "deadline"
+                    # A worker writes to its log where each of its threads is: only now can that be known.
+                    process.send_signal(signal.SIGUSR1)
+                    time.sleep(_ANSWER_S)
             end.exit_code = process.returncode
         except KeyboardInterrupt:
             end.cause = "interrupt"
-        end.stderr_tail = _tail(log)
+        end.stderr_tail = _tail(log, _TAIL_BYTES_OF_STACKS if end.cause == "deadline" else _TAIL_BYTES)
     return end
 
 
@@ -214,7 +221,7 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
         os.killpg(process.pid, number)
 
 
-def _tail(log: IO[bytes]) -> str:
+def _tail(log: IO[bytes], most_bytes: int) -> str:
     size = log.seek(0, os.SEEK_END)
-    log.seek(max(0, size - _TAIL_BYTES))
+    log.seek(max(0, size - most_bytes))
     return without_private_facts(log.read().decode(errors="replace").strip())

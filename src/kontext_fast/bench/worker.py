@@ -7,6 +7,7 @@ A failure that is nobody's fault but ours is left to Python: its traceback goes 
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -41,6 +42,8 @@ def main() -> None:
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
     job = Job.model_validate_json(sys.stdin.buffer.readline())
+    # What the parent sends before it ends a worker that hangs.
+    faulthandler.register(signal.SIGUSR1)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with os.fdopen(descriptor, "wb", buffering=0) as channel:
 

@@ -67,6 +67,11 @@ def name_left(names: Iterable[str], least: float) -> float:
     return max(least, (max(map(len, names), default=0) + 1) * _LETTER_IN / WIDTH_IN)
 
 
+def shortened(text: str, most: int) -> str:
+    """`text`, or its beginning and three dots where it has more than `most` letters."""
+    return text if len(text) <= most else text[: most - 3].rstrip() + "..."
+
+
 def row_name(axes: Axes, y: float, name: str) -> None:
     """To the left of the axes."""
     axes.text(

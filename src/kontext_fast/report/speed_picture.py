@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kontext_fast.records.peers import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL
 from kontext_fast.report import format as write
-from kontext_fast.report.drawing import name_left
+from kontext_fast.report.drawing import name_left, shortened
 from kontext_fast.stats.summary import Estimate
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _write_failure(axes: Axes, y: int, bar: Bar) -> None:
     axes.text(
         0.01,
         y,
-        _shortened(bar.note or "", 108),
+        shortened(bar.note or "", 108),
         transform=axes.get_yaxis_transform(),
         va="center",
         fontsize=11.5,
@@ -205,7 +205,3 @@ def _spread_ticks(low: float, high: float) -> list[float]:
         if low <= tick <= high and all(abs(math.log(tick / other)) >= apart for other in kept):
             kept.append(tick)
     return kept
-
-
-def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3].rstrip() + "..."

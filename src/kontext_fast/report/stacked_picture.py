@@ -11,6 +11,8 @@ from kontext_fast.stats.summary import Estimate
 
 ROW_IN = 0.56
 NAME_LEFT = 0.18
+_MOST_LETTERS = 92
+"""Of a reason, so that it ends inside of the picture. The whole is in the table."""
 LABEL_SHARE = 0.09
 """Parts narrower than this share of the longest row are not written into; they are in the table."""
 
@@ -63,7 +65,7 @@ def _draw_row(axes: object, y: int, row: StackedRow, colors: dict[str, str], lon
 
     assert isinstance(axes, Axes)
     if row.whole is None:
-        drawing.row_words(axes, 0, y, row.note or write.NOT_MEASURED, drawing.FAILURE)
+        drawing.row_words(axes, 0, y, drawing.shortened(row.note or write.NOT_MEASURED, _MOST_LETTERS), drawing.FAILURE)
         return
     start = 0.0
     for part in row.parts:
