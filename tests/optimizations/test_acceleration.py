@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from threading import Barrier
 from typing import Any, ClassVar
 
 import numpy as np
@@ -70,6 +72,46 @@ def test_a_failure_half_way_undoes_what_came_before(pipe: Any) -> None:
     assert not hasattr(pipe, "left_behind")
     assert "forward" not in vars(pipe.transformer)
     np.testing.assert_array_equal(render(pipe), expected)
+
+
+class MeetsItsLaunches(Optimization):
+    """Applied only if two launches run at the same time as it."""
+
+    name: ClassVar[str] = "meets"
+    summary: ClassVar[str] = "waits for its launches"
+    effect: ClassVar[Effect] = Effect.EXACT
+    phase: ClassVar[Phase] = Phase.WEIGHTS
+    together: ClassVar[Barrier]
+
+    def first_launches(self, pipe: Any) -> Sequence[Callable[[], object]]:
+        return [self.together.wait] * 2
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        pipe.left_behind = True
+        undo.callback(delattr, pipe, "left_behind")
+        self.together.wait()
+        return {}
+
+
+def test_what_compiles_first_does_so_beside_applying(pipe: Any) -> None:
+    MeetsItsLaunches.together = Barrier(3, timeout=20)
+    with accelerate(pipe, [MeetsItsLaunches()], quiet=True):
+        assert pipe.left_behind
+
+
+def test_a_launch_that_fails_undoes_everything(pipe: Any) -> None:
+    def fail() -> None:
+        raise RuntimeError("no compiler")
+
+    class Fails(MeetsItsLaunches):
+        def first_launches(self, pipe: Any) -> Sequence[Callable[[], object]]:
+            return [fail]
+
+    Fails.together = Barrier(1)
+    with pytest.raises(RuntimeError, match="no compiler"):
+        accelerate(pipe, [Fails()], quiet=True)
+    assert not hasattr(pipe, "left_behind")
+    assert current(pipe) is None
 
 
 def test_a_refusal_changes_nothing(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

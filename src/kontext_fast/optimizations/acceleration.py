@@ -9,6 +9,7 @@ from typing import Any
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Facts, Optimization
+from kontext_fast.optimizations.beside import beside
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import Plan, resolve
 from kontext_fast.optimizations.presets import Preset
@@ -76,7 +77,9 @@ class Acceleration:
             undo.callback(forget_step_kinds, pipe)
             if device is not None:
                 _run_on(pipe, plan, device, undo)
-            facts = {one.name: one.apply(pipe, undo) for one in plan.optimizations}
+            # Kernels compile side by side while weights are on their way; in the first image they would in a row.
+            with beside([launch for one in plan.optimizations for launch in one.first_launches(pipe)]):
+                facts = {one.name: one.apply(pipe, undo) for one in plan.optimizations}
             acceleration = cls(plan, facts, requests, undo.pop_all())
         # On the class made for this pipeline, so that it lives and dies with it.
         setattr(type(pipe), _MARK, acceleration)

@@ -7,7 +7,7 @@ else has to be edited. Modules import torch and diffusers inside functions, so t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
@@ -118,6 +118,13 @@ class Optimization(BaseModel, ABC):
     def refusal(self, machine: Machine) -> str | None:
         """Why this machine cannot run it, as one sentence that names the remedy, or None."""
         return None
+
+    def first_launches(self, pipe: Any) -> Sequence[Callable[[], object]]:
+        """What compiles when it first runs on `pipe`, as calls that run at once in threads while plans are applied.
+
+        They change nothing. Whatever is wrong with `pipe` is for `apply` to say.
+        """
+        return ()
 
     @abstractmethod
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:

@@ -6,6 +6,7 @@ there when the acceleration is taken off.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -75,6 +76,17 @@ class Engine(Optimization):
 
         return refusal(machine.device, machine.capability, self.precision, self.attention)
 
+    def first_launches(self, pipe: Any) -> Sequence[Callable[[], object]]:
+        """The kernels of a step."""
+        from kontext_fast.engine.dimensions import Dimensions
+        from kontext_fast.engine.select import make_ops
+
+        place, transformer = pipe._execution_device, pipe.transformer
+        ops = make_ops(place.type, self.precision, self.attention)
+        return ops.first_launches(
+            Dimensions.of(transformer), transformer.dtype, place, quantize=self.precision == "fp8"
+        )
+
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Replace `forward` on the instance `pipe.transformer` while a request runs.
 
@@ -82,8 +94,6 @@ class Engine(Optimization):
         request if it stopped being so or if that uses ControlNet or IP-Adapter.
         """
         from kontext_fast.engine.attention import resolve_kernel
-        from kontext_fast.engine.beside import beside
-        from kontext_fast.engine.dimensions import Dimensions
         from kontext_fast.engine.quantized_file import QuantizedFile
         from kontext_fast.engine.select import make_ops, require_dtype
         from kontext_fast.engine.transformer import EngineTransformer
@@ -97,12 +107,7 @@ class Engine(Optimization):
         require_dtype(device, transformer.dtype)
         ops = make_ops(device, self.precision, self.attention)
         stored = None if self.quantized_file is None else QuantizedFile(self.quantized_file)
-        compiling = ops.first_launches(
-            Dimensions.of(transformer), transformer.dtype, place, quantize=self.precision == "fp8"
-        )
-        # Compiled side by side while weights are on their way; one after the other they would delay the first image.
-        with beside(compiling):
-            weights = take_weights(transformer, self.precision, undo, device=place, quantizer=stored)
+        weights = take_weights(transformer, self.precision, undo, device=place, quantizer=stored)
         if stored is not None:
             stored.require_made_from(weights)
         install(transformer, EngineTransformer(weights, ops), track_requests(pipe, undo), undo)

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, ClassVar
 
-from kontext_fast.engine.beside import beside
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.bound_method import replace_method
@@ -39,25 +38,28 @@ class FusedVae(Optimization):
             return "fused_vae on a GPU needs Triton; run `pip install triton` or leave fused_vae out"
         return refusal(machine.device, machine.capability, "bf16", "default")
 
+    def first_launches(self, pipe: Any) -> Sequence[Callable[[], object]]:
+        """The kernels, for every width that the VAE has."""
+        device = pipe._execution_device
+        return _first_launches([norm for norm, _ in _pairs(pipe.vae)], device) if device.type == "cuda" else ()
+
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Replace `forward` of the norms and activations on the instance `pipe.vae`.
 
         Raises InvalidInput if its blocks have other norms or activations than a FLUX VAE.
         """
         pairs = list(_pairs(pipe.vae))
-        device = pipe._execution_device
-        fused = device.type == "cuda"
+        fused = pipe._execution_device.type == "cuda"
         norm_silu = _fused if fused else _plain
 
         def both(original: Any, args: tuple[Any, ...], _: dict[str, Any]) -> Any:
             return norm_silu(original.__self__, args[0])
 
-        with beside(_first_launches([norm for norm, _ in pairs], device) if fused else ()):
-            for norm, _ in pairs:
-                replace_method(norm, "forward", both, undo)
-            for activation in {id(one): one for _, one in pairs}.values():
-                # Its work is done by the norm before it.
-                replace_method(activation, "forward", lambda _original, args, _: args[0], undo)
+        for norm, _ in pairs:
+            replace_method(norm, "forward", both, undo)
+        for activation in {id(one): one for _, one in pairs}.values():
+            # Its work is done by the norm before it.
+            replace_method(activation, "forward", lambda _original, args, _: args[0], undo)
         return {"norms": len(pairs), "kernel": "fused" if fused else "portable"}
 
 

@@ -6,7 +6,7 @@ from threading import Barrier, Event
 
 import pytest
 
-from kontext_fast.engine.beside import beside
+from kontext_fast.optimizations.beside import beside
 
 
 def test_calls_run_at_once_and_beside_the_body() -> None:
