@@ -48,9 +48,10 @@ def main() -> int:
         del wide
         image, latents = image.bfloat16(), latents.bfloat16()
         results = {name: _measured(vae, chosen, image, latents, truth) for name, chosen in VARIANTS.items()}
-    print(json.dumps(results, indent=1))
+    report = json.dumps({"gpu": torch.cuda.get_device_name(device), "size": side, "variants": results}, indent=1)
+    print(report)
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(results, indent=1))
+        arguments.out.write_text(report + "\n")
     return 0 if all(_is_right(results, stage) for stage in truth) else 1
 
 

@@ -12,6 +12,9 @@ from kontext_fast.cli.main import run
 from kontext_fast.cli.roofline_table import table
 from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
 from kontext_fast.engine.work import FULL_SIZE_EDIT, elementwise_bytes
+from kontext_fast.report.blocks import roofline
+from kontext_fast.report.published import find_published
+from kontext_fast.report.site import Site
 
 
 @pytest.mark.parametrize(
@@ -84,3 +87,7 @@ def test_the_command_prints_a_table_per_preset_and_keeps_the_numbers(
     content = json.loads((out / "roofline.json").read_text())
     assert [one["preset"] for one in content["rooflines"]] == ["baseline", "faithful"]
     assert list(out.iterdir()) == [out / "roofline.json"]
+    # The documents of a project can be rendered from it.
+    text = roofline.render(Site(find_published(tmp_path), None))
+    assert "`baseline` | refresh" in text
+    assert "`faithful` | refresh" in text

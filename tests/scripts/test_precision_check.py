@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from kontext_fast.report.blocks import precision
+from kontext_fast.report.published import find_published
+from kontext_fast.report.site import Site
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
@@ -21,6 +25,7 @@ def test_bfloat16_and_fp8_lie_as_far_from_float32_as_they_round(
     options = ["--checkpoint", "tiny", "--device", "cpu", "--items", "1", "--steps", "2", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["precision_check.py", *options])
     assert precision_check.main() == 0
+    assert "| `balanced` | 0.0" in precision.render(Site(find_published(tmp_path), None))
     errors = json.loads(out.read_text())["errors"]
     assert set(errors) == {"diffusers, bfloat16", "faithful", "balanced"}
     for stage in ("first step", "final latents"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from kontext_fast.errors import InvalidInput, KontextError
 from kontext_fast.records.machine import ran_on_gpu
@@ -34,6 +36,12 @@ class Site:
         """The comparison to lead with among those that a card ran; times of a CPU are nobody's headline."""
         sections = self.story.sections if self.story else ()
         return next((one for one in sections if _on_a_card(one)), None)
+
+    def stored(self, pattern: str) -> Iterator[tuple[str, Any]]:
+        """Of every JSON file below the folder of results whose name matches: a link to it, and what is in it."""
+        for file in sorted(self.published.folder.glob(f"**/{pattern}")):
+            place = file.relative_to(self.published.folder.parent).as_posix()
+            yield f"[{place}]({self.to_root}{place})", json.loads(file.read_text(encoding="utf-8"))
 
     def link(self, path: Path) -> str:
         """To a chart, which was drawn at `visualizations/<folder>/<file>`."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from kontext_fast.report.markdown import bullets, paragraphs, table
@@ -17,25 +15,22 @@ HEADER = ("step", "attention", "matrix products", "element by element", "all ker
 
 def render(site: Site) -> str:
     """A table for each file below the folder of results; each stage is timed alone, so gaps between them are not in."""
-    files = sorted(site.published.folder.glob(f"**/{FILE}"))
-    return paragraphs(_of_one(site, file) for file in files) or "The kernels were not timed on a GPU yet."
+    return paragraphs(_of_one(*found) for found in site.stored(FILE)) or "The kernels were not timed on a GPU yet."
 
 
-def _of_one(site: Site, file: Path) -> str:
-    report = json.loads(file.read_text(encoding="utf-8"))
+def _of_one(link: str, report: dict[str, Any]) -> str:
     steps: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for timing in report["timings"]:
         steps[timing["step"]].append(timing)
     wrong = [check for check in report["checks"] if not check["writes_what_it_should"]]
     worst = max(report["checks"], key=_excess)
-    place = file.relative_to(site.published.folder.parent).as_posix()
     return paragraphs(
         [
             table(HEADER, (tuple(_cells(name, timings)) for name, timings in steps.items())),
             bullets(
                 [
-                    f"{report['gpu']}, torch {report['torch']}, Triton {report['triton']}: [{place}]"
-                    f"({site.to_root}{place}), with every kernel by itself.",
+                    f"{report['gpu']}, torch {report['torch']}, Triton {report['triton']}: {link}, with "
+                    "every kernel by itself.",
                     f"{len(report['checks']) - len(wrong)} of {len(report['checks'])} checks wrote what they should "
                     f"and no more; furthest from plain PyTorch in the same dtype was `{worst['operation']}`, whose "
                     f"error was {_excess(worst):.2f} times as large.",
