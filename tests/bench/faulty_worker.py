@@ -5,6 +5,7 @@ python faulty_worker.py PRESET=FAULT,... DESCRIPTOR
 
 from __future__ import annotations
 
+import atexit
 import os
 import resource
 import signal
@@ -66,6 +67,16 @@ def hangs(job: Job, send: Send) -> None:
     child = subprocess.Popen(["sleep", "120"])
     send(Started(environment={"pids": [os.getpid(), child.pid]}))
     time.sleep(120)
+
+
+def lingers(job: Job, send: Send) -> None:
+    atexit.register(time.sleep, 120)
+    send(Ended(status="ok"))
+
+
+def crashes_and_lingers(job: Job, send: Send) -> None:
+    atexit.register(time.sleep, 120)
+    raise RuntimeError("first this")
 
 
 def waits(job: Job, send: Send) -> None:

@@ -71,6 +71,14 @@ def test_what_a_worker_leaves_behind_neither_delays_nor_survives_it(tmp_path: Pa
     assert_dead(record.environment["pids"])
 
 
+def test_nothing_is_waited_for_once_a_worker_has_said_everything(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    assert run_one("lingers", tmp_path / "one").status == "ok"
+    crash = run_one("crashes_and_lingers", tmp_path / "two")
+    assert (crash.status, crash.reason) == ("crash", "The worker ended with exit code 1: RuntimeError: first this")
+    assert time.monotonic() - begin < 30
+
+
 def test_a_signal_is_a_crash_that_keeps_what_was_said_before(tmp_path: Path) -> None:
     record = run_one("is_killed", tmp_path)
     assert record.status == "crash"

@@ -2,7 +2,7 @@
 
     python -m kontext_fast.bench.worker DESCRIPTOR      with a Job as the first line of stdin
 
-A failure that is nobody's fault but ours is left to Python: its traceback goes to stderr and the parent records it.
+A failure that is nobody's fault but ours ends it with a traceback on stderr, which the parent records.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kontext_fast.bench.protocol import (
     Applied,
@@ -38,13 +39,21 @@ if TYPE_CHECKING:
 Send = Callable[[Message], None]
 
 
-def main() -> None:
-    descriptor = int(sys.argv[1])
-    os.set_inheritable(descriptor, False)
+def main() -> NoReturn:
     job = Job.model_validate_json(sys.stdin.buffer.readline())
     # What the parent sends before it ends a worker that hangs.
     faulthandler.register(signal.SIGUSR1)
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        _answer(job, int(sys.argv[1]))
+    except BaseException:  # noqa: BLE001 - whatever it is, Python would print it and leave, but slowly
+        traceback.print_exc()
+        _leave(1)
+    _leave(0)
+
+
+def _answer(job: Job, descriptor: int) -> None:
+    os.set_inheritable(descriptor, False)
     with os.fdopen(descriptor, "wb", buffering=0) as channel:
 
         def send(message: Message) -> None:
@@ -54,6 +63,13 @@ def main() -> None:
             run(job, send)
         except (KeyboardInterrupt, Cancelled):
             send(Ended(status="interrupted", reason="The run was interrupted."))
+
+
+def _leave(code: int) -> NoReturn:
+    """At once: taking the interpreter down costs seconds with a model in it, and torch's compilers can hang then."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _die_with_parent() -> None:
