@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from kontext_fast.records.peers import is_peer
@@ -20,6 +21,8 @@ RANDOM = (
     "image quality is not measured."
 )
 
+_MOST_NAMES = 3
+
 
 def speed_finding(rows: Sequence[Row], limit: float | None = None) -> str:
     """The fastest preset that can be told apart from baseline, what the judge says of it, its fastest peer, and what
@@ -28,13 +31,21 @@ def speed_finding(rows: Sequence[Row], limit: float | None = None) -> str:
     `limit` is the smallest difference that the A/A control allows to claim, as a fraction; None without a control.
     """
     compared = [row for row in rows if row.factor is not None and row.preset != CONTROL]
-    failed = [f"{row.preset} ({row.status})" for row in rows if row.time is None]
+    failed = [row for row in rows if row.time is None]
     sentences = [_fastest(compared, rows, limit)] if compared else ["No preset could be compared with baseline."]
     if (peer := _fastest_of(filter(_of_a_peer, rows), limit)) is not None and peer is not fastest(rows, limit):
         sentences.append(f"Of the peers, {peer.preset} is fastest: {_claim(peer)}.")
     if failed:
-        sentences.append(f"Without a time: {', '.join(failed)}.")
+        sentences.append(f"Without a time: {_those(failed)}.")
     return " ".join(sentences)
+
+
+def _those(failed: Sequence[Row]) -> str:
+    """By name where they are few, else by what happened; the table has them all."""
+    if len(failed) <= _MOST_NAMES:
+        return ", ".join(f"{row.preset} ({row.status})" for row in failed)
+    kinds = Counter(row.status for row in failed)
+    return f"{write.count(len(failed), 'preset')} ({', '.join(f'{n} {status}' for status, n in kinds.most_common())})"
 
 
 def fastest(rows: Sequence[Row], limit: float | None) -> Row | None:
