@@ -73,13 +73,13 @@ def check_kills_of_the_parent(out: Path, rounds: int, kills: int, seed: int) -> 
 
 
 def test_killing_the_parent_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    check_kills_of_the_parent(tmp_path, rounds=8, kills=3, seed=1)
+    check_kills_of_the_parent(tmp_path, rounds=12, kills=3, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killing_the_parent_twenty_times_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    check_kills_of_the_parent(tmp_path, rounds=25, kills=20, seed=20)
+    check_kills_of_the_parent(tmp_path, rounds=60, kills=20, seed=20)
 
 
 def test_killing_a_worker_costs_its_own_run_only(tmp_path: Path) -> None:
