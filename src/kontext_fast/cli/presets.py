@@ -69,16 +69,9 @@ def _presets(machine: Machine) -> list[dict[str, Any]]:
 
 
 def _optimizations(machine: Machine) -> list[dict[str, Any]]:
-    from kontext_fast.optimizations.registry import discover
+    from kontext_fast.optimizations.registry import conflicts_by_name, discover
 
-    known = discover()
-    conflicts: dict[str, list[dict[str, Any]]] = {name: [] for name in known}
-    for name, declared in known.items():
-        for conflict in declared.conflicts:
-            pair = {"between": conflict.between(name), "because": conflict.because}
-            # Declared on one side, shown on both.
-            conflicts[name].append({"other": conflict.other, **pair})
-            conflicts[conflict.other].append({"other": name, **pair})
+    conflicts = conflicts_by_name()
     return [
         {
             "name": name,
@@ -86,9 +79,16 @@ def _optimizations(machine: Machine) -> list[dict[str, Any]]:
             "effect": found.effect.value,
             "parameters": found().parameters(),
             "refusal": found().refusal(machine),
-            "conflicts": conflicts[name],
+            "conflicts": [
+                {
+                    "other": side.other,
+                    "between": side.conflict.between(side.declaring),
+                    "because": side.conflict.because,
+                }
+                for side in conflicts[name]
+            ],
         }
-        for name, found in known.items()
+        for name, found in discover().items()
     ]
 
 

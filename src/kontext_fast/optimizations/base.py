@@ -63,10 +63,14 @@ class Conflict:
     when: Mapping[str, object] = field(default_factory=dict)
     """Parameters of the declaring side under which the conflict exists; empty means always."""
 
+    @property
+    def condition(self) -> str:
+        """`when` in words that follow a name, e.g. ` (mode=whole)`; empty where the conflict exists always."""
+        return f" ({', '.join(f'{name}={value}' for name, value in self.when.items())})" if self.when else ""
+
     def between(self, declaring: str) -> str:
         """The pair in words, e.g. `compile (mode=whole) and first_block_cache`."""
-        condition = ", ".join(f"{name}={value}" for name, value in self.when.items())
-        return f"{declaring} ({condition}) and {self.other}" if condition else f"{declaring} and {self.other}"
+        return f"{declaring}{self.condition} and {self.other}"
 
 
 class Optimization(BaseModel, ABC):

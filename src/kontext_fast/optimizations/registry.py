@@ -7,13 +7,14 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 from kontext_fast import optimizations
 from kontext_fast.errors import InvalidInput, KontextError
-from kontext_fast.optimizations.base import Optimization
+from kontext_fast.optimizations.base import Conflict, Optimization
 
 
 @cache
@@ -41,6 +42,27 @@ def scan(package: ModuleType) -> dict[str, type[Optimization]]:
                 )
             found[defined.name] = defined
     return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True)
+class Side:
+    """A conflict as one of the two optimizations in it sees it."""
+
+    other: str
+    declaring: str
+    """Which of the two has it among its `conflicts`."""
+    conflict: Conflict
+
+
+def conflicts_by_name() -> dict[str, list[Side]]:
+    """Of every optimization: all its conflicts, those included that only the other one declares."""
+    known = discover()
+    sides: dict[str, list[Side]] = {name: [] for name in known}
+    for name, declared in known.items():
+        for conflict in declared.conflicts:
+            sides[name].append(Side(conflict.other, name, conflict))
+            sides[conflict.other].append(Side(name, name, conflict))
+    return sides
 
 
 def build(name: str, parameters: Mapping[str, Any]) -> Optimization:

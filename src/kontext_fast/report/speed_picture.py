@@ -27,7 +27,7 @@ TICK_DISTANCE = 0.1
 
 WIDTH_IN, ROW_IN, DPI = 12.0, 0.62, 150
 NAME_LEFT = 0.15
-"""Least room for names as a fraction of the width, and what a letter of a long one needs."""
+"""Least room for names, as a fraction of the width."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import Literal, get_args, get_origin
 
 from kontext_fast.optimizations.base import Effect, Optimization
-from kontext_fast.optimizations.registry import discover
+from kontext_fast.optimizations.registry import conflicts_by_name, discover
 from kontext_fast.report.markdown import table
 from kontext_fast.report.site import Site
 
@@ -14,36 +15,29 @@ HEADER = ("optimization", "what it does", "effect", "parameters", "needs", "not 
 
 def render(site: Site) -> str:
     """One row each, from the classes themselves."""
-    known = discover()
-    return table(HEADER, (_cells(one(), known) for one in known.values()))
+    conflicts = conflicts_by_name()
+    against = {name: sorted(f"`{one.other}`{one.conflict.condition}" for one in conflicts[name]) for name in conflicts}
+    return table(HEADER, (_cells(one(), against[name]) for name, one in discover().items()))
 
 
-def _cells(one: Optimization, known: Mapping[str, type[Optimization]]) -> tuple[str, ...]:
-    parameters = ", ".join(f"`{name}={_written(value)}`" for name, value in one.parameters().items())
+def _cells(one: Optimization, against: list[str]) -> tuple[str, ...]:
     return (
         f"`{one.name}`",
         one.summary,
-        _effects(one),
-        parameters,
+        "; ".join([str(one.effect), *(f"{effect} in {choice}" for choice, effect in _other_effects(one))]),
+        ", ".join(f"`{name}={_written(value)}`" for name, value in one.parameters().items()),
         ", ".join(f"`{name}`" for name in sorted(one.requires)),
-        ", ".join(sorted(_not_with(one, known))),
+        ", ".join(against),
     )
 
 
-def _not_with(one: Optimization, known: Mapping[str, type[Optimization]]) -> Iterator[str]:
-    """Conflicts are declared on one side only."""
-    pairs = [(conflict.other, conflict) for conflict in one.conflicts]
-    pairs += [(name, c) for name, other in known.items() for c in other.conflicts if c.other == one.name]
-    for other, conflict in pairs:
-        when = ", ".join(f"{name}={value}" for name, value in conflict.when.items())
-        yield f"`{other}` ({when})" if when else f"`{other}`"
-
-
-def _effects(one: Optimization) -> str:
-    """Of its defaults; in fp8 the engine approximates."""
-    if one.name == "engine":
-        return f"{Effect.NUMERIC}; {Effect.LOSSY} in fp8"
-    return str(one.effect)
+def _other_effects(one: Optimization) -> Iterator[tuple[str, Effect]]:
+    """Choices of a parameter, each with the rest at its default, that do something else to the output."""
+    for name, field in type(one).model_fields.items():
+        if get_origin(field.annotation) is Literal:
+            for choice in get_args(field.annotation):
+                if (effect := type(one)(**{name: choice}).effect) != one.effect:
+                    yield choice, effect
 
 
 def _written(value: object) -> str:

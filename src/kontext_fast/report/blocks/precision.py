@@ -16,8 +16,7 @@ _STAGES = ("first step", "final latents")
 
 def render(site: Site) -> str:
     """A table for each file below the folder of results: relative errors, as means over items."""
-    found = list(site.stored("precision*.json"))
-    return paragraphs(_of_one(link, report) for link, report in found) or "Not measured yet."
+    return paragraphs(_of_one(*found) for found in site.stored("precision*.json")) or "Not measured yet."
 
 
 def _of_one(link: str, report: dict[str, Any]) -> str:
