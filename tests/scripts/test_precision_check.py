@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from kontext_fast.report.blocks import precision
 from kontext_fast.report.published import find_published
@@ -21,10 +24,20 @@ def test_bfloat16_and_fp8_lie_as_far_from_float32_as_they_round(
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import precision_check
 
+    told: dict[torch.dtype, set[tuple[float, float]]] = defaultdict(set)
+
+    def remember(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if type(module).__name__ == "CombinedTimestepGuidanceTextProjEmbeddings":
+            time, guidance, pooled = args
+            told[pooled.dtype].update(zip(time.tolist(), guidance.tolist(), strict=True))
+
     out = tmp_path / "precision.json"
     options = ["--checkpoint", "tiny", "--device", "cpu", "--items", "1", "--steps", "2", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["precision_check.py", *options])
-    assert precision_check.main() == 0
+    with register_module_forward_pre_hook(remember):  # type: ignore[arg-type]
+        assert precision_check.main() == 0
+    # In float32 they would be told a guidance of 2500, and another second time.
+    assert told[torch.float32] == told[torch.bfloat16] == {(1000, 2496), (616, 2496)}
     assert "| `balanced` | 0.0" in precision.render(Site(find_published(tmp_path), None))
     errors = json.loads(out.read_text())["errors"]
     assert set(errors) == {"diffusers, bfloat16", "faithful", "balanced"}
