@@ -25,7 +25,7 @@ from kontext_fast.errors import Refused
 
 _TAIL_BYTES = 4000
 _TAIL_BYTES_OF_STACKS = 16000
-_ANSWER_S = 0.5
+_ANSWER_S = 5.0
 """What a worker gets to say where it is."""
 _GRACE_S = 3.0
 """Between the request to stop and the kill."""
@@ -95,9 +95,7 @@ def run_worker(
                 _send(process, job)
                 if not _listen(process, answers, time.monotonic() + deadline_s, end, on_progress):
                     end.cause = "deadline"
-                    # A worker writes to its log where each of its threads is: only now can that be known.
-                    process.send_signal(signal.SIGUSR1)
-                    time.sleep(_ANSWER_S)
+                    _ask_where_it_is(process, log)
             end.exit_code = process.returncode
         except KeyboardInterrupt:
             end.cause = "interrupt"
@@ -132,6 +130,19 @@ def _started(
                 _stop(process)
     finally:
         os.close(answers)
+
+
+def _ask_where_it_is(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    """Have a worker write to `log` where each of its threads is: only now can that be known.
+
+    One that is inside of a call to the GPU's driver may answer late or never.
+    """
+    before = os.fstat(log.fileno()).st_size
+    process.send_signal(signal.SIGUSR1)
+    asked = time.monotonic()
+    while time.monotonic() < asked + _ANSWER_S and os.fstat(log.fileno()).st_size == before:
+        time.sleep(_POLL_S)
+    time.sleep(_POLL_S)
 
 
 def _send(process: subprocess.Popen[bytes], job: Job) -> None:

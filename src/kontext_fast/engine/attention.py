@@ -8,11 +8,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from kontext_fast.engine.flash3 import flash3
+from kontext_fast.engine.flash3 import flash3, flash3_fp8
 
-AttentionKernel = Literal["default", "cudnn", "flash", "efficient", "math", "flash3"]
+AttentionKernel = Literal["default", "cudnn", "flash", "efficient", "math", "flash3", "flash3_fp8"]
 """`default` is cuDNN on CUDA and whatever PyTorch runs on a CPU; `flash3` is FlashAttention-3, from a package of its
-own; the others are PyTorch's kernels by name."""
+own, and `flash3_fp8` the same in float8; the others are PyTorch's kernels by name."""
 
 ATTENTION_KERNELS: tuple[str, ...] = get_args(AttentionKernel)
 
@@ -31,6 +31,8 @@ def attention(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     if kernel == "flash3":
         return flash3(query, key, value).flatten(2)
+    if kernel == "flash3_fp8":
+        return flash3_fp8(query, key, value).flatten(2)
     with _only(kernel):
         attended = torch.nn.functional.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)

@@ -22,21 +22,39 @@ def interface() -> str | None:
     return next((name for name in _INTERFACES if find_spec(name) is not None), None)
 
 
-def refusal(capability: tuple[int, int] | None) -> str | None:
-    """Why a GPU of that compute capability cannot run it, as one sentence that names the remedy, or None."""
+def refusal(kernel: str, capability: tuple[int, int] | None) -> str | None:
+    """Why a GPU of that compute capability cannot run `kernel`, as one sentence that names the remedy, or None."""
     if capability is not None and capability[0] != 9:
         return (
-            f"the attention kernel flash3 runs on Hopper GPUs (compute capability 9.0), this one has "
+            f"the attention kernel {kernel} runs on Hopper GPUs (compute capability 9.0), this one has "
             f"{capability[0]}.{capability[1]}; use attention=default"
         )
     if interface() is None:
-        return "the attention kernel flash3 needs FlashAttention-3; run `pip install fa3-fwd` or use attention=default"
+        return (
+            f"the attention kernel {kernel} needs FlashAttention-3; run `pip install fa3-fwd` or use attention=default"
+        )
     return None
 
 
 def flash3(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """[B, rows, H, D] of `query` [B, rows, H, D] over `key` and `value` [B, S, H, D], bfloat16 on one GPU."""
-    attended = _function()(query, key, value)
+    return _attended(query, key, value)
+
+
+def flash3_fp8(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same with all three rounded to e4m3, one scale per sample and head, and the weights of values, too.
+
+    The scales are those of the inputs at hand. Sums are float32, the result is bfloat16.
+    """
+    from kontext_fast.engine.kernels.quantize_heads import quantize_heads
+
+    parts = {name: quantize_heads(part) for name, part in (("q", query), ("k", key), ("v", value))}
+    scales = {f"{name}_descale": part.scale[:, 0, :, 0] for name, part in parts.items()}
+    return _attended(*(part.values for part in parts.values()), **scales)
+
+
+def _attended(*parts: Tensor, **scales: Tensor) -> Tensor:
+    attended = _function()(*parts, **scales)
     # Some versions also give the log-sum-exp.
     output: Tensor = attended[0] if isinstance(attended, tuple) else attended
     return output

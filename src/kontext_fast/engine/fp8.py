@@ -1,4 +1,4 @@
-"""Rounding to float8 (e4m3): one scale per row, for activations and for weights alike.
+"""Rounding to float8 (e4m3): one scale per row, for activations and for weights alike, or one per head, for attention.
 
 A row of activations is one token; a row of a weight matrix is one output channel. `scale = absmax / 448`, so the
 largest magnitude of a row becomes 448, the largest number of e4m3.
@@ -23,7 +23,7 @@ class Quantized:
     values: Tensor
     """[..., K] float8_e4m3fn, contiguous."""
     scale: Tensor
-    """[..., 1] float32."""
+    """float32, with 1 for every dimension whose numbers share a scale: [..., 1] for rows."""
     dtype: torch.dtype
     """Of what was quantized; products with it are given in this dtype."""
 
@@ -34,7 +34,16 @@ class Quantized:
 
 def quantize(x: Tensor) -> Quantized:
     """Round each row of `x`, [..., K] in any floating dtype. A row that holds a NaN or an infinity becomes all NaN."""
+    return _quantized(x, (-1,))
+
+
+def quantize_heads(x: Tensor) -> Quantized:
+    """Round each head of each sample of `x`, [B, S, H, D], over all its tokens: attention takes no other scale."""
+    return _quantized(x, (1, 3))
+
+
+def _quantized(x: Tensor, shared: tuple[int, ...]) -> Quantized:
     wide = x.float()
-    scale = wide.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_ABSMAX) / E4M3_MAX
+    scale = wide.abs().amax(shared, keepdim=True).clamp(min=SMALLEST_ABSMAX) / E4M3_MAX
     # A quotient may round to just above 448; up to 464 the conversion rounds that down to 448 again.
     return Quantized((wide / scale).to(torch.float8_e4m3fn).contiguous(), scale, x.dtype)

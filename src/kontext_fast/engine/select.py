@@ -46,7 +46,7 @@ def refusal(
             f"the engine in {precision} needs compute capability {major}.{minor}, "
             f"this GPU has {capability[0]}.{capability[1]}; use {instead}"
         )
-    if attention == "flash3" and (reason := flash3.refusal(capability)) is not None:
+    if attention in ("flash3", "flash3_fp8") and (reason := flash3.refusal(attention, capability)) is not None:
         return reason
     if has_fused_kernels():
         return _fused_refusal(capability, precision)

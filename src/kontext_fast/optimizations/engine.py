@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from kontext_fast.optimizations.machine import Machine
 
 
-class _ByPrecision:
-    """The effect of the default precision on the class, of the chosen one on an instance."""
+class _ByChoice:
+    """The effect of the defaults on the class, of what was chosen on an instance."""
 
     def __get__(self, one: Engine | None, owner: type[Engine]) -> Effect:
-        return Effect.NUMERIC if one is None or one.precision == "bf16" else Effect.LOSSY
+        rounds = one is not None and (one.precision == "fp8" or one.attention == "flash3_fp8")
+        return Effect.LOSSY if rounds else Effect.NUMERIC
 
 
 class Engine(Optimization):
@@ -35,7 +36,7 @@ class Engine(Optimization):
 
     name: ClassVar[str] = "engine"
     summary: ClassVar[str] = "our own transformer forward: fused operations, nothing to compile, bf16 or fp8"
-    effect: ClassVar[Effect] = _ByPrecision()  # type: ignore[assignment]
+    effect: ClassVar[Effect] = _ByChoice()  # type: ignore[assignment]
     phase: ClassVar[Phase] = Phase.WEIGHTS
     conflicts: ClassVar[tuple[Conflict, ...]] = (
         Conflict("fuse_qkv", because="the engine fuses projections itself; leave fuse_qkv out"),
@@ -46,9 +47,10 @@ class Engine(Optimization):
     precision: Literal["bf16", "fp8"] = "bf16"
     """`bf16`: the precision the pipeline was loaded in, nothing is quantized; `fp8`: e4m3 inside of the blocks, with
     one scale per token and per output channel."""
-    attention: Literal["default", "cudnn", "flash", "efficient", "math", "flash3"] = "default"
+    attention: Literal["default", "cudnn", "flash", "efficient", "math", "flash3", "flash3_fp8"] = "default"
     """`default` is cuDNN on CUDA and PyTorch's own choice on a CPU; `flash3` is FlashAttention-3 of the package
-    `fa3-fwd`, refused where that is missing; the others name one of PyTorch's kernels."""
+    `fa3-fwd`, refused where that is missing; `flash3_fp8` is the same in e4m3, with one scale per sample and head; the
+    others name one of PyTorch's kernels."""
     quantized_file: Path | None = Field(default=None, exclude=True)
     """A file that `save_quantized` wrote, read instead of quantizing again. No parameter of a record: the numbers are
     the same either way, since a file made from other weights is refused."""

@@ -26,6 +26,7 @@ from kontext_fast.engine.dimensions import Dimensions
 from kontext_fast.engine.fp8 import Quantized
 from kontext_fast.engine.kernels.fused import FusedOps
 from kontext_fast.engine.kernels.group_norm_silu import group_norm_silu
+from kontext_fast.engine.kernels.quantize_heads import quantize_heads
 from kontext_fast.engine.ops import Activations, JointQKV, Linear, QKNorm, Rope
 from kontext_fast.engine.transformer import EngineTransformer
 from kontext_fast.engine.weights import Precision, take_weights
@@ -75,6 +76,8 @@ def run_every_operation(tokens: int, heads: int, channels: int, *, fp8: bool) ->
         ops.prepare(stream[:, 5:], quantize=quantize)
         ops.gelu(empty(2, tokens, 4 * width), quantize=quantize)
         ops.join_gelu(stream, wide[..., 3 * width :], quantize=quantize)
+    if fp8:
+        quantize_heads(joint.query[:, :tokens])
     ops.add_gated(stream[:, 5:], gate, empty(2, tokens - 5, width))
 
 

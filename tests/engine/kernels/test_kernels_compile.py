@@ -27,7 +27,7 @@ def _compiled(capability: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("capability", "variants"),
-    [pytest.param(80, 5, marks=pytest.mark.slow), pytest.param(89, 9, marks=pytest.mark.slow), (90, 9)],
+    [pytest.param(80, 5, marks=pytest.mark.slow), pytest.param(89, 11, marks=pytest.mark.slow), (90, 11)],
 )
 def test_they_compile_once_per_width_for_any_number_of_tokens(capability: int, variants: int) -> None:
     counts = {"full": [variants] * 4, "tiny": [variants] * 4, "vae": [9] * 4}
@@ -47,8 +47,14 @@ def test_at_full_size_rows_are_read_and_written_in_wide_accesses_and_stay_in_reg
     for name, kernel in _compiled(90)["kernels"].items():
         if not name.startswith("full"):
             continue
-        # Narrow are only the weights of a head's norm, and one scale per row.
-        few = 2 if "_write_qkv" in name else 1 if "quantize" in name or "_norm" in name else 0
+        # Narrow are only the weights of a head's norm, and one scale per row, or one and its maximum per head.
+        few = (
+            2
+            if "_write_qkv" in name or "_quantize_heads" in name
+            else 1
+            if "quantize" in name or "_norm" in name
+            else 0
+        )
         assert len(kernel["narrow"]) <= few, name
         assert kernel["wide"] >= 2, name
         assert kernel["spilled"] == 0, name

@@ -8,4 +8,4 @@ from kontext_fast.bench.peers.techniques.compiled_blocks import CompiledBlocks
 from kontext_fast.bench.peers.techniques.cudnn_attention import CudnnAttention
 from kontext_fast.bench.peers.techniques.torchao_float8 import TorchaoFloat8
 
-GPU_BASE: Final = (TorchaoFloat8(), CudnnAttention(), CompiledBlocks())
+GPU_BASE: Final = (TorchaoFloat8(coordinate_descent=False), CudnnAttention(), CompiledBlocks())

@@ -24,6 +24,7 @@ from kontext_fast.engine.kernels.first_launches import first_launches
 from kontext_fast.engine.kernels.fp8_linear import fp8_linear
 from kontext_fast.engine.kernels.gelu import gelu
 from kontext_fast.engine.kernels.norm_modulate import norm_modulate
+from kontext_fast.engine.kernels.quantize_heads import quantize_heads
 from kontext_fast.engine.kernels.quantize_rows import quantize_rows
 from kontext_fast.engine.kernels.write_qkv import write_qkv
 from kontext_fast.engine.ops import LAYER_NORM_EPS, Activations, JointQKV, KernelKind, Linear, QKNorm, Rope
@@ -67,7 +68,9 @@ class FusedOps:
     def first_launches(
         self, dimensions: Dimensions, dtype: torch.dtype, device: torch.device, *, quantize: bool
     ) -> Sequence[Callable[[], object]]:
-        return first_launches(self, dimensions, dtype, device, quantize=quantize)
+        heads = torch.zeros(1, 1, dimensions.heads, dimensions.head_dim, dtype=dtype, device=device)
+        rounds_heads = (lambda: quantize_heads(heads),) if self._attention == "flash3_fp8" else ()
+        return *rounds_heads, *first_launches(self, dimensions, dtype, device, quantize=quantize)
 
     def norm_modulate(self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
         return norm_modulate(x, shift, scale, LAYER_NORM_EPS, quantize=quantize)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal, get_args, get_origin
 
 from kontext_fast.optimizations.base import Effect, Optimization
@@ -24,20 +23,24 @@ def _cells(one: Optimization, against: list[str]) -> tuple[str, ...]:
     return (
         f"`{one.name}`",
         one.summary,
-        "; ".join([str(one.effect), *(f"{effect} in {choice}" for choice, effect in _other_effects(one))]),
+        "; ".join(
+            [str(one.effect), *(f"{effect} in {', '.join(choices)}" for effect, choices in _other_effects(one).items())]
+        ),
         ", ".join(f"`{name}={_written(value)}`" for name, value in one.parameters().items()),
         ", ".join(f"`{name}`" for name in sorted(one.requires)),
         ", ".join(against),
     )
 
 
-def _other_effects(one: Optimization) -> Iterator[tuple[str, Effect]]:
-    """Choices of a parameter, each with the rest at its default, that do something else to the output."""
+def _other_effects(one: Optimization) -> dict[Effect, list[str]]:
+    """Choices of a parameter, each with the rest at its default, by what else they do to the output."""
+    effects: dict[Effect, list[str]] = {}
     for name, field in type(one).model_fields.items():
         if get_origin(field.annotation) is Literal:
             for choice in get_args(field.annotation):
                 if (effect := type(one)(**{name: choice}).effect) != one.effect:
-                    yield choice, effect
+                    effects.setdefault(effect, []).append(choice)
+    return effects
 
 
 def _written(value: object) -> str:

@@ -23,6 +23,8 @@ class TorchaoFloat8(Technique):
 
     granularity: Literal["row", "tensor"] = "row"
     """What shares a scale: a row of a matrix, or the whole of it."""
+    coordinate_descent: bool = True
+    """Whether inductor tunes its kernels by coordinate descent, which torchao turns on for the whole process."""
 
     def unfit(self, machine: Machine) -> str | None:
         """torchao's kernels need compute capability 8.9."""
@@ -32,6 +34,7 @@ class TorchaoFloat8(Technique):
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Quantize `pipe.transformer`. It cannot be reverted: closing `undo` raises InvalidInput."""
+        from torch._inductor import config
         from torch.nn import Linear
         from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, PerTensor, quantize_
 
@@ -39,4 +42,5 @@ class TorchaoFloat8(Technique):
         cannot_revert(self.name, undo)
         # This also changes settings of inductor for the whole process, which is part of what torchao recommends.
         quantize_(pipe.transformer, Float8DynamicActivationFloat8WeightConfig(granularity=granularity))
+        config.coordinate_descent_tuning = self.coordinate_descent
         return {"layers": sum(isinstance(module, Linear) for module in pipe.transformer.modules())}
