@@ -66,6 +66,7 @@ STEPS = (
     script("kernel_timing.json", "kernel_check.py", least_s=90),
     script("precision_random.json", "precision_check.py", "--checkpoint", "random", "--items", "1", "--steps", "8",
            "--side", "1024", least_s=100),
+    script("attention.json", "attention_check.py", least_s=90),
     bench("roofline", *suite("centre"), "--roofline", "--presets", "faithful,balanced,turbo", file="roofline.json"),
     bench("cold", *suite("cold")),
     bench("sizes", *suite("sizes")),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kontext_fast.report.blocks import low_memory, precision, roofline, vae
+from kontext_fast.report.blocks import attention, low_memory, precision, roofline, vae
 from kontext_fast.report.published import find_published
 from kontext_fast.report.site import Site
 
@@ -66,6 +66,21 @@ def test_distances_from_diffusers(tmp_path: Path) -> None:
     assert "`tiny` on a CPU, where plain PyTorch stands in for the kernels, 2 edits of 128x64, 28 steps" in where
 
 
+def test_attention_kernels_beside_the_default_one(tmp_path: Path) -> None:
+    found = {
+        "flop_per_second": 6e14, "seconds": 0.0014, "errors": {"even": 0.05, "peaked": 0.1, "outliers": 0.002},
+        "seconds_per_step": 0.19, "latents_apart": 0.0,
+    }  # fmt: skip
+    kernels = {"cudnn": found, "flash3_fp8": found | {"latents_apart": 0.0688}}
+    content = {"gpu": "Imaginary GPU", "torch": "2.0", "tokens": 8704, "steps": 8, "kernels": kernels}
+    content["refused"] = {"flash3": "it needs a package"}
+    _, _, default, other, where, refused = rendered(attention, tmp_path, "attention.json", content)
+    assert default == "| `cudnn` | 1.40 ms, 600 TFLOP/s | 0.05 | 0.1 | 0.002 | 190.0 ms | equal |"
+    assert other.endswith("| 0.069 |")
+    assert "Imaginary GPU, torch 2.0, 8704 tokens" in where
+    assert refused == "- `flash3` did not run: it needs a package."
+
+
 def test_times_of_a_step_beside_their_floors(tmp_path: Path) -> None:
     kernels = [
         {"name": "gemm", "category": "linear", "calls": 3, "seconds": 0.08, "floor_s": None},
@@ -88,7 +103,7 @@ def test_times_of_a_step_beside_their_floors(tmp_path: Path) -> None:
     assert "800 TFLOP/s in products, 650 in attention, and 4.30 TB/s" in best
 
 
-@pytest.mark.parametrize("block", [vae, low_memory, precision, roofline])
+@pytest.mark.parametrize("block", [attention, vae, low_memory, precision, roofline])
 def test_what_was_not_run_is_said(block: ModuleType, tmp_path: Path) -> None:
     text = block.render(Site(find_published(tmp_path), None))
     assert "|" not in text
