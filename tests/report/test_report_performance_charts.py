@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from scipy import stats
 
 from kontext_fast.records.schema import CONTROL, Cell, ResultFile
-from kontext_fast.report import drawing
+from kontext_fast.report import drawing, stacked_picture
 from kontext_fast.report.charts import (
     ablation,
     cold_start,
@@ -24,6 +25,7 @@ from kontext_fast.report.charts import (
     stage_breakdown,
     step_resolution_heatmap,
 )
+from kontext_fast.report.stacked_picture import Part, StackedPanel, StackedRow
 from kontext_fast.stats.summary import Estimate
 from tests.records.builder import record, result, timed
 from tests.report import suite_records
@@ -201,6 +203,19 @@ def test_long_names_of_rows_lie_inside_of_the_picture() -> None:
         FigureCanvasAgg(figure).draw()
         left, right = axes.texts[0].get_window_extent().x0, axes.get_window_extent().x0
         assert 0 < left < right
+
+
+def test_words_behind_a_wide_interval_lie_inside_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(drawing, "png", lambda figure: drawn.append(figure) or b"")
+    wide = StackedRow("classic, warm cache", (Part("p", 9.0),), Estimate(9.0, (0.0, 18.0), 5), "new size 2 s, then 1 s")
+    stacked_picture.picture([StackedPanel("title", "subtitle", (wide,))], {"p": "black"})
+    (figure,) = drawn
+    (axes,) = figure.axes
+    (words,) = (text for text in axes.texts if "then 1 s" in text.get_text())
+    # What begins outside of the axes is not drawn at all.
+    assert words.xy[0] < axes.get_xlim()[1]
+    assert words.get_window_extent().x1 < figure.get_window_extent().x1
 
 
 def test_an_optimization_alone_is_against_baseline_and_added_last_against_the_preset_without_it(tmp_path: Path) -> None:

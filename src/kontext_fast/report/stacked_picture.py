@@ -54,7 +54,9 @@ def picture(panels: Sequence[StackedPanel], colors: dict[str, str]) -> bytes:
         for y, row in enumerate(panel.rows):
             drawing.row_name(axes, y, row.name)
             _draw_row(axes, y, row, colors, longest)
-        axes.set_xlim(0, longest * 1.8)
+        furthest = max((row.whole.interval[1] for row in panel.rows if row.whole and row.whole.interval), default=0.0)
+        # Behind bars and whiskers there has to be room for words.
+        axes.set_xlim(0, max(1.8 * longest, 1.5 * furthest))
         top -= height
     drawing.legend(figure, sum(heights), list(colors.items()))
     return drawing.png(figure)
