@@ -71,6 +71,7 @@ class Roofline:
 
     preset: str
     device: str
+    """The name of the GPU, or `cpu`."""
     tokens: Tokens
     ceilings: Ceilings
     steps: tuple[StepRoofline, ...]
@@ -85,6 +86,8 @@ def roofline(checkpoint: str, preset: str, *, device: str | None, size: tuple[in
 
 
 def _measure(checkpoint: str, preset: str, device: str | None, size: tuple[int, int] | None, steps: int) -> Roofline:
+    import torch
+
     from kontext_fast.bench.ablation import find_preset
     from kontext_fast.items.shapes import held_out
     from kontext_fast.optimizations.machine import Machine
@@ -113,7 +116,8 @@ def _measure(checkpoint: str, preset: str, device: str | None, size: tuple[int, 
             for kind, index in seen.items()
         ]  # fmt: skip
     missing = tuple(kind for kind in dict.fromkeys(warm.step_kinds) if kind not in seen)
-    return Roofline(preset, str(chosen), tokens, ceilings, tuple(found), missing)
+    name = torch.cuda.get_device_name(chosen) if on_gpu else "cpu"
+    return Roofline(preset, name, tokens, ceilings, tuple(found), missing)
 
 
 @dataclass(frozen=True)
