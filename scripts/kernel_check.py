@@ -21,6 +21,7 @@ import torch
 from kernel_stages import CHANNELS, DEVICE, HEADS, Draw, Stage, stages
 from torch import Tensor
 
+from kontext_fast.engine import fp8
 from kontext_fast.engine.fp8 import Quantized, quantize
 from kontext_fast.engine.ops import JointQKV, Linear, Ops, PortableOps, QKNorm, Rope
 from kontext_fast.engine.select import refusal
@@ -75,6 +76,18 @@ def _add_gated(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
     return [stream._base]
 
 
+def _heads(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
+    batch, rows, heads, channels = size
+    x = draw.window(batch, rows, heads * channels).unflatten(-1, (heads, channels))
+    if not rounds:
+        return [x]
+    if ops.kernel != "fused":
+        return [fp8.quantize_heads(x)]
+    from kontext_fast.engine.kernels.quantize_heads import quantize_heads
+
+    return [quantize_heads(x)]
+
+
 def _linear(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
     batch, rows, heads, channels = size
     width = heads * channels
@@ -87,6 +100,7 @@ def _linear(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
 OPERATIONS: dict[str, tuple[Callable[[Ops, Draw, Size, bool], Outputs], tuple[bool, ...]]] = {
     "norm_modulate": (_norm_modulate, (False, True)),
     "prepare": (_prepare, (True,)),
+    "quantize_heads": (_heads, (True,)),
     "gelu": (_gelu, (False, True)),
     "join_gelu": (_join_gelu, (False, True)),
     "write_qkv": (_write_qkv, (False,)),
