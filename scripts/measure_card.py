@@ -70,6 +70,7 @@ STEPS = (
     bench("roofline", *suite("centre"), "--roofline", "--presets", "faithful,balanced,turbo", file="roofline.json"),
     bench("cold", *suite("cold")),
     bench("sizes", *suite("sizes")),
+    bench("sweeps", *suite("sweeps")),
     bench("ablation", "--suite", "ablation", "--rounds", "1", "--calls", "1", "--warmup", "0", "--steps", "10"),
     bench("peers", *suite("centre"), "--presets", OURS, "--peers", "--rounds", "1"),
     bench("centre", *suite("centre"), "--presets", OURS, "--rounds", "5"),
