@@ -244,7 +244,7 @@ def test_a_passage_that_nobody_renders_is_bad_input_that_names_those_there_are(t
     root = project(tmp_path)
     readme = root / "README.md"
     readme.write_text(readme.read_text().replace("records: headline", "records: hedline"))
-    with pytest.raises(InvalidInput, match="no passage 'hedline'; choose charts, headline"):
+    with pytest.raises(InvalidInput, match="no passage 'hedline'; choose attention, charts, first_image, headline"):
         render_repository(root)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kontext_fast.report.groups import Group
+from kontext_fast.report.origin import kin
 
 USUAL_STEPS = 28
 """Of FLUX.1-Kontext; of several step counts the nearest to it leads."""
@@ -29,6 +30,11 @@ def most_telling_first(found: Iterable[Group]) -> tuple[Group, ...]:
         return ()
     leading = max(groups, key=_telling)
     return (leading, *(group for group in groups if group is not leading))
+
+
+def leading_groups(found: Iterable[Group]) -> tuple[Group, ...]:
+    """Of each checkpoint and machine the group to lead with, the one that a report of them all leads with first."""
+    return most_telling_first(most_telling_first(of)[0] for of in kin(found))
 
 
 def _telling(group: Group) -> tuple[bool, bool, tuple[int, int, int], int]:

@@ -13,9 +13,10 @@ from kontext_fast.report import drawing
 from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.groups import Group, Run, groups
-from kontext_fast.report.lead import most_telling_first
+from kontext_fast.report.lead import leading_groups
 from kontext_fast.report.notes import group_name
-from kontext_fast.report.origin import kin, origin
+from kontext_fast.report.order import presets_slow_to_fast
+from kontext_fast.report.origin import origin
 from kontext_fast.stats.summary import Estimate, mean_estimate
 
 SECTION = "memory"
@@ -49,7 +50,7 @@ class Panel:
 
 def plotted(result: ResultFile) -> tuple[Panel, ...]:
     """Of each checkpoint and machine the group that a report leads with: the centre of a suite."""
-    panels = (_panel(most_telling_first(found)[0]) for found in kin(groups(result)))
+    panels = (_panel(group) for group in leading_groups(groups(result)))
     return tuple(panel for panel in panels if panel.bars)
 
 
@@ -78,7 +79,7 @@ def draw(result: ResultFile, folder: Path) -> Chart:
 def _panel(group: Group) -> Panel:
     bars = [
         Bar(preset, kind, peak)
-        for preset in group.presets
+        for preset in presets_slow_to_fast(group)
         for kind in KINDS
         if (peak := _peak(group.runs_of(preset), kind)) is not None
     ]

@@ -11,9 +11,10 @@ from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.headline import process_values
-from kontext_fast.report.lead import most_telling_first
+from kontext_fast.report.lead import leading_groups
 from kontext_fast.report.notes import group_name
-from kontext_fast.report.origin import kin, origin
+from kontext_fast.report.order import presets_slow_to_fast
+from kontext_fast.report.origin import origin
 from kontext_fast.report.stacked_picture import Part, StackedPanel, StackedRow, picture
 from kontext_fast.report.stages import StageRow, stage_rows
 from kontext_fast.stats.summary import mean_estimate
@@ -42,7 +43,7 @@ def plotted(result: ResultFile) -> tuple[StackedPanel, ...]:
 
     Seconds, as means over processes.
     """
-    return tuple(_panel(most_telling_first(found)[0]) for found in kin(groups(result)))
+    return tuple(_panel(group) for group in leading_groups(groups(result)))
 
 
 def draw(result: ResultFile, folder: Path) -> Chart:
@@ -69,7 +70,9 @@ def draw(result: ResultFile, folder: Path) -> Chart:
 def _panel(group: Group) -> StackedPanel:
     rows = {row.preset: row for row in stage_rows(group)}
     return StackedPanel(
-        group_name(group), origin([group]), tuple(_row(group, preset, rows.get(preset)) for preset in group.presets)
+        group_name(group),
+        origin([group]),
+        tuple(_row(group, preset, rows.get(preset)) for preset in presets_slow_to_fast(group)),
     )
 
 
