@@ -149,6 +149,15 @@ def test_stages_add_up_to_the_call(tmp_path: Path) -> None:
     assert "denoise takes 80 % of a call of baseline" in stage_breakdown.draw(stored, tmp_path).takeaway
 
 
+def test_stages_and_memory_go_from_slow_to_fast_as_the_speed_up_does() -> None:
+    walls_of = {"baseline": 2.0, "quick": 0.5, "slow": 1.0}
+    stored = result([timed(name, 0, [wall, wall], order=i) for i, (name, wall) in enumerate(walls_of.items())])
+    (stages,) = stage_breakdown.plotted(stored)
+    (memory,) = memory_usage.plotted(stored)
+    assert [row.name for row in stages.rows] == ["baseline", "slow", "quick"]
+    assert list(dict.fromkeys(bar.preset for bar in memory.bars)) == ["baseline", "slow", "quick"]
+
+
 def test_a_preset_without_a_time_is_a_row_with_its_reason() -> None:
     stored = result([timed("baseline", 0, [1.0, 1.0]), record("x", 0, status="refused", reason="No compiler.")])
     (panel,) = stage_breakdown.plotted(stored)
