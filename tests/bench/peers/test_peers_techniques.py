@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from kontext_fast.bench.peers.gpu_base import GPU_BASE
 from kontext_fast.bench.peers.technique import cannot_revert
 from kontext_fast.bench.peers.techniques.cache_dit import CacheDit
 from kontext_fast.bench.peers.techniques.compiled_blocks import CompiledBlocks
@@ -195,3 +196,21 @@ def test_float8_replaces_every_weight_and_cannot_be_reverted(granularity: Any, m
     torch.testing.assert_close(weight.dequantize().float(), original, rtol=0.07, atol=1e-3)
     with pytest.raises(InvalidInput, match="torchao_float8 cannot be taken off"):
         acceleration.revert()
+
+
+@needs_torchao
+@pytest.mark.parametrize("tunes", [True, False])
+def test_torchao_turns_coordinate_descent_on_and_the_base_of_the_caches_leaves_it_out(
+    tunes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config
+    from torchao.quantization import quant_api
+
+    monkeypatch.setattr(quant_api, "_check_hardware_support", lambda granularities: None)
+    pipe = small_pipeline(1, 1)
+    pipe.transformer.to(torch.bfloat16)
+    with config.patch(coordinate_descent_tuning=not tunes):
+        applied(pipe, TorchaoFloat8(coordinate_descent=tunes))
+        assert config.coordinate_descent_tuning is tunes
+    (base,) = (one for one in GPU_BASE if isinstance(one, TorchaoFloat8))
+    assert not base.coordinate_descent
