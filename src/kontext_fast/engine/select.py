@@ -52,6 +52,10 @@ def refusal(
         return _fused_refusal(capability, precision)
     if precision == "fp8":
         return "fp8 on a GPU needs the fused kernels, which need Triton; run `pip install triton` or use faithful"
+    if attention == "flash3_fp8":
+        return (
+            "flash3_fp8 needs the fused kernels, which need Triton; run `pip install triton` or use attention=default"
+        )
     return None
 
 

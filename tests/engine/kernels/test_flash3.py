@@ -63,6 +63,12 @@ def test_with_the_package_it_needs_a_hopper_gpu(installed: None) -> None:
         assert "use attention=default" in str(refusal("cpu", None, "bf16", kernel))
 
 
+def test_in_float8_it_needs_triton_too(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kontext_fast.engine.select.has_fused_kernels", lambda: False)
+    assert refusal("cuda", (9, 0), "bf16", "flash3") is None
+    assert "pip install triton" in str(refusal("cuda", (9, 0), "bf16", "flash3_fp8"))
+
+
 def test_it_is_called_with_tokens_before_heads(installed: None) -> None:
     query, key, value = (torch.randn(2, tokens, 3, 8) for tokens in (5, 7, 7))
     expected = attention("math", query, key, value)
