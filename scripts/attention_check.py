@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from latents import latents_of
@@ -30,6 +30,8 @@ from kontext_fast.items.shapes import held_out
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.engine import Engine
 from kontext_fast.pipeline.load import load
+
+T = TypeVar("T")
 
 KERNELS: tuple[AttentionKernel, ...] = ("cudnn", "flash3_fp8", "flash3")
 """The first is what the engine takes by default."""
@@ -72,18 +74,25 @@ def _error(kernel: AttentionKernel, query: Tensor, key: Tensor, value: Tensor) -
 
 
 def _seconds(call: Callable[[], object], *, launches: int = 30) -> float:
-    for _ in range(3):
-        call()
-    samples = []
-    for _ in range(3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+    """Of one call: the median of three times that many in a row, once warm."""
+
+    def several() -> None:
         for _ in range(launches):
             call()
-        end.record()
-        end.synchronize()
-        samples.append(start.elapsed_time(end) / 1000 / launches)
-    return statistics.median(samples)
+
+    for _ in range(3):
+        call()
+    return statistics.median(_timed(several)[0] for _ in range(3)) / launches
+
+
+def _timed(call: Callable[[], T]) -> tuple[float, T]:
+    """Seconds on the GPU, and what it gave."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    made = call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000, made
 
 
 def in_steps(pipe: Any, kernel: AttentionKernel, steps: int) -> tuple[float, Tensor]:
@@ -91,13 +100,10 @@ def in_steps(pipe: Any, kernel: AttentionKernel, steps: int) -> tuple[float, Ten
     item = held_out(1)[0]
 
     def run(count: int) -> tuple[float, Tensor]:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
         generator = [Generator().manual_seed(0)]
-        made = latents_of(pipe, [item.render(SIDE)], [item.instruction], steps=count, generator=generator)
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1000, made.float()
+        return _timed(
+            lambda: latents_of(pipe, [item.render(SIDE)], [item.instruction], steps=count, generator=generator).float()
+        )
 
     with accelerate(pipe, [Engine(precision="fp8", attention=kernel)], quiet=True):
         run(_SHORT)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kontext_fast.records.machine import machine_name
+from kontext_fast.records.machine import machine_name, ran_on_gpu
 from kontext_fast.records.peers import is_peer
 from kontext_fast.records.schema import (
     BASELINE,
@@ -52,6 +52,10 @@ class Group:
     runs: tuple[Run, ...]
     failures: tuple[Record, ...]
     compile_cache: CompileCache = "user"
+
+    @property
+    def on_a_card(self) -> bool:
+        return any(ran_on_gpu(run.record.environment) for run in self.runs)
 
     def runs_of(self, preset: str) -> tuple[Run, ...]:
         return tuple(run for run in self.runs if run.record.preset == preset)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from kontext_fast.errors import InvalidInput, KontextError
-from kontext_fast.records.machine import ran_on_gpu
 from kontext_fast.report import blocks
 from kontext_fast.report.published import Published
 from kontext_fast.report.sections import Section
@@ -35,7 +34,7 @@ class Site:
     def card(self) -> Section | None:
         """The comparison to lead with among those that a card ran; times of a CPU are nobody's headline."""
         sections = self.story.sections if self.story else ()
-        return next((one for one in sections if _on_a_card(one)), None)
+        return next((one for one in sections if one.group.on_a_card), None)
 
     def stored(self, pattern: str) -> Iterator[tuple[str, Any]]:
         """Of every JSON file below the folder of results whose name matches: a link to it, and what is in it."""
@@ -72,7 +71,3 @@ def block(name: str, site: Site) -> str:
     if name not in known:
         raise InvalidInput(f"There is no passage {name!r}; choose {', '.join(known)}.")
     return known[name](site)
-
-
-def _on_a_card(section: Section) -> bool:
-    return any(ran_on_gpu(run.record.environment) for run in section.group.runs)

@@ -68,9 +68,11 @@ class FusedOps:
     def first_launches(
         self, dimensions: Dimensions, dtype: torch.dtype, device: torch.device, *, quantize: bool
     ) -> Sequence[Callable[[], object]]:
-        heads = torch.zeros(1, 1, dimensions.heads, dimensions.head_dim, dtype=dtype, device=device)
-        rounds_heads = (lambda: quantize_heads(heads),) if self._attention == "flash3_fp8" else ()
-        return *rounds_heads, *first_launches(self, dimensions, dtype, device, quantize=quantize)
+        launches = first_launches(self, dimensions, dtype, device, quantize=quantize)
+        if self._attention != "flash3_fp8":
+            return launches
+        shape = 1, 1, dimensions.heads, dimensions.head_dim
+        return lambda: quantize_heads(torch.zeros(shape, dtype=dtype, device=device)), *launches
 
     def norm_modulate(self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
         return norm_modulate(x, shift, scale, LAYER_NORM_EPS, quantize=quantize)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 
 from kontext_fast.records.schema import GpuReadings
@@ -30,8 +30,7 @@ def render(site: Site) -> str:
     )
 
 
-def _cells(row: StageRow, runs: Iterable[Run]) -> Iterator[str]:
-    runs = tuple(runs)
+def _cells(row: StageRow, runs: Sequence[Run]) -> Iterator[str]:
     readings = [sample.gpu for run in runs for sample in run.samples if sample.gpu is not None]
     yield f"`{row.preset}`"
     yield f"{1e3 * row.steps['refresh']:.0f} ms"
