@@ -9,6 +9,7 @@ from kontext_fast.report import format as write
 from kontext_fast.report.control import control_factor
 from kontext_fast.report.groups import Group, Run
 from kontext_fast.report.headline import Row, headline, process_values
+from kontext_fast.report.other_plans import of_other_plans
 from kontext_fast.stats.drift import drift
 from kontext_fast.stats.outliers import outliers
 from kontext_fast.stats.percentile import percentile
@@ -23,6 +24,7 @@ def checks(group: Group, limit: float | None) -> tuple[str, ...]:
         return ()
     return (
         _control(rows, limit),
+        *of_other_plans(group),
         *(sentence for preset in group.presets for sentence in _of_preset(preset, group.runs_of(preset))),
         *_of_the_card([sample for run in group.runs for sample in run.samples]),
     )

@@ -1,17 +1,19 @@
 """Which runs may be compared: those of one checkpoint on one machine that measured the same workload.
 
 Runs that found compiled code and runs that were made to find none are told apart too: they pay differently at first.
+A preset whose plan was changed between two runs is not one configuration: the plan that was measured last counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from kontext_fast.records.machine import machine_name, ran_on_gpu
 from kontext_fast.records.peers import is_peer
 from kontext_fast.records.schema import (
     BASELINE,
+    AppliedOptimization,
     Cell,
     Checkpoint,
     CompileCache,
@@ -22,7 +24,10 @@ from kontext_fast.records.schema import (
     Workload,
 )
 
-__all__ = ["BASELINE", "Group", "Run", "groups"]
+__all__ = ["BASELINE", "Group", "Plan", "Run", "groups"]
+
+
+Plan = tuple[AppliedOptimization, ...]
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,10 @@ class Group:
     runs: tuple[Run, ...]
     failures: tuple[Record, ...]
     compile_cache: CompileCache = "user"
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+    """Of each preset that had one the plan that counts."""
+    of_other_plans: tuple[Record, ...] = ()
+    """Runs with other plans than those, whatever came of them: in neither `runs` nor `failures`."""
 
     @property
     def on_a_card(self) -> bool:
@@ -103,7 +112,9 @@ def _is_complete(measurement: Measurement) -> bool:
 
 def _group(key: _Key, runs: list[Run], records: list[Record], found: dict[_Key, list[Run]]) -> Group:
     checkpoint, machine, workload, cache = key
-    here = [record for record in records if _belongs(record, key, runs)]
+    belonging = [record for record in records if _belongs(record, key, runs)]
+    plans = _plans([*belonging, *(run.record for run in runs)])
+    here = [record for record in belonging if _has_plan(record, plans)]
     siblings = [other for (c, m, _, k), other in found.items() if (c, m, k) == (checkpoint, machine, cache)]
     measured_here = {run.record.run_id for run in runs}
     failures = tuple(
@@ -111,7 +122,26 @@ def _group(key: _Key, runs: list[Run], records: list[Record], found: dict[_Key, 
         for record in here
         if record.status != "ok" and (record.run_id not in measured_here or _measured_all(record, siblings))
     )
-    return Group(checkpoint, machine, workload, _presets(here), tuple(runs), failures, cache)
+    return Group(
+        checkpoint=checkpoint,
+        machine=machine,
+        workload=workload,
+        presets=_presets(here),
+        runs=tuple(run for run in runs if _has_plan(run.record, plans)),
+        failures=failures,
+        compile_cache=cache,
+        plans=plans,
+        of_other_plans=tuple(record for record in belonging if not _has_plan(record, plans)),
+    )
+
+
+def _plans(records: Iterable[Record]) -> dict[str, Plan]:
+    """Of each preset the plan of the last of `records` that had one."""
+    return {record.preset: record.plan for record in records if record.plan}
+
+
+def _has_plan(record: Record, plans: Mapping[str, Plan]) -> bool:
+    return not record.plan or record.plan == plans[record.preset]
 
 
 def _belongs(record: Record, key: _Key, runs: Iterable[Run]) -> bool:

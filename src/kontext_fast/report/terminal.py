@@ -10,6 +10,7 @@ from kontext_fast.report.control import smallest_claim
 from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.headline import REFERENCE, Row, headline
 from kontext_fast.report.notes import group_name, speed_finding
+from kontext_fast.report.other_plans import of_other_plans
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +30,8 @@ def print_headline(result: ResultFile, console: Console) -> None:
         for row in rows:
             for status, reason in dict.fromkeys((failure.status, failure.reason) for failure in row.failures):
                 console.print(Text(f"{row.preset}: {status}. {reason}"))
+        for sentence in of_other_plans(group):
+            console.print(Text(sentence))
         console.print(Text(speed_finding(rows, smallest_claim(group, found))))
         console.print()
 

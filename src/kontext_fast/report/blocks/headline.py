@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from kontext_fast.cost import money
@@ -12,6 +13,7 @@ from kontext_fast.report.documents import markdown as escaped
 from kontext_fast.report.headline import Row
 from kontext_fast.report.markdown import bullets, paragraphs, table
 from kontext_fast.report.origin import origin
+from kontext_fast.report.other_plans import of_other_plans
 from kontext_fast.report.sections import Section
 from kontext_fast.report.site import NOTHING, Site
 from kontext_fast.report.story import Story
@@ -35,6 +37,7 @@ def render(site: Site) -> str:
             table(HEADER, (_cells(row, section, labels) for row in measured)),
             bullets(f"<sup>{number}</sup> {escaped(label)}" for number, label in enumerate(labels, 1)),
             _failures(failed),
+            _not_counted(measured, section),
             f"{escaped(section.title)}: {escaped(origin([section.group]))}. In brackets are 95 % intervals over "
             "processes, of which there are n.",
             escaped(section.caution) if section.caution else None,
@@ -90,6 +93,17 @@ def _failures(rows: Sequence[Row]) -> str | None:
     return paragraphs(
         ["Without a time:", bullets(f"`{row.preset}`: {row.status}. {escaped(row.reason or '')}" for row in rows)]
     )
+
+
+def _not_counted(rows: Sequence[Row], section: Section) -> str | None:
+    """Runs of presets that have a time, which are not in it: what hung must not be forgotten once it did not."""
+    ended = [
+        f"`{row.preset}`: {write.count(n, 'further run')}, {status}. {escaped(reason)}"
+        for row in rows
+        for (status, reason), n in Counter((one.status, one.reason) for one in row.failures).items()
+    ]
+    sentences = [*ended, *map(escaped, of_other_plans(section.group))]
+    return paragraphs(["Beside the times above:", bullets(sentences)]) if sentences else None
 
 
 def _money(section: Section, story: Story) -> str:
