@@ -11,6 +11,8 @@ from kontext_fast.cost.prices import load_prices
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.charting import draw_charts
 from kontext_fast.report.charts import billing_models, cost_analysis, cost_summary
+from kontext_fast.report.groups import groups
+from kontext_fast.report.lead import most_telling_first
 from tests.cost.made_up import TODAY, gpu_result, gpu_run
 from tests.records.builder import result, timed
 
@@ -27,6 +29,18 @@ def shown(records: ResultFile) -> Featured:
 def test_the_cheapest_preset_is_shown() -> None:
     found = shown(gpu_result())
     assert (found.baseline.row.preset, found.other.row.preset, found.card) == ("baseline", "classic", "H200")
+
+
+def test_the_card_is_that_with_which_a_report_leads() -> None:
+    """A card with more presets leads, even if another one was measured first."""
+    first = [gpu_run(name, r, order=r) for r in range(2) for name in ("baseline", "compile")]
+    then = [
+        one.model_copy(update={"run_id": f"later {one.run_id}", "round": 10 + one.round, "order": 10 + one.order})
+        for one in gpu_result(device="NVIDIA H100 80GB HBM3").records
+    ]
+    both = result([*first, *then])
+    (leading, *_) = most_telling_first(groups(both))
+    assert (leading.machine, shown(both).card) == ("NVIDIA H100 80GB HBM3", "H100 SXM")
 
 
 def test_the_summary_shows_savings_at_three_volumes() -> None:

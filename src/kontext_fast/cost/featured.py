@@ -1,4 +1,4 @@
-"""The one comparison that cost charts show: of all workloads the most demanding, of our presets the cheapest."""
+"""The one comparison that cost charts show: the one that a report leads with, of our presets the cheapest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kontext_fast.records.peers import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL, ResultFile
 from kontext_fast.report import format as write
 from kontext_fast.report.groups import Group, groups
-from kontext_fast.report.lead import demanding
+from kontext_fast.report.lead import telling
 from kontext_fast.report.notes import workload_name
 from kontext_fast.stats.summary import Estimate
 
@@ -65,7 +65,7 @@ class Featured:
 def featured(result: ResultFile, table: PriceTable, today: date) -> Featured | str:
     """The comparison, or in a few words why there is none."""
     reason = NO_PRICE
-    for group in sorted(groups(result), key=demanding, reverse=True):
+    for group in sorted(groups(result), key=telling, reverse=True):
         card = card_of(group.machine)
         if card is None:
             continue

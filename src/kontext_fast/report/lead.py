@@ -11,15 +11,6 @@ USUAL_STEPS = 28
 """Of FLUX.1-Kontext; of several step counts the nearest to it leads."""
 
 
-def demanding(group: Group) -> tuple[int, int, int]:
-    """A key that sorts the most demanding group last: by parameters, pixels, and nearness to the usual steps."""
-    parameters = group.checkpoint.transformer_parameters if group.checkpoint else 0
-    workload = group.workload
-    if workload is None:
-        return (parameters, 0, 0)
-    return (parameters, workload.width * workload.height, -abs(workload.steps - USUAL_STEPS))
-
-
 def most_telling_first(found: Iterable[Group]) -> tuple[Group, ...]:
     """The group that a report leads with, then the others in their order.
 
@@ -28,7 +19,7 @@ def most_telling_first(found: Iterable[Group]) -> tuple[Group, ...]:
     groups = tuple(found)
     if not groups:
         return ()
-    leading = max(groups, key=_telling)
+    leading = max(groups, key=telling)
     return (leading, *(group for group in groups if group is not leading))
 
 
@@ -37,6 +28,16 @@ def leading_groups(found: Iterable[Group]) -> tuple[Group, ...]:
     return most_telling_first(most_telling_first(of)[0] for of in kin(found))
 
 
-def _telling(group: Group) -> tuple[bool, bool, tuple[int, int, int], int]:
+def telling(group: Group) -> tuple[bool, bool, tuple[int, int, int], int]:
+    """A key that sorts the group that a report leads with last."""
     measured = {run.record.preset for run in group.runs}
-    return (len(measured) > 1, group.compile_cache == "user", demanding(group), len(measured))
+    return (len(measured) > 1, group.compile_cache == "user", _demanding(group), len(measured))
+
+
+def _demanding(group: Group) -> tuple[int, int, int]:
+    """A key that sorts the most demanding group last: by parameters, pixels, and nearness to the usual steps."""
+    parameters = group.checkpoint.transformer_parameters if group.checkpoint else 0
+    workload = group.workload
+    if workload is None:
+        return (parameters, 0, 0)
+    return (parameters, workload.width * workload.height, -abs(workload.steps - USUAL_STEPS))
