@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from kontext_fast.records.schema import CONTROL, Cell, ResultFile
+from kontext_fast.records.schema import CONTROL, AppliedOptimization, Cell, ResultFile
 from kontext_fast.report import drawing, stacked_picture
 from kontext_fast.report.charts import (
     ablation,
@@ -254,6 +255,20 @@ def test_an_optimization_alone_is_against_baseline_and_added_last_against_the_pr
     takeaway = ablation.draw(stored, tmp_path).takeaway
     assert "helps gains most" in takeaway
     assert "no effect was found of idle alone" in takeaway
+
+
+def test_an_ablation_is_in_the_order_of_the_plan_however_a_block_was_shuffled() -> None:
+    plan = tuple(AppliedOptimization(name=name, effect="numeric") for name in ("idle", "helps"))
+    made = [
+        one.model_copy(update={"plan": plan}) if one.preset == "p" else one for one in suite_records.ablation().records
+    ]
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(made, len(made))
+        (panel,) = ablation.plotted(result([one.model_copy(update={"order": i}) for i, one in enumerate(shuffled)]))
+        assert [(point.optimization, point.how) for point in panel.points] == [
+            ("p", "all together"), ("idle", "alone"), ("idle", "added last"),
+            ("helps", "alone"), ("helps", "added last"), ("picky", "alone"),
+        ]  # fmt: skip
 
 
 ALL = {

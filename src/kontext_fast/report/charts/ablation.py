@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kontext_fast.records.ablated import ONLY, take_apart
+from kontext_fast.records.ablated import ONLY, WITHOUT, take_apart
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import BASELINE, ResultFile
 from kontext_fast.report import drawing
@@ -91,16 +91,16 @@ def draw(result: ResultFile, folder: Path) -> Chart:
 
 def _panel(group: Group, preset: str, limit: float | None) -> Panel:
     parts = [part for name in group.presets if (part := take_apart(name)) and part.preset == preset]
-    names = dict.fromkeys(part.optimization for part in parts)
+    # As the preset applies them, whatever order the blocks were shuffled into.
+    places = {one.name: place for place, one in enumerate(group.plans.get(preset, ()))}
+    parts.sort(key=lambda part: places.get(part.optimization, len(places)))
     points = [_point(group, preset, "all together", BASELINE, preset, limit)]
-    for name in names:
-        for part in parts:
-            if part.optimization == name:
-                measured = f"{preset}{part.kind}{name}"
-                if part.kind == ONLY:
-                    points.append(_point(group, name, "alone", BASELINE, measured, limit))
-                else:
-                    points.append(_point(group, name, "added last", measured, preset, limit))
+    for name in dict.fromkeys(part.optimization for part in parts):
+        kinds = {part.kind for part in parts if part.optimization == name}
+        if ONLY in kinds:
+            points.append(_point(group, name, "alone", BASELINE, f"{preset}{ONLY}{name}", limit))
+        if WITHOUT in kinds:
+            points.append(_point(group, name, "added last", f"{preset}{WITHOUT}{name}", preset, limit))
     return Panel(f"{preset}: {group_name(group)}", origin([group]), tuple(points))
 
 
