@@ -12,6 +12,7 @@ from selenium.webdriver.support.select import Select
 from tests.browser.chromium import look, open_everything, requested
 
 AXE = Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js"
+PUBLISHED = Path(__file__).parents[2] / "reports" / "index.html"
 WIDTHS = (360, 390, 1280)
 
 
@@ -76,6 +77,14 @@ def test_on_a_phone_a_row_is_a_card_whose_cells_are_labelled(
         assert [row.find_element(By.TAG_NAME, "th").get_attribute("role"), *labels] == ["rowheader", *names[1:]]
     look(driver, h200_page, width=1280)
     assert driver.find_element(By.CSS_SELECTOR, f'.scroll[aria-label="{region}"] thead th').is_displayed()
+
+
+def test_on_a_desktop_every_column_of_the_published_results_is_seen(driver: webdriver.Chrome) -> None:
+    """However many processes a preset has had: the last column is what a month costs."""
+    look(driver, PUBLISHED, width=1280)
+    found = driver.find_element(By.CSS_SELECTOR, '.scroll[aria-label="Results: edit, 1024x1024, 28 steps"]')
+    inside, seen = driver.execute_script("return [arguments[0].scrollWidth, arguments[0].clientWidth]", found)
+    assert inside <= seen
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
