@@ -71,8 +71,8 @@ STEPS = (
     bench("cold", *suite("cold")),
     bench("sizes", *suite("sizes")),
     bench("sweeps", *suite("sweeps")),
-    bench("ablation", "--suite", "ablation", "--rounds", "1", "--calls", "1", "--warmup", "0", "--steps", "10"),
-    bench("peers", *suite("centre"), "--presets", OURS, "--peers", "--rounds", "1"),
+    bench("ablation", "--suite", "ablation", "--rounds", "2", "--calls", "1", "--warmup", "0", "--steps", "10"),
+    bench("peers", *suite("centre"), "--presets", OURS, "--peers", "--rounds", "2"),
     bench("centre", *suite("centre"), "--presets", OURS, "--rounds", "5"),
 )  # fmt: skip
 
