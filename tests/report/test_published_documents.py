@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import re
+from itertools import combinations
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
+from kontext_fast.records.machine import ran_on_gpu
+from kontext_fast.records.schema import Record
 from kontext_fast.records.store import RECORDS_NAME
 from kontext_fast.report.marked import passages, without_passages
+from kontext_fast.report.published import find_published
 from kontext_fast.report.repository import differences
+from tests.records.builder import record, timed
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+
+MORE = 1.1
+"""Sizes whose tokens differ by less take the same time as far as one call can tell."""
 
 CLAIMS = re.compile(r"\d+\.\d+ ?x\b|\$ ?\d|\b\d+\.\d+ (s|ms|GiB)\b|\b\d+ GiB\b")
 """Factors, dollars, times and memory; sizes such as 128x128 are none."""
@@ -47,3 +56,37 @@ def test_typed_numbers_would_be_found(claim: str) -> None:
 @pytest.mark.parametrize("words", ["128x128", "1024x1024 pixels", "26.8 dB", "Python 3.11 to 3.13", "FLUX.1-Kontext"])
 def test_other_numbers_are_none(words: str) -> None:
     assert not CLAIMS.search(words)
+
+
+def shrinking(run: Record) -> list[str]:
+    """Where a process took no longer for more tokens, everything else equal."""
+    times: dict[tuple[object, ...], list[tuple[int, float]]] = {}
+    for measurement in run.measurements:
+        of = measurement.workload
+        wall = mean(sample.wall_s for sample in measurement.samples if not sample.warmup)
+        tokens = of.text_tokens + of.image_tokens + of.reference_tokens
+        times.setdefault((of.steps, of.mode, of.batch), []).append((tokens, wall))
+    return [
+        f"{run.preset}: {less} tokens {short:.2f} s, {more} tokens {long:.2f} s"
+        for alike in times.values()
+        for (less, short), (more, long) in combinations(sorted(alike), 2)
+        if more >= MORE * less and long <= short
+    ]
+
+
+def test_on_a_card_times_grow_with_the_tokens_really_run() -> None:
+    speed = find_published(ROOT / "results").speed
+    assert speed is not None
+    runs = [one for one in speed.records if ran_on_gpu(one.environment) and len(one.measurements) > 1]
+    assert runs
+    assert [line for one in runs for line in shrinking(one)] == []
+
+
+def test_times_that_do_not_grow_would_be_found() -> None:
+    """As those of the original, whose every "resolution" ran at about one megapixel."""
+    (large,) = timed("baseline", 0, [1.0, 1.0]).measurements
+    wider = large.workload.model_copy(update={"image_tokens": 2 * large.workload.image_tokens})
+    run = record("baseline", 0).model_copy(
+        update={"measurements": (large, large.model_copy(update={"workload": wider}))}
+    )
+    assert shrinking(run) == ["baseline: 176 tokens 1.00 s, 240 tokens 1.00 s"]
