@@ -113,6 +113,7 @@ def _is_complete(measurement: Measurement) -> bool:
 def _group(key: _Key, runs: list[Run], records: list[Record], found: dict[_Key, list[Run]]) -> Group:
     checkpoint, machine, workload, cache = key
     belonging = [record for record in records if _belongs(record, key, runs)]
+    # Those that measured decide over those that failed: a group has the plan that it has times of.
     plans = _plans([*belonging, *(run.record for run in runs)])
     here = [record for record in belonging if _has_plan(record, plans)]
     siblings = [other for (c, m, _, k), other in found.items() if (c, m, k) == (checkpoint, machine, cache)]
