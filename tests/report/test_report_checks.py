@@ -138,7 +138,7 @@ def test_drift_outliers_and_percentiles_are_told() -> None:
     assert "baseline drifted by +6.8 % from its first process to its last" in text
     assert "p90" not in text
     text = said([timed("baseline", r, [2.0 if r == 4 else 1.0 + 0.001 * (-1) ** r] * 20) for r in range(8)])
-    assert "far from its others (2.00 s); they are kept" in text
+    assert "baseline has processes far from its median (+100.0 %); they are kept" in text
     assert "p90" in text
     assert "p95 " in text
     assert "p99" not in text

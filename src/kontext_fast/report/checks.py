@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 from kontext_fast.records.schema import Sample
 from kontext_fast.report import format as write
@@ -52,8 +53,10 @@ def _of_preset(preset: str, runs: Sequence[Run]) -> Iterator[str]:
             f"(Mann-Kendall, p = {moved.p_value:.3f}, n = {moved.n})."
         )
     if far := outliers(values):
-        times = ", ".join(write.seconds(values[index]) for index in far)
-        yield f"{preset} has processes far from its others ({times}); they are kept."
+        # In percent: what lies far from values that are close together may look like them in seconds.
+        middle = median(values)
+        apart = ", ".join(f"{100 * (values[index] / middle - 1):+.1f} %" for index in far)
+        yield f"{preset} has processes far from its median ({apart}); they are kept."
     calls = [sample.wall_s for run in runs for sample in run.samples]
     known = [(percent, value) for percent in _PERCENTILES if (value := percentile(calls, percent)) is not None]
     if known:
