@@ -90,17 +90,17 @@ def draw(result: ResultFile, folder: Path) -> Chart:
 
 
 def _panel(group: Group, preset: str, limit: float | None) -> Panel:
-    parts = [part for name in group.presets if (part := take_apart(name)) and part.preset == preset]
+    parts = (part for part in map(take_apart, group.presets) if part and part.preset == preset)
     # As the preset applies them, whatever order the blocks were shuffled into.
     places = {one.name: place for place, one in enumerate(group.plans.get(preset, ()))}
-    parts.sort(key=lambda part: places.get(part.optimization, len(places)))
+    names = sorted(dict.fromkeys(part.optimization for part in parts), key=lambda name: places.get(name, len(places)))
     points = [_point(group, preset, "all together", BASELINE, preset, limit)]
-    for name in dict.fromkeys(part.optimization for part in parts):
-        kinds = {part.kind for part in parts if part.optimization == name}
-        if ONLY in kinds:
-            points.append(_point(group, name, "alone", BASELINE, f"{preset}{ONLY}{name}", limit))
-        if WITHOUT in kinds:
-            points.append(_point(group, name, "added last", f"{preset}{WITHOUT}{name}", preset, limit))
+    for name in names:
+        only, without = f"{preset}{ONLY}{name}", f"{preset}{WITHOUT}{name}"
+        if only in group.presets:
+            points.append(_point(group, name, "alone", BASELINE, only, limit))
+        if without in group.presets:
+            points.append(_point(group, name, "added last", without, preset, limit))
     return Panel(f"{preset}: {group_name(group)}", origin([group]), tuple(points))
 
 
