@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,11 @@ class Row:
     load: Estimate | None
     apply: Estimate | None
     first_call: Estimate | None
+
+    @property
+    def failures_alike(self) -> Mapping[tuple[Status, str], int]:
+        """Of each status with its reason the number of failures, in their order."""
+        return Counter((failure.status, failure.reason) for failure in self.failures)
 
     @property
     def reason(self) -> str | None:

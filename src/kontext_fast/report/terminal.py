@@ -28,7 +28,7 @@ def print_headline(result: ResultFile, console: Console) -> None:
         for number, label in enumerate(labels, 1):
             console.print(Text(f"[{number}] {label}"))
         for row in rows:
-            for status, reason in dict.fromkeys((failure.status, failure.reason) for failure in row.failures):
+            for status, reason in row.failures_alike:
                 console.print(Text(f"{row.preset}: {status}. {reason}"))
         for sentence in of_other_plans(group):
             console.print(Text(sentence))

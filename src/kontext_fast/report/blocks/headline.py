@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from kontext_fast.cost import money
@@ -100,7 +99,7 @@ def _not_counted(rows: Sequence[Row], section: Section) -> str | None:
     ended = [
         f"`{row.preset}`: {write.count(n, 'further run')}, {status}. {escaped(reason)}"
         for row in rows
-        for (status, reason), n in Counter((one.status, one.reason) for one in row.failures).items()
+        for (status, reason), n in row.failures_alike.items()
     ]
     sentences = [*ended, *map(escaped, of_other_plans(section.group))]
     return paragraphs(["Beside the times above:", bullets(sentences)]) if sentences else None
