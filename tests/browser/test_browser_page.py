@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 
 from tests.browser.chromium import look, open_everything, requested
@@ -20,6 +21,12 @@ WIDTHS = (360, 390, 1280)
 def page(request: pytest.FixtureRequest) -> Path:
     found: Path = request.getfixturevalue(request.param)
     return found
+
+
+def widths(driver: webdriver.Chrome, region: WebElement) -> tuple[int, int]:
+    """Of what a region holds, and of what is seen of it without scrolling sideways."""
+    inside, seen = driver.execute_script("return [arguments[0].scrollWidth, arguments[0].clientWidth]", region)
+    return inside, seen
 
 
 def test_no_request_leaves_the_page(driver: webdriver.Chrome, page: Path) -> None:
@@ -68,8 +75,7 @@ def test_on_a_phone_a_row_is_a_card_whose_cells_are_labelled(
     """Every number is on the screen, below or beside its name, without scrolling sideways."""
     look(driver, h200_page, width=390)
     found = driver.find_element(By.CSS_SELECTOR, f'.scroll[aria-label="{region}"]')
-    script = "return [arguments[0].scrollWidth, arguments[0].clientWidth]"
-    inside, seen = driver.execute_script(script, found)
+    inside, seen = widths(driver, found)
     assert inside <= seen
     names = [head.get_attribute("textContent") for head in found.find_elements(By.CSS_SELECTOR, "thead th")]
     for row in found.find_elements(By.CSS_SELECTOR, "tbody tr"):
@@ -83,7 +89,7 @@ def test_on_a_desktop_every_column_of_the_published_results_is_seen(driver: webd
     """However many processes a preset has had: the last column is what a month costs."""
     look(driver, PUBLISHED, width=1280)
     found = driver.find_element(By.CSS_SELECTOR, '.scroll[aria-label="Results: edit, 1024x1024, 28 steps"]')
-    inside, seen = driver.execute_script("return [arguments[0].scrollWidth, arguments[0].clientWidth]", found)
+    inside, seen = widths(driver, found)
     assert inside <= seen
 
 

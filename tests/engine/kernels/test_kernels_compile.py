@@ -13,6 +13,10 @@ import pytest
 
 from tests.engine.kernels import oracle  # noqa: F401 (skips without triton)
 
+NARROW = {"_write_qkv": 2, "_quantize_heads": 2, "quantize": 1, "_norm": 1}
+"""Narrow accesses of kernels, by a part of their names: the weights of a head's norm, one scale per row, or one and its
+maximum per head. The first part that fits holds."""
+
 
 @cache
 def _compiled(capability: int) -> dict[str, Any]:
@@ -47,14 +51,7 @@ def test_at_full_size_rows_are_read_and_written_in_wide_accesses_and_stay_in_reg
     for name, kernel in _compiled(90)["kernels"].items():
         if not name.startswith("full"):
             continue
-        # Narrow are only the weights of a head's norm, and one scale per row, or one and its maximum per head.
-        few = (
-            2
-            if "_write_qkv" in name or "_quantize_heads" in name
-            else 1
-            if "quantize" in name or "_norm" in name
-            else 0
-        )
+        few = next((most for part, most in NARROW.items() if part in name), 0)
         assert len(kernel["narrow"]) <= few, name
         assert kernel["wide"] >= 2, name
         assert kernel["spilled"] == 0, name
