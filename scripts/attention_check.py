@@ -23,10 +23,10 @@ from latents import latents_of
 from torch import Generator, Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from kontext_fast.datasets.shapes import held_out
 from kontext_fast.engine.attention import AttentionKernel, attention
 from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
 from kontext_fast.engine.select import refusal
-from kontext_fast.items.shapes import held_out
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.engine import Engine
 from kontext_fast.pipeline.load import load

@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def _picture() -> object:
-    from kontext_fast.items.shapes import held_out
+    from kontext_fast.datasets.shapes import held_out
 
     return held_out(1)[0].render(1024)
 

@@ -12,9 +12,7 @@ from typing import Any, Literal
 from pareto_candidates import BOTH, CACHE, CACHE_DIT, FEWER, FULL, REFERENCE, STEPS
 
 from kontext_fast.report.drawing import COLORS, GRAY, GRID, INK, MUTED, new_figure, png
-from kontext_fast.stats.bootstrap import bootstrap_mean
-from kontext_fast.stats.proportion import acceptance, paired_difference
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate, acceptance, bootstrap_mean, paired_difference
 
 Verdict = Literal["better", "no difference seen", "worse", "not measured"]
 ByItem = dict[str, float]

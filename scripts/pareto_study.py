@@ -53,7 +53,7 @@ class Study:
     """A loaded checkpoint, the items and their noise."""
 
     def __init__(self, checkpoint: str, device: str | None, items: int, seeds: int, batch: int) -> None:
-        from kontext_fast.items.shapes import held_out
+        from kontext_fast.datasets.shapes import held_out
         from kontext_fast.pipeline.load import load
 
         self.loaded = load(checkpoint, device=device)
@@ -131,14 +131,14 @@ def _works(candidate: Candidate, acceleration: Any) -> list[float]:
 
 @cache
 def _items(count: int) -> Any:
-    from kontext_fast.items.shapes import held_out
+    from kontext_fast.datasets.shapes import held_out
 
     return held_out(count)
 
 
 def judged(pixels: Pixels, pairs: list[tuple[int, int]], items: int) -> list[Row]:
     """What the judge says of each of `pixels`; runs in a process of its own, without torch."""
-    from kontext_fast.items.shapes.judge import judge
+    from kontext_fast.datasets.shapes.judge import judge
 
     rows = []
     for image, (index, seed) in zip(pixels, pairs, strict=True):

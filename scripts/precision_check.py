@@ -24,7 +24,7 @@ from latents import latents_of
 from PIL.Image import Image
 from torch import Tensor
 
-from kontext_fast.items.shapes import held_out
+from kontext_fast.datasets.shapes import held_out
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.pipeline.load import load
 

@@ -17,10 +17,10 @@ import torch
 from architecture import IMAGE_SIZE, TEXT_TOKENS
 from transformers import AutoTokenizer
 
-from kontext_fast.items.shapes.dataset import SLOTS, CaptionItem, ShapesItem, draw_caption, draw_item
-from kontext_fast.items.shapes.edits import EDIT_KINDS
-from kontext_fast.items.shapes.render import render_arrays
-from kontext_fast.items.shapes.scene import as_arrays
+from kontext_fast.datasets.shapes.dataset import SLOTS, CaptionItem, ShapesItem, draw_caption, draw_item
+from kontext_fast.datasets.shapes.edits import EDIT_KINDS
+from kontext_fast.datasets.shapes.render import render_arrays
+from kontext_fast.datasets.shapes.scene import as_arrays
 
 KIND_WEIGHTS = {"scatter": 4.0, "add": 4.0, "remove": 1.0, "background color": 1.0}
 OTHER_WEIGHT = 1.5

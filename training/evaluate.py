@@ -18,12 +18,12 @@ from typing import Any
 from PIL import Image
 from rich.progress import track
 
-from kontext_fast.items.shapes.dataset import CaptionItem, ShapesItem, held_out, held_out_captions
-from kontext_fast.items.shapes.edits import EDIT_KINDS
-from kontext_fast.items.shapes.judge import judge, judge_caption
+from kontext_fast.datasets.shapes.dataset import CaptionItem, ShapesItem, held_out, held_out_captions
+from kontext_fast.datasets.shapes.edits import EDIT_KINDS
+from kontext_fast.datasets.shapes.judge import judge, judge_caption
 from kontext_fast.pipeline.edit import EditRequest, edit_together
 from kontext_fast.pipeline.load import load
-from kontext_fast.stats.proportion import acceptance, paired_difference
+from kontext_fast.stats.intervals import acceptance, paired_difference
 
 Row = dict[str, Any]
 

@@ -22,7 +22,7 @@ from kontext_fast.bench.suites import read_suite
 from kontext_fast.bench.timing import StageClock
 from kontext_fast.bench.workloads import Task, tasks
 from kontext_fast.pipeline.edit import edit
-from kontext_fast.stats.summary import mean_estimate
+from kontext_fast.stats.intervals import mean_estimate
 from tests.bench.test_bench_gpu_readings import FakeNvml
 
 STEPS = 28

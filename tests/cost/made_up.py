@@ -10,7 +10,7 @@ from kontext_fast.cost.billing import Billing, Tariff, Work
 from kontext_fast.cost.prices import Price
 from kontext_fast.records.schema import Measurement, Memory, Record, ResultFile
 from kontext_fast.records.store import ResultStore
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 from tests.records.builder import RANDOM, record, result, sample, workload
 
 TODAY = date(2026, 11, 1)

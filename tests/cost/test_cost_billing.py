@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kontext_fast.cost.billing import BILLINGS, DAYS_PER_MONTH, Billing, Demand, Tariff, cost
 from kontext_fast.cost.fleet import gpus_needed, images_per_hour
 from kontext_fast.errors import InvalidInput
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 from tests.cost.made_up import TODAY, price, tariff, work
 
 SECONDS = st.floats(0.05, 600)

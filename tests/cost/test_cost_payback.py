@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kontext_fast.cost.billing import BILLINGS, Billing, Demand, cost
 from kontext_fast.cost.payback import NEVER, images_to_repay_start, payback, savings_per_month
 from kontext_fast.errors import InvalidInput
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 from tests.cost.made_up import TODAY, tariff, work
 
 DEMAND = Demand(images_per_day=10_000, days_per_month=30)

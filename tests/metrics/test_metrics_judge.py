@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kontext_fast.items.world import WorldItem, world
+from kontext_fast.datasets.world import WorldItem, world
 from kontext_fast.metrics import judging
 from kontext_fast.metrics.base import Case, NotMeasured, Setting, StoredOutput
 from kontext_fast.metrics.judge_done import JudgeDone
@@ -65,7 +65,7 @@ def test_outputs_judged_ahead_in_other_processes_are_judged_the_same(
     def refusing(*_: object) -> None:
         raise AssertionError("every output was judged ahead")
 
-    monkeypatch.setattr("kontext_fast.items.shapes.judge.judge", refusing)
+    monkeypatch.setattr("kontext_fast.datasets.shapes.judge.judge", refusing)
     assert JudgeDone(SETTING).scores([_case(item, picture) for item, picture in pictures]) == expected
 
 

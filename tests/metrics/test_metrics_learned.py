@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kontext_fast.items.base import Item
-from kontext_fast.items.world import WorldItem, world
+from kontext_fast.datasets.base import Item
+from kontext_fast.datasets.world import WorldItem, world
 from kontext_fast.metrics.base import Case, NotMeasured, Setting
 from kontext_fast.metrics.clip_directional import ClipDirectional
 from kontext_fast.metrics.clip_text import ClipText

@@ -9,7 +9,7 @@ from statistics import mean
 
 import pytest
 
-from kontext_fast.records.machine import ran_on_gpu
+from kontext_fast.records.names import ran_on_gpu
 from kontext_fast.records.schema import Record
 from kontext_fast.records.store import RECORDS_NAME
 from kontext_fast.report.marked import passages, without_passages

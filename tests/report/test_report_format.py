@@ -5,7 +5,7 @@ import pytest
 from kontext_fast.records.schema import Memory
 from kontext_fast.report import format as write
 from kontext_fast.report.headline import ComputedSteps
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from kontext_fast.report.charts import (
     step_resolution_heatmap,
 )
 from kontext_fast.report.stacked_picture import Part, StackedPanel, StackedRow
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 from tests.records.builder import record, result, timed
 from tests.report import suite_records
 from tests.report.suite_records import SIZES, STEPS, walls

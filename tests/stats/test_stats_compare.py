@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kontext_fast.stats.compare import ratio_interval
+from kontext_fast.stats.intervals import ratio_interval
 
 
 def simulate(rng: np.random.Generator, factor: float, rounds: int) -> tuple[dict[int, float], dict[int, float]]:

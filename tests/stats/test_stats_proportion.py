@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kontext_fast.stats.proportion import MIN_ITEMS, acceptance, paired_difference, wilson
+from kontext_fast.stats.intervals import MIN_ITEMS, acceptance, paired_difference, wilson
 
 
 def test_wilson_matches_published_values() -> None:

@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kontext_fast.stats.bootstrap import bootstrap_mean
-from kontext_fast.stats.compare import unpaired_log_ratio, unpaired_ratio
-from kontext_fast.stats.drift import MIN_VALUES, drift
-from kontext_fast.stats.outliers import outliers
-from kontext_fast.stats.percentile import percentile, values_needed
-from kontext_fast.stats.power import paired_power, smallest_found
+from kontext_fast.stats.claims import paired_power, smallest_found
+from kontext_fast.stats.intervals import bootstrap_mean, unpaired_log_ratio, unpaired_ratio
+from kontext_fast.stats.series import MIN_VALUES, drift, outliers, percentile, values_needed
 
 
 def test_percentiles_need_what_mlperf_asks_for() -> None:

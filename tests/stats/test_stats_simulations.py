@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kontext_fast.stats.bootstrap import bootstrap_mean
-from kontext_fast.stats.compare import ratio_interval, unpaired_ratio
-from kontext_fast.stats.drift import drift
-from kontext_fast.stats.power import paired_power
-from kontext_fast.stats.summary import Estimate
-from kontext_fast.stats.verdict import Verdict, resolution, speed_verdict
+from kontext_fast.stats.claims import Verdict, paired_power, resolution, speed_verdict
+from kontext_fast.stats.intervals import Estimate, bootstrap_mean, ratio_interval, unpaired_ratio
+from kontext_fast.stats.series import drift
 
 SIMULATIONS = 1000
 ROUNDS = 5

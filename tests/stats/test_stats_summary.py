@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kontext_fast.stats.summary import mean_estimate, process_value, summarize
+from kontext_fast.stats.intervals import mean_estimate, process_value, summarize
 
 
 def test_a_process_value_weighs_items_equally_however_often_each_was_called() -> None:

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from kontext_fast.stats.summary import Estimate
-from kontext_fast.stats.verdict import Verdict, resolution, speed_verdict
+from kontext_fast.stats.claims import Verdict, resolution, speed_verdict
+from kontext_fast.stats.intervals import Estimate
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from kontext_fast.items.world import world
+from kontext_fast.datasets.world import world
 
 
 def write_dataset(folder: Path, count: int) -> Path:

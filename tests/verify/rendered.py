@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from kontext_fast.items.world import WorldItem, world
+from kontext_fast.datasets.world import WorldItem, world
 from kontext_fast.metrics.base import Control, Setting
 from kontext_fast.records.schema import Arm, ArmRole, Item, Output, Record, ResultFile, Verification
 from kontext_fast.records.store import ResultStore

@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from kontext_fast.stats.proportion import wilson
+from kontext_fast.stats.intervals import wilson
 from kontext_fast.verify.bounds import (
     Ratio,
     holm,

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import kontext_fast.pipeline.edit
+from kontext_fast.datasets.world import world
 from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
-from kontext_fast.items.world import world
 from kontext_fast.metrics.base import Control
 from kontext_fast.records.schema import Record, ResultFile
 from kontext_fast.verify.clock import Progress

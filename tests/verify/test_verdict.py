@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kontext_fast.stats.proportion import wilson
+from kontext_fast.stats.intervals import wilson
 from kontext_fast.verify.findings import ByItem, Fidelity, Outcome, Quality
 from kontext_fast.verify.margins import Margins, read_margins
 from kontext_fast.verify.verdict import Evidence, Level, decide

@@ -13,8 +13,7 @@ from kontext_fast.optimizations import presets
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.presets import Preset
 from kontext_fast.optimizations.registry import unknown
-from kontext_fast.records.ablated import ONLY, WITHOUT, Ablated, take_apart
-from kontext_fast.records.peers import is_peer
+from kontext_fast.records.names import ONLY, WITHOUT, Ablation, is_peer, parse_ablation
 
 
 def ablations(name: str) -> tuple[str, ...]:
@@ -39,7 +38,7 @@ def find_preset(name: str) -> Preset:
     known = presets.PRESETS
     if name in known:
         return known[name]
-    ablated = take_apart(name)
+    ablated = parse_ablation(name)
     if ablated is None or ablated.preset not in known:
         raise InvalidInput(unknown("preset", name, known))
     whole = known[ablated.preset]
@@ -53,5 +52,5 @@ def find_preset(name: str) -> Preset:
     )
 
 
-def _kept(optimizations: Iterable[Optimization], ablated: Ablated) -> tuple[Optimization, ...]:
+def _kept(optimizations: Iterable[Optimization], ablated: Ablation) -> tuple[Optimization, ...]:
     return tuple(one for one in optimizations if (one.name == ablated.optimization) == (ablated.kind == ONLY))

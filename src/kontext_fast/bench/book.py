@@ -14,7 +14,7 @@ from kontext_fast.bench.protocol import Applied, Loaded, Measured, Planned, Star
 from kontext_fast.bench.schedule import UNFINISHED, Run, Schedule, machine_of
 from kontext_fast.bench.suites import Suite
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.machine import machine_identity
+from kontext_fast.records.names import machine_identity
 from kontext_fast.records.schema import Cell, Item, Record, ResultFile, Status
 from kontext_fast.records.store import ResultStore
 from kontext_fast.version import __version__

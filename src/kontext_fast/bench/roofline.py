@@ -89,7 +89,7 @@ def _measure(checkpoint: str, preset: str, device: str | None, size: tuple[int, 
     import torch
 
     from kontext_fast.bench.ablation import find_preset
-    from kontext_fast.items.shapes import held_out
+    from kontext_fast.datasets.shapes import held_out
     from kontext_fast.optimizations.machine import Machine
     from kontext_fast.optimizations.plan import resolve
     from kontext_fast.pipeline.device import choose_device

@@ -20,7 +20,7 @@ from kontext_fast.bench.protocol import Impossible, Job, Progress
 from kontext_fast.bench.schedule import Run, Schedule, not_measured_cells
 from kontext_fast.bench.suites import Suite, kind_of
 from kontext_fast.errors import Cancelled, InvalidInput, Refused
-from kontext_fast.records.machine import machine_identity
+from kontext_fast.records.names import machine_identity
 from kontext_fast.records.schema import Record, ResultFile
 from kontext_fast.records.store import ResultStore
 

@@ -14,7 +14,7 @@ from kontext_fast.bench.ablation import ablations, find_preset
 from kontext_fast.bench.cells import Tier
 from kontext_fast.bench.suites import Suite
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.machine import machine_identity
+from kontext_fast.records.names import machine_identity
 from kontext_fast.records.schema import BASELINE, CONTROL, Cell, CompileCache, Record
 
 UNFINISHED = ("interrupted", "not measured")

@@ -144,7 +144,7 @@ def _plan(job: Job, device: Any, send: Send) -> Plan | None:
     from kontext_fast.optimizations.machine import Machine
     from kontext_fast.optimizations.plan import resolve
     from kontext_fast.pipeline.load import RANDOM
-    from kontext_fast.records.peers import is_peer
+    from kontext_fast.records.names import is_peer
 
     machine, architecture_only = Machine.detect(device), job.checkpoint == RANDOM
     try:

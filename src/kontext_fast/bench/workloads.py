@@ -13,9 +13,9 @@ from PIL.Image import Image
 
 from kontext_fast.bench.cells import NATIVE
 from kontext_fast.bench.suites import Suite
+from kontext_fast.datasets.shapes import held_out
+from kontext_fast.datasets.shapes.dataset import CaptionItem, draw_caption
 from kontext_fast.errors import InvalidInput
-from kontext_fast.items.shapes import held_out
-from kontext_fast.items.shapes.dataset import CaptionItem, draw_caption
 from kontext_fast.pipeline.edit import EditRequest, plan_for, text_length
 from kontext_fast.pipeline.sizes import parse_size
 from kontext_fast.records.schema import Cell, Item, Mode, Workload

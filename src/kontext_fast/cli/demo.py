@@ -25,7 +25,7 @@ def command(
     from kontext_fast.bench.suites import read_suite
     from kontext_fast.cli.progress import progress_bar
     from kontext_fast.cli.session import Setup, open_session
-    from kontext_fast.items.shapes import held_out
+    from kontext_fast.datasets.shapes import held_out
     from kontext_fast.pipeline.request import EditRequest
     from kontext_fast.records.store import ResultStore
     from kontext_fast.report.publish import publish

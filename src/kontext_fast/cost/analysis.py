@@ -17,7 +17,7 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import CONTROL, ResultFile
 from kontext_fast.report.groups import BASELINE, Group, groups
 from kontext_fast.report.notes import workload_name
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 
 NO_PRICE = "no price for this machine"
 GIB = 2**30

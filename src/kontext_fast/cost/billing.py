@@ -19,7 +19,7 @@ from kontext_fast.cost.fleet import RHO_MAX, SECONDS_PER_HOUR, gpus_needed
 from kontext_fast.cost.money import rate
 from kontext_fast.cost.prices import Price
 from kontext_fast.errors import InvalidInput
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 
 Billing = Literal["by-use", "always-on", "reserved"]
 BILLINGS: tuple[Billing, ...] = ("by-use", "always-on", "reserved")

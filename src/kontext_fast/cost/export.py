@@ -12,7 +12,7 @@ from typing import Any
 from kontext_fast.cost.analysis import GroupCost, PresetCost, Question
 from kontext_fast.cost.licence import licence_notes
 from kontext_fast.cost.prices import Price, PriceTable
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 
 NEVER = "never"
 

@@ -12,13 +12,13 @@ from kontext_fast.cost.measured import Measured, measured, paired_half_s
 from kontext_fast.cost.payback import savings_per_month
 from kontext_fast.cost.prices import Price, PriceTable
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.peers import is_peer
+from kontext_fast.records.names import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL, ResultFile
 from kontext_fast.report import format as write
 from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.lead import telling
 from kontext_fast.report.notes import workload_name
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from kontext_fast.cost.billing import Work
 from kontext_fast.records.schema import EMULATED, Memory
 from kontext_fast.report.groups import Group
 from kontext_fast.report.headline import Row, headline, process_values
-from kontext_fast.stats.summary import mean_estimate
+from kontext_fast.stats.intervals import mean_estimate
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 
 
 def usd(value: float) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from kontext_fast.cost.billing import Demand, Tariff, Work, scaled, usd_per_day
 from kontext_fast.errors import InvalidInput
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 
 MONTHS_PER_YEAR = 12
 NEVER = math.inf

@@ -8,7 +8,7 @@ from kontext_fast.cost import money
 from kontext_fast.cost.analysis import GroupCost, PresetCost
 from kontext_fast.cost.billing import Cost, Demand
 from kontext_fast.report import format as write
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from kontext_fast.items.base import Item
+from kontext_fast.datasets.base import Item
 
 if TYPE_CHECKING:
     from PIL.Image import Image

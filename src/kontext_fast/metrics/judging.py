@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from kontext_fast.metrics.base import Case, StoredOutput
 
 if TYPE_CHECKING:
-    from kontext_fast.items.shapes import ShapesItem
-    from kontext_fast.items.shapes.judge import Judgement
+    from kontext_fast.datasets.shapes import ShapesItem
+    from kontext_fast.datasets.shapes.judge import Judgement
 
 _WORTH_A_PROCESS = 64
 """Outputs that take about as long to judge as a process takes to start."""
@@ -24,7 +24,7 @@ _seen: dict[tuple[str, str], Judgement] = {}
 
 def judgement(case: Case) -> Judgement:
     """What the judge says of the output of a case whose item is of the shapes world."""
-    from kontext_fast.items.shapes.judge import judge
+    from kontext_fast.datasets.shapes.judge import judge
 
     key = (case.item.id, case.digest)
     if key not in _seen:
@@ -88,7 +88,7 @@ def judge_stdin() -> None:
     """The other process: pickled (item, file of the output) on stdin, their judgements on stdout."""
     from PIL import Image
 
-    from kontext_fast.items.shapes.judge import judge
+    from kontext_fast.datasets.shapes.judge import judge
 
     found = []
     for item, file in pickle.loads(sys.stdin.buffer.read()):

@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from kontext_fast.records.machine import machine_name
+from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import Measurement, Record, ResultFile, Sample
 
 STAGES = ("text_encode", "vae_encode", "denoise", "vae_decode")

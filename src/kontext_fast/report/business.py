@@ -14,7 +14,7 @@ from kontext_fast.report.costs import preset_cost
 from kontext_fast.report.headline import Row
 from kontext_fast.report.sections import Section
 from kontext_fast.report.story import Story
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 
 MONTHS = (1, 2, 3, 6, 9, 12)
 VOLUMES = (1_000, 10_000, 100_000)

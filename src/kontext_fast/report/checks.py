@@ -11,9 +11,7 @@ from kontext_fast.report.control import control_factor
 from kontext_fast.report.groups import Group, Run
 from kontext_fast.report.headline import Row, headline, process_values
 from kontext_fast.report.other_plans import of_other_plans
-from kontext_fast.stats.drift import drift
-from kontext_fast.stats.outliers import outliers
-from kontext_fast.stats.percentile import percentile
+from kontext_fast.stats.series import drift, outliers, percentile
 
 _PERCENTILES = (90, 95, 99)
 

@@ -12,15 +12,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.machine import machine_name
+from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import BASELINE, CONTROL, EMULATED, Checkpoint, ResultFile
 from kontext_fast.report.control import smallest_claim
 from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.headline import by_round, process_values
 from kontext_fast.report.notes import group_name
-from kontext_fast.stats.compare import exponential_of, log_ratios, unpaired_log_ratio, welch_error
-from kontext_fast.stats.power import smallest_found
-from kontext_fast.stats.summary import Estimate, mean_estimate
+from kontext_fast.stats.claims import smallest_found
+from kontext_fast.stats.intervals import (
+    Estimate,
+    exponential_of,
+    log_ratios,
+    mean_estimate,
+    unpaired_log_ratio,
+    welch_error,
+)
 
 Outcome = Literal["regression", "fails now", "slower, below the threshold", "faster", "no change found", "cannot tell"]
 

@@ -9,7 +9,7 @@ from kontext_fast.records.schema import ResultFile
 from kontext_fast.report import format as write
 from kontext_fast.report.comparison import Change, Comparison
 from kontext_fast.report.environment import environment_facts
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 
 _HEADER = ("workload", "preset", "A", "B", "change in time", "95 % interval", "found with 80 % power", "outcome")
 

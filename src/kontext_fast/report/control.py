@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from kontext_fast.records.schema import CONTROL
 from kontext_fast.report.groups import Group
 from kontext_fast.report.headline import Row, headline
-from kontext_fast.stats.summary import Estimate
-from kontext_fast.stats.verdict import resolution
+from kontext_fast.stats.claims import resolution
+from kontext_fast.stats.intervals import Estimate
 
 
 def control_factor(rows: Sequence[Row]) -> Estimate | None:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from kontext_fast.records.schema import Memory
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from kontext_fast.report.headline import ComputedSteps

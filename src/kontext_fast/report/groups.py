@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from kontext_fast.records.machine import machine_name, ran_on_gpu
-from kontext_fast.records.peers import is_peer
+from kontext_fast.records.names import is_peer, machine_name, ran_on_gpu
 from kontext_fast.records.schema import (
     BASELINE,
     AppliedOptimization,

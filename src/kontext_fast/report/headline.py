@@ -11,9 +11,16 @@ import numpy as np
 from kontext_fast.records.schema import EMULATED, Memory, Status
 from kontext_fast.report.groups import BASELINE, Group, Run
 from kontext_fast.report.judged import accepted_by_item
-from kontext_fast.stats.compare import ratio_interval
-from kontext_fast.stats.proportion import acceptance, paired_difference
-from kontext_fast.stats.summary import Estimate, Summary, mean_estimate, process_value, summarize
+from kontext_fast.stats.intervals import (
+    Estimate,
+    Summary,
+    acceptance,
+    mean_estimate,
+    paired_difference,
+    process_value,
+    ratio_interval,
+    summarize,
+)
 
 REFERENCE = "reference"
 """Stands in place of baseline's factor."""

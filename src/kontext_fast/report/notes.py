@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from kontext_fast.records.peers import is_peer
+from kontext_fast.records.names import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL, Cell, Checkpoint, Workload
 from kontext_fast.report import format as write
 from kontext_fast.report.groups import Group
 from kontext_fast.report.headline import Row
-from kontext_fast.stats.verdict import speed_verdict
+from kontext_fast.stats.claims import speed_verdict
 
 TINY = (
     "The checkpoint tiny is a small model that has learned to edit a synthetic world of shapes. It says nothing about "

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from kontext_fast.optimizations.base import Effect, Optimization
 from kontext_fast.optimizations.presets import PRESETS, Preset
-from kontext_fast.records.machine import machine_name
+from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import BASELINE, EMULATED, Record, ResultFile
 from kontext_fast.report import format as write
 from kontext_fast.report.groups import Group, groups

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from kontext_fast.errors import InvalidInput
 from kontext_fast.metrics.base import Control
 from kontext_fast.records.atomic import write_atomically
-from kontext_fast.records.machine import machine_name
+from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report import format as write

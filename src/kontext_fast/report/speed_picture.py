@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kontext_fast.records.peers import is_peer
+from kontext_fast.records.names import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL
 from kontext_fast.report import format as write
 from kontext_fast.report.drawing import name_left, shortened
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

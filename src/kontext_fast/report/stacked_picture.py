@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kontext_fast.report import drawing
 from kontext_fast.report import format as write
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 
 ROW_IN = 0.56
 NAME_LEFT = 0.18

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kontext_fast.items.base import Item
+from kontext_fast.datasets.base import Item
 from kontext_fast.metrics.base import Control
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.first_block_cache import FirstBlockCache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 
-from kontext_fast.items.base import Item
+from kontext_fast.datasets.base import Item
 
 
 def calls_of(

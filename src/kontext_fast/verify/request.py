@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kontext_fast.datasets.base import Dataset
+from kontext_fast.datasets.datasets import read_dataset
+from kontext_fast.datasets.world import world
 from kontext_fast.errors import InvalidInput
-from kontext_fast.items.base import Dataset
-from kontext_fast.items.datasets import read_dataset
-from kontext_fast.items.world import world
 from kontext_fast.optimizations.presets import PRESETS, Preset
 from kontext_fast.pipeline.load import RANDOM, TINY
 from kontext_fast.pipeline.request import EditRequest

@@ -11,8 +11,8 @@ from typing import Any
 
 from kontext_fast.bench.environment import environment_facts
 from kontext_fast.bench.privacy import without_private_facts
+from kontext_fast.datasets.base import Dataset, Item
 from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
-from kontext_fast.items.base import Dataset, Item
 from kontext_fast.metrics.base import Control, Setting
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import Plan as AppliedPlan
@@ -20,7 +20,7 @@ from kontext_fast.optimizations.plan import resolve
 from kontext_fast.optimizations.presets import Preset
 from kontext_fast.pipeline.device import choose_device
 from kontext_fast.pipeline.load import RANDOM
-from kontext_fast.records.machine import machine_name
+from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import BASELINE, EMULATED, Arm, Output, Record, ResultFile, Status, Verification
 from kontext_fast.records.schema import Item as StoredItem
 from kontext_fast.records.store import ResultStore

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from kontext_fast.datasets.base import Item
 from kontext_fast.errors import InvalidInput
-from kontext_fast.items.base import Item
 from kontext_fast.metrics.base import Case, Metric, Need, NotMeasured, Role, Setting, StoredOutput, facts_of
 from kontext_fast.metrics.registry import discover
 from kontext_fast.records.schema import MetricFacts, Output, Record, Score

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 from PIL import Image
 
+from kontext_fast.datasets.shapes import ShapesItem, held_out
+from kontext_fast.datasets.shapes.judge import judge
 from kontext_fast.errors import InvalidInput
-from kontext_fast.items.shapes import ShapesItem, held_out
-from kontext_fast.items.shapes.judge import judge
 from kontext_fast.records.schema import Record, ResultFile, Sample, Score
 from kontext_fast.records.store import ResultStore
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kontext_fast.bench.privacy import without_private_facts
+from kontext_fast.datasets.base import Item
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError, OutOfMemory
-from kontext_fast.items.base import Item
 from kontext_fast.optimizations.acceleration import Acceleration
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import resolve

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kontext_fast.bench.peers.technique import Technique
 from kontext_fast.optimizations.base import Optimization
-from kontext_fast.records.peers import PREFIX
+from kontext_fast.records.names import PREFIX
 
 
 @dataclass(frozen=True)

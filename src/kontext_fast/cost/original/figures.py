@@ -16,7 +16,7 @@ from kontext_fast.cost.fleet import gpus_needed
 from kontext_fast.cost.money import rate
 from kontext_fast.cost.payback import payback, savings_per_month
 from kontext_fast.cost.prices import Price
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 
 
 class _Data(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kontext_fast.cost import money
-from kontext_fast.records.ablated import take_apart
+from kontext_fast.records.names import parse_ablation
 from kontext_fast.records.schema import CONTROL
 from kontext_fast.report import format as write
 from kontext_fast.report.documents import markdown as escaped
@@ -26,7 +26,7 @@ def render(site: Site) -> str:
     if section is None or story is None:
         return NOTHING
     # The parts of a preset have a chart of their own.
-    rows = [row for row in section.rows if take_apart(row.preset) is None]
+    rows = [row for row in section.rows if parse_ablation(row.preset) is None]
     measured = [row for row in rows if row.time is not None]
     labels = list(dict.fromkeys(label for row in measured for label in row.labels))
     failed = [row for row in rows if row.time is None]

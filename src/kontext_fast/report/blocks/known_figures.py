@@ -14,7 +14,7 @@ from kontext_fast.report.headline import process_values
 from kontext_fast.report.markdown import paragraphs, table
 from kontext_fast.report.site import NOTHING, Site
 from kontext_fast.report.stages import stage_rows
-from kontext_fast.stats.summary import mean_estimate
+from kontext_fast.stats.intervals import mean_estimate
 
 KNOWN_ON: Final = "H200"
 CARDS: Final = (KNOWN_ON, "H100 80GB HBM3")

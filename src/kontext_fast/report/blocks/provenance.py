@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kontext_fast.records.machine import machine_name
+from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.documents import markdown as escaped
 from kontext_fast.report.environment import environment_facts

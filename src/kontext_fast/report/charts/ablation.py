@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kontext_fast.records.ablated import ONLY, WITHOUT, take_apart
 from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.names import ONLY, WITHOUT, parse_ablation
 from kontext_fast.records.schema import BASELINE, ResultFile
 from kontext_fast.report import drawing
 from kontext_fast.report import format as write
@@ -19,9 +19,8 @@ from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.headline import by_round
 from kontext_fast.report.notes import group_name
 from kontext_fast.report.origin import origin
-from kontext_fast.stats.compare import ratio_interval
-from kontext_fast.stats.summary import Estimate
-from kontext_fast.stats.verdict import Verdict, speed_verdict
+from kontext_fast.stats.claims import Verdict, speed_verdict
+from kontext_fast.stats.intervals import Estimate, ratio_interval
 
 SECTION = "ablation"
 FILE = Path("performance") / "ablation.png"
@@ -61,7 +60,7 @@ def plotted(result: ResultFile) -> tuple[Panel, ...]:
         _panel(group, preset, smallest_claim(group, found))
         for group in found
         if group.runs
-        for preset in dict.fromkeys(part.preset for part in map(take_apart, group.presets) if part)
+        for preset in dict.fromkeys(part.preset for part in map(parse_ablation, group.presets) if part)
     )
 
 
@@ -90,7 +89,7 @@ def draw(result: ResultFile, folder: Path) -> Chart:
 
 
 def _panel(group: Group, preset: str, limit: float | None) -> Panel:
-    parts = (part for part in map(take_apart, group.presets) if part and part.preset == preset)
+    parts = (part for part in map(parse_ablation, group.presets) if part and part.preset == preset)
     # As the preset applies them, whatever order the blocks were shuffled into.
     places = {one.name: place for place, one in enumerate(group.plans.get(preset, ()))}
     names = sorted(dict.fromkeys(part.optimization for part in parts), key=lambda name: places.get(name, len(places)))

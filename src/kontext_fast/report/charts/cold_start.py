@@ -15,7 +15,7 @@ from kontext_fast.report.headline import process_values
 from kontext_fast.report.notes import workload_name
 from kontext_fast.report.origin import kin, origin
 from kontext_fast.report.stacked_picture import Part, StackedPanel, StackedRow, picture
-from kontext_fast.stats.summary import Estimate, mean_estimate
+from kontext_fast.stats.intervals import Estimate, mean_estimate
 
 SECTION = "cold"
 FILE = Path("performance") / "cold_start.png"

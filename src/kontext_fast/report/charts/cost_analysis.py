@@ -15,7 +15,7 @@ from kontext_fast.cost.prices import load_prices
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.charting import Chart
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 
 SECTION = "cost"
 FOLDER = Path("cost")

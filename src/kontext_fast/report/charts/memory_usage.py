@@ -17,7 +17,7 @@ from kontext_fast.report.lead import leading_groups
 from kontext_fast.report.notes import group_name
 from kontext_fast.report.order import presets_slow_to_fast
 from kontext_fast.report.origin import origin
-from kontext_fast.stats.summary import Estimate, mean_estimate
+from kontext_fast.stats.intervals import Estimate, mean_estimate
 
 SECTION = "memory"
 FILE = Path("performance") / "memory_usage.png"

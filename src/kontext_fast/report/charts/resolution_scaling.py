@@ -15,7 +15,7 @@ from kontext_fast.report.charting import Chart
 from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.headline import process_values
 from kontext_fast.report.origin import kin, origin
-from kontext_fast.stats.summary import Estimate, mean_estimate
+from kontext_fast.stats.intervals import Estimate, mean_estimate
 
 SECTION = "sizes"
 FILE = Path("performance") / "resolution_scaling.png"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kontext_fast.records.ablated import take_apart
 from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.names import parse_ablation
 from kontext_fast.records.schema import CONTROL, ResultFile
 from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
@@ -20,7 +20,7 @@ from kontext_fast.report.lead import most_telling_first
 from kontext_fast.report.notes import group_name, speed_finding
 from kontext_fast.report.order import slow_to_fast
 from kontext_fast.report.speed_picture import Bar, Panel, picture
-from kontext_fast.stats.summary import Estimate
+from kontext_fast.stats.intervals import Estimate
 
 FILE = Path("performance") / "speedup_comparison.png"
 TITLE = "Time per call, and how many times as fast as baseline"
@@ -63,11 +63,11 @@ def draw(result: ResultFile, folder: Path) -> Chart:
 
 def _shown(group: Group) -> list[str]:
     """Presets with a time, but for the parts of one."""
-    return list(dict.fromkeys(run.record.preset for run in group.runs if take_apart(run.record.preset) is None))
+    return list(dict.fromkeys(run.record.preset for run in group.runs if parse_ablation(run.record.preset) is None))
 
 
 def _panel(group: Group, limit: float | None) -> Panel:
-    rows = slow_to_fast(row for row in headline(group) if take_apart(row.preset) is None)
+    rows = slow_to_fast(row for row in headline(group) if parse_ablation(row.preset) is None)
     dates = sorted({write.date(run.record.created_at) for run in group.runs})
     checkpoint = group.checkpoint.name if group.checkpoint else "unknown checkpoint"
     calls = sum(len(run.samples) for run in group.runs)

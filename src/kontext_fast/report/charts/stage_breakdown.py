@@ -17,7 +17,7 @@ from kontext_fast.report.order import presets_slow_to_fast
 from kontext_fast.report.origin import origin
 from kontext_fast.report.stacked_picture import Part, StackedPanel, StackedRow, picture
 from kontext_fast.report.stages import StageRow, stage_rows
-from kontext_fast.stats.summary import mean_estimate
+from kontext_fast.stats.intervals import mean_estimate
 
 SECTION = "speed"
 FILE = Path("performance") / "stage_breakdown.png"

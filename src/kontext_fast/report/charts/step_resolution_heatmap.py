@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kontext_fast.records.atomic import write_atomically
-from kontext_fast.records.machine import machine_name
+from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import CONTROL, ResultFile
 from kontext_fast.report import drawing
 from kontext_fast.report import format as write
@@ -16,7 +16,7 @@ from kontext_fast.report.charting import Chart
 from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.headline import process_values
 from kontext_fast.report.origin import kin, origin
-from kontext_fast.stats.summary import Estimate, mean_estimate
+from kontext_fast.stats.intervals import Estimate, mean_estimate
 
 SECTION = "sizes"
 FILE = Path("performance") / "step_resolution_heatmap.png"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kontext_fast.items.shapes.scene import (
+from kontext_fast.datasets.shapes.scene import (
     COLORS,
     DOT_RADIUS,
     KINDS,

@@ -11,10 +11,10 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from kontext_fast.items.shapes.edits import EDIT_KINDS, Edit, random_edit
-from kontext_fast.items.shapes.language import caption, instruct
-from kontext_fast.items.shapes.render import render
-from kontext_fast.items.shapes.scene import PATTERNS, Scene, random_scene
+from kontext_fast.datasets.shapes.edits import EDIT_KINDS, Edit, random_edit
+from kontext_fast.datasets.shapes.language import caption, instruct
+from kontext_fast.datasets.shapes.render import render
+from kontext_fast.datasets.shapes.scene import PATTERNS, Scene, random_scene
 
 MAX_SHAPES = 4
 SLOTS = MAX_SHAPES + 5

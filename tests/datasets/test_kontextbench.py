@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from kontext_fast.datasets.datasets import read_dataset
+from kontext_fast.datasets.kontextbench import CATEGORIES
 from kontext_fast.errors import InvalidInput
-from kontext_fast.items.datasets import read_dataset
-from kontext_fast.items.kontextbench import CATEGORIES
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from collections import defaultdict
 
 import pytest
 
-from kontext_fast.items.shapes import held_out
-from kontext_fast.items.shapes.judge import judge
+from kontext_fast.datasets.shapes import held_out
+from kontext_fast.datasets.shapes.judge import judge
 from kontext_fast.pipeline.edit import EditRequest, edit
 from kontext_fast.pipeline.load import load
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kontext_fast.items.shapes.edits import Edit
-from kontext_fast.items.shapes.scene import Scene, Shape, pick
+from kontext_fast.datasets.shapes.edits import Edit
+from kontext_fast.datasets.shapes.scene import Scene, Shape, pick
 
 
 @dataclass(frozen=True)

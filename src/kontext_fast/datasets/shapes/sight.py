@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from kontext_fast.items.shapes.render import signed_distance
-from kontext_fast.items.shapes.scene import COLORS, KINDS, Shape
+from kontext_fast.datasets.shapes.render import signed_distance
+from kontext_fast.datasets.shapes.scene import COLORS, KINDS, Shape
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from wrong_pictures import WRONG_CLASSES, another_realization
 
-from kontext_fast.items.shapes.dataset import ShapesItem, held_out, held_out_captions
-from kontext_fast.items.shapes.judge import judge, judge_caption
-from kontext_fast.items.shapes.render import render
+from kontext_fast.datasets.shapes.dataset import ShapesItem, held_out, held_out_captions
+from kontext_fast.datasets.shapes.judge import judge, judge_caption
+from kontext_fast.datasets.shapes.render import render
 
 ITEMS, VAE_ITEMS = 160, 60
 RIGHT_ACCEPTED = 0.99

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kontext_fast.datasets.base import Dataset
+from kontext_fast.datasets.datasets import read_dataset
 from kontext_fast.errors import InvalidInput
-from kontext_fast.items.base import Dataset
-from kontext_fast.items.datasets import read_dataset
 
 
 def _picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 32)) -> Path:

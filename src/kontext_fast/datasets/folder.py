@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kontext_fast.datasets.base import Dataset
 from kontext_fast.errors import InvalidInput
-from kontext_fast.items.base import Dataset
 
 if TYPE_CHECKING:
     from PIL.Image import Image

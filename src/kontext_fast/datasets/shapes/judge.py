@@ -14,12 +14,12 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from kontext_fast.items.shapes.dataset import NATIVE_SIZE, CaptionItem, ShapesItem
-from kontext_fast.items.shapes.edits import Expectation, Wanted
-from kontext_fast.items.shapes.patterns import SeenBackground, seen_background
-from kontext_fast.items.shapes.render import render
-from kontext_fast.items.shapes.scene import PLACES, RADII, TINTS, Background, Scene, Shape
-from kontext_fast.items.shapes.sight import SeenShape, near_edges, near_shapes, seen_shapes
+from kontext_fast.datasets.shapes.dataset import NATIVE_SIZE, CaptionItem, ShapesItem
+from kontext_fast.datasets.shapes.edits import Expectation, Wanted
+from kontext_fast.datasets.shapes.patterns import SeenBackground, seen_background
+from kontext_fast.datasets.shapes.render import render
+from kontext_fast.datasets.shapes.scene import PLACES, RADII, TINTS, Background, Scene, Shape
+from kontext_fast.datasets.shapes.sight import SeenShape, near_edges, near_shapes, seen_shapes
 
 KEPT_DISTANCE = 0.035
 """How far a shape that stays may be from where it was, as a share of the width."""

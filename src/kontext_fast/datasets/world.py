@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kontext_fast.items.base import Dataset
-from kontext_fast.items.shapes import ShapesItem, held_out
-from kontext_fast.items.shapes.language import caption
-from kontext_fast.items.shapes.scene import Scene
+from kontext_fast.datasets.base import Dataset
+from kontext_fast.datasets.shapes import ShapesItem, held_out
+from kontext_fast.datasets.shapes.language import caption
+from kontext_fast.datasets.shapes.scene import Scene
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from kontext_fast.items.world import WorldItem, world
+from kontext_fast.datasets.world import WorldItem, world
 
 
 def test_every_item_can_be_asked_for_everything() -> None:

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from kontext_fast.items.shapes.dataset import ShapesItem
-from kontext_fast.items.shapes.edits import Edit, random_edit
-from kontext_fast.items.shapes.render import render
-from kontext_fast.items.shapes.scene import (
+from kontext_fast.datasets.shapes.dataset import ShapesItem
+from kontext_fast.datasets.shapes.edits import Edit, random_edit
+from kontext_fast.datasets.shapes.render import render
+from kontext_fast.datasets.shapes.scene import (
     COLORS,
     DOT_RADIUS,
     KINDS,

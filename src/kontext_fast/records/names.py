@@ -1,9 +1,40 @@
-"""Which machine a run's numbers hold for, read from the facts that the run stored."""
+"""Names that records carry: ablations of a preset, peers, and the machine that a run was made on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
+
+ONLY: Final = "-only-"
+WITHOUT: Final = "-without-"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A preset's name taken apart."""
+
+    preset: str
+    kind: str
+    """ONLY or WITHOUT."""
+    optimization: str
+
+
+def parse_ablation(name: str) -> Ablation | None:
+    """What the name of an ablation means; None for the name of any other preset."""
+    for kind in (ONLY, WITHOUT):
+        preset, found, optimization = name.partition(kind)
+        if found and preset and optimization:
+            return Ablation(preset, kind, optimization)
+    return None
+
+
+PREFIX: Final = "peer:"
+
+
+def is_peer(preset: str) -> bool:
+    """Whether a record's preset is a peer; no preset of ours has such a name."""
+    return preset.startswith(PREFIX)
 
 
 def machine_name(environment: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from kontext_fast.items.shapes.scene import KINDS, PATTERNS, SPECKLE_CELLS, Scene, as_arrays
+from kontext_fast.datasets.shapes.scene import KINDS, PATTERNS, SPECKLE_CELLS, Scene, as_arrays
 
 SPECK_RADIUS = 0.26
 """In speckle cells."""

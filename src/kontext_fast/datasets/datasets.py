@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kontext_fast.datasets.base import Dataset
+from kontext_fast.datasets.folder import read_folder, read_jsonl
+from kontext_fast.datasets.kontextbench import metadata_of, read_kontextbench
 from kontext_fast.errors import InvalidInput
-from kontext_fast.items.base import Dataset
-from kontext_fast.items.folder import read_folder, read_jsonl
-from kontext_fast.items.kontextbench import metadata_of, read_kontextbench
 
 
 def read_dataset(path: Path) -> Dataset:

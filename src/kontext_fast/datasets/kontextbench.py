@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kontext_fast.items.base import Dataset
-from kontext_fast.items.folder import collect, jsonl_entries
+from kontext_fast.datasets.base import Dataset
+from kontext_fast.datasets.folder import collect, jsonl_entries
 
 NAME = "kontext-bench"
 METADATA = "metadata.jsonl"

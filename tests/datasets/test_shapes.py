@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from kontext_fast.items.shapes.dataset import MAX_SHAPES, SLOTS, draw_caption, draw_item, held_out
-from kontext_fast.items.shapes.edits import EDIT_KINDS, OPEN_KINDS
-from kontext_fast.items.shapes.language import TEMPLATES
-from kontext_fast.items.shapes.render import render_arrays, render_float
-from kontext_fast.items.shapes.scene import PATTERNS, Scene, as_arrays, is_clear, random_scene
+from kontext_fast.datasets.shapes.dataset import MAX_SHAPES, SLOTS, draw_caption, draw_item, held_out
+from kontext_fast.datasets.shapes.edits import EDIT_KINDS, OPEN_KINDS
+from kontext_fast.datasets.shapes.language import TEMPLATES
+from kontext_fast.datasets.shapes.render import render_arrays, render_float
+from kontext_fast.datasets.shapes.scene import PATTERNS, Scene, as_arrays, is_clear, random_scene
 
 
 def test_held_out_items_are_the_same_in_every_process() -> None:
-    code = "from kontext_fast.items.shapes import held_out; print([(i.id, i.edit.target) for i in held_out(30)])"
+    code = "from kontext_fast.datasets.shapes import held_out; print([(i.id, i.edit.target) for i in held_out(30)])"
     runs = {
         subprocess.run(
             [sys.executable, "-c", code],
