@@ -26,9 +26,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.engine.attention import AttentionKernel, attention
 from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
-from kontext_fast.engine.select import refusal
+from kontext_fast.engine.dispatch import refusal
 from kontext_fast.optimizations.acceleration import accelerate
-from kontext_fast.optimizations.engine import Engine
+from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.pipeline.load import load
 
 T = TypeVar("T")

@@ -22,9 +22,9 @@ from kernel_stages import CHANNELS, DEVICE, HEADS, Draw, Stage, stages
 from torch import Tensor
 
 from kontext_fast.engine import fp8
+from kontext_fast.engine.dispatch import refusal
 from kontext_fast.engine.fp8 import Quantized, quantize
 from kontext_fast.engine.ops import JointQKV, Linear, Ops, PortableOps, QKNorm, Rope
-from kontext_fast.engine.select import refusal
 
 SIZES = [(1, 1, 3, 32), (2, 7, 5, 32), (1, 65, 9, 128), (3, 129, 24, 128), (1, 1003, 24, 128)]
 """Samples, rows, heads, channels of a head."""

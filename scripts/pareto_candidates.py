@@ -11,13 +11,13 @@ from typing import Literal
 from kontext_fast.bench.peers.recipes.cache_dit import TWELVE_OF_28
 from kontext_fast.bench.peers.techniques.cache_dit import CacheDit
 from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
+from kontext_fast.engine.flops import FULL_SIZE_EDIT, Flops, request_work, step_work
 from kontext_fast.engine.step_reuse import Order
-from kontext_fast.engine.work import FULL_SIZE_EDIT, Work, request_work, step_work
 from kontext_fast.optimizations.base import Optimization
-from kontext_fast.optimizations.engine import Engine
-from kontext_fast.optimizations.first_block_cache import FirstBlockCache
-from kontext_fast.optimizations.reference_reuse import ReferenceReuse
-from kontext_fast.optimizations.step_reuse import StepReuse
+from kontext_fast.optimizations.techniques.engine import Engine
+from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
+from kontext_fast.optimizations.techniques.reference_reuse import ReferenceReuse
+from kontext_fast.optimizations.techniques.step_reuse import StepReuse
 from kontext_fast.records.schema import StepKind
 
 FULL, FEWER, CACHE = "full", "fewer steps", "first_block_cache"
@@ -63,7 +63,7 @@ def candidates(steps: int, engine: Engine) -> list[Candidate]:
     return [Candidate(FULL, f"{steps} steps", steps, (engine,)), *dict.fromkeys(found)]
 
 
-def work_of(kinds: list[StepKind], *, tests_first_block: bool = False) -> Work:
+def work_of(kinds: list[StepKind], *, tests_first_block: bool = False) -> Flops:
     """Of one full-size image whose steps were of these kinds."""
     return request_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, kinds, tests_first_block=tests_first_block)
 

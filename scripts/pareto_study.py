@@ -3,7 +3,7 @@
     python scripts/pareto_study.py --out DIR [--items 200] [--seeds 2] [--batch 64] [--minutes 20] [--device cuda]
 
 Every candidate makes the same items from the same noise; the judge looks at each image, and its distance to the image
-of the full run is taken. Work is counted for the full-size architecture (`kontext_fast.engine.work`), for a
+of the full run is taken. Work is counted for the full-size architecture (`kontext_fast.engine.flops`), for a
 1024x1024 edit, whatever `tiny` takes. `study.jsonl` in DIR has one line per candidate; the same command goes on where
 it was stopped. Afterwards, and any time in between, `--draw` writes `pareto.png`, `pareto.md` and `pareto.json`.
 
@@ -250,7 +250,7 @@ def run(study: Study, chosen: list[Candidate], book: Book, arguments: argparse.N
 
 
 def _chosen(arguments: argparse.Namespace) -> Iterator[Candidate]:
-    from kontext_fast.optimizations.engine import Engine
+    from kontext_fast.optimizations.techniques.engine import Engine
 
     families = None if arguments.families is None else {FULL, *arguments.families.split(",")}
     for one in candidates(arguments.steps, Engine(precision=arguments.precision)):

@@ -20,10 +20,9 @@ from typing import Any
 
 import torch
 
-from kontext_fast.optimizations.channels_last import ChannelsLast
-from kontext_fast.optimizations.fused_vae import FusedVae
-from kontext_fast.pipeline.architecture import Architecture
-from kontext_fast.pipeline.random_weights import _materialize
+from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
+from kontext_fast.optimizations.techniques.fused_vae import FusedVae
+from kontext_fast.pipeline.random_weights import Architecture, _materialize
 
 VARIANTS = {"as it is": (), "channels_last": (ChannelsLast(),), "fused_vae": (ChannelsLast(), FusedVae())}
 

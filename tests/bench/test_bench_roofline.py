@@ -11,7 +11,7 @@ from kontext_fast.bench.roofline import Roofline, _measure, category_of
 from kontext_fast.cli.main import run
 from kontext_fast.cli.roofline_table import table
 from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
-from kontext_fast.engine.work import FULL_SIZE_EDIT, elementwise_bytes
+from kontext_fast.engine.flops import FULL_SIZE_EDIT, elementwise_bytes
 from kontext_fast.report.blocks import roofline
 from kontext_fast.report.published import find_published
 from kontext_fast.report.site import Site

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from kontext_fast.engine.select import require_dtype
+from kontext_fast.engine.dispatch import require_dtype
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError, Refused
 from kontext_fast.optimizations.acceleration import Acceleration, accelerate
 from kontext_fast.optimizations.base import Effect, Optimization
-from kontext_fast.optimizations.engine import Engine, save_quantized
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import resolve
-from kontext_fast.optimizations.reference_reuse import ReferenceReuse
 from kontext_fast.optimizations.registry import build
-from kontext_fast.optimizations.step_reuse import StepReuse
+from kontext_fast.optimizations.techniques.engine import Engine, save_quantized
+from kontext_fast.optimizations.techniques.reference_reuse import ReferenceReuse
+from kontext_fast.optimizations.techniques.step_reuse import StepReuse
 from kontext_fast.pipeline.edit import EditRequest, edit
 from kontext_fast.pipeline.lora import load_lora
 from kontext_fast.records.schema import EMULATED
@@ -277,7 +277,7 @@ def test_correcting_brings_the_image_nearer_to_that_of_all_steps(pipe: Any) -> N
 
 
 def test_timesteps_that_were_not_announced_are_an_error(pipe: Any) -> None:
-    from kontext_fast.optimizations.engine_forward import engine_of
+    from kontext_fast.optimizations.techniques.engine_forward import engine_of
 
     def shift(step: int) -> None:
         if step == 0:
@@ -323,7 +323,7 @@ def machine(**facts: Any) -> Machine:
 
 
 def test_a_gpu_without_the_fused_kernels_never_emulates_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kontext_fast.engine.select.has_fused_kernels", lambda: False)
+    monkeypatch.setattr("kontext_fast.engine.dispatch.has_fused_kernels", lambda: False)
     gpu = machine(device="cuda", gpu="H200", capability=(9, 0))
     for preset in ("balanced", "fast", "turbo"):
         with pytest.raises(Refused, match=r"need Triton; run `pip install triton`"):

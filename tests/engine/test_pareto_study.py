@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kontext_fast.engine.work import FULL_SIZE_EDIT
-from kontext_fast.optimizations.engine import Engine
+from kontext_fast.engine.flops import FULL_SIZE_EDIT
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.techniques.engine import Engine
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

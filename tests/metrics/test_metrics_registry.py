@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from kontext_fast.discovery import classes
 from kontext_fast.errors import KontextError
-from kontext_fast.metrics.base import PICTURE_CONTROLS, Need, Role
-from kontext_fast.metrics.registry import discover, scan
+from kontext_fast.metrics.base import PICTURE_CONTROLS, Metric, Need, Role, discover
 
 METRIC = """
 from kontext_fast.metrics.base import Metric, Role
@@ -45,21 +45,19 @@ def _package(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, **modules
 
 
 def test_a_new_file_is_a_new_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = scan(_package(tmp_path, monkeypatch, "some_metrics", one=METRIC.format(name="one")))  # type: ignore[arg-type]
+    found = classes(_package(tmp_path, monkeypatch, "some_metrics", one=METRIC.format(name="one")), Metric, "metric")  # type: ignore[arg-type]
     assert list(found) == ["one"]
 
 
 def test_two_of_a_name_and_a_broken_module_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     twins = _package(tmp_path, monkeypatch, "twin_metrics", a=METRIC.format(name="x"), b=METRIC.format(name="x"))
     with pytest.raises(KontextError, match="both define the metric 'x'"):
-        scan(twins)  # type: ignore[arg-type]
+        classes(twins, Metric, "metric")  # type: ignore[arg-type]
     broken = _package(tmp_path, monkeypatch, "broken_metrics", a="import nothing_of_this_name")
     with pytest.raises(KontextError, match=r"broken_metrics\.a does not import"):
-        scan(broken)  # type: ignore[arg-type]
+        classes(broken, Metric, "metric")  # type: ignore[arg-type]
 
 
 def test_listing_the_metrics_imports_no_torch() -> None:
-    code = (
-        "import sys; from kontext_fast.metrics.registry import discover; discover(); sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys; from kontext_fast.metrics.base import discover; discover(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,12 +6,12 @@ from threading import Barrier, Event
 
 import pytest
 
-from kontext_fast.optimizations.beside import beside
+from kontext_fast.optimizations.acceleration import run_concurrently
 
 
 def test_calls_run_at_once_and_beside_the_body() -> None:
     together = Barrier(3)
-    with beside([lambda: together.wait(timeout=10)] * 2):
+    with run_concurrently([lambda: together.wait(timeout=10)] * 2):
         together.wait(timeout=10)
 
 
@@ -22,23 +22,23 @@ def test_they_have_ended_when_the_body_has() -> None:
         assert entered.wait(timeout=10)
         done.append(True)
 
-    with beside([call]):
+    with run_concurrently([call]):
         entered.set()
     assert done == [True]
 
 
 def test_what_one_raises_is_raised_after_the_body() -> None:
     reached = False
-    with pytest.raises(ZeroDivisionError), beside([lambda: 1 / 0]):
+    with pytest.raises(ZeroDivisionError), run_concurrently([lambda: 1 / 0]):
         reached = True
     assert reached
 
 
 def test_what_the_body_raises_comes_first() -> None:
-    with pytest.raises(KeyError), beside([lambda: 1 / 0]):
+    with pytest.raises(KeyError), run_concurrently([lambda: 1 / 0]):
         raise KeyError
 
 
 def test_without_calls_nothing_happens() -> None:
-    with beside(()):
+    with run_concurrently(()):
         pass

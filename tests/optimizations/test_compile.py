@@ -15,9 +15,8 @@ import torch
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
-from kontext_fast.optimizations.compile import Compile
-from kontext_fast.optimizations.compile_artifacts import cache_root, directory_for
 from kontext_fast.optimizations.machine import Machine
+from kontext_fast.optimizations.techniques.compile import Compile, cache_root, directory_for
 from tests.pipelines import render, small_pipeline
 
 needs_compiler = pytest.mark.skipif(
@@ -30,7 +29,7 @@ import json, sys
 from pathlib import Path
 import torch
 from torch._dynamo.utils import counters
-from kontext_fast.optimizations.compile_artifacts import ArtifactStore
+from kontext_fast.optimizations.techniques.compile import ArtifactStore
 
 store = ArtifactStore(Path(sys.argv[1]))
 loaded = store.load()

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.optimizations import first_block_forward
 from kontext_fast.optimizations.acceleration import Acceleration, accelerate
-from kontext_fast.optimizations.first_block_cache import FirstBlockCache
-from kontext_fast.optimizations.first_block_forward import Remembered, _advance, _change
+from kontext_fast.optimizations.techniques import first_block_cache
+from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache, Remembered, _advance, _change
 from tests.pipelines import render, small_pipeline
 
 ALWAYS_BELOW = 1e9
@@ -84,7 +83,7 @@ def first_drift(pipe: Any, images: dict[str, Any], patch: pytest.MonkeyPatch) ->
         return changes[-1]
 
     with patch.context() as patched:
-        patched.setattr(first_block_forward, "_change", note)
+        patched.setattr(first_block_cache, "_change", note)
         cached(pipe, images, threshold=0)
     return float((changes[2] - changes[1]).abs().mean() / changes[1].abs().mean())
 

@@ -10,7 +10,7 @@ import torch
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
-from kontext_fast.optimizations.fuse_qkv import FuseQKV
+from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
 from tests.pipelines import render, small_pipeline
 
 

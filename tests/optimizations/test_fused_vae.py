@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.optimizations import fused_vae
 from kontext_fast.optimizations.acceleration import accelerate
-from kontext_fast.optimizations.channels_last import ChannelsLast
-from kontext_fast.optimizations.fused_vae import FusedVae
 from kontext_fast.optimizations.machine import Machine
+from kontext_fast.optimizations.techniques import fused_vae
+from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
+from kontext_fast.optimizations.techniques.fused_vae import FusedVae
 from tests.pipelines import small_pipeline
 
 CHOSEN = (ChannelsLast(), FusedVae())
@@ -83,7 +83,7 @@ def test_another_vae_is_refused(pipe: Any) -> None:
 
 
 def test_a_gpu_without_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kontext_fast.engine.select.find_spec", lambda _: None)
+    monkeypatch.setattr("kontext_fast.engine.dispatch.find_spec", lambda _: None)
     machine = Machine(
         device="cuda", gpu="x", capability=(9, 0), memory_bytes=1, cxx=None, cc=None, triton=False, torch="2.11",
         platform="linux-x86_64",

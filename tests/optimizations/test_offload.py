@@ -14,10 +14,10 @@ from kontext_fast.engine.transformer import EngineTransformer
 from kontext_fast.engine.weights import Precision, take_weights
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
-from kontext_fast.optimizations.engine import Engine
 from kontext_fast.optimizations.machine import Machine
-from kontext_fast.optimizations.offload import Offload, _inputs_on, _Resident, _units, _wait
 from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.techniques.engine import Engine
+from kontext_fast.optimizations.techniques.offload import Offload, _inputs_on, _Resident, _units, _wait
 from tests.engine.transformers import Shape, engine_on, inputs_for, prepare, random_transformer, stepped
 from tests.pipelines import render, small_pipeline
 
@@ -66,7 +66,7 @@ def test_tokens_are_brought_to_the_device_whose_weights_they_meet() -> None:
 
 
 def test_encoders_are_given_their_tokens_on_the_device(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kontext_fast.optimizations import offload
+    from kontext_fast.optimizations.techniques import offload
 
     given: list[Any] = []
     monkeypatch.setattr(
@@ -161,10 +161,10 @@ def test_another_device_needs_a_plan_that_brings_the_weights_there(pipe: Any, mo
 
 def test_inputs_are_made_where_it_runs(pipe: Any) -> None:
     from kontext_fast.optimizations.acceleration import _run_on
-    from kontext_fast.optimizations.requests import track_requests
+    from kontext_fast.optimizations.call_tracking import track_calls
 
     with ExitStack() as undo:
-        track_requests(pipe, undo)
+        track_calls(pipe, undo)
         _run_on(pipe, resolve("low_memory", Machine.detect("cpu")), "meta", undo)
         assert pipe._execution_device == torch.device("meta")
     assert pipe._execution_device == torch.device("cpu")

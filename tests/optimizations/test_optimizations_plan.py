@@ -11,14 +11,14 @@ import pytest
 
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.base import Optimization
-from kontext_fast.optimizations.channels_last import ChannelsLast
-from kontext_fast.optimizations.compile import Compile
-from kontext_fast.optimizations.first_block_cache import FirstBlockCache
-from kontext_fast.optimizations.fuse_qkv import FuseQKV
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import resolve
 from kontext_fast.optimizations.presets import PRESETS, Preset
 from kontext_fast.optimizations.registry import build, discover
+from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
+from kontext_fast.optimizations.techniques.compile import Compile
+from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
+from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
 
 
 def machine(**facts: Any) -> Machine:

@@ -10,8 +10,10 @@ from types import ModuleType
 
 import pytest
 
+from kontext_fast.discovery import classes
 from kontext_fast.errors import KontextError
-from kontext_fast.optimizations.registry import discover, scan
+from kontext_fast.optimizations.base import Optimization
+from kontext_fast.optimizations.registry import discover
 
 TECHNIQUE = """
 from kontext_fast.optimizations.base import Effect, Optimization, Phase
@@ -45,18 +47,18 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 def test_a_module_is_found_without_a_list_and_helpers_are_fine(package: Callable[..., ModuleType]) -> None:
     imported = "from made_up_package.b import B\nHELPER = 1\n"
     made = package(b=TECHNIQUE.format(cls="B", name="second"), a=imported, c=TECHNIQUE.format(cls="C", name="first"))
-    assert list(scan(made)) == ["first", "second"]
+    assert list(classes(made), Optimization, "optimization") == ["first", "second"]
 
 
 def test_a_module_that_does_not_import_is_an_error(package: Callable[..., ModuleType]) -> None:
     with pytest.raises(KontextError, match=r"made_up_package\.broken does not import.*no_such_module"):
-        scan(package(broken="import no_such_module"))
+        classes(package(broken="import no_such_module"), Optimization, "optimization")
 
 
 def test_two_optimizations_of_one_name_are_an_error(package: Callable[..., ModuleType]) -> None:
     same = {key: TECHNIQUE.format(cls="Same", name="same") for key in ("one", "two")}
     with pytest.raises(KontextError, match=r"made_up_package\.one and made_up_package\.two both define"):
-        scan(package(**same))
+        classes(package(**same), Optimization, "optimization")
 
 
 def test_every_optimization_says_what_it_is() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kontext_fast.optimizations.acceleration import accelerate
-from kontext_fast.optimizations.prompt_cache import PromptCache
+from kontext_fast.optimizations.techniques.prompt_cache import PromptCache
 from tests.pipelines import render, small_pipeline
 
 RED, REMOVE = "make the background red", "remove the circle"

@@ -11,7 +11,7 @@ import torch
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
-from kontext_fast.optimizations.reference_latents_cache import ReferenceLatentsCache
+from kontext_fast.optimizations.techniques.reference_latents_cache import ReferenceLatentsCache
 from tests.pipelines import render, small_pipeline
 
 

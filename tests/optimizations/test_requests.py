@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kontext_fast.optimizations.requests import Request, Requests, track_requests
+from kontext_fast.optimizations.call_tracking import CallTracker, PipelineCall, track_calls
 from tests.pipelines import render, small_pipeline
 
 
@@ -19,8 +19,8 @@ def pipe() -> Any:
 def test_several_users_share_one_watch_and_the_last_one_takes_it_away(pipe: Any) -> None:
     original = type(pipe)
     first, second = ExitStack(), ExitStack()
-    requests = track_requests(pipe, first)
-    assert track_requests(pipe, second) is requests
+    requests = track_calls(pipe, first)
+    assert track_calls(pipe, second) is requests
     assert type(pipe).__mro__[1] is original
     first.close()
     assert type(pipe) is not original
@@ -30,11 +30,11 @@ def test_several_users_share_one_watch_and_the_last_one_takes_it_away(pipe: Any)
 
 def test_steps_and_passes_are_numbered_and_memory_ends_with_the_request(pipe: Any) -> None:
     seen: list[tuple[int, int, int]] = []
-    opened: list[Request] = []
+    opened: list[PipelineCall] = []
     with ExitStack() as undo:
-        requests = track_requests(pipe, undo)
+        requests = track_calls(pipe, undo)
 
-        def remember(request: Request) -> None:
+        def remember(request: PipelineCall) -> None:
             opened.append(request)
             request.memory["test"] = "here"
 
@@ -55,7 +55,7 @@ def test_steps_and_passes_are_numbered_and_memory_ends_with_the_request(pipe: An
 
 def test_the_scheduler_in_use_is_the_one_that_counts(pipe: Any) -> None:
     with ExitStack() as undo:
-        requests = track_requests(pipe, undo)
+        requests = track_calls(pipe, undo)
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
         render(pipe, steps=3)
         assert requests.last_kinds == ("refresh",) * 3
@@ -65,7 +65,7 @@ def test_the_scheduler_in_use_is_the_one_that_counts(pipe: Any) -> None:
 def test_a_request_inside_a_request_is_its_own(pipe: Any) -> None:
     inner: list[tuple[Any, ...]] = []
     with ExitStack() as undo:
-        requests = track_requests(pipe, undo)
+        requests = track_calls(pipe, undo)
 
         def nest(step: int) -> None:
             if step == 0:
@@ -82,7 +82,7 @@ def test_a_request_inside_a_request_is_its_own(pipe: Any) -> None:
 
 
 def test_a_step_is_its_hardest_working_pass() -> None:
-    request = Request(pipe=None)
+    request = PipelineCall(pipe=None)
     for marks in (["skipped", "refresh"], ["skipped", "skipped"], [], ["skipped", "reuse"]):
         for mark in marks:
             request.mark(mark)  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def test_a_step_is_its_hardest_working_pass() -> None:
 
 
 def test_samples_of_a_batch_are_told_apart_where_an_optimization_does() -> None:
-    request = Request(pipe=None)
+    request = PipelineCall(pipe=None)
     request.mark("skipped", "refresh", "skipped")
     request.end_step()
     # Under true CFG the second pass may decide otherwise, or for all samples at once.
@@ -104,11 +104,11 @@ def test_samples_of_a_batch_are_told_apart_where_an_optimization_does() -> None:
 
 
 def test_an_error_at_the_beginning_is_what_the_call_raises(pipe: Any) -> None:
-    def refuse(request: Request) -> None:
+    def refuse(request: PipelineCall) -> None:
         raise ValueError("not now")
 
     with ExitStack() as undo:
-        requests: Requests = track_requests(pipe, undo)
+        requests: CallTracker = track_calls(pipe, undo)
         requests.on_begin(refuse, undo)
         with pytest.raises(ValueError, match="not now"):
             render(pipe)

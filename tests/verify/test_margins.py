@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.metrics.registry import discover
+from kontext_fast.metrics.base import discover
 from kontext_fast.verify.margins import Margins, read_margins
 
 BUNDLED = Path(__file__).parents[2] / "src" / "kontext_fast" / "verify" / "margins.toml"

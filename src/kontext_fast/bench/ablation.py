@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kontext_fast.bench.peers.registry import find_peer
+from kontext_fast.discovery import unknown_name
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations import presets
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.presets import Preset
-from kontext_fast.optimizations.registry import unknown
 from kontext_fast.records.names import ONLY, WITHOUT, Ablation, is_peer, parse_ablation
 
 
@@ -40,7 +40,7 @@ def find_preset(name: str) -> Preset:
         return known[name]
     ablated = parse_ablation(name)
     if ablated is None or ablated.preset not in known:
-        raise InvalidInput(unknown("preset", name, known))
+        raise InvalidInput(unknown_name("preset", name, known))
     whole = known[ablated.preset]
     if ablated.optimization not in {one.name for one in whole.optimizations}:
         raise InvalidInput(f"The preset {whole.name} has no optimization {ablated.optimization!r} to ablate.")

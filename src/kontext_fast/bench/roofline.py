@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from kontext_fast.bench.ceilings import Ceilings, measure_ceilings
 from kontext_fast.engine.dimensions import Dimensions
-from kontext_fast.engine.work import Tokens, elementwise_bytes, step_work
+from kontext_fast.engine.flops import Tokens, elementwise_bytes, step_work
 from kontext_fast.records.schema import StepKind
 
 Category = Literal["linear", "attention", "element-wise"]

@@ -95,9 +95,8 @@ def _run(job: Job, send: Send) -> None:
     from kontext_fast.bench.environment import environment_facts
     from kontext_fast.bench.measure import Bench
     from kontext_fast.bench.peers.resolve import cell_run_for
-    from kontext_fast.pipeline.device import choose_device
+    from kontext_fast.pipeline.device import choose_device, memory_errors
     from kontext_fast.pipeline.load import load
-    from kontext_fast.pipeline.memory import memory_errors
     from kontext_fast.records.store import ResultStore
 
     try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 import sys
 import traceback
 from typing import Annotated, Any
@@ -12,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kontext_fast import cli
+from kontext_fast.discovery import modules
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError, Refused
 from kontext_fast.version import __version__
 
@@ -66,11 +65,9 @@ def _build_app() -> typer.Typer:
         add_completion=False, rich_markup_mode=None, help="Fast FLUX.1-Kontext image editing, with proof."
     )
     app.callback()(_global_options)
-    for info in pkgutil.iter_modules(cli.__path__):
-        module = importlib.import_module(f"{cli.__name__}.{info.name}")
-        command = getattr(module, "command", None)
-        if command is not None:
-            app.command(info.name.replace("_", "-"))(command)
+    for name, module in modules(cli).items():
+        if (command := getattr(module, "command", None)) is not None:
+            app.command(name.replace("_", "-"))(command)
     return app
 
 

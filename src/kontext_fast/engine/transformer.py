@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kontext_fast.engine.conditions import Modulations, modulations, rotations
+from kontext_fast.engine.conditioning import Modulations, modulations, rotations
 from kontext_fast.engine.ops import Ops, Rope
 from kontext_fast.engine.token_memory import Keep, Layout, TokenMemory
 from kontext_fast.engine.weights import DoubleWeights, EngineWeights, SingleWeights, StreamWeights

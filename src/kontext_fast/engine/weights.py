@@ -25,8 +25,7 @@ from torch import Tensor
 from kontext_fast.engine.dimensions import Dimensions
 from kontext_fast.engine.fp8 import Quantized, quantize
 from kontext_fast.engine.ops import Linear, QKNorm
-from kontext_fast.engine.plain import require_plain
-from kontext_fast.engine.sources import Sources
+from kontext_fast.engine.source_weights import SourceWeights, require_plain
 
 Precision = Literal["bf16", "fp8"]
 """`bf16`: as the checkpoint was loaded, nothing is quantized; `fp8`: e4m3 inside of the blocks."""
@@ -88,7 +87,7 @@ class EngineWeights:
     final_modulation: Linear
     """[2 W, W]: scale, then shift."""
     output: Linear
-    sources: Sources
+    sources: SourceWeights
     """The parameters all this was taken from."""
     quantized: Mapping[str, Quantized]
     """Every quantized matrix by name; empty in bf16."""
@@ -113,7 +112,7 @@ def take_weights(
     attention processors, float16.
     """
     require_plain(transformer)
-    sources = Sources(transformer, undo, device)
+    sources = SourceWeights(transformer, undo, device)
     taker = _Taker(sources, precision, quantizer or _quantized)
     final = transformer.norm_out
     first = transformer.x_embedder.weight
@@ -148,7 +147,7 @@ def _quantized(_name: str, parts: Sequence[Tensor]) -> Quantized:
 class _Taker:
     """Takes one layer after the other."""
 
-    def __init__(self, sources: Sources, precision: Precision, quantizer: Quantizer) -> None:
+    def __init__(self, sources: SourceWeights, precision: Precision, quantizer: Quantizer) -> None:
         self._sources = sources
         self._precision = precision
         self._quantizer = quantizer

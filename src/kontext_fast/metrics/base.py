@@ -6,9 +6,10 @@ Modules import torch and its friends inside functions, so that listing the metri
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kontext_fast.datasets.base import Item
+from kontext_fast.discovery import classes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -148,3 +150,11 @@ def facts_of(metric: Metric) -> dict[str, Any]:
     return (
         {"name": metric.name} if model is None else {"name": metric.name, "model": model[0], "weights_sha256": model[1]}
     )
+
+
+@cache
+def discover() -> Mapping[str, type[Metric]]:
+    """Every metric by name, in alphabetical order. Raises KontextError as `discovery.classes` does."""
+    from kontext_fast import metrics
+
+    return classes(metrics, Metric, "metric")

@@ -57,7 +57,7 @@ def _load(setting: Setting) -> tuple[str, Any]:
     import torch
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    from kontext_fast.pipeline.weights import weights_sha256
+    from kontext_fast.pipeline.folder import weights_sha256
 
     cached = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE
     given = None if setting.weights is None else setting.weights / "lpips" / BACKBONE

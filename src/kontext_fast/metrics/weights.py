@@ -26,7 +26,7 @@ def model_folder(setting: Setting, subfolder: str, hub_id: str) -> tuple[str, Pa
 
 def weights_hash(folder: Path) -> str:
     """One hash of the safetensors in `folder`. Raises NotMeasured where there are none."""
-    from kontext_fast.pipeline.weights import weight_files, weights_sha256
+    from kontext_fast.pipeline.folder import weight_files, weights_sha256
 
     files = weight_files(folder)
     if not files:

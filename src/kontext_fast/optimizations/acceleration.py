@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Facts, Optimization
-from kontext_fast.optimizations.beside import beside
+from kontext_fast.optimizations.call_tracking import CallTracker, PipelineCall, track_calls
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import Plan, resolve
 from kontext_fast.optimizations.presets import Preset
-from kontext_fast.optimizations.requests import Request, Requests, track_requests
 from kontext_fast.records.schema import StepKind
 
 _MARK = "_kontext_fast_acceleration"
@@ -53,7 +54,7 @@ def current(pipe: Any) -> Acceleration | None:
 class Acceleration:
     """A plan in force on one pipeline. A context manager that reverts on exit."""
 
-    def __init__(self, plan: Plan, facts: dict[str, Facts], requests: Requests, undo: ExitStack) -> None:
+    def __init__(self, plan: Plan, facts: dict[str, Facts], requests: CallTracker, undo: ExitStack) -> None:
         self.plan = plan
         self.facts = facts
         """What each technique tells about itself, by name; current as of the most recent request."""
@@ -71,14 +72,14 @@ class Acceleration:
                 f"This pipeline is accelerated already ({already.plan.preset}); call revert() on that one first."
             )
         with ExitStack() as undo:
-            requests = track_requests(pipe, undo)
+            requests = track_calls(pipe, undo)
             requests.on_begin(_same_parts(pipe), undo)
             report_step_kinds(pipe, lambda: requests.last_sample_kinds)
             undo.callback(forget_step_kinds, pipe)
             if device is not None:
                 _run_on(pipe, plan, device, undo)
             # Kernels compile side by side while weights are on their way; in the first image they would in a row.
-            with beside([launch for one in plan.optimizations for launch in one.first_launches(pipe)]):
+            with run_concurrently([launch for one in plan.optimizations for launch in one.first_launches(pipe)]):
                 facts = {one.name: one.apply(pipe, undo) for one in plan.optimizations}
             acceleration = cls(plan, facts, requests, undo.pop_all())
         # On the class made for this pipeline, so that it lives and dies with it.
@@ -147,10 +148,20 @@ def _require_flux(pipe: Any) -> None:
 def _same_parts(pipe: Any) -> Any:
     transformer, vae = pipe.transformer, pipe.vae
 
-    def check(request: Request) -> None:
+    def check(request: PipelineCall) -> None:
         if request.pipe.transformer is not transformer or request.pipe.vae is not vae:
             raise InvalidInput(
                 "The transformer or VAE was replaced after accelerate; revert first, replace it, accelerate again."
             )
 
     return check
+
+
+@contextmanager
+def run_concurrently(calls: Sequence[Callable[[], object]]) -> Iterator[None]:
+    """Run `calls` at once beside the body, and wait for them at its end, where what one of them raised is raised."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+        started = [threads.submit(call) for call in calls]
+        yield
+        for one in started:
+            one.result()

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kontext_fast.discovery import unknown_name
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations import presets
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.presets import Preset
-from kontext_fast.optimizations.registry import unknown
 from kontext_fast.records.schema import AppliedOptimization
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _chosen(
 ) -> tuple[str, tuple[Optimization, ...]]:
     if isinstance(preset, str):
         if preset not in presets.PRESETS:
-            raise InvalidInput(unknown("preset", preset, presets.PRESETS))
+            raise InvalidInput(unknown_name("preset", preset, presets.PRESETS))
         preset = presets.PRESETS[preset]
     if isinstance(preset, Preset):
         on_random = preset.on_random if architecture_only else None

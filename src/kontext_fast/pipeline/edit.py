@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import Cancelled, InvalidInput
+from kontext_fast.pipeline.device import memory_errors
 from kontext_fast.pipeline.inputs import to_rgb
-from kontext_fast.pipeline.memory import memory_errors
 from kontext_fast.pipeline.request import EditRequest
 from kontext_fast.pipeline.sizes import Size, SizePlan, plan_size
 from kontext_fast.pipeline.step_kinds import step_kinds

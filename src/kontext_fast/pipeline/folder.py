@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import CheckpointUnavailable
-from kontext_fast.pipeline.memory import is_out_of_host_memory
-from kontext_fast.pipeline.weights import weight_files
+from kontext_fast.pipeline.device import is_out_of_host_memory
 
 if TYPE_CHECKING:
     import torch
+
 
 PIPELINE = "FluxKontextPipeline"
 
@@ -138,3 +140,28 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         for library in active:
             library.enable_progress_bar()
+
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files directly in `folder`, sorted by name."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def weights_sha256(files: list[Path]) -> str:
+    """One hash of the contents of `files`: of the file itself where it is one, else of the files' hashes in order."""
+    hashes = [_file_sha256(file) for file in files]
+    if len(hashes) == 1:
+        return hashes[0]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def _file_sha256(file: Path) -> str:
+    # The cache of the Hub names a large file by its sha256 and links to it: no need to read 24 GB again.
+    blob = file.resolve()
+    if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
+        return blob.name
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kontext_fast.errors import CheckpointUnavailable, OutOfMemory, Refused
-from kontext_fast.pipeline.architecture import Architecture
-from kontext_fast.pipeline.device import choose_device, choose_dtype
-from kontext_fast.pipeline.folder import INDEX, check_folder, load_folder, weights_bytes
+from kontext_fast.pipeline.device import choose_device, choose_dtype, memory_errors
+from kontext_fast.pipeline.folder import INDEX, check_folder, load_folder, weight_files, weights_bytes, weights_sha256
 from kontext_fast.pipeline.hub import download, is_hub_id
-from kontext_fast.pipeline.memory import memory_errors
-from kontext_fast.pipeline.random_weights import build_random
-from kontext_fast.pipeline.weights import weight_files, weights_sha256
+from kontext_fast.pipeline.random_weights import Architecture, build_random
 from kontext_fast.records.schema import Checkpoint
 
 if TYPE_CHECKING:

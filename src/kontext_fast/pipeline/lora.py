@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.pipeline.memory import memory_errors
+from kontext_fast.pipeline.device import memory_errors
 
 if TYPE_CHECKING:
     import torch

@@ -1,18 +1,119 @@
-"""The checkpoint `random`: a pipeline of any architecture, built directly on the device with random weights.
-
-Good for speed, memory and rounding error. Its images mean nothing, and trained weights have outlier channels that
-these lack.
-"""
+"""The shape of a FLUX.1-Kontext checkpoint as data; the defaults are FLUX.1-Kontext-dev."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kontext_fast.pipeline.architecture import Architecture
-
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Every dimension that decides what one step costs. Smaller ones build the same network in small, for tests."""
+
+    double_blocks: int = 19
+    single_blocks: int = 38
+    heads: int = 24
+    head_dim: int = 128
+    rope_axes: tuple[int, int, int] = (16, 56, 56)
+    """Channels of a head that encode the image index, the row and the column; they add up to `head_dim`."""
+
+    vae_channels: tuple[int, ...] = (128, 256, 512, 512)
+    vae_layers_per_block: int = 2
+    latent_channels: int = 16
+    vae_scaling: float = 0.3611
+    vae_shift: float = 0.1159
+    native_size: int = 1024
+    """Side in pixels of the square that the checkpoint is made for."""
+
+    clip_width: int = 768
+    clip_layers: int = 12
+    clip_heads: int = 12
+    clip_vocabulary: int = 49408
+    clip_tokens: int = 77
+
+    t5_width: int = 4096
+    t5_inner: int = 10240
+    t5_layers: int = 24
+    t5_heads: int = 64
+    t5_head_dim: int = 64
+    t5_vocabulary: int = 32128
+    t5_tokens: int = 512
+
+    def transformer(self) -> dict[str, Any]:
+        """Arguments of `FluxTransformer2DModel`."""
+        return {
+            "in_channels": 4 * self.latent_channels,
+            "num_layers": self.double_blocks,
+            "num_single_layers": self.single_blocks,
+            "attention_head_dim": self.head_dim,
+            "num_attention_heads": self.heads,
+            "joint_attention_dim": self.t5_width,
+            "pooled_projection_dim": self.clip_width,
+            "guidance_embeds": True,
+            "axes_dims_rope": self.rope_axes,
+        }
+
+    def vae(self) -> dict[str, Any]:
+        """Arguments of `AutoencoderKL`."""
+        stages = len(self.vae_channels)
+        return {
+            "down_block_types": ("DownEncoderBlock2D",) * stages,
+            "up_block_types": ("UpDecoderBlock2D",) * stages,
+            "block_out_channels": self.vae_channels,
+            "layers_per_block": self.vae_layers_per_block,
+            "latent_channels": self.latent_channels,
+            "sample_size": self.native_size,
+            "scaling_factor": self.vae_scaling,
+            "shift_factor": self.vae_shift,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+        }
+
+    def clip(self) -> dict[str, Any]:
+        """Arguments of `CLIPTextConfig`."""
+        return {
+            "hidden_size": self.clip_width,
+            "intermediate_size": 4 * self.clip_width,
+            "projection_dim": self.clip_width,
+            "num_hidden_layers": self.clip_layers,
+            "num_attention_heads": self.clip_heads,
+            "max_position_embeddings": self.clip_tokens,
+            "vocab_size": self.clip_vocabulary,
+            # As in the published configuration: 2 makes CLIP pool at the highest token id, which ends every text.
+            "eos_token_id": 2,
+            "bos_token_id": 0,
+            "pad_token_id": 1,
+        }
+
+    def t5(self) -> dict[str, Any]:
+        """Arguments of `T5Config`."""
+        return {
+            "d_model": self.t5_width,
+            "d_ff": self.t5_inner,
+            "d_kv": self.t5_head_dim,
+            "num_layers": self.t5_layers,
+            "num_heads": self.t5_heads,
+            "vocab_size": self.t5_vocabulary,
+            "feed_forward_proj": "gated-gelu",
+            "is_encoder_decoder": False,
+            "use_cache": False,
+        }
+
+    @staticmethod
+    def scheduler() -> dict[str, Any]:
+        """Arguments of `FlowMatchEulerDiscreteScheduler`."""
+        return {
+            "shift": 3.0,
+            "use_dynamic_shifting": True,
+            "base_shift": 0.5,
+            "max_shift": 1.15,
+            "base_image_seq_len": 256,
+            "max_image_seq_len": 4096,
+        }
 
 
 def build_random(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
+from kontext_fast.discovery import modules_with
 from kontext_fast.errors import KontextError
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report import charts
@@ -40,12 +39,9 @@ def draw_charts(result: ResultFile, folder: Path, verdicts: Verdicts | None = No
     Raises KontextError for a chart module without `draw`; what a module raises on import is not hidden.
     """
     drawn = []
-    for found in pkgutil.iter_modules(charts.__path__):
-        module = importlib.import_module(f"{charts.__name__}.{found.name}")
-        if not hasattr(module, "draw"):
-            raise KontextError(f"The chart module {found.name} defines no draw(result, folder): add it.")
+    for name, module in modules_with(charts, "draw").items():
         given = {"verdicts": verdicts or {}} if getattr(module, "SHOWS_VERDICTS", False) else {}
-        drawn.append(replace(module.draw(result, folder, **given), section=_section(module, found.name)))
+        drawn.append(replace(module.draw(result, folder, **given), section=_section(module, name)))
     return tuple(drawn)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kontext_fast.metrics.base import Metric
-from kontext_fast.metrics.registry import discover
+from kontext_fast.metrics.base import Metric, discover
 from kontext_fast.verify.evidence import Findings, PresetVerdict
 from kontext_fast.verify.findings import Outcome
 from kontext_fast.verify.verdict import Level

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kontext_fast.errors import InvalidInput, KontextError
+from kontext_fast.discovery import modules_with
+from kontext_fast.errors import InvalidInput
 from kontext_fast.report import blocks
 from kontext_fast.report.published import Published
 from kontext_fast.report.sections import Section
@@ -56,13 +55,7 @@ def discover_blocks() -> Mapping[str, Render]:
 
     Raises KontextError for a module that has none.
     """
-    found: dict[str, Render] = {}
-    for info in pkgutil.iter_modules(blocks.__path__):
-        module = importlib.import_module(f"{blocks.__name__}.{info.name}")
-        if not hasattr(module, "render"):
-            raise KontextError(f"The module {info.name} of blocks defines no render(site): add it.")
-        found[info.name] = module.render
-    return found
+    return {name: module.render for name, module in modules_with(blocks, "render").items()}
 
 
 def block(name: str, site: Site) -> str:

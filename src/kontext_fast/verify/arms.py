@@ -10,8 +10,8 @@ from typing import Any
 from kontext_fast.datasets.base import Item
 from kontext_fast.metrics.base import Control
 from kontext_fast.optimizations.base import Optimization
-from kontext_fast.optimizations.first_block_cache import FirstBlockCache
 from kontext_fast.optimizations.presets import Preset
+from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
 from kontext_fast.records.schema import BASELINE, Arm, ArmRole
 from kontext_fast.verify.controls import CACHE_FACTOR, OTHER_ATTENTION, OTHER_POSITION, OTHER_PRECISION, RERUN
 

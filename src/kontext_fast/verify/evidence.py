@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.metrics.base import Metric, Role
-from kontext_fast.metrics.registry import discover
+from kontext_fast.metrics.base import Metric, Role, discover
 from kontext_fast.records.schema import MetricFacts, Record, ResultFile, Verification
 from kontext_fast.verify.controls import RERUN, Sighting, blindness, sightings
 from kontext_fast.verify.findings import ByItem, Fidelity, Quality

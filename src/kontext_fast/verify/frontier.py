@@ -8,8 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from kontext_fast.metrics.base import Role
-from kontext_fast.metrics.registry import discover
+from kontext_fast.metrics.base import Role, discover
 from kontext_fast.records.schema import EMULATED, Record, ResultFile
 from kontext_fast.verify.bounds import mean_bounds
 from kontext_fast.verify.evidence import Arms, Findings

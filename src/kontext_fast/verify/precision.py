@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kontext_fast.pipeline.memory import memory_errors
+from kontext_fast.pipeline.device import memory_errors
 
 
 def use_other_precision(pipe: Any) -> None:

@@ -10,8 +10,7 @@ from PIL import Image
 
 from kontext_fast.datasets.base import Item
 from kontext_fast.errors import InvalidInput
-from kontext_fast.metrics.base import Case, Metric, Need, NotMeasured, Role, Setting, StoredOutput, facts_of
-from kontext_fast.metrics.registry import discover
+from kontext_fast.metrics.base import Case, Metric, Need, NotMeasured, Role, Setting, StoredOutput, discover, facts_of
 from kontext_fast.records.schema import MetricFacts, Output, Record, Score
 from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.evidence import BETWEEN_SEEDS

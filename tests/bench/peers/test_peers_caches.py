@@ -24,9 +24,9 @@ from kontext_fast.bench.peers.watch import blocks_of
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import Acceleration
 from kontext_fast.optimizations.base import Optimization
+from kontext_fast.optimizations.call_tracking import track_calls
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import resolve
-from kontext_fast.optimizations.requests import track_requests
 from kontext_fast.records.schema import StepKind
 from tests.contract.test_optimizations_contract import _traces
 from tests.pipelines import render, small_pipeline
@@ -207,7 +207,7 @@ def test_a_second_cache_is_refused(pipe: Any) -> None:
 
 def test_the_step_of_a_call_outside_of_a_request_is_not_counted(pipe: Any) -> None:
     with applied(pipe, DiffusersMagCache()), ExitStack() as undo:
-        requests = track_requests(pipe, undo)
+        requests = track_calls(pipe, undo)
         render(pipe, steps=2)
         before = requests.last_kinds
         with torch.no_grad():

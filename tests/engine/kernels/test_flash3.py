@@ -9,11 +9,17 @@ from typing import Final
 import pytest
 import torch
 
-from kontext_fast.engine import flash3
-from kontext_fast.engine.attention import AttentionKernel, attention, resolve_kernel
-from kontext_fast.engine.select import refusal
+from kontext_fast.engine.attention import (
+    AttentionKernel,
+    _flash3_function,
+    attention,
+    flash3_interface,
+    flash3_refusal,
+    resolve_kernel,
+)
+from kontext_fast.engine.dispatch import refusal
 from kontext_fast.optimizations.base import Effect
-from kontext_fast.optimizations.engine import Engine
+from kontext_fast.optimizations.techniques.engine import Engine
 from tests.engine.kernels.oracle import DEVICE
 
 KERNELS: Final[tuple[AttentionKernel, ...]] = ("flash3", "flash3_fp8")
@@ -37,9 +43,9 @@ def flash_attn_func(query, key, value, q_descale=None, k_descale=None, v_descale
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "fa3_fwd_interface.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    flash3._function.cache_clear()
+    _flash3_function.cache_clear()
     yield
-    flash3._function.cache_clear()
+    _flash3_function.cache_clear()
 
 
 def test_no_device_gets_it_unasked() -> None:
@@ -47,7 +53,7 @@ def test_no_device_gets_it_unasked() -> None:
     assert resolve_kernel("default", "cpu") == "native"
 
 
-@pytest.mark.skipif(flash3.interface() is not None, reason="FlashAttention-3 is installed here")
+@pytest.mark.skipif(flash3_interface() is not None, reason="FlashAttention-3 is installed here")
 def test_without_the_package_it_is_refused_with_its_name() -> None:
     for kernel in KERNELS:
         assert f"{kernel} needs FlashAttention-3; run `pip install fa3-fwd`" in str(
@@ -59,12 +65,12 @@ def test_with_the_package_it_needs_a_hopper_gpu(installed: None) -> None:
     for kernel in KERNELS:
         for capability in ((8, 0), (8, 9), (10, 0), (12, 0)):
             assert f"{kernel} runs on Hopper" in str(refusal("cuda", capability, "bf16", kernel))
-        assert flash3.refusal(kernel, (9, 0)) is None
+        assert flash3_refusal(kernel, (9, 0)) is None
         assert "use attention=default" in str(refusal("cpu", None, "bf16", kernel))
 
 
 def test_in_float8_it_needs_triton_too(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kontext_fast.engine.select.has_fused_kernels", lambda: False)
+    monkeypatch.setattr("kontext_fast.engine.dispatch.has_fused_kernels", lambda: False)
     assert refusal("cuda", (9, 0), "bf16", "flash3") is None
     assert "pip install triton" in str(refusal("cuda", (9, 0), "bf16", "flash3_fp8"))
 
@@ -95,7 +101,7 @@ def test_in_float8_it_makes_the_engine_lossy_and_nothing_else_does_so_unasked() 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(
-    flash3.interface() is None or not torch.cuda.is_available(), reason="needs FlashAttention-3 and a GPU"
+    flash3_interface() is None or not torch.cuda.is_available(), reason="needs FlashAttention-3 and a GPU"
 )
 def test_it_agrees_with_exact_attention_on_a_gpu() -> None:
     query, key, value = (torch.randn(1, tokens, 24, 128, device="cuda").bfloat16() for tokens in (4608, 8704, 8704))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kontext_fast.engine import select
+from kontext_fast.engine import dispatch
 from tests.engine.kernels import oracle  # noqa: F401 (skips without triton)
 
 
@@ -47,18 +47,18 @@ def test_what_triton_builds_its_launcher_with_must_be_there(monkeypatch: pytest.
 
 def test_they_are_chosen_on_cuda_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _with_headers(monkeypatch, tmp_path)
-    assert select.refusal("cuda", (9, 0), "fp8", "default") is None
-    assert select.make_ops("cuda", "fp8", "default").kernel == "fused"
-    assert select.make_ops("cpu", "bf16", "default").kernel == "portable"
+    assert dispatch.refusal("cuda", (9, 0), "fp8", "default") is None
+    assert dispatch.make_ops("cuda", "fp8", "default").kernel == "fused"
+    assert dispatch.make_ops("cpu", "bf16", "default").kernel == "portable"
 
 
 def test_without_triton_plain_pytorch_runs_under_its_own_name_and_fp8_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(select, "find_spec", lambda name: None)
-    assert select.kernel_kind("cuda", "bf16") == "portable"
-    assert select.refusal("cuda", (9, 0), "bf16", "default") is None
-    assert "fused kernels" in str(select.refusal("cuda", (9, 0), "fp8", "default"))
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    assert dispatch.kernel_kind("cuda", "bf16") == "portable"
+    assert dispatch.refusal("cuda", (9, 0), "bf16", "default") is None
+    assert "fused kernels" in str(dispatch.refusal("cuda", (9, 0), "fp8", "default"))
 
 
 def _with_headers(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import MethodType
 from typing import Any
 
-from kontext_fast.optimizations.attributes import keep_attribute
-from kontext_fast.optimizations.requests import Request, track_requests
+from kontext_fast.optimizations.call_tracking import PipelineCall, track_calls
+from kontext_fast.optimizations.patching import keep_attribute
 from kontext_fast.records.schema import StepKind
 
-Around = Callable[[Request, int], AbstractContextManager[Any]]
+Around = Callable[[PipelineCall, int], AbstractContextManager[Any]]
 """Entered around each pass of a request, with the index of the pass in its step (0, and 1 under true CFG)."""
 
 
@@ -49,7 +49,7 @@ class BlockWatch:
 
     def mark_passes(self, pipe: Any, undo: ExitStack, around: Around = lambda request, index: nullcontext()) -> None:
         """Mark every pass of the requests of `pipe` with its kind; called after the peer was applied."""
-        requests = track_requests(pipe, undo)
+        requests = track_calls(pipe, undo)
         transformer = self._transformer
         keep_attribute(transformer, "forward", undo)
         inner = transformer.forward
@@ -81,7 +81,7 @@ class BlockWatch:
         return all(id(module) in self._ran for module in modules)
 
 
-def is_first_pass(request: Request, index: int) -> bool:
+def is_first_pass(request: PipelineCall, index: int) -> bool:
     """Whether this is the first pass of the request, when its number of steps is first known."""
     return request.step == 0 and index == 0
 

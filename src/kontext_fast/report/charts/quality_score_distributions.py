@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from kontext_fast.metrics.base import Metric, Role
-from kontext_fast.metrics.registry import discover
+from kontext_fast.metrics.base import Metric, Role, discover
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.charting import Chart

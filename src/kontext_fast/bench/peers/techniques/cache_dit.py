@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 from kontext_fast.bench.peers.technique import Technique
 from kontext_fast.bench.peers.watch import BlockWatch, is_first_pass
 from kontext_fast.errors import InvalidInput, Refused
-from kontext_fast.optimizations.attributes import keep_attribute
 from kontext_fast.optimizations.base import Effect, Facts, Phase
-from kontext_fast.optimizations.requests import Request, track_requests
+from kontext_fast.optimizations.call_tracking import PipelineCall, track_calls
+from kontext_fast.optimizations.patching import keep_attribute
 
 Bit = Annotated[int, Field(ge=0, le=1)]
 
@@ -70,7 +70,7 @@ class CacheDit(Technique):
         import cache_dit
 
         # cache-dit patches `__call__` of the pipeline's class, which from here on is one of this pipeline's own.
-        track_requests(pipe, undo)
+        track_calls(pipe, undo)
         transformer = pipe.transformer
         watch = BlockWatch(transformer, undo)
         for name in ("forward", "_is_patched"):
@@ -95,7 +95,7 @@ class CacheDit(Technique):
             calibrator_config=forecast and cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=forecast),
         )
 
-        def set_mask(request: Request, index: int) -> AbstractContextManager[Any]:
+        def set_mask(request: PipelineCall, index: int) -> AbstractContextManager[Any]:
             if index > 0:
                 raise Refused(
                     "cache-dit takes the second pass of true CFG for the next step; leave out the negative prompt."

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kontext_fast.bench.peers.technique import Technique
 from kontext_fast.bench.peers.watch import blocks_of
-from kontext_fast.optimizations.attributes import keep_attribute
 from kontext_fast.optimizations.base import Effect, Facts, Phase
-from kontext_fast.optimizations.compile import Compile
+from kontext_fast.optimizations.patching import keep_attribute
+from kontext_fast.optimizations.techniques.compile import Compile
 
 if TYPE_CHECKING:
     from kontext_fast.optimizations.machine import Machine

@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kontext_fast.bench.peers.technique import Technique
-from kontext_fast.optimizations.attributes import keep_attribute
 from kontext_fast.optimizations.base import Effect, Facts, Phase
+from kontext_fast.optimizations.patching import keep_attribute
 
 if TYPE_CHECKING:
     from kontext_fast.optimizations.machine import Machine

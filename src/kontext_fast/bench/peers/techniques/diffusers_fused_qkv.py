@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from typing import Any, ClassVar
 
 from kontext_fast.bench.peers.technique import Technique
-from kontext_fast.optimizations.attributes import keep_attribute
 from kontext_fast.optimizations.base import Effect, Facts, Phase
+from kontext_fast.optimizations.patching import keep_attribute
 
 _FUSED = ("to_qkv", "to_kv", "to_added_qkv")
 

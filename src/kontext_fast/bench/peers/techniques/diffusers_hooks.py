@@ -12,8 +12,8 @@ from typing import Any
 
 from kontext_fast.bench.peers.watch import BlockWatch, hooked_modules, is_first_pass
 from kontext_fast.errors import InvalidInput
-from kontext_fast.optimizations.attributes import keep_attribute
-from kontext_fast.optimizations.requests import Request
+from kontext_fast.optimizations.call_tracking import PipelineCall
+from kontext_fast.optimizations.patching import keep_attribute
 
 _PASSES = ("cond", "uncond")
 
@@ -42,7 +42,7 @@ def enable(
     transformer.enable_cache(config)
     undo.callback(transformer.disable_cache)
 
-    def named(request: Request, index: int) -> AbstractContextManager[Any]:
+    def named(request: PipelineCall, index: int) -> AbstractContextManager[Any]:
         if is_first_pass(request, index):
             # A request that was interrupted has left what it knew.
             transformer._reset_stateful_cache()

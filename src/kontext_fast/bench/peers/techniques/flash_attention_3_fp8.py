@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kontext_fast.bench.peers.technique import Technique
 from kontext_fast.bench.peers.watch import blocks_of
-from kontext_fast.optimizations.attributes import set_attribute
 from kontext_fast.optimizations.base import Effect, Facts, Phase
+from kontext_fast.optimizations.patching import set_attribute
 
 if TYPE_CHECKING:
     from torch import Tensor

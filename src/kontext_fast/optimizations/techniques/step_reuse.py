@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from kontext_fast.engine.step_reuse import FirstBlockTest, computed_steps
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.requests import Request, track_requests
+from kontext_fast.optimizations.call_tracking import PipelineCall, track_calls
 
 if TYPE_CHECKING:
     from kontext_fast.engine.passes import Reuse
@@ -93,15 +93,15 @@ class StepReuse(Optimization):
 
         The fact `computed_steps` counts them per pass and sample, as of the most recent request.
         """
-        from kontext_fast.optimizations.engine_forward import computed_counts, require_engine
+        from kontext_fast.optimizations.techniques.engine_forward import computed_counts, require_engine
 
         facts: Facts = {"computed_steps": []}
 
-        def count(request: Request) -> None:
+        def count(request: PipelineCall) -> None:
             facts["computed_steps"] = computed_counts(request)
 
         require_engine(pipe.transformer, self.name).add_rule(self._rule, undo)
-        track_requests(pipe, undo).on_completed(count, undo)
+        track_calls(pipe, undo).on_completed(count, undo)
         return facts
 
     def _rule(self, reuse: Reuse, total: int) -> Reuse:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Conflict, Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.requests import track_requests
+from kontext_fast.optimizations.call_tracking import track_calls
 from kontext_fast.records.schema import EMULATED
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Engine(Optimization):
 
     def label_on(self, machine: Machine) -> str | None:
         """That nothing here is fast, where the fused kernels do not run."""
-        from kontext_fast.engine.select import kernel_kind
+        from kontext_fast.engine.dispatch import kernel_kind
 
         kind = kernel_kind(machine.device, self.precision)
         if kind == "emulated":
@@ -74,14 +74,14 @@ class Engine(Optimization):
 
     def refusal(self, machine: Machine) -> str | None:
         """fp8 needs compute capability 8.9 and the fused kernels, or a CPU, where it is emulated."""
-        from kontext_fast.engine.select import refusal
+        from kontext_fast.engine.dispatch import refusal
 
         return refusal(machine.device, machine.capability, self.precision, self.attention)
 
     def first_launches(self, pipe: Any) -> Sequence[Callable[[], object]]:
         """The kernels of a step."""
         from kontext_fast.engine.dimensions import Dimensions
-        from kontext_fast.engine.select import make_ops
+        from kontext_fast.engine.dispatch import make_ops
 
         place, transformer = pipe._execution_device, pipe.transformer
         ops = make_ops(place.type, self.precision, self.attention)
@@ -96,11 +96,11 @@ class Engine(Optimization):
         request if it stopped being so or if that uses ControlNet or IP-Adapter.
         """
         from kontext_fast.engine.attention import resolve_kernel
+        from kontext_fast.engine.dispatch import make_ops, require_dtype
         from kontext_fast.engine.quantized_file import QuantizedFile
-        from kontext_fast.engine.select import make_ops, require_dtype
         from kontext_fast.engine.transformer import EngineTransformer
         from kontext_fast.engine.weights import take_weights
-        from kontext_fast.optimizations.engine_forward import install
+        from kontext_fast.optimizations.techniques.engine_forward import install
 
         transformer = pipe.transformer
         _require_untouched(transformer)
@@ -112,7 +112,7 @@ class Engine(Optimization):
         weights = take_weights(transformer, self.precision, undo, device=place, quantizer=stored)
         if stored is not None:
             stored.require_made_from(weights)
-        install(transformer, EngineTransformer(weights, ops), track_requests(pipe, undo), undo)
+        install(transformer, EngineTransformer(weights, ops), track_calls(pipe, undo), undo)
         return {
             "kernel": ops.kernel,
             "attention_kernel": resolve_kernel(self.attention, device),
@@ -142,7 +142,7 @@ def save_quantized(pipe: Any, file: str | Path) -> None:
     Raises InvalidInput if there are none or the file cannot be written.
     """
     from kontext_fast.engine.quantized_file import save
-    from kontext_fast.optimizations.engine_forward import engine_of
+    from kontext_fast.optimizations.techniques.engine_forward import engine_of
 
     forward = engine_of(pipe.transformer)
     if forward is None:

@@ -47,7 +47,7 @@ class ReferenceReuse(Optimization):
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Have the engine rest reference tokens between refreshes. Raises InvalidInput without an engine."""
         from kontext_fast.engine.token_memory import Keep
-        from kontext_fast.optimizations.engine_forward import require_engine
+        from kontext_fast.optimizations.techniques.engine_forward import require_engine
 
         def rule(reuse: Reuse, total: int) -> Reuse:
             return replace(reuse, keep=Keep(self.keep), refreshes=refresh_steps(self.refreshed, total))

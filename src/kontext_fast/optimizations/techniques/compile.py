@@ -6,13 +6,20 @@ from it stay in inductor's own disk cache (TORCHINDUCTOR_CACHE_DIR), and are reb
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.optimizations.attributes import keep_attribute
 from kontext_fast.optimizations.base import Conflict, Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.requests import Request, track_requests
+from kontext_fast.optimizations.call_tracking import PipelineCall, track_calls
+from kontext_fast.optimizations.patching import keep_attribute
+from kontext_fast.records.atomic import write_atomically
 
 if TYPE_CHECKING:
     from kontext_fast.optimizations.machine import Machine
@@ -63,7 +70,6 @@ class Compile(Optimization):
         compiled something new it is `saved`, or `not saved` with the reason.
         Raises InvalidInput if the transformer is compiled already or offloaded layer by layer.
         """
-        from kontext_fast.optimizations.compile_artifacts import ArtifactStore, directory_for
 
         transformer = pipe.transformer
         modules = self._modules(transformer)
@@ -80,7 +86,7 @@ class Compile(Optimization):
                 mode="max-autotune-no-cudagraphs" if self.max_autotune else None,
             )
 
-        def save(request: Request) -> None:
+        def save(request: PipelineCall) -> None:
             try:
                 if store.save_new():
                     facts["artifacts"] = "saved"
@@ -88,7 +94,7 @@ class Compile(Optimization):
                 # The images are done; a full or read-only disk costs the next process time, not this one its result.
                 facts["artifacts"] = f"not saved ({error.strerror})"
 
-        track_requests(pipe, undo).on_completed(save, undo)
+        track_calls(pipe, undo).on_completed(save, undo)
         return facts
 
     def _modules(self, transformer: Any) -> list[Any]:
@@ -106,3 +112,103 @@ def _require_compilable(module: Any, *, alone: bool) -> None:
         if "_hf_hook" in vars(part) or (registry is not None and registry.hooks):
             remedy = "use a preset without compile" + ("" if alone else " or mode=regional")
             raise InvalidInput(f"compile cannot see through offloading or other hooks in the transformer; {remedy}.")
+
+
+Loaded = Literal["loaded", "none", "discarded"]
+
+_ArtifactKeys = frozenset[tuple[str, str]]
+_SUFFIX = ".artifacts"
+
+
+def cache_root() -> Path:
+    """The folder under which everything that can be computed again is kept. It may not exist yet."""
+    if chosen := os.environ.get("KONTEXT_FAST_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return base / "kontext-fast"
+
+
+def directory_for(transformer: Any, parameters: Mapping[str, Any]) -> Path:
+    """Where the artifacts of this transformer, compiled with `parameters`, belong on this machine."""
+    import torch
+
+    device = transformer.device
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    architecture = {key: value for key, value in dict(transformer.config).items() if not key.startswith("_")}
+    identity = [
+        str(torch.__version__), sys.version_info[:2], device.type, chip, str(transformer.dtype),
+        type(transformer).__name__, architecture, dict(parameters),
+    ]  # fmt: skip
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+    return cache_root() / "compile" / digest[:16]
+
+
+class ArtifactStore:
+    """The artifacts in one directory, and which of this process's are not among them yet."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._stored: dict[Path, _ArtifactKeys] = {}
+        self._graphs_seen = _graphs_compiled()
+
+    def load(self) -> Loaded:
+        """Hand every stored artifact to torch; a damaged file is deleted, for it will be compiled again."""
+        import torch
+
+        damaged = False
+        for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
+            content = path.read_bytes()
+            intact = path.name == _file_name(content)
+            info = torch.compiler.load_cache_artifacts(content) if intact else None
+            if info is None:
+                damaged = True
+                path.unlink(missing_ok=True)
+            else:
+                self._stored[path] = _keys(info)
+        if self._stored:
+            return "loaded"
+        return "discarded" if damaged else "none"
+
+    def save_new(self) -> bool:
+        """Store this process's artifacts if something was compiled since the last look and is not stored yet.
+
+        Returns whether a file was written. The file appears whole or not at all.
+        """
+        import torch
+
+        graphs = _graphs_compiled()
+        if graphs == self._graphs_seen:
+            return False
+        self._graphs_seen = graphs
+        saved = torch.compiler.save_cache_artifacts()
+        if saved is None:
+            return False
+        content, keys = saved[0], _keys(saved[1])
+        if keys <= frozenset().union(*self._stored.values()):
+            return False
+        path = self._directory / _file_name(content)
+        write_atomically(path, content)
+        for older in [known for known, contained in self._stored.items() if contained < keys and known != path]:
+            older.unlink(missing_ok=True)
+            del self._stored[older]
+        self._stored[path] = keys
+        return True
+
+
+def _graphs_compiled() -> int:
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def _keys(info: Any) -> _ArtifactKeys:
+    return frozenset((kind, key) for kind, keys in info.artifacts.items() for key in keys)
+
+
+def _file_name(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest() + _SUFFIX

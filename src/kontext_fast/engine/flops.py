@@ -14,7 +14,7 @@ from kontext_fast.records.schema import StepKind
 
 
 @dataclass(frozen=True)
-class Work:
+class Flops:
     """FLOP, multiplications and additions both counted."""
 
     linear: float
@@ -24,8 +24,8 @@ class Work:
     def total(self) -> float:
         return self.linear + self.attention
 
-    def __add__(self, other: Work) -> Work:
-        return Work(self.linear + other.linear, self.attention + other.attention)
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.linear + other.linear, self.attention + other.attention)
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ FULL_SIZE_EDIT = Tokens(text=512, image=4096, reference=4096)
 """A 1024x1024 edit of a 1024x1024 image."""
 
 
-def step_work(dimensions: Dimensions, tokens: Tokens, kind: StepKind, *, tests_first_block: bool = False) -> Work:
+def step_work(dimensions: Dimensions, tokens: Tokens, kind: StepKind, *, tests_first_block: bool = False) -> Flops:
     """Of one pass of one sample. A skipped step is free unless a test runs the first block, on all tokens."""
     if kind == "skipped" and not tests_first_block:
-        return Work(0.0, 0.0)
+        return Flops(0.0, 0.0)
     active = tokens.text + tokens.image if kind == "reuse" else tokens.total
     blocks = 1 if kind == "skipped" else dimensions.double_blocks + dimensions.single_blocks
     width, mlp, channels = dimensions.width, dimensions.mlp_width, dimensions.latent_channels
@@ -56,7 +56,7 @@ def step_work(dimensions: Dimensions, tokens: Tokens, kind: StepKind, *, tests_f
     block = active * (4 * width * width + 2 * width * mlp)
     embedders = tokens.text * dimensions.text_channels * width + (active - tokens.text) * channels * width
     output = 0 if kind == "skipped" else tokens.image * width * channels
-    return Work(
+    return Flops(
         linear=2.0 * (blocks * block + embedders + output),
         attention=4.0 * blocks * active * tokens.total * width,
     )
@@ -89,9 +89,9 @@ def elementwise_bytes(
 
 def request_work(
     dimensions: Dimensions, tokens: Tokens, kinds: Iterable[StepKind], *, tests_first_block: bool = False
-) -> Work:
+) -> Flops:
     """Of all steps of one pass of one sample."""
-    work = Work(0.0, 0.0)
+    work = Flops(0.0, 0.0)
     for kind in kinds:
         work += step_work(dimensions, tokens, kind, tests_first_block=tests_first_block)
     return work

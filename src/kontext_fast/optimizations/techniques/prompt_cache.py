@@ -10,8 +10,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.bound_method import replace_method
-from kontext_fast.optimizations.weights_watch import WeightsWatch
+from kontext_fast.optimizations.patching import replace_method
+from kontext_fast.optimizations.weight_fingerprint import WeightFingerprint
 
 _PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
@@ -40,7 +40,7 @@ class PromptCache(Optimization):
         """Replace `encode_prompt` on the instance `pipe`. The facts `hits` and `misses` count its calls."""
         facts: Facts = {"hits": 0, "misses": 0}
         kept: OrderedDict[Any, Any] = OrderedDict()
-        watch = WeightsWatch()
+        watch = WeightFingerprint()
 
         def encode(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             asked = inspect.signature(original).bind(*args, **kwargs)

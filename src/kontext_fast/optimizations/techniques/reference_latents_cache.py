@@ -10,8 +10,8 @@ from pydantic import Field
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.bound_method import replace_method
-from kontext_fast.optimizations.weights_watch import WeightsWatch
+from kontext_fast.optimizations.patching import replace_method
+from kontext_fast.optimizations.weight_fingerprint import WeightFingerprint
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ReferenceLatentsCache(Optimization):
             raise InvalidInput(f"{self.name} needs a pipeline with an input image; leave it out for text-to-image.")
         facts: Facts = {"hits": 0, "misses": 0}
         kept: list[_Encoded] = []
-        watch = WeightsWatch()
+        watch = WeightFingerprint()
 
         def encode(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return self._encode(kept, watch, facts, original, *args, **kwargs)
@@ -64,7 +64,7 @@ class ReferenceLatentsCache(Optimization):
         return facts
 
     def _encode(
-        self, kept: list[_Encoded], watch: WeightsWatch, facts: Facts, original: Any, image: Any, generator: Any
+        self, kept: list[_Encoded], watch: WeightFingerprint, facts: Facts, original: Any, image: Any, generator: Any
     ) -> Any:
         vae = original.__self__.vae
         if watch.changed([vae]):

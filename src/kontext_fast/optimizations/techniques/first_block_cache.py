@@ -1,8 +1,12 @@
-"""The transformer's forward with a first-block cache in it: FluxTransformer2DModel.forward of diffusers 0.42, bit for
-bit where nothing is skipped, and calling the same block modules, so that compiling them works underneath.
+"""`first_block_cache`: skips most of the transformer on steps where its first block says little has changed.
 
-Between requests it is the original forward. Shapes: B samples, T image tokens (output tokens first, then the
-reference tokens that Kontext appends), W the transformer's width.
+The idea is ParaAttention's First Block Cache; the implementation is our own. At each step the first double block
+runs. If what it adds to the image stream is close to what it added at the last computed step, the remaining blocks
+are not run: what they added then is added again. Every sample of a batch decides for itself, the positive and the
+negative pass of true CFG decide separately, and nothing survives a request.
+
+A step of which no sample ran the remaining blocks is recorded as `skipped`, although the first block and the output
+head did run: they are 1 of 57 blocks of FLUX.1.
 """
 
 from __future__ import annotations
@@ -12,15 +16,97 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
 
 from kontext_fast.errors import InvalidInput, KontextError
-from kontext_fast.optimizations.requests import Request, Requests
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
+from kontext_fast.optimizations.call_tracking import CallTracker, PipelineCall, track_calls
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kontext_fast.optimizations.first_block_cache import FirstBlockCache
+
+_DECIDED_BY_DATA = ("threshold", "warmup_steps", "max_consecutive_skips")
+
+
+class FirstBlockCache(Optimization):
+    """Reuse of the remaining blocks' residual, by threshold on the first block's residual or by a fixed schedule."""
+
+    name: ClassVar[str] = "first_block_cache"
+    summary: ClassVar[str] = "skips the blocks after the first one on steps where the first one changed little"
+    effect: ClassVar[Effect] = Effect.LOSSY
+    phase: ClassVar[Phase] = Phase.STEPS
+
+    threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.08
+    """A sample is skipped if mean|r - r_last| / mean|r_last| is below this; r is the first block's residual."""
+    warmup_steps: Annotated[int, Field(ge=1)] = 2
+    """The first steps of a request, always computed: they lay out the image."""
+    max_consecutive_skips: Annotated[int, Field(ge=1)] | None = None
+    """A sample skipped this often in a row is computed; None means no limit."""
+    schedule: Literal["every_second"] | tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Fixes the decision instead: the 0-based steps to compute, or `every_second` (see `computed_steps`)."""
+
+    @model_validator(mode="after")
+    def _one_way_to_decide(self) -> FirstBlockCache:
+        if self.schedule is None:
+            return self
+        if given := [name for name in _DECIDED_BY_DATA if name in self.model_fields_set]:
+            raise ValueError(f"a schedule fixes the decision; leave out {', '.join(given)}")
+        if self.schedule != "every_second" and 0 not in self.schedule:
+            raise ValueError("a schedule must compute step 0, there is nothing to reuse before it")
+        return self
+
+    def parameters(self) -> dict[str, Any]:
+        """Only the parameters of the way it decides."""
+        by_data = set(_DECIDED_BY_DATA)
+        return self.model_dump(mode="json", exclude={"schedule"} if self.schedule is None else by_data)
+
+    def on_random_weights(self) -> FirstBlockCache:
+        """A fixed schedule: residuals of random weights say nothing about when a trained model may skip."""
+        return FirstBlockCache(schedule="every_second")
+
+    def computed_steps(self, total: int) -> frozenset[int]:
+        """The steps that a fixed schedule computes of a request of `total` steps; empty where data decides.
+
+        `every_second` is the first two steps, the last one and every second one between.
+        """
+        if self.schedule is None:
+            return frozenset()
+        if self.schedule == "every_second":
+            return frozenset({0, *range(1, total, 2), total - 1})
+        return frozenset(step for step in self.schedule if step < total)
+
+    def label(self, *, architecture_only: bool) -> str | None:
+        """Which steps a schedule computes; and that a hit rate on random weights means nothing."""
+        if self.schedule is None:
+            meaningless = "first_block_cache by threshold on random weights: hit rate meaningless"
+            return meaningless if architecture_only else None
+        if self.schedule == "every_second":
+            rule = "the first two, the last and every second step between computed"
+        else:
+            rule = f"steps {', '.join(map(str, sorted(set(self.schedule))))} computed"
+        stated = f"first_block_cache on a fixed schedule: {rule}, {len(self.computed_steps(28))} of 28 steps at 28"
+        return f"{stated} (hit rate on random weights means nothing)" if architecture_only else stated
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        """Replace `forward` on the instance `pipe.transformer`.
+
+        Raises InvalidInput if something else replaced it before, and in a request that uses ControlNet, IP-Adapter
+        or gradient checkpointing.
+        """
+
+        facts: Facts = {"computed_steps": []}
+
+        def count(request: PipelineCall) -> None:
+            facts["computed_steps"] = computed_counts(request)
+
+        requests = track_calls(pipe, undo)
+        replace_forward(pipe.transformer, self, requests, undo)
+        requests.on_completed(count, undo)
+        return facts
+
 
 _MEMORY = "first_block_cache"
 
@@ -40,13 +126,13 @@ class Remembered:
     """Computed steps, per sample."""
 
 
-def computed_counts(request: Request) -> list[list[int]]:
+def computed_counts(request: PipelineCall) -> list[list[int]]:
     """Computed steps so far: per pass (positive, then negative under true CFG), per sample."""
     passes: dict[int, Remembered] = request.memory.get(_MEMORY, {})
     return [passes[index].computed for index in sorted(passes)]
 
 
-def replace_forward(transformer: Any, cache: FirstBlockCache, requests: Requests, undo: ExitStack) -> None:
+def replace_forward(transformer: Any, cache: FirstBlockCache, requests: CallTracker, undo: ExitStack) -> None:
     """Give `transformer` (this instance only) the cached forward until `undo` is closed.
 
     Raises InvalidInput if the instance's forward was replaced before by something we do not know.
@@ -90,7 +176,7 @@ def replace_forward(transformer: Any, cache: FirstBlockCache, requests: Requests
 def _forward(
     transformer: Any,
     cache: FirstBlockCache,
-    request: Request,
+    request: PipelineCall,
     hidden_states: Tensor,
     encoder_hidden_states: Any = None,
     pooled_projections: Any = None,
@@ -180,7 +266,7 @@ def _change(image: Tensor, before: Tensor, img_ids: Tensor, remembered: Remember
 
 
 def _decide(
-    cache: FirstBlockCache, request: Request, remembered: Remembered, change: Tensor | None, batch: int
+    cache: FirstBlockCache, request: PipelineCall, remembered: Remembered, change: Tensor | None, batch: int
 ) -> list[bool]:
     """Per sample, whether the remaining blocks run."""
     import torch

@@ -1,4 +1,4 @@
-"""Replaces one method of one object so that a copy of the object has the original again."""
+"""Replaces attributes and methods of single objects so that the undo leaves no trace, not even in `vars(owner)`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,27 @@ from contextlib import ExitStack
 from types import MethodType
 from typing import Any
 
-from kontext_fast.optimizations.attributes import set_attribute
+_ABSENT = object()
+
+
+def keep_attribute(owner: Any, name: str, undo: ExitStack) -> None:
+    """Have `undo` bring the instance attribute `name` of `owner` back to what it is now, or take it away again."""
+    before = vars(owner).get(name, _ABSENT)
+
+    def restore() -> None:
+        if before is not _ABSENT:
+            setattr(owner, name, before)
+        elif name in vars(owner):
+            delattr(owner, name)
+
+    undo.callback(restore)
+
+
+def set_attribute(owner: Any, name: str, value: Any, undo: ExitStack) -> None:
+    """Set the instance attribute `name` of `owner` until `undo` is closed."""
+    keep_attribute(owner, name, undo)
+    setattr(owner, name, value)
+
 
 Replacement = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """Is given the original, bound, and the arguments."""

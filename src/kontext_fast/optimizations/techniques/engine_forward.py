@@ -15,8 +15,8 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import InvalidInput, KontextError
-from kontext_fast.optimizations.attributes import set_attribute
-from kontext_fast.optimizations.requests import Request, Requests
+from kontext_fast.optimizations.call_tracking import CallTracker, PipelineCall
+from kontext_fast.optimizations.patching import set_attribute
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,7 @@ class _RunningPass:
 class EngineForward:
     """What `forward` of one transformer is, as the function of a bound method."""
 
-    def __init__(self, transformer: Any, engine: EngineTransformer, requests: Requests) -> None:
+    def __init__(self, transformer: Any, engine: EngineTransformer, requests: CallTracker) -> None:
         functools.update_wrapper(self, type(transformer).forward)
         self.engine = engine
         self._owner = weakref.ref(transformer)
@@ -78,7 +78,7 @@ class EngineForward:
 
     def _run(
         self,
-        request: Request,
+        request: PipelineCall,
         hidden_states: Tensor,
         encoder_hidden_states: Any = None,
         pooled_projections: Any = None,
@@ -115,7 +115,7 @@ class EngineForward:
 
     def _begin(
         self,
-        request: Request,
+        request: PipelineCall,
         hidden: Tensor,
         pooled: Tensor,
         guidance: Tensor | None,
@@ -165,13 +165,13 @@ def require_engine(transformer: Any, name: str) -> EngineForward:
     return engine
 
 
-def computed_counts(request: Request) -> list[list[int]]:
+def computed_counts(request: PipelineCall) -> list[list[int]]:
     """Computed steps so far: per pass (positive, then negative under true CFG), per sample."""
     passes: dict[int, _RunningPass] = request.memory.get(_MEMORY, {})
     return [passes[index].run.computed_counts() for index in sorted(passes)]
 
 
-def install(transformer: Any, engine: EngineTransformer, requests: Requests, undo: ExitStack) -> EngineForward:
+def install(transformer: Any, engine: EngineTransformer, requests: CallTracker, undo: ExitStack) -> EngineForward:
     """Make `engine` the forward of `transformer` while one of `requests` runs, until `undo` is closed."""
     forward = EngineForward(transformer, engine, requests)
     bound = MethodType(forward, transformer)
@@ -186,13 +186,13 @@ def install(transformer: Any, engine: EngineTransformer, requests: Requests, und
     # What looks for fused projections (merging a LoRA does) would change weights that are no longer read.
     set_attribute(transformer, "fused_projections", True, undo)
 
-    def check(request: Request) -> None:
+    def check(request: PipelineCall) -> None:
         if vars(transformer).get("forward") is not bound:
             raise InvalidInput(
                 "Something replaced the transformer's forward after accelerate (offloading does); take it off again."
             )
 
-    def on_time(request: Request) -> None:
+    def on_time(request: PipelineCall) -> None:
         passes: dict[int, _RunningPass] = request.memory.get(_MEMORY, {})
         if any(running.is_astray() for running in passes.values()):
             raise KontextError(

@@ -1,8 +1,5 @@
-"""The parameters that an engine was made from: what became of them, whether they are still the same, and the way back.
-
-An engine reads memory that a transformer's parameters also look into, or numbers computed from them once. Whatever
-changes the transformer afterwards (moving, converting, a LoRA) would leave the two apart, so it is looked for before
-every request.
+"""The parameters of a transformer that an engine is made from: whether they are ordinary, what became of them, whether
+they are still the same, and the way back.
 """
 
 from __future__ import annotations
@@ -15,11 +12,106 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Linear, Parameter
 
-from kontext_fast.engine.host_memory import HostMemory
-from kontext_fast.engine.plain import require_no_adapters
 from kontext_fast.errors import InvalidInput
+
+_BUFFER_BYTES = 32 * 2**20
+
+
+class HostMemory:
+    """Takes tensors of one GPU. Its two buffers, 64 MiB of pinned memory, live as long as it does."""
+
+    def __init__(self) -> None:
+        self._buffers = [torch.empty(_BUFFER_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        self._filled = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """`tensor` in host memory, contiguous, bit for bit; what its stream was given before is done first."""
+        host = torch.empty(tensor.shape, dtype=tensor.dtype)
+        source, target = (one.view(-1).view(torch.uint8) for one in (tensor.contiguous(), host))
+        pieces = list(zip(*(torch.split(one, _BUFFER_BYTES) for one in (source, target)), strict=True))
+        with torch.cuda.device(tensor.device):
+            self._fill(0, pieces[0][0])
+            for index, (_, waiting) in enumerate(pieces):
+                if index + 1 < len(pieces):
+                    self._fill(index + 1, pieces[index + 1][0])
+                self._filled[index % 2].synchronize()
+                waiting.copy_(self._buffers[index % 2][: len(waiting)])
+        return host
+
+    def _fill(self, index: int, piece: Tensor) -> None:
+        """Let the GPU copy `piece` into its buffer, which was emptied before."""
+        self._buffers[index % 2][: len(piece)].copy_(piece, non_blocking=True)
+        self._filled[index % 2].record()
+
+
+_DTYPES = (torch.bfloat16, torch.float32)
+
+_LINEAR_NAMES = frozenset(
+    {"x_embedder", "context_embedder", "proj_out", "proj_mlp", "proj", "linear", "to_q", "to_k", "to_v", "to_add_out"}
+    | {"add_q_proj", "add_k_proj", "add_v_proj", "linear_1", "linear_2"}
+)
+
+
+def require_plain(transformer: Any) -> None:
+    """Raise InvalidInput, saying what to do, unless the engine computes just what `transformer` would."""
+    require_no_adapters(transformer)
+    for name, layer in transformer.named_modules():
+        if hasattr(layer, "weight") and name.split(".")[-1] in _LINEAR_NAMES and type(layer) is not Linear:
+            raise InvalidInput(
+                f"The engine reads plain linear layers, but {name} is a {type(layer).__name__}; "
+                "load the checkpoint without quantization."
+            )
+        if getattr(layer, "fused_projections", False):
+            raise InvalidInput(
+                "The transformer's projections are fused already; call pipe.transformer.unfuse_qkv_projections() first."
+            )
+    _require_ordinary_parameters(transformer)
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        _require_known_block(block)
+
+
+def require_no_adapters(transformer: Any) -> None:
+    """Raise InvalidInput if a LoRA adapter is on the transformer that is not part of its weights."""
+    # Not `hasattr`: where it fails, as it nearly always does, torch takes microseconds to say so, thousands of times.
+    if any("base_layer" in layer._modules for layer in transformer.modules()):
+        raise InvalidInput(
+            "The transformer has a LoRA adapter that is not fused into its weights; call pipe.fuse_lora() and "
+            "pipe.unload_lora_weights(), then accelerate again."
+        )
+
+
+def _require_ordinary_parameters(transformer: Any) -> None:
+    kinds = {(type(one), type(one.data), one.dtype, one.device) for one in transformer.parameters()}
+    classes = {(parameter, data) for parameter, data, _, _ in kinds}
+    if classes != {(Parameter, torch.Tensor)}:
+        raise InvalidInput("The transformer's weights are quantized already; load the checkpoint without quantization.")
+    if len(kinds) > 1:
+        raise InvalidInput(
+            "The transformer's weights have more than one precision or device; load the pipeline with one dtype, "
+            "then move it with pipe.to(device)."
+        )
+    (_, _, dtype, _) = kinds.pop()
+    if dtype not in _DTYPES:
+        raise InvalidInput(
+            f"The engine runs in bfloat16 or float32, not {str(dtype).removeprefix('torch.')}; "
+            "load the pipeline with dtype=torch.bfloat16."
+        )
+
+
+def _require_known_block(block: Any) -> None:
+    processor = type(block.attn.processor).__name__
+    if processor != "FluxAttnProcessor":
+        raise InvalidInput(
+            f"The engine replaces the transformer's own attention, but here it is a {processor}; "
+            "unload what put it there (IP-Adapter is one that does), then accelerate again."
+        )
+    activations = [block.act_mlp] if hasattr(block, "act_mlp") else [block.ff.net[0], block.ff_context.net[0]]
+    for activation in activations:
+        if getattr(activation, "approximate", None) != "tanh":
+            raise InvalidInput("The engine knows the MLP of FLUX (GELU in its tanh form) only; use another preset.")
+
 
 _SAMPLES = 64
 """Numbers looked at per quantized matrix; whatever rewrites a matrix rewrites nearly all of it."""
@@ -27,7 +119,7 @@ _SAMPLES = 64
 _REPAIR = "revert the acceleration, change the pipeline, then accelerate again"
 
 
-class Sources:
+class SourceWeights:
     """The parameters of one transformer; `undo` gives each its own memory on its own device again, bit for bit."""
 
     def __init__(self, transformer: Any, undo: ExitStack, device: torch.device | None = None) -> None:

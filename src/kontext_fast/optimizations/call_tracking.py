@@ -18,7 +18,7 @@ from kontext_fast.records.schema import StepKind
 _TRACKER = "_kontext_fast_requests"
 
 
-class Request:
+class PipelineCall:
     """One call of the pipeline while it runs."""
 
     def __init__(self, pipe: Any) -> None:
@@ -67,26 +67,26 @@ class Request:
         self._passes = 0
 
 
-class Requests:
+class CallTracker:
     """The requests of one pipeline. Holds no reference to the pipeline between requests."""
 
     def __init__(self) -> None:
-        self.current: Request | None = None
+        self.current: PipelineCall | None = None
         """The innermost request that is running; None between requests."""
         self.last_kinds: tuple[StepKind, ...] = ()
         """Kinds of the steps of the most recent request, as far as it got."""
         self.last_sample_kinds: tuple[tuple[StepKind, ...], ...] = ()
         """The same per sample, see `Request.sample_kinds`."""
         self.users = 0
-        self._on_begin: list[Callable[[Request], None]] = []
-        self._on_completed: list[Callable[[Request], None]] = []
+        self._on_begin: list[Callable[[PipelineCall], None]] = []
+        self._on_completed: list[Callable[[PipelineCall], None]] = []
 
-    def on_begin(self, callback: Callable[[Request], None], undo: ExitStack) -> None:
+    def on_begin(self, callback: Callable[[PipelineCall], None], undo: ExitStack) -> None:
         """Call `callback` before each request; an error it raises is what the user's call raises."""
         self._on_begin.append(callback)
         undo.callback(self._on_begin.remove, callback)
 
-    def on_completed(self, callback: Callable[[Request], None], undo: ExitStack) -> None:
+    def on_completed(self, callback: Callable[[PipelineCall], None], undo: ExitStack) -> None:
         """Call `callback` after each request that returned normally, while its memory still exists."""
         self._on_completed.append(callback)
         undo.callback(self._on_completed.remove, callback)
@@ -94,7 +94,7 @@ class Requests:
     @contextmanager
     def open(self, pipe: Any) -> Iterator[None]:
         """The bracket around one call of `pipe`."""
-        outer, request = self.current, Request(pipe)
+        outer, request = self.current, PipelineCall(pipe)
         self.current = request
         try:
             for begin in tuple(self._on_begin):
@@ -110,25 +110,25 @@ class Requests:
             request.memory.clear()
 
 
-def track_requests(pipe: Any, undo: ExitStack) -> Requests:
+def track_calls(pipe: Any, undo: ExitStack) -> CallTracker:
     """The requests of `pipe`, watched until `undo` is closed; several optimizations share one watch."""
     original = type(pipe)
-    requests: Requests | None = original.__dict__.get(_TRACKER)
+    requests: CallTracker | None = original.__dict__.get(_TRACKER)
     if requests is None:
-        requests = Requests()
+        requests = CallTracker()
         pipe.__class__ = _tracked_class(original, requests)
     requests.users += 1
     undo.callback(_release, pipe, requests)
     return requests
 
 
-def _release(pipe: Any, requests: Requests) -> None:
+def _release(pipe: Any, requests: CallTracker) -> None:
     requests.users -= 1
     if requests.users == 0:
         pipe.__class__ = type(pipe).__base__
 
 
-def _tracked_class(original: type, requests: Requests) -> type:
+def _tracked_class(original: type, requests: CallTracker) -> type:
     call = original.__call__
 
     @functools.wraps(call)

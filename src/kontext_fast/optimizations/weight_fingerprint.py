@@ -9,7 +9,7 @@ _MATRICES, _NUMBERS = 16, 64
 """Looked at per module, and of each. A LoRA that is merged changes nearly every number of most matrices."""
 
 
-class WeightsWatch:
+class WeightFingerprint:
     """Remembers which modules were looked at last, and how their weights were then.
 
     Replaced modules and parameters, adapters, conversions and writes that torch counts are always noticed; writes

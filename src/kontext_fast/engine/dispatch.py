@@ -6,7 +6,6 @@ import importlib
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from kontext_fast.engine import flash3
 from kontext_fast.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -46,8 +45,11 @@ def refusal(
             f"the engine in {precision} needs compute capability {major}.{minor}, "
             f"this GPU has {capability[0]}.{capability[1]}; use {instead}"
         )
-    if attention in ("flash3", "flash3_fp8") and (reason := flash3.refusal(attention, capability)) is not None:
-        return reason
+    if attention in ("flash3", "flash3_fp8"):
+        from kontext_fast.engine.attention import flash3_refusal
+
+        if (reason := flash3_refusal(attention, capability)) is not None:
+            return reason
     if has_fused_kernels():
         return _fused_refusal(capability, precision)
     if precision == "fp8":

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.bound_method import replace_method
 from kontext_fast.optimizations.machine import Machine
+from kontext_fast.optimizations.patching import replace_method
 
 
 class FusedVae(Optimization):
@@ -32,7 +32,7 @@ class FusedVae(Optimization):
 
     def refusal(self, machine: Machine) -> str | None:
         """A GPU needs the fused kernels."""
-        from kontext_fast.engine.select import has_fused_kernels, refusal
+        from kontext_fast.engine.dispatch import has_fused_kernels, refusal
 
         if machine.device == "cuda" and not has_fused_kernels():
             return "fused_vae on a GPU needs Triton; run `pip install triton` or leave fused_vae out"

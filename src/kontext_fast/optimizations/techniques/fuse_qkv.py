@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from typing import Any, ClassVar
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.optimizations.attributes import set_attribute
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.requests import Request, track_requests
+from kontext_fast.optimizations.call_tracking import PipelineCall, track_calls
+from kontext_fast.optimizations.patching import set_attribute
 
 _IMAGE = ("to_q", "to_k", "to_v")
 _TEXT = ("add_q_proj", "add_k_proj", "add_v_proj")
@@ -44,7 +44,7 @@ class FuseQKV(Optimization):
                 fused.append(_fuse(attention, "to_added_qkv", _TEXT, undo))
             set_attribute(attention, "fused_projections", True, undo)
 
-        def check(request: Request) -> None:
+        def check(request: PipelineCall) -> None:
             for attention in attentions:
                 _require_plain(attention, fused=True)
             if not all(_is_view(separate[0].weight, projection.weight) for projection, separate in fused):
@@ -53,7 +53,7 @@ class FuseQKV(Optimization):
                     "move the pipeline, then accelerate again."
                 )
 
-        track_requests(pipe, undo).on_begin(check, undo)
+        track_calls(pipe, undo).on_begin(check, undo)
         return {"projections": len(fused)}
 
 
