@@ -14,10 +14,8 @@ import pytest
 import torch
 
 from kontext_fast.bench import measure
-from kontext_fast.bench.compilations import graphs_compiled
-from kontext_fast.bench.gpu_readings import Card, GpuWatch
-from kontext_fast.bench.measure import Bench
-from kontext_fast.bench.memory import PeakMemory
+from kontext_fast.bench.measure import Bench, PeakMemory, graphs_compiled
+from kontext_fast.bench.nvml import GpuMonitor, NvmlDevice
 from kontext_fast.bench.suites import read_suite
 from kontext_fast.bench.timing import StageClock
 from kontext_fast.bench.workloads import Task, tasks
@@ -73,8 +71,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def card() -> Card:
-    return Card(SlowNvml(), "GPU-0000")
+def card() -> NvmlDevice:
+    return NvmlDevice(SlowNvml(), "GPU-0000")
 
 
 @contextmanager
@@ -82,7 +80,7 @@ def everything_that_measures(pipe: Any) -> Iterator[None]:
     """What `Bench` does around a call."""
     before = graphs_compiled()
     memory = PeakMemory(CPU)
-    with GpuWatch(card()) as watch, StageClock(pipe, CPU) as clock:
+    with GpuMonitor(card()) as watch, StageClock(pipe, CPU) as clock:
         yield
     clock.times()
     memory.read(device_process_peak_bytes=watch.process_peak_bytes)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kontext_fast.bench import gpu_readings
-from kontext_fast.bench.gpu_readings import Card, GpuWatch
+from kontext_fast.bench import nvml as gpu_readings
+from kontext_fast.bench.nvml import GpuMonitor, NvmlDevice
 
 
 class NVMLError(Exception):
@@ -76,10 +76,10 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     return fake
 
 
-def watched(seconds: float = 0.1) -> GpuWatch:
-    card = Card.find("GPU-0000")
+def watched(seconds: float = 0.1) -> GpuMonitor:
+    card = NvmlDevice.find("GPU-0000")
     assert card is not None
-    with GpuWatch(card) as watch:
+    with GpuMonitor(card) as watch:
         time.sleep(seconds)
     return watch
 
@@ -110,7 +110,7 @@ def test_reading_ends_with_the_call(nvml: FakeNvml) -> None:
 
 
 def test_it_ends_with_a_call_that_fails_too(nvml: FakeNvml) -> None:
-    with pytest.raises(RuntimeError), GpuWatch(Card.find("GPU-0000")):
+    with pytest.raises(RuntimeError), GpuMonitor(NvmlDevice.find("GPU-0000")):
         raise RuntimeError
     asked = nvml.asked
     time.sleep(0.05)
@@ -144,7 +144,7 @@ def test_other_processes_on_the_card_are_counted_whatever_ids_a_container_shows(
 
 
 def test_a_foreign_process_that_came_and_went_was_seen(nvml: FakeNvml) -> None:
-    with GpuWatch(Card.find("GPU-0000")) as watch:
+    with GpuMonitor(NvmlDevice.find("GPU-0000")) as watch:
         time.sleep(0.03)
         nvml.pids[4711] = 2**30
         time.sleep(0.05)
@@ -165,11 +165,11 @@ def test_what_a_driver_does_not_tell_is_none(nvml: FakeNvml) -> None:
 def test_without_a_card_there_are_no_readings(nvml: FakeNvml) -> None:
     import torch
 
-    assert Card.of(torch.device("cpu")) is None
-    assert Card.find("GPU-9999") is None
+    assert NvmlDevice.of(torch.device("cpu")) is None
+    assert NvmlDevice.find("GPU-9999") is None
     nvml.silent = {"init"}
-    assert Card.find("GPU-0000") is None
-    with GpuWatch(None) as watch:
+    assert NvmlDevice.find("GPU-0000") is None
+    with GpuMonitor(None) as watch:
         pass
     assert (watch.readings, watch.process_peak_bytes) == (None, None)
 

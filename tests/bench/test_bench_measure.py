@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kontext_fast.bench.compilations import graphs_compiled
-from kontext_fast.bench.measure import Bench
+from kontext_fast.bench.measure import Bench, graphs_compiled
 from kontext_fast.bench.suites import read_suite
 from kontext_fast.bench.workloads import tasks
 from kontext_fast.errors import InvalidInput

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kontext_fast.bench.compile_caches import FOLDER
+from kontext_fast.bench.environment import FOLDER
 from kontext_fast.bench.runner import run_suite
 from kontext_fast.cli.main import run as run_command
 from kontext_fast.errors import InvalidInput

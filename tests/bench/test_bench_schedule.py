@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kontext_fast.bench.durations import Durations
+from kontext_fast.bench.eta import Durations
 from kontext_fast.bench.schedule import Run, Schedule, not_measured_cells
 from kontext_fast.bench.suites import Suite, read_suite
 from kontext_fast.errors import InvalidInput

@@ -25,7 +25,7 @@ from kontext_fast.report.quality_words import level_name
 from kontext_fast.report.repository import differences, render_repository
 from kontext_fast.report.site import NOTHING, Site, discover_blocks
 from kontext_fast.report.story import tell
-from kontext_fast.verify.evidence import findings
+from kontext_fast.verify.analysis import analyze
 from tests.records.builder import full
 from tests.report.site_records import FEWER, REFUSED, project
 from tests.verify.rendered import losing, noisy, verification
@@ -229,7 +229,7 @@ def test_verdicts_of_a_verification_stand_beside_the_speed_of_a_preset(tmp_path:
     store = verification(root / "results" / "quality", presets, items=12, control_items=6)
     render_repository(root)
     rows = {line.split("`")[1]: line for line in (root / "README.md").read_text().splitlines() if "| `" in line}
-    verdicts = {one.preset: one.verdict.level for one in findings(store.load()).presets}
+    verdicts = {one.preset: one.verdict.level for one in analyze(store.load()).presets}
     assert set(verdicts) == set(presets)
     for preset, level in verdicts.items():
         assert rows[preset].split(" | ")[3] == f"**{level_name(level)}**"

@@ -12,7 +12,7 @@ from kontext_fast.report import charting
 from kontext_fast.report.charts import cost_summary
 from kontext_fast.report.quality_words import level_name
 from kontext_fast.report.verified import Verdicts, verdicts
-from kontext_fast.verify.evidence import findings
+from kontext_fast.verify.analysis import analyze
 from tests.cost.made_up import gpu_result
 from tests.verify.rendered import noisy, verification
 
@@ -32,7 +32,7 @@ def benched(tmp_path: Path) -> Path:
 
 
 def test_the_verdict_is_that_of_the_verification(verified: Path) -> None:
-    (one,) = findings(ResultStore(verified).load()).presets
+    (one,) = analyze(ResultStore(verified).load()).presets
     found = verdicts(verified)
     assert found.keys() == {"classic"}
     classic = found["classic"]

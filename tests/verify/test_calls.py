@@ -6,7 +6,7 @@ from itertools import chain
 
 import pytest
 
-from kontext_fast.verify.calls import calls_of
+from kontext_fast.verify.batching import calls_of
 from tests.metrics.cases import FreeItem
 
 SIZES = "aabaabbcaa"

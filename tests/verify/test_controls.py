@@ -10,8 +10,8 @@ from kontext_fast.metrics.base import Control
 from kontext_fast.metrics.clip_text import ClipText
 from kontext_fast.metrics.judge_done import JudgeDone
 from kontext_fast.metrics.latent_error import LatentError
+from kontext_fast.verify.comparisons import ByItem, Fidelity
 from kontext_fast.verify.controls import POSITIVE, RERUN, blindness, sightings, spoiled
-from kontext_fast.verify.findings import ByItem, Fidelity
 from kontext_fast.verify.margins import read_margins
 from tests.metrics.cases import noise
 

@@ -13,8 +13,8 @@ from kontext_fast.records.store import ResultStore
 from kontext_fast.report import frontier_words as words
 from kontext_fast.report.charts import quality_frontier
 from kontext_fast.report.quality import write_quality_page
+from kontext_fast.verify.analysis import analyze
 from kontext_fast.verify.arms import fewer_steps
-from kontext_fast.verify.evidence import findings
 from kontext_fast.verify.frontier import Change, Frontier, Point, frontier, quality_of_fewer_steps
 from kontext_fast.verify.verdict import Level
 from tests.verify.rendered import losing, untouched, verification
@@ -118,7 +118,7 @@ def _emulated(result: ResultFile) -> ResultFile:
 
 def test_points_are_read_from_records(store: ResultStore) -> None:
     result = _emulated(store.load())
-    found = frontier(result, findings(result))
+    found = frontier(result, analyze(result))
     assert found is not None
     by_name = {point.name: point for point in found.points}
     assert list(by_name) == ["baseline", "good", "untimed", "14 steps", "7 steps"]
@@ -130,7 +130,7 @@ def test_points_are_read_from_records(store: ResultStore) -> None:
     assert by_name["7 steps"].changes[METRIC].mean < by_name["14 steps"].changes[METRIC].mean < 0
     assert words.standing(found, by_name["good"]) == words.AHEAD
     # Fewer steps are no presets: they are shown, and nobody's gate depends on them.
-    assert [one.preset for one in findings(result).presets] == ["good", "untimed"]
+    assert [one.preset for one in analyze(result).presets] == ["good", "untimed"]
 
 
 def test_the_chart_and_the_page_show_the_frontier(store: ResultStore, tmp_path: Path) -> None:

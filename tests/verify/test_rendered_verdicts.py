@@ -11,7 +11,7 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report.quality import write_quality_page
 from kontext_fast.report.quality_cards import arbitrary, difference_map, worst
-from kontext_fast.verify.evidence import PresetVerdict, findings
+from kontext_fast.verify.analysis import PresetVerdict, analyze
 from kontext_fast.verify.margins import Margins, read_margins
 from kontext_fast.verify.verdict import Level
 from tests.metrics.cases import noise
@@ -32,7 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ResultStore:
 
 
 def _verdicts(store: ResultStore) -> dict[str, PresetVerdict]:
-    return {one.preset: one for one in findings(store.load()).presets}
+    return {one.preset: one for one in analyze(store.load()).presets}
 
 
 def test_each_preset_gets_the_verdict_it_deserves(store: ResultStore) -> None:
@@ -40,11 +40,11 @@ def test_each_preset_gets_the_verdict_it_deserves(store: ResultStore) -> None:
     levels = {name: one.verdict.level for name, one in verdicts.items()}
     assert levels == {"near": Level.EQUIVALENT, "farther": Level.NON_INFERIOR, "losing": Level.LOSS}
     assert "judge_kept is 0.33" in verdicts["losing"].verdict.reason
-    assert not findings(store.load()).blind
+    assert not analyze(store.load()).blind
 
 
 def test_the_worst_items_come_first_and_random_ones_look_at_no_result(store: ResultStore) -> None:
-    found = findings(store.load())
+    found = analyze(store.load())
     (one,) = (one for one in found.presets if one.preset == "losing")
     assert one.evidence is not None
     (kept,) = (quality for quality in one.evidence.quality if quality.metric == "judge_kept")
@@ -97,7 +97,7 @@ def test_a_judge_with_nothing_to_see_is_blind_and_carries_no_verdict(tmp_path: P
     presets = {"losing": losing(2), "same": untouched}
     margins = _wider(read_margins())
     store = verification(tmp_path, presets, items=6, control_items=6, margins=margins, blind=True)
-    found = findings(store.load())
+    found = analyze(store.load())
     assert {"judge_done", "judge_kept"} <= set(found.blind)
     levels = {one.preset: one.verdict.level for one in found.presets}
     assert levels == {"losing": Level.NOT_MEASURED, "same": Level.IDENTICAL}

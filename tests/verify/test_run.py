@@ -15,14 +15,14 @@ from kontext_fast.datasets.world import world
 from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 from kontext_fast.metrics.base import Control
 from kontext_fast.records.schema import Record, ResultFile
-from kontext_fast.verify.clock import Progress
+from kontext_fast.verify.analysis import analyze
 from kontext_fast.verify.controls import FLOORS, OTHER_PRECISION
-from kontext_fast.verify.evidence import findings
 from kontext_fast.verify.frontier import frontier
+from kontext_fast.verify.image_generator import TIMED_EDITS
 from kontext_fast.verify.journal import FOLDER
+from kontext_fast.verify.progress import Progress
 from kontext_fast.verify.request import Request
 from kontext_fast.verify.run import verify
-from kontext_fast.verify.studio import TIMED_EDITS
 from kontext_fast.verify.verdict import Level
 from tests.verify import broken
 from tests.verify.edits import write_dataset
@@ -88,7 +88,7 @@ def test_other_precision_is_farther_than_other_attention_and_far_nearer_than_hal
 
 
 def test_too_few_items_cannot_be_equivalent(result: ResultFile) -> None:
-    (one,) = findings(result).presets
+    (one,) = analyze(result).presets
     assert one.verdict.level in (Level.NOT_MEASURED, Level.CANNOT_TELL)
 
 
@@ -142,7 +142,7 @@ def test_a_frontier_times_edits_and_adds_fewer_steps(request_of: Request, tmp_pa
     assert all(
         len(record.edits_s) == TIMED_EDITS and min(record.edits_s) > 0 for record in arms.values() if record.edits_s
     )
-    found = frontier(result, findings(result))
+    found = frontier(result, analyze(result))
     assert found is not None
     assert [point.name for point in found.points] == ["baseline", "rounded", "1 step"]
 
@@ -207,7 +207,7 @@ def test_what_is_resumed_must_be_the_same_verification(request_of: Request, tmp_
 def test_a_preset_that_is_refused_is_a_verdict_of_its_own_and_stops_nobody(request_of: Request, tmp_path: Path) -> None:
     refused = broken.preset(broken.NeedsAnotherMachine())
     request = replace(request_of, presets=(refused, *request_of.presets))
-    found = findings(verify(request, tmp_path / "out"))
+    found = analyze(verify(request, tmp_path / "out"))
     by_name = {one.preset: one for one in found.presets}
     assert by_name["needs another machine"].verdict.level is Level.NOT_MEASURED
     assert "get another machine" in by_name["needs another machine"].verdict.reason
@@ -217,7 +217,7 @@ def test_a_preset_that_is_refused_is_a_verdict_of_its_own_and_stops_nobody(reque
 def test_a_preset_that_makes_nothing_is_given_up_and_its_reason_kept(
     request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kontext_fast.verify.studio.HOPELESS", 1)
+    monkeypatch.setattr("kontext_fast.verify.image_generator.HOPELESS", 1)
     broken.FailsAlways.tried.clear()
     request = replace(request_of, presets=(broken.preset(broken.FailsAlways()),))
     result = verify(request, tmp_path / "out")
@@ -226,7 +226,7 @@ def test_a_preset_that_makes_nothing_is_given_up_and_its_reason_kept(
     record = _arms(result)["fails always"]
     assert (record.status, record.reason) == ("crash", "RuntimeError: a kernel does not compile")
     assert [one.failure for one in record.outputs] == ["RuntimeError: a kernel does not compile"] * 6
-    (one,) = findings(result).presets
+    (one,) = analyze(result).presets
     assert one.verdict.level is Level.NOT_MEASURED
     assert "does not compile" in one.verdict.reason
 
@@ -238,12 +238,12 @@ def test_a_floor_that_cannot_be_measured_is_left_out_and_said(
     def failing(_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("kontext_fast.verify.studio.use_other_precision", failing)
+    monkeypatch.setattr("kontext_fast.verify.image_generator.use_other_precision", failing)
     result = verify(request_of, tmp_path / "out")
     record = _arms(result)[OTHER_PRECISION]
     assert (record.status, record.reason) == ("oom" if isinstance(error, OutOfMemory) else "refused", str(error))
     assert not record.outputs
-    (one,) = findings(result).presets
+    (one,) = analyze(result).presets
     assert all(finding.arm != OTHER_PRECISION for finding in one.verdict.floor)
 
 
@@ -262,7 +262,7 @@ def test_an_item_that_no_arm_can_make_leaves_the_others(batch: int, request_of: 
     failed = {one.item: one.failure for one in _arms(result)["baseline"].outputs if one.image is None}
     assert len(failed) == 2, failed
     assert all(reason and "/" not in reason for reason in failed.values())
-    (one,) = findings(result).presets
+    (one,) = analyze(result).presets
     assert one.evidence is not None
     assert one.evidence.failures == ()
     assert all(len(fidelity.to_baseline) == 2 for fidelity in one.evidence.fidelity)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kontext_fast.stats.intervals import wilson
-from kontext_fast.verify.findings import ByItem, Fidelity, Outcome, Quality
+from kontext_fast.verify.comparisons import ByItem, Fidelity, Outcome, Quality
 from kontext_fast.verify.margins import Margins, read_margins
 from kontext_fast.verify.verdict import Evidence, Level, decide
 

@@ -1,21 +1,75 @@
-"""Measures a loaded, accelerated pipeline: first call, warm-up, then the calls that count."""
+"""How many graphs torch.compile has compiled in this process."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from kontext_fast.bench.compilations import graphs_compiled
-from kontext_fast.bench.gpu_readings import Card, GpuWatch
-from kontext_fast.bench.memory import PeakMemory
+from kontext_fast.bench.nvml import GpuMonitor, NvmlDevice
 from kontext_fast.bench.protocol import Progress
 from kontext_fast.bench.suites import Suite
 from kontext_fast.bench.timing import StageClock
 from kontext_fast.bench.workloads import Task, tasks, workload
 from kontext_fast.pipeline.edit import EditResult, edit
-from kontext_fast.records.schema import Cell, Item, Measurement, Sample
+from kontext_fast.records.schema import Cell, Item, Measurement, Memory, Sample
 from kontext_fast.records.store import ResultStore
+
+
+def graphs_compiled() -> int:
+    """Since the process began, recompilations included; 0 where nothing has asked for compilation yet."""
+    # Importing it takes seconds, and whoever compiles has imported it.
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo is not None else 0
+
+
+_PROCESS = Path("/proc/self")
+
+
+class PeakMemory:
+    """Forgets earlier peaks when made, so make it right before the call, on a synchronized device."""
+
+    def __init__(self, device: Any) -> None:
+        import torch
+
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self._host_resets = _reset_host_peak()
+
+    def read(self, *, device_process_peak_bytes: int | None) -> Memory:
+        """Peaks in bytes since this object was made; None for what this machine does not count per call.
+
+        The driver's count is passed in: it has no peak of its own, so it has to be watched.
+        """
+        import torch
+
+        on_gpu = self._device.type == "cuda"
+        return Memory(
+            allocated_peak_bytes=torch.cuda.max_memory_allocated(self._device) if on_gpu else None,
+            reserved_peak_bytes=torch.cuda.max_memory_reserved(self._device) if on_gpu else None,
+            device_process_peak_bytes=device_process_peak_bytes,
+            host_rss_peak_bytes=_host_peak() if self._host_resets else None,
+        )
+
+
+def _reset_host_peak() -> bool:
+    """Only Linux can; elsewhere the peak is of the whole process, which is not what is asked."""
+    try:
+        (_PROCESS / "clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _host_peak() -> int | None:
+    for line in (_PROCESS / "status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
 
 OnProgress = Callable[[Progress], None]
 
@@ -27,7 +81,7 @@ class Bench:
         """Images of edits go to `store`; None keeps none."""
         self._pipe = pipe
         self._device = pipe._execution_device
-        self._card = Card.of(self._device)
+        self._card = NvmlDevice.of(self._device)
         self._suite = suite
         self._store = store
         self._called = False
@@ -107,7 +161,7 @@ class Bench:
         self._synchronize()
         compiled_before = graphs_compiled()
         memory = PeakMemory(self._device)
-        with GpuWatch(self._card) as watch, StageClock(self._pipe, self._device) as clock:
+        with GpuMonitor(self._card) as watch, StageClock(self._pipe, self._device) as clock:
             start = perf_counter()
             result = edit(self._pipe, task.request, on_step=on_step)
             self._synchronize()

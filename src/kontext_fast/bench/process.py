@@ -19,8 +19,8 @@ from typing import IO, Literal
 
 from pydantic import ValidationError
 
-from kontext_fast.bench.privacy import without_private_facts
 from kontext_fast.bench.protocol import Ended, Job, Message, Progress, read_message
+from kontext_fast.bench.redact import redact
 from kontext_fast.errors import Refused
 
 _TAIL_BYTES = 4000
@@ -235,4 +235,4 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
 def _tail(log: IO[bytes], most_bytes: int) -> str:
     size = log.seek(0, os.SEEK_END)
     log.seek(max(0, size - most_bytes))
-    return without_private_facts(log.read().decode(errors="replace").strip())
+    return redact(log.read().decode(errors="replace").strip())

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kontext_fast.bench.book import Book, now
-from kontext_fast.bench.compile_caches import CompileCaches
-from kontext_fast.bench.durations import Durations
+from kontext_fast.bench.environment import CompileCaches
+from kontext_fast.bench.eta import Durations
 from kontext_fast.bench.process import WorkerEnd, run_worker
 from kontext_fast.bench.protocol import Impossible, Job, Progress
+from kontext_fast.bench.recorder import RunRecorder, now
 from kontext_fast.bench.schedule import Run, Schedule, not_measured_cells
 from kontext_fast.bench.suites import Suite, kind_of
 from kontext_fast.errors import Cancelled, InvalidInput, Refused
@@ -67,7 +67,7 @@ def run_suite(
     Refused if the checkpoint cannot be run here at all; Cancelled on Ctrl-C, after what is finished was stored.
     """
     schedule = Schedule(suite)
-    book = Book.open(ResultStore(out), suite, command, resume=resume)
+    book = RunRecorder.open(ResultStore(out), suite, command, resume=resume)
     caches = CompileCaches(out)
     tracker = _Tracker(schedule.blocks, on_progress or (lambda _: None))
     ends_at = None if budget_s is None else time.monotonic() + budget_s

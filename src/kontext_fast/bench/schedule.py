@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kontext_fast.bench.ablation import ablations, find_preset
-from kontext_fast.bench.cells import Tier
-from kontext_fast.bench.suites import Suite
+from kontext_fast.bench.suites import Suite, Tier
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.names import machine_identity
 from kontext_fast.records.schema import BASELINE, CONTROL, Cell, CompileCache, Record

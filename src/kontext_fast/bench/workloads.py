@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
-from kontext_fast.bench.cells import NATIVE
-from kontext_fast.bench.suites import Suite
+from kontext_fast.bench.suites import NATIVE, Suite
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.datasets.shapes.dataset import CaptionItem, draw_caption
 from kontext_fast.errors import InvalidInput

@@ -24,8 +24,8 @@ def run_rooflines(suite: Suite, out: Path, *, checkpoint: str, device: str | Non
 
     Raises Refused if this machine can run none of them, else what loading raises.
     """
-    from kontext_fast.bench.cells import NATIVE
     from kontext_fast.bench.roofline import roofline
+    from kontext_fast.bench.suites import NATIVE
     from kontext_fast.pipeline.sizes import parse_size
 
     size = None if suite.sizes[0] == NATIVE else parse_size(suite.sizes[0])

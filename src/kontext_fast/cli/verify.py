@@ -21,9 +21,9 @@ from kontext_fast.cli.suite_run import free_folder, say
 from kontext_fast.errors import GateFailed, InvalidInput
 
 if TYPE_CHECKING:
-    from kontext_fast.verify.clock import Progress
-    from kontext_fast.verify.evidence import Findings
+    from kontext_fast.verify.analysis import VerificationAnalysis
     from kontext_fast.verify.frontier import Frontier
+    from kontext_fast.verify.progress import Progress
 
 
 def command(
@@ -72,7 +72,7 @@ def command(
 ) -> None:
     """Say whether presets change the images: a verdict with margins, controls and a page of pictures."""
     from kontext_fast.report.quality import write_quality_page
-    from kontext_fast.verify.evidence import findings
+    from kontext_fast.verify.analysis import analyze
     from kontext_fast.verify.frontier import frontier as frontier_of
     from kontext_fast.verify.margins import read_margins
     from kontext_fast.verify.request import Request, every_preset
@@ -105,7 +105,7 @@ def command(
         result = verify(request, folder, resume=resume, command=_command_line(request), on_progress=display.show)
         bar.begin("writing the page")
         page = write_quality_page(folder)
-    found = findings(result)
+    found = analyze(result)
     for reason in found.verification.rejected:
         say(reason)
     points = frontier_of(result, found)
@@ -155,7 +155,7 @@ def _command_line(request: Any) -> str:
     return shlex.join(words)
 
 
-def _print(found: Findings, points: Frontier | None) -> None:
+def _print(found: VerificationAnalysis, points: Frontier | None) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -182,7 +182,7 @@ def _print(found: Findings, points: Frontier | None) -> None:
             console.print(Text(f"{facts.name}: {facts.model}, weights {(facts.weights_sha256 or '')[:12]}"))
 
 
-def _machine_readable(found: Findings, folder: Path, page: Path, points: Frontier | None) -> dict[str, Any]:
+def _machine_readable(found: VerificationAnalysis, folder: Path, page: Path, points: Frontier | None) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "page": str(page),
@@ -202,7 +202,7 @@ def _machine_readable(found: Findings, folder: Path, page: Path, points: Frontie
     }
 
 
-def _raise_unless_passed(found: Findings) -> None:
+def _raise_unless_passed(found: VerificationAnalysis) -> None:
     bad = [f"{one.preset} ({one.verdict.level.value})" for one in found.presets if not one.verdict.level.passes]
     if bad:
         raise GateFailed(f"Not verified as harmless: {', '.join(bad)}; the page says why.")

@@ -15,7 +15,7 @@ from kontext_fast.report import format as write
 from kontext_fast.report.groups import Group, groups
 from kontext_fast.report.headline import Row, headline
 from kontext_fast.report.quality_words import level_name
-from kontext_fast.verify.evidence import Findings, PresetVerdict, findings
+from kontext_fast.verify.analysis import PresetVerdict, VerificationAnalysis, analyze
 
 SHOWN = ("faithful", "balanced", "fast", "turbo", "classic")
 """Presets that are a choice of several techniques, and what was measured besides after them."""
@@ -30,7 +30,7 @@ _KINDS = ("random", "hub", "folder", "tiny")
 
 def presets_table(verified: ResultFile | None, benched: ResultFile | None) -> str:
     """The table as Markdown, with where its numbers come from and the reasons of verdicts below it."""
-    found = None if verified is None else findings(verified)
+    found = None if verified is None else analyze(verified)
     group = None if benched is None else _reference_group(groups(benched))
     rows = {row.preset: row for row in headline(group)} if group else {}
     verdicts = {one.preset: one for one in found.presets} if found else {}
@@ -104,7 +104,7 @@ def _reference_group(found: Sequence[Group]) -> Group | None:
     return max((one for one in edits if one.runs_of(BASELINE)), key=rank, default=None)
 
 
-def _of_verdicts(found: Findings | None, verified: ResultFile | None) -> Iterator[str]:
+def _of_verdicts(found: VerificationAnalysis | None, verified: ResultFile | None) -> Iterator[str]:
     if found is None or verified is None or not verified.records:
         yield f"Verdicts: {write.NOT_MEASURED}."
         return

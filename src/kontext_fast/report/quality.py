@@ -22,8 +22,8 @@ from kontext_fast.report.charts import quality_frontier, quality_paired_differen
 from kontext_fast.report.images import chart_uri
 from kontext_fast.report.notes import checkpoint_caution
 from kontext_fast.report.quality_cards import GAIN, SHOWN, Card, arbitrary, cards, worst
+from kontext_fast.verify.analysis import PresetVerdict, VerificationAnalysis, analyze
 from kontext_fast.verify.controls import POSITIVE, Sighting
-from kontext_fast.verify.evidence import Findings, PresetVerdict, findings
 from kontext_fast.verify.frontier import frontier
 
 PAGE = Path("visualizations") / "quality" / "index.html"
@@ -46,7 +46,7 @@ def write_quality_page(records: Path, out: Path | None = None) -> Path:
     """
     store = ResultStore.find(records)
     result = store.load()
-    found = findings(result)
+    found = analyze(result)
     folder = store.folder if out is None else out
     page = folder / PAGE
     try:
@@ -61,7 +61,7 @@ def write_quality_page(records: Path, out: Path | None = None) -> Path:
     return page
 
 
-def render(result: ResultFile, found: Findings, store: ResultStore, charts: Sequence[Chart]) -> str:
+def render(result: ResultFile, found: VerificationAnalysis, store: ResultStore, charts: Sequence[Chart]) -> str:
     """The page as text. Pictures are read from `store`."""
     environment = Environment(
         loader=PackageLoader("kontext_fast.report", "template"),
@@ -90,7 +90,7 @@ def render(result: ResultFile, found: Findings, store: ResultStore, charts: Sequ
     )
 
 
-def _section(one: PresetVerdict, found: Findings, result: ResultFile, store: ResultStore) -> Section:
+def _section(one: PresetVerdict, found: VerificationAnalysis, result: ResultFile, store: ResultStore) -> Section:
     outputs = [
         output
         for record in result.records
@@ -108,7 +108,7 @@ def _section(one: PresetVerdict, found: Findings, result: ResultFile, store: Res
     )
 
 
-def _facts(result: ResultFile, found: Findings) -> list[tuple[str, str]]:
+def _facts(result: ResultFile, found: VerificationAnalysis) -> list[tuple[str, str]]:
     verification = found.verification
     record = result.records[0] if result.records else None
     checkpoint = record.checkpoint if record else None

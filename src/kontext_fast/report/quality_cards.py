@@ -15,8 +15,8 @@ from kontext_fast.records.schema import Item, Record, ResultFile
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report.images import MOST_PIXELS, data_uri
 from kontext_fast.report.quality_words import change, title
-from kontext_fast.verify.evidence import Findings, PresetVerdict
-from kontext_fast.verify.findings import ByItem
+from kontext_fast.verify.analysis import PresetVerdict, VerificationAnalysis
+from kontext_fast.verify.comparisons import ByItem
 
 SHOWN = 12
 """Of the worst items, and of random ones."""
@@ -40,7 +40,7 @@ class Card:
     height: int
 
 
-def worst(one: PresetVerdict, found: Findings) -> list[str]:
+def worst(one: PresetVerdict, found: VerificationAnalysis) -> list[str]:
     """Items that lost most, in units of the margins, and among equals the ones farthest from baseline."""
     if one.evidence is None:
         return []
@@ -61,7 +61,7 @@ def arbitrary(items: Sequence[str], seed: int) -> list[str]:
 
 
 def cards(
-    items: Sequence[str], one: PresetVerdict, found: Findings, result: ResultFile, store: ResultStore
+    items: Sequence[str], one: PresetVerdict, found: VerificationAnalysis, result: ResultFile, store: ResultStore
 ) -> list[Card]:
     """At most `SHOWN` of `items` in their order; those whose pictures are missing are left out."""
     by_id = {item.id: item for item in result.items}
@@ -80,7 +80,7 @@ def cards(
 
 
 def _card(
-    item: Item, one: PresetVerdict, found: Findings, baseline: Record, preset: Record, store: ResultStore
+    item: Item, one: PresetVerdict, found: VerificationAnalysis, baseline: Record, preset: Record, store: ResultStore
 ) -> Card | None:
     before, after = _images(baseline, item.id), _images(preset, item.id)
     seeds = sorted(before.keys() & after.keys())
@@ -145,7 +145,7 @@ def _images(record: Record, item: str) -> Mapping[int, str]:
     return {output.seed: output.image for output in record.outputs if output.item == item and output.image}
 
 
-def _distances(one: PresetVerdict, found: Findings) -> dict[str, float]:
+def _distances(one: PresetVerdict, found: VerificationAnalysis) -> dict[str, float]:
     """By the first metric of fidelity that is not blind, else by the first one."""
     if one.evidence is None:
         return {}
@@ -158,7 +158,7 @@ def _means(by_item: ByItem) -> dict[str, float]:
     return {item: float(np.mean(values)) for item, values in by_item.items()}
 
 
-def _notes(item: str, one: PresetVerdict, found: Findings) -> tuple[str, ...]:
+def _notes(item: str, one: PresetVerdict, found: VerificationAnalysis) -> tuple[str, ...]:
     """What the metrics say of an item, its seeds averaged."""
     if one.evidence is None:
         return ()

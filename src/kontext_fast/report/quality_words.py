@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kontext_fast.metrics.base import Metric, discover
-from kontext_fast.verify.evidence import Findings, PresetVerdict
-from kontext_fast.verify.findings import Outcome
+from kontext_fast.verify.analysis import PresetVerdict, VerificationAnalysis
+from kontext_fast.verify.comparisons import Outcome
 from kontext_fast.verify.verdict import Level
 
 LEVELS = {
@@ -54,7 +54,7 @@ def answer(outcome: Outcome) -> str:
     }[outcome]
 
 
-def finding(found: Findings) -> str:
+def finding(found: VerificationAnalysis) -> str:
     """What the verification says, in one sentence per kind of verdict."""
     by_level: dict[Level, list[str]] = {}
     for one in found.presets:

@@ -44,7 +44,7 @@ def verdicts(verification: Path) -> Verdicts:
 
 def verdicts_of(result: ResultFile) -> Verdicts:
     # Late, because a report without a verification needs none of the metrics.
-    from kontext_fast.verify.evidence import findings
+    from kontext_fast.verify.analysis import analyze
 
     checkpoint = next((record.checkpoint.name for record in result.records if record.checkpoint), "unknown weights")
     return {
@@ -56,5 +56,5 @@ def verdicts_of(result: ResultFile) -> Verdicts:
             checkpoint=checkpoint,
             items=len(result.items),
         )
-        for one in findings(result).presets
+        for one in analyze(result).presets
     }

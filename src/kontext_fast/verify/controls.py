@@ -17,7 +17,7 @@ from scipy.stats import binom
 
 from kontext_fast.metrics.base import Control, Metric, Role
 from kontext_fast.verify.bounds import mean_bounds
-from kontext_fast.verify.findings import ByItem, Fidelity, item_means
+from kontext_fast.verify.comparisons import ByItem, Fidelity, item_means
 from kontext_fast.verify.margins import Margins
 
 if TYPE_CHECKING:

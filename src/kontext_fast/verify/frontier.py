@@ -10,9 +10,9 @@ import numpy as np
 
 from kontext_fast.metrics.base import Role, discover
 from kontext_fast.records.schema import EMULATED, Record, ResultFile
+from kontext_fast.verify.analysis import Arms, VerificationAnalysis
 from kontext_fast.verify.bounds import mean_bounds
-from kontext_fast.verify.evidence import Arms, Findings
-from kontext_fast.verify.findings import item_means
+from kontext_fast.verify.comparisons import item_means
 from kontext_fast.verify.verdict import Level
 
 Kind = Literal["baseline", "preset", "steps"]
@@ -58,7 +58,7 @@ class Frontier:
         return tuple(point for point in self.points if point.kind == kind)
 
 
-def frontier(result: ResultFile, found: Findings) -> Frontier | None:
+def frontier(result: ResultFile, found: VerificationAnalysis) -> Frontier | None:
     """The points of a verification that was asked for them; None for any other."""
     arms = Arms(result.records)
     if arms.baseline is None or not (arms.baseline.edits_s or found.fewer_steps):

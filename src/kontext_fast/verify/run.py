@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kontext_fast.bench.environment import environment_facts
-from kontext_fast.bench.privacy import without_private_facts
+from kontext_fast.bench.redact import redact
 from kontext_fast.datasets.base import Dataset, Item
 from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 from kontext_fast.metrics.base import Control, Setting
@@ -25,12 +25,12 @@ from kontext_fast.records.schema import BASELINE, EMULATED, Arm, Output, Record,
 from kontext_fast.records.schema import Item as StoredItem
 from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.arms import Plan, arms
-from kontext_fast.verify.clock import Clock, OnProgress
 from kontext_fast.verify.controls import OTHER_POSITION, spoiled
+from kontext_fast.verify.image_generator import ArmRunner, Settings
 from kontext_fast.verify.journal import Journal
+from kontext_fast.verify.progress import OnProgress, ProgressTracker
 from kontext_fast.verify.request import Request, dataset_of
 from kontext_fast.verify.scoring import Scorer
-from kontext_fast.verify.studio import Settings, Studio
 from kontext_fast.version import __version__
 
 
@@ -60,7 +60,7 @@ class _Session:
 
     def __init__(self, request: Request, out: Path, command: str, on_progress: OnProgress) -> None:
         self._request = request
-        self._command = without_private_facts(command)
+        self._command = redact(command)
         self._on_progress = on_progress
         self.store = ResultStore(out)
         self._journal = Journal(out)
@@ -81,7 +81,7 @@ class _Session:
         self._applied = {
             name: plan for preset in request.presets for name, plan in [_resolved(preset, device, request)]
         }
-        self._studio = Studio(request.checkpoint, device, self._settings, request.batch)
+        self._studio = ArmRunner(request.checkpoint, device, self._settings, request.batch)
         self._studio.fit_batch(self._items[0])
         self._environment = environment_facts(str(device))
         self._device = device
@@ -102,7 +102,7 @@ class _Session:
             control_items=tuple(item.id for item in self._few),
             margins=request.margins.model_dump(mode="json"),
             margins_sha256=request.margins.sha256,
-            rejected=tuple(map(without_private_facts, dataset.rejected)),
+            rejected=tuple(map(redact, dataset.rejected)),
         )
         self._stored_items = tuple(self._stored(item) for item in self._items)
         self._write()
@@ -156,7 +156,7 @@ class _Session:
             )
         )
         left = {plan.arm.name: self._left(plan) for plan in plans}
-        clock = Clock(sum(len(plan.items) for plan in plans), sum(map(len, left.values())), self._on_progress)
+        clock = ProgressTracker(sum(len(plan.items) for plan in plans), sum(map(len, left.values())), self._on_progress)
         for plan in plans:
             name = plan.arm.name
             if name in self._records and not left[name]:
@@ -173,7 +173,7 @@ class _Session:
             return frozenset()
         return frozenset(index for index, item in enumerate(plan.items) if item.id not in done)
 
-    def _run(self, plan: Plan, items: frozenset[int], clock: Clock) -> tuple[Status, str | None]:
+    def _run(self, plan: Plan, items: frozenset[int], clock: ProgressTracker) -> tuple[Status, str | None]:
         """The status of the arm, and why it has no outputs."""
         name = plan.arm.name
         if name == OTHER_POSITION and self._studio.batch == 1:
@@ -239,7 +239,7 @@ class _Session:
         self._verification = self._verification.model_copy(update={"metrics": scorer.facts})
         waiting = [record for record in self._records.values() if record.outputs and not record.scores]
         total = sum(len(record.outputs) for record in waiting)
-        clock = Clock(total, total, self._on_progress)
+        clock = ProgressTracker(total, total, self._on_progress)
         clock.show("scoring")
         scorer.look_ahead(waiting)
         for record in waiting:
@@ -277,7 +277,7 @@ class _Session:
             round=0,
             order=len(self._records),
             status=status,
-            reason=None if reason is None else without_private_facts(reason),
+            reason=None if reason is None else redact(reason),
             arm=arm,
             outputs=tuple(outputs),
             edits_s=edits_s,

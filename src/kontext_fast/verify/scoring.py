@@ -13,7 +13,7 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.metrics.base import Case, Metric, Need, NotMeasured, Role, Setting, StoredOutput, discover, facts_of
 from kontext_fast.records.schema import MetricFacts, Output, Record, Score
 from kontext_fast.records.store import ResultStore
-from kontext_fast.verify.evidence import BETWEEN_SEEDS
+from kontext_fast.verify.analysis import BETWEEN_SEEDS
 from kontext_fast.verify.journal import Journal
 
 _CHUNK = 16

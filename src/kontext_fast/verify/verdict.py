@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from kontext_fast.verify.findings import (
+from kontext_fast.verify.comparisons import (
     Fidelity,
     FloorFinding,
     LossFinding,

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from kontext_fast.bench.peers.block_tracer import blocks_of
 from kontext_fast.bench.peers.resolve import resolve_peer
 from kontext_fast.bench.peers.techniques.cache_dit import CacheDit
 from kontext_fast.bench.peers.techniques.diffusers_first_block_cache import DiffusersFirstBlockCache
 from kontext_fast.bench.peers.techniques.diffusers_magcache import DiffusersMagCache
 from kontext_fast.bench.peers.techniques.diffusers_taylorseer import DiffusersTaylorSeer
-from kontext_fast.bench.peers.watch import blocks_of
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import Acceleration
 from kontext_fast.optimizations.base import Optimization

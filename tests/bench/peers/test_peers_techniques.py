@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from kontext_fast.bench.peers.gpu_base import GPU_BASE
+from kontext_fast.bench.peers.common_stack import GPU_BASE
 from kontext_fast.bench.peers.technique import cannot_revert
 from kontext_fast.bench.peers.techniques.cache_dit import CacheDit
 from kontext_fast.bench.peers.techniques.compiled_blocks import CompiledBlocks

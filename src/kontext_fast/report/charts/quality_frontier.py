@@ -10,7 +10,7 @@ from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.frontier_picture import Dot, Panel, picture
 from kontext_fast.report.frontier_words import finding, without_time
-from kontext_fast.verify.evidence import findings
+from kontext_fast.verify.analysis import analyze
 from kontext_fast.verify.frontier import Frontier, Point, frontier
 
 SECTION = "quality"
@@ -23,7 +23,7 @@ def plotted(result: ResultFile) -> tuple[Panel, ...]:
     found = _frontier(result)
     if found is None:
         return ()
-    margins = findings(result).margins
+    margins = analyze(result).margins
     panels = []
     for metric in found.metrics:
         dots = tuple(dot for point in found.points if (dot := _dot(point, metric)) is not None)
@@ -60,7 +60,7 @@ def draw(result: ResultFile, folder: Path) -> Chart:
 
 
 def _frontier(result: ResultFile) -> Frontier | None:
-    return None if result.verification is None else frontier(result, findings(result))
+    return None if result.verification is None else frontier(result, analyze(result))
 
 
 def _nothing(found: Frontier | None) -> str:

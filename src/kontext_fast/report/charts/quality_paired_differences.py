@@ -10,9 +10,9 @@ from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.quality_picture import Kind, Panel, Row, picture
 from kontext_fast.report.quality_words import finding
+from kontext_fast.verify.analysis import Arms, analyze
 from kontext_fast.verify.bounds import mean_bounds
-from kontext_fast.verify.evidence import Arms, findings
-from kontext_fast.verify.findings import item_means
+from kontext_fast.verify.comparisons import item_means
 
 SECTION = "quality"
 FILE = Path("quality") / "paired_differences.png"
@@ -23,7 +23,7 @@ def plotted(result: ResultFile) -> tuple[Panel, ...]:
     """One panel per metric of quality that was measured; empty for anything but a verification."""
     if result.verification is None:
         return ()
-    found, arms = findings(result), Arms(result.records)
+    found, arms = analyze(result), Arms(result.records)
     panels = []
     for metric in discover().values():
         if metric.role is not Role.QUALITY or not arms.measured(metric.name):
@@ -66,6 +66,6 @@ def draw(result: ResultFile, folder: Path) -> Chart:
             "each one-sided. A preset passes where its bar stays right of the left end of the green band, "
             "which is the margin. Controls are worse on purpose: a metric in which they do not fall is blind."
         ),
-        takeaway=finding(findings(result)) if panels else "No metric of quality was measured.",
+        takeaway=finding(analyze(result)) if panels else "No metric of quality was measured.",
         alt="; ".join(f"{panel.title}: {', '.join(row.label for row in panel.rows)}" for panel in panels),
     )

@@ -11,7 +11,7 @@ from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.quality_picture import Kind, Panel, Row, picture
 from kontext_fast.report.quality_words import finding
-from kontext_fast.verify.evidence import Arms, findings
+from kontext_fast.verify.analysis import Arms, analyze
 
 SECTION = "quality"
 FILE = Path("quality") / "score_distributions.png"
@@ -22,7 +22,7 @@ def plotted(result: ResultFile) -> tuple[Panel, ...]:
     """Panels of fidelity first; empty for anything but a verification."""
     if result.verification is None:
         return ()
-    found, arms = findings(result), Arms(result.records)
+    found, arms = analyze(result), Arms(result.records)
     metrics = sorted(discover().values(), key=lambda metric: metric.role is not Role.FIDELITY)
     panels = []
     for metric in metrics:
@@ -78,6 +78,6 @@ def draw(result: ResultFile, folder: Path) -> Chart:
             "with nothing but rounding changed, the floor of every distance; orange are outputs made worse on purpose; "
             "gray is baseline, in distances to itself with another seed. Dots at the left edge are exactly zero."
         ),
-        takeaway=finding(findings(result)) if panels else "Nothing was scored.",
+        takeaway=finding(analyze(result)) if panels else "Nothing was scored.",
         alt="; ".join(f"{panel.title}: {', '.join(row.label for row in panel.rows)}" for panel in panels),
     )

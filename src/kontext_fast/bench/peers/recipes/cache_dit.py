@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import Final
 
-from kontext_fast.bench.peers.gpu_base import GPU_BASE
+from kontext_fast.bench.peers.common_stack import GPU_BASE
 from kontext_fast.bench.peers.peer import Peer
 from kontext_fast.bench.peers.techniques.cache_dit import CacheDit
 

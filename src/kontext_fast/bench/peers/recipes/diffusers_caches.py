@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kontext_fast.bench.peers.gpu_base import GPU_BASE
+from kontext_fast.bench.peers.common_stack import GPU_BASE
 from kontext_fast.bench.peers.peer import Peer
 from kontext_fast.bench.peers.techniques.cudnn_attention import CudnnAttention
 from kontext_fast.bench.peers.techniques.diffusers_first_block_cache import DiffusersFirstBlockCache

@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from kontext_fast.bench.peers.block_tracer import BlockWatch, is_first_pass
 from kontext_fast.bench.peers.technique import Technique
-from kontext_fast.bench.peers.watch import BlockWatch, is_first_pass
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.base import Effect, Facts, Phase
 from kontext_fast.optimizations.call_tracking import PipelineCall, track_calls

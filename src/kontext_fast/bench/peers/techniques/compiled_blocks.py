@@ -10,8 +10,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kontext_fast.bench.peers.block_tracer import blocks_of
 from kontext_fast.bench.peers.technique import Technique
-from kontext_fast.bench.peers.watch import blocks_of
 from kontext_fast.optimizations.base import Effect, Facts, Phase
 from kontext_fast.optimizations.patching import keep_attribute
 from kontext_fast.optimizations.techniques.compile import Compile

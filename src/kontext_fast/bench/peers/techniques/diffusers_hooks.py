@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
-from kontext_fast.bench.peers.watch import BlockWatch, hooked_modules, is_first_pass
+from kontext_fast.bench.peers.block_tracer import BlockWatch, hooked_modules, is_first_pass
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.call_tracking import PipelineCall
 from kontext_fast.optimizations.patching import keep_attribute

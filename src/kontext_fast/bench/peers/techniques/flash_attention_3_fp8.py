@@ -7,8 +7,8 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kontext_fast.bench.peers.block_tracer import blocks_of
 from kontext_fast.bench.peers.technique import Technique
-from kontext_fast.bench.peers.watch import blocks_of
 from kontext_fast.optimizations.base import Effect, Facts, Phase
 from kontext_fast.optimizations.patching import set_attribute
 

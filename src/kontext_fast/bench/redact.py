@@ -10,7 +10,7 @@ _HUB_TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
-def without_private_facts(text: str) -> str:
+def redact(text: str) -> str:
     """`text` with absolute folders shortened to `.../` and access tokens removed."""
     for variable in _TOKEN_VARIABLES:
         if token := os.environ.get(variable):

@@ -20,7 +20,7 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-class Clock:
+class ProgressTracker:
     """Counts calls and guesses how long the rest takes."""
 
     def __init__(self, total: int, left: int, on_progress: OnProgress) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from kontext_fast.errors import InvalidInput
 from kontext_fast.metrics.base import Metric, Role, discover
 from kontext_fast.records.schema import MetricFacts, Record, ResultFile, Verification
+from kontext_fast.verify.comparisons import ByItem, Fidelity, Quality
 from kontext_fast.verify.controls import RERUN, Sighting, blindness, sightings
-from kontext_fast.verify.findings import ByItem, Fidelity, Quality
 from kontext_fast.verify.margins import Margins
 from kontext_fast.verify.verdict import Evidence, Level, Verdict, decide
 
@@ -27,7 +27,7 @@ class PresetVerdict:
 
 
 @dataclass(frozen=True)
-class Findings:
+class VerificationAnalysis:
     """Everything that a report of a verification says, computed from its records."""
 
     verification: Verification
@@ -40,7 +40,7 @@ class Findings:
     metrics: tuple[MetricFacts, ...]
 
 
-def findings(result: ResultFile) -> Findings:
+def analyze(result: ResultFile) -> VerificationAnalysis:
     """The verdicts of a verification. Raises InvalidInput for records of anything else."""
     verification = result.verification
     if verification is None:
@@ -65,7 +65,7 @@ def findings(result: ResultFile) -> Findings:
         for metric, seen in zip(metrics, found, strict=True)
         if (reason := blindness(seen)) is not None
     }
-    return Findings(
+    return VerificationAnalysis(
         verification=verification,
         margins=margins,
         presets=tuple(_judged(arms, record, metrics, margins, blind) for record in arms.presets),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kontext_fast.bench.privacy import without_private_facts
+from kontext_fast.bench.redact import redact
 from kontext_fast.datasets.base import Item
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError, OutOfMemory
 from kontext_fast.optimizations.acceleration import Acceleration
@@ -23,8 +23,8 @@ from kontext_fast.pipeline.load import LoadedCheckpoint, load
 from kontext_fast.pipeline.request import EditRequest
 from kontext_fast.records.schema import Output
 from kontext_fast.verify.arms import CONTROL_CALLS, Plan
-from kontext_fast.verify.calls import calls_of
-from kontext_fast.verify.precision import use_other_precision
+from kontext_fast.verify.batching import calls_of
+from kontext_fast.verify.precision_floor import use_other_precision
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,7 +63,7 @@ class Settings:
     guidance: float
 
 
-class Studio:
+class ArmRunner:
     """A loaded checkpoint and the settings of a verification."""
 
     def __init__(self, checkpoint: str, device: Any, settings: Settings, batch: int | None = None) -> None:
@@ -263,7 +263,7 @@ class Studio:
 def _sentence(error: Exception) -> str:
     """What a record says of a failed edit."""
     reason = str(error) if isinstance(error, KontextError) else f"{type(error).__name__}: {error}"
-    return " ".join(without_private_facts(reason).split())
+    return " ".join(redact(reason).split())
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kontext_fast.bench.cells import NATIVE, Tier
 from kontext_fast.bench.schedule import Run
+from kontext_fast.bench.suites import NATIVE, Tier
 from kontext_fast.pipeline.sizes import parse_size
 
 _NATIVE_PIXELS = 1024 * 1024

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kontext_fast.optimizations.machine import Machine
 
 
-class Elsewhere(Technique):
+class Unsupported(Technique):
     """Refused everywhere, so that a comparison says why somebody is missing from it."""
 
     name: ClassVar[str] = "elsewhere"

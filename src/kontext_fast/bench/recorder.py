@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from kontext_fast.bench.privacy import without_private_facts
 from kontext_fast.bench.process import WorkerEnd
 from kontext_fast.bench.protocol import Applied, Loaded, Measured, Planned, Started
+from kontext_fast.bench.redact import redact
 from kontext_fast.bench.schedule import UNFINISHED, Run, Schedule, machine_of
 from kontext_fast.bench.suites import Suite
 from kontext_fast.errors import InvalidInput
@@ -24,18 +24,18 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-class Book:
+class RunRecorder:
     """The result file of one suite."""
 
     def __init__(self, store: ResultStore, suite: Suite, command: str) -> None:
         self._store = store
         self._suite = suite
         self._items: dict[str, Item] = {}
-        self._command = without_private_facts(command)
+        self._command = redact(command)
         self.records: list[Record] = []
 
     @classmethod
-    def open(cls, store: ResultStore, suite: Suite, command: str, *, resume: bool) -> Book:
+    def open(cls, store: ResultStore, suite: Suite, command: str, *, resume: bool) -> RunRecorder:
         """A new book, or one that goes on where its records end; a benchmark that wrote none yet starts anew.
 
         Raises InvalidInput for a folder with records that are not to be, or cannot be, gone on with.
@@ -67,7 +67,7 @@ class Book:
             round=self._block_of(run, schedule, facts["environment"]),
             order=self._next_order(),
             status=status,
-            reason=None if reason is None else without_private_facts(reason),
+            reason=None if reason is None else redact(reason),
             stderr_tail=None if status in ("ok", "refused") else end.stderr_tail or None,
             cells=run.tier.cells,
             compile_cache=run.configuration.compile_cache,

@@ -30,7 +30,7 @@ _THROTTLE_REASONS = {
 """Bits of NVML's clocks event reasons. Bit 1, idle, is no reason to distrust a time."""
 
 
-class Card:
+class NvmlDevice:
     """One GPU as NVML knows it; every question is answered with None where this driver or card cannot."""
 
     def __init__(self, nvml: ModuleType, handle: Any) -> None:
@@ -38,7 +38,7 @@ class Card:
         self._handle = handle
 
     @classmethod
-    def of(cls, device: Any) -> Card | None:
+    def of(cls, device: Any) -> NvmlDevice | None:
         """The card behind a torch device; None for other devices and where there is no NVML."""
         if device.type != "cuda":
             return None
@@ -47,7 +47,7 @@ class Card:
         return cls.find(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
 
     @classmethod
-    def find(cls, uuid: str) -> Card | None:
+    def find(cls, uuid: str) -> NvmlDevice | None:
         """By its uuid, since its index in torch may be another one."""
         import pynvml
 
@@ -107,13 +107,13 @@ class _Series:
     own_bytes: list[int] = field(default_factory=list)
 
 
-class GpuWatch:
+class GpuMonitor:
     """Reads a card during the `with` block: at its beginning, every `INTERVAL_S`, and at its end.
 
     With no card it does nothing, and `readings` and `process_peak_bytes` are None.
     """
 
-    def __init__(self, card: Card | None) -> None:
+    def __init__(self, card: NvmlDevice | None) -> None:
         self._card = card
         self._series = _Series()
         self._ended = threading.Event()
@@ -158,14 +158,14 @@ class GpuWatch:
         """The most that this process held on the card at any reading, what torch does not allocate included."""
         return max(self._series.own_bytes, default=None)
 
-    def _watch(self, card: Card) -> None:
+    def _watch(self, card: NvmlDevice) -> None:
         while True:
             self._read(card)
             if self._ended.wait(INTERVAL_S):
                 self._read(card)
                 return
 
-    def _read(self, card: Card) -> None:
+    def _read(self, card: NvmlDevice) -> None:
         series = self._series
         series.at_s.append(perf_counter() - self._start)
         series.power_w.append(card.power_w())
