@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pareto_candidates import BOTH, CACHE, CACHE_DIT, FEWER, FULL, REFERENCE, STEPS
 
-from kontext_fast.report.drawing import COLORS, GRAY, GRID, INK, MUTED, new_figure, png
+from kontext_fast.report.plots.style import COLORS, GRAY, GRID, INK, MUTED, new_figure, png
 from kontext_fast.stats.intervals import Estimate, acceptance, bootstrap_mean, paired_difference
 
 Verdict = Literal["better", "no difference seen", "worse", "not measured"]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from kontext_fast.analysis.comparison import REGRESSIONS, Change, compare
 from kontext_fast.bench.runner import run_suite
 from kontext_fast.bench.suites import read_suite
 from kontext_fast.cli.main import run
 from kontext_fast.records.store import ResultStore
-from kontext_fast.report.comparison import REGRESSIONS, Change, compare
 
 SLOWED = str(Path(__file__).parent / "slowed_worker.py")
 DELAY = 0.03

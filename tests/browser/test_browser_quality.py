@@ -9,7 +9,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from kontext_fast.report.quality import write_quality_page
+from kontext_fast.report.output.quality_page import write_quality_page
 from tests.browser.chromium import look, requested
 from tests.browser.test_browser_page import AXE, WIDTHS
 from tests.verify.rendered import losing, untouched, verification

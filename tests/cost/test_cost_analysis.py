@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kontext_fast.analysis.rows import EMULATED
 from kontext_fast.cost.analysis import NO_PRICE, GroupCost, PresetCost, Question, analyse
 from kontext_fast.cost.billing import Demand
 from kontext_fast.cost.prices import load_prices
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import CONTROL, ResultFile
-from kontext_fast.report.headline import EMULATED
 from tests.cost.made_up import ROUNDS, SECONDS, TODAY, gpu_result, gpu_run
 from tests.records.builder import record, result, timed
 

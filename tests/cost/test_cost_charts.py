@@ -6,13 +6,13 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from kontext_fast.cost.featured import Featured, featured
+from kontext_fast.analysis.groups import groups
+from kontext_fast.analysis.ranking import headline_group_first
+from kontext_fast.cost.headline_comparison import HeadlineComparison, headline_comparison
 from kontext_fast.cost.prices import load_prices
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.charting import draw_charts
 from kontext_fast.report.charts import billing_models, cost_analysis, cost_summary
-from kontext_fast.report.groups import groups
-from kontext_fast.report.lead import most_telling_first
 from tests.cost.made_up import TODAY, gpu_result, gpu_run
 from tests.records.builder import result, timed
 
@@ -20,9 +20,9 @@ CHARTS = (cost_summary, cost_analysis, billing_models)
 CPU = result([timed("baseline", 0, [1.0, 1.0]), timed("cache", 0, [0.5, 0.5])])
 
 
-def shown(records: ResultFile) -> Featured:
-    found = featured(records, load_prices(), TODAY)
-    assert isinstance(found, Featured), found
+def shown(records: ResultFile) -> HeadlineComparison:
+    found = headline_comparison(records, load_prices(), TODAY)
+    assert isinstance(found, HeadlineComparison), found
     return found
 
 
@@ -39,7 +39,7 @@ def test_the_card_is_that_with_which_a_report_leads() -> None:
         for one in gpu_result(device="NVIDIA H100 80GB HBM3").records
     ]
     both = result([*first, *then])
-    (leading, *_) = most_telling_first(groups(both))
+    (leading, *_) = headline_group_first(groups(both))
     assert (leading.machine, shown(both).card) == ("NVIDIA H100 80GB HBM3", "H100 SXM")
 
 
@@ -106,7 +106,7 @@ def test_without_a_price_none_is_drawn_and_an_earlier_one_goes(tmp_path: Path, m
 
 
 def test_without_a_preset_beside_baseline_the_reason_is_said() -> None:
-    assert "no baseline and preset" in str(featured(result([gpu_run("baseline", 0)]), load_prices(), TODAY))
+    assert "no baseline and preset" in str(headline_comparison(result([gpu_run("baseline", 0)]), load_prices(), TODAY))
 
 
 def test_a_workload_too_large_for_its_price_does_not_stop_the_report(tmp_path: Path) -> None:
@@ -124,6 +124,6 @@ def test_the_report_finds_the_charts(tmp_path: Path) -> None:
 def test_labels_of_the_runs_are_stamped_on_the_picture() -> None:
     records = result([gpu_run("baseline", 0), gpu_run("classic", 0, labels=("fixed schedule",))])
     assert shown(records).stamp == "fixed schedule"
-    stale = featured(gpu_result(), load_prices(), TODAY.replace(year=2028))
-    assert isinstance(stale, Featured)
+    stale = headline_comparison(gpu_result(), load_prices(), TODAY.replace(year=2028))
+    assert isinstance(stale, HeadlineComparison)
     assert "stale price" in (stale.stamp or "")

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from kontext_fast.analysis.groups import groups
+from kontext_fast.analysis.rows import headline
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.merge import merged
 from kontext_fast.records.schema import Cell, Record, ResultFile
-from kontext_fast.report.groups import groups
-from kontext_fast.report.headline import headline
 from tests.records.builder import item, record, result, timed
 
 CELL = Cell(mode="edit", size="native", steps=4, batch=1)

@@ -9,9 +9,9 @@ from kontext_fast.cost.prices import load_prices
 from kontext_fast.records.schema import GpuReadings, Record
 from kontext_fast.report.blocks import first_image, steps
 from kontext_fast.report.costs import usual_question
+from kontext_fast.report.model import build_report
 from kontext_fast.report.published import find_published
 from kontext_fast.report.site import NOTHING, Site
-from kontext_fast.report.story import tell
 from tests.records.builder import record, result, sample
 from tests.report import suite_records
 from tests.report.site_records import CARD
@@ -19,7 +19,7 @@ from tests.report.site_records import CARD
 
 def site(folder: Path, records: Sequence[Record]) -> Site:
     on_the_card = [one.model_copy(update={"environment": CARD | {"gpu": LIMITED}}) for one in records]
-    story = tell(result(on_the_card), (), load_prices(), usual_question())
+    story = build_report(result(on_the_card), (), load_prices(), usual_question())
     return Site(find_published(folder), story)
 
 

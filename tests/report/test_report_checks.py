@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kontext_fast.analysis.control import smallest_claim
+from kontext_fast.analysis.groups import groups
+from kontext_fast.analysis.rows import headline
 from kontext_fast.records.schema import CONTROL, Cell, GpuReadings, Record, ResultFile, Sample
-from kontext_fast.report.checks import checks
-from kontext_fast.report.control import smallest_claim
-from kontext_fast.report.groups import groups
-from kontext_fast.report.headline import headline
-from kontext_fast.report.notes import not_measured, speed_finding
+from kontext_fast.report.text.phrases import checks, not_measured, speed_finding
 from tests.records.builder import record, result, sample, timed, workload
 
 CENTRE = Cell(mode="edit", size="native", steps=4, batch=1)

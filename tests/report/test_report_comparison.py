@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kontext_fast.analysis.comparison import Change, Comparison, compare
 from kontext_fast.cli.main import run
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import CONTROL, ResultFile
 from kontext_fast.records.store import ResultStore
-from kontext_fast.report.comparison import Change, Comparison, compare
 from tests.records.builder import MACHINE, RANDOM, TINY, record, result, timed, workload
 
 OTHER_CARD = {"gpu": {"name": "Imaginary GPU"}}

@@ -12,7 +12,7 @@ from kontext_fast.cli.main import run
 from kontext_fast.cost.prices import load_prices
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import ResultStore
-from kontext_fast.report.documents import latex, markdown
+from kontext_fast.report.output.documents import latex, markdown
 from tests.cost.made_up import gpu_result, gpu_run
 from tests.records.builder import full, record, result, timed
 from tests.report.suite_records import sweep

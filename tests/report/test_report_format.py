@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.rows import ComputedSteps
 from kontext_fast.records.schema import Memory
-from kontext_fast.report import format as write
-from kontext_fast.report.headline import ComputedSteps
 from kontext_fast.stats.intervals import Estimate
 
 

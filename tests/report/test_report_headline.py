@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from kontext_fast.analysis.groups import groups
+from kontext_fast.analysis.rows import Row, headline
 from kontext_fast.records.schema import EMULATED, Measurement, Memory, ResultFile
 from kontext_fast.records.store import ResultStore
-from kontext_fast.report.groups import groups
-from kontext_fast.report.headline import Row, headline
-from kontext_fast.report.notes import speed_finding
+from kontext_fast.report.text.phrases import speed_finding
 from tests.records.builder import RANDOM, full, judged, record, result, sample, timed, workload
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from kontext_fast.analysis.groups import groups
 from kontext_fast.cli.main import run
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report import write_report
 from kontext_fast.report.gallery import MOST_ITEMS, gallery
-from kontext_fast.report.groups import groups
 from tests.records.builder import RANDOM, full, item, record, result, sample, timed, workload
 
 DRAWN = ("speedup_comparison", "stage_breakdown", "memory_usage", "cold_start")

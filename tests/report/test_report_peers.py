@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import date
 
-from kontext_fast.cost.featured import Featured, featured
+from kontext_fast.analysis.groups import groups
+from kontext_fast.analysis.rows import headline
+from kontext_fast.cost.headline_comparison import HeadlineComparison, headline_comparison
 from kontext_fast.cost.prices import load_prices
 from kontext_fast.records.schema import Cell, Record
-from kontext_fast.report.groups import groups
-from kontext_fast.report.headline import headline
-from kontext_fast.report.notes import fastest, speed_finding
+from kontext_fast.report.text.phrases import fastest, speed_finding
 from tests.records.builder import record, result, sample, timed, workload
 
 ASKED = Cell(mode="edit", size="128x128", steps=4, batch=1)
@@ -76,9 +76,9 @@ def test_where_peers_alone_were_run_one_of_them_leads_and_is_named_once() -> Non
 
 def test_the_charts_of_cost_price_our_cheapest_preset() -> None:
     table, today = load_prices(), date(2026, 11, 24)
-    priced = featured(result(bench(baseline=1.0, fast=0.5, peer_magcache=0.25)), table, today)
-    assert isinstance(priced, Featured)
+    priced = headline_comparison(result(bench(baseline=1.0, fast=0.5, peer_magcache=0.25)), table, today)
+    assert isinstance(priced, HeadlineComparison)
     assert priced.other.row.preset == "fast"
-    alone = featured(result(bench(baseline=1.0, peer_magcache=0.25)), table, today)
-    assert isinstance(alone, Featured)
+    alone = headline_comparison(result(bench(baseline=1.0, peer_magcache=0.25)), table, today)
+    assert isinstance(alone, HeadlineComparison)
     assert alone.other.row.preset == "peer:magcache"

@@ -17,7 +17,6 @@ from PIL import Image
 from scipy import stats
 
 from kontext_fast.records.schema import CONTROL, AppliedOptimization, Cell, ResultFile
-from kontext_fast.report import drawing, stacked_picture
 from kontext_fast.report.charts import (
     ablation,
     cold_start,
@@ -26,7 +25,8 @@ from kontext_fast.report.charts import (
     stage_breakdown,
     step_resolution_heatmap,
 )
-from kontext_fast.report.stacked_picture import Part, StackedPanel, StackedRow
+from kontext_fast.report.plots import stacked, style
+from kontext_fast.report.plots.stacked import Part, StackedPanel, StackedRow
 from kontext_fast.stats.intervals import Estimate
 from tests.records.builder import record, result, timed
 from tests.report import suite_records
@@ -207,9 +207,9 @@ def test_long_names_of_rows_lie_inside_of_the_picture() -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     for name in ("p", "first_block_cache, cold cache", "peer:compiled-float8-and-more, warm cache"):
-        figure = drawing.new_figure(3.0)
-        axes = figure.add_axes((drawing.name_left([name], 0.1), 0.2, 0.5, 0.6))
-        drawing.row_name(axes, 0.5, name)
+        figure = style.new_figure(3.0)
+        axes = figure.add_axes((style.name_left([name], 0.1), 0.2, 0.5, 0.6))
+        style.row_name(axes, 0.5, name)
         FigureCanvasAgg(figure).draw()
         left, right = axes.texts[0].get_window_extent().x0, axes.get_window_extent().x0
         assert 0 < left < right
@@ -217,9 +217,9 @@ def test_long_names_of_rows_lie_inside_of_the_picture() -> None:
 
 def test_words_behind_a_wide_interval_lie_inside_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(drawing, "png", lambda figure: drawn.append(figure) or b"")
+    monkeypatch.setattr(style, "png", lambda figure: drawn.append(figure) or b"")
     wide = StackedRow("classic, warm cache", (Part("p", 9.0),), Estimate(9.0, (0.0, 18.0), 5), "new size 2 s, then 1 s")
-    stacked_picture.picture([StackedPanel("title", "subtitle", (wide,))], {"p": "black"})
+    stacked.picture([StackedPanel("title", "subtitle", (wide,))], {"p": "black"})
     (figure,) = drawn
     (axes,) = figure.axes
     (words,) = (text for text in axes.texts if "then 1 s" in text.get_text())

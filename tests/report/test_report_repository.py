@@ -20,11 +20,11 @@ from kontext_fast.records.store import ResultStore
 from kontext_fast.report import blocks
 from kontext_fast.report.blocks import known_figures
 from kontext_fast.report.costs import usual_question
+from kontext_fast.report.model import build_report
 from kontext_fast.report.published import find_published
-from kontext_fast.report.quality_words import level_name
 from kontext_fast.report.repository import differences, render_repository
 from kontext_fast.report.site import NOTHING, Site, discover_blocks
-from kontext_fast.report.story import tell
+from kontext_fast.report.text.quality import level_name
 from kontext_fast.verify.analysis import analyze
 from tests.records.builder import full
 from tests.report.site_records import FEWER, REFUSED, project
@@ -132,7 +132,7 @@ def test_known_figures_are_reproduced_or_said_not_to_be(two: Path, monkeypatch: 
     monkeypatch.setitem(known_figures.KNOWN_S, "peer:compiled", 6.0)
     published = find_published(two / "results")
     assert published.speed is not None
-    story = tell(published.speed, (), load_prices(), usual_question(published.day))
+    story = build_report(published.speed, (), load_prices(), usual_question(published.day))
     text = known_figures.render(Site(published, story))
     rows = {line.split("`")[1]: line.split(" | ") for line in text.splitlines() if line.startswith("| `")}
     stored = ResultStore.find(records_file(two)).load()

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from kontext_fast.report.groups import groups
-from kontext_fast.report.stages import stage_rows
+from kontext_fast.analysis.groups import groups
+from kontext_fast.analysis.stages import stage_rows
 from tests.records.builder import record, result, sample, timed
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kontext_fast.analysis.ranking import slow_to_fast
 from kontext_fast.cost.prices import load_prices
 from kontext_fast.records.schema import CONTROL, Record, ResultFile
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report.costs import usual_question
-from kontext_fast.report.order import slow_to_fast
-from kontext_fast.report.story import Story, tell
-from kontext_fast.report.takeaways import takeaways, title
+from kontext_fast.report.model import Report, build_report
+from kontext_fast.report.output.page import takeaways, title
 from tests.cost.made_up import TODAY, gpu_result, gpu_run
 from tests.records.builder import full, record, result, timed
 
 QUESTION = usual_question(TODAY)
 
 
-def story(records: ResultFile) -> Story:
-    return tell(records, (), load_prices(), QUESTION)
+def story(records: ResultFile) -> Report:
+    return build_report(records, (), load_prices(), QUESTION)
 
 
 def test_an_h200_says_speed_quality_memory_and_money() -> None:

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from kontext_fast.records.schema import ResultFile
-from kontext_fast.report.terminal import print_headline
+from kontext_fast.report.output.terminal import print_headline
 from tests.records.builder import record, result, timed
 
 LONG = "without a part of its recipe: it needs a card of another kind, which this machine does not have; run it on one"

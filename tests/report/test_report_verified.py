@@ -10,8 +10,8 @@ from kontext_fast.cli.main import run
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report import charting
 from kontext_fast.report.charts import cost_summary
-from kontext_fast.report.quality_words import level_name
-from kontext_fast.report.verified import Verdicts, verdicts
+from kontext_fast.report.text.quality import level_name
+from kontext_fast.report.verdicts import Verdicts, verdicts
 from kontext_fast.verify.analysis import analyze
 from tests.cost.made_up import gpu_result
 from tests.verify.rendered import noisy, verification

@@ -10,9 +10,9 @@ from PIL import Image
 
 from kontext_fast.records.schema import EMULATED, ResultFile
 from kontext_fast.records.store import ResultStore
-from kontext_fast.report import frontier_words as words
 from kontext_fast.report.charts import quality_frontier
-from kontext_fast.report.quality import write_quality_page
+from kontext_fast.report.output.quality_page import write_quality_page
+from kontext_fast.report.text import frontier as words
 from kontext_fast.verify.analysis import analyze
 from kontext_fast.verify.arms import fewer_steps
 from kontext_fast.verify.frontier import Change, Frontier, Point, frontier, quality_of_fewer_steps

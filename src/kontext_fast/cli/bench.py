@@ -179,7 +179,7 @@ def _split_counts(text: str | None, what: str) -> tuple[int, ...] | None:
 def _print_result(result: ResultFile, folder: Path, *, as_json: bool) -> None:
     from rich.console import Console
 
-    from kontext_fast.report.terminal import print_headline
+    from kontext_fast.report.output.terminal import print_headline
 
     print_headline(result, Console(highlight=False))
     if as_json:

@@ -24,9 +24,9 @@ def command(
     json: Json = False,
 ) -> None:
     """Find what became slower from A to B; write a Markdown table for a pull request."""
+    from kontext_fast.analysis.comparison import compare
     from kontext_fast.records.store import ResultStore
-    from kontext_fast.report.comparison import compare
-    from kontext_fast.report.comparison_table import as_data, markdown
+    from kontext_fast.report.output.comparison_table import as_data, markdown
 
     if not 0 <= threshold < 100:
         raise InvalidInput(f"The threshold is {threshold:g} %; give a number from 0 to below 100.")

@@ -58,9 +58,9 @@ def cost(
     from kontext_fast.cost.export import as_csv, as_json
     from kontext_fast.cost.licence import licence_notes
     from kontext_fast.cost.prices import load_prices
-    from kontext_fast.cost.terminal import print_cost
     from kontext_fast.records.atomic import write_atomically
     from kontext_fast.records.store import ResultStore
+    from kontext_fast.report.output.cost_table import print_cost
 
     question = Question(
         demand=Demand(images_per_day=images_per_day, peak_share=peak_share, cold_starts_per_day=cold_starts),

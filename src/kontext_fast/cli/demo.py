@@ -28,8 +28,8 @@ def command(
     from kontext_fast.datasets.shapes import held_out
     from kontext_fast.pipeline.request import EditRequest
     from kontext_fast.records.store import ResultStore
-    from kontext_fast.report.publish import publish
-    from kontext_fast.report.terminal import print_headline
+    from kontext_fast.report.output.publish import publish
+    from kontext_fast.report.output.terminal import print_headline
     from kontext_fast.verify import judge_records
 
     folder = free_folder(out, "demo")

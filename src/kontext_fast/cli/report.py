@@ -53,8 +53,8 @@ def report(
 
     from kontext_fast.cost.analysis import Question
     from kontext_fast.cost.billing import Demand
-    from kontext_fast.report.publish import publish
-    from kontext_fast.report.terminal import print_headline
+    from kontext_fast.report.output.publish import publish
+    from kontext_fast.report.output.terminal import print_headline
 
     question = Question(
         demand=Demand(images_per_day=images_per_day, cold_starts_per_day=1),

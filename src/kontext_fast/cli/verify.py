@@ -71,7 +71,7 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Say whether presets change the images: a verdict with margins, controls and a page of pictures."""
-    from kontext_fast.report.quality import write_quality_page
+    from kontext_fast.report.output.quality_page import write_quality_page
     from kontext_fast.verify.analysis import analyze
     from kontext_fast.verify.frontier import frontier as frontier_of
     from kontext_fast.verify.margins import read_margins
@@ -170,7 +170,7 @@ def _print(found: VerificationAnalysis, points: Frontier | None) -> None:
         table.add_row(*map(Text, (one.preset, shown, one.verdict.reason)))
     console.print(table)
     if points is not None:
-        from kontext_fast.report.frontier_words import finding
+        from kontext_fast.report.text.frontier import finding
 
         console.print(Text(finding(points)))
     for metric, reason in found.blind.items():

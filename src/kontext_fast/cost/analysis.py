@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 
+from kontext_fast.analysis.groups import BASELINE, Group, groups
+from kontext_fast.analysis.names import workload_name
 from kontext_fast.cost.billing import Basis, Billing, Cost, Demand, Tariff, Work, cost
 from kontext_fast.cost.cards import card_of
 from kontext_fast.cost.crossover import Crossover, fleet_instead_of_use, hosting_instead_of_api
@@ -15,8 +17,6 @@ from kontext_fast.cost.payback import Payback, images_to_repay_start, payback, s
 from kontext_fast.cost.prices import Kind, Price, PriceTable, user_price
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import CONTROL, ResultFile
-from kontext_fast.report.groups import BASELINE, Group, groups
-from kontext_fast.report.notes import workload_name
 from kontext_fast.stats.intervals import Estimate
 
 NO_PRICE = "no price for this machine"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kontext_fast.analysis.groups import Group
+from kontext_fast.analysis.rows import Row, headline, process_values
 from kontext_fast.cost.billing import Work
 from kontext_fast.records.schema import EMULATED, Memory
-from kontext_fast.report.groups import Group
-from kontext_fast.report.headline import Row, headline, process_values
 from kontext_fast.stats.intervals import mean_estimate
 
 

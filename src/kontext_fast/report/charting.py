@@ -10,7 +10,7 @@ from kontext_fast.discovery import modules_with
 from kontext_fast.errors import KontextError
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report import charts
-from kontext_fast.report.verified import Verdicts
+from kontext_fast.report.verdicts import Verdicts
 
 SECTIONS = ("speed", "sizes", "memory", "cold", "ablation", "quality", "cost")
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from kontext_fast.analysis.groups import Group
+from kontext_fast.analysis.names import group_name
 from kontext_fast.cost import money
 from kontext_fast.cost.analysis import GroupCost, PresetCost, Question, analyse_group
 from kontext_fast.cost.billing import Demand
@@ -19,8 +21,6 @@ from kontext_fast.cost.measured import measured, paired_half_s
 from kontext_fast.cost.prices import Kind, Price, PriceTable
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import BASELINE
-from kontext_fast.report.groups import Group
-from kontext_fast.report.notes import group_name
 
 USUAL_IMAGES_PER_DAY = 10_000
 USUAL_COLD_STARTS_PER_DAY = 1

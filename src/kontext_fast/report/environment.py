@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kontext_fast.analysis import format as write
 from kontext_fast.records.schema import Record
-from kontext_fast.report import format as write
 
 MOST_VALUES = 3
 """More distinct values than this are counted instead of listed."""

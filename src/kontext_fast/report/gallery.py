@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from kontext_fast.analysis.groups import Group, Run
+from kontext_fast.analysis.judge_scores import Judgement, verdict
 from kontext_fast.records.schema import BASELINE, Item
-from kontext_fast.report.groups import Group, Run
-from kontext_fast.report.judged import Verdict, verdict
 
 MOST_ITEMS = 12
 
@@ -21,7 +21,7 @@ class Picture:
     """Why there is none."""
     preset: str | None = None
     """None for what no preset made."""
-    verdict: Verdict | None = None
+    verdict: Judgement | None = None
 
 
 @dataclass(frozen=True)

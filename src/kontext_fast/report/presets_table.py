@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.groups import Group, groups
+from kontext_fast.analysis.rows import Row, headline
 from kontext_fast.optimizations.base import Effect, Optimization
 from kontext_fast.optimizations.presets import PRESETS, Preset
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import BASELINE, EMULATED, Record, ResultFile
-from kontext_fast.report import format as write
-from kontext_fast.report.groups import Group, groups
-from kontext_fast.report.headline import Row, headline
-from kontext_fast.report.quality_words import level_name
+from kontext_fast.report.text.quality import level_name
 from kontext_fast.verify.analysis import PresetVerdict, VerificationAnalysis, analyze
 
 SHOWN = ("faithful", "balanced", "fast", "turbo", "classic")

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kontext_fast.records.atomic import write_atomically
-from kontext_fast.report.audience import DOCUMENTS
 from kontext_fast.report.costs import usual_question
 from kontext_fast.report.marked import filled
-from kontext_fast.report.publish import write_documents
+from kontext_fast.report.model import Report
+from kontext_fast.report.output.documents import DOCUMENTS
+from kontext_fast.report.output.publish import write_documents
+from kontext_fast.report.output.quality_page import write_quality_page
 from kontext_fast.report.published import Published, find_published
-from kontext_fast.report.quality import write_quality_page
 from kontext_fast.report.site import Site, block
-from kontext_fast.report.story import Story
-from kontext_fast.report.verified import verdicts_of
+from kontext_fast.report.verdicts import verdicts_of
 
 RESULTS, RENDERED = "results", ("reports", "visualizations")
 _PICTURE = re.compile(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+")
@@ -57,7 +57,7 @@ def differences(root: Path) -> list[str]:
         return found
 
 
-def _write_reports(published: Published, out: Path) -> Story | None:
+def _write_reports(published: Published, out: Path) -> Report | None:
     story = None
     if published.speed is not None:
         samples_file = out / RESULTS / "samples.csv"

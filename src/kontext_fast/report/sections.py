@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.control import smallest_claim
+from kontext_fast.analysis.groups import Group
+from kontext_fast.analysis.names import group_name
+from kontext_fast.analysis.ranking import slow_to_fast
+from kontext_fast.analysis.rows import Failure, Row, headline
+from kontext_fast.analysis.stages import StageRow, stage_rows
 from kontext_fast.cost.analysis import GroupCost, PresetCost
 from kontext_fast.records.schema import ResultFile, Workload
-from kontext_fast.report import format as write
-from kontext_fast.report.checks import checks
-from kontext_fast.report.control import smallest_claim
 from kontext_fast.report.costs import preset_cost
 from kontext_fast.report.environment import Fact
 from kontext_fast.report.gallery import Gallery, gallery
-from kontext_fast.report.groups import Group
-from kontext_fast.report.headline import Failure, Row, headline
-from kontext_fast.report.notes import checkpoint_caution, fastest, group_name, not_measured, speed_finding
-from kontext_fast.report.order import slow_to_fast
-from kontext_fast.report.stages import StageRow, stage_rows
+from kontext_fast.report.text.phrases import checkpoint_caution, checks, fastest, not_measured, speed_finding
 
 
 @dataclass(frozen=True)

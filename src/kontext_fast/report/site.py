@@ -12,9 +12,9 @@ from typing import Any
 from kontext_fast.discovery import modules_with
 from kontext_fast.errors import InvalidInput
 from kontext_fast.report import blocks
+from kontext_fast.report.model import Report
 from kontext_fast.report.published import Published
 from kontext_fast.report.sections import Section
-from kontext_fast.report.story import Story
 
 NOTHING = "Nothing of this project has been measured on a GPU yet, so no figure of speed, memory or cost is here."
 
@@ -24,7 +24,7 @@ class Site:
     """The records of a project as one of its documents shows them."""
 
     published: Published
-    story: Story | None
+    story: Report | None
     """Of all benchmarks together; None where there is none."""
     to_root: str = ""
     """From the document's folder to that of the visualizations: empty, or `../`."""

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from kontext_fast.analysis.groups import groups
+from kontext_fast.analysis.rows import headline
 from kontext_fast.bench.peers import registry
 from kontext_fast.cli.main import run
 from kontext_fast.records.schema import BASELINE, Record, ResultFile
 from kontext_fast.records.store import ResultStore
-from kontext_fast.report.groups import groups
-from kontext_fast.report.headline import headline
 from tests.bench.test_bench_command import SUITE
 
 ON_A_CPU = {

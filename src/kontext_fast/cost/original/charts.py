@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from kontext_fast.cost import money, pictures
+from kontext_fast.cost import money
 from kontext_fast.cost.billing import Demand, cost
 from kontext_fast.cost.original import figures
 from kontext_fast.cost.original.figures import Published
-from kontext_fast.cost.pictures import Line, Money, Pair, Tile, Words
+from kontext_fast.report.plots import money as pictures
+from kontext_fast.report.plots.money import Line, Money, Pair, Tile, Words
 
 STAMP = "As published, not measured here"
 SCENARIOS = (1_000, 10_000, 100_000)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kontext_fast.report import format as write
-from kontext_fast.report.markdown import bullets, paragraphs, table
+from kontext_fast.analysis import format as write
 from kontext_fast.report.site import Site
+from kontext_fast.report.text.markdown import bullets, paragraphs, table
 
 _INPUTS = ("even", "peaked", "outliers")
 HEADER = ("kernel", "alone", *(f"error, {kind}" for kind in _INPUTS), "a step in fp8", "latents from the first")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from kontext_fast.report.charting import Chart
-from kontext_fast.report.documents import markdown as escaped
-from kontext_fast.report.markdown import paragraphs
+from kontext_fast.report.output.documents import markdown as escaped
 from kontext_fast.report.site import Site
+from kontext_fast.report.text.markdown import paragraphs
 
 
 def render(site: Site) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import fmean
 
-from kontext_fast.report import format as write
-from kontext_fast.report.groups import Group
-from kontext_fast.report.headline import process_values
-from kontext_fast.report.markdown import bullets, paragraphs, table
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.groups import Group
+from kontext_fast.analysis.rows import process_values
 from kontext_fast.report.site import Site
+from kontext_fast.report.text.markdown import bullets, paragraphs, table
 
 HEADER = ("preset", "compile cache", "size", "applying took", "first call at it", "later calls", "more at first", "n")
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.rows import Row
 from kontext_fast.cost import money
 from kontext_fast.records.names import parse_ablation
 from kontext_fast.records.schema import CONTROL
-from kontext_fast.report import format as write
-from kontext_fast.report.documents import markdown as escaped
-from kontext_fast.report.headline import Row
-from kontext_fast.report.markdown import bullets, paragraphs, table
-from kontext_fast.report.origin import origin
-from kontext_fast.report.other_plans import of_other_plans
+from kontext_fast.report.model import Report
+from kontext_fast.report.output.documents import markdown as escaped
 from kontext_fast.report.sections import Section
 from kontext_fast.report.site import NOTHING, Site
-from kontext_fast.report.story import Story
+from kontext_fast.report.text.markdown import bullets, paragraphs, table
+from kontext_fast.report.text.phrases import of_other_plans, provenance
 
 HEADER = ("preset", "time per call", "as fast as baseline", "steps", "quality", "peak memory", "saved a month", "n")
 
@@ -37,7 +36,7 @@ def render(site: Site) -> str:
             bullets(f"<sup>{number}</sup> {escaped(label)}" for number, label in enumerate(labels, 1)),
             _failures(failed),
             _not_counted(measured, section),
-            f"{escaped(section.title)}: {escaped(origin([section.group]))}. In brackets are 95 % intervals over "
+            f"{escaped(section.title)}: {escaped(provenance([section.group]))}. In brackets are 95 % intervals over "
             "processes, of which there are n.",
             escaped(section.caution) if section.caution else None,
             escaped(section.checks[0]) if section.checks else None,
@@ -105,7 +104,7 @@ def _not_counted(rows: Sequence[Row], section: Section) -> str | None:
     return paragraphs(["Beside the times above:", bullets(sentences)]) if sentences else None
 
 
-def _money(section: Section, story: Story) -> str:
+def _money(section: Section, story: Report) -> str:
     price = section.cost.price
     if price is None:
         return f"Money: {escaped(section.cost.refusal or 'not priced')}."

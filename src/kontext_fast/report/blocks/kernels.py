@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from kontext_fast.report.markdown import bullets, paragraphs, table
 from kontext_fast.report.site import Site
+from kontext_fast.report.text.markdown import bullets, paragraphs, table
 
 FILE = "kernel_timing.json"
 HEADER = ("step", "attention", "matrix products", "element by element", "all kernels", "launches")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from kontext_fast.report import format as write
-from kontext_fast.report.groups import Group
-from kontext_fast.report.headline import process_values
-from kontext_fast.report.markdown import paragraphs, table
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.groups import Group
+from kontext_fast.analysis.rows import process_values
+from kontext_fast.analysis.stages import stage_rows
 from kontext_fast.report.site import NOTHING, Site
-from kontext_fast.report.stages import stage_rows
+from kontext_fast.report.text.markdown import paragraphs, table
 from kontext_fast.stats.intervals import mean_estimate
 
 KNOWN_ON: Final = "H200"

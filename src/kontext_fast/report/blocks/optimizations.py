@@ -6,8 +6,8 @@ from typing import Literal, get_args, get_origin
 
 from kontext_fast.optimizations.base import Effect, Optimization
 from kontext_fast.optimizations.registry import conflicts_by_name, discover
-from kontext_fast.report.markdown import table
 from kontext_fast.report.site import Site
+from kontext_fast.report.text.markdown import table
 
 HEADER = ("optimization", "what it does", "effect", "parameters", "needs", "not with")
 

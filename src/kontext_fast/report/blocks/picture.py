@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kontext_fast.report.charting import SECTIONS
-from kontext_fast.report.documents import markdown as escaped
+from kontext_fast.report.output.documents import markdown as escaped
 from kontext_fast.report.site import NOTHING, Site
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kontext_fast.report import format as write
-from kontext_fast.report.markdown import bullets, paragraphs, table
+from kontext_fast.analysis import format as write
 from kontext_fast.report.site import Site
+from kontext_fast.report.text.markdown import bullets, paragraphs, table
 
 HEADER = ("", "first velocity, from bfloat16", "final latents", "first velocity, from float32", "final latents")
 _TRUTHS = ("against diffusers, bfloat16", "against diffusers, float32")

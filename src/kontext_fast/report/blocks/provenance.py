@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from kontext_fast.analysis.groups import by_machine
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import ResultFile
-from kontext_fast.report.documents import markdown as escaped
 from kontext_fast.report.environment import environment_facts
-from kontext_fast.report.markdown import bullets, paragraphs
-from kontext_fast.report.origin import kin, origin
+from kontext_fast.report.output.documents import markdown as escaped
 from kontext_fast.report.site import Site
+from kontext_fast.report.text.markdown import bullets, paragraphs
+from kontext_fast.report.text.phrases import provenance
 
 SHOWN = ("packages.torch", "packages.diffusers", "packages.transformers", "packages.triton", "gpu.driver", "cuda")
 
@@ -22,7 +23,7 @@ def render(site: Site) -> str:
     if not results:
         return "There are no records yet."
     sections = site.story.sections if site.story else ()
-    measured = [escaped(origin(of)) for of in kin(section.group for section in sections)]
+    measured = [escaped(provenance(of)) for of in by_machine(section.group for section in sections)]
     measured += [_verification(result) for _, result in published.verifications]
     facts = [fact for fact in environment_facts([r for one in results for r in one.records]) if fact.name in SHOWN]
     commands = dict.fromkeys(command for result in results for command in result.command.split("; "))

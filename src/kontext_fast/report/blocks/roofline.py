@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kontext_fast.report.markdown import bullets, paragraphs, table
 from kontext_fast.report.site import Site
+from kontext_fast.report.text.markdown import bullets, paragraphs, table
 
 HEADER = ("preset", "step", "while profiled", "floor", "products", "attention", "element by element", "idle")
 _CATEGORIES = ("linear", "attention", "element-wise")

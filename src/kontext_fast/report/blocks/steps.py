@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 
+from kontext_fast.analysis.groups import Run
+from kontext_fast.analysis.stages import StageRow
 from kontext_fast.records.schema import GpuReadings
-from kontext_fast.report.groups import Run
-from kontext_fast.report.markdown import bullets, paragraphs, table
 from kontext_fast.report.site import NOTHING, Site
-from kontext_fast.report.stages import StageRow
+from kontext_fast.report.text.markdown import bullets, paragraphs, table
 
 HEADER = ("preset", "a full step", "power", "clock", "held back by", "n")
 

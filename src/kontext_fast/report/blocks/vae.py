@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kontext_fast.report.markdown import bullets, paragraphs, table
 from kontext_fast.report.site import Site
+from kontext_fast.report.text.markdown import bullets, paragraphs, table
 
 HEADER = ("", "encode", "error", "decode", "error")
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.control import smallest_claim
+from kontext_fast.analysis.groups import Group, groups
+from kontext_fast.analysis.names import group_name
+from kontext_fast.analysis.rows import by_round
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.names import ONLY, WITHOUT, parse_ablation
 from kontext_fast.records.schema import BASELINE, ResultFile
-from kontext_fast.report import drawing
-from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
-from kontext_fast.report.control import smallest_claim
-from kontext_fast.report.groups import Group, groups
-from kontext_fast.report.headline import by_round
-from kontext_fast.report.notes import group_name
-from kontext_fast.report.origin import origin
+from kontext_fast.report.plots import style
+from kontext_fast.report.text.phrases import provenance
 from kontext_fast.stats.claims import Verdict, speed_verdict
 from kontext_fast.stats.intervals import Estimate, ratio_interval
 
@@ -27,9 +27,9 @@ FILE = Path("performance") / "ablation.png"
 TITLE = "What each optimization of a preset is worth"
 How = Literal["alone", "added last", "all together"]
 COLORS: dict[How, str] = {
-    "alone": drawing.COLORS[0],
-    "added last": drawing.COLORS[5],
-    "all together": drawing.INK,
+    "alone": style.COLORS[0],
+    "added last": style.COLORS[5],
+    "all together": style.INK,
 }
 ROW_IN = 0.42
 
@@ -100,7 +100,7 @@ def _panel(group: Group, preset: str, limit: float | None) -> Panel:
             points.append(_point(group, name, "alone", BASELINE, only, limit))
         if without in group.presets:
             points.append(_point(group, name, "added last", without, preset, limit))
-    return Panel(f"{preset}: {group_name(group)}", origin([group]), tuple(points))
+    return Panel(f"{preset}: {group_name(group)}", provenance([group]), tuple(points))
 
 
 def _point(group: Group, name: str, how: How, slower: str, faster: str, limit: float | None) -> Point:
@@ -130,29 +130,29 @@ def _takeaway(panel: Panel) -> str:
 
 
 def _picture(panels: Sequence[Panel]) -> bytes:
-    heights = [drawing.HEAD_IN + drawing.FOOT_IN + ROW_IN * len(panel.points) for panel in panels]
-    figure = drawing.new_figure(sum(heights))
+    heights = [style.HEAD_IN + style.FOOT_IN + ROW_IN * len(panel.points) for panel in panels]
+    figure = style.new_figure(sum(heights))
     top = sum(heights)
     for panel, height in zip(panels, heights, strict=True):
-        drawing.heading(figure, top, panel.title, panel.subtitle)
-        axes = drawing.panel_axes(figure, top, height, left=0.28, right=0.985)
-        drawing.bare(axes, "times as fast")
+        style.heading(figure, top, panel.title, panel.subtitle)
+        axes = style.panel_axes(figure, top, height, left=0.28, right=0.985)
+        style.bare(axes, "times as fast")
         axes.set_ylim(len(panel.points) - 0.4, -0.6)
         for y, point in enumerate(panel.points):
-            drawing.row_name(axes, y, f"{point.optimization}, {point.how}")
+            style.row_name(axes, y, f"{point.optimization}, {point.how}")
             if point.factor is None:
-                drawing.row_words(axes, 1.0, y, point.note or "", drawing.FAILURE)
+                style.row_words(axes, 1.0, y, point.note or "", style.FAILURE)
                 continue
             low, high = point.factor.interval or (point.factor.value, point.factor.value)
-            drawing.whisker(axes, y, low, high)
+            style.whisker(axes, y, low, high)
             axes.plot([point.factor.value], [y], "o", markersize=9, color=COLORS[point.how])
             interval = write.factor_range(point.factor) or "no interval"
             words = f"{write.factor(point.factor)} ({interval}, n={point.factor.n})"
-            drawing.row_words(axes, max(high, point.factor.value), y, words)
+            style.row_words(axes, max(high, point.factor.value), y, words)
         _scale(axes, panel)
         top -= height
-    drawing.legend(figure, sum(heights), list(COLORS.items()))
-    return drawing.png(figure)
+    style.legend(figure, sum(heights), list(COLORS.items()))
+    return style.png(figure)
 
 
 def _scale(axes: object, panel: Panel) -> None:
@@ -164,5 +164,5 @@ def _scale(axes: object, panel: Panel) -> None:
         if point.factor:
             ends += [point.factor.value, *(point.factor.interval or ())]
     span = max(math.log(max(ends) / min(ends)), math.log(1.3))
-    drawing.factor_ticks(axes, min(ends) * math.exp(-0.1 * span), max(ends) * math.exp(0.6 * span))
-    axes.axvline(1, color=drawing.INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+    style.factor_ticks(axes, min(ends) * math.exp(-0.1 * span), max(ends) * math.exp(0.6 * span))
+    axes.axvline(1, color=style.INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)

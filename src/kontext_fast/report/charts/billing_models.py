@@ -8,16 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from kontext_fast.cost import money, pictures
+from kontext_fast.cost import money
 from kontext_fast.cost.billing import Demand, Tariff, Work, cost
 from kontext_fast.cost.crossover import hosting_instead_of_api
-from kontext_fast.cost.featured import Featured, featured
 from kontext_fast.cost.fleet import RHO_MAX
-from kontext_fast.cost.pictures import Line, Words
+from kontext_fast.cost.headline_comparison import HeadlineComparison, headline_comparison
 from kontext_fast.cost.prices import Price, load_prices
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.charting import Chart
+from kontext_fast.report.plots import money as pictures
+from kontext_fast.report.plots.money import Line, Words
 
 SECTION = "cost"
 FILE = Path("cost") / "billing_models.png"
@@ -32,7 +33,7 @@ COLORS = (pictures.PRESET_COLOR, pictures.THIRD_COLOR, pictures.FOURTH_COLOR)
 
 @dataclass(frozen=True)
 class Plotted:
-    shown: Featured
+    shown: HeadlineComparison
     tariffs: tuple[Tariff, ...]
     api: Price | None
     """The API that charges least."""
@@ -42,7 +43,7 @@ class Plotted:
 
 def plotted(result: ResultFile, today: date) -> Plotted | str:
     """The data of the picture, or in a few words why there is none."""
-    shown = featured(result, load_prices(), today)
+    shown = headline_comparison(result, load_prices(), today)
     if isinstance(shown, str):
         return shown
     tariffs = [shown.tariff("by-use"), shown.tariff("always-on")]
@@ -76,7 +77,7 @@ def draw(result: ResultFile, folder: Path) -> Chart:
     return Chart(path=path, title=TITLE, how_to_read=HOW, takeaway=takeaway, alt=takeaway)
 
 
-def _lines(shown: Featured, work: Work, tariffs: list[Tariff], api: Price | None) -> tuple[Line, ...]:
+def _lines(shown: HeadlineComparison, work: Work, tariffs: list[Tariff], api: Price | None) -> tuple[Line, ...]:
     volumes = [float(volume) for volume in np.geomspace(LEAST, MOST, POINTS)]
     lines = []
     for tariff, color in zip(tariffs, COLORS, strict=False):
@@ -90,7 +91,7 @@ def _lines(shown: Featured, work: Work, tariffs: list[Tariff], api: Price | None
     return tuple(lines)
 
 
-def _month(shown: Featured, work: Work, tariff: Tariff, volume: float) -> float:
+def _month(shown: HeadlineComparison, work: Work, tariff: Tariff, volume: float) -> float:
     return cost(work, Demand(images_per_day=volume), tariff, today=shown.today).per_month.value
 
 

@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.groups import Group, by_machine, groups
+from kontext_fast.analysis.names import workload_name
+from kontext_fast.analysis.rows import process_values
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import CONTROL, CompileCache, Record, ResultFile
-from kontext_fast.report import drawing
-from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
-from kontext_fast.report.groups import Group, groups
-from kontext_fast.report.headline import process_values
-from kontext_fast.report.notes import workload_name
-from kontext_fast.report.origin import kin, origin
-from kontext_fast.report.stacked_picture import Part, StackedPanel, StackedRow, picture
+from kontext_fast.report.plots import style
+from kontext_fast.report.plots.stacked import Part, StackedPanel, StackedRow, picture
+from kontext_fast.report.text.phrases import provenance
 from kontext_fast.stats.intervals import Estimate, mean_estimate
 
 SECTION = "cold"
 FILE = Path("performance") / "cold_start.png"
 TITLE = "What a process pays before its second call"
 LOAD, APPLY, FIRST = "load", "apply", "first call"
-COLORS = {LOAD: drawing.COLORS[0], APPLY: drawing.COLORS[2], FIRST: drawing.COLORS[5]}
+COLORS = {LOAD: style.COLORS[0], APPLY: style.COLORS[2], FIRST: style.COLORS[5]}
 _CACHES: dict[CompileCache, str] = {"cold": ", cold cache", "warm": ", warm cache", "user": ""}
 
 
 def plotted(result: ResultFile) -> tuple[StackedPanel, ...]:
     """One panel per checkpoint and machine: a row per preset and compile cache, seconds as means over processes."""
-    panels = (_panel(found) for found in kin(groups(result)))
+    panels = (_panel(found) for found in by_machine(groups(result)))
     return tuple(panel for panel in panels if panel.rows)
 
 
@@ -67,7 +67,7 @@ def _panel(found: Sequence[Group]) -> StackedPanel:
         for group in shown
         if (row := _row(group, preset)) is not None
     ]
-    return StackedPanel(f"First: {workload_name(shown[0].workload)}", origin(shown), tuple(rows))
+    return StackedPanel(f"First: {workload_name(shown[0].workload)}", provenance(shown), tuple(rows))
 
 
 def _row(group: Group, preset: str) -> StackedRow | None:

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from kontext_fast.cost import money, pictures
+from kontext_fast.cost import money
 from kontext_fast.cost.billing import Billing, Demand, cost
 from kontext_fast.cost.cards import slug
-from kontext_fast.cost.featured import Featured, featured
-from kontext_fast.cost.pictures import Line, Money, Pair, Words
+from kontext_fast.cost.headline_comparison import HeadlineComparison, headline_comparison
 from kontext_fast.cost.prices import load_prices
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.charting import Chart
+from kontext_fast.report.plots import money as pictures
+from kontext_fast.report.plots.money import Line, Money, Pair, Words
 from kontext_fast.stats.intervals import Estimate
 
 SECTION = "cost"
@@ -31,14 +32,14 @@ VOLUMES = (100, 1_000, 5_000, 10_000, 50_000, 100_000)
 
 @dataclass(frozen=True)
 class Plotted:
-    shown: Featured
+    shown: HeadlineComparison
     pairs: tuple[Pair, ...]
     lines: tuple[Line, ...]
 
 
 def plotted(result: ResultFile, today: date) -> Plotted | str:
     """The data of the picture, or in a few words why there is none."""
-    shown = featured(result, load_prices(), today)
+    shown = headline_comparison(result, load_prices(), today)
     if isinstance(shown, str):
         return shown
     demand = Demand(images_per_day=IMAGES_PER_DAY)
@@ -85,7 +86,7 @@ def draw(result: ResultFile, folder: Path) -> Chart:
     return Chart(path=path, title=TITLE, how_to_read=HOW, takeaway=takeaway, alt=takeaway)
 
 
-def _saved(shown: Featured, billing: Billing) -> tuple[tuple[float, float], ...]:
+def _saved(shown: HeadlineComparison, billing: Billing) -> tuple[tuple[float, float], ...]:
     tariff = shown.tariff(billing)
     return tuple((float(v), shown.savings(Demand(images_per_day=v), tariff).value) for v in VOLUMES)
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
-from kontext_fast.cost import money, pictures
+from kontext_fast.analysis import format as write
+from kontext_fast.cost import money
 from kontext_fast.cost.billing import Demand
 from kontext_fast.cost.cards import slug
-from kontext_fast.cost.featured import Featured, featured
-from kontext_fast.cost.pictures import Money, Tile, Words
+from kontext_fast.cost.headline_comparison import HeadlineComparison, headline_comparison
 from kontext_fast.cost.prices import load_prices
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import ResultFile
-from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
-from kontext_fast.report.verified import Verdicts, Verified
+from kontext_fast.report.plots import money as pictures
+from kontext_fast.report.plots.money import Money, Tile, Words
+from kontext_fast.report.verdicts import PresetVerdict, Verdicts
 
 SECTION = "cost"
 SHOWS_VERDICTS = True
@@ -25,9 +26,9 @@ TITLE = "What the cheapest preset gains, and what that saves a month"
 VOLUMES = (1_000, 10_000, 100_000)
 
 
-def plotted(result: ResultFile, today: date) -> tuple[Featured, tuple[Money, ...]] | str:
+def plotted(result: ResultFile, today: date) -> tuple[HeadlineComparison, tuple[Money, ...]] | str:
     """The comparison and dollars saved a month at each of `VOLUMES`, billed by use without cold starts, or why not."""
-    shown = featured(result, load_prices(), today)
+    shown = headline_comparison(result, load_prices(), today)
     if isinstance(shown, str):
         return shown
     bars = []
@@ -59,7 +60,7 @@ def draw(result: ResultFile, folder: Path, verdicts: Verdicts | None = None) -> 
     return Chart(path=path, title=TITLE, how_to_read=how, takeaway=_takeaway(shown, bars), alt=_takeaway(shown, bars))
 
 
-def _tiles(shown: Featured, verdicts: Verdicts) -> tuple[Tile, ...]:
+def _tiles(shown: HeadlineComparison, verdicts: Verdicts) -> tuple[Tile, ...]:
     slow, fast = shown.baseline.row, shown.other.row
     factor = fast.factor
     assert slow.time is not None
@@ -83,7 +84,7 @@ def _tiles(shown: Featured, verdicts: Verdicts) -> tuple[Tile, ...]:
     )
 
 
-def _quality(shown: Featured, verified: Verified | None) -> Tile:
+def _quality(shown: HeadlineComparison, verified: PresetVerdict | None) -> Tile:
     """The verdict where there is one, else what the judge accepts."""
     if verified is not None:
         meaning = "" if verified.level == verified.meaning else f"{verified.meaning}\n"
@@ -93,7 +94,7 @@ def _quality(shown: Featured, verified: Verified | None) -> Tile:
     return Tile("Quality", value, _against(shown))
 
 
-def _against(shown: Featured) -> str:
+def _against(shown: HeadlineComparison) -> str:
     slow, fast = shown.baseline.row, shown.other.row
     if fast.accepted is None:
         checkpoint = shown.group.checkpoint
@@ -103,7 +104,7 @@ def _against(shown: Featured) -> str:
     return f"{of}\nbaseline {write.percent(slow.accepted.value)}" if slow.accepted else of
 
 
-def _foot(shown: Featured) -> str:
+def _foot(shown: HeadlineComparison) -> str:
     price = shown.price
     return (
         f"Billed by use at {price.dated(shown.today)}, {money.rate(price.usd_per_gpu_hour)} per GPU-hour, "
@@ -111,7 +112,7 @@ def _foot(shown: Featured) -> str:
     )
 
 
-def _takeaway(shown: Featured, bars: tuple[Money, ...]) -> str:
+def _takeaway(shown: HeadlineComparison, bars: tuple[Money, ...]) -> str:
     middle = bars[1]
     interval = f" ({money.usd(middle.interval[0])} to {money.usd(middle.interval[1])})" if middle.interval else ""
     return (

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.groups import Group, Run, groups
+from kontext_fast.analysis.names import group_name
+from kontext_fast.analysis.ranking import leading_groups, presets_slow_to_fast
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import BASELINE, Memory, ResultFile
-from kontext_fast.report import drawing
-from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
-from kontext_fast.report.groups import Group, Run, groups
-from kontext_fast.report.lead import leading_groups
-from kontext_fast.report.notes import group_name
-from kontext_fast.report.order import presets_slow_to_fast
-from kontext_fast.report.origin import origin
+from kontext_fast.report.plots import style
+from kontext_fast.report.text.phrases import provenance
 from kontext_fast.stats.intervals import Estimate, mean_estimate
 
 SECTION = "memory"
@@ -28,7 +27,7 @@ KINDS = {
     "device_process_peak_bytes": "GPU, whole process",
     "host_rss_peak_bytes": "host, resident",
 }
-COLORS = dict(zip(KINDS, drawing.COLORS, strict=False))
+COLORS = dict(zip(KINDS, style.COLORS, strict=False))
 ROW_IN = 0.34
 
 
@@ -83,7 +82,7 @@ def _panel(group: Group) -> Panel:
         for kind in KINDS
         if (peak := _peak(group.runs_of(preset), kind)) is not None
     ]
-    return Panel(group_name(group), origin([group]), tuple(bars))
+    return Panel(group_name(group), provenance([group]), tuple(bars))
 
 
 def _peak(runs: Sequence[Run], kind: str) -> Estimate | None:
@@ -111,19 +110,19 @@ def _takeaway(panel: Panel) -> str:
 
 
 def _picture(panels: Sequence[Panel]) -> bytes:
-    heights = [drawing.HEAD_IN + drawing.FOOT_IN + ROW_IN * _rows(panel) for panel in panels]
-    figure = drawing.new_figure(sum(heights))
+    heights = [style.HEAD_IN + style.FOOT_IN + ROW_IN * _rows(panel) for panel in panels]
+    figure = style.new_figure(sum(heights))
     top = sum(heights)
     for panel, height in zip(panels, heights, strict=True):
-        drawing.heading(figure, top, panel.title, panel.subtitle)
-        axes = drawing.panel_axes(figure, top, height, left=0.2, right=0.985)
-        drawing.bare(axes, "GiB")
+        style.heading(figure, top, panel.title, panel.subtitle)
+        axes = style.panel_axes(figure, top, height, left=0.2, right=0.985)
+        style.bare(axes, "GiB")
         axes.set_ylim(_rows(panel) - 0.4, -0.6)
         _draw_bars(axes, panel)
         top -= height
     used = [kind for kind in KINDS if any(bar.kind == kind for panel in panels for bar in panel.bars)]
-    drawing.legend(figure, sum(heights), [(KINDS[kind], COLORS[kind]) for kind in used])
-    return drawing.png(figure)
+    style.legend(figure, sum(heights), [(KINDS[kind], COLORS[kind]) for kind in used])
+    return style.png(figure)
 
 
 def _rows(panel: Panel) -> float:
@@ -139,16 +138,16 @@ def _draw_bars(axes: object, panel: Panel) -> None:
         by_preset[bar.preset].append(bar)
     y = 0.0
     for preset, bars in by_preset.items():
-        drawing.row_name(axes, y + (len(bars) - 1) / 2, preset)
+        style.row_name(axes, y + (len(bars) - 1) / 2, preset)
         for bar in bars:
             size = bar.peak.value / 2**30
             axes.barh(y, size, height=0.82, color=COLORS[bar.kind], linewidth=0)
             end = size
             if bar.peak.interval:
                 low, high = (bound / 2**30 for bound in bar.peak.interval)
-                drawing.whisker(axes, y, low, high)
+                style.whisker(axes, y, low, high)
                 end = max(end, high)
-            drawing.row_words(axes, end, y, f"{write.gib(int(bar.peak.value))}  n={bar.peak.n}")
+            style.row_words(axes, end, y, f"{write.gib(int(bar.peak.value))}  n={bar.peak.n}")
             y += 1
         y += 0.6
     axes.set_xlim(0, max(bar.peak.value for bar in panel.bars) / 2**30 * 1.3)

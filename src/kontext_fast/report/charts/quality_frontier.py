@@ -8,8 +8,8 @@ from kontext_fast.metrics.base import discover
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.charting import Chart
-from kontext_fast.report.frontier_picture import Dot, Panel, picture
-from kontext_fast.report.frontier_words import finding, without_time
+from kontext_fast.report.plots.frontier import Dot, Panel, picture
+from kontext_fast.report.text.frontier import finding, without_time
 from kontext_fast.verify.analysis import analyze
 from kontext_fast.verify.frontier import Frontier, Point, frontier
 

@@ -8,8 +8,8 @@ from kontext_fast.metrics.base import Role, discover
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.charting import Chart
-from kontext_fast.report.quality_picture import Kind, Panel, Row, picture
-from kontext_fast.report.quality_words import finding
+from kontext_fast.report.plots.dots import Kind, Panel, Row, picture
+from kontext_fast.report.text.quality import finding
 from kontext_fast.verify.analysis import Arms, analyze
 from kontext_fast.verify.bounds import mean_bounds
 from kontext_fast.verify.comparisons import item_means

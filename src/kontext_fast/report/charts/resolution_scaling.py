@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.groups import Group, by_machine, groups
+from kontext_fast.analysis.rows import process_values
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import CONTROL, ResultFile
-from kontext_fast.report import drawing
-from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
-from kontext_fast.report.groups import Group, groups
-from kontext_fast.report.headline import process_values
-from kontext_fast.report.origin import kin, origin
+from kontext_fast.report.plots import style
+from kontext_fast.report.text.phrases import provenance
 from kontext_fast.stats.intervals import Estimate, mean_estimate
 
 SECTION = "sizes"
@@ -51,7 +51,7 @@ class Panel:
 def plotted(result: ResultFile) -> tuple[Panel, ...]:
     """One panel per checkpoint and machine: the step count with the most sizes, two at least; the first of equals."""
     panels = []
-    for of in kin(group for group in groups(result) if _is_shown(group)):
+    for of in by_machine(group for group in groups(result) if _is_shown(group)):
         by_steps: dict[int, list[Group]] = {}
         for group in of:
             assert group.workload is not None
@@ -108,7 +108,7 @@ def _panel(steps: int, of: Sequence[Group]) -> Panel:
     found = (Line(name, tuple(sorted(points, key=lambda point: point.tokens))) for name, points in lines.items())
     return Panel(
         title=f"Edits, {write.count(steps, 'step')}, one image per call",
-        subtitle=origin(of),
+        subtitle=provenance(of),
         lines=tuple(found),
     )
 
@@ -126,23 +126,23 @@ def _takeaway(panel: Panel) -> str:
 
 
 def _picture(panels: Sequence[Panel]) -> bytes:
-    figure = drawing.new_figure(HEIGHT_IN * len(panels))
+    figure = style.new_figure(HEIGHT_IN * len(panels))
     top = HEIGHT_IN * len(panels)
     for panel in panels:
-        drawing.heading(figure, top, panel.title, panel.subtitle)
-        axes = drawing.panel_axes(figure, top, HEIGHT_IN, left=0.07, right=0.86)
-        axes.set_xlabel("tokens of one transformer call", fontsize=11, color=drawing.MUTED)
-        axes.set_ylabel("seconds per call", fontsize=11, color=drawing.MUTED)
-        axes.tick_params(labelsize=10.5, colors=drawing.MUTED, length=0)
-        axes.grid(color=drawing.GRID, linewidth=0.8)
+        style.heading(figure, top, panel.title, panel.subtitle)
+        axes = style.panel_axes(figure, top, HEIGHT_IN, left=0.07, right=0.86)
+        axes.set_xlabel("tokens of one transformer call", fontsize=11, color=style.MUTED)
+        axes.set_ylabel("seconds per call", fontsize=11, color=style.MUTED)
+        axes.tick_params(labelsize=10.5, colors=style.MUTED, length=0)
+        axes.grid(color=style.GRID, linewidth=0.8)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         for index, line in enumerate(panel.lines):
-            _draw_line(axes, line, drawing.COLORS[index % len(drawing.COLORS)])
+            _draw_line(axes, line, style.COLORS[index % len(style.COLORS)])
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         top -= HEIGHT_IN
-    return drawing.png(figure)
+    return style.png(figure)
 
 
 def _draw_line(axes: object, line: Line, color: str) -> None:
@@ -153,10 +153,10 @@ def _draw_line(axes: object, line: Line, color: str) -> None:
     axes.plot(tokens, [point.time.value for point in line.points], "o-", color=color, linewidth=1.8, markersize=6)
     for point in line.points:
         if point.time.interval:
-            axes.plot([point.tokens] * 2, point.time.interval, color=drawing.INK, linewidth=1.4)
+            axes.plot([point.tokens] * 2, point.time.interval, color=style.INK, linewidth=1.4)
     last = line.points[-1]
     words = f"{line.preset} (n={last.time.n})"
-    drawing.row_words(axes, last.tokens, last.time.value, words, color)
+    style.row_words(axes, last.tokens, last.time.value, words, color)
 
 
 def _page(panels: Sequence[Panel]) -> str:
@@ -168,5 +168,5 @@ def _page(panels: Sequence[Panel]) -> str:
     # Inside a script element only "</" could end it early.
     data = json.dumps([asdict(panel) for panel in panels]).replace("<", "\\u003c")
     return environment.get_template("resolution_scaling.html.j2").render(
-        title=TITLE, panels=panels, data=data, colors=json.dumps(drawing.COLORS), write=write
+        title=TITLE, panels=panels, data=data, colors=json.dumps(style.COLORS), write=write
     )

@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.control import smallest_claim
+from kontext_fast.analysis.groups import Group, groups
+from kontext_fast.analysis.names import group_name
+from kontext_fast.analysis.ranking import headline_group_first, slow_to_fast
+from kontext_fast.analysis.rows import Row, headline
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.names import parse_ablation
 from kontext_fast.records.schema import CONTROL, ResultFile
-from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
-from kontext_fast.report.control import smallest_claim
-from kontext_fast.report.groups import Group, groups
-from kontext_fast.report.headline import Row, headline
-from kontext_fast.report.lead import most_telling_first
-from kontext_fast.report.notes import group_name, speed_finding
-from kontext_fast.report.order import slow_to_fast
-from kontext_fast.report.speed_picture import Bar, Panel, picture
+from kontext_fast.report.plots.bars import Bar, Panel, picture
+from kontext_fast.report.text.phrases import speed_finding
 from kontext_fast.stats.intervals import Estimate
 
 FILE = Path("performance") / "speedup_comparison.png"
@@ -30,7 +30,7 @@ MOST_PANELS = 3
 def plotted(result: ResultFile) -> tuple[Panel, ...]:
     """The data of the picture: the group that a report leads with, then those that compare most presets."""
     found = groups(result)
-    measured = [group for group in most_telling_first(found) if group.runs]
+    measured = [group for group in headline_group_first(found) if group.runs]
     # Stable, so that of equals the first measured one is shown.
     others = sorted(measured[1:], key=lambda group: -len(_shown(group)))
     return tuple(_panel(group, smallest_claim(group, found)) for group in [*measured[:1], *others][:MOST_PANELS])

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.groups import Group, groups
+from kontext_fast.analysis.names import group_name
+from kontext_fast.analysis.ranking import leading_groups, presets_slow_to_fast
+from kontext_fast.analysis.rows import process_values
+from kontext_fast.analysis.stages import StageRow, stage_rows
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.schema import BASELINE, ResultFile
-from kontext_fast.report import drawing
-from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
-from kontext_fast.report.groups import Group, groups
-from kontext_fast.report.headline import process_values
-from kontext_fast.report.lead import leading_groups
-from kontext_fast.report.notes import group_name
-from kontext_fast.report.order import presets_slow_to_fast
-from kontext_fast.report.origin import origin
-from kontext_fast.report.stacked_picture import Part, StackedPanel, StackedRow, picture
-from kontext_fast.report.stages import StageRow, stage_rows
+from kontext_fast.report.plots import style
+from kontext_fast.report.plots.stacked import Part, StackedPanel, StackedRow, picture
+from kontext_fast.report.text.phrases import provenance
 from kontext_fast.stats.intervals import mean_estimate
 
 SECTION = "speed"
@@ -30,11 +29,11 @@ NAMES = {
 }
 REST = "rest"
 COLORS = {
-    NAMES["text_encode"]: drawing.COLORS[1],
-    NAMES["vae_encode"]: drawing.COLORS[2],
-    NAMES["denoise"]: drawing.COLORS[0],
-    NAMES["vae_decode"]: drawing.COLORS[3],
-    REST: drawing.GRAY,
+    NAMES["text_encode"]: style.COLORS[1],
+    NAMES["vae_encode"]: style.COLORS[2],
+    NAMES["denoise"]: style.COLORS[0],
+    NAMES["vae_decode"]: style.COLORS[3],
+    REST: style.GRAY,
 }
 
 
@@ -71,7 +70,7 @@ def _panel(group: Group) -> StackedPanel:
     rows = {row.preset: row for row in stage_rows(group)}
     return StackedPanel(
         group_name(group),
-        origin([group]),
+        provenance([group]),
         tuple(_row(group, preset, rows.get(preset)) for preset in presets_slow_to_fast(group)),
     )
 

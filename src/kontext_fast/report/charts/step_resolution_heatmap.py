@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.groups import Group, by_machine, groups
+from kontext_fast.analysis.rows import process_values
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import CONTROL, ResultFile
-from kontext_fast.report import drawing
-from kontext_fast.report import format as write
 from kontext_fast.report.charting import Chart
-from kontext_fast.report.groups import Group, groups
-from kontext_fast.report.headline import process_values
-from kontext_fast.report.origin import kin, origin
+from kontext_fast.report.plots import style
+from kontext_fast.report.text.phrases import provenance
 from kontext_fast.stats.intervals import Estimate, mean_estimate
 
 SECTION = "sizes"
@@ -49,7 +49,7 @@ class Panel:
 
 def plotted(result: ResultFile) -> tuple[Panel, ...]:
     """One panel per checkpoint and machine where edits were measured at two sizes and two step counts at least."""
-    panels = (_panel(of, _planned(result, of[0])) for of in kin(filter(_is_shown, groups(result))))
+    panels = (_panel(of, _planned(result, of[0])) for of in by_machine(filter(_is_shown, groups(result))))
     return tuple(panel for panel in panels if len(panel.steps) > 1 and len(panel.sizes) > 1)
 
 
@@ -113,7 +113,7 @@ def _panel(of: Sequence[Group], planned: Sequence[tuple[int, Size]]) -> Panel:
     names = sorted(tables, key=lambda name: -len(tables[name]))[:MOST_PRESETS]
     return Panel(
         title="Edits, one image per call",
-        subtitle=origin(of),
+        subtitle=provenance(of),
         steps=tuple(sorted({steps for steps, _ in places})),
         sizes=tuple(sorted({size for _, size in places}, key=lambda size: (size[0] * size[1], size))),
         tables=tuple(Table(name, tables[name]) for name in tables if name in names),
@@ -145,16 +145,16 @@ def _place(place: tuple[int, Size]) -> str:
 
 def _picture(panels: Sequence[Panel]) -> bytes:
     heights = [_HEAD_IN + len(panel.tables) * _table_in(panel) + 0.1 for panel in panels]
-    figure = drawing.new_figure(sum(heights))
+    figure = style.new_figure(sum(heights))
     top = sum(heights)
     for panel, height in zip(panels, heights, strict=True):
-        drawing.heading(figure, top, panel.title, panel.subtitle)
+        style.heading(figure, top, panel.title, panel.subtitle)
         slowest = max(estimate.value for table in panel.tables for estimate in table.cells.values())
         for index, table in enumerate(panel.tables):
             lower = top - _HEAD_IN - (index + 1) * _table_in(panel) + 0.1
             _draw_table(figure, lower, panel, table, slowest)
         top -= height
-    return drawing.png(figure)
+    return style.png(figure)
 
 
 def _table_in(panel: Panel) -> float:
@@ -170,12 +170,12 @@ def _draw_table(figure: Any, lower_in: float, panel: Panel, table: Table, slowes
     axes.set_xlim(0, len(panel.sizes))
     axes.set_ylim(len(panel.steps), 0)
     axes.axis("off")
-    axes.text(0, -0.62, table.preset, fontsize=13, fontweight="bold", color=drawing.INK, parse_math=False)
+    axes.text(0, -0.62, table.preset, fontsize=13, fontweight="bold", color=style.INK, parse_math=False)
     shades = colormaps["cividis_r"]
     for column, (width, height) in enumerate(panel.sizes):
-        axes.text(column + 0.5, -0.12, f"{width}x{height}", ha="center", fontsize=11, color=drawing.MUTED)
+        axes.text(column + 0.5, -0.12, f"{width}x{height}", ha="center", fontsize=11, color=style.MUTED)
     for row, steps in enumerate(panel.steps):
-        drawing.row_name(axes, row + 0.5, write.count(steps, "step"))
+        style.row_name(axes, row + 0.5, write.count(steps, "step"))
         for column, size in enumerate(panel.sizes):
             estimate = table.cells.get((steps, size))
             shade = shades(estimate.value / slowest) if estimate else "#f4f5f6"
@@ -192,12 +192,12 @@ def _ink_on(shade: Any) -> str:
         for weight, value in zip((0.2126, 0.7152, 0.0722), to_rgb(shade), strict=True)
     )
     # Where the contrasts of WCAG with white and with black are the same.
-    return "white" if luminance < 0.179 else drawing.INK
+    return "white" if luminance < 0.179 else style.INK
 
 
 def _write_cell(axes: Any, x: float, y: float, estimate: Estimate | None, ink: str) -> None:
     if estimate is None:
-        axes.text(x, y, write.NOT_MEASURED, ha="center", va="center", fontsize=10, color=drawing.MUTED, style="italic")
+        axes.text(x, y, write.NOT_MEASURED, ha="center", va="center", fontsize=10, color=style.MUTED, style="italic")
         return
     interval = write.seconds_range(estimate) or "no interval"
     lines = ((-0.27, write.seconds_estimate(estimate), 12.5), (0.06, interval, 10), (0.32, f"n={estimate.n}", 10))

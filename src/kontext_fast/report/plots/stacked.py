@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kontext_fast.report import drawing
-from kontext_fast.report import format as write
+from kontext_fast.analysis import format as write
+from kontext_fast.report.plots import style
 from kontext_fast.stats.intervals import Estimate
 
 ROW_IN = 0.56
@@ -41,25 +41,25 @@ class StackedPanel:
 
 def picture(panels: Sequence[StackedPanel], colors: dict[str, str]) -> bytes:
     """`colors` has one for the name of every part, in the order of the legend."""
-    heights = [drawing.HEAD_IN + drawing.FOOT_IN + ROW_IN * len(panel.rows) for panel in panels]
-    figure = drawing.new_figure(sum(heights))
+    heights = [style.HEAD_IN + style.FOOT_IN + ROW_IN * len(panel.rows) for panel in panels]
+    figure = style.new_figure(sum(heights))
     top = sum(heights)
     for panel, height in zip(panels, heights, strict=True):
-        drawing.heading(figure, top, panel.title, panel.subtitle)
-        left = drawing.name_left((row.name for row in panel.rows), NAME_LEFT)
-        axes = drawing.panel_axes(figure, top, height, left=left, right=0.985)
-        drawing.bare(axes, "seconds")
+        style.heading(figure, top, panel.title, panel.subtitle)
+        left = style.name_left((row.name for row in panel.rows), NAME_LEFT)
+        axes = style.panel_axes(figure, top, height, left=left, right=0.985)
+        style.bare(axes, "seconds")
         axes.set_ylim(len(panel.rows) - 0.45, -0.55)
         longest = max((row.whole.value for row in panel.rows if row.whole), default=1.0)
         for y, row in enumerate(panel.rows):
-            drawing.row_name(axes, y, row.name)
+            style.row_name(axes, y, row.name)
             _draw_row(axes, y, row, colors, longest)
         furthest = max((row.whole.interval[1] for row in panel.rows if row.whole and row.whole.interval), default=0.0)
         # Behind bars and whiskers there has to be room for words.
         axes.set_xlim(0, max(1.8 * longest, 1.5 * furthest))
         top -= height
-    drawing.legend(figure, sum(heights), list(colors.items()))
-    return drawing.png(figure)
+    style.legend(figure, sum(heights), list(colors.items()))
+    return style.png(figure)
 
 
 def _draw_row(axes: object, y: int, row: StackedRow, colors: dict[str, str], longest: float) -> None:
@@ -67,7 +67,7 @@ def _draw_row(axes: object, y: int, row: StackedRow, colors: dict[str, str], lon
 
     assert isinstance(axes, Axes)
     if row.whole is None:
-        drawing.row_words(axes, 0, y, drawing.shortened(row.note or write.NOT_MEASURED, _MOST_LETTERS), drawing.FAILURE)
+        style.row_words(axes, 0, y, style.shortened(row.note or write.NOT_MEASURED, _MOST_LETTERS), style.FAILURE)
         return
     start = 0.0
     for part in row.parts:
@@ -78,7 +78,7 @@ def _draw_row(axes: object, y: int, row: StackedRow, colors: dict[str, str], lon
         start += part.seconds
     end = max(start, row.whole.value)
     if row.whole.interval:
-        drawing.whisker(axes, y + 0.38, *row.whole.interval)
+        style.whisker(axes, y + 0.38, *row.whole.interval)
         end = max(end, row.whole.interval[1])
     words = f"{write.seconds_estimate(row.whole)}  n={row.whole.n}"
-    drawing.row_words(axes, end, y, f"{words}  {row.note}" if row.note else words)
+    style.row_words(axes, end, y, f"{words}  {row.note}" if row.note else words)

@@ -7,10 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kontext_fast.analysis import format as write
 from kontext_fast.records.names import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL
-from kontext_fast.report import format as write
-from kontext_fast.report.drawing import name_left, shortened
+from kontext_fast.report.plots.style import name_left, shortened
 from kontext_fast.stats.intervals import Estimate
 
 if TYPE_CHECKING:

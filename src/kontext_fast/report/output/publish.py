@@ -13,18 +13,17 @@ from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.samples_csv import samples_csv
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import RECORDS_NAME, ResultStore
-from kontext_fast.report.audience import DOCUMENTS, Audience
 from kontext_fast.report.charting import Chart, draw_charts
 from kontext_fast.report.costs import usual_question
-from kontext_fast.report.documents import document
-from kontext_fast.report.html import Pictures, render
-from kontext_fast.report.story import Story, tell
-from kontext_fast.report.verified import Verdicts
-from kontext_fast.report.verified import verdicts as read_verdicts
+from kontext_fast.report.model import Report, build_report
+from kontext_fast.report.output.documents import DOCUMENTS, Audience, document
+from kontext_fast.report.output.page import Pictures, render
+from kontext_fast.report.verdicts import Verdicts
+from kontext_fast.report.verdicts import verdicts as read_verdicts
 
 
 @dataclass(frozen=True)
-class Report:
+class Published:
     result: ResultFile
     document: Path
     charts: tuple[Chart, ...]
@@ -42,7 +41,7 @@ def publish(
     audience: Audience = "page",
     question: Question | None = None,
     verification: Path | None = None,
-) -> Report:
+) -> Published:
     """Write `visualizations/`, `results/samples.csv` and one document in `reports/` below `out`, or beside the records.
 
     `question` is what is asked of the cost; None asks what `kontext cost` asks by default. `verification` is a folder
@@ -57,7 +56,7 @@ def publish(
     story = write_documents(
         result, store, folder, samples_file, [audience], question or usual_question(), verdicts=verdicts
     )
-    return Report(result, folder / "reports" / DOCUMENTS[audience], story.charts)
+    return Published(result, folder / "reports" / DOCUMENTS[audience], story.charts)
 
 
 def write_documents(
@@ -70,7 +69,7 @@ def write_documents(
     *,
     verdicts: Verdicts | None = None,
     kept_in: str = f"results/{RECORDS_NAME}",
-) -> Story:
+) -> Report:
     """Draw the charts below `folder`, write the samples and a document for each of `audiences`; what they tell.
 
     `verdicts` are those of a verification, which stand beside the times; `kept_in` is where the records are, as the
@@ -78,7 +77,7 @@ def write_documents(
     """
     try:
         charts = draw_charts(result, folder / "visualizations", verdicts)
-        story = tell(result, charts, load_prices(), question, verdicts, kept_in=kept_in)
+        story = build_report(result, charts, load_prices(), question, verdicts, kept_in=kept_in)
         write_atomically(samples_file, samples_csv(result).encode())
         for audience in audiences:
             text = render(story, pictures) if audience == "page" else document(story, audience)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kontext_fast.analysis.groups import Run
 from kontext_fast.records.schema import Record, Score
-from kontext_fast.report.groups import Run
 
 DONE, KEPT, ACCEPTED = "judge_done", "judge_kept", "judge_accepted"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """On one output image; None where the judge could not say."""
 
     done: bool | None
@@ -42,7 +42,7 @@ def accepted_by_item(runs: Iterable[Run]) -> dict[str, float]:
     return {item: float(np.mean(values)) for item, values in by_item.items()}
 
 
-def verdict(record: Record, item: str, seed: int, image: str) -> Verdict | None:
+def verdict(record: Record, item: str, seed: int, image: str) -> Judgement | None:
     """None where nobody judged this output."""
     of_output = {
         score.metric: score
@@ -52,7 +52,7 @@ def verdict(record: Record, item: str, seed: int, image: str) -> Verdict | None:
     if not of_output:
         return None
     notes = dict.fromkeys(score.note for score in of_output.values() if score.note)
-    return Verdict(
+    return Judgement(
         done=_answer(of_output.get(DONE)),
         kept=_answer(of_output.get(KEPT)),
         accepted=_answer(of_output.get(ACCEPTED)),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from kontext_fast.analysis.groups import Group
+from kontext_fast.analysis.rows import Row, headline
 from kontext_fast.records.schema import CONTROL
-from kontext_fast.report.groups import Group
-from kontext_fast.report.headline import Row, headline
 from kontext_fast.stats.claims import resolution
 from kontext_fast.stats.intervals import Estimate
 

@@ -1,20 +1,37 @@
-"""The business case of the fastest preset: what it saves, when that pays back, and how it hangs on price and volume."""
+"""Documents for a blog, a paper and a business case, rendered from the same report as the page."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.rows import Row
 from kontext_fast.cost import money
 from kontext_fast.cost.analysis import PresetCost, Question, analyse_group
 from kontext_fast.cost.billing import Demand
 from kontext_fast.cost.prices import Kind, Price
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.schema import BASELINE
-from kontext_fast.report.costs import preset_cost
-from kontext_fast.report.headline import Row
+from kontext_fast.records.schema import BASELINE, CONTROL
+from kontext_fast.report.charting import Chart
+from kontext_fast.report.costs import crossing_words, preset_cost
+from kontext_fast.report.model import Report
 from kontext_fast.report.sections import Section
-from kontext_fast.report.story import Story
 from kontext_fast.stats.intervals import Estimate
+
+Audience = Literal["page", "blog", "paper", "business"]
+
+DOCUMENTS: Final[dict[Audience, str]] = {
+    "page": "index.html",
+    "blog": "blog.md",
+    "paper": "paper.tex",
+    "business": "business.md",
+}
+
 
 MONTHS = (1, 2, 3, 6, 9, 12)
 VOLUMES = (1_000, 10_000, 100_000)
@@ -63,7 +80,7 @@ class Case:
         return self.timeline[-1].gained.value
 
 
-def business_case(story: Story) -> Case | str:
+def business_case(story: Report) -> Case | str:
     """The case, or in one sentence why there is none."""
     section = story.lead
     if section is None or not section.group.runs:
@@ -107,13 +124,13 @@ def _moment(months: int, saved: Estimate, question: Question) -> Moment:
     return Moment(months, Estimate(gained(saved.value), interval, saved.n))
 
 
-def _at_volume(volume: int, section: Section, story: Story) -> Scenario:
+def _at_volume(volume: int, section: Section, story: Report) -> Scenario:
     demand: Demand = replace(story.costs.question.demand, images_per_day=float(volume))
     saved = _saved(section, story, replace(story.costs.question, demand=demand))
     return Scenario(f"{volume:,} images a day", saved)
 
 
-def _at_prices(section: Section, story: Story) -> tuple[Scenario, ...]:
+def _at_prices(section: Section, story: Report) -> tuple[Scenario, ...]:
     question = story.costs.question
     kind: Kind = "reserved" if question.billing == "reserved" else "on-demand"
     found = []
@@ -127,7 +144,7 @@ def _at_prices(section: Section, story: Story) -> tuple[Scenario, ...]:
     return tuple(found)
 
 
-def _saved(section: Section, story: Story, question: Question) -> Estimate:
+def _saved(section: Section, story: Report, question: Question) -> Estimate:
     assert section.best is not None
     cost = preset_cost(analyse_group(section.group, story.costs.table, question), section.best.preset)
     assert cost is not None
@@ -142,3 +159,74 @@ def _named(price: Price, question: Question) -> str:
 def with_range(estimate: Estimate) -> str:
     """`$12,345 ($11,800 to $12,900)`."""
     return f"{money.usd(estimate.value)} ({money.usd_range(estimate) or 'no interval'})"
+
+
+TEMPLATES: Final[dict[Audience, str]] = {
+    "blog": "blog.md.j2",
+    "paper": "paper.tex.j2",
+    "business": "business.md.j2",
+}
+
+_LATEX: Final = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+
+
+def document(story: Report, audience: Audience) -> str:
+    """The text of any document but the page."""
+    environment = Environment(
+        loader=PackageLoader("kontext_fast.report", "template"),
+        # Neither language is HTML: what comes from records goes through the filter of its language instead.
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(md=markdown, tex=latex)
+    environment.globals.update(
+        write=write,
+        money=money,
+        baseline=BASELINE,
+        control=CONTROL,
+        crossing_words=crossing_words,
+        beside=beside_document,
+        verdicts=story.verdicts,
+    )
+    return environment.get_template(TEMPLATES[audience]).render(
+        story=story, lead=story.lead, hero=hero(story), case=business_case(story)
+    )
+
+
+def markdown(text: object) -> str:
+    """Plain words that stay plain in Markdown, in a table cell too."""
+    return re.sub(r"([\\`*_\[\]<>|#~!])", r"\\\1", " ".join(str(text).split()))
+
+
+def latex(text: object) -> str:
+    """Plain words that stay plain in LaTeX."""
+    return "".join(_LATEX.get(letter, letter) for letter in " ".join(str(text).split()))
+
+
+def hero(story: Report) -> Chart | None:
+    """The summary of what is gained where there is one, else the first picture; None where none was drawn."""
+    drawn = [(chart, chart.path.name) for chart in story.charts if chart.path is not None]
+    summaries = [chart for chart, name in drawn if name.endswith("_summary.png")]
+    return next(iter(summaries or [chart for chart, _ in drawn]), None)
+
+
+def beside_document(chart: Path) -> str:
+    """From `reports/` to a chart `visualizations/<folder>/<file>`."""
+    return "/".join(("..", *chart.parts[-3:]))

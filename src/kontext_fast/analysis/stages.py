@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from kontext_fast.analysis.groups import Group, Run
 from kontext_fast.records.samples_csv import STAGES
 from kontext_fast.records.schema import Sample, StepKind
-from kontext_fast.report.groups import Group, Run
 from kontext_fast.stats.intervals import mean_estimate, process_value
 
 STEP_KINDS: tuple[StepKind, ...] = ("refresh", "reuse", "skipped")

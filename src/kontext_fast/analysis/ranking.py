@@ -1,17 +1,35 @@
-"""Which group a report leads with, where there are several."""
+"""In which order presets are listed, and which group of several a report leads with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kontext_fast.report.groups import Group
-from kontext_fast.report.origin import kin
+from kontext_fast.analysis.groups import Group, by_machine
+from kontext_fast.analysis.rows import Row, headline
+from kontext_fast.records.schema import BASELINE, CONTROL
+
+
+def slow_to_fast(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Baseline, its control, the others by their mean time, and last those without a time."""
+    return tuple(sorted(rows, key=_place))
+
+
+def presets_slow_to_fast(group: Group) -> tuple[str, ...]:
+    """Those of a group, failed ones included."""
+    return tuple(row.preset for row in slow_to_fast(headline(group)))
+
+
+def _place(row: Row) -> tuple[int, float]:
+    if row.preset in (BASELINE, CONTROL):
+        return ((BASELINE, CONTROL).index(row.preset), 0.0)
+    return (3, 0.0) if row.time is None else (2, -row.time.mean.value)
+
 
 USUAL_STEPS = 28
 """Of FLUX.1-Kontext; of several step counts the nearest to it leads."""
 
 
-def most_telling_first(found: Iterable[Group]) -> tuple[Group, ...]:
+def headline_group_first(found: Iterable[Group]) -> tuple[Group, ...]:
     """The group that a report leads with, then the others in their order.
 
     It is the most demanding one that compares presets as a user has them, with compiled code where he left it.
@@ -19,16 +37,16 @@ def most_telling_first(found: Iterable[Group]) -> tuple[Group, ...]:
     groups = tuple(found)
     if not groups:
         return ()
-    leading = max(groups, key=telling)
+    leading = max(groups, key=headline_rank)
     return (leading, *(group for group in groups if group is not leading))
 
 
 def leading_groups(found: Iterable[Group]) -> tuple[Group, ...]:
     """Of each checkpoint and machine the group to lead with, the one that a report of them all leads with first."""
-    return most_telling_first(most_telling_first(of)[0] for of in kin(found))
+    return headline_group_first(headline_group_first(of)[0] for of in by_machine(found))
 
 
-def telling(group: Group) -> tuple[bool, bool, tuple[int, int, int], int]:
+def headline_rank(group: Group) -> tuple[bool, bool, tuple[int, int, int], int]:
     """A key that sorts the group that a report leads with last."""
     measured = {run.record.preset for run in group.runs}
     return (len(measured) > 1, group.compile_cache == "user", _demanding(group), len(measured))

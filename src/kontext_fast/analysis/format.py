@@ -11,7 +11,7 @@ from kontext_fast.records.schema import Memory
 from kontext_fast.stats.intervals import Estimate
 
 if TYPE_CHECKING:
-    from kontext_fast.report.headline import ComputedSteps
+    from kontext_fast.analysis.rows import ComputedSteps
 
 NOT_MEASURED = "not measured"
 

@@ -6,19 +6,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.groups import groups
+from kontext_fast.analysis.names import cell_name, workload_name
+from kontext_fast.analysis.ranking import headline_group_first
 from kontext_fast.cost.analysis import Question
 from kontext_fast.cost.prices import PriceTable
 from kontext_fast.records.schema import Record, ResultFile
 from kontext_fast.records.store import RECORDS_NAME
-from kontext_fast.report import format as write
 from kontext_fast.report.charting import SECTIONS, Chart
 from kontext_fast.report.costs import Costs, costs
 from kontext_fast.report.environment import Fact
-from kontext_fast.report.groups import groups
-from kontext_fast.report.lead import most_telling_first
-from kontext_fast.report.notes import cell_name, workload_name
 from kontext_fast.report.sections import Section, sections
-from kontext_fast.report.verified import Verdicts
+from kontext_fast.report.verdicts import Verdicts
 
 COMPUTING = ("torch", "diffusers", "triton")
 """Packages whose version changes times."""
@@ -35,7 +35,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Story:
+class Report:
     result: ResultFile
     sections: tuple[Section, ...]
     """The one to lead with first; none where nothing was recorded."""
@@ -102,7 +102,7 @@ class Story:
         )
 
 
-def tell(
+def build_report(
     result: ResultFile,
     charts: Iterable[Chart],
     table: PriceTable,
@@ -110,12 +110,12 @@ def tell(
     verdicts: Verdicts | None = None,
     *,
     kept_in: str = f"results/{RECORDS_NAME}",
-) -> Story:
+) -> Report:
     """Raises InvalidInput for an asked price that is not of the card that was measured."""
-    found = most_telling_first(groups(result))
+    found = headline_group_first(groups(result))
     priced = costs(found, table, question)
     ordered = sorted(result.records, key=lambda record: record.order)
-    return Story(
+    return Report(
         result=result,
         sections=sections(result, found, priced.groups),
         costs=priced,

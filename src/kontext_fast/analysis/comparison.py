@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from kontext_fast.analysis.control import smallest_claim
+from kontext_fast.analysis.groups import Group, groups
+from kontext_fast.analysis.names import group_name
+from kontext_fast.analysis.rows import by_round, process_values
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import BASELINE, CONTROL, EMULATED, Checkpoint, ResultFile
-from kontext_fast.report.control import smallest_claim
-from kontext_fast.report.groups import Group, groups
-from kontext_fast.report.headline import by_round, process_values
-from kontext_fast.report.notes import group_name
 from kontext_fast.stats.claims import smallest_found
 from kontext_fast.stats.intervals import (
     Estimate,

@@ -171,3 +171,12 @@ def _cells(runs: Iterable[Run]) -> set[Cell | None]:
 def _presets(records: Iterable[Record]) -> tuple[str, ...]:
     names = dict.fromkeys(record.preset for record in records)
     return tuple(sorted(names, key=lambda name: (name != BASELINE, is_peer(name), name if is_peer(name) else "")))
+
+
+def by_machine(of: Iterable[Group]) -> list[list[Group]]:
+    """Groups with runs, gathered by checkpoint and machine, whose numbers may stand in one chart."""
+    found: dict[object, list[Group]] = {}
+    for group in of:
+        if group.runs:
+            found.setdefault((group.checkpoint, group.machine), []).append(group)
+    return list(found.values())

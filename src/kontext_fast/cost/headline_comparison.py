@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.groups import Group, groups
+from kontext_fast.analysis.names import workload_name
+from kontext_fast.analysis.ranking import headline_rank
 from kontext_fast.cost.analysis import NO_PRICE, Question, choose_price
 from kontext_fast.cost.billing import Billing, Demand, Tariff, Work
 from kontext_fast.cost.cards import card_of
@@ -14,15 +18,11 @@ from kontext_fast.cost.prices import Price, PriceTable
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.names import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL, ResultFile
-from kontext_fast.report import format as write
-from kontext_fast.report.groups import Group, groups
-from kontext_fast.report.lead import telling
-from kontext_fast.report.notes import workload_name
 from kontext_fast.stats.intervals import Estimate
 
 
 @dataclass(frozen=True)
-class Featured:
+class HeadlineComparison:
     group: Group
     card: str
     price: Price
@@ -62,10 +62,10 @@ class Featured:
         return savings_per_month(self.baseline_work, self.other_work, demand, tariff, paired_half_s=half)
 
 
-def featured(result: ResultFile, table: PriceTable, today: date) -> Featured | str:
+def headline_comparison(result: ResultFile, table: PriceTable, today: date) -> HeadlineComparison | str:
     """The comparison, or in a few words why there is none."""
     reason = NO_PRICE
-    for group in sorted(groups(result), key=telling, reverse=True):
+    for group in sorted(groups(result), key=headline_rank, reverse=True):
         card = card_of(group.machine)
         if card is None:
             continue
@@ -86,5 +86,5 @@ def featured(result: ResultFile, table: PriceTable, today: date) -> Featured | s
             reason = "no baseline and preset measured on the same workload"
             continue
         other = min(others, key=lambda one: one[1].seconds.value)
-        return Featured(group, card, price, table, today, baseline[0], other[0], baseline[1], other[1])
+        return HeadlineComparison(group, card, price, table, today, baseline[0], other[0], baseline[1], other[1])
     return reason

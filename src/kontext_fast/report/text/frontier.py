@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kontext_fast.report import format as write
-from kontext_fast.report.quality_words import joined
+from kontext_fast.analysis import format as write
+from kontext_fast.report.text.quality import joined
 from kontext_fast.verify.frontier import Frontier, Point, quality_of_fewer_steps
 
 AHEAD = "ahead of fewer steps"

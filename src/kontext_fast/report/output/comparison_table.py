@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.comparison import Change, Comparison
 from kontext_fast.records.schema import ResultFile
-from kontext_fast.report import format as write
-from kontext_fast.report.comparison import Change, Comparison
 from kontext_fast.report.environment import environment_facts
 from kontext_fast.stats.intervals import Estimate
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kontext_fast.analysis import format as write
 from kontext_fast.cost import money
 from kontext_fast.cost.analysis import GroupCost, PresetCost
 from kontext_fast.cost.billing import Cost, Demand
-from kontext_fast.report import format as write
 from kontext_fast.stats.intervals import Estimate
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from kontext_fast.records.store import ResultStore
 
 
 @dataclass(frozen=True)
-class Verified:
+class PresetVerdict:
     """The verdict on one preset."""
 
     level: str
@@ -33,7 +33,7 @@ class Verified:
         return f"verified on {self.checkpoint}, {self.items} items"
 
 
-Verdicts = Mapping[str, Verified]
+Verdicts = Mapping[str, PresetVerdict]
 """By preset."""
 
 
@@ -48,7 +48,7 @@ def verdicts_of(result: ResultFile) -> Verdicts:
 
     checkpoint = next((record.checkpoint.name for record in result.records if record.checkpoint), "unknown weights")
     return {
-        one.preset: Verified(
+        one.preset: PresetVerdict(
             level=one.verdict.level.value,
             meaning=one.verdict.level.meaning,
             passes=one.verdict.level.passes,

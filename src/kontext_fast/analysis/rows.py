@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kontext_fast.analysis.groups import BASELINE, Group, Run
+from kontext_fast.analysis.judge_scores import accepted_by_item
 from kontext_fast.records.schema import EMULATED, Memory, Status
-from kontext_fast.report.groups import BASELINE, Group, Run
-from kontext_fast.report.judged import accepted_by_item
 from kontext_fast.stats.intervals import (
     Estimate,
     Summary,

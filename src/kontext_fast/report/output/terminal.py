@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.control import smallest_claim
+from kontext_fast.analysis.groups import Group, groups
+from kontext_fast.analysis.names import group_name
+from kontext_fast.analysis.rows import REFERENCE, Row, headline
 from kontext_fast.records.schema import ResultFile
-from kontext_fast.report import format as write
-from kontext_fast.report.control import smallest_claim
-from kontext_fast.report.groups import Group, groups
-from kontext_fast.report.headline import REFERENCE, Row, headline
-from kontext_fast.report.notes import group_name, speed_finding
-from kontext_fast.report.other_plans import of_other_plans
+from kontext_fast.report.text.phrases import of_other_plans, speed_finding
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,0 +1,31 @@
+"""Names of cells, workloads and groups as tables and charts show them."""
+
+from __future__ import annotations
+
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.groups import Group
+from kontext_fast.records.schema import Cell, Workload
+
+
+def cell_name(cell: Cell) -> str:
+    """`edit 1024x1024, 28 steps`, with the batch where it is more than one image."""
+    batch = f", batch {cell.batch}" if cell.batch > 1 else ""
+    return f"{cell.mode} {cell.size}, {write.count(cell.steps, 'step')}{batch}"
+
+
+def group_name(group: Group) -> str:
+    """The name of its workload, and of the compile cache where that was part of the experiment."""
+    cache = "" if group.compile_cache == "user" else f", {group.compile_cache} compile cache"
+    return workload_name(group.workload) + cache
+
+
+def workload_name(workload: Workload | None) -> str:
+    """`edit, 1024x1024, 28 steps`, with what differs from the usual added."""
+    if workload is None:
+        return "nothing was measured"
+    parts = [workload.mode, f"{workload.width}x{workload.height}", write.count(workload.steps, "step")]
+    if workload.batch > 1:
+        parts.append(f"batch {workload.batch}")
+    if workload.true_cfg > 1:
+        parts.append(f"true CFG {workload.true_cfg:g}")
+    return ", ".join(parts)

@@ -1,0 +1,266 @@
+"""The sentences of a report that depend on the numbers: what was found, what was not measured, and what to know before
+trusting it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from kontext_fast.analysis import format as write
+from kontext_fast.analysis.control import control_factor
+from kontext_fast.analysis.groups import Group, Plan, Run
+from kontext_fast.analysis.names import cell_name
+from kontext_fast.analysis.rows import Row, headline, process_values
+from kontext_fast.records.names import is_peer
+from kontext_fast.records.schema import BASELINE, CONTROL, Checkpoint, Sample
+from kontext_fast.stats.claims import speed_verdict
+from kontext_fast.stats.series import drift, outliers, percentile
+
+_PERCENTILES = (90, 95, 99)
+
+
+def checks(group: Group, limit: float | None) -> tuple[str, ...]:
+    """One sentence each; `limit` is the smallest difference that may be claimed, None without a control."""
+    rows = headline(group)
+    if not group.runs:
+        return ()
+    return (
+        _control(rows, limit),
+        *of_other_plans(group),
+        *(sentence for preset in group.presets for sentence in _of_preset(preset, group.runs_of(preset))),
+        *_of_the_card([sample for run in group.runs for sample in run.samples]),
+    )
+
+
+def _control(rows: Sequence[Row], limit: float | None) -> str:
+    own = control_factor(rows)
+    if own is not None and own.interval is not None:
+        verdict = "which excludes 1 and should not" if own.excludes_one else "which contains 1 as it should"
+        return (
+            f"A/A control: baseline against itself is {write.factor(own)} ({write.factor_range(own)}), {verdict}; "
+            f"no difference below {100 * (limit or 0):.1f} % is claimed."
+        )
+    if limit is not None:
+        return f"A/A control: measured at the centre of the suite; no difference below {100 * limit:.1f} % is claimed."
+    return "A/A control: none with an interval, so small factors may be those of equals."
+
+
+def _of_preset(preset: str, runs: Sequence[Run]) -> Iterator[str]:
+    values = process_values(sorted(runs, key=lambda run: run.record.order))
+    moved = drift(values)
+    if moved is not None and moved.found:
+        yield (
+            f"{preset} drifted by {100 * moved.change:+.1f} % from its first process to its last "
+            f"(Mann-Kendall, p = {moved.p_value:.3f}, n = {moved.n})."
+        )
+    if far := outliers(values):
+        # In percent: what lies far from values that are close together may look like them in seconds.
+        middle = median(values)
+        apart = ", ".join(f"{100 * (values[index] / middle - 1):+.1f} %" for index in far)
+        yield f"{preset} has processes far from its median ({apart}); they are kept."
+    calls = [sample.wall_s for run in runs for sample in run.samples]
+    known = [(percent, value) for percent in _PERCENTILES if (value := percentile(calls, percent)) is not None]
+    if known:
+        times = ", ".join(f"p{percent} {write.seconds(value)}" for percent, value in known)
+        yield f"{preset}: {times} of {len(calls)} calls."
+    compiled = sum((sample.graphs_compiled or 0) > 0 for run in runs for sample in run.samples)
+    if compiled:
+        yield f"{preset} compiled something in {write.count(compiled, 'measured call')}, which its time includes."
+
+
+def _of_the_card(samples: Sequence[Sample]) -> Iterator[str]:
+    readings = [sample.gpu for sample in samples if sample.gpu is not None]
+    if not readings:
+        return
+    reasons = sorted({reason for reading in readings for reason in reading.throttle_reasons})
+    if reasons:
+        calls = sum(bool(reading.throttle_reasons) for reading in readings)
+        why = ", ".join(reasons)
+        yield f"The card held its clocks back in {write.count(calls, 'call')} of {len(readings)} ({why})."
+    foreign = sum((reading.foreign_processes or 0) > 0 for reading in readings)
+    if foreign:
+        yield f"Other processes computed on the card in {write.count(foreign, 'call')} of {len(readings)}."
+
+
+def of_other_plans(group: Group) -> tuple[str, ...]:
+    """One sentence per difference, with every preset that ran so and how often its runs ended how."""
+    found: dict[str, Counter[tuple[str, str]]] = {}
+    for record in group.of_other_plans:
+        difference = plan_difference(record.plan, group.plans[record.preset])
+        found.setdefault(difference, Counter())[record.preset, record.status] += 1
+    return tuple(
+        f"With another plan than is counted ({difference}): "
+        f"{', '.join(f'{preset} ({n} {status})' for (preset, status), n in ends.items())}."
+        for difference, ends in found.items()
+    )
+
+
+def plan_difference(plan: Plan, counted: Plan) -> str:
+    """How `plan` differs from the one that counts: `torchao_float8: coordinate_descent true, not false`."""
+    own, other = ({one.name: one.parameters for one in of} for of in (plan, counted))
+    clauses = [f"without {name}" for name in other if name not in own]
+    for name, parameters in own.items():
+        if name not in other:
+            clauses.append(f"with {name}")
+            continue
+        keys = dict.fromkeys([*parameters, *other[name]])
+        values = [(key, _value(parameters, key), _value(other[name], key)) for key in keys]
+        clauses += [f"{name}: {key} {one}, not {another}" for key, one, another in values if one != another]
+    return "; ".join(clauses) or "in another order"
+
+
+def _value(parameters: Mapping[str, Any], key: str) -> str:
+    return json.dumps(parameters[key]) if key in parameters else "unset"
+
+
+def provenance(of: Sequence[Group]) -> str:
+    """One line for groups of one checkpoint on one machine, of which at least one run was measured."""
+    runs = [run for group in of for run in group.runs]
+    names = _joined_names(group.checkpoint.name for group in of if group.checkpoint)
+    machines = _joined_names(group.machine or "an unnamed machine" for group in of)
+    dates = sorted({write.date(run.record.created_at) for run in runs})
+    processes = len({run.record.run_id for run in runs})
+    calls = sum(len(run.samples) for run in runs)
+    return (
+        f"{names} on {machines}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, "
+        f"{write.count(processes, 'process', 'processes')}, {write.count(calls, 'measured call')}"
+    )
+
+
+def _joined_names(names: Iterable[str]) -> str:
+    return " and ".join(dict.fromkeys(names))
+
+
+TINY = (
+    "The checkpoint tiny is a small model that has learned to edit a synthetic world of shapes. It says nothing about "
+    "how good real Kontext images look."
+)
+RANDOM = (
+    "The checkpoint random has the full architecture with random weights: speed and memory are real, "
+    "image quality is not measured."
+)
+
+_MOST_NAMES = 3
+
+
+def speed_finding(rows: Sequence[Row], limit: float | None = None) -> str:
+    """The fastest preset that can be told apart from baseline, what the judge says of it, its fastest peer, and what
+    failed.
+
+    `limit` is the smallest difference that the A/A control allows to claim, as a fraction; None without a control.
+    """
+    compared = [row for row in rows if row.factor is not None and row.preset != CONTROL]
+    failed = [row for row in rows if row.time is None]
+    sentences = [_fastest(compared, rows, limit)] if compared else ["No preset could be compared with baseline."]
+    if (peer := _fastest_of(filter(_of_a_peer, rows), limit)) is not None and peer is not fastest(rows, limit):
+        sentences.append(f"Of the peers, {peer.preset} is fastest: {_claim(peer)}.")
+    if failed:
+        sentences.append(f"Without a time: {_those(failed)}.")
+    return " ".join(sentences)
+
+
+def _those(failed: Sequence[Row]) -> str:
+    """By name where they are few, else by what happened; the table has them all."""
+    if len(failed) <= _MOST_NAMES:
+        return ", ".join(f"{row.preset} ({row.status})" for row in failed)
+    kinds = Counter(row.status for row in failed)
+    return f"{write.count(len(failed), 'preset')} ({', '.join(f'{n} {status}' for status, n in kinds.most_common())})"
+
+
+def fastest(rows: Sequence[Row], limit: float | None) -> Row | None:
+    """Of the presets that may be called faster than baseline the one with the largest factor; None where none may.
+
+    A peer is it only where no preset of ours was compared.
+    """
+    own = [row for row in rows if not _of_a_peer(row)]
+    compared = [row for row in own if row.factor is not None and row.preset != CONTROL]
+    return _fastest_of(own if compared else rows, limit)
+
+
+def _of_a_peer(row: Row) -> bool:
+    return is_peer(row.preset)
+
+
+def _fastest_of(rows: Iterable[Row], limit: float | None) -> Row | None:
+    faster = [
+        (row.factor.value, row)
+        for row in rows
+        if row.preset != CONTROL and row.factor is not None and speed_verdict(row.factor, limit or 0.0) == "faster"
+    ]
+    return max(faster, key=lambda one: one[0])[1] if faster else None
+
+
+def _fastest(compared: Sequence[Row], rows: Sequence[Row], limit: float | None) -> str:
+    best = fastest(rows, limit)
+    if best is not None:
+        return f"{best.preset} is {_claim(best)}. " + _judged(best, rows)
+    if all(row.factor and row.factor.interval is None for row in compared):
+        return "One round gives factors without intervals, so no preset can be called faster than baseline yet."
+    beyond = "" if limit is None else f" and the {100 * limit:.1f} % by which baseline may differ from itself here"
+    return f"No preset is faster than baseline beyond its 95 % interval{beyond}."
+
+
+def _claim(row: Row) -> str:
+    """Of a row that may be called faster, which has a factor with an interval."""
+    assert row.factor is not None
+    rounds = write.count(row.factor.n, "round")
+    return f"{write.factor(row.factor)} as fast as baseline (95 % interval {write.factor_range(row.factor)}, {rounds})"
+
+
+def _judged(best: Row, rows: Sequence[Row]) -> str:
+    if best.accepted is None:
+        return "What that does to its images is not measured."
+    baseline = next((row.accepted for row in rows if row.preset == BASELINE and row.accepted), None)
+    against = f", and {write.percent(baseline.value)} of baseline's" if baseline else ""
+    items = write.count(best.accepted.n, "item")
+    return f"The judge accepts {write.percent(best.accepted.value)} of its edits{against} ({items})."
+
+
+def not_measured(group: Group, rows: Sequence[Row], unpriced: str | None) -> tuple[str, ...]:
+    """What a reader might look for in this group and will not find, one clause each.
+
+    `unpriced` is why nothing of the group has a price, None where it has one.
+    """
+    missing = [f"{row.preset}: {row.reason or row.status}{_cells_of(group, row)}" for row in rows if row.time is None]
+    measured = [row for row in rows if row.time is not None]
+    if measured and all(row.time and row.time.mean.n < 2 for row in measured):
+        missing.append("the spread between processes: each preset ran in one process, so there are no intervals")
+    if measured and all(row.factor is None for row in measured):
+        missing.append("factors against baseline")
+    if _is_random(group.checkpoint):
+        missing.append("image quality: the weights are random")
+    else:
+        unjudged = [row.preset for row in measured if row.accepted is None]
+        if unjudged:
+            missing.append(f"the judge's acceptance of {', '.join(unjudged)}")
+        missing.append("image quality beyond the judge's verdict")
+    if measured and all(row.memory.allocated_peak_bytes is None for row in measured):
+        missing.append("memory of a GPU")
+    if measured and all(row.energy is None for row in measured):
+        missing.append("energy")
+    if unpriced:
+        missing.append(f"cost: {unpriced}")
+    return tuple(missing)
+
+
+def _cells_of(group: Group, row: Row) -> str:
+    """What it should have measured, where no group with a workload says so."""
+    if group.workload is not None:
+        return ""
+    cells = dict.fromkeys(cell for record in group.failures_of(row.preset) for cell in record.cells)
+    return f" ({'; '.join(map(cell_name, cells))})" if cells else ""
+
+
+def checkpoint_caution(checkpoint: Checkpoint | None) -> str | None:
+    """What a checkpoint cannot tell, as a sentence."""
+    if checkpoint is None:
+        return None
+    return {"tiny": TINY, "random": RANDOM}.get(checkpoint.kind)
+
+
+def _is_random(checkpoint: Checkpoint | None) -> bool:
+    return checkpoint is not None and checkpoint.kind == "random"
