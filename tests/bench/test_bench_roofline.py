@@ -12,9 +12,9 @@ from kontext_fast.cli.main import run
 from kontext_fast.cli.roofline_table import table
 from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
 from kontext_fast.engine.flops import FULL_SIZE_EDIT, elementwise_bytes
-from kontext_fast.report.blocks import roofline
-from kontext_fast.report.published import find_published
-from kontext_fast.report.site import Site
+from tools.docs.blocks import roofline
+from tools.docs.doc_context import DocContext
+from tools.docs.result_tree import find_published
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,6 @@ def test_the_command_prints_a_table_per_preset_and_keeps_the_numbers(
     assert [one["preset"] for one in content["rooflines"]] == ["baseline", "faithful"]
     assert list(out.iterdir()) == [out / "roofline.json"]
     # The documents of a project can be rendered from it.
-    text = roofline.render(Site(find_published(tmp_path), None))
+    text = roofline.render(DocContext(find_published(tmp_path), None))
     assert "`baseline` | refresh" in text
     assert "`faithful` | refresh" in text

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from examples.original.__main__ import write
 from PIL import Image
 
+from examples.original import figures
+from examples.original.page import page
 from kontext_fast.cost.billing import DAYS_PER_MONTH
-from kontext_fast.cost.original import figures
-from kontext_fast.cost.original.__main__ import write
-from kontext_fast.cost.original.page import page
 
 OF = figures.published()
 EXAMPLE = Path(__file__).parents[2] / "examples" / "original"

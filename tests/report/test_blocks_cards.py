@@ -7,20 +7,20 @@ from pathlib import Path
 
 from kontext_fast.cost.prices import load_prices
 from kontext_fast.records.schema import GpuReadings, Record
-from kontext_fast.report.blocks import first_image, steps
 from kontext_fast.report.costs import usual_question
 from kontext_fast.report.model import build_report
-from kontext_fast.report.published import find_published
-from kontext_fast.report.site import NOTHING, Site
 from tests.records.builder import record, result, sample
 from tests.report import suite_records
 from tests.report.site_records import CARD
+from tools.docs.blocks import first_image, steps
+from tools.docs.doc_context import NOTHING, DocContext
+from tools.docs.result_tree import find_published
 
 
-def site(folder: Path, records: Sequence[Record]) -> Site:
+def site(folder: Path, records: Sequence[Record]) -> DocContext:
     on_the_card = [one.model_copy(update={"environment": CARD | {"gpu": LIMITED}}) for one in records]
     story = build_report(result(on_the_card), (), load_prices(), usual_question())
-    return Site(find_published(folder), story)
+    return DocContext(find_published(folder), story)
 
 
 LIMITED = {"name": "NVIDIA H200", "power_limit_w": 700.0, "clock_sm_max_mhz": 1980}
@@ -55,7 +55,7 @@ def test_a_full_step_and_what_held_it_back(tmp_path: Path) -> None:
 
 
 def test_without_a_card_there_are_no_steps(tmp_path: Path) -> None:
-    assert steps.render(Site(find_published(tmp_path), None)) == NOTHING
+    assert steps.render(DocContext(find_published(tmp_path), None)) == NOTHING
 
 
 def test_first_calls_beside_later_ones(tmp_path: Path) -> None:

@@ -1,13 +1,13 @@
-"""The passage on kernels adds up what `scripts/kernel_check.py` wrote."""
+"""The passage on kernels adds up what `benchmarks/gpu/kernel_check.py` wrote."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from kontext_fast.report.blocks import kernels
-from kontext_fast.report.published import find_published
-from kontext_fast.report.site import Site
+from tools.docs.blocks import kernels
+from tools.docs.doc_context import DocContext
+from tools.docs.result_tree import find_published
 
 
 def timing(stage: str, times: int, seconds: float, **rate: float) -> dict[str, object]:
@@ -41,7 +41,7 @@ def write(folder: Path) -> None:
 
 def test_adds_up_by_what_kernels_do(tmp_path: Path) -> None:
     write(tmp_path / "results" / "card")
-    text = kernels.render(Site(find_published(tmp_path / "results"), None, to_root="../"))
+    text = kernels.render(DocContext(find_published(tmp_path / "results"), None, to_root="../"))
     row = next(line for line in text.splitlines() if line.startswith("| full"))
     assert row == "| full | 20.0 ms, 600 TFLOP/s | 40.0 ms, 550 TFLOP/s | 0.5 ms, 4.00 TB/s | 60.5 ms | 35 |"
     assert "1 of 2 checks wrote what they should" in text
@@ -51,4 +51,4 @@ def test_adds_up_by_what_kernels_do(tmp_path: Path) -> None:
 
 
 def test_says_so_where_nothing_was_timed(tmp_path: Path) -> None:
-    assert "not timed on a GPU yet" in kernels.render(Site(find_published(tmp_path), None))
+    assert "not timed on a GPU yet" in kernels.render(DocContext(find_published(tmp_path), None))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from kontext_fast.optimizations.registry import discover
-from kontext_fast.report.blocks import optimizations
-from kontext_fast.report.published import find_published
-from kontext_fast.report.site import Site
+from tools.docs.blocks import optimizations
+from tools.docs.doc_context import DocContext
+from tools.docs.result_tree import find_published
 
 
 def test_every_optimization_is_a_row(tmp_path: Path) -> None:
-    text = optimizations.render(Site(find_published(tmp_path), None))
+    text = optimizations.render(DocContext(find_published(tmp_path), None))
     rows = {line.split("`")[1]: [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]}
     assert list(rows) == list(discover())
     for name, (_, summary, effect, *_) in rows.items():

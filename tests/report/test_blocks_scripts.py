@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from kontext_fast.report.blocks import attention, low_memory, precision, roofline, vae
-from kontext_fast.report.published import find_published
-from kontext_fast.report.site import Site
+from tools.docs.blocks import attention, low_memory, precision, roofline, vae
+from tools.docs.doc_context import DocContext
+from tools.docs.result_tree import find_published
 
 VAE = {
     "gpu": "Imaginary GPU",
@@ -40,7 +40,7 @@ def rendered(block: ModuleType, root: Path, name: str, content: Any) -> list[str
     folder = root / "results" / "card"
     folder.mkdir(parents=True)
     (folder / name).write_text(json.dumps(content))
-    lines = block.render(Site(find_published(root / "results"), None, to_root="../")).splitlines()
+    lines = block.render(DocContext(find_published(root / "results"), None, to_root="../")).splitlines()
     assert f"(../results/card/{name})" in "".join(lines)
     return [line for line in lines if line]
 
@@ -105,6 +105,6 @@ def test_times_of_a_step_beside_their_floors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block", [attention, vae, low_memory, precision, roofline])
 def test_what_was_not_run_is_said(block: ModuleType, tmp_path: Path) -> None:
-    text = block.render(Site(find_published(tmp_path), None))
+    text = block.render(DocContext(find_published(tmp_path), None))
     assert "|" not in text
     assert "yet" in text

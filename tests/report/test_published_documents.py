@@ -12,10 +12,10 @@ import pytest
 from kontext_fast.records.names import ran_on_gpu
 from kontext_fast.records.schema import Record
 from kontext_fast.records.store import RECORDS_NAME
-from kontext_fast.report.marked import passages, without_passages
-from kontext_fast.report.published import find_published
-from kontext_fast.report.repository import differences
 from tests.records.builder import record, timed
+from tools.docs.doc_blocks import block_names, without_passages
+from tools.docs.repository import differences
+from tools.docs.result_tree import find_published
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -38,7 +38,7 @@ def test_where_there_are_records_the_readme_shows_them() -> None:
         assert not (ROOT / "reports").exists()
         assert not (ROOT / "visualizations").exists()
         return
-    assert {"headline", "presets"} <= set(passages(README.read_text()))
+    assert {"headline", "presets"} <= set(block_names(README.read_text()))
 
 
 def test_no_number_of_the_readme_was_typed() -> None:

@@ -13,15 +13,15 @@ from kontext_fast.analysis.groups import Plan, groups
 from kontext_fast.analysis.rows import headline
 from kontext_fast.cost.prices import load_prices
 from kontext_fast.records.schema import AppliedOptimization, Record
-from kontext_fast.report.blocks import headline as headline_block
 from kontext_fast.report.costs import usual_question
 from kontext_fast.report.model import build_report
 from kontext_fast.report.output.terminal import print_headline
-from kontext_fast.report.published import find_published
-from kontext_fast.report.site import Site
 from kontext_fast.report.text.phrases import checks, of_other_plans, plan_difference
 from tests.records.builder import record, result, timed
 from tests.report.site_records import CARD
+from tools.docs.blocks import headline as headline_block
+from tools.docs.doc_context import DocContext
+from tools.docs.result_tree import find_published
 
 
 def plan(**parameters: Any) -> Plan:
@@ -88,7 +88,7 @@ def test_runs_of_another_plan_are_named_wherever_times_are(tmp_path: Path) -> No
     assert sentence in " ".join(text.getvalue().split())
     on_a_card = [one.model_copy(update={"environment": CARD}) for one in changed()]
     story = build_report(result(on_a_card), (), load_prices(), usual_question())
-    block = headline_block.render(Site(find_published(tmp_path), story))
+    block = headline_block.render(DocContext(find_published(tmp_path), story))
     assert f"- {sentence}" in block
     assert "- `cache`: 1 further run, crash. It fell over." in block
     assert HUNG not in block

@@ -7,9 +7,9 @@ import pytest
 from kontext_fast.optimizations.presets import PRESETS
 from kontext_fast.records.schema import EMULATED, AppliedOptimization, ResultFile
 from kontext_fast.records.store import ResultStore
-from kontext_fast.report.presets_table import CHANGED, ON_YOUR_WEIGHTS, SHOWN, presets_table
 from tests.records.builder import result, timed
 from tests.verify.rendered import losing, untouched, verification
+from tools.docs.presets_table import CHANGED, ON_YOUR_WEIGHTS, SHOWN, presets_table
 
 
 def _applied(name: str) -> tuple[AppliedOptimization, ...]:

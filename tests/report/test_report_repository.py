@@ -17,18 +17,18 @@ from kontext_fast.cost.prices import load_prices
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import ResultStore
-from kontext_fast.report import blocks
-from kontext_fast.report.blocks import known_figures
 from kontext_fast.report.costs import usual_question
 from kontext_fast.report.model import build_report
-from kontext_fast.report.published import find_published
-from kontext_fast.report.repository import differences, render_repository
-from kontext_fast.report.site import NOTHING, Site, discover_blocks
 from kontext_fast.report.text.quality import level_name
 from kontext_fast.verify.analysis import analyze
 from tests.records.builder import full
 from tests.report.site_records import FEWER, REFUSED, project
 from tests.verify.rendered import losing, noisy, verification
+from tools.docs import blocks
+from tools.docs.blocks import known_figures
+from tools.docs.doc_context import NOTHING, DocContext, discover_blocks
+from tools.docs.repository import differences, render_repository
+from tools.docs.result_tree import find_published
 
 ALWAYS = {"reports/index.html", "reports/blog.md", "reports/paper.tex", "reports/business.md", "results/samples.csv"}
 PERFORMANCE = {
@@ -133,7 +133,7 @@ def test_known_figures_are_reproduced_or_said_not_to_be(two: Path, monkeypatch: 
     published = find_published(two / "results")
     assert published.speed is not None
     story = build_report(published.speed, (), load_prices(), usual_question(published.day))
-    text = known_figures.render(Site(published, story))
+    text = known_figures.render(DocContext(published, story))
     rows = {line.split("`")[1]: line.split(" | ") for line in text.splitlines() if line.startswith("| `")}
     stored = ResultStore.find(records_file(two)).load()
     for preset, verdict in (("baseline", "reproduced"), ("peer:compiled", "not reproduced")):

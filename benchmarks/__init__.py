@@ -1,0 +1,1 @@
+"""Checks and measurements that need a machine of their own."""

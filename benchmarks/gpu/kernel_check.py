@@ -1,0 +1,330 @@
+"""Check every fused kernel on this machine's GPU against plain PyTorch, then time each at the sizes of a real step.
+
+Usage: python -m benchmarks.gpu.kernel_check [--out FILE.json] [--no-timing] [--attention KERNEL]
+
+Exit code 0: all right; 1: a kernel is wrong; 3: this machine cannot run them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.kernel_stages import CHANNELS, DEVICE, HEADS, Draw, Stage, stages
+from kontext_fast.engine import fp8
+from kontext_fast.engine.dispatch import refusal
+from kontext_fast.engine.fp8 import Quantized, quantize
+from kontext_fast.engine.ops import JointQKV, Linear, Ops, PortableOps, QKNorm, Rope
+
+SIZES = [(1, 1, 3, 32), (2, 7, 5, 32), (1, 65, 9, 128), (3, 129, 24, 128), (1, 1003, 24, 128)]
+"""Samples, rows, heads, channels of a head."""
+
+
+Size = tuple[int, int, int, int]
+Outputs = list[Tensor | Quantized]
+
+
+def _norm_modulate(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
+    batch, rows, heads, channels = size
+    x, (shift, scale) = draw.window(batch, rows, heads * channels), draw(batch, 2 * heads * channels).chunk(2, -1)
+    return [ops.norm_modulate(x, shift, scale, quantize=rounds)]
+
+
+def _prepare(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
+    batch, rows, heads, channels = size
+    return [ops.prepare(draw.window(batch, rows, heads * channels), quantize=rounds)]
+
+
+def _gelu(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
+    batch, rows, heads, channels = size
+    return [ops.gelu(draw(batch, rows, 4 * heads * channels), quantize=rounds)]
+
+
+def _join_gelu(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
+    batch, rows, heads, channels = size
+    attended, hidden = draw(batch, rows, heads * channels), draw.window(batch, rows, 4 * heads * channels)
+    return [ops.join_gelu(attended, hidden, quantize=rounds)]
+
+
+def _write_qkv(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
+    batch, rows, heads, channels = size
+    joint = JointQKV(
+        *torch.full((3, batch, rows + 9, heads, channels), torch.nan, dtype=draw.dtype, device=DEVICE).unbind()
+    )
+    qkv = draw.window(batch, rows, 3 * heads * channels)
+    angles = draw(rows, channels // 2).float()
+    ops.write_qkv(qkv, QKNorm(draw(channels), draw(channels), 1e-6), Rope(angles.cos(), angles.sin()), joint, 5)
+    return [joint.query, joint.key, joint.value]
+
+
+def _add_gated(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
+    batch, rows, heads, channels = size
+    width = heads * channels
+    stream = draw.window(batch, rows, width)
+    ops.add_gated(stream, draw(batch, 2 * width).chunk(2, -1)[1], draw(batch, rows, width))
+    assert stream._base is not None
+    return [stream._base]
+
+
+def _heads(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
+    batch, rows, heads, channels = size
+    x = draw.window(batch, rows, heads * channels).unflatten(-1, (heads, channels))
+    if not rounds:
+        return [x]
+    if ops.kernel != "fused":
+        return [fp8.quantize_heads(x)]
+    from kontext_fast.engine.kernels.quantize_heads import quantize_heads
+
+    return [quantize_heads(x)]
+
+
+def _linear(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
+    batch, rows, heads, channels = size
+    width = heads * channels
+    x, weight, bias = draw(batch, rows, width), draw(2 * width, width), draw(2 * width)
+    if not rounds:
+        return [ops.linear(x, Linear(weight, bias))]
+    return [ops.linear(quantize(x), Linear(quantize(weight), bias))]
+
+
+OPERATIONS: dict[str, tuple[Callable[[Ops, Draw, Size, bool], Outputs], tuple[bool, ...]]] = {
+    "norm_modulate": (_norm_modulate, (False, True)),
+    "prepare": (_prepare, (True,)),
+    "quantize_heads": (_heads, (True,)),
+    "gelu": (_gelu, (False, True)),
+    "join_gelu": (_join_gelu, (False, True)),
+    "write_qkv": (_write_qkv, (False,)),
+    "add_gated": (_add_gated, (False,)),
+    "linear": (_linear, (False, True)),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One operation on one input: distance to float32, of the kernel and of plain PyTorch in the same dtype."""
+
+    operation: str
+    quantized: bool
+    dtype: str
+    size: Size
+    error: float
+    error_of_plain_pytorch: float
+    writes_what_it_should: bool
+
+    @property
+    def passed(self) -> bool:
+        # Hopper's fast accumulation of float8 products keeps fewer bits of a sum than float32 has; an H200 gave 1.53
+        # times plain PyTorch's error at 3,072 channels, a twentieth of what rounding the operands costs.
+        allowed = 1.75 if self.operation == "linear" and self.quantized else 1.25
+        return self.writes_what_it_should and self.error <= allowed * self.error_of_plain_pytorch + 2e-6
+
+
+def run_checks(fused: Ops, precisions: tuple[bool, ...]) -> Iterator[Check]:
+    """All operations on all sizes, every byte that an operation allocates NaN beforehand."""
+    for name, (operation, both) in OPERATIONS.items():
+        for rounds in (one for one in both if one in precisions):
+            for dtype in (torch.bfloat16, torch.float32):
+                if name == "linear" and rounds and dtype == torch.float32:
+                    continue  # refused: hardware gives bfloat16
+                for seed, size in enumerate(SIZES):
+                    yield _check(fused, name, operation, dtype, size, rounds, seed)
+
+
+def _check(
+    fused: Ops,
+    name: str,
+    operation: Callable[[Ops, Draw, Size, bool], Outputs],
+    dtype: torch.dtype,
+    size: Size,
+    rounds: bool,
+    seed: int,
+) -> Check:
+    def outputs(ops: Ops, of: torch.dtype, quantized: bool) -> Tensor:
+        generator = torch.Generator(DEVICE).manual_seed(seed)
+        results = operation(ops, Draw(of, generator), size, quantized)
+        return torch.cat([(one.dequantized() if isinstance(one, Quantized) else one).flatten() for one in results])
+
+    plain = PortableOps("math", device=DEVICE)
+    # A product of quantized matrices is held against the product of the same quantized matrices.
+    truth = outputs(plain, torch.float32, rounds and name == "linear").double()
+    result, other = outputs(fused, dtype, rounds).double(), outputs(plain, dtype, rounds).double()
+    written = ~truth.isnan()
+
+    def error(of: Tensor) -> float:
+        return float((of[written] - truth[written]).norm() / truth[written].norm())
+
+    untouched = bool((result.isnan() == truth.isnan()).all())
+    return Check(name, rounds, str(dtype).removeprefix("torch."), size, error(result), error(other), untouched)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """`seconds` is the median of one call among many in a CUDA graph, over inputs that no cache holds."""
+
+    step: str
+    stage: str
+    times_per_step: int
+    first_call_seconds: float
+    seconds: float
+    bytes_per_second: float | None
+    flop_per_second: float | None
+
+    @property
+    def seconds_per_step(self) -> float:
+        return self.seconds * self.times_per_step
+
+    def rate(self, ceiling: float | None) -> str:
+        """`ceiling`: bytes per second of a copy."""
+        if self.bytes_per_second is None:
+            return f"{(self.flop_per_second or 0) / 1e12:5.0f} TFLOP/s"
+        return f"{self.bytes_per_second / 1e12:5.2f} TB/s, {self.bytes_per_second / (ceiling or 1):.0%} of a copy"
+
+
+def run_timing(step: str, stage: Stage, *, launches: int = 8, replays: int = 9) -> Timing:
+    """Warm up, capture `launches` calls in a graph, replay it."""
+    calls = [stage.inputs() for _ in range(max(2, round(400e6 / max(stage.moved, 100e6))))]
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    calls[0]()
+    torch.cuda.synchronize()
+    first = time.perf_counter() - began
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for call in calls:
+            call()
+    side.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = [calls[index % len(calls)]() for index in range(launches)]
+    samples = [_replayed(graph) / launches for _ in range(replays + 2)][2:]
+    del kept
+    seconds = statistics.median(samples)
+    return Timing(
+        step,
+        stage.name,
+        stage.times,
+        first,
+        seconds,
+        stage.moved / seconds if stage.moved else None,
+        stage.flop / seconds if stage.flop else None,
+    )
+
+
+def _replayed(graph: torch.cuda.CUDAGraph) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second, read and written, of a copy on the device: the ceiling of everything element by element."""
+    source = torch.randn(2**28, device=DEVICE)
+    target = torch.empty_like(source)
+    graph = torch.cuda.CUDAGraph()
+    # A kernel like those it is the ceiling of: `copy_` becomes a copy engine's work in a graph, which is slower.
+    torch.neg(source, out=target)
+    with torch.cuda.graph(graph):
+        torch.neg(source, out=target)
+    return 2 * source.nbytes / statistics.median(_replayed(graph) for _ in range(9))
+
+
+@dataclass
+class Report:
+    """All that was found."""
+
+    gpu: str
+    capability: tuple[int, int]
+    torch: str
+    triton: str
+    cuda: str | None
+    checks: list[Check] = field(default_factory=list)
+    copy_bytes_per_second: float | None = None
+    attention_leaves_rows_in_place: bool | None = None
+    """Whether the next layer reads attention's output as it lies, instead of a copy."""
+    timings: list[Timing] = field(default_factory=list)
+
+
+def time_everything(ops: Ops, report: Report, precisions: tuple[bool, ...]) -> None:
+    """A full step of a 1024x1024 edit in both precisions, and one that reuses the reference."""
+    report.copy_bytes_per_second = copy_bandwidth()
+    query = torch.randn(1, 4608, HEADS, CHANNELS, device=DEVICE, dtype=torch.bfloat16)
+    report.attention_leaves_rows_in_place = ops.attention(query, query, query)._is_view()
+    steps = [("full", 8192, rounds) for rounds in precisions] + [("reuse", 4096, precisions[-1])]
+    for kind, image, rounds in steps:
+        step = f"{kind} {'fp8' if rounds else 'bf16'}"
+        for stage in stages(ops, 512, image, 8704, rounds):
+            report.timings.append(run_timing(step, stage))
+            torch.cuda.empty_cache()
+
+
+def table(report: Report) -> str:
+    """What to read first, last."""
+    lines = []
+    for step in dict.fromkeys(one.step for one in report.timings):
+        timings = [one for one in report.timings if one.step == step]
+        total = sum(one.seconds_per_step for one in timings)
+        lines.append(f"\n{step} step: {1000 * total:.1f} ms in {sum(one.times_per_step for one in timings)} calls")
+        for one in sorted(timings, key=lambda one: -one.seconds_per_step):
+            lines.append(
+                f"  {one.stage:28} {one.times_per_step:4} x {1e6 * one.seconds:8.1f} us"
+                f" {one.seconds_per_step / total:6.1%}  {one.rate(report.copy_bytes_per_second)}"
+            )
+    if report.timings:
+        in_place = "in place" if report.attention_leaves_rows_in_place else "to be copied for the next layer"
+        first = sum(one.first_call_seconds for one in report.timings)
+        lines.append(f"\nattention leaves its output {in_place}; all first calls together took {first:.1f} s")
+    failed = [check for check in report.checks if not check.passed]
+    lines.append(f"{len(report.checks) - len(failed)} of {len(report.checks)} checks passed on {report.gpu}")
+    lines += [f"  WRONG: {check}" for check in failed]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Check, time, print and store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="where to write all numbers, as JSON")
+    parser.add_argument("--attention", default="default", help="kernel to time: default, flash, flash3, ...")
+    parser.add_argument("--no-timing", action="store_true", help="check only")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("There is no CUDA device here; run this where the kernels are to run.", file=sys.stderr)
+        return 3
+    capability = torch.cuda.get_device_capability()
+    if reason := refusal(DEVICE, capability, "bf16", arguments.attention):
+        print(f"The fused kernels cannot run here: {reason}.", file=sys.stderr)
+        return 3
+    import triton
+
+    from kontext_fast.engine.kernels.fused import FusedOps
+
+    precisions = (False,) if refusal(DEVICE, capability, "fp8", "default") else (False, True)
+    report = Report(torch.cuda.get_device_name(), capability, torch.__version__, triton.__version__, torch.version.cuda)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Fills memory that nobody has written with NaN.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        report.checks = list(run_checks(FusedOps("math"), precisions))
+        torch.use_deterministic_algorithms(False)
+    if not arguments.no_timing:
+        time_everything(FusedOps(arguments.attention), report, precisions)
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(asdict(report), indent=1))
+    print(table(report))
+    return 0 if all(check.passed for check in report.checks) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Examples of use, and the figures that the original of this project published."""

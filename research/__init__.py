@@ -1,0 +1,1 @@
+"""Studies, and what did not pay."""

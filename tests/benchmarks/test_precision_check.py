@@ -1,0 +1,49 @@
+"""The script that says how far the engine's results lie from those of diffusers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from benchmarks.gpu import precision_check
+from tools.docs.blocks import precision
+from tools.docs.doc_context import DocContext
+from tools.docs.result_tree import find_published
+
+
+def test_bfloat16_and_fp8_lie_as_far_from_float32_as_they_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[torch.dtype, set[tuple[float, float]]] = defaultdict(set)
+
+    def remember(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if type(module).__name__ == "CombinedTimestepGuidanceTextProjEmbeddings":
+            time, guidance, pooled = args
+            told[pooled.dtype].update(zip(time.tolist(), guidance.tolist(), strict=True))
+
+    out = tmp_path / "precision.json"
+    options = ["--checkpoint", "tiny", "--device", "cpu", "--items", "1", "--steps", "2", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["precision_check.py", *options])
+    with register_module_forward_pre_hook(remember):  # type: ignore[arg-type]
+        assert precision_check.main() == 0
+    # In float32 they would be told a guidance of 2500, and another second time.
+    assert told[torch.float32] == told[torch.bfloat16] == {(1000, 2496), (616, 2496)}
+    assert "| `balanced` | 0.0" in precision.render(DocContext(find_published(tmp_path), None))
+    errors = json.loads(out.read_text())["errors"]
+    assert set(errors) == {"diffusers, bfloat16", "faithful", "balanced"}
+    for stage in ("first step", "final latents"):
+        plain, faithful, balanced = (
+            errors[name]["against diffusers, float32"][stage]
+            for name in ("diffusers, bfloat16", "faithful", "balanced")
+        )
+        # Another noise would be a hundred times as far.
+        assert 0 < plain < 0.05
+        assert faithful < 1.5 * plain
+        assert plain < balanced < 0.1
+        assert errors["diffusers, bfloat16"]["against diffusers, bfloat16"][stage] == 0

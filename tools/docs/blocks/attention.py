@@ -1,0 +1,42 @@
+"""The engine's attention kernels side by side, as `attention_check` found them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kontext_fast.analysis import format as write
+from kontext_fast.report.text.markdown import bullets, paragraphs, table
+from tools.docs.doc_context import DocContext
+
+_INPUTS = ("even", "peaked", "outliers")
+HEADER = ("kernel", "alone", *(f"error, {kind}" for kind in _INPUTS), "a step in fp8", "latents from the first")
+
+
+def render(site: DocContext) -> str:
+    """A table for each file below the folder of results."""
+    return paragraphs(_of_one(*found) for found in site.stored("attention.json")) or "Not measured on a GPU yet."
+
+
+def _of_one(link: str, report: dict[str, Any]) -> str:
+    steps = write.count(report["steps"], "step")
+    return paragraphs(
+        [
+            table(HEADER, (tuple(_cells(name, found)) for name, found in report["kernels"].items())),
+            bullets(
+                [
+                    f"{report['gpu']}, torch {report['torch']}, {report['tokens']} tokens of one sample: {link}. "
+                    f"A step is the mean over {steps} of one edit of `random`.",
+                    *(f"`{name}` did not run: {reason}." for name, reason in report["refused"].items()),
+                ]
+            ),
+        ]
+    )
+
+
+def _cells(name: str, found: dict[str, Any]) -> Iterator[str]:
+    yield f"`{name}`"
+    yield f"{1e3 * found['seconds']:.2f} ms, {found['flop_per_second'] / 1e12:.0f} TFLOP/s"
+    yield from (f"{found['errors'][kind]:.2g}" for kind in _INPUTS)
+    yield f"{1e3 * found['seconds_per_step']:.1f} ms"
+    yield "equal" if found["latents_apart"] == 0 else f"{found['latents_apart']:.2g}"

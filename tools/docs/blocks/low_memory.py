@@ -1,0 +1,31 @@
+"""The memory of an edit under a cap, as `benchmarks/gpu/low_memory_check.py --out .../low_memory.json` found it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kontext_fast.report.text.markdown import bullets, paragraphs, table
+from tools.docs.doc_context import DocContext
+
+HEADER = ("", "time", "allocated at most", "reserved at most", "in use on the GPU afterwards")
+
+
+def render(site: DocContext) -> str:
+    """A table for each file below the folder of results."""
+    return paragraphs(_of_one(*found) for found in site.stored("low_memory.json")) or "Not run on a GPU yet."
+
+
+def _of_one(link: str, report: dict[str, Any]) -> str:
+    stages = {name: stage for name, stage in report.items() if isinstance(stage, dict)}
+    rows = (
+        (
+            name,
+            f"{stage['seconds']:.1f} s",
+            f"{stage['allocated_peak_gib']:.1f} GiB",
+            f"{stage['reserved_peak_gib']:.1f} GiB",
+            f"{stage['in_use_on_the_gpu_gib']:.1f} GiB",
+        )
+        for name, stage in stages.items()
+    )
+    cap = f"`{report['preset']}` under a cap of {report['cap_gib']:g} GiB on {report['gpu']}: {link}."
+    return paragraphs([table(HEADER, rows), bullets([cap])])

@@ -1,0 +1,42 @@
+"""How far results lie from those of diffusers, as `precision_check --out FILE` found it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kontext_fast.analysis import format as write
+from kontext_fast.report.text.markdown import bullets, paragraphs, table
+from tools.docs.doc_context import DocContext
+
+HEADER = ("", "first velocity, from bfloat16", "final latents", "first velocity, from float32", "final latents")
+_TRUTHS = ("against diffusers, bfloat16", "against diffusers, float32")
+_STAGES = ("first step", "final latents")
+
+
+def render(site: DocContext) -> str:
+    """A table for each file below the folder of results: relative errors, as means over items."""
+    return paragraphs(_of_one(*found) for found in site.stored("precision*.json")) or "Not measured yet."
+
+
+def _of_one(link: str, report: dict[str, Any]) -> str:
+    width, height = report["size"]
+    size, steps = f"{width}x{height}", write.count(report["steps"], "step")
+    edits = write.count(report["items"], "edit")
+    device = "a CPU, where plain PyTorch stands in for the kernels" if report["device"] == "cpu" else report["device"]
+    return paragraphs(
+        [
+            table(HEADER, (tuple(_cells(name, errors)) for name, errors in report["errors"].items())),
+            bullets(
+                [f"`{report['checkpoint']}` on {device}, {edits} of {size}, {steps}, torch {report['torch']}: {link}."]
+            ),
+        ]
+    )
+
+
+def _cells(name: str, errors: dict[str, dict[str, float]]) -> Iterator[str]:
+    yield name if name.startswith("diffusers") else f"`{name}`"
+    for truth in _TRUTHS:
+        for stage in _STAGES:
+            error = errors[truth][stage]
+            yield "equal" if error == 0 else f"{error:.2g}"

@@ -1,0 +1,55 @@
+"""Where the time of a step goes and the least it could be, as `kontext bench --roofline` wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kontext_fast.report.text.markdown import bullets, paragraphs, table
+from tools.docs.doc_context import DocContext
+
+HEADER = ("preset", "step", "while profiled", "floor", "products", "attention", "element by element", "idle")
+_CATEGORIES = ("linear", "attention", "element-wise")
+
+
+def render(site: DocContext) -> str:
+    """A table for each file below the folder of results."""
+    return paragraphs(_of_one(*found) for found in site.stored("roofline.json")) or "Not measured on a GPU yet."
+
+
+def _of_one(link: str, report: dict[str, Any]) -> str:
+    rooflines = report["rooflines"]
+    first, best = rooflines[0], rooflines[0]["ceilings"]
+    tokens = first["tokens"]
+    return paragraphs(
+        [
+            table(HEADER, (tuple(_cells(one["preset"], step)) for one in rooflines for step in one["steps"])),
+            bullets(
+                [
+                    f"`{report['checkpoint']}` on {first['device']}; tokens: {tokens['text']} of text, "
+                    f"{tokens['image']} of the image, {tokens['reference']} of the reference. Every kernel by itself: "
+                    f"{link}.",
+                    "In brackets: the share of the best rate measured in the same process. For the first preset that "
+                    f"was {best['linear_flop'] / 1e12:.0f} TFLOP/s in products, {best['attention_flop'] / 1e12:.0f} in "
+                    f"attention, and {best['copy_bytes'] / 1e12:.2f} TB/s in copies.",
+                ]
+            ),
+        ]
+    )
+
+
+def _cells(preset: str, step: dict[str, Any]) -> Iterator[str]:
+    taken_s = dict.fromkeys(_CATEGORIES, 0.0)
+    for kernel in step["kernels"]:
+        taken_s[kernel["category"]] += kernel["seconds"]
+    yield from (f"`{preset}`", f"{step['kind']} ({step['step']})")
+    yield _milliseconds(sum(taken_s.values()) + step["idle_s"])
+    yield _milliseconds(sum(step["floors_s"].values()))
+    for category in _CATEGORIES:
+        reached = f" ({step['floors_s'][category] / taken_s[category]:.0%})" if taken_s[category] else ""
+        yield _milliseconds(taken_s[category]) + reached
+    yield _milliseconds(step["idle_s"])
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms"

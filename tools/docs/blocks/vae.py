@@ -1,0 +1,32 @@
+"""What the VAE takes in each layout, as `benchmarks/gpu/vae_check.py --out .../vae.json` found it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kontext_fast.report.text.markdown import bullets, paragraphs, table
+from tools.docs.doc_context import DocContext
+
+HEADER = ("", "encode", "error", "decode", "error")
+
+
+def render(site: DocContext) -> str:
+    """A table for each file below the folder of results; errors are relative to float32."""
+    return paragraphs(_of_one(*found) for found in site.stored("vae.json")) or "Not measured on a GPU yet."
+
+
+def _of_one(link: str, report: dict[str, Any]) -> str:
+    rows = (
+        (
+            name if name == "as it is" else f"`{name}`",
+            *(cell for stage in ("encode", "decode") for cell in _cells(measured[stage])),
+        )
+        for name, measured in report["variants"].items()
+    )
+    size = report["size"]
+    where = f"One image of {size}x{size} in bfloat16 on {report['gpu']}; errors are relative to float32: {link}."
+    return paragraphs([table(HEADER, rows), bullets([where])])
+
+
+def _cells(measured: dict[str, float]) -> tuple[str, str]:
+    return f"{measured['ms']:.0f} ms", f"{measured['error']:.4f}"

@@ -1,0 +1,66 @@
+"""What a passage of a document is rendered from, and the passages that there are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kontext_fast.discovery import modules_with
+from kontext_fast.errors import InvalidInput
+from kontext_fast.report.model import Report
+from kontext_fast.report.sections import Section
+from tools.docs import blocks
+from tools.docs.result_tree import Published
+
+NOTHING = "Nothing of this project has been measured on a GPU yet, so no figure of speed, memory or cost is here."
+
+
+@dataclass(frozen=True)
+class DocContext:
+    """The records of a project as one of its documents shows them."""
+
+    published: Published
+    story: Report | None
+    """Of all benchmarks together; None where there is none."""
+    to_root: str = ""
+    """From the document's folder to that of the visualizations: empty, or `../`."""
+
+    @property
+    def card(self) -> Section | None:
+        """The comparison to lead with among those that a card ran; times of a CPU are nobody's headline."""
+        sections = self.story.sections if self.story else ()
+        return next((one for one in sections if one.group.on_a_card), None)
+
+    def stored(self, pattern: str) -> Iterator[tuple[str, Any]]:
+        """Of every JSON file below the folder of results whose name matches: a link to it, and what is in it."""
+        for file in sorted(self.published.folder.glob(f"**/{pattern}")):
+            place = file.relative_to(self.published.folder.parent).as_posix()
+            yield f"[{place}]({self.to_root}{place})", json.loads(file.read_text(encoding="utf-8"))
+
+    def link(self, path: Path) -> str:
+        """To a chart, which was drawn at `visualizations/<folder>/<file>`."""
+        return self.to_root + "/".join(path.parts[-3:])
+
+
+Render = Callable[[DocContext], str]
+
+
+@cache
+def discover_blocks() -> Mapping[str, Render]:
+    """What renders each passage as Markdown, by name: every module of `blocks` has a `render`.
+
+    Raises KontextError for a module that has none.
+    """
+    return {name: module.render for name, module in modules_with(blocks, "render").items()}
+
+
+def block(name: str, site: DocContext) -> str:
+    """One passage. Raises InvalidInput for a name that no module has."""
+    known = discover_blocks()
+    if name not in known:
+        raise InvalidInput(f"There is no passage {name!r}; choose {', '.join(known)}.")
+    return known[name](site)

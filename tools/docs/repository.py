@@ -1,0 +1,98 @@
+"""What a project publishes, rendered from the records in its `results/`: passages of its documents, charts, reports."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from kontext_fast.records.atomic import write_atomically
+from kontext_fast.report.costs import usual_question
+from kontext_fast.report.model import Report
+from kontext_fast.report.output.documents import DOCUMENTS
+from kontext_fast.report.output.publish import write_documents
+from kontext_fast.report.output.quality_page import write_quality_page
+from kontext_fast.report.verdicts import verdicts_of
+from tools.docs.doc_blocks import inject
+from tools.docs.doc_context import DocContext, block
+from tools.docs.result_tree import Published, find_published
+
+RESULTS, RENDERED = "results", ("reports", "visualizations")
+_PICTURE = re.compile(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+")
+
+
+def render_repository(root: Path, out: Path | None = None) -> None:
+    """Render all that `root` publishes, in place or below `out`.
+
+    Below `results/` are any number of result folders. Benchmarks become one set of charts and reports, verifications a
+    page of which the newest one is shown. Marked passages are filled in `README.md` and `docs/*.md`; without any
+    records they say so, and there are no charts and reports.
+    Raises InvalidInput for records or passages that cannot be read.
+    """
+    out = root if out is None else out
+    published = find_published(root / RESULTS)
+    story = _write_reports(published, out)
+    for document in _documents(root):
+        text = document.read_text(encoding="utf-8")
+        place = document.relative_to(root)
+        site = DocContext(published, story, to_root="../" * (len(place.parts) - 1))
+        rendered = inject(text, lambda name, site=site: block(name, site), place.as_posix())  # type: ignore[misc]
+        if rendered != text or out != root:
+            write_atomically(out / place, rendered.encode())
+
+
+def differences(root: Path) -> list[str]:
+    """What `render_repository` would change in `root`, one clause each; pictures are not compared pixel by pixel."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        render_repository(root, out)
+        rendered, present = _files(out), _files(root)
+        found = [f"{name} is not rendered" for name in sorted(rendered.keys() - present.keys())]
+        gone = sorted(name for name in present.keys() - rendered.keys() if _is_rendered(name))
+        found += [f"{name} is of records that are gone" for name in gone]
+        for name in sorted(rendered.keys() & present.keys()):
+            if (rendered[name].suffix != ".png") and _comparable(rendered[name]) != _comparable(root / name):
+                found.append(f"{name} differs from its records")
+        return found
+
+
+def _write_reports(published: Published, out: Path) -> Report | None:
+    story = None
+    if published.speed is not None:
+        samples_file = out / RESULTS / "samples.csv"
+        question = usual_question(published.day)
+        story = write_documents(
+            published.speed,
+            published,
+            out,
+            samples_file,
+            DOCUMENTS,
+            question,
+            verdicts=verdicts_of(published.verifications[-1][1]) if published.verifications else None,
+            kept_in=" and ".join(published.places),
+        )
+    if published.verifications:
+        store, _ = published.verifications[-1]
+        write_quality_page(store.records_file, out)
+    return story
+
+
+def _documents(root: Path) -> Iterator[Path]:
+    yield from (path for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))) if path.is_file())
+
+
+def _files(root: Path) -> dict[str, Path]:
+    """What may be rendered, by its place in the project."""
+    found = [*_documents(root), *(root / RESULTS).glob("samples.csv")]
+    found += [path for folder in RENDERED for path in (root / folder).rglob("*") if path.is_file()]
+    return {path.relative_to(root).as_posix(): path for path in found}
+
+
+def _is_rendered(name: str) -> bool:
+    return name.startswith((*(f"{folder}/" for folder in RENDERED), f"{RESULTS}/"))
+
+
+def _comparable(path: Path) -> str:
+    """The text without its pictures, whose bytes depend on the versions of what drew them."""
+    return _PICTURE.sub("picture", path.read_text(encoding="utf-8"))
