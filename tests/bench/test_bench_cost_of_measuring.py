@@ -97,7 +97,7 @@ def cpu_seconds(call: Callable[[], object]) -> float:
 
 def test_the_test_wraps_a_call_in_all_that_a_bench_does() -> None:
     source = Path(measure.__file__).read_text()
-    for name in ("GpuWatch(", "StageClock(", "PeakMemory(", "graphs_compiled("):
+    for name in ("GpuMonitor(", "StageClock(", "PeakMemory(", "graphs_compiled("):
         assert name in source
     assert Bench._call.__code__.co_names.count("edit") == 1
 

@@ -74,7 +74,7 @@ def test_every_command_is_one_that_its_program_takes(card: Any, tmp_path: Path) 
             asked = command[command.index("--suite") + 1]
             assert read_suite(asked).resolve("random").presets
         else:
-            text = subprocess.run([*command[:2], "--help"], capture_output=True, text=True, check=True).stdout
+            text = subprocess.run([*command[:3], "--help"], capture_output=True, text=True, check=True).stdout
             assert all(option in text for option in command if option.startswith("--"))
 
 

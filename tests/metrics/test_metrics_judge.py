@@ -13,7 +13,7 @@ from kontext_fast.metrics import judging
 from kontext_fast.metrics.base import Case, NotMeasured, Setting, StoredOutput
 from kontext_fast.metrics.judge_done import JudgeDone
 from kontext_fast.metrics.judge_kept import JudgeKept
-from tests.items.wrong_pictures import extra_object
+from tests.datasets.wrong_pictures import extra_object
 
 SETTING = Setting(checkpoint="tiny")
 

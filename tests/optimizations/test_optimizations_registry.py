@@ -47,7 +47,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 def test_a_module_is_found_without_a_list_and_helpers_are_fine(package: Callable[..., ModuleType]) -> None:
     imported = "from made_up_package.b import B\nHELPER = 1\n"
     made = package(b=TECHNIQUE.format(cls="B", name="second"), a=imported, c=TECHNIQUE.format(cls="C", name="first"))
-    assert list(classes(made), Optimization, "optimization") == ["first", "second"]
+    assert list(classes(made, Optimization, "optimization")) == ["first", "second"]
 
 
 def test_a_module_that_does_not_import_is_an_error(package: Callable[..., ModuleType]) -> None:

@@ -124,4 +124,4 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "pareto.png").stat().st_size > 10_000
     assert "step_reuse" in (tmp_path / "pareto.md").read_text()
     with pytest.raises(SystemExit, match="another study"):
-        study("--batch", "3")
+        run_study("--batch", "3")

@@ -20,7 +20,7 @@ from kontext_fast.verify.controls import FLOORS, spoiled
 from kontext_fast.verify.journal import Journal
 from kontext_fast.verify.margins import Margins, read_margins
 from kontext_fast.verify.scoring import Scorer
-from tests.items.wrong_pictures import extra_object
+from tests.datasets.wrong_pictures import extra_object
 from tests.records.builder import MACHINE, TINY
 
 Make = Callable[[WorldItem, Image.Image, int], Image.Image]

@@ -223,7 +223,9 @@ def render(story: Report, pictures: Pictures) -> str:
         run_numbers=story.numbers,
         verdicts=story.verdicts,
     )
-    script = "\n".join(files("kontext_fast.report").joinpath("template", name).read_text(encoding="utf-8") for name in SCRIPTS)
+    script = "\n".join(
+        files("kontext_fast.report").joinpath("template", name).read_text(encoding="utf-8") for name in SCRIPTS
+    )
     return environment.get_template("page.html.j2").render(
         story=story,
         title=title(story.lead),
