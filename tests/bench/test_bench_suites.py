@@ -198,7 +198,7 @@ def test_a_warm_cache_needs_a_cold_one_that_fills_it() -> None:
 
 
 def test_an_unknown_suite_names_those_that_exist(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="choose ablation or card or .* or cold or full or quick"):
+    with pytest.raises(InvalidInput, match=r"choose ablation or card or .* or cold or full or quick"):
         read_suite("quik")
     with pytest.raises(InvalidInput, match="cannot be read"):
         read_suite(str(tmp_path / "missing.toml"))
