@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from examples.original import figures
 from examples.original.figures import Published
-from kontext_fast.cost import money
+from kontext_fast.analysis import format as fmt
 from kontext_fast.cost.billing import Demand, cost
 from kontext_fast.report.plots import money as pictures
 from kontext_fast.report.plots.money import Line, Money, Pair, Tile, Words
@@ -40,7 +40,7 @@ def analysis_picture(of: Published) -> bytes:
             cost(figures.work(seconds), demand, tariff, today=of.day).per_month.value
             for seconds in (of.baseline_s, of.optimized_s)
         )
-        label = f"{name}\n{money.rate(price)} per GPU-hour"
+        label = f"{name}\n{fmt.usd_rate(price)} per GPU-hour"
         pairs.append(Pair(label, Money("baseline", slow), Money("optimized", fast)))
     price = of.reference_usd_per_hour
     points = tuple((float(volume), figures.month(of, price, images_per_day=volume)) for volume in of.volumes)
@@ -55,7 +55,7 @@ def _words(of: Published, title: str) -> Words:
         title=title,
         subtitle=f"{of.steps} steps, 1024x1024, {of.day}. {of.source}",
         foot=(
-            f"Billed by use, {money.rate(of.reference_usd_per_hour)} per GPU-hour ({of.reference_price}) where no "
+            f"Billed by use, {fmt.usd_rate(of.reference_usd_per_hour)} per GPU-hour ({of.reference_price}) where no "
             f"other price stands, {of.days_per_month:g} days a month. No cold starts, no idle time, no "
             "encoding, no interval."
         ),

@@ -11,9 +11,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from kontext_fast.analysis import format as fmt
 from kontext_fast.cost.billing import DAYS_PER_MONTH, Demand, Tariff, Work, busy_hours
 from kontext_fast.cost.fleet import gpus_needed
-from kontext_fast.cost.money import rate
 from kontext_fast.cost.payback import payback, savings_per_month
 from kontext_fast.cost.prices import Price
 from kontext_fast.stats.intervals import Estimate
@@ -140,7 +140,7 @@ def recomputed(of: Published, rule: str) -> tuple[float | None, str]:
         price = of.blog_usd_per_hour
         return month(of, price, pooled=True), (
             f"Other times (pooled means, {hours_saved_per_day(of, pooled=True):.4f} GPU-hours a day) at another price, "
-            f"{rate(price)}, which none of its six providers charges."
+            f"{fmt.usd_rate(price)}, which none of its six providers charges."
         )
     if rule == "mean-of-providers":
         return month(of, mean), f"The first rule at the mean of its six prices, ${mean:.4f}."

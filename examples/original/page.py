@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from examples.original import figures
 from examples.original.figures import Published
-from kontext_fast.cost import money
+from kontext_fast.analysis import format as fmt
 from kontext_fast.cost.billing import DAYS_PER_MONTH
 
 
@@ -48,7 +48,7 @@ def _savings(of: Published) -> str:
 
 {_table(("published", "where", "by our model", "why it differs"), rows)}
 
-One rule, one price, one month: {hours:.4f} GPU-hours a day at {money.rate(reference)}
+One rule, one price, one month: {hours:.4f} GPU-hours a day at {fmt.usd_rate(reference)}
 are ${hours * reference:.3f} a day,
 ${figures.month(of, reference):,.2f} in {of.days_per_month:g} days and ${figures.true_month(of):,.2f} in a month of
 365/12 = {DAYS_PER_MONTH:.2f} days."""
@@ -56,7 +56,7 @@ ${figures.month(of, reference):,.2f} in {of.days_per_month:g} days and ${figures
 
 def _providers(of: Published) -> str:
     rows = [
-        (name, money.rate(price), money.usd(figures.month(of, price)))
+        (name, fmt.usd_rate(price), fmt.usd(figures.month(of, price)))
         for name, price in sorted(of.usd_per_hour.items(), key=lambda row: row[1])
     ]
     rows.append(("mean of the six", f"${of.mean_usd_per_hour:.4f}", f"${figures.month(of, of.mean_usd_per_hour):,.2f}"))
@@ -76,10 +76,10 @@ def _break_even(of: Published) -> str:
             figures.month(of, reference, images_per_day=of.volumes[-1]),
         ),
         ("mean of six providers, as it meant to", figures.month(of, of.mean_usd_per_hour)),
-        (f"pooled means at {money.rate(of.blog_usd_per_hour)}", figures.month(of, of.blog_usd_per_hour, pooled=True)),
-        (f"{of.reference_price} at {money.rate(reference)}", figures.month(of, reference)),
+        (f"pooled means at {fmt.usd_rate(of.blog_usd_per_hour)}", figures.month(of, of.blog_usd_per_hour, pooled=True)),
+        (f"{of.reference_price} at {fmt.usd_rate(reference)}", figures.month(of, reference)),
     )
-    rows = [(name, money.usd(saved), f"{figures.break_even(of, saved):.2f} months") for name, saved in choices]
+    rows = [(name, fmt.usd(saved), f"{figures.break_even(of, saved):.2f} months") for name, saved in choices]
     return f"""## Break-even
 
 {development.hours:g} hours at ${development.usd_per_hour:g} are ${development.usd:,.0f}. Published:

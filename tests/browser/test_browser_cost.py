@@ -11,8 +11,8 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
 
+from kontext_fast.analysis.format import usd
 from kontext_fast.cli.main import run
-from kontext_fast.cost.money import usd
 from tests.browser.chromium import look
 
 MONEY = ("usd_per_image", "usd_per_day", "usd_per_month", "saved_usd_per_month")

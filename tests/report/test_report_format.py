@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.rows import ComputedSteps
 from kontext_fast.records.schema import Memory
 from kontext_fast.stats.intervals import Estimate
@@ -22,7 +22,7 @@ from kontext_fast.stats.intervals import Estimate
     ],
 )
 def test_seconds_have_three_digits(value: float | None, text: str) -> None:
-    assert write.seconds(value) == text
+    assert fmt.seconds(value) == text
 
 
 @pytest.mark.parametrize(
@@ -38,44 +38,44 @@ def test_seconds_have_three_digits(value: float | None, text: str) -> None:
     ],
 )
 def test_a_time_has_the_digits_that_its_interval_supports(estimate: Estimate, value: str, interval: str | None) -> None:
-    assert write.seconds_estimate(estimate) == value
-    assert write.seconds_range(estimate) == interval
+    assert fmt.seconds_estimate(estimate) == value
+    assert fmt.seconds_range(estimate) == interval
 
 
 def test_factors() -> None:
-    assert write.factor(Estimate(1.618, (1.55, 1.70), 5)) == "1.62x"
-    assert write.factor_range(Estimate(1.618, (1.55, 1.70), 5)) == "1.55x to 1.70x"
-    assert write.factor(Estimate(1.0041, (1.0011, 1.0071), 5)) == "1.004x"
-    assert write.factor(Estimate(12.34, None, 1)) == "12.3x"
-    assert write.factor_range(Estimate(12.34, None, 1)) is None
+    assert fmt.factor(Estimate(1.618, (1.55, 1.70), 5)) == "1.62x"
+    assert fmt.factor_range(Estimate(1.618, (1.55, 1.70), 5)) == "1.55x to 1.70x"
+    assert fmt.factor(Estimate(1.0041, (1.0011, 1.0071), 5)) == "1.004x"
+    assert fmt.factor(Estimate(12.34, None, 1)) == "12.3x"
+    assert fmt.factor_range(Estimate(12.34, None, 1)) is None
 
 
 @pytest.mark.parametrize(
     ("fraction", "text"), [(0.0, "0 %"), (1.0, "100 %"), (0.996, "99.6 %"), (0.004, "0.4 %"), (0.93, "93 %")]
 )
 def test_a_percentage_never_rounds_to_all_or_nothing(fraction: float, text: str) -> None:
-    assert write.percent(fraction) == text
+    assert fmt.percent(fraction) == text
 
 
 def test_memory_is_in_gib_and_says_whose_it_is() -> None:
-    assert write.gib(2**30) == "1.00 GiB"
-    assert write.gib(36 * 2**30) == "36.0 GiB"
-    assert write.gib(None) == "not measured"
+    assert fmt.gib(2**30) == "1.00 GiB"
+    assert fmt.gib(36 * 2**30) == "36.0 GiB"
+    assert fmt.gib(None) == "not measured"
     both = Memory(allocated_peak_bytes=2**31, host_rss_peak_bytes=2**30)
-    assert (write.peak_memory(both), write.peak_memory_kind(both)) == ("2.00 GiB", "GPU, allocated")
-    assert (write.peak_memory(Memory()), write.peak_memory_kind(Memory())) == ("not measured", None)
+    assert (fmt.peak_memory(both), fmt.peak_memory_kind(both)) == ("2.00 GiB", "GPU, allocated")
+    assert (fmt.peak_memory(Memory()), fmt.peak_memory_kind(Memory())) == ("not measured", None)
 
 
 def test_steps_say_when_calls_differ() -> None:
     same, differing = ComputedSteps(28, 28.0, 28, 28), ComputedSteps(12, 14.24, 16, 28)
-    assert (write.computed_steps(same), write.computed_steps_range(same)) == ("28 of 28", None)
-    assert write.computed_steps(differing) == "14.2 of 28"
-    assert write.computed_steps_range(differing) == "12 to 16 in a call"
+    assert (fmt.computed_steps(same), fmt.computed_steps_range(same)) == ("28 of 28", None)
+    assert fmt.computed_steps(differing) == "14.2 of 28"
+    assert fmt.computed_steps_range(differing) == "12 to 16 in a call"
 
 
 def test_dates_and_counts() -> None:
-    assert write.date("2001-02-03T04:05:06Z") == "2001-02-03"
-    assert write.date("yesterday") == "yesterday"
-    assert write.count(1, "process", "processes") == "1 process"
-    assert write.count(2, "item") == "2 items"
-    assert write.parameters(11_900_000_000) == "11.9 B"
+    assert fmt.date("2001-02-03T04:05:06Z") == "2001-02-03"
+    assert fmt.date("yesterday") == "yesterday"
+    assert fmt.count(1, "process", "processes") == "1 process"
+    assert fmt.count(2, "item") == "2 items"
+    assert fmt.parameters(11_900_000_000) == "11.9 B"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.groups import Group, groups
 from kontext_fast.analysis.rows import Row, headline
 from kontext_fast.optimizations.base import Effect, Optimization
@@ -61,7 +61,7 @@ def _effect(optimizations: Sequence[Optimization]) -> str:
 
 def _verdict(preset: Preset, one: PresetVerdict | None, verified: ResultFile | None) -> str:
     if one is None or verified is None:
-        return write.NOT_MEASURED
+        return fmt.NOT_MEASURED
     record = next(record for record in verified.records if record.arm and record.arm.name == preset.name)
     if not _is_current(preset, record):
         return CHANGED
@@ -71,16 +71,16 @@ def _verdict(preset: Preset, one: PresetVerdict | None, verified: ResultFile | N
 
 def _speed(preset: Preset, row: Row | None, group: Group | None) -> str:
     if row is None or group is None:
-        return write.NOT_MEASURED
+        return fmt.NOT_MEASURED
     runs = [run.record for run in group.runs_of(preset.name)]
     if not all(_is_current(preset, record) for record in runs):
         return CHANGED
     if row.time is None:
         return f"{row.status}: {_in_a_cell(row.reason or '')}"
     if row.factor is None:
-        return f"{write.NOT_MEASURED}: {row.factor_note}"
-    spread = write.factor_range(row.factor)
-    return f"{write.factor(row.factor)}" + (f" ({spread})" if spread else " (one round, no interval)")
+        return f"{fmt.NOT_MEASURED}: {row.factor_note}"
+    spread = fmt.factor_range(row.factor)
+    return f"{fmt.factor(row.factor)}" + (f" ({spread})" if spread else " (one round, no interval)")
 
 
 def _is_current(preset: Preset, record: Record) -> bool:
@@ -106,13 +106,13 @@ def _reference_group(found: Sequence[Group]) -> Group | None:
 
 def _of_verdicts(found: VerificationAnalysis | None, verified: ResultFile | None) -> Iterator[str]:
     if found is None or verified is None or not verified.records:
-        yield f"Verdicts: {write.NOT_MEASURED}."
+        yield f"Verdicts: {fmt.NOT_MEASURED}."
         return
     record, verification = verified.records[0], found.verification
     yield (
-        f"Verdicts: {write.count(len(verified.items), 'item')} of {verification.dataset}, "
-        f"{write.count(len(verification.seeds), 'seed')} each, {verification.steps} steps, on "
-        f"{machine_name(record.environment) or 'an unnamed machine'}, {write.date(record.created_at)}, margins sha256 "
+        f"Verdicts: {fmt.count(len(verified.items), 'item')} of {verification.dataset}, "
+        f"{fmt.count(len(verification.seeds), 'seed')} each, {verification.steps} steps, on "
+        f"{machine_name(record.environment) or 'an unnamed machine'}, {fmt.date(record.created_at)}, margins sha256 "
         f"`{verification.margins_sha256[:12]}`."
     )
     if found.blind:
@@ -125,9 +125,9 @@ def _of_verdicts(found: VerificationAnalysis | None, verified: ResultFile | None
 
 def _of_speed(group: Group | None, rows: dict[str, Row]) -> Iterator[str]:
     if group is None or group.workload is None or group.checkpoint is None:
-        yield f"Speed: {write.NOT_MEASURED}."
+        yield f"Speed: {fmt.NOT_MEASURED}."
         return
-    of, dates = group.workload, sorted({write.date(run.record.created_at) for run in group.runs})
+    of, dates = group.workload, sorted({fmt.date(run.record.created_at) for run in group.runs})
     yield (
         f"Speed: baseline's time over the preset's, 95 % interval over rounds; edits of {of.width}x{of.height} by "
         f"`{group.checkpoint.name}`, {of.steps} steps, batch {of.batch}, on {group.machine or 'an unnamed machine'}, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.groups import Group
 from kontext_fast.records.schema import Cell, Workload
 
@@ -10,7 +10,7 @@ from kontext_fast.records.schema import Cell, Workload
 def cell_name(cell: Cell) -> str:
     """`edit 1024x1024, 28 steps`, with the batch where it is more than one image."""
     batch = f", batch {cell.batch}" if cell.batch > 1 else ""
-    return f"{cell.mode} {cell.size}, {write.count(cell.steps, 'step')}{batch}"
+    return f"{cell.mode} {cell.size}, {fmt.count(cell.steps, 'step')}{batch}"
 
 
 def group_name(group: Group) -> str:
@@ -23,7 +23,7 @@ def workload_name(workload: Workload | None) -> str:
     """`edit, 1024x1024, 28 steps`, with what differs from the usual added."""
     if workload is None:
         return "nothing was measured"
-    parts = [workload.mode, f"{workload.width}x{workload.height}", write.count(workload.steps, "step")]
+    parts = [workload.mode, f"{workload.width}x{workload.height}", fmt.count(workload.steps, "step")]
     if workload.batch > 1:
         parts.append(f"batch {workload.batch}")
     if workload.true_cfg > 1:

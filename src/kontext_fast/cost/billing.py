@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
+from kontext_fast.analysis import format as fmt
 from kontext_fast.cost.fleet import RHO_MAX, SECONDS_PER_HOUR, gpus_needed
-from kontext_fast.cost.money import rate
 from kontext_fast.cost.prices import Price
 from kontext_fast.errors import InvalidInput
 from kontext_fast.stats.intervals import Estimate
@@ -113,7 +113,7 @@ class Basis:
 
     def __str__(self) -> str:
         stamp = " (stale)" if self.stale else ""
-        per_gpu = f"{rate(self.price.usd_per_gpu_hour)} per GPU-hour"
+        per_gpu = f"{fmt.usd_rate(self.price.usd_per_gpu_hour)} per GPU-hour"
         runs = f"; time of {', '.join(self.run_ids)}" if self.run_ids else ""
         return f"{self.billing}, {self.price.id} {self.price.day}{stamp}, {per_gpu}{runs}"
 

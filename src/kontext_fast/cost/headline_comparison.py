@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.groups import Group, groups
 from kontext_fast.analysis.names import workload_name
 from kontext_fast.analysis.ranking import headline_rank
@@ -43,7 +43,7 @@ class HeadlineComparison:
     def runs(self) -> str:
         """How many records the two times came from."""
         baseline, other = (len(work.run_ids) for work in (self.baseline_work, self.other_work))
-        return f"{write.count(baseline, 'run')} of baseline, {other} of the preset"
+        return f"{fmt.count(baseline, 'run')} of baseline, {other} of the preset"
 
     @property
     def stamp(self) -> str | None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.groups import Group
 from kontext_fast.analysis.names import group_name
-from kontext_fast.cost import money
 from kontext_fast.cost.analysis import GroupCost, PresetCost, Question, analyse_group
 from kontext_fast.cost.billing import Demand
 from kontext_fast.cost.cards import card_of
@@ -99,7 +99,7 @@ def _price(price: Price, question: Question) -> dict[str, Any]:
 
 def crossing_words(crossing: Crossover) -> str:
     """`always-on at A costs no more than by-use at A from 12,300 images a day on`."""
-    volume = money.volume(crossing.images_per_day)
+    volume = fmt.volume(crossing.images_per_day)
     when = "at no volume" if math.isinf(crossing.images_per_day) else f"from {volume} on"
     return f"{crossing.cheaper} costs no more than {crossing.instead_of} {when}"
 

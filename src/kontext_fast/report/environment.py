@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.records.schema import Record
 
 MOST_VALUES = 3
@@ -42,7 +42,7 @@ def _written(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if name.endswith("_bytes") and isinstance(value, int):
-        return write.gib(value)
+        return fmt.gib(value)
     if isinstance(value, Iterable) and not isinstance(value, str):
         return ", ".join(map(str, value))
     return str(value)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.groups import groups
 from kontext_fast.analysis.names import cell_name, workload_name
 from kontext_fast.analysis.ranking import headline_group_first
@@ -65,7 +65,7 @@ class Report:
             for record in self.result.records
             if record.status != "ok"
         )
-        return tuple((preset, f"{write.count(n, 'run')}, {what}") for (preset, what), n in counted.items())
+        return tuple((preset, f"{fmt.count(n, 'run')}, {what}") for (preset, what), n in counted.items())
 
     @property
     def not_measured(self) -> tuple[str, ...]:
@@ -92,11 +92,11 @@ class Report:
 
     @property
     def facts(self) -> tuple[Fact, ...]:
-        dates = sorted({write.date(record.created_at) for record in self.result.records})
+        dates = sorted({fmt.date(record.created_at) for record in self.result.records})
         rounds = {record.round for record in self.result.records}
         return (
-            Fact("Date", " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else write.NOT_MEASURED),
-            Fact("Suite", f"{self.result.suite} ({write.count(len(rounds), 'round')})"),
+            Fact("Date", " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else fmt.NOT_MEASURED),
+            Fact("Suite", f"{self.result.suite} ({fmt.count(len(rounds), 'round')})"),
             Fact("Processes", str(len(self.result.records))),
             Fact("Version", f"kontext-fast {self.result.kontext_fast_version}"),
         )
@@ -131,6 +131,6 @@ def _measured(record: Record) -> tuple[str, ...]:
         return tuple(map(cell_name, record.cells))
     return tuple(
         f"{workload_name(measurement.workload)}: "
-        + write.count(sum(not sample.warmup for sample in measurement.samples), "call")
+        + fmt.count(sum(not sample.warmup for sample in measurement.samples), "call")
         for measurement in record.measurements
     )

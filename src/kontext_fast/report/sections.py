@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.control import smallest_claim
 from kontext_fast.analysis.groups import Group
 from kontext_fast.analysis.names import group_name
@@ -78,7 +78,7 @@ def _facts(group: Group) -> tuple[Fact, ...]:
     checkpoint, workload = group.checkpoint, group.workload
     facts = []
     if checkpoint:
-        size = f"{write.parameters(checkpoint.transformer_parameters)} transformer parameters, {checkpoint.dtype}"
+        size = f"{fmt.parameters(checkpoint.transformer_parameters)} transformer parameters, {checkpoint.dtype}"
         facts.append(Fact("Checkpoint", f"{checkpoint.name} ({size})"))
     facts.append(Fact("Machine", group.machine or "unknown"))
     if workload:
@@ -97,7 +97,7 @@ def _workload_facts(group: Group, workload: Workload) -> list[Fact]:
             f"{workload.text_tokens} text + {workload.image_tokens} image + {workload.reference_tokens} reference",
         ),
         Fact("Steps", f"{workload.steps}, guidance {workload.guidance:g}, batch {workload.batch}"),
-        Fact("Items", write.count(len(workload.items), "item")),
+        Fact("Items", fmt.count(len(workload.items), "item")),
         Fact("Calls per process", f"{_span(calls)} measured after {_span(warmups)} warm-up"),
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.report.text.markdown import bullets, paragraphs, table
 from tools.docs.doc_context import DocContext
 
@@ -19,7 +19,7 @@ def render(site: DocContext) -> str:
 
 
 def _of_one(link: str, report: dict[str, Any]) -> str:
-    steps = write.count(report["steps"], "step")
+    steps = fmt.count(report["steps"], "step")
     return paragraphs(
         [
             table(HEADER, (tuple(_cells(name, found)) for name, found in report["kernels"].items())),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import fmean
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.groups import Group
 from kontext_fast.analysis.rows import process_values
 from kontext_fast.report.text.markdown import bullets, paragraphs, table
@@ -34,5 +34,5 @@ def _cells(group: Group, preset: str) -> Iterator[str]:
     applied = [record.apply_s for record in began if record.apply_s is not None]
     first, later = fmean(run.measurement.samples[0].wall_s for run in runs), fmean(process_values(runs))
     yield from (f"`{preset}`", group.compile_cache, f"{workload.width}x{workload.height}")
-    yield write.seconds(fmean(applied)) if applied else ""
-    yield from (write.seconds(first), write.seconds(later), write.seconds(first - later), str(len(runs)))
+    yield fmt.seconds(fmean(applied)) if applied else ""
+    yield from (fmt.seconds(first), fmt.seconds(later), fmt.seconds(first - later), str(len(runs)))

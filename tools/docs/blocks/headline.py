@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.rows import Row
-from kontext_fast.cost import money
 from kontext_fast.records.names import parse_ablation
 from kontext_fast.records.schema import CONTROL
 from kontext_fast.report.model import Report
@@ -48,14 +47,14 @@ def render(site: DocContext) -> str:
 def _cells(row: Row, section: Section, labels: Sequence[str]) -> tuple[str, ...]:
     assert row.time is not None
     numbers = ", ".join(str(labels.index(label) + 1) for label in row.labels)
-    steps = write.computed_steps(row.computed_steps) if row.computed_steps else write.NOT_MEASURED
+    steps = fmt.computed_steps(row.computed_steps) if row.computed_steps else fmt.NOT_MEASURED
     return (
         f"`{row.preset}`" + (f" <sup>{numbers}</sup>" if numbers else ""),
-        f"{write.seconds_estimate(row.time.mean)} ({write.seconds_range(row.time.mean) or 'no interval'})",
+        f"{fmt.seconds_estimate(row.time.mean)} ({fmt.seconds_range(row.time.mean) or 'no interval'})",
         _factor(row),
         steps,
         _quality(row),
-        write.peak_memory(row.memory),
+        fmt.peak_memory(row.memory),
         _saved(row, section),
         str(row.time.mean.n),
     )
@@ -64,13 +63,13 @@ def _cells(row: Row, section: Section, labels: Sequence[str]) -> tuple[str, ...]
 def _factor(row: Row) -> str:
     if row.factor is None:
         return row.factor_note or ""
-    return f"{write.factor(row.factor)} ({write.factor_range(row.factor) or 'no interval'})"
+    return f"{fmt.factor(row.factor)} ({fmt.factor_range(row.factor) or 'no interval'})"
 
 
 def _quality(row: Row) -> str:
     if row.accepted is None:
-        return write.NOT_MEASURED
-    return f"{write.percent(row.accepted.value)} of {write.count(row.accepted.n, 'item')} accepted"
+        return fmt.NOT_MEASURED
+    return f"{fmt.percent(row.accepted.value)} of {fmt.count(row.accepted.n, 'item')} accepted"
 
 
 def _saved(row: Row, section: Section) -> str:
@@ -82,7 +81,7 @@ def _saved(row: Row, section: Section) -> str:
     if cost is None or cost.savings_per_month is None:
         return "reference" if row.factor_note == "reference" else "not priced"
     saved = cost.savings_per_month
-    return f"{money.usd(saved.value)} ({money.usd_range(saved) or 'no interval'})"
+    return f"{fmt.usd(saved.value)} ({fmt.usd_range(saved) or 'no interval'})"
 
 
 def _failures(rows: Sequence[Row]) -> str | None:
@@ -96,7 +95,7 @@ def _failures(rows: Sequence[Row]) -> str | None:
 def _not_counted(rows: Sequence[Row], section: Section) -> str | None:
     """Runs of presets that have a time, which are not in it: what hung must not be forgotten once it did not."""
     ended = [
-        f"`{row.preset}`: {write.count(n, 'further run')}, {status}. {escaped(reason)}"
+        f"`{row.preset}`: {fmt.count(n, 'further run')}, {status}. {escaped(reason)}"
         for row in rows
         for (status, reason), n in row.failures_alike.items()
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.groups import Group
 from kontext_fast.analysis.rows import process_values
 from kontext_fast.analysis.stages import stage_rows
@@ -68,9 +68,9 @@ def _cells(name: str, known_s: float, group: Group) -> tuple[str, ...]:
     runs = group.runs_of(name)
     if here is None or not runs:
         failures = group.failures_of(name)
-        return (*asked, failures[0].status if failures else write.NOT_MEASURED, "", "")
+        return (*asked, failures[0].status if failures else fmt.NOT_MEASURED, "", "")
     whole_s = mean_estimate(process_values(runs)).value
     without_text_s = whole_s - here.stages.get("text_encode", 0.0)
     difference = without_text_s / known_s - 1
     verdict = "reproduced" if abs(difference) < WITHIN else "not reproduced"
-    return (*asked, write.seconds(without_text_s), f"{100 * difference:+.1f} %, {verdict}", str(len(runs)))
+    return (*asked, fmt.seconds(without_text_s), f"{100 * difference:+.1f} %, {verdict}", str(len(runs)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.report.text.markdown import bullets, paragraphs, table
 from tools.docs.doc_context import DocContext
 
@@ -21,8 +21,8 @@ def render(site: DocContext) -> str:
 
 def _of_one(link: str, report: dict[str, Any]) -> str:
     width, height = report["size"]
-    size, steps = f"{width}x{height}", write.count(report["steps"], "step")
-    edits = write.count(report["items"], "edit")
+    size, steps = f"{width}x{height}", fmt.count(report["steps"], "step")
+    edits = fmt.count(report["items"], "edit")
     device = "a CPU, where plain PyTorch stands in for the kernels" if report["device"] == "cpu" else report["device"]
     return paragraphs(
         [

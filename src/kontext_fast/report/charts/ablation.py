@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.control import smallest_claim
 from kontext_fast.analysis.groups import Group, groups
 from kontext_fast.analysis.names import group_name
@@ -110,7 +110,7 @@ def _point(group: Group, name: str, how: How, slower: str, faster: str, limit: f
     for preset in (slower, faster):
         if failures := group.failures_of(preset):
             return Point(name, how, None, None, f"{preset} {failures[0].status}: {failures[0].reason}")
-    return Point(name, how, None, None, write.NOT_MEASURED)
+    return Point(name, how, None, None, fmt.NOT_MEASURED)
 
 
 def _takeaway(panel: Panel) -> str:
@@ -121,7 +121,7 @@ def _takeaway(panel: Panel) -> str:
     if helps:
         best = max(helps, key=lambda point: point.factor.value if point.factor else 0)
         assert best.factor is not None
-        sentences.append(f"alone, {best.optimization} gains most ({write.factor(best.factor)})")
+        sentences.append(f"alone, {best.optimization} gains most ({fmt.factor(best.factor)})")
     if nothing:
         sentences.append(f"no effect was found of {', '.join(nothing)} alone")
     if not sentences:
@@ -146,8 +146,8 @@ def _picture(panels: Sequence[Panel]) -> bytes:
             low, high = point.factor.interval or (point.factor.value, point.factor.value)
             style.whisker(axes, y, low, high)
             axes.plot([point.factor.value], [y], "o", markersize=9, color=COLORS[point.how])
-            interval = write.factor_range(point.factor) or "no interval"
-            words = f"{write.factor(point.factor)} ({interval}, n={point.factor.n})"
+            interval = fmt.factor_range(point.factor) or "no interval"
+            words = f"{fmt.factor(point.factor)} ({interval}, n={point.factor.n})"
             style.row_words(axes, max(high, point.factor.value), y, words)
         _scale(axes, panel)
         top -= height

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kontext_fast.cost import money
+from kontext_fast.analysis import format as fmt
 from kontext_fast.cost.billing import Demand, Tariff, Work, cost
 from kontext_fast.cost.crossover import hosting_instead_of_api
 from kontext_fast.cost.fleet import RHO_MAX
@@ -82,7 +82,7 @@ def _lines(shown: HeadlineComparison, work: Work, tariffs: list[Tariff], api: Pr
     lines = []
     for tariff, color in zip(tariffs, COLORS, strict=False):
         points = tuple((v, _month(shown, work, tariff, v)) for v in volumes)
-        name = f"{tariff.billing}, {money.rate(tariff.price.usd_per_gpu_hour)} per GPU-hour"
+        name = f"{tariff.billing}, {fmt.usd_rate(tariff.price.usd_per_gpu_hour)} per GPU-hour"
         lines.append(Line(name, points, color, stepped=tariff.billing != "by-use"))
     if api is not None and api.usd_per_image is not None:
         days = Demand(images_per_day=1).days_per_month
@@ -103,5 +103,5 @@ def _takeaway(data: Plotted) -> str:
     ).images_per_day
     return (
         f"An always-on {data.shown.card} with {data.shown.other.row.preset} costs less than {data.api.id} from "
-        f"{money.volume(volume)} on, without the licence of the weights.".replace("from never on", "at no volume")
+        f"{fmt.volume(volume)} on, without the licence of the weights.".replace("from never on", "at no volume")
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.groups import Group, by_machine, groups
 from kontext_fast.analysis.names import workload_name
 from kontext_fast.analysis.rows import process_values
@@ -82,8 +82,8 @@ def _row(group: Group, preset: str) -> StackedRow | None:
         for part, values in zip(COLORS, zip(*starts, strict=True), strict=True)
     ]
     later = mean_estimate(process_values(runs))
-    notes = [f"new size {write.seconds(unseen.value)}"] if (unseen := _unseen([run.record for run in runs])) else []
-    notes.append(f"then {write.seconds(later.value)}")
+    notes = [f"new size {fmt.seconds(unseen.value)}"] if (unseen := _unseen([run.record for run in runs])) else []
+    notes.append(f"then {fmt.seconds(later.value)}")
     return StackedRow(name, tuple(parts), mean_estimate([sum(start) for start in starts]), ", ".join(notes))
 
 
@@ -113,6 +113,6 @@ def _takeaway(panel: StackedPanel) -> str:
     # A name that has its cache in it has one comma already.
     subject = f"{slowest.name}," if "," in slowest.name else slowest.name
     return (
-        f"{subject} starts slowest: {write.seconds_estimate(slowest.whole)} until its first image is there, "
-        f"{write.seconds(first)} of it in the first call."
+        f"{subject} starts slowest: {fmt.seconds_estimate(slowest.whole)} until its first image is there, "
+        f"{fmt.seconds(first)} of it in the first call."
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from kontext_fast.cost import money
+from kontext_fast.analysis import format as fmt
 from kontext_fast.cost.billing import Billing, Demand, cost
 from kontext_fast.cost.cards import slug
 from kontext_fast.cost.headline_comparison import HeadlineComparison, headline_comparison
@@ -50,7 +50,7 @@ def plotted(result: ResultFile, today: date) -> Plotted | str:
             cost(work, demand, tariff, today=today).per_month for work in (shown.baseline_work, shown.other_work)
         )
         stale = ", stale" if price.is_stale(today) else ""
-        name = f"{price.provider}, {price.product}\n{money.rate(price.usd_per_gpu_hour)} per h, {price.day}{stale}"
+        name = f"{price.provider}, {price.product}\n{fmt.usd_rate(price.usd_per_gpu_hour)} per h, {price.day}{stale}"
         pairs.append(Pair(name, _money("baseline", slow), _money(shown.other.row.preset, fast)))
     lines = (
         Line("billed by use", _saved(shown, "by-use"), pictures.PRESET_COLOR),
@@ -73,7 +73,7 @@ def draw(result: ResultFile, folder: Path) -> Chart:
         title=f"Cost of {shown.other.row.preset} and baseline on {shown.card}",
         subtitle=shown.subtitle,
         foot=(
-            f"Prices are per GPU-hour. Right: {price.dated(shown.today)}, {money.rate(price.usd_per_gpu_hour)}. "
+            f"Prices are per GPU-hour. Right: {price.dated(shown.today)}, {fmt.usd_rate(price.usd_per_gpu_hour)}. "
             f"365/12 days a month, no cold starts. Time: {shown.runs}.\n"
             "Sources of the prices: kontext_fast/cost/prices.toml."
         ),
@@ -99,6 +99,6 @@ def _takeaway(data: Plotted) -> str:
     cheap, dear = data.pairs[0], data.pairs[-1]
     return (
         f"{IMAGES_PER_DAY:,} images a day on {data.shown.card} with {data.shown.other.row.preset}, billed by use, cost "
-        f"{money.usd(cheap.other.usd)} to {money.usd(dear.other.usd)} a month by provider "
-        f"({money.usd(cheap.baseline.usd)} to {money.usd(dear.baseline.usd)} with baseline)."
+        f"{fmt.usd(cheap.other.usd)} to {fmt.usd(dear.other.usd)} a month by provider "
+        f"({fmt.usd(cheap.baseline.usd)} to {fmt.usd(dear.baseline.usd)} with baseline)."
     )

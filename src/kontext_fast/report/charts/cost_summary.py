@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
-from kontext_fast.analysis import format as write
-from kontext_fast.cost import money
+from kontext_fast.analysis import format as fmt
 from kontext_fast.cost.billing import Demand
 from kontext_fast.cost.cards import slug
 from kontext_fast.cost.headline_comparison import HeadlineComparison, headline_comparison
@@ -65,20 +64,18 @@ def _tiles(shown: HeadlineComparison, verdicts: Verdicts) -> tuple[Tile, ...]:
     factor = fast.factor
     assert slow.time is not None
     assert fast.time is not None
-    times = f"{write.seconds_estimate(slow.time.mean)} to {write.seconds_estimate(fast.time.mean)} a call"
-    interval = write.factor_range(factor) if factor else None
+    times = f"{fmt.seconds_estimate(slow.time.mean)} to {fmt.seconds_estimate(fast.time.mean)} a call"
+    interval = fmt.factor_range(factor) if factor else None
     return (
         Tile(
             "Speed",
-            f"{write.factor(factor)} as fast" if factor else write.NOT_MEASURED,
+            f"{fmt.factor(factor)} as fast" if factor else fmt.NOT_MEASURED,
             f"{times}\n" + (f"95 % interval {interval}" if interval else "no interval"),
         ),
         Tile(
             "Memory",
-            write.peak_memory(fast.memory),
-            "\n".join(
-                filter(None, (write.peak_memory_kind(fast.memory), f"baseline {write.peak_memory(slow.memory)}"))
-            ),
+            fmt.peak_memory(fast.memory),
+            "\n".join(filter(None, (fmt.peak_memory_kind(fast.memory), f"baseline {fmt.peak_memory(slow.memory)}"))),
         ),
         _quality(shown, verdicts.get(fast.preset)),
     )
@@ -90,7 +87,7 @@ def _quality(shown: HeadlineComparison, verified: PresetVerdict | None) -> Tile:
         meaning = "" if verified.level == verified.meaning else f"{verified.meaning}\n"
         return Tile("Quality", verified.level, meaning + verified.where)
     accepted = shown.other.row.accepted
-    value = f"{write.percent(accepted.value)} accepted" if accepted else write.NOT_MEASURED
+    value = f"{fmt.percent(accepted.value)} accepted" if accepted else fmt.NOT_MEASURED
     return Tile("Quality", value, _against(shown))
 
 
@@ -100,22 +97,22 @@ def _against(shown: HeadlineComparison) -> str:
         checkpoint = shown.group.checkpoint
         random = checkpoint is not None and checkpoint.kind == "random"
         return "the weights are random:\nno image to judge" if random else "no judge has seen these images"
-    of = f"by the judge, {write.count(fast.accepted.n, 'item')}"
-    return f"{of}\nbaseline {write.percent(slow.accepted.value)}" if slow.accepted else of
+    of = f"by the judge, {fmt.count(fast.accepted.n, 'item')}"
+    return f"{of}\nbaseline {fmt.percent(slow.accepted.value)}" if slow.accepted else of
 
 
 def _foot(shown: HeadlineComparison) -> str:
     price = shown.price
     return (
-        f"Billed by use at {price.dated(shown.today)}, {money.rate(price.usd_per_gpu_hour)} per GPU-hour, "
+        f"Billed by use at {price.dated(shown.today)}, {fmt.usd_rate(price.usd_per_gpu_hour)} per GPU-hour, "
         f"365/12 days a month, no cold starts. Time: {shown.runs}."
     )
 
 
 def _takeaway(shown: HeadlineComparison, bars: tuple[Money, ...]) -> str:
     middle = bars[1]
-    interval = f" ({money.usd(middle.interval[0])} to {money.usd(middle.interval[1])})" if middle.interval else ""
+    interval = f" ({fmt.usd(middle.interval[0])} to {fmt.usd(middle.interval[1])})" if middle.interval else ""
     return (
-        f"At {middle.name} {shown.other.row.preset} saves {money.usd(middle.usd)} a month{interval} on {shown.card}, "
+        f"At {middle.name} {shown.other.row.preset} saves {fmt.usd(middle.usd)} a month{interval} on {shown.card}, "
         f"billed by use at {shown.price.dated(shown.today)}."
     )

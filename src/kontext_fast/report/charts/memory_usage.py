@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.groups import Group, Run, groups
 from kontext_fast.analysis.names import group_name
 from kontext_fast.analysis.ranking import leading_groups, presets_slow_to_fast
@@ -101,11 +101,11 @@ def _takeaway(panel: Panel) -> str:
     peaks = {bar.preset: bar.peak.value for bar in panel.bars if bar.kind == kind}
     least, most = min(peaks, key=lambda name: peaks[name]), max(peaks, key=lambda name: peaks[name])
     if least == most:
-        return f"{panel.title}: {least} needs {write.gib(int(peaks[least]))} ({KINDS[kind]})."
-    against = f"; baseline needs {write.gib(int(peaks[BASELINE]))}" if BASELINE in peaks else ""
+        return f"{panel.title}: {least} needs {fmt.gib(int(peaks[least]))} ({KINDS[kind]})."
+    against = f"; baseline needs {fmt.gib(int(peaks[BASELINE]))}" if BASELINE in peaks else ""
     return (
-        f"{panel.title}: {least} needs least with {write.gib(int(peaks[least]))}, {most} most with "
-        f"{write.gib(int(peaks[most]))}{against} ({KINDS[kind]})."
+        f"{panel.title}: {least} needs least with {fmt.gib(int(peaks[least]))}, {most} most with "
+        f"{fmt.gib(int(peaks[most]))}{against} ({KINDS[kind]})."
     )
 
 
@@ -147,7 +147,7 @@ def _draw_bars(axes: object, panel: Panel) -> None:
                 low, high = (bound / 2**30 for bound in bar.peak.interval)
                 style.whisker(axes, y, low, high)
                 end = max(end, high)
-            style.row_words(axes, end, y, f"{write.gib(int(bar.peak.value))}  n={bar.peak.n}")
+            style.row_words(axes, end, y, f"{fmt.gib(int(bar.peak.value))}  n={bar.peak.n}")
             y += 1
         y += 0.6
     axes.set_xlim(0, max(bar.peak.value for bar in panel.bars) / 2**30 * 1.3)

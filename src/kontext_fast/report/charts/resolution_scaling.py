@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.groups import Group, by_machine, groups
 from kontext_fast.analysis.rows import process_values
 from kontext_fast.records.atomic import write_atomically
@@ -107,7 +107,7 @@ def _panel(steps: int, of: Sequence[Group]) -> Panel:
     lines = {name: points for name, points in lines.items() if len(points) > 1} or lines
     found = (Line(name, tuple(sorted(points, key=lambda point: point.tokens))) for name, points in lines.items())
     return Panel(
-        title=f"Edits, {write.count(steps, 'step')}, one image per call",
+        title=f"Edits, {fmt.count(steps, 'step')}, one image per call",
         subtitle=provenance(of),
         lines=tuple(found),
     )
@@ -118,7 +118,7 @@ def _takeaway(panel: Panel) -> str:
     line = max(panel.lines, key=lambda line: len(line.points))
     small, large = line.points[0], line.points[-1]
     tokens, time = large.tokens / small.tokens, large.time.value / small.time.value
-    times = f"{write.seconds_estimate(small.time)} to {write.seconds_estimate(large.time)}"
+    times = f"{fmt.seconds_estimate(small.time)} to {fmt.seconds_estimate(large.time)}"
     return (
         f"{panel.title}: from {small.size} to {large.size} {line.preset} works on {tokens:.1f} times the tokens and "
         f"takes {time:.1f} times as long ({times})."
@@ -168,5 +168,5 @@ def _page(panels: Sequence[Panel]) -> str:
     # Inside a script element only "</" could end it early.
     data = json.dumps([asdict(panel) for panel in panels]).replace("<", "\\u003c")
     return environment.get_template("resolution_scaling.html.j2").render(
-        title=TITLE, panels=panels, data=data, colors=json.dumps(style.COLORS), write=write
+        title=TITLE, panels=panels, data=data, colors=json.dumps(style.COLORS), fmt=fmt
     )

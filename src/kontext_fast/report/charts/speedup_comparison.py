@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.control import smallest_claim
 from kontext_fast.analysis.groups import Group, groups
 from kontext_fast.analysis.names import group_name
@@ -40,7 +40,7 @@ def draw(result: ResultFile, folder: Path) -> Chart:
     """Write the picture below `folder`; without any time an earlier picture is removed and none is drawn."""
     panels = plotted(result)
     left_out = sum(bool(group.runs) for group in groups(result)) - len(panels)
-    more = f" {write.count(left_out, 'other workload')} stand in the tables." if left_out > 0 else ""
+    more = f" {fmt.count(left_out, 'other workload')} stand in the tables." if left_out > 0 else ""
     path = folder / FILE
     if panels:
         write_atomically(path, picture(panels))
@@ -68,13 +68,13 @@ def _shown(group: Group) -> list[str]:
 
 def _panel(group: Group, limit: float | None) -> Panel:
     rows = slow_to_fast(row for row in headline(group) if parse_ablation(row.preset) is None)
-    dates = sorted({write.date(run.record.created_at) for run in group.runs})
+    dates = sorted({fmt.date(run.record.created_at) for run in group.runs})
     checkpoint = group.checkpoint.name if group.checkpoint else "unknown checkpoint"
     calls = sum(len(run.samples) for run in group.runs)
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     subtitle = (
         f"{checkpoint} on {group.machine or 'an unnamed machine'}, {when}, "
-        f"{write.count(len(group.runs), 'process', 'processes')}, {write.count(calls, 'measured call')}"
+        f"{fmt.count(len(group.runs), 'process', 'processes')}, {fmt.count(calls, 'measured call')}"
     )
     return Panel(group_name(group), subtitle, tuple(map(_bar, rows)), speed_finding(rows, limit))
 
@@ -102,13 +102,13 @@ def _takeaway(panels: Sequence[Panel]) -> str:
         if bar.factor is not None and bar.preset != CONTROL:
             factors.setdefault(bar.preset, []).append(bar.factor)
     reach = "; ".join(f"{preset} {_reach(found)} as fast" for preset, found in factors.items())
-    elsewhere = f" In {write.count(len(others), 'other workload')}: {reach}." if reach else ""
+    elsewhere = f" In {fmt.count(len(others), 'other workload')}: {reach}." if reach else ""
     return f"{first.title}: {first.finding}{elsewhere}"
 
 
 def _reach(factors: Sequence[Estimate]) -> str:
     low, high = (pick(factors, key=lambda factor: factor.value) for pick in (min, max))
-    return " to ".join(dict.fromkeys((write.factor(low), write.factor(high))))
+    return " to ".join(dict.fromkeys((fmt.factor(low), fmt.factor(high))))
 
 
 def _spoken(panels: Sequence[Panel]) -> str:
@@ -121,9 +121,9 @@ def _spoken(panels: Sequence[Panel]) -> str:
         if bar.time is None:
             parts.append(f"{bar.preset} {(bar.note or '').removesuffix('.')}")
         else:
-            factor = f", {write.factor(bar.factor)} as fast as baseline" if bar.factor else ""
-            parts.append(f"{bar.preset} {write.seconds_estimate(bar.time)}{factor}")
-    others = f" So for {write.count(len(panels) - 1, 'other workload')}." if len(panels) > 1 else ""
+            factor = f", {fmt.factor(bar.factor)} as fast as baseline" if bar.factor else ""
+            parts.append(f"{bar.preset} {fmt.seconds_estimate(bar.time)}{factor}")
+    others = f" So for {fmt.count(len(panels) - 1, 'other workload')}." if len(panels) > 1 else ""
     return f"Bars of time per call and points of factors for {panel.title}: {'; '.join(parts)}.{others}"
 
 

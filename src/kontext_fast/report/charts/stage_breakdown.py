@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.groups import Group, groups
 from kontext_fast.analysis.names import group_name
 from kontext_fast.analysis.ranking import leading_groups, presets_slow_to_fast
@@ -78,7 +78,7 @@ def _panel(group: Group) -> StackedPanel:
 def _row(group: Group, preset: str, row: StageRow | None) -> StackedRow:
     if row is None:
         failures = group.failures_of(preset)
-        note = f"{failures[0].status}: {failures[0].reason}" if failures else write.NOT_MEASURED
+        note = f"{failures[0].status}: {failures[0].reason}" if failures else fmt.NOT_MEASURED
         return StackedRow(preset, (), None, note)
     parts = [Part(NAMES[stage], seconds) for stage, seconds in row.stages.items()]
     whole = mean_estimate(process_values(group.runs_of(preset)))
@@ -92,4 +92,4 @@ def _takeaway(panel: StackedPanel) -> str:
     assert row.whole is not None
     shares = {part.name: part.seconds / row.whole.value for part in row.parts}
     longest = max(shares, key=lambda name: shares[name])
-    return f"{panel.title}: {longest} takes {write.percent(shares[longest])} of a call of {row.name}."
+    return f"{panel.title}: {longest} takes {fmt.percent(shares[longest])} of a call of {row.name}."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.groups import Group, by_machine, groups
 from kontext_fast.analysis.rows import process_values
 from kontext_fast.records.atomic import write_atomically
@@ -128,10 +128,10 @@ def _takeaway(panel: Panel) -> str:
             continue
         slow, fast = (pick(table.cells, key=lambda place: table.cells[place].value) for pick in (max, min))
         missing = len(panel.steps) * len(panel.sizes) - len(table.cells)
-        note = f"; {write.count(missing, 'cell')} not measured" if missing else ""
+        note = f"; {fmt.count(missing, 'cell')} not measured" if missing else ""
         sentences.append(
-            f"{table.preset} takes from {write.seconds_estimate(table.cells[fast])} ({_place(fast)}) to "
-            f"{write.seconds_estimate(table.cells[slow])} ({_place(slow)}){note}."
+            f"{table.preset} takes from {fmt.seconds_estimate(table.cells[fast])} ({_place(fast)}) to "
+            f"{fmt.seconds_estimate(table.cells[slow])} ({_place(slow)}){note}."
         )
     if single:
         sentences.append(f"Measured at one place only: {', '.join(single)}.")
@@ -140,7 +140,7 @@ def _takeaway(panel: Panel) -> str:
 
 def _place(place: tuple[int, Size]) -> str:
     steps, (width, height) = place
-    return f"{width}x{height}, {write.count(steps, 'step')}"
+    return f"{width}x{height}, {fmt.count(steps, 'step')}"
 
 
 def _picture(panels: Sequence[Panel]) -> bytes:
@@ -175,7 +175,7 @@ def _draw_table(figure: Any, lower_in: float, panel: Panel, table: Table, slowes
     for column, (width, height) in enumerate(panel.sizes):
         axes.text(column + 0.5, -0.12, f"{width}x{height}", ha="center", fontsize=11, color=style.MUTED)
     for row, steps in enumerate(panel.steps):
-        style.row_name(axes, row + 0.5, write.count(steps, "step"))
+        style.row_name(axes, row + 0.5, fmt.count(steps, "step"))
         for column, size in enumerate(panel.sizes):
             estimate = table.cells.get((steps, size))
             shade = shades(estimate.value / slowest) if estimate else "#f4f5f6"
@@ -197,9 +197,9 @@ def _ink_on(shade: Any) -> str:
 
 def _write_cell(axes: Any, x: float, y: float, estimate: Estimate | None, ink: str) -> None:
     if estimate is None:
-        axes.text(x, y, write.NOT_MEASURED, ha="center", va="center", fontsize=10, color=style.MUTED, style="italic")
+        axes.text(x, y, fmt.NOT_MEASURED, ha="center", va="center", fontsize=10, color=style.MUTED, style="italic")
         return
-    interval = write.seconds_range(estimate) or "no interval"
-    lines = ((-0.27, write.seconds_estimate(estimate), 12.5), (0.06, interval, 10), (0.32, f"n={estimate.n}", 10))
+    interval = fmt.seconds_range(estimate) or "no interval"
+    lines = ((-0.27, fmt.seconds_estimate(estimate), 12.5), (0.06, interval, 10), (0.32, f"n={estimate.n}", 10))
     for lower, words, size in lines:
         axes.text(x, y + lower, words, ha="center", va="center", fontsize=size, color=ink)

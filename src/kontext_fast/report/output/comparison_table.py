@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.comparison import Change, Comparison
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.environment import environment_facts
@@ -79,7 +79,7 @@ def _cells(change: Change) -> list[str]:
 
 
 def _time(estimate: Estimate | None) -> str:
-    return "" if estimate is None else f"{write.seconds_estimate(estimate)} (n={estimate.n})"
+    return "" if estimate is None else f"{fmt.seconds_estimate(estimate)} (n={estimate.n})"
 
 
 def _percent(ratio: float) -> str:
@@ -91,7 +91,7 @@ def _row(cells: list[str] | tuple[str, ...]) -> str:
 
 
 def _named(result: ResultFile) -> str:
-    dates = sorted(write.date(record.created_at) for record in result.records)
+    dates = sorted(fmt.date(record.created_at) for record in result.records)
     return f"suite {result.suite}, {dates[0] if dates else 'no runs'}, kontext-fast {result.kontext_fast_version}"
 
 

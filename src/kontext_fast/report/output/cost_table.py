@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kontext_fast.analysis import format as write
-from kontext_fast.cost import money
+from kontext_fast.analysis import format as fmt
 from kontext_fast.cost.analysis import GroupCost, PresetCost
 from kontext_fast.cost.billing import Cost, Demand
 from kontext_fast.stats.intervals import Estimate
@@ -48,7 +47,7 @@ def _cells(preset: PresetCost) -> tuple[str, ...]:
     priced = preset.cost
     if priced is None:
         time = preset.seconds_per_image
-        return (name, write.seconds_estimate(time) if time else "not priced", "", "", "", "")
+        return (name, fmt.seconds_estimate(time) if time else "not priced", "", "", "", "")
     saved = preset.savings_per_month
     return (
         name,
@@ -61,14 +60,14 @@ def _cells(preset: PresetCost) -> tuple[str, ...]:
 
 
 def _cell(estimate: Estimate) -> str:
-    interval = money.usd_range_short(estimate)
-    return "\n".join(filter(None, (money.usd(estimate.value), "no interval" if interval is None else interval)))
+    interval = fmt.usd_range_short(estimate)
+    return "\n".join(filter(None, (fmt.usd(estimate.value), "no interval" if interval is None else interval)))
 
 
 def _gpus(priced: Cost) -> str:
     if priced.basis.billing == "by-use":
         return str(priced.gpus)
-    return f"{priced.gpus}\n{write.percent(priced.utilization)} used"
+    return f"{priced.gpus}\n{fmt.percent(priced.utilization)} used"
 
 
 def _assumptions(group: GroupCost) -> tuple[str, ...]:
@@ -79,8 +78,8 @@ def _assumptions(group: GroupCost) -> tuple[str, ...]:
     sold = f", sold {price.count} together" if price.count > 1 else ""
     spot = " It is a spot price: the machine can be taken away." if price.kind == "spot" else ""
     return (
-        f"Billed {basis.billing} at {price.id}: {money.rate(price.usd_per_gpu_hour)} per GPU-hour{sold}, {price.day}, "
-        f"{price.source}.{stale}{spot}",
+        f"Billed {basis.billing} at {price.id}: {fmt.usd_rate(price.usd_per_gpu_hour)} per GPU-hour{sold}, "
+        f"{price.day}, {price.source}.{stale}{spot}",
         f"{demand.images_per_day:,.0f} images a day, {demand.days_per_month:.2f} days a month, "
         f"{_load(demand)}{_starts(group)}; GPUs are those of the busiest hour. "
         "The second lines are 95 % intervals, from the measured time alone.",
@@ -89,7 +88,7 @@ def _assumptions(group: GroupCost) -> tuple[str, ...]:
 
 def _load(demand: Demand) -> str:
     even = abs(demand.peak_share * 24 - 1) < 1e-9
-    return "spread evenly" if even else f"{write.percent(demand.peak_share)} of them in the busiest hour"
+    return "spread evenly" if even else f"{fmt.percent(demand.peak_share)} of them in the busiest hour"
 
 
 def _starts(group: GroupCost) -> str:
@@ -107,15 +106,15 @@ def _more(preset: PresetCost) -> tuple[str, ...]:
     if basis.billing == "by-use" and preset.cold_start_s is None:
         lines.append("  its cold start was not measured and is not in its cost")
     if preset.savings_per_month is not None:
-        lines.append(f"  repays its longer start after: {money.images(preset.images_to_repay_start)}")
+        lines.append(f"  repays its longer start after: {fmt.images(preset.images_to_repay_start)}")
     if preset.payback is not None:
         lines.append(
-            f"  pays the development back after: {money.months(preset.payback.months)}, "
+            f"  pays the development back after: {fmt.months(preset.payback.months)}, "
             f"first-year return {100 * preset.payback.first_year_return:.0f} %"
         )
     for cheaper in dict.fromkeys(crossing.cheaper for crossing in preset.crossovers):
         against = ", ".join(
-            f"{crossing.instead_of} from {money.volume(crossing.images_per_day)}"
+            f"{crossing.instead_of} from {fmt.volume(crossing.images_per_day)}"
             for crossing in preset.crossovers
             if crossing.cheaper == cheaper
         )

@@ -9,9 +9,8 @@ from typing import Final, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.rows import Row
-from kontext_fast.cost import money
 from kontext_fast.cost.analysis import PresetCost, Question, analyse_group
 from kontext_fast.cost.billing import Demand
 from kontext_fast.cost.prices import Kind, Price
@@ -153,12 +152,12 @@ def _saved(section: Section, story: Report, question: Question) -> Estimate:
 
 
 def _named(price: Price, question: Question) -> str:
-    return f"{price.dated(question.today)}, {money.rate(price.usd_per_gpu_hour)} per GPU-hour"
+    return f"{price.dated(question.today)}, {fmt.usd_rate(price.usd_per_gpu_hour)} per GPU-hour"
 
 
 def with_range(estimate: Estimate) -> str:
     """`$12,345 ($11,800 to $12,900)`."""
-    return f"{money.usd(estimate.value)} ({money.usd_range(estimate) or 'no interval'})"
+    return f"{fmt.usd(estimate.value)} ({fmt.usd_range(estimate) or 'no interval'})"
 
 
 TEMPLATES: Final[dict[Audience, str]] = {
@@ -197,8 +196,7 @@ def document(story: Report, audience: Audience) -> str:
     )
     environment.filters.update(md=markdown, tex=latex)
     environment.globals.update(
-        write=write,
-        money=money,
+        fmt=fmt,
         baseline=BASELINE,
         control=CONTROL,
         crossing_words=crossing_words,

@@ -13,10 +13,9 @@ from typing import Any, Protocol
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.rows import Row
 from kontext_fast.analysis.stages import STEP_KINDS
-from kontext_fast.cost import money
 from kontext_fast.cost.analysis import Question
 from kontext_fast.records.schema import BASELINE, CONTROL
 from kontext_fast.report.costs import crossing_words
@@ -48,8 +47,8 @@ def _preset(preset: dict[str, Any], section: Section, story: Report) -> dict[str
     cost = section.cost_of(preset["preset"])
     time = cost.seconds_per_image if cost else None
     return preset | {
-        "time": write.seconds_estimate(time) if time else write.NOT_MEASURED,
-        "time_range": (write.seconds_range(time) if time else None) or "no interval",
+        "time": fmt.seconds_estimate(time) if time else fmt.NOT_MEASURED,
+        "time_range": (fmt.seconds_range(time) if time else None) or "no interval",
         "records": [story.numbers[run_id] for run_id in preset["run_ids"]],
     }
 
@@ -99,7 +98,7 @@ def title(lead: Section | None) -> str:
     if lead is None or lead.best is None or lead.best.factor is None:
         return "How fast, and what it cost the image"
     machine = lead.group.machine or "an unknown machine"
-    return f"{lead.best.preset}: {write.factor(lead.best.factor)} as fast on {machine}"
+    return f"{lead.best.preset}: {fmt.factor(lead.best.factor)} as fast on {machine}"
 
 
 def takeaways(lead: Section | None, question: Question, verdicts: Verdicts) -> tuple[Takeaway, ...]:
@@ -119,12 +118,12 @@ def takeaways(lead: Section | None, question: Question, verdicts: Verdicts) -> t
 def _speed(best: Row, baseline: Row | None, run_ids: tuple[str, ...]) -> Takeaway:
     assert best.factor is not None
     assert best.time is not None
-    interval = write.factor_range(best.factor)
-    times = write.seconds_estimate(best.time.mean)
+    interval = fmt.factor_range(best.factor)
+    times = fmt.seconds_estimate(best.time.mean)
     if baseline is not None and baseline.time is not None:
-        times = f"{write.seconds_estimate(baseline.time.mean)} down to {times} a call"
+        times = f"{fmt.seconds_estimate(baseline.time.mean)} down to {times} a call"
     return Takeaway(
-        "Speed", f"{write.factor(best.factor)} as fast", f"{times}; 95 % interval {interval}", "results", run_ids
+        "Speed", f"{fmt.factor(best.factor)} as fast", f"{times}; 95 % interval {interval}", "results", run_ids
     )
 
 
@@ -136,19 +135,19 @@ def _quality(
     if best.accepted is None:
         random = lead.group.checkpoint is not None and lead.group.checkpoint.kind == "random"
         why = "the weights are random, so there is no image to judge" if random else "no judge has seen these images"
-        return Takeaway("Quality", write.NOT_MEASURED, why, "quality", run_ids)
-    detail = f"of {write.count(best.accepted.n, 'item')}, by the judge"
+        return Takeaway("Quality", fmt.NOT_MEASURED, why, "quality", run_ids)
+    detail = f"of {fmt.count(best.accepted.n, 'item')}, by the judge"
     if baseline is not None and baseline.accepted is not None:
-        detail += f"; baseline {write.percent(baseline.accepted.value)}"
-    return Takeaway("Quality", f"{write.percent(best.accepted.value)} accepted", detail, "quality", run_ids)
+        detail += f"; baseline {fmt.percent(baseline.accepted.value)}"
+    return Takeaway("Quality", f"{fmt.percent(best.accepted.value)} accepted", detail, "quality", run_ids)
 
 
 def _memory(best: Row, baseline: Row | None, run_ids: tuple[str, ...]) -> Takeaway:
-    details = [write.peak_memory_kind(best.memory)]
+    details = [fmt.peak_memory_kind(best.memory)]
     if baseline is not None and baseline.time is not None:
-        details.append(f"baseline {write.peak_memory(baseline.memory)}")
+        details.append(f"baseline {fmt.peak_memory(baseline.memory)}")
     detail = "; ".join(filter(None, details))
-    return Takeaway("Peak memory", write.peak_memory(best.memory), detail, "memory", run_ids)
+    return Takeaway("Peak memory", fmt.peak_memory(best.memory), detail, "memory", run_ids)
 
 
 def _saved(lead: Section, best: Row, question: Question, run_ids: tuple[str, ...]) -> Takeaway:
@@ -158,9 +157,9 @@ def _saved(lead: Section, best: Row, question: Question, run_ids: tuple[str, ...
     basis = cost.cost.basis
     detail = (
         f"{question.demand.images_per_day:,.0f} images a day, billed {basis.billing} at "
-        f"{basis.price.dated(question.today)}, {money.rate(basis.price.usd_per_gpu_hour)} per GPU-hour"
+        f"{basis.price.dated(question.today)}, {fmt.usd_rate(basis.price.usd_per_gpu_hour)} per GPU-hour"
     )
-    return Takeaway("Saved a month", money.usd(cost.savings_per_month.value), detail, "cost", run_ids)
+    return Takeaway("Saved a month", fmt.usd(cost.savings_per_month.value), detail, "cost", run_ids)
 
 
 HEADINGS: Mapping[str, str] = {
@@ -209,8 +208,7 @@ def render(story: Report, pictures: Pictures) -> str:
         undefined=StrictUndefined,
     )
     environment.globals.update(
-        write=write,
-        money=money,
+        fmt=fmt,
         baseline=BASELINE,
         control=CONTROL,
         step_kinds=STEP_KINDS,

@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.errors import InvalidInput
 from kontext_fast.metrics.base import Control
 from kontext_fast.records.atomic import write_atomically
@@ -234,7 +234,7 @@ def render(result: ResultFile, found: VerificationAnalysis, store: ResultStore, 
         undefined=StrictUndefined,
     )
     environment.globals.update(
-        write=write, words=words, frontier_words=frontier_words, chart_uri=chart_uri, gain=GAIN, shown=SHOWN
+        fmt=fmt, words=words, frontier_words=frontier_words, chart_uri=chart_uri, gain=GAIN, shown=SHOWN
     )
     controls = [control.value for control in Control] + list(POSITIVE)
     return environment.get_template("quality.html.j2").render(
@@ -276,11 +276,11 @@ def _facts(result: ResultFile, found: VerificationAnalysis) -> list[tuple[str, s
     record = result.records[0] if result.records else None
     checkpoint = record.checkpoint if record else None
     return [
-        ("Date", write.date(record.created_at) if record else write.NOT_MEASURED),
-        ("Checkpoint", f"{checkpoint.name}, {checkpoint.dtype}" if checkpoint else write.NOT_MEASURED),
+        ("Date", fmt.date(record.created_at) if record else fmt.NOT_MEASURED),
+        ("Checkpoint", f"{checkpoint.name}, {checkpoint.dtype}" if checkpoint else fmt.NOT_MEASURED),
         ("Machine", (machine_name(record.environment) if record else None) or "unknown"),
         ("Items", f"{len(result.items)} of {verification.dataset}, {len(verification.seeds)} seeds each"),
-        ("Controls", write.count(len(verification.control_items), "item")),
+        ("Controls", fmt.count(len(verification.control_items), "item")),
         ("Steps", f"{verification.steps}, guidance {verification.guidance:g}, batch {verification.batch}"),
         ("Margins", f"sha256 {verification.margins_sha256[:12]}"),
         ("Version", f"kontext-fast {result.kontext_fast_version}"),

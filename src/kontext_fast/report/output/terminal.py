@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.control import smallest_claim
 from kontext_fast.analysis.groups import Group, groups
 from kontext_fast.analysis.names import group_name
@@ -62,12 +62,12 @@ def _cells(row: Row, labels: list[str]) -> tuple[str, ...]:
     name = f"{row.preset} [{','.join(map(str, numbers))}]" if numbers else row.preset
     if row.time is None:
         return (name, row.status, "", "", "", "")
-    steps = write.computed_steps(row.computed_steps) if row.computed_steps else write.NOT_MEASURED
-    judge = f"{write.percent(row.accepted.value)} of {row.accepted.n}" if row.accepted else write.NOT_MEASURED
-    return (name, write.seconds_estimate(row.time.mean), _factor(row), steps, judge, write.peak_memory(row.memory))
+    steps = fmt.computed_steps(row.computed_steps) if row.computed_steps else fmt.NOT_MEASURED
+    judge = f"{fmt.percent(row.accepted.value)} of {row.accepted.n}" if row.accepted else fmt.NOT_MEASURED
+    return (name, fmt.seconds_estimate(row.time.mean), _factor(row), steps, judge, fmt.peak_memory(row.memory))
 
 
 def _factor(row: Row) -> str:
     if row.factor is None:
         return row.factor_note or ""
-    return f"{write.factor(row.factor)} ({write.factor_range_short(row.factor) or f'n={row.factor.n}'})"
+    return f"{fmt.factor(row.factor)} ({fmt.factor_range_short(row.factor) or f'n={row.factor.n}'})"

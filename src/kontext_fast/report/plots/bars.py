@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.records.names import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL
 from kontext_fast.report.plots.style import name_left, shortened
@@ -122,7 +122,7 @@ def _draw_time(axes: Axes, y: int, bar: Bar, color: str) -> None:
     axes.plot(bar.processes, [y] * len(bar.processes), "o", markersize=4, mfc="white", mec=INTERVAL_COLOR, mew=0.8)
     end = max(_extent(bar.time), *bar.processes)
     axes.annotate(
-        f"{write.seconds_estimate(bar.time)}  n={bar.time.n}",
+        f"{fmt.seconds_estimate(bar.time)}  n={bar.time.n}",
         (end, y),
         xytext=(6, 0),
         textcoords="offset points",
@@ -156,8 +156,8 @@ def _draw_factor(axes: Axes, y: int, bar: Bar, color: str) -> None:
     if bar.factor.interval:
         _whisker(axes, y, bar.factor)
     axes.plot([bar.factor.value], [y], "o", markersize=10, color=color)
-    interval = write.factor_range(bar.factor)
-    words = f"{write.factor(bar.factor)}  ({interval})" if interval else f"{write.factor(bar.factor)}  (no interval)"
+    interval = fmt.factor_range(bar.factor)
+    words = f"{fmt.factor(bar.factor)}  ({interval})" if interval else f"{fmt.factor(bar.factor)}  (no interval)"
     axes.annotate(
         words, (_extent(bar.factor), y), xytext=(9, 0), textcoords="offset points", va="center", fontsize=11.5
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kontext_fast.cost.money import usd
+from kontext_fast.analysis.format import usd
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

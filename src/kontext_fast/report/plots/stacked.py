@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.report.plots import style
 from kontext_fast.stats.intervals import Estimate
 
@@ -67,18 +67,18 @@ def _draw_row(axes: object, y: int, row: StackedRow, colors: dict[str, str], lon
 
     assert isinstance(axes, Axes)
     if row.whole is None:
-        style.row_words(axes, 0, y, style.shortened(row.note or write.NOT_MEASURED, _MOST_LETTERS), style.FAILURE)
+        style.row_words(axes, 0, y, style.shortened(row.note or fmt.NOT_MEASURED, _MOST_LETTERS), style.FAILURE)
         return
     start = 0.0
     for part in row.parts:
         axes.barh(y, part.seconds, left=start, height=0.56, color=colors[part.name], linewidth=0)
         if part.seconds > LABEL_SHARE * longest:
             middle = start + part.seconds / 2
-            axes.text(middle, y, write.seconds(part.seconds), ha="center", va="center", fontsize=10, color="white")
+            axes.text(middle, y, fmt.seconds(part.seconds), ha="center", va="center", fontsize=10, color="white")
         start += part.seconds
     end = max(start, row.whole.value)
     if row.whole.interval:
         style.whisker(axes, y + 0.38, *row.whole.interval)
         end = max(end, row.whole.interval[1])
-    words = f"{write.seconds_estimate(row.whole)}  n={row.whole.n}"
+    words = f"{fmt.seconds_estimate(row.whole)}  n={row.whole.n}"
     style.row_words(axes, end, y, f"{words}  {row.note}" if row.note else words)

@@ -49,7 +49,7 @@
     return scaled({ value, interval }, asked.days);
   }
 
-  // cost/money.py: usd
+  // analysis/format.py: usd
   function usd(value) {
     const size = Math.abs(value);
     const decimals = size >= 100 ? 0 : size >= 0.1 || size === 0 ? 2 : 2 - Math.floor(Math.log10(size));
@@ -91,7 +91,7 @@
     if (fields.price.selectedOptions[0]?.disabled ?? true) fields.price.value = TYPED;
   }
 
-  // cost/money.py: rate
+  // analysis/format.py: usd_rate
   function rate(dollars) {
     const exact = String(Number(dollars.toPrecision(6))), cents = dollars.toFixed(2);
     return exact.length > cents.length ? exact : cents;

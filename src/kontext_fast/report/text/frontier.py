@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.report.text.quality import joined
 from kontext_fast.verify.frontier import Frontier, Point, quality_of_fewer_steps
 
@@ -62,6 +62,6 @@ def repeatable(found: Frontier) -> str | None:
         return None
     apart = found.again_s / baseline.edit_s - 1
     return (
-        f"Baseline took {write.seconds(baseline.edit_s)} at the beginning and {write.seconds(found.again_s)} at the "
+        f"Baseline took {fmt.seconds(baseline.edit_s)} at the beginning and {fmt.seconds(found.again_s)} at the "
         f"end ({100 * apart:+.1f} %): no smaller difference of times means anything here."
     )

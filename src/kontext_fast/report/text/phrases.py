@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from kontext_fast.analysis import format as write
+from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.control import control_factor
 from kontext_fast.analysis.groups import Group, Plan, Run
 from kontext_fast.analysis.names import cell_name
@@ -41,7 +41,7 @@ def _control(rows: Sequence[Row], limit: float | None) -> str:
     if own is not None and own.interval is not None:
         verdict = "which excludes 1 and should not" if own.excludes_one else "which contains 1 as it should"
         return (
-            f"A/A control: baseline against itself is {write.factor(own)} ({write.factor_range(own)}), {verdict}; "
+            f"A/A control: baseline against itself is {fmt.factor(own)} ({fmt.factor_range(own)}), {verdict}; "
             f"no difference below {100 * (limit or 0):.1f} % is claimed."
         )
     if limit is not None:
@@ -65,11 +65,11 @@ def _of_preset(preset: str, runs: Sequence[Run]) -> Iterator[str]:
     calls = [sample.wall_s for run in runs for sample in run.samples]
     known = [(percent, value) for percent in _PERCENTILES if (value := percentile(calls, percent)) is not None]
     if known:
-        times = ", ".join(f"p{percent} {write.seconds(value)}" for percent, value in known)
+        times = ", ".join(f"p{percent} {fmt.seconds(value)}" for percent, value in known)
         yield f"{preset}: {times} of {len(calls)} calls."
     compiled = sum((sample.graphs_compiled or 0) > 0 for run in runs for sample in run.samples)
     if compiled:
-        yield f"{preset} compiled something in {write.count(compiled, 'measured call')}, which its time includes."
+        yield f"{preset} compiled something in {fmt.count(compiled, 'measured call')}, which its time includes."
 
 
 def _of_the_card(samples: Sequence[Sample]) -> Iterator[str]:
@@ -80,10 +80,10 @@ def _of_the_card(samples: Sequence[Sample]) -> Iterator[str]:
     if reasons:
         calls = sum(bool(reading.throttle_reasons) for reading in readings)
         why = ", ".join(reasons)
-        yield f"The card held its clocks back in {write.count(calls, 'call')} of {len(readings)} ({why})."
+        yield f"The card held its clocks back in {fmt.count(calls, 'call')} of {len(readings)} ({why})."
     foreign = sum((reading.foreign_processes or 0) > 0 for reading in readings)
     if foreign:
-        yield f"Other processes computed on the card in {write.count(foreign, 'call')} of {len(readings)}."
+        yield f"Other processes computed on the card in {fmt.count(foreign, 'call')} of {len(readings)}."
 
 
 def of_other_plans(group: Group) -> tuple[str, ...]:
@@ -122,12 +122,12 @@ def provenance(of: Sequence[Group]) -> str:
     runs = [run for group in of for run in group.runs]
     names = _joined_names(group.checkpoint.name for group in of if group.checkpoint)
     machines = _joined_names(group.machine or "an unnamed machine" for group in of)
-    dates = sorted({write.date(run.record.created_at) for run in runs})
+    dates = sorted({fmt.date(run.record.created_at) for run in runs})
     processes = len({run.record.run_id for run in runs})
     calls = sum(len(run.samples) for run in runs)
     return (
         f"{names} on {machines}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, "
-        f"{write.count(processes, 'process', 'processes')}, {write.count(calls, 'measured call')}"
+        f"{fmt.count(processes, 'process', 'processes')}, {fmt.count(calls, 'measured call')}"
     )
 
 
@@ -168,7 +168,7 @@ def _those(failed: Sequence[Row]) -> str:
     if len(failed) <= _MOST_NAMES:
         return ", ".join(f"{row.preset} ({row.status})" for row in failed)
     kinds = Counter(row.status for row in failed)
-    return f"{write.count(len(failed), 'preset')} ({', '.join(f'{n} {status}' for status, n in kinds.most_common())})"
+    return f"{fmt.count(len(failed), 'preset')} ({', '.join(f'{n} {status}' for status, n in kinds.most_common())})"
 
 
 def fastest(rows: Sequence[Row], limit: float | None) -> Row | None:
@@ -207,17 +207,17 @@ def _fastest(compared: Sequence[Row], rows: Sequence[Row], limit: float | None) 
 def _claim(row: Row) -> str:
     """Of a row that may be called faster, which has a factor with an interval."""
     assert row.factor is not None
-    rounds = write.count(row.factor.n, "round")
-    return f"{write.factor(row.factor)} as fast as baseline (95 % interval {write.factor_range(row.factor)}, {rounds})"
+    rounds = fmt.count(row.factor.n, "round")
+    return f"{fmt.factor(row.factor)} as fast as baseline (95 % interval {fmt.factor_range(row.factor)}, {rounds})"
 
 
 def _judged(best: Row, rows: Sequence[Row]) -> str:
     if best.accepted is None:
         return "What that does to its images is not measured."
     baseline = next((row.accepted for row in rows if row.preset == BASELINE and row.accepted), None)
-    against = f", and {write.percent(baseline.value)} of baseline's" if baseline else ""
-    items = write.count(best.accepted.n, "item")
-    return f"The judge accepts {write.percent(best.accepted.value)} of its edits{against} ({items})."
+    against = f", and {fmt.percent(baseline.value)} of baseline's" if baseline else ""
+    items = fmt.count(best.accepted.n, "item")
+    return f"The judge accepts {fmt.percent(best.accepted.value)} of its edits{against} ({items})."
 
 
 def not_measured(group: Group, rows: Sequence[Row], unpriced: str | None) -> tuple[str, ...]:
