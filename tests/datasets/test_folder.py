@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kontext_fast.datasets import read_dataset
 from kontext_fast.datasets.base import Dataset
-from kontext_fast.datasets.datasets import read_dataset
 from kontext_fast.errors import InvalidInput
 
 

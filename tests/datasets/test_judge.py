@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from wrong_pictures import WRONG_CLASSES, another_realization
 
 from kontext_fast.datasets.shapes.dataset import ShapesItem, held_out, held_out_captions
 from kontext_fast.datasets.shapes.judge import judge, judge_caption
 from kontext_fast.datasets.shapes.render import render
+from tests.datasets.negative_examples import WRONG_CLASSES, another_realization
 
 ITEMS, VAE_ITEMS = 160, 60
 RIGHT_ACCEPTED = 0.99
@@ -68,7 +68,7 @@ def test_accepts_other_realizations_after_a_vae_round_trip(
 
 @pytest.mark.parametrize("name", WRONG_CLASSES)
 @pytest.mark.parametrize("through_vae", [False, True], ids=["drawn", "through the VAE"])
-def test_rejects_wrong_pictures(
+def test_rejects_negative_examples(
     items: list[ShapesItem],
     name: str,
     through_vae: bool,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kontext_fast.datasets.datasets import read_dataset
+from kontext_fast.datasets import read_dataset
 from kontext_fast.datasets.kontextbench import CATEGORIES
 from kontext_fast.errors import InvalidInput
 

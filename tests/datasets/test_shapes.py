@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from kontext_fast.datasets.shapes.dataset import MAX_SHAPES, SLOTS, draw_caption, draw_item, held_out
+from kontext_fast.datasets.shapes.dataset import (
+    MAX_SHAPES,
+    SLOTS,
+    draw_caption,
+    draw_item,
+    held_out,
+    held_out_dataset,
+)
 from kontext_fast.datasets.shapes.edits import EDIT_KINDS, OPEN_KINDS
 from kontext_fast.datasets.shapes.language import TEMPLATES
 from kontext_fast.datasets.shapes.render import render_arrays, render_float
@@ -118,3 +125,24 @@ def test_captions_fit_the_text_length() -> None:
         for _ in range(300)
     )
     assert longest < 48
+
+
+def test_items_have_captions_and_pictures() -> None:
+    items = held_out(72)
+    assert any(not item.edit.target.shapes for item in items), "removing the only shape is among them"
+    for item in items:
+        assert item.image.size == item.target.size == (128, 128)
+        assert item.mask is None
+        assert item.input_caption
+        empty = item.open or not item.edit.target.shapes
+        assert (item.output_caption is None) == empty
+        assert item.output_caption is None or item.output_caption != item.input_caption
+
+
+def test_a_longer_data_set_extends_a_shorter_one() -> None:
+    def ids(count: int, seed: int) -> list[str]:
+        return [item.id for item in held_out_dataset(count, seed).items]
+
+    assert ids(20, 3) == sorted(ids(20, 3))
+    assert set(ids(10, 3)) < set(ids(20, 3))
+    assert not set(ids(10, 3)) & set(ids(10, 4))

@@ -8,22 +8,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kontext_fast.datasets.world import WorldItem, world
+from kontext_fast.datasets.shapes import ShapesItem, held_out
 from kontext_fast.metrics import judging
 from kontext_fast.metrics.base import Case, NotMeasured, Setting, StoredOutput
 from kontext_fast.metrics.judge_done import JudgeDone
 from kontext_fast.metrics.judge_kept import JudgeKept
-from tests.datasets.wrong_pictures import extra_object
+from tests.datasets.negative_examples import extra_object
 
 SETTING = Setting(checkpoint="tiny")
 
 
-def _case(item: WorldItem, output: Image.Image) -> Case:
+def _case(item: ShapesItem, output: Image.Image) -> Case:
     return Case(item, hashlib.sha256(output.tobytes()).hexdigest(), output)
 
 
 def test_targets_are_done_and_kept_and_the_input_is_not_done() -> None:
-    items = [item for item in world(12, 0).items if isinstance(item, WorldItem)]
+    items = held_out(12)
     targets = [_case(item, item.target) for item in items]
     assert JudgeDone(SETTING).scores(targets) == [True] * len(items)
     assert JudgeKept(SETTING).scores(targets) == [True] * len(items)
@@ -31,8 +31,8 @@ def test_targets_are_done_and_kept_and_the_input_is_not_done() -> None:
 
 
 def test_something_extra_is_not_kept() -> None:
-    items = [item for item in world(12, 0).items if isinstance(item, WorldItem)]
-    spoiled = [(item, picture) for item in items if (picture := extra_object(item.shapes)) is not None]
+    items = held_out(12)
+    spoiled = [(item, picture) for item in items if (picture := extra_object(item)) is not None]
     assert spoiled
     assert JudgeKept(SETTING).scores([_case(item, picture) for item, picture in spoiled]) == [False] * len(spoiled)
 
@@ -47,7 +47,7 @@ def test_only_tiny_is_judged(metric: type[JudgeDone] | type[JudgeKept]) -> None:
 def test_outputs_judged_ahead_in_other_processes_are_judged_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = [item for item in world(12, 3).items if isinstance(item, WorldItem)]
+    items = held_out(12, 3)
     pictures = [(item, item.target if index % 2 else item.image) for index, item in enumerate(items)]
     expected = JudgeDone(SETTING).scores([_case(item, picture) for item, picture in pictures])
     assert set(expected) == {True, False}
@@ -72,7 +72,7 @@ def test_outputs_judged_ahead_in_other_processes_are_judged_the_same(
 def test_a_process_that_cannot_judge_leaves_its_share_to_this_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = [item for item in world(4, 3).items if isinstance(item, WorldItem)]
+    items = held_out(4, 3)
     stored = []
     for index, item in enumerate(items):
         file = tmp_path / f"{index}.png"

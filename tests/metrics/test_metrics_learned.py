@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from kontext_fast.datasets.base import Item
-from kontext_fast.datasets.world import WorldItem, world
+from kontext_fast.datasets.shapes import ShapesItem, held_out
 from kontext_fast.metrics.base import Case, NotMeasured, Setting
 from kontext_fast.metrics.clip_directional import ClipDirectional
 from kontext_fast.metrics.clip_text import ClipText
@@ -30,8 +30,8 @@ def _case(item: Item, output: Image.Image) -> Case:
     return Case(item, "f" * 64, output)
 
 
-def _single_answer(count: int) -> list[WorldItem]:
-    return [item for item in world(60, 3).items if isinstance(item, WorldItem) and item.output_caption][:count]
+def _single_answer(count: int) -> list[ShapesItem]:
+    return [item for item in held_out(60, 3) if item.output_caption][:count]
 
 
 @needs_pair

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from kontext_fast.datasets.world import WorldItem, world
+from kontext_fast.datasets.shapes import ShapesItem, held_out
 from kontext_fast.metrics.base import Control, Setting
 from kontext_fast.records.schema import Arm, ArmRole, Item, Output, Record, ResultFile, Verification
 from kontext_fast.records.store import ResultStore
@@ -20,16 +20,16 @@ from kontext_fast.verify.controls import FLOORS, spoiled
 from kontext_fast.verify.journal import Journal
 from kontext_fast.verify.margins import Margins, read_margins
 from kontext_fast.verify.scoring import Scorer
-from tests.datasets.wrong_pictures import extra_object
+from tests.datasets.negative_examples import extra_object
 from tests.records.builder import MACHINE, TINY
 
-Make = Callable[[WorldItem, Image.Image, int], Image.Image]
+Make = Callable[[ShapesItem, Image.Image, int], Image.Image]
 """From an item, baseline's output and the index of the item to an output."""
 
 SEEDS = (0, 1)
 
 
-def drawn(item: WorldItem, seed: int) -> Image.Image:
+def drawn(item: ShapesItem, seed: int) -> Image.Image:
     """The target as baseline draws it with `seed`: a little blurred, and not twice the same."""
     noise = np.random.default_rng([int(item.id, 16), seed]).normal(0, 4, (128, 128, 3))
     return _shifted(item.target.filter(ImageFilter.GaussianBlur(0.3)), noise)
@@ -42,7 +42,7 @@ def _shifted(image: Image.Image, by: np.ndarray) -> Image.Image:
 def noisy(strength: float, seed: int = 7) -> Make:
     """Every output moved by noise; below 0.5 few pixels change at all."""
 
-    def make(item: WorldItem, image: Image.Image, index: int) -> Image.Image:
+    def make(item: ShapesItem, image: Image.Image, index: int) -> Image.Image:
         rng = np.random.default_rng([seed, index])
         return _shifted(image, rng.normal(0, strength, (128, 128, 3)))
 
@@ -52,14 +52,14 @@ def noisy(strength: float, seed: int = 7) -> Make:
 def losing(every: int) -> Make:
     """Every so many items something appears that nobody asked for."""
 
-    def make(item: WorldItem, image: Image.Image, index: int) -> Image.Image:
-        worse = extra_object(item.shapes) if index % every == 0 else None
+    def make(item: ShapesItem, image: Image.Image, index: int) -> Image.Image:
+        worse = extra_object(item) if index % every == 0 else None
         return worse or noisy(0.8)(item, image, index)
 
     return make
 
 
-def untouched(item: WorldItem, image: Image.Image, index: int) -> Image.Image:
+def untouched(item: ShapesItem, image: Image.Image, index: int) -> Image.Image:
     return image
 
 
@@ -80,13 +80,13 @@ def verification(
     """
     margins = margins or read_margins()
     store = ResultStore(folder)
-    chosen = [item for item in world(items, 0).items if isinstance(item, WorldItem)]
+    chosen = sorted(held_out(items), key=lambda item: item.id)
     few = chosen[:control_items]
 
-    def of_baseline(item: WorldItem, seed: int) -> Image.Image:
+    def of_baseline(item: ShapesItem, seed: int) -> Image.Image:
         return Image.new("RGB", (128, 128), (120 + seed,) * 3) if blind else drawn(item, seed)
 
-    def record(name: str, role: ArmRole, of: Sequence[WorldItem], make: Make, preset: str | None = None) -> Record:
+    def record(name: str, role: ArmRole, of: Sequence[ShapesItem], make: Make, preset: str | None = None) -> Record:
         outputs = [
             Output(
                 item=item.id,

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import kontext_fast.pipeline.edit
-from kontext_fast.datasets.world import world
+from kontext_fast.datasets.shapes import held_out_dataset
 from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 from kontext_fast.metrics.base import Control
 from kontext_fast.records.schema import Record, ResultFile
@@ -252,7 +252,7 @@ def test_an_item_that_no_arm_can_make_leaves_the_others(batch: int, request_of: 
     lines = [
         {"image": f"{index}.png", "instruction": text} for index, text in enumerate(["make it red", "word " * 400])
     ]
-    for index, item in enumerate(world(2, 9).items):
+    for index, item in enumerate(held_out_dataset(2, 9).items):
         item.image.resize((64, 64)).save(tmp_path / f"{index}.png")
     Image.new("RGB", (2, 90)).save(tmp_path / "thin.png")
     lines += [{"image": "thin.png", "instruction": "make it red"}, {"image": "1.png", "instruction": "make it blue"}]

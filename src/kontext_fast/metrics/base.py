@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kontext_fast.datasets.base import Item
+from kontext_fast.datasets.shapes import ShapesItem
 from kontext_fast.discovery import classes
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Case:
         if need is Need.LATENTS:
             return self.latents is not None and self.reference_latents is not None
         if need is Need.JUDGE:
-            return getattr(self.item, "shapes", None) is not None
+            return isinstance(self.item, ShapesItem)
         if need is Need.MASK:
             return self.item.mask is not None
         return self.item.input_caption is not None and self.item.output_caption is not None

@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kontext_fast.datasets.shapes import ShapesItem
 from kontext_fast.metrics.base import Case, StoredOutput
 
 if TYPE_CHECKING:
-    from kontext_fast.datasets.shapes import ShapesItem
     from kontext_fast.datasets.shapes.judge import Judgement
 
 _WORTH_A_PROCESS = 64
@@ -28,16 +28,16 @@ def judgement(case: Case) -> Judgement:
 
     key = (case.item.id, case.digest)
     if key not in _seen:
-        _seen[key] = judge(case.output, case.item.shapes)  # type: ignore[attr-defined]
+        _seen[key] = judge(case.output, case.item)  # type: ignore[arg-type]
     return _seen[key]
 
 
 def look_ahead(outputs: Iterable[StoredOutput]) -> None:
     """Judge stored outputs of the shapes world in as many processes as pay off; what else there is waits its turn."""
     todo = {
-        (one.item.id, one.digest): (one.item.shapes, one.file)  # type: ignore[attr-defined]
+        (one.item.id, one.digest): (one.item, one.file)
         for one in outputs
-        if getattr(one.item, "shapes", None) is not None and (one.item.id, one.digest) not in _seen
+        if isinstance(one.item, ShapesItem) and (one.item.id, one.digest) not in _seen
     }
     workers = min(_processors(), len(todo) // _WORTH_A_PROCESS)
     if workers < 2:

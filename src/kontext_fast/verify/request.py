@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kontext_fast.datasets import read_dataset
 from kontext_fast.datasets.base import Dataset
-from kontext_fast.datasets.datasets import read_dataset
-from kontext_fast.datasets.world import world
+from kontext_fast.datasets.shapes import held_out_dataset
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.presets import PRESETS, Preset
 from kontext_fast.pipeline.load import RANDOM, TINY
@@ -71,4 +71,4 @@ def dataset_of(request: Request) -> Dataset:
             f"Give images and instructions for {request.checkpoint} with --dataset: a folder, a JSONL file or a copy "
             "of KontextBench."
         )
-    return world(request.items, request.seed)
+    return held_out_dataset(request.items, request.seed)

@@ -1,4 +1,4 @@
-"""Items of the shapes world: an endless stream to train on and fixed, disjoint ones to judge with."""
+"""Items of the shapes world: an endless stream for training, and a fixed, disjoint set for evaluation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
+from kontext_fast.datasets.base import Dataset
 from kontext_fast.datasets.shapes.edits import EDIT_KINDS, Edit, random_edit
 from kontext_fast.datasets.shapes.language import caption, instruct
 from kontext_fast.datasets.shapes.render import render
 from kontext_fast.datasets.shapes.scene import PATTERNS, Scene, random_scene
 
+NAME = "shapes"
 MAX_SHAPES = 4
 SLOTS = MAX_SHAPES + 5
-"""Most shapes a target can have: four and five scattered dots."""
+"""Most shapes that a target can have: four, and five scattered dots."""
 NATIVE_SIZE = 128
 
 
@@ -53,6 +55,27 @@ class ShapesItem:
     def target(self) -> Image.Image:
         """One right output; for open edits one of many."""
         return render(self.edit.target, NATIVE_SIZE)
+
+    @property
+    def mask(self) -> None:
+        """None: the judge knows better than a mask what may change."""
+        return None
+
+    @property
+    def input_caption(self) -> str | None:
+        return self._caption(self.scene)
+
+    @property
+    def output_caption(self) -> str | None:
+        """None for open edits, where the caption of one right output would be wrong for the others, and where only the
+        background is left.
+        """
+        return None if self.open else self._caption(self.edit.target)
+
+    def _caption(self, scene: Scene) -> str | None:
+        if not scene.shapes:
+            return None
+        return caption(np.random.default_rng(int(self.id, 16)), scene, held_out=True)
 
     def render(self, size: int) -> Image.Image:
         """The input image at `size` x `size` pixels."""
@@ -102,6 +125,11 @@ def held_out(count: int, seed: int = 0, kinds: Sequence[str] = EDIT_KINDS) -> li
         pattern = PATTERNS[(shapes + index // (len(kinds) * MAX_SHAPES)) % len(PATTERNS)]
         items.append(draw_item(rng, held_out=True, kind=kind, count=shapes, pattern=pattern))
     return items
+
+
+def held_out_dataset(count: int, seed: int) -> Dataset:
+    """`held_out` as any other data set, in the order of the ids."""
+    return Dataset(NAME, sorted(held_out(count, seed), key=lambda item: item.id))
 
 
 def held_out_captions(count: int, seed: int = 0) -> list[CaptionItem]:

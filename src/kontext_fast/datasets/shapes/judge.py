@@ -15,11 +15,17 @@ from PIL import Image
 from scipy import ndimage
 
 from kontext_fast.datasets.shapes.dataset import NATIVE_SIZE, CaptionItem, ShapesItem
+from kontext_fast.datasets.shapes.detection import (
+    DetectedBackground,
+    DetectedShape,
+    detect_background,
+    detect_shapes,
+    near_edges,
+    near_shapes,
+)
 from kontext_fast.datasets.shapes.edits import Expectation, Wanted
-from kontext_fast.datasets.shapes.patterns import SeenBackground, seen_background
 from kontext_fast.datasets.shapes.render import render
 from kontext_fast.datasets.shapes.scene import PLACES, RADII, TINTS, Background, Scene, Shape
-from kontext_fast.datasets.shapes.sight import SeenShape, near_edges, near_shapes, seen_shapes
 
 KEPT_DISTANCE = 0.035
 """How far a shape that stays may be from where it was, as a share of the width."""
@@ -80,7 +86,7 @@ def _judge(
     image: Image.Image, expected: Expectation, changed: set[Shape], place_distance: float = PLACED_DISTANCE
 ) -> Judgement:
     pixels = _pixels(image)
-    left_over = seen_shapes(pixels)
+    left_over = detect_shapes(pixels)
     shapes = list(left_over)
     not_kept = [
         f"the {shape.color} {shape.kind} is not as it was"
@@ -121,7 +127,7 @@ def _placed_first(wanted: Iterable[Wanted]) -> list[Wanted]:
     return sorted(wanted, key=lambda one: (one.place is None, one.radius is None, len(one.colors)))
 
 
-def _take(seen: list[SeenShape], wanted: Wanted, place_distance: float) -> bool:
+def _take(seen: list[DetectedShape], wanted: Wanted, place_distance: float) -> bool:
     """Removes the first shape that is what is wanted, and says whether there was one."""
     for shape in seen:
         if _matches(shape, wanted, place_distance):
@@ -130,7 +136,7 @@ def _take(seen: list[SeenShape], wanted: Wanted, place_distance: float) -> bool:
     return False
 
 
-def _matches(seen: SeenShape, wanted: Wanted, place_distance: float) -> bool:
+def _matches(seen: DetectedShape, wanted: Wanted, place_distance: float) -> bool:
     if seen.kind != wanted.kind or seen.color not in wanted.colors:
         return False
     if wanted.radius is not None and not 1 / RADIUS_RATIO < seen.radius / wanted.radius < RADIUS_RATIO:
@@ -145,7 +151,7 @@ def _describe(wanted: Wanted) -> str:
     return f"a {color}{wanted.kind}" + (" at its place" if wanted.place else "")
 
 
-def _background_faults(pixels: npt.NDArray[np.uint8], shapes: list[SeenShape], background: Background) -> list[str]:
+def _background_faults(pixels: npt.NDArray[np.uint8], shapes: list[DetectedShape], background: Background) -> list[str]:
     """Compares the picture with a drawing of what was seen on the background that is due."""
     drawn = np.asarray(render(Scene(tuple(shape.as_shape() for shape in shapes), background), NATIVE_SIZE), np.float64)
     error = np.abs(pixels - drawn).mean(-1)
@@ -167,9 +173,9 @@ def _shows(ground: npt.NDArray[np.uint8], due: npt.NDArray[np.float64]) -> bool:
     return float((pattern * seen).sum() / (pattern * pattern).sum()) > PATTERN_STRENGTH
 
 
-def _pattern_faults(pixels: npt.NDArray[np.uint8], shapes: list[SeenShape], pattern: str | None) -> list[str]:
+def _pattern_faults(pixels: npt.NDArray[np.uint8], shapes: list[DetectedShape], pattern: str | None) -> list[str]:
     covered = near_shapes(shapes, NATIVE_SIZE, 3.0)
-    seen = seen_background(pixels, covered)
+    seen = detect_background(pixels, covered)
     faults = (
         [] if seen.pattern == pattern else [f"the background shows {seen.pattern or 'no clear pattern'}, not {pattern}"]
     )
@@ -181,7 +187,7 @@ def _pattern_faults(pixels: npt.NDArray[np.uint8], shapes: list[SeenShape], patt
     return faults
 
 
-def _telling_tints(seen: SeenBackground) -> tuple[npt.NDArray[np.float64], ...]:
+def _telling_tints(seen: DetectedBackground) -> tuple[npt.NDArray[np.float64], ...]:
     """The tints that can be read exactly: specks are too small for theirs."""
     return (seen.main_tint,) if seen.pattern == "speckle" else seen.tints
 
@@ -192,7 +198,7 @@ def _is_tint(color: npt.NDArray[np.float64]) -> bool:
 
 def _has_tints(image: Image.Image, background: Background) -> bool:
     pixels = _pixels(image)
-    seen = seen_background(pixels, near_shapes(seen_shapes(pixels), NATIVE_SIZE, 3.0))
+    seen = detect_background(pixels, near_shapes(detect_shapes(pixels), NATIVE_SIZE, 3.0))
     due = [np.asarray(TINTS[name], np.float64) for name in (background.tint, background.second_tint)]
     # The two means of a gradient lie a quarter of the way in from its ends.
     reach = 4 * TINT_DISTANCE if background.pattern == "gradient" else 2 * TINT_DISTANCE
