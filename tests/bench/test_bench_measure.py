@@ -13,7 +13,7 @@ from kontext_fast.bench.suites import read_suite
 from kontext_fast.bench.workloads import tasks
 from kontext_fast.errors import InvalidInput
 from kontext_fast.pipeline.load import load
-from kontext_fast.records.schema import Cell, Item, Measurement
+from kontext_fast.records.schema import Cell, Measurement, StoredItem
 from kontext_fast.records.store import ResultStore
 
 EDIT = Cell(mode="edit", size="64x64", steps=2, batch=1)
@@ -22,7 +22,7 @@ BATCH = Cell(mode="edit", size="64x64", steps=2, batch=3)
 TEXT = Cell(mode="text-to-image", size="64x64", steps=2, batch=1)
 SUITE = read_suite("quick").resolve("tiny").override(items=2, calls=2, max_warmup=1, seed=5)
 
-Measured = dict[Cell | None, tuple[Measurement, tuple[Item, ...]]]
+Measured = dict[Cell | None, tuple[Measurement, tuple[StoredItem, ...]]]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from PIL import Image
 from kontext_fast.records.schema import (
     AppliedOptimization,
     Checkpoint,
-    Item,
     Measurement,
     Memory,
     Record,
@@ -19,6 +18,7 @@ from kontext_fast.records.schema import (
     Score,
     Status,
     StepKind,
+    StoredItem,
     Workload,
 )
 from kontext_fast.records.store import ResultStore
@@ -30,8 +30,8 @@ RANDOM = Checkpoint(
 )
 
 
-def item(name: str, image: str | None = None) -> Item:
-    return Item(id=name, instruction=f"make the circle of {name} blue", image=image, kind="recolor", open=False)
+def item(name: str, image: str | None = None) -> StoredItem:
+    return StoredItem(id=name, instruction=f"make the circle of {name} blue", image=image, kind="recolor", open=False)
 
 
 def workload(items: Sequence[str] = ("a", "b"), **changes: Any) -> Workload:
@@ -124,7 +124,7 @@ def timed(preset: str, round_: int, walls: Sequence[float], **changes: Any) -> R
     return record(preset, round_, samples, **{k: v for k, v in changes.items() if k != "skipped"})
 
 
-def result(records: Sequence[Record], items: Sequence[Item] | None = None) -> ResultFile:
+def result(records: Sequence[Record], items: Sequence[StoredItem] | None = None) -> ResultFile:
     return ResultFile(
         kontext_fast_version="0.0.0",
         command="kontext bench --suite quick",

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from kontext_fast.datasets.shapes import ShapesItem, held_out
 from kontext_fast.metrics.base import Control, Setting
-from kontext_fast.records.schema import Arm, ArmRole, Item, Output, Record, ResultFile, Verification
+from kontext_fast.records.schema import Arm, ArmRole, Output, Record, ResultFile, StoredItem, Verification
 from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.controls import FLOORS, spoiled
 from kontext_fast.verify.journal import Journal
@@ -146,7 +146,7 @@ def verification(
             suite_sha256=margins.sha256,
             seed=0,
             items=tuple(
-                Item(
+                StoredItem(
                     id=item.id,
                     instruction=item.instruction,
                     image=store.put_image(item.image),

@@ -14,7 +14,7 @@ from kontext_fast.bench.suites import Suite
 from kontext_fast.bench.timing import StageClock
 from kontext_fast.bench.workloads import Task, tasks, workload
 from kontext_fast.pipeline.edit import EditResult, edit
-from kontext_fast.records.schema import Cell, Item, Measurement, Memory, Sample
+from kontext_fast.records.schema import Cell, Measurement, Memory, Sample, StoredItem
 from kontext_fast.records.store import ResultStore
 
 
@@ -88,12 +88,12 @@ class Bench:
 
     def measure_all(
         self, cells: Sequence[Cell], *, on_progress: OnProgress
-    ) -> Iterator[tuple[Measurement, tuple[Item, ...]]]:
+    ) -> Iterator[tuple[Measurement, tuple[StoredItem, ...]]]:
         """One measurement per cell, and the items that it used. Raises what `edit` raises."""
         for cell in cells:
             yield self._measure(cell, on_progress)
 
-    def _measure(self, cell: Cell, on_progress: OnProgress) -> tuple[Measurement, tuple[Item, ...]]:
+    def _measure(self, cell: Cell, on_progress: OnProgress) -> tuple[Measurement, tuple[StoredItem, ...]]:
         given = tasks(self._pipe, cell, self._suite)
         runs = workload(self._pipe, cell, given)
         first_call_s, warmup = self._warm_up(given[0], on_progress)
@@ -101,7 +101,7 @@ class Bench:
         measurement = Measurement(workload=runs, first_call_s=first_call_s, samples=(*warmup, *measured), cell=cell)
         return measurement, tuple(self._stored(task) for task in given)
 
-    def _stored(self, task: Task) -> Item:
+    def _stored(self, task: Task) -> StoredItem:
         if self._store is None or task.request.image is None:
             return task.item
         return task.item.model_copy(update={"image": self._store.put_image(task.request.image)})

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from kontext_fast.bench.suites import Suite
-from kontext_fast.records.schema import AppliedOptimization, Cell, Checkpoint, Item, Measurement
+from kontext_fast.records.schema import AppliedOptimization, Cell, Checkpoint, Measurement, StoredItem
 
 
 class _Line(BaseModel):
@@ -59,7 +59,7 @@ class Applied(_Line):
 class Measured(_Line):
     event: Literal["measured"] = "measured"
     measurement: Measurement
-    items: tuple[Item, ...]
+    items: tuple[StoredItem, ...]
 
 
 class Progress(_Line):

@@ -15,7 +15,7 @@ from kontext_fast.bench.schedule import UNFINISHED, Run, Schedule, machine_of
 from kontext_fast.bench.suites import Suite
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.names import machine_identity
-from kontext_fast.records.schema import Cell, Item, Record, ResultFile, Status
+from kontext_fast.records.schema import Cell, Record, ResultFile, Status, StoredItem
 from kontext_fast.records.store import ResultStore
 from kontext_fast.version import __version__
 
@@ -30,7 +30,7 @@ class RunRecorder:
     def __init__(self, store: ResultStore, suite: Suite, command: str) -> None:
         self._store = store
         self._suite = suite
-        self._items: dict[str, Item] = {}
+        self._items: dict[str, StoredItem] = {}
         self._command = redact(command)
         self.records: list[Record] = []
 
@@ -131,10 +131,10 @@ def _gives_way(known: Record, record: Record) -> bool:
     )
 
 
-def _facts(end: WorkerEnd) -> tuple[dict[str, Any], list[Item]]:
+def _facts(end: WorkerEnd) -> tuple[dict[str, Any], list[StoredItem]]:
     """Fields of a record that the worker told, as far as it came, and the items it used."""
     facts: dict[str, Any] = {"environment": {}, "plan": (), "checkpoint": None, "measurements": ()}
-    items: list[Item] = []
+    items: list[StoredItem] = []
     for message in end.messages:
         match message:
             case Started(environment=environment):

@@ -17,7 +17,7 @@ from kontext_fast.datasets.shapes.dataset import CaptionItem, draw_caption
 from kontext_fast.errors import InvalidInput
 from kontext_fast.pipeline.edit import EditRequest, plan_for, text_length
 from kontext_fast.pipeline.sizes import parse_size
-from kontext_fast.records.schema import Cell, Item, Mode, Workload
+from kontext_fast.records.schema import Cell, Mode, StoredItem, Workload
 
 _CAPTIONS_PER_ITEM = 50
 """How many are looked at for each one that is needed."""
@@ -27,7 +27,7 @@ _CAPTIONS_PER_ITEM = 50
 class Task:
     """One item and what is asked of it."""
 
-    item: Item
+    item: StoredItem
     """Its `image` is None until the image is stored."""
     request: EditRequest
 
@@ -53,13 +53,13 @@ def tasks(pipe: Any, cell: Cell, suite: Suite) -> list[Task]:
     ]
 
 
-def _items(pipe: Any, mode: Mode, suite: Suite, side: int) -> Iterator[tuple[Item, Image | None]]:
+def _items(pipe: Any, mode: Mode, suite: Suite, side: int) -> Iterator[tuple[StoredItem, Image | None]]:
     if mode == "text-to-image":
         for caption in _readable_captions(pipe, suite):
             yield _caption(caption), None
         return
     for item in held_out(suite.items, suite.seed):
-        facts = Item(id=item.id, instruction=item.instruction, image=None, kind=item.kind, open=item.open)
+        facts = StoredItem(id=item.id, instruction=item.instruction, image=None, kind=item.kind, open=item.open)
         yield facts, item.render(side)
 
 
@@ -101,7 +101,7 @@ def _readable_captions(pipe: Any, suite: Suite) -> list[CaptionItem]:
     raise InvalidInput(f"This checkpoint reads {limit} tokens, too few for captions; leave text-to-image out.")
 
 
-def _caption(item: CaptionItem) -> Item:
+def _caption(item: CaptionItem) -> StoredItem:
     content = json.dumps([asdict(item.scene), item.instruction], sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return Item(id=digest, instruction=item.instruction, image=None, kind="caption", open=True)
+    return StoredItem(id=digest, instruction=item.instruction, image=None, kind="caption", open=True)

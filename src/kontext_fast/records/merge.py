@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.schema import CompileCache, Item, Record, ResultFile
+from kontext_fast.records.schema import CompileCache, Record, ResultFile, StoredItem
 
 
 def merged(results: Sequence[ResultFile]) -> ResultFile:
@@ -57,9 +57,9 @@ def _cells(record: Record) -> list[tuple[str, CompileCache, object]]:
     return [(record.preset, record.compile_cache, cell) for cell in record.cells]
 
 
-def _items(results: Iterable[ResultFile]) -> tuple[Item, ...]:
+def _items(results: Iterable[ResultFile]) -> tuple[StoredItem, ...]:
     """Each item once, with its image where one of the benchmarks kept it."""
-    found: dict[str, Item] = {}
+    found: dict[str, StoredItem] = {}
     for result in results:
         for item in result.items:
             if item.id not in found or (found[item.id].image is None and item.image is not None):

@@ -58,7 +58,7 @@ class Checkpoint(Stored):
     transformer_parameters: int
 
 
-class Item(Stored):
+class StoredItem(Stored):
     """One (input image, instruction) pair that the samples refer to by `id`."""
 
     id: str
@@ -268,7 +268,7 @@ class ResultFile(Stored):
     suite_sha256: str
     seed: int
     """Of the order in which runs were scheduled."""
-    items: tuple[Item, ...]
+    items: tuple[StoredItem, ...]
     records: tuple[Record, ...]
     verification: Verification | None = None
     """None where speed was measured."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kontext_fast.analysis.groups import Group, Run
 from kontext_fast.analysis.judge_scores import Judgement, verdict
-from kontext_fast.records.schema import BASELINE, Item
+from kontext_fast.records.schema import BASELINE, StoredItem
 
 MOST_ITEMS = 12
 
@@ -26,7 +26,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Card:
-    item: Item
+    item: StoredItem
     seed: int
     pictures: tuple[Picture, ...]
 
@@ -44,7 +44,7 @@ class Gallery:
     """Items with stored outputs, of which the cards are an evenly spaced choice that looks at no result."""
 
 
-def gallery(group: Group, items: Sequence[Item]) -> Gallery:
+def gallery(group: Group, items: Sequence[StoredItem]) -> Gallery:
     """The first seed of each item, from the first round that kept its output."""
     by_id = {item.id: item for item in items}
     wanted = group.workload.items if group.workload else ()
@@ -52,7 +52,7 @@ def gallery(group: Group, items: Sequence[Item]) -> Gallery:
     return Gallery(tuple(_evenly_spaced(cards, MOST_ITEMS)), len(cards))
 
 
-def _card(group: Group, item: Item) -> Card | None:
+def _card(group: Group, item: StoredItem) -> Card | None:
     seed = next((s.seed for run in group.runs for s in run.samples if s.item == item.id and s.images), None)
     if seed is None:
         return None

@@ -21,8 +21,17 @@ from kontext_fast.optimizations.presets import Preset
 from kontext_fast.pipeline.device import choose_device
 from kontext_fast.pipeline.load import RANDOM
 from kontext_fast.records.names import machine_name
-from kontext_fast.records.schema import BASELINE, EMULATED, Arm, Output, Record, ResultFile, Status, Verification
-from kontext_fast.records.schema import Item as StoredItem
+from kontext_fast.records.schema import (
+    BASELINE,
+    EMULATED,
+    Arm,
+    Output,
+    Record,
+    ResultFile,
+    Status,
+    StoredItem,
+    Verification,
+)
 from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.arms import Plan, arms
 from kontext_fast.verify.controls import OTHER_POSITION, spoiled

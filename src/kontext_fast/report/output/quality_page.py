@@ -18,7 +18,7 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.metrics.base import Control
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.names import machine_name
-from kontext_fast.records.schema import Item, Record, ResultFile
+from kontext_fast.records.schema import Record, ResultFile, StoredItem
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.charts import quality_frontier, quality_paired_differences, quality_score_distributions
@@ -42,7 +42,7 @@ GAIN = 4
 class Card:
     """One item: baseline and preset to slide between, where they differ, the input and the target; data URIs."""
 
-    item: Item
+    item: StoredItem
     seed: int
     notes: tuple[str, ...]
     source: str | None
@@ -94,7 +94,12 @@ def cards(
 
 
 def _card(
-    item: Item, one: PresetVerdict, found: VerificationAnalysis, baseline: Record, preset: Record, store: ResultStore
+    item: StoredItem,
+    one: PresetVerdict,
+    found: VerificationAnalysis,
+    baseline: Record,
+    preset: Record,
+    store: ResultStore,
 ) -> Card | None:
     before, after = _images(baseline, item.id), _images(preset, item.id)
     seeds = sorted(before.keys() & after.keys())
