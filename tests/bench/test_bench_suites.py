@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kontext_fast.bench.ablation import find_preset
+from kontext_fast.bench.peers import find_preset
 from kontext_fast.bench.schedule import Schedule
 from kontext_fast.bench.suites import Suite, SuiteFile, bundled_suites, kind_of, read_suite
 from kontext_fast.bench.toml_lines import line_of

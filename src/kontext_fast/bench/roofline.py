@@ -156,7 +156,7 @@ def roofline(checkpoint: str, preset: str, *, device: str | None, size: tuple[in
 def _measure(checkpoint: str, preset: str, device: str | None, size: tuple[int, int] | None, steps: int) -> Roofline:
     import torch
 
-    from kontext_fast.bench.ablation import find_preset
+    from kontext_fast.bench.peers import find_preset
     from kontext_fast.datasets.shapes import held_out
     from kontext_fast.optimizations.machine import Machine
     from kontext_fast.optimizations.plan import resolve

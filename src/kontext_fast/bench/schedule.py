@@ -10,10 +10,10 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from kontext_fast.bench.ablation import ablations, find_preset
+from kontext_fast.bench.peers import find_preset
 from kontext_fast.bench.suites import Suite, Tier
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.names import machine_identity
+from kontext_fast.records.names import ONLY, WITHOUT, machine_identity
 from kontext_fast.records.schema import BASELINE, CONTROL, Cell, CompileCache, Record
 
 UNFINISHED = ("interrupted", "not measured")
@@ -132,6 +132,22 @@ class Schedule:
         used = {record.round for record in records if record.status not in UNFINISHED}
         first = self.first_round(tier)
         return next((n for n in range(first, first + tier.rounds) if n not in used), self.fresh_round(records))
+
+
+def ablations(name: str) -> tuple[str, ...]:
+    """The preset, then each of its optimizations alone, then the preset without each; no two that are the same.
+
+    Raises InvalidInput for an unknown preset and for one that has fewer than two optimizations.
+    """
+    optimizations = [optimization.name for optimization in find_preset(name).optimizations]
+    if len(optimizations) < 2:
+        raise InvalidInput(
+            f"The preset {name} has {len(optimizations)} optimizations; ablate one that has at least two."
+        )
+    alone = [f"{name}{ONLY}{optimization}" for optimization in optimizations]
+    # Of two optimizations, one without the other is the other alone.
+    without = [f"{name}{WITHOUT}{optimization}" for optimization in optimizations] if len(optimizations) > 2 else []
+    return (name, *alone, *without)
 
 
 def _names(suite: Suite) -> list[str]:

@@ -94,7 +94,7 @@ def run(job: Job, send: Send) -> None:
 def _run(job: Job, send: Send) -> None:
     from kontext_fast.bench.environment import environment_facts
     from kontext_fast.bench.measure import Bench
-    from kontext_fast.bench.peers.resolve import cell_run_for
+    from kontext_fast.bench.peers.techniques.fewer_steps import cell_for
     from kontext_fast.pipeline.device import choose_device, memory_errors
     from kontext_fast.pipeline.load import load
     from kontext_fast.records.store import ResultStore
@@ -125,7 +125,7 @@ def _run(job: Job, send: Send) -> None:
         _synchronize(device)
         send(Applied(apply_s=time.perf_counter() - start))
         bench = Bench(loaded.pipe, job.suite, store=ResultStore(Path(job.folder)) if job.keep_images else None)
-        cells = [cell_run_for(plan, cell) for cell in job.cells]
+        cells = [cell_for(plan, cell) for cell in job.cells]
         for asked, (measurement, items) in zip(job.cells, bench.measure_all(cells, on_progress=send), strict=True):
             send(Measured(measurement=measurement.model_copy(update={"cell": asked}), items=items))
     except OutOfMemory:
@@ -138,19 +138,14 @@ def _run(job: Job, send: Send) -> None:
 
 def _plan(job: Job, device: Any, send: Send) -> Plan | None:
     """The resolved plan, told to the parent; None where this machine refuses it, which is told too."""
-    from kontext_fast.bench.ablation import find_preset
-    from kontext_fast.bench.peers.resolve import resolve_peer
+    from kontext_fast.bench.peers import find_preset
     from kontext_fast.optimizations.machine import Machine
     from kontext_fast.optimizations.plan import resolve
     from kontext_fast.pipeline.load import RANDOM
-    from kontext_fast.records.names import is_peer
 
     machine, architecture_only = Machine.detect(device), job.checkpoint == RANDOM
     try:
-        if is_peer(job.preset):
-            plan = resolve_peer(job.preset, machine, architecture_only=architecture_only)
-        else:
-            plan = resolve(find_preset(job.preset), machine, architecture_only=architecture_only)
+        plan = resolve(find_preset(job.preset), machine, architecture_only=architecture_only)
     except Refused as error:
         send(Ended(status="refused", reason=str(error)))
         return None

@@ -85,9 +85,10 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Measure presets against each other; write records that `kontext report` reads."""
-    from kontext_fast.bench.peers.registry import peer_presets
+    from kontext_fast.bench.peers import discover_peers
     from kontext_fast.bench.runner import run_suite
     from kontext_fast.bench.suites import kind_of, read_suite
+    from kontext_fast.records.schema import BASELINE
     from kontext_fast.records.store import ResultStore
     from kontext_fast.verify import judge_records
 
@@ -110,7 +111,7 @@ def command(
         items=items,
         calls=calls,
         max_warmup=warmup,
-        peers=peer_presets() if peers else None,
+        peers=(BASELINE, *discover_peers()) if peers else None,
         control=named.control and control,
     )
     if roofline:

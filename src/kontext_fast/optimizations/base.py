@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -93,6 +94,8 @@ class Optimization(BaseModel, ABC):
     """Names of the optimizations that must be in the same plan and are applied before, in an earlier phase."""
     in_host_memory: ClassVar[bool] = False
     """Whether it is made for a pipeline whose weights are in host memory, and brings what runs to the device."""
+    extra: ClassVar[tuple[str, str] | None] = None
+    """A module that must be importable, and the extra of this package that installs it; None where it needs none."""
 
     def __init__(self, **parameters: Any) -> None:
         try:
@@ -119,8 +122,17 @@ class Optimization(BaseModel, ABC):
         """What must be said beside every number of a run on this machine, or None."""
         return None
 
+    def hardware_refusal(self, machine: Machine) -> str | None:
+        """Why the hardware of this machine cannot run it, or None; see `Preset.optional`."""
+        return None
+
     def refusal(self, machine: Machine) -> str | None:
         """Why this machine cannot run it, as one sentence that names the remedy, or None."""
+        if (reason := self.hardware_refusal(machine)) is not None:
+            return reason
+        if self.extra is not None and find_spec(self.extra[0]) is None:
+            module, extra = self.extra
+            return f"{self.name} needs the package {module}; run `pip install kontext-fast[{extra}]` and try again"
         return None
 
     def first_launches(self, pipe: Any) -> Sequence[Callable[[], object]]:

@@ -9,12 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kontext_fast.discovery import unknown_name
 from kontext_fast.errors import InvalidInput, Refused
-from kontext_fast.optimizations import presets
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.machine import Machine
-from kontext_fast.optimizations.presets import Preset
+from kontext_fast.optimizations.presets import Preset, find_preset
 from kontext_fast.records.schema import AppliedOptimization
 
 if TYPE_CHECKING:
@@ -66,39 +64,46 @@ def resolve(
     """The plan of `preset` (a name, a Preset or a list of optimizations) for `machine`.
 
     `architecture_only`: the weights are random, so a preset's variant for random weights is used and labelled.
+    What a preset has as optional and this hardware cannot run is left out, and a label says so.
     Raises InvalidInput for an unknown name, for conflicts and for what is missing, Refused if only the machine is in
     the way; the message holds every reason at once.
     """
-    name, chosen = _chosen(preset, architecture_only)
+    whole = _preset(preset)
+    on_random = whole.on_random if architecture_only else None
+    left_out = {
+        optimization.name: reason
+        for optimization in whole.optional
+        if (reason := optimization.hardware_refusal(machine)) is not None
+    }
+    chosen = (
+        *(whole.optimizations if on_random is None else on_random),
+        *(optimization for optimization in whole.optional if optimization.name not in left_out),
+    )
     impossible = [*_repetitions(chosen), *_missing(chosen), *_conflicts(chosen)]
     refused = [reason for one in chosen if (reason := one.refusal(machine)) is not None]
     if impossible:
-        raise InvalidInput(f"The preset {name} cannot be applied: {'; '.join([*impossible, *refused])}.")
+        raise InvalidInput(f"The preset {whole.name} cannot be applied: {'; '.join([*impossible, *refused])}.")
     if refused:
-        raise Refused(f"The preset {name} is refused on this machine: {'; '.join(refused)}.")
+        raise Refused(f"The preset {whole.name} is refused on this machine: {'; '.join(refused)}.")
     labels = [one.label(architecture_only=architecture_only) for one in chosen]
     labels += [one.label_on(machine) for one in chosen]
+    labels += [f"without {name} of its recipe: {reason}" for name, reason in left_out.items()]
     return Plan(
-        preset=name,
+        preset=whole.name,
         optimizations=tuple(sorted(chosen, key=lambda one: one.phase)),
         labels=tuple(label for label in labels if label is not None),
     )
 
 
-def _chosen(
-    preset: str | Preset | Sequence[Optimization], architecture_only: bool
-) -> tuple[str, tuple[Optimization, ...]]:
+def _preset(preset: str | Preset | Sequence[Optimization]) -> Preset:
     if isinstance(preset, str):
-        if preset not in presets.PRESETS:
-            raise InvalidInput(unknown_name("preset", preset, presets.PRESETS))
-        preset = presets.PRESETS[preset]
+        return find_preset(preset)
     if isinstance(preset, Preset):
-        on_random = preset.on_random if architecture_only else None
-        return preset.name, preset.optimizations if on_random is None else on_random
+        return preset
     optimizations = tuple(preset)
-    if not all(isinstance(one, Optimization) for one in optimizations):
+    if not all(isinstance(optimization, Optimization) for optimization in optimizations):
         raise InvalidInput("Pass the name of a preset, a Preset or a list of optimizations.")
-    return "+".join(one.name for one in optimizations) or "baseline", optimizations
+    return Preset("+".join(optimization.name for optimization in optimizations) or "baseline", "", optimizations)
 
 
 def _repetitions(chosen: Sequence[Optimization]) -> Iterator[str]:

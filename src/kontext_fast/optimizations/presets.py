@@ -1,14 +1,23 @@
-"""Presets: named choices of optimizations, as pure data."""
+"""Presets: named choices of optimizations, as pure data, and how a name becomes one.
+
+Names without a prefix are built in. Those with the prefix `peer:` are recipes of other projects, which
+`kontext_fast.bench.peers` defines; both are the same class and are resolved by the same `plan.resolve`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from kontext_fast.discovery import unknown_name
+from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.registry import discover
+from kontext_fast.records.names import ONLY, Ablation, parse_ablation
+
+_DIFFUSERS = "https://github.com/huggingface/diffusers"
 
 CLASSIC = ("fuse_qkv", "channels_last", "first_block_cache", "compile")
 
@@ -26,6 +35,52 @@ class Preset:
     optimizations: tuple[Optimization, ...]
     on_random: tuple[Optimization, ...] | None = None
     """What the checkpoint `random` gets instead, where deciding by data means nothing; None: the same."""
+    optional: tuple[Optimization, ...] = ()
+    """Left out where the hardware cannot run them, which a label of the plan then says."""
+    source: str | None = None
+    """URL where the recipe is published; None for a preset of this package."""
+
+
+def declare_preset(
+    name: str,
+    summary: str,
+    optimizations: tuple[Optimization, ...],
+    *,
+    optional: tuple[Optimization, ...] = (),
+    source: str | None = None,
+) -> Preset:
+    """A preset with the variant for random weights that its optimizations declare."""
+    on_random = tuple(optimization.on_random_weights() for optimization in optimizations)
+    return Preset(name, summary, optimizations, on_random if on_random != optimizations else None, optional, source)
+
+
+def find_preset(name: str, known: Mapping[str, Preset] | None = None) -> Preset:
+    """The preset `name` of `known` (None: those that are built in), or the ablation of one that `name` describes.
+
+    Names of ablations are `classic-only-compile` and `classic-without-compile`. Raises InvalidInput for any other.
+    """
+    known = _presets() if known is None else known
+    if name in known:
+        return known[name]
+    ablation = parse_ablation(name)
+    if ablation is None or ablation.preset not in known:
+        raise InvalidInput(unknown_name("preset", name, known))
+    whole = known[ablation.preset]
+    if ablation.optimization not in {optimization.name for optimization in whole.optimizations + whole.optional}:
+        raise InvalidInput(f"The preset {whole.name} has no optimization {ablation.optimization!r} to ablate.")
+    return Preset(
+        name=name,
+        summary=f"{whole.summary}: {ablation.kind.strip('-')} {ablation.optimization}",
+        optimizations=_ablated(whole.optimizations, ablation),
+        on_random=None if whole.on_random is None else _ablated(whole.on_random, ablation),
+        optional=_ablated(whole.optional, ablation),
+        source=whole.source,
+    )
+
+
+def _ablated(optimizations: Iterable[Optimization], ablation: Ablation) -> tuple[Optimization, ...]:
+    only = ablation.kind == ONLY
+    return tuple(optimization for optimization in optimizations if (optimization.name == ablation.optimization) == only)
 
 
 def __getattr__(name: str) -> Any:
@@ -40,9 +95,9 @@ def _presets() -> dict[str, Preset]:
     known = discover()
     classic = tuple(known[name]() for name in CLASSIC)
     return {
-        "baseline": Preset("baseline", "the pipeline as diffusers runs it", ()),
-        **{name: _preset(name, known[name].summary, with_required(known[name]())) for name in known},
-        "classic": _preset("classic", "the four classic techniques together", classic),
+        "baseline": Preset("baseline", "the pipeline as diffusers runs it", (), source=_DIFFUSERS),
+        **{name: declare_preset(name, known[name].summary, with_required(known[name]())) for name in known},
+        "classic": declare_preset("classic", "the four classic techniques together", classic),
         **_on_the_engine(known),
     }
 
@@ -60,15 +115,10 @@ def _on_the_engine(known: Mapping[str, type[Optimization]]) -> dict[str, Preset]
     fp8 = (known["engine"](precision="fp8"), *vae)
     skips = known["step_reuse"]
     presets = (
-        _preset("faithful", "our own forward in the checkpoint's precision", (known["engine"](), *vae)),
-        _preset("balanced", "our own forward in fp8, every step in full", fp8),
-        _preset("fast", "fp8, every third step computed", (*fp8, skips(computed=3))),
-        _preset("low_memory", "balanced, with the text encoders in host memory", (*fp8, known["offload"]())),
-        _preset("turbo", "fp8, every fourth step computed", (*fp8, skips(computed=4))),
+        declare_preset("faithful", "our own forward in the checkpoint's precision", (known["engine"](), *vae)),
+        declare_preset("balanced", "our own forward in fp8, every step in full", fp8),
+        declare_preset("fast", "fp8, every third step computed", (*fp8, skips(computed=3))),
+        declare_preset("low_memory", "balanced, with the text encoders in host memory", (*fp8, known["offload"]())),
+        declare_preset("turbo", "fp8, every fourth step computed", (*fp8, skips(computed=4))),
     )
     return {preset.name: preset for preset in presets}
-
-
-def _preset(name: str, summary: str, optimizations: tuple[Optimization, ...]) -> Preset:
-    on_random = tuple(optimization.on_random_weights() for optimization in optimizations)
-    return Preset(name, summary, optimizations, on_random if on_random != optimizations else None)

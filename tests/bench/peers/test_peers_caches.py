@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from kontext_fast.bench.peers import find_preset
 from kontext_fast.bench.peers.block_tracer import blocks_of
-from kontext_fast.bench.peers.resolve import resolve_peer
 from kontext_fast.bench.peers.techniques.cache_dit import CacheDit
 from kontext_fast.bench.peers.techniques.diffusers_first_block_cache import DiffusersFirstBlockCache
 from kontext_fast.bench.peers.techniques.diffusers_magcache import DiffusersMagCache
@@ -191,7 +191,7 @@ def test_magcache_follows_the_published_ratios(pipe: Any) -> None:
         else:
             expected.append("refresh")
             product, error, skips = 1.0, 0.0, 0
-    with resolve_peer("peer:magcache", CPU).apply(pipe) as acceleration:
+    with resolve(find_preset("peer:magcache"), CPU).apply(pipe) as acceleration:
         render(pipe, steps=28)
         assert acceleration.last_step_kinds() == expected
         assert 10 <= expected.count("refresh") <= 18

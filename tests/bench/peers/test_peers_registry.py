@@ -6,21 +6,19 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from kontext_fast.bench.ablation import find_preset
-from kontext_fast.bench.peers import technique
-from kontext_fast.bench.peers.registry import discover_peers, find_peer, peer_presets
-from kontext_fast.bench.peers.resolve import cell_run_for, resolve_peer
+from kontext_fast.bench.peers import discover_peers, find_preset
 from kontext_fast.bench.peers.techniques.cache_dit import CacheDit, stretched
 from kontext_fast.bench.peers.techniques.diffusers_magcache import KONTEXT_RATIOS
+from kontext_fast.bench.peers.techniques.fewer_steps import cell_for
 from kontext_fast.errors import InvalidInput, Refused
+from kontext_fast.optimizations import base
 from kontext_fast.optimizations.machine import Machine
-from kontext_fast.optimizations.plan import Plan
+from kontext_fast.optimizations.plan import Plan, resolve
 from kontext_fast.records.schema import Cell
 
 CPU = Machine(device="cpu", memory_bytes=1, cxx="g++", cc="gcc", triton=False, torch="2.13.0", platform="linux-x86_64")
@@ -33,7 +31,11 @@ NOT_HERE = ("peer:para-attention", "peer:regione")
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the extra were installed: planning imports nothing of it."""
-    monkeypatch.setattr(technique, "find_spec", lambda name: SimpleNamespace(name=name))
+    monkeypatch.setattr(base, "find_spec", lambda name: SimpleNamespace(name=name))
+
+
+def plan_of(peer: str, machine: Machine, *, architecture_only: bool = False) -> Plan:
+    return resolve(find_preset(peer), machine, architecture_only=architecture_only)
 
 
 def names(plan: Plan) -> list[str]:
@@ -48,21 +50,16 @@ def test_the_peers_of_the_comparison_are_found() -> None:
         *("peer:steps-8", "peer:steps-12", "peer:steps-20"),
         *NOT_HERE,
     }
-    assert peer_presets() == ("baseline", *sorted(discover_peers()))
+    assert list(discover_peers()) == sorted(discover_peers())
     for peer in discover_peers().values():
         assert peer.summary
+        assert peer.source is not None
         assert peer.source.startswith("https://")
-
-
-def test_the_guide_names_every_peer_and_its_source() -> None:
-    guide = (Path(__file__).parents[3] / "docs" / "peers.md").read_text()
-    for preset, peer in discover_peers().items():
-        assert any(f"`{preset}`" in line and f"({peer.source})" in line for line in guide.splitlines()), preset
 
 
 def test_listing_peers_imports_neither_torch_nor_a_peer() -> None:
     program = (
-        "import sys; from kontext_fast.bench.peers.registry import peer_presets; peer_presets();"
+        "import sys; from kontext_fast.bench.peers import discover_peers; discover_peers();"
         "print([name for name in ('torch', 'diffusers', 'cache_dit', 'torchao') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -79,10 +76,10 @@ def test_an_unknown_peer_is_bad_input_with_the_nearest_name() -> None:
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("preset", sorted(set(discover_peers()) - set(NOT_HERE)))
 def test_a_hopper_gpu_runs_every_recipe_whole_but_for_attention_kernels_that_are_not_packaged(preset: str) -> None:
-    plan = resolve_peer(preset, HOPPER)
-    peer = find_peer(preset)
+    plan = plan_of(preset, HOPPER)
+    peer = find_preset(preset)
     left_out = {"flash_attention_3_fp8"} if find_spec("flash_attn_interface") is None else set()
-    assert set(names(plan)) == {one.name for one in (*peer.needs, *peer.where_possible)} - left_out
+    assert set(names(plan)) == {one.name for one in (*peer.optimizations, *peer.optional)} - left_out
     without = [label for label in plan.labels if label.startswith("without ")]
     assert len(without) == (1 if "flux-fast" in preset and left_out else 0)
     phases = [one.phase for one in plan.optimizations]
@@ -92,7 +89,7 @@ def test_a_hopper_gpu_runs_every_recipe_whole_but_for_attention_kernels_that_are
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("machine", [CPU, AMPERE], ids=["cpu", "ampere"])
 def test_what_the_hardware_leaves_out_is_said_beside_every_number(machine: Machine) -> None:
-    plan = resolve_peer("peer:cache-dit-ultra", machine)
+    plan = plan_of("peer:cache-dit-ultra", machine)
     on_a_gpu = ["cudnn_attention", "compiled_blocks"] if machine is AMPERE else []
     assert names(plan) == [*on_a_gpu, "cache_dit"]
     without = [label.split()[1] for label in plan.labels if label.startswith("without ")]
@@ -102,53 +99,53 @@ def test_what_the_hardware_leaves_out_is_said_beside_every_number(machine: Machi
 @pytest.mark.usefixtures("installed")
 def test_a_recipe_is_refused_without_what_it_is_about() -> None:
     with pytest.raises(Refused, match=r"compute capability 8\.9"):
-        resolve_peer("peer:compiled-float8", AMPERE)
+        plan_of("peer:compiled-float8", AMPERE)
     with pytest.raises(Refused, match="tunes for a GPU"):
-        resolve_peer("peer:flux-fast", CPU)
-    assert names(resolve_peer("peer:compiled", CPU)) == ["regional_compile"]
+        plan_of("peer:flux-fast", CPU)
+    assert names(plan_of("peer:compiled", CPU)) == ["regional_compile"]
 
 
 def test_a_package_that_is_missing_is_no_reason_to_go_on_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(technique, "find_spec", lambda name: None)
+    monkeypatch.setattr(base, "find_spec", lambda name: None)
     with pytest.raises(Refused, match=r"cache_dit needs the package cache_dit; run `pip install .*\[peers\]`"):
-        resolve_peer("peer:cache-dit", CPU)
+        plan_of("peer:cache-dit", CPU)
     with pytest.raises(Refused, match="torchao_float8 needs the package torchao"):
-        resolve_peer("peer:magcache", HOPPER)
-    assert "diffusers_magcache" in names(resolve_peer("peer:magcache", CPU))
+        plan_of("peer:magcache", HOPPER)
+    assert "diffusers_magcache" in names(plan_of("peer:magcache", CPU))
 
 
 @pytest.mark.parametrize("preset", NOT_HERE)
 @pytest.mark.parametrize("machine", [CPU, HOPPER], ids=["cpu", "hopper"])
 def test_a_peer_that_cannot_run_beside_us_says_why(preset: str, machine: Machine) -> None:
     with pytest.raises(Refused, match=r"TypeError|cannot be installed"):
-        resolve_peer(preset, machine)
+        plan_of(preset, machine)
 
 
 @pytest.mark.usefixtures("installed")
 def test_on_random_weights_masks_decide_alone_and_thresholds_are_called_meaningless() -> None:
-    (ultra,) = (one for one in resolve_peer("peer:cache-dit-ultra", HOPPER, architecture_only=True).optimizations[3:])
+    (ultra,) = (one for one in plan_of("peer:cache-dit-ultra", HOPPER, architecture_only=True).optimizations[3:])
     assert ultra.parameters()["policy"] == "static"
     for preset in ("peer:cache-dit", "peer:first-block-cache"):
-        labels = resolve_peer(preset, HOPPER, architecture_only=True).labels
+        labels = plan_of(preset, HOPPER, architecture_only=True).labels
         assert any("hit rate meaningless" in label for label in labels)
-        assert not any("hit rate" in label for label in resolve_peer(preset, HOPPER).labels)
+        assert not any("hit rate" in label for label in plan_of(preset, HOPPER).labels)
 
 
 def test_fewer_steps_are_run_and_the_cell_that_was_asked_for_is_another_one() -> None:
     asked = Cell(mode="edit", size="1024x1024", steps=28, batch=1)
     for steps in (8, 12, 20):
-        plan = resolve_peer(f"peer:steps-{steps}", CPU)
-        assert cell_run_for(plan, asked) == asked.model_copy(update={"steps": steps})
+        plan = plan_of(f"peer:steps-{steps}", CPU)
+        assert cell_for(plan, asked) == asked.model_copy(update={"steps": steps})
         assert f"runs {steps} steps where 28 are asked for" in plan.labels
         assert plan.applied[-1].effect == "lossy"
-    eight = resolve_peer("peer:steps-8", CPU)
-    assert [cell_run_for(eight, asked.model_copy(update={"steps": n})).steps for n in (1, 4, 50)] == [1, 1, 14]
-    assert cell_run_for(resolve_peer("peer:magcache", CPU), asked) is asked
+    eight = plan_of("peer:steps-8", CPU)
+    assert [cell_for(eight, asked.model_copy(update={"steps": n})).steps for n in (1, 4, 50)] == [1, 1, 14]
+    assert cell_for(plan_of("peer:magcache", CPU), asked) is asked
 
 
 def test_masks_and_ratios_have_a_step_each() -> None:
     assert len(KONTEXT_RATIOS) == 28
-    (ours,) = find_peer("peer:cache-dit-12-of-28").needs
+    (ours,) = find_preset("peer:cache-dit-12-of-28").optimizations
     assert isinstance(ours, CacheDit)
     assert isinstance(ours.mask, tuple)
     assert (len(ours.mask), sum(ours.mask), ours.mask[-1]) == (28, 12, 1)

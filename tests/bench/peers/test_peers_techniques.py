@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from kontext_fast.bench.peers.common_stack import GPU_BASE
-from kontext_fast.bench.peers.technique import cannot_revert
+from kontext_fast.bench.peers.recipes.diffusers import GPU_BASE
 from kontext_fast.bench.peers.techniques.cache_dit import CacheDit
 from kontext_fast.bench.peers.techniques.compiled_blocks import CompiledBlocks
 from kontext_fast.bench.peers.techniques.cudnn_attention import CudnnAttention
@@ -22,7 +21,7 @@ from kontext_fast.bench.peers.techniques.diffusers_fused_qkv import DiffusersFus
 from kontext_fast.bench.peers.techniques.diffusers_magcache import DiffusersMagCache
 from kontext_fast.bench.peers.techniques.flash_attention_3_fp8 import FlashAttention3Fp8
 from kontext_fast.bench.peers.techniques.regional_compile import RegionalCompile
-from kontext_fast.bench.peers.techniques.torchao_float8 import TorchaoFloat8
+from kontext_fast.bench.peers.techniques.torchao_float8 import TorchaoFloat8, cannot_revert
 from kontext_fast.bench.peers.techniques.whole_compile import WholeCompile
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import Acceleration
@@ -165,7 +164,7 @@ def test_attention_in_float8_gets_what_it_expects(
 def test_what_cannot_be_taken_off_says_so_but_hides_no_failure() -> None:
     undo = ExitStack()
     cannot_revert("example", undo)
-    with pytest.raises(InvalidInput, match="example cannot be taken off again; load the checkpoint again"):
+    with pytest.raises(InvalidInput, match="example cannot be reverted; load the checkpoint again"):
         undo.close()
 
     def fail() -> None:
@@ -194,7 +193,7 @@ def test_float8_replaces_every_weight_and_cannot_be_reverted(granularity: Any, m
     weight = pipe.transformer.proj_out.weight
     assert weight.scale.numel() == (original.shape[0] if granularity == "row" else 1)
     torch.testing.assert_close(weight.dequantize().float(), original, rtol=0.07, atol=1e-3)
-    with pytest.raises(InvalidInput, match="torchao_float8 cannot be taken off"):
+    with pytest.raises(InvalidInput, match="torchao_float8 cannot be reverted"):
         acceleration.revert()
 
 

@@ -1,1 +1,1 @@
-"""One file per project; each public `Peer`, or tuple of them, in it is found by a scan of this package."""
+"""One file per project; each public `Preset`, or tuple of them, in it is a peer, found by a scan of this package."""

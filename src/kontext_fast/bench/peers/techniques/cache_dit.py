@@ -12,23 +12,22 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from kontext_fast.bench.peers.block_tracer import BlockWatch, is_first_pass
-from kontext_fast.bench.peers.technique import Technique
 from kontext_fast.errors import InvalidInput, Refused
-from kontext_fast.optimizations.base import Effect, Facts, Phase
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import PipelineCall, track_calls
 from kontext_fast.optimizations.patching import keep_attribute
 
 Bit = Annotated[int, Field(ge=0, le=1)]
 
 
-class CacheDit(Technique):
+class CacheDit(Optimization):
     """`cache_dit.enable_cache`; the defaults are its own."""
 
     name: ClassVar[str] = "cache_dit"
     summary: ClassVar[str] = "skips the blocks after the first ones on some steps (cache-dit)"
     effect: ClassVar[Effect] = Effect.LOSSY
     phase: ClassVar[Phase] = Phase.STEPS
-    package: ClassVar[str | None] = "cache_dit"
+    extra: ClassVar[tuple[str, str] | None] = ("cache_dit", "peers")
 
     first_blocks: Annotated[int, Field(ge=1)] = 8
     """Blocks that run at every step."""

@@ -11,8 +11,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kontext_fast.bench.peers.block_tracer import blocks_of
-from kontext_fast.bench.peers.technique import Technique
-from kontext_fast.optimizations.base import Effect, Facts, Phase
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.patching import keep_attribute
 from kontext_fast.optimizations.techniques.compile import Compile
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from kontext_fast.optimizations.machine import Machine
 
 
-class CompiledBlocks(Technique):
+class CompiledBlocks(Optimization):
     """`forward` of each block through torch.compile, applied before any cache."""
 
     name: ClassVar[str] = "compiled_blocks"
@@ -28,7 +27,7 @@ class CompiledBlocks(Technique):
     effect: ClassVar[Effect] = Effect.NUMERIC
     phase: ClassVar[Phase] = Phase.LAYOUT
 
-    def unfit(self, machine: Machine) -> str | None:
+    def hardware_refusal(self, machine: Machine) -> str | None:
         """It belongs to the part of a recipe that is for GPUs."""
         if machine.device != "cuda":
             return f"{self.name} is the GPU's part of a recipe; run it on one"

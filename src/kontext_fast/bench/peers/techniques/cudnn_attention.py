@@ -5,8 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kontext_fast.bench.peers.technique import Technique
-from kontext_fast.optimizations.base import Effect, Facts, Phase
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.patching import keep_attribute
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 _BACKEND = "_native_cudnn"
 
 
-class CudnnAttention(Technique):
+class CudnnAttention(Optimization):
     """`set_attention_backend("_native_cudnn")`."""
 
     name: ClassVar[str] = "cudnn_attention"
@@ -23,7 +22,7 @@ class CudnnAttention(Technique):
     effect: ClassVar[Effect] = Effect.NUMERIC
     phase: ClassVar[Phase] = Phase.WEIGHTS
 
-    def unfit(self, machine: Machine) -> str | None:
+    def hardware_refusal(self, machine: Machine) -> str | None:
         """cuDNN's attention needs an NVIDIA GPU of compute capability 8.0."""
         if machine.device == "cuda" and machine.capability is not None and machine.capability >= (8, 0):
             return None

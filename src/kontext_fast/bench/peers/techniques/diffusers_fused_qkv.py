@@ -5,14 +5,13 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
-from kontext_fast.bench.peers.technique import Technique
-from kontext_fast.optimizations.base import Effect, Facts, Phase
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.patching import keep_attribute
 
 _FUSED = ("to_qkv", "to_kv", "to_added_qkv")
 
 
-class DiffusersFusedQkv(Technique):
+class DiffusersFusedQkv(Optimization):
     """The separate weights stay beside the fused ones, so this costs memory; see `fuse_qkv` for one that does not."""
 
     name: ClassVar[str] = "diffusers_fused_qkv"

@@ -7,9 +7,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from kontext_fast.bench.peers.technique import Technique
 from kontext_fast.bench.peers.techniques import diffusers_hooks
-from kontext_fast.optimizations.base import Effect, Facts, Phase
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 
 # fmt: off
 KONTEXT_RATIOS = (
@@ -20,7 +19,7 @@ KONTEXT_RATIOS = (
 # fmt: on
 
 
-class DiffusersMagCache(Technique):
+class DiffusersMagCache(Optimization):
     """`enable_cache(MagCacheConfig(...))`. Data do not decide: the ratios fix which steps are skipped."""
 
     name: ClassVar[str] = "diffusers_magcache"

@@ -7,12 +7,11 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from kontext_fast.bench.peers.technique import Technique
 from kontext_fast.bench.peers.techniques import diffusers_hooks
-from kontext_fast.optimizations.base import Effect, Facts, Phase
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 
 
-class DiffusersTaylorSeer(Technique):
+class DiffusersTaylorSeer(Optimization):
     """`enable_cache(TaylorSeerCacheConfig(...))`, with each pass named."""
 
     name: ClassVar[str] = "diffusers_taylorseer"

@@ -8,8 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kontext_fast.bench.peers.block_tracer import blocks_of
-from kontext_fast.bench.peers.technique import Technique
-from kontext_fast.optimizations.base import Effect, Facts, Phase
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.patching import set_attribute
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ _INTERFACE = "flash_attn_interface"
 _OPERATION = "kontext_fast_peers::flash_attention_3_fp8"
 
 
-class FlashAttention3Fp8(Technique):
+class FlashAttention3Fp8(Optimization):
     """Query, key and value are cast to e4m3 as they are, so what is beyond 448 saturates."""
 
     name: ClassVar[str] = "flash_attention_3_fp8"
@@ -29,7 +28,7 @@ class FlashAttention3Fp8(Technique):
     effect: ClassVar[Effect] = Effect.LOSSY
     phase: ClassVar[Phase] = Phase.WEIGHTS
 
-    def unfit(self, machine: Machine) -> str | None:
+    def hardware_refusal(self, machine: Machine) -> str | None:
         """Its kernels are for compute capability 9.0 and no package index has them; they are built from source."""
         if machine.device != "cuda" or machine.capability != (9, 0):
             return f"{self.name} needs an NVIDIA GPU of compute capability 9.0; run it on one"

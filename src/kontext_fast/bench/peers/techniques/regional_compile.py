@@ -6,8 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kontext_fast.bench.peers.block_tracer import blocks_of
-from kontext_fast.bench.peers.technique import Technique
-from kontext_fast.optimizations.base import Effect, Facts, Phase
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.patching import keep_attribute
 from kontext_fast.optimizations.techniques.compile import Compile
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from kontext_fast.optimizations.machine import Machine
 
 
-class RegionalCompile(Technique):
+class RegionalCompile(Optimization):
     """`compile_repeated_blocks(fullgraph=True)`."""
 
     name: ClassVar[str] = "regional_compile"
@@ -23,7 +22,7 @@ class RegionalCompile(Technique):
     effect: ClassVar[Effect] = Effect.NUMERIC
     phase: ClassVar[Phase] = Phase.COMPILE
 
-    def unfit(self, machine: Machine) -> str | None:
+    def hardware_refusal(self, machine: Machine) -> str | None:
         """What torch.compile lacks here."""
         return Compile().refusal(machine)
 

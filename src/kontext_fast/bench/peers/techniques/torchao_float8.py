@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from kontext_fast.bench.peers.technique import Technique, cannot_revert
-from kontext_fast.optimizations.base import Effect, Facts, Phase
+from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 
 if TYPE_CHECKING:
     from kontext_fast.optimizations.machine import Machine
 
 
-class TorchaoFloat8(Technique):
+class TorchaoFloat8(Optimization):
     """Weights are quantized once, activations at each call; the weights that were there are gone afterwards."""
 
     name: ClassVar[str] = "torchao_float8"
     summary: ClassVar[str] = "linear layers in float8 (torchao, dynamic activations); cannot be taken off"
     effect: ClassVar[Effect] = Effect.LOSSY
     phase: ClassVar[Phase] = Phase.WEIGHTS
-    package: ClassVar[str | None] = "torchao"
+    extra: ClassVar[tuple[str, str] | None] = ("torchao", "peers")
 
     granularity: Literal["row", "tensor"] = "row"
     """What shares a scale: a row of a matrix, or the whole of it."""
     coordinate_descent: bool = True
     """Whether inductor tunes its kernels by coordinate descent, which torchao turns on for the whole process."""
 
-    def unfit(self, machine: Machine) -> str | None:
+    def hardware_refusal(self, machine: Machine) -> str | None:
         """torchao's kernels need compute capability 8.9."""
         if machine.device == "cuda" and machine.capability is not None and machine.capability >= (8, 9):
             return None
@@ -44,3 +45,17 @@ class TorchaoFloat8(Technique):
         quantize_(pipe.transformer, Float8DynamicActivationFloat8WeightConfig(granularity=granularity))
         config.coordinate_descent_tuning = self.coordinate_descent
         return {"layers": sum(isinstance(module, Linear) for module in pipe.transformer.modules())}
+
+
+def cannot_revert(name: str, undo: ExitStack) -> None:
+    """Have `undo` raise InvalidInput when the technique `name` is reverted, which it does not allow.
+
+    When `undo` closes because of an error, that error propagates instead.
+    """
+
+    def stop(kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> bool:
+        if kind is None:
+            raise InvalidInput(f"{name} cannot be reverted; load the checkpoint again.")
+        return False
+
+    undo.push(stop)

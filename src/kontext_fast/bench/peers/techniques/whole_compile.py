@@ -5,8 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kontext_fast.bench.peers.technique import Technique
-from kontext_fast.optimizations.base import Effect, Facts, Phase
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.patching import keep_attribute, set_attribute
 from kontext_fast.optimizations.techniques.compile import Compile
 
@@ -21,7 +20,7 @@ _FLAGS = {
 }
 
 
-class WholeCompile(Technique):
+class WholeCompile(Optimization):
     """`torch.compile(mode="max-autotune", fullgraph=True)`, in place, with the flags of inductor that flux-fast sets.
 
     CUDA graphs overwrite what the call before gave, so this is not for true CFG.
@@ -32,7 +31,7 @@ class WholeCompile(Technique):
     effect: ClassVar[Effect] = Effect.NUMERIC
     phase: ClassVar[Phase] = Phase.COMPILE
 
-    def unfit(self, machine: Machine) -> str | None:
+    def hardware_refusal(self, machine: Machine) -> str | None:
         """max-autotune and CUDA graphs are for GPUs."""
         if machine.device != "cuda":
             return f"{self.name} tunes for a GPU; run it on one"
