@@ -16,22 +16,16 @@ from kontext_fast.engine.step_reuse import Order
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
-from kontext_fast.optimizations.techniques.reference_reuse import ReferenceReuse
 from kontext_fast.optimizations.techniques.step_reuse import StepReuse
 from kontext_fast.records.schema import StepKind
 
 FULL, FEWER, CACHE = "full", "fewer steps", "first_block_cache"
-STEPS, REFERENCE, BOTH = "step_reuse", "reference_reuse", "both"
-CACHE_DIT = "cache-dit"
+STEPS, CACHE_DIT = "step_reuse", "cache-dit"
 
 FEWER_STEPS = (14, 8, 10, 6, 12, 4, 16, 20, 9, 7, 11, 5, 24, 13, 18, 3, 2, 22, 26, 15, 17, 19, 21)
 EVERY = (4, 3, 5, 2, 6, 8)
 ORDERS: tuple[Order, ...] = (1, 0)
 WARMUPS = (0.0, 0.14)
-Refreshed = int | tuple[int, ...]
-REFRESHES: tuple[Refreshed, ...] = (7, (0, 9, 16, 21, 25), 4, (0, 1, 3, 9), 2)
-"""Tuples are of 28 steps: refreshes that come closer together where more, or less, of the image is there already."""
-REFRESHES_BESIDE_SKIPS: tuple[Refreshed, ...] = (10, 4)
 THRESHOLDS = (0.2, 0.08, 0.3, 0.12)
 MASKS: tuple[tuple[str, Literal["ultra"] | tuple[int, ...]], ...] = (("12 of 28", TWELVE_OF_28), ("ultra", "ultra"))
 
@@ -57,7 +51,7 @@ class Candidate:
 
 def candidates(steps: int, engine: Engine) -> list[Candidate]:
     """All of them at `steps` steps, the full run first, then one of each family in turn."""
-    families = (_fewer, _steps, _guesses, _references, _both, _caches, _cache_dit)
+    families = (_fewer, _steps, _guesses, _caches, _cache_dit)
     turns = zip_longest(*(family(steps, engine) for family in families))
     found = [one for turn in turns for one in turn if one is not None]
     return [Candidate(FULL, f"{steps} steps", steps, (engine,)), *dict.fromkeys(found)]
@@ -94,13 +88,6 @@ def _cache_dit(steps: int, _engine: Engine) -> Iterator[Candidate]:
         yield Candidate(CACHE_DIT, f"mask {name}", steps, (cache,), tests_first_block=True)
 
 
-def _references(steps: int, engine: Engine) -> Iterator[Candidate]:
-    for refreshed in REFRESHES:
-        if _fits(refreshed, steps):
-            reuse = ReferenceReuse(refreshed=refreshed)
-            yield Candidate(REFERENCE, f"refreshed {_word(refreshed)}", steps, (engine, reuse))
-
-
 def _steps(steps: int, engine: Engine) -> Iterator[Candidate]:
     for every in EVERY:
         for warmup in WARMUPS:
@@ -116,20 +103,3 @@ def _guesses(steps: int, engine: Engine) -> Iterator[Candidate]:
         for order in ORDERS:
             reuse = StepReuse(order=order, computed=every, corrector=False)
             yield Candidate(STEPS, f"order {order}, 1 in {every}, uncorrected", steps, (engine, reuse))
-
-
-def _both(steps: int, engine: Engine) -> Iterator[Candidate]:
-    for refreshed in REFRESHES_BESIDE_SKIPS:
-        for every in EVERY[:2]:
-            if _fits(refreshed, steps):
-                chosen = (engine, ReferenceReuse(refreshed=refreshed), StepReuse(computed=every))
-                name = f"order 1, 1 in {every}, refreshed {_word(refreshed)}"
-                yield Candidate(BOTH, name, steps, chosen)
-
-
-def _fits(refreshed: Refreshed, steps: int) -> bool:
-    return refreshed <= steps if isinstance(refreshed, int) else steps == 28
-
-
-def _word(refreshed: Refreshed) -> str:
-    return f"1 in {refreshed}" if isinstance(refreshed, int) else "at " + " ".join(map(str, refreshed))

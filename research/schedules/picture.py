@@ -11,7 +11,10 @@ from typing import Any, Literal
 
 from kontext_fast.report.plots.style import COLORS, GRAY, GRID, INK, MUTED, new_figure, png
 from kontext_fast.stats.intervals import Estimate, acceptance, bootstrap_mean, paired_difference
-from research.schedules.candidates import BOTH, CACHE, CACHE_DIT, FEWER, FULL, REFERENCE, STEPS
+from research.schedules.candidates import CACHE, CACHE_DIT, FEWER, FULL, STEPS
+
+REFERENCE, BOTH = "reference_reuse", "both"
+"""Families of an earlier study, which is still drawn; see docs/research-log.md."""
 
 Verdict = Literal["better", "no difference seen", "worse", "not measured"]
 ByItem = dict[str, float]

@@ -270,7 +270,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=28, help="of the full run")
     parser.add_argument("--batch", type=int, default=64, help="images per call")
     parser.add_argument("--precision", choices=("bf16", "fp8"), default="bf16", help="of the engine")
-    parser.add_argument("--families", help="comma-separated: fewer steps,step_reuse,reference_reuse,both,...")
+    parser.add_argument("--families", help="comma-separated: fewer steps,step_reuse,first_block_cache,...")
     parser.add_argument("--first", type=int, help="only so many candidates; the most telling come first")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no candidate after this time")
     parser.add_argument("--judges", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="processes that judge")

@@ -1,4 +1,4 @@
-"""The engine computes what diffusers' transformer computes, for every shape, and for a part of the tokens."""
+"""The engine computes what diffusers' transformer computes, for every shape."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from kontext_fast.engine.token_memory import Keep
-from kontext_fast.errors import KontextError
 from tests.engine.transformers import (
     SHAPES,
     Shape,
@@ -80,7 +78,7 @@ def test_each_sample_of_a_batch_gets_what_it_gets_alone() -> None:
     transformer = random_transformer(Shape())
     inputs = inputs_for(transformer, batch=3)
     with engine_on(transformer) as engine:
-        prepared = prepare(engine, inputs, keep=Keep.ALL)
+        prepared = prepare(engine, inputs)
         together = stepped(engine, prepared, inputs)
         for sample in range(3):
             one = {
@@ -88,84 +86,8 @@ def test_each_sample_of_a_batch_gets_what_it_gets_alone() -> None:
                 for name, value in inputs.items()
             }
             alone = stepped(engine, prepare(engine, one), one)
-            within = stepped(engine, prepared, one, samples=slice(sample, sample + 1))
             torch.testing.assert_close(alone, together[sample : sample + 1], rtol=0, atol=1e-4)
-            torch.testing.assert_close(within, alone, rtol=0, atol=1e-5)
     assert relative_error(together[0], together[1]) > 0.1
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("keep", [Keep.REFERENCE, Keep.ALL])
-def test_with_nothing_changed_since_the_refresh_a_part_of_the_tokens_gives_the_same(keep: Keep, batch: int) -> None:
-    transformer = random_transformer(Shape())
-    inputs = inputs_for(transformer, batch=batch)
-    image_tokens, total = 15, 7 + 15 + 8
-    with engine_on(transformer) as engine:
-        prepared = prepare(engine, inputs, keep=keep)
-        full = stepped(engine, prepared, inputs)
-        # What rests must not be read from the input: poison it there.
-        poisoned = inputs | {"hidden_states": inputs["hidden_states"].clone()}
-        poisoned["hidden_states"][:, image_tokens:] = torch.nan
-        part = stepped(engine, prepared, poisoned, active=7 + image_tokens)
-        torch.testing.assert_close(part, full, rtol=0, atol=1e-5)
-        if keep is Keep.ALL:
-            some = stepped(engine, prepared, poisoned, active=7 + 4)
-            torch.testing.assert_close(some, full[:, :4], rtol=0, atol=1e-5)
-        again = stepped(engine, prepared, inputs, active=total)
-        torch.testing.assert_close(again, full, rtol=0, atol=0)
-
-
-def test_resting_tokens_are_seen_as_they_were_at_the_refresh_in_either_policy() -> None:
-    transformer = random_transformer(Shape())
-    inputs = inputs_for(transformer)
-    later = inputs | {"hidden_states": inputs["hidden_states"].flip(1).contiguous()}
-    results = []
-    with engine_on(transformer) as engine:
-        for keep in (Keep.REFERENCE, Keep.ALL):
-            prepared = prepare(engine, inputs, keep=keep)
-            stepped(engine, prepared, inputs, 0)
-            results += [stepped(engine, prepared, later, 1, active=22), stepped(engine, prepared, inputs, 1, active=22)]
-        fresh = stepped(engine, prepare(engine, later), later)
-    assert torch.equal(results[0], results[2])
-    assert torch.equal(results[1], results[3])
-    assert relative_error(results[0], fresh) > 1e-3
-
-
-def test_resting_tokens_need_something_kept() -> None:
-    transformer = random_transformer(Shape())
-    inputs = inputs_for(transformer)
-    with engine_on(transformer) as engine:
-        with pytest.raises(KontextError, match="nothing is kept"):
-            stepped(engine, prepare(engine, inputs), inputs, active=22)
-        only_reference = prepare(engine, inputs, keep=Keep.REFERENCE)
-        with pytest.raises(KontextError, match="run all tokens first"):
-            stepped(engine, only_reference, inputs, active=22)
-        stepped(engine, only_reference, inputs)
-        with pytest.raises(KontextError, match="reference is kept"):
-            stepped(engine, only_reference, inputs, active=21)
-
-
-def test_a_step_can_end_after_its_first_block() -> None:
-    transformer = random_transformer(Shape())
-    inputs = inputs_for(transformer)
-    seen: list[torch.Tensor] = []
-
-    def stop(change: torch.Tensor) -> bool:
-        seen.append(change)
-        return False
-
-    def look(module: Any, given: Any, result: Any) -> None:
-        seen.append(result[1][:, :15] - transformer.x_embedder(inputs["hidden_states"])[:, :15])
-
-    with engine_on(transformer) as engine:
-        prepared = prepare(engine, inputs)
-        arguments = (prepared, 1, inputs["hidden_states"], engine.embed_text(inputs["encoder_hidden_states"]))
-        assert engine.step(*arguments, proceed=stop) is None
-        assert torch.equal(stepped(engine, prepared, inputs, proceed=lambda _: True), stepped(engine, prepared, inputs))
-    handle = transformer.transformer_blocks[0].register_forward_hook(look)
-    expected(transformer, inputs)
-    handle.remove()
-    torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("outliers", [False, True])

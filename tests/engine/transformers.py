@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from kontext_fast.engine.ops import PortableOps
-from kontext_fast.engine.token_memory import Keep
 from kontext_fast.engine.transformer import EngineTransformer, Prepared
 from kontext_fast.engine.weights import Precision, take_weights
 from tests.pipelines import TINY
@@ -115,7 +114,6 @@ def prepare(
     engine: EngineTransformer,
     inputs: dict[str, Any],
     *,
-    keep: Keep = Keep.NOTHING,
     timesteps: tuple[float, ...] = (0.9,),
 ) -> Prepared:
     """For `timesteps` and then the one in `inputs`, which thus has the index `len(timesteps)`."""
@@ -127,17 +125,12 @@ def prepare(
         text_ids=inputs["txt_ids"],
         image_ids=inputs["img_ids"],
         image_tokens=int((inputs["img_ids"][:, 0] == 0).sum()),
-        keep=keep,
     )
 
 
-def stepped(
-    engine: EngineTransformer, prepared: Prepared, inputs: dict[str, Any], index: int = 1, **more: Any
-) -> Tensor:
+def stepped(engine: EngineTransformer, prepared: Prepared, inputs: dict[str, Any], index: int = 1) -> Tensor:
     text = engine.embed_text(inputs["encoder_hidden_states"])
-    result = engine.step(prepared, index, inputs["hidden_states"], text, **more)
-    assert result is not None
-    return result
+    return engine.step(prepared, index, inputs["hidden_states"], text)
 
 
 def expected(transformer: Any, inputs: dict[str, Any]) -> Tensor:

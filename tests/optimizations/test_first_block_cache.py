@@ -123,7 +123,6 @@ def test_every_sample_keeps_its_own_row(computing: list[bool]) -> None:
     assert torch.equal(advance([False] * 3, last), last + torch.where(ran, later, start) * 9)
     assert remembered.first is not None
     assert torch.equal(remembered.first, torch.where(ran, later, start) / 100)
-    assert remembered.computed == [1 + one for one in computing]
     assert remembered.skips == [1 if one else 2 for one in computing]
 
 

@@ -103,6 +103,16 @@ def test_samples_of_a_batch_are_told_apart_where_an_optimization_does() -> None:
     assert request.kinds == ["refresh", "refresh", "refresh"]
 
 
+def test_computed_steps_are_counted_per_branch_and_sample() -> None:
+    request = PipelineCall(pipe=None)
+    for marks in ([("refresh", "refresh"), ("refresh",)], [("skipped", "refresh"), ("skipped",)]):
+        for kinds in marks:
+            request.mark(*kinds)  # type: ignore[arg-type]
+        request.end_step()
+    assert request.computed_counts() == [[1, 2], [1]]
+    assert PipelineCall(pipe=None).computed_counts() == []
+
+
 def test_an_error_at_the_beginning_is_what_the_call_raises(pipe: Any) -> None:
     def refuse(request: PipelineCall) -> None:
         raise ValueError("not now")

@@ -1,48 +1,54 @@
-"""The FLUX transformer's forward over joint buffers, for all tokens or for an active set of them.
+"""The FLUX transformer's forward over joint buffers.
 
-Shapes: B samples; T text, N image and R reference tokens, in this order; W the width.
+Shapes: B samples; T text, N image and R reference tokens, in this order; W the width. Reference tokens are image tokens
+to every block; they have no output.
+
+Modulations depend on timestep, guidance and pooled text only, so those of all steps come from one matrix product per
+layer, instead of reading a quarter of all weights again at every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from kontext_fast.engine.conditioning import Modulations, modulations, rotations
-from kontext_fast.engine.ops import Ops, Rope
-from kontext_fast.engine.token_memory import Keep, Layout, TokenMemory
+from kontext_fast.engine.ops import JointQKV, Linear, Ops, Rope
 from kontext_fast.engine.weights import DoubleWeights, EngineWeights, SingleWeights, StreamWeights
-from kontext_fast.errors import KontextError
 
-EVERY_SAMPLE = slice(None)
+
+@dataclass(frozen=True)
+class Modulations:
+    """Every modulation vector of a request, [steps, B, k W] per layer; k is given where the layer's weights are."""
+
+    text: tuple[Tensor, ...]
+    """Per double block."""
+    image: tuple[Tensor, ...]
+    singles: tuple[Tensor, ...]
+    final: Tensor
+
+    def at(self, step: int) -> Modulations:
+        """Those of one step: [B, k W] per layer, views."""
+        return Modulations(
+            text=tuple(vectors[step] for vectors in self.text),
+            image=tuple(vectors[step] for vectors in self.image),
+            singles=tuple(vectors[step] for vectors in self.singles),
+            final=self.final[step],
+        )
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What one pass (positive or negative) of one request needs at every step."""
+    """What one branch (positive or negative prompt) of one request needs at every step."""
 
-    layout: Layout
+    image_tokens: int
+    """N: the first of the tokens after the text, those with an output."""
     rope: Rope
     modulations: Modulations
-    memory: TokenMemory
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What the blocks of one step share."""
-
-    layout: Layout
-    active: int
-    rope: Rope
-    memory: TokenMemory
-    samples: slice
-
-    def streams(self) -> tuple[slice, slice]:
-        """Rows of the active text and image tokens; reference tokens are image tokens to a double block."""
-        return slice(0, self.layout.text), slice(self.layout.text, self.active)
+    joint: JointQKV
+    """One set of buffers, which serves all blocks in turn."""
 
 
 class EngineTransformer:
@@ -62,28 +68,22 @@ class EngineTransformer:
         text_ids: Tensor,
         image_ids: Tensor,
         image_tokens: int,
-        keep: Keep = Keep.NOTHING,
     ) -> Prepared:
-        """Everything that the steps of one pass share, their buffers included.
+        """Everything that the steps of one branch share, their buffers included.
 
         `timesteps` [steps] and `guidance` [B] are what diffusers' transformer is given, `pooled` is [B, P]; `text_ids`
         [T, 3] and `image_ids` [N + R, 3] are positions, of which the first `image_tokens` have an output.
         """
-        layout = Layout(len(text_ids), image_tokens, len(image_ids) - image_tokens)
-        shape = self.weights.dimensions
+        shape, weights = self.weights.dimensions, self.weights
+        buffers = torch.empty(
+            3, len(pooled), len(text_ids) + len(image_ids), shape.heads, shape.head_dim,
+            dtype=weights.dtype, device=weights.device,
+        )  # fmt: skip
         return Prepared(
-            layout=layout,
-            rope=rotations(self.weights, text_ids, image_ids),
-            modulations=modulations(self.ops, self.weights, timesteps, guidance, pooled),
-            memory=TokenMemory(
-                keep,
-                layout,
-                blocks=shape.double_blocks + shape.single_blocks,
-                batch=len(pooled),
-                heads=(shape.heads, shape.head_dim),
-                dtype=self.weights.dtype,
-                device=self.weights.device,
-            ),
+            image_tokens=image_tokens,
+            rope=self._rotations(text_ids, image_ids),
+            modulations=self._modulations(timesteps, guidance, pooled),
+            joint=JointQKV(*buffers),
         )
 
     @torch.no_grad()
@@ -92,107 +92,92 @@ class EngineTransformer:
         return self.ops.linear(text, self.weights.embed_text)
 
     @torch.no_grad()
-    def step(
-        self,
-        prepared: Prepared,
-        index: int,
-        image: Tensor,
-        text: Tensor,
-        *,
-        active: int | None = None,
-        samples: slice = EVERY_SAMPLE,
-        proceed: Callable[[Tensor], bool] | None = None,
-    ) -> Tensor | None:
-        """[samples, N, C] the transformer's output for the image tokens at timestep `index` of those prepared.
+    def step(self, prepared: Prepared, index: int, image: Tensor, text: Tensor) -> Tensor:
+        """[B, N, C] the transformer's output for the image tokens at timestep `index` of those prepared.
 
-        `image` [samples, at least the active ones of N + R, C] is the input of `samples`, and `text` [samples, T, W]
-        what `embed_text` made of theirs.
-        Only the first `active` tokens run (None: all of them), the others attend with what is kept of them; an image
-        token that does not run has no output, and is missing at the end of N.
-        `proceed` is called with what the first block added to the image tokens, [samples, N, W]; if it returns
-        False, the step ends there and returns None.
-        Raises KontextError if tokens are to rest of which nothing is kept.
+        `image` is [B, N + R, C], and `text` [B, T, W] what `embed_text` made of the prompt.
         """
-        layout, memory = prepared.layout, prepared.memory
-        active = layout.total if active is None else active
-        _require_kept(layout, memory, active, samples)
-        step = _Step(layout, active, prepared.rope, memory, samples)
-        modulation = prepared.modulations.at(index, samples)
-        stream = self._embed(image[:, : active - layout.text], text)
-        outputs = slice(layout.text, min(active, layout.output_end))
-        before = stream[:, outputs].clone() if proceed is not None else None
-
-        doubles, singles = self.weights.doubles, self.weights.singles
-        for block in range(len(doubles) + len(singles)):
-            if block < len(doubles):
-                self._double(step, block, doubles[block], stream, (modulation.text[block], modulation.image[block]))
-            else:
-                single = block - len(doubles)
-                self._single(step, block, singles[single], stream, modulation.singles[single])
-            if block == 0 and proceed is not None and before is not None and not proceed(stream[:, outputs] - before):
-                return None
-        if active == layout.total:
-            memory.note_refresh(samples)
-
-        scale, shift = modulation.final.chunk(2, dim=-1)
-        normed = self.ops.norm_modulate(stream[:, outputs], shift, scale, quantize=False)
+        vectors, text_tokens = prepared.modulations.at(index), text.shape[1]
+        stream = self._embed(image, text)
+        for block, of_text, of_image in zip(self.weights.doubles, vectors.text, vectors.image, strict=True):
+            self._double(block, prepared, stream, text_tokens, (of_text, of_image))
+        for single, vector in zip(self.weights.singles, vectors.singles, strict=True):
+            self._single(single, prepared, stream, vector)
+        scale, shift = vectors.final.chunk(2, dim=-1)
+        output = stream[:, text_tokens : text_tokens + prepared.image_tokens]
+        normed = self.ops.norm_modulate(output, shift, scale, quantize=False)
         return self.ops.linear(normed, self.weights.output)
 
-    def _embed(self, image: Tensor, text: Tensor) -> Tensor:
-        """[B, active, W]: text [B, T, W] and image tokens in one buffer, where they stay until the last block."""
-        text_tokens, width = text.shape[1], self.weights.dimensions.width
-        stream = torch.empty(
-            len(image), text_tokens + image.shape[1], width, dtype=self.weights.dtype, device=self.weights.device
+    def _rotations(self, text_ids: Tensor, image_ids: Tensor) -> Rope:
+        cos, sin = self.weights.embed_positions(torch.cat((text_ids, image_ids)))
+        # The transformer repeats each angle for both channels of its pair.
+        return Rope(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())
+
+    def _modulations(self, timesteps: Tensor, guidance: Tensor | None, pooled: Tensor) -> Modulations:
+        weights, steps, batch = self.weights, len(timesteps), len(pooled)
+        times = timesteps.to(weights.dtype).repeat_interleave(batch) * 1000
+        pooled = pooled.repeat(steps, 1)
+        if guidance is None:
+            embedded = weights.embed_conditions(times, pooled)
+        else:
+            embedded = weights.embed_conditions(times, guidance.to(weights.dtype).repeat(steps) * 1000, pooled)
+        activated = functional.silu(embedded).view(steps, batch, -1)
+
+        def of(layer: Linear) -> Tensor:
+            return self.ops.linear(activated, layer)
+
+        return Modulations(
+            text=tuple(of(block.text.modulation) for block in weights.doubles),
+            image=tuple(of(block.image.modulation) for block in weights.doubles),
+            singles=tuple(of(block.modulation) for block in weights.singles),
+            final=of(weights.final_modulation),
         )
+
+    def _embed(self, image: Tensor, text: Tensor) -> Tensor:
+        """[B, T + N + R, W]: text and image tokens in one buffer, where they stay until the last block."""
+        text_tokens = text.shape[1]
+        stream = text.new_empty(len(text), text_tokens + image.shape[1], text.shape[2])
         stream[:, :text_tokens] = text
         stream[:, text_tokens:] = self.ops.linear(image, self.weights.embed_image)
         return stream
 
     def _double(
-        self, step: _Step, block: int, weights: DoubleWeights, stream: Tensor, modulation: tuple[Tensor, Tensor]
+        self,
+        weights: DoubleWeights,
+        prepared: Prepared,
+        stream: Tensor,
+        text_tokens: int,
+        modulation: tuple[Tensor, Tensor],
     ) -> None:
-        ops, joint = self.ops, step.memory.joint(block, step.samples)
+        ops, joint, tokens = self.ops, prepared.joint, stream.shape[1]
+        rows_of = slice(0, text_tokens), slice(text_tokens, tokens)
         parts = [
             (rows, stream[:, rows], part, vector.chunk(6, dim=-1))
-            for rows, part, vector in zip(step.streams(), (weights.text, weights.image), modulation, strict=True)
+            for rows, part, vector in zip(rows_of, (weights.text, weights.image), modulation, strict=True)
         ]
-        for rows, tokens, part, (shift, scale, *_) in parts:
-            normed = ops.norm_modulate(tokens, shift, scale, quantize=part.qkv.quantized)
+        for rows, stream_part, part, (shift, scale, *_) in parts:
+            normed = ops.norm_modulate(stream_part, shift, scale, quantize=part.qkv.quantized)
             qkv = ops.linear(normed, part.qkv)
-            ops.write_qkv(qkv, part.norm, step.rope.rows(rows.start, rows.stop), joint, rows.start)
-        step.memory.settle(block, step.active, step.samples)
-        attended = ops.attention(joint.query[:, : step.active], joint.key, joint.value)
-        for rows, tokens, part, (_, _, gate, *mlp) in parts:
+            ops.write_qkv(qkv, part.norm, prepared.rope.rows(rows.start, rows.stop), joint, rows.start)
+        attended = ops.attention(joint.query, joint.key, joint.value)
+        for rows, stream_part, part, (_, _, gate, *mlp) in parts:
             projected = ops.linear(ops.prepare(attended[:, rows], quantize=part.out.quantized), part.out)
-            ops.add_gated(tokens, gate, projected)
-            self._mlp(tokens, part, mlp)
+            ops.add_gated(stream_part, gate, projected)
+            self._mlp(stream_part, part, mlp)
 
-    def _mlp(self, tokens: Tensor, weights: StreamWeights, modulation: list[Tensor]) -> None:
+    def _mlp(self, stream: Tensor, weights: StreamWeights, modulation: list[Tensor]) -> None:
         ops, (shift, scale, gate) = self.ops, modulation
-        normed = ops.norm_modulate(tokens, shift, scale, quantize=weights.mlp_in.quantized)
+        normed = ops.norm_modulate(stream, shift, scale, quantize=weights.mlp_in.quantized)
         hidden = ops.gelu(ops.linear(normed, weights.mlp_in), quantize=weights.mlp_out.quantized)
-        ops.add_gated(tokens, gate, ops.linear(hidden, weights.mlp_out))
+        ops.add_gated(stream, gate, ops.linear(hidden, weights.mlp_out))
 
-    def _single(self, step: _Step, block: int, weights: SingleWeights, stream: Tensor, modulation: Tensor) -> None:
-        ops, joint = self.ops, step.memory.joint(block, step.samples)
+    def _single(self, weights: SingleWeights, prepared: Prepared, stream: Tensor, modulation: Tensor) -> None:
+        ops, joint = self.ops, prepared.joint
         shift, scale, gate = modulation.chunk(3, dim=-1)
         normed = ops.norm_modulate(stream, shift, scale, quantize=weights.qkv_mlp.quantized)
         qkv_mlp = ops.linear(normed, weights.qkv_mlp)
-        end = 3 * self.weights.dimensions.width
-        ops.write_qkv(qkv_mlp[..., :end], weights.norm, step.rope.rows(0, step.active), joint, 0)
-        step.memory.settle(block, step.active, step.samples)
-        attended = ops.attention(joint.query[:, : step.active], joint.key, joint.value)
+        end = 3 * stream.shape[-1]
+        ops.write_qkv(qkv_mlp[..., :end], weights.norm, prepared.rope, joint, 0)
+        attended = ops.attention(joint.query, joint.key, joint.value)
         joined = ops.join_gelu(attended, qkv_mlp[..., end:], quantize=weights.out.quantized)
         ops.add_gated(stream, gate, ops.linear(joined, weights.out))
-
-
-def _require_kept(layout: Layout, memory: TokenMemory, active: int, samples: slice) -> None:
-    if active == layout.total:
-        return
-    if not max(layout.text + 1, memory.first_that_may_rest()) <= active < layout.total:
-        raise KontextError(
-            f"A step of {active} of {layout.total} tokens needs the other ones' keys and values, "
-            f"but {memory.keep.value} is kept; keep more, or run all tokens."
-        )
-    if not memory.refreshed(samples):
-        raise KontextError("A step of some tokens came before any step of all of them; run all tokens first.")

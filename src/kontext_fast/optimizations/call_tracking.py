@@ -31,6 +31,7 @@ class PipelineCall:
         """What optimizations remember between steps; emptied when the request ends, however it ends."""
         self._passes = 0
         self._marks: list[tuple[StepKind, ...]] = []
+        self._branches: list[list[tuple[StepKind, ...]]] = []
 
     @property
     def step(self) -> int:
@@ -57,8 +58,19 @@ class PipelineCall:
         """
         self._marks.append(kinds)
 
+    def computed_counts(self) -> list[list[int]]:
+        """Computed steps so far: per marked branch (positive, then negative under true CFG), per sample."""
+        return [
+            [sum(kind != "skipped" for kind in of_sample) for of_sample in zip(*marks, strict=True)]
+            for marks in self._branches
+        ]
+
     def end_step(self) -> None:
         """Close the running step."""
+        for branch, marks in enumerate(self._marks):
+            if branch == len(self._branches):
+                self._branches.append([])
+            self._branches[branch].append(marks)
         samples = max(map(len, self._marks), default=1)
         by_pass = [marks if len(marks) == samples else marks * samples for marks in self._marks]
         self.sample_kinds.append(tuple(hardest(of_sample) for of_sample in zip(*by_pass, strict=True)) or ("refresh",))

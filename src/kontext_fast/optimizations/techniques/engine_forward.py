@@ -21,20 +21,18 @@ from kontext_fast.optimizations.patching import set_attribute
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kontext_fast.engine.passes import Pass, Reuse
+    from kontext_fast.engine.step_reuse import Branch, Schedule
     from kontext_fast.engine.transformer import EngineTransformer
-
-ReuseRule = Callable[["Reuse", int], "Reuse"]
-"""Changes which parts of the steps run, given how many steps a request has."""
 
 _MEMORY = "engine"
 
 
 @dataclass
-class _RunningPass:
-    """One pass of a running request, with the inputs that must stay the same over its steps."""
+class _RunningBranch:
+    """One branch of a running request, with the inputs that must stay the same over its steps."""
 
-    run: Pass
+    branch: Branch
+    batch: int
     inputs: tuple[Any, ...]
     timesteps: Tensor
     """[steps] as the transformer is given them by the schedule."""
@@ -46,7 +44,7 @@ class _RunningPass:
         import torch
 
         steps = list(self.given)
-        given = torch.stack([self.given[step].expand(self.run.batch) for step in steps])
+        given = torch.stack([self.given[step].expand(self.batch) for step in steps])
         return bool((given != self.timesteps[steps, None]).any())
 
 
@@ -58,12 +56,11 @@ class EngineForward:
         self.engine = engine
         self._owner = weakref.ref(transformer)
         self._requests = requests
-        self._rules: list[ReuseRule] = []
+        self._schedule: Callable[[int], Schedule] | None = None
 
-    def add_rule(self, rule: ReuseRule, undo: ExitStack) -> None:
-        """Let `rule` decide over the steps of every request until `undo` is closed."""
-        self._rules.append(rule)
-        undo.callback(self._rules.remove, rule)
+    def follow(self, schedule: Callable[[int], Schedule], undo: ExitStack) -> None:
+        """Compute the steps that `schedule` names for a request of so many steps, until `undo` is closed."""
+        set_attribute(self, "_schedule", schedule, undo)
 
     def __call__(self, transformer: Any, *args: Any, **kwargs: Any) -> Any:
         request = self._requests.current
@@ -94,19 +91,19 @@ class EngineForward:
     ) -> Any:
         """The transformer's forward; the output has the image tokens only, which is all that a pipeline reads."""
         _require_supported(joint_attention_kwargs, controlnet_block_samples, controlnet_single_block_samples)
-        passes: dict[int, _RunningPass] = request.memory.setdefault(_MEMORY, {})
+        branches: dict[int, _RunningBranch] = request.memory.setdefault(_MEMORY, {})
         index, step = request.begin_pass(), request.step
         inputs = (pooled_projections, guidance, img_ids, txt_ids)
-        if index not in passes:
+        if index not in branches:
             # Here and not when the request begins: a GPU has text and image to encode meanwhile.
             self.engine.weights.sources.check(request.pipe.transformer)
-            passes[index] = self._begin(request, hidden_states, *inputs)
-        running = passes[index]
+            branches[index] = self._begin(request, hidden_states, *inputs)
+        running = branches[index]
         if any(now is not before for now, before in zip(inputs, running.inputs, strict=True)):
             raise InvalidInput("The engine needs the same prompt and positions at every step of a request; keep them.")
         running.given[step] = timestep
-        velocity, kinds = running.run.step(step, hidden_states, encoder_hidden_states)
-        request.mark(*kinds)
+        velocity = running.branch.step(step, hidden_states, encoder_hidden_states)
+        request.mark(*running.branch.kinds[-1:] * running.batch)
         if not return_dict:
             return (velocity,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -121,15 +118,12 @@ class EngineForward:
         guidance: Tensor | None,
         img_ids: Tensor,
         txt_ids: Tensor,
-    ) -> _RunningPass:
-        from kontext_fast.engine.passes import Pass, Reuse
+    ) -> _RunningBranch:
+        from kontext_fast.engine.step_reuse import Branch
 
         scheduled = request.pipe.scheduler.timesteps
         # Rounded as the pipeline rounds them, so that they are the same numbers.
         timesteps = scheduled.to(hidden.device, hidden.dtype) / 1000
-        reuse = Reuse()
-        for rule in self._rules:
-            reuse = rule(reuse, len(scheduled))
         image_ids, text_ids = (ids[0] if ids.ndim == 3 else ids for ids in (img_ids, txt_ids))
         prepared = self.engine.prepare(
             timesteps=timesteps,
@@ -139,13 +133,14 @@ class EngineForward:
             image_ids=image_ids,
             # Kontext numbers images by the first coordinate: 0 is the one being made.
             image_tokens=int((image_ids[:, 0] == 0).sum()),
-            keep=reuse.keep,
         )
         sigmas = [*(scheduled.float() / 1000).tolist(), 0.0]
-        if reuse.corrects:
+        schedule = None if self._schedule is None else self._schedule(len(scheduled))
+        if schedule is not None and schedule.corrects:
             _require_euler(request.pipe.scheduler, sigmas)
-        return _RunningPass(
-            run=Pass(self.engine, prepared, sigmas, len(hidden), reuse),
+        return _RunningBranch(
+            branch=Branch(self.engine, prepared, sigmas, schedule),
+            batch=len(hidden),
             inputs=(pooled, guidance, img_ids, txt_ids),
             timesteps=timesteps,
         )
@@ -163,12 +158,6 @@ def require_engine(transformer: Any, name: str) -> EngineForward:
     if engine is None:
         raise InvalidInput(f"{name} needs the engine; apply the preset {name}, which has both.")
     return engine
-
-
-def computed_counts(request: PipelineCall) -> list[list[int]]:
-    """Computed steps so far: per pass (positive, then negative under true CFG), per sample."""
-    passes: dict[int, _RunningPass] = request.memory.get(_MEMORY, {})
-    return [passes[index].run.computed_counts() for index in sorted(passes)]
 
 
 def install(transformer: Any, engine: EngineTransformer, requests: CallTracker, undo: ExitStack) -> EngineForward:
@@ -193,8 +182,8 @@ def install(transformer: Any, engine: EngineTransformer, requests: CallTracker, 
             )
 
     def on_time(request: PipelineCall) -> None:
-        passes: dict[int, _RunningPass] = request.memory.get(_MEMORY, {})
-        if any(running.is_astray() for running in passes.values()):
+        branches: dict[int, _RunningBranch] = request.memory.get(_MEMORY, {})
+        if any(running.is_astray() for running in branches.values()):
             raise KontextError(
                 "The pipeline ran at other timesteps than its scheduler announced, so the image is wrong; "
                 "use a preset without the engine."

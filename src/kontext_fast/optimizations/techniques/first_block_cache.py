@@ -100,7 +100,7 @@ class FirstBlockCache(Optimization):
         facts: Facts = {"computed_steps": []}
 
         def count(request: PipelineCall) -> None:
-            facts["computed_steps"] = computed_counts(request)
+            facts["computed_steps"] = request.computed_counts()
 
         requests = track_calls(pipe, undo)
         replace_forward(pipe.transformer, self, requests, undo)
@@ -122,14 +122,6 @@ class Remembered:
     """[B, T, W] what the remaining blocks added to the image stream then; None before the first step."""
     skips: list[int] = field(default_factory=list)
     """Skips in a row, per sample."""
-    computed: list[int] = field(default_factory=list)
-    """Computed steps, per sample."""
-
-
-def computed_counts(request: PipelineCall) -> list[list[int]]:
-    """Computed steps so far: per pass (positive, then negative under true CFG), per sample."""
-    passes: dict[int, Remembered] = request.memory.get(_MEMORY, {})
-    return [passes[index].computed for index in sorted(passes)]
 
 
 def replace_forward(transformer: Any, cache: FirstBlockCache, requests: CallTracker, undo: ExitStack) -> None:
@@ -304,9 +296,8 @@ def _advance(
     import torch
 
     if not remembered.skips:
-        remembered.skips, remembered.computed = [0] * len(compute), [0] * len(compute)
+        remembered.skips = [0] * len(compute)
     remembered.skips = [0 if ran else skips + 1 for ran, skips in zip(compute, remembered.skips, strict=True)]
-    remembered.computed = [count + ran for ran, count in zip(compute, remembered.computed, strict=True)]
 
     if all(compute):
         remembered.rest = None  # frees it while the blocks run
