@@ -33,9 +33,9 @@ def noise(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
 
 
 def pair(output: Image.Image, reference: Image.Image) -> Case:
-    return Case(FreeItem(image=reference), "f" * 64, output, reference)
+    return Case(FreeItem(image=reference), output, reference)
 
 
 def latent_pair(latents: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> Case:
     picture = noise(0)
-    return Case(FreeItem(image=picture), "f" * 64, picture, picture, latents, reference)
+    return Case(FreeItem(image=picture), picture, picture, latents, reference)

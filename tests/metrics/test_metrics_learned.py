@@ -27,7 +27,7 @@ TINY = Setting(checkpoint="tiny")
 
 
 def _case(item: Item, output: Image.Image) -> Case:
-    return Case(item, "f" * 64, output)
+    return Case(item, output)
 
 
 def _single_answer(count: int) -> list[ShapesItem]:

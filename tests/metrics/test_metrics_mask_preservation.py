@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kontext_fast.metrics.base import Case, Need, Setting
+from kontext_fast.metrics.base import Case, Setting
 from kontext_fast.metrics.mask_preservation import MaskPreservation
 from kontext_fast.metrics.psnr import IDENTICAL_DB
 from tests.metrics.cases import FreeItem, noise
@@ -21,13 +21,16 @@ def test_only_what_lies_outside_the_mask_counts() -> None:
     changed = np.asarray(source).copy()
     changed[:, :32] = 0
     output = Image.fromarray(changed)
-    inside = Case(FreeItem(image=source, mask=_half_mask(slice(0, 32))), "f" * 64, output)
-    outside = Case(FreeItem(image=source, mask=_half_mask(slice(32, 64))), "f" * 64, output)
-    everywhere = Case(FreeItem(image=source, mask=_half_mask(slice(0, 64))), "f" * 64, output)
+    inside = Case(FreeItem(image=source, mask=_half_mask(slice(0, 32))), output)
+    outside = Case(FreeItem(image=source, mask=_half_mask(slice(32, 64))), output)
+    everywhere = Case(FreeItem(image=source, mask=_half_mask(slice(0, 64))), output)
     scores = MaskPreservation(Setting(checkpoint="folder")).scores([inside, outside, everywhere])
     error = np.mean(np.asarray(source, float)[:, :32] ** 2)
     assert scores == [IDENTICAL_DB, pytest.approx(10 * np.log10(255**2 / error)), None]
 
 
 def test_a_case_without_a_mask_lacks_what_the_metric_needs() -> None:
-    assert not Case(FreeItem(image=noise(1)), "f" * 64, noise(1)).has(Need.MASK)
+    (need,) = MaskPreservation.needs
+    assert need.of_item
+    assert not need.met(Case(FreeItem(image=noise(1)), noise(1)))
+    assert need.met(Case(FreeItem(image=noise(1), mask=_half_mask(slice(0, 32))), noise(1)))

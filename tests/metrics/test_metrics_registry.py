@@ -8,7 +8,7 @@ import pytest
 
 from kontext_fast.discovery import classes
 from kontext_fast.errors import KontextError
-from kontext_fast.metrics.base import PICTURE_CONTROLS, Metric, Need, Role, discover
+from kontext_fast.metrics.base import LATENTS, PICTURE_CONTROLS, REFERENCE, Metric, Role, discover
 
 METRIC = """
 from kontext_fast.metrics.base import Metric, Role
@@ -16,7 +16,7 @@ class Found(Metric):
     name = {name!r}
     title = "found"
     role = Role.QUALITY
-    sees = frozenset()
+    must_detect = frozenset()
     def scores(self, cases):
         return [1.0 for _ in cases]
 """
@@ -29,10 +29,10 @@ def test_every_metric_says_what_it_is_and_must_see() -> None:
     for name, metric in known.items():
         assert metric.name == name
         assert metric.title
-        assert metric.sees, f"{name} could never be found blind"
-        if Need.LATENTS in metric.needs:
-            assert not metric.sees & PICTURE_CONTROLS
-        assert (metric.role is Role.FIDELITY) == bool({Need.REFERENCE, Need.LATENTS} & set(metric.needs))
+        assert metric.must_detect, f"{name} could never be found blind"
+        if LATENTS in metric.needs:
+            assert not metric.must_detect & PICTURE_CONTROLS
+        assert (metric.role is Role.FIDELITY) == bool({REFERENCE, LATENTS} & set(metric.needs))
 
 
 def _package(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, **modules: str) -> object:

@@ -137,7 +137,7 @@ def result(records: Sequence[Record], items: Sequence[StoredItem] | None = None)
 
 
 def judged(item: str, image: str, *, done: bool, kept: bool, seed: int = 0) -> tuple[Score, ...]:
-    values = {"judge_done": done, "judge_kept": kept, "judge_accepted": done and kept}
+    values = {"judge_done": done, "judge_kept": kept}
     note = None if done and kept else "the circle is still red"
     return tuple(
         Score(item=item, seed=seed, image=image, metric=metric, value=value, note=note)

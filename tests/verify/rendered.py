@@ -14,12 +14,13 @@ from PIL import Image, ImageFilter
 
 from kontext_fast.datasets.shapes import ShapesItem, held_out
 from kontext_fast.metrics.base import Control, Setting
+from kontext_fast.metrics.scorer import Scorer
 from kontext_fast.records.schema import Arm, ArmRole, Output, Record, ResultFile, StoredItem, Verification
 from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.controls import FLOORS, spoiled
 from kontext_fast.verify.journal import Journal
 from kontext_fast.verify.margins import Margins, read_margins
-from kontext_fast.verify.scoring import Scorer
+from kontext_fast.verify.scoring import ArmOutputs, score_arms
 from tests.datasets.negative_examples import extra_object
 from tests.records.builder import MACHINE, TINY
 
@@ -131,13 +132,13 @@ def verification(
     }
     records += [record(control.value, "control", few, make) for control, make in controls.items()]
 
-    scorer = Scorer(Setting(checkpoint="tiny"), store, Journal(folder), {item.id: item for item in chosen})
+    scorer = Scorer(Setting(checkpoint="tiny"), chosen)
     by_name = {one.arm.name: one for one in records if one.arm}
-    scored = []
-    for one in records:
-        assert one.arm is not None
-        reference = by_name[one.arm.preset or "baseline"] if one.arm.role == "order" else by_name["baseline"]
-        scored.append(one.model_copy(update={"scores": tuple(scorer.score(one, reference, lambda _: None))}))
+    outputs = ArmOutputs(by_name, {item.id: item for item in chosen}, store, Journal(folder))
+    scored = [
+        by_name[name].model_copy(update={"scores": scores})
+        for name, scores in score_arms(scorer, outputs, list(by_name))
+    ]
     store.write(
         ResultFile(
             kontext_fast_version="0.0.0",

@@ -9,19 +9,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from kontext_fast.analysis.groups import Run
-from kontext_fast.records.schema import Record, Score
+from kontext_fast.records.schema import Record
 
-DONE, KEPT, ACCEPTED = "judge_done", "judge_kept", "judge_accepted"
+DONE, KEPT = "judge_done", "judge_kept"
+
+_Output = tuple[str, int, str]
+"""Item, seed and hash of the image."""
 
 
 @dataclass(frozen=True)
-class Judgement:
+class StoredJudgement:
     """On one output image; None where the judge could not say."""
 
     done: bool | None
     kept: bool | None
-    accepted: bool | None
     note: str | None
+
+    @property
+    def accepted(self) -> bool | None:
+        return None if self.done is None or self.kept is None else self.done and self.kept
 
 
 def accepted_by_item(runs: Iterable[Run]) -> dict[str, float]:
@@ -29,36 +35,34 @@ def accepted_by_item(runs: Iterable[Run]) -> dict[str, float]:
 
     Rounds repeat the same seeds, so an output that came out pixel for pixel again is the same output, not another.
     """
-    outputs: dict[tuple[str, int, str], float] = {}
+    outputs: dict[_Output, float] = {}
     for run in runs:
         stored = {(sample.item, sample.seed, image) for sample in run.samples for image in sample.images}
-        for score in run.record.scores:
-            key = (score.item, score.seed, score.image)
-            if score.metric == ACCEPTED and score.value is not None and key in stored:
-                outputs[key] = float(score.value)
+        for output, judged in _judgements(run.record).items():
+            if output in stored and judged.accepted is not None:
+                outputs[output] = float(judged.accepted)
     by_item: dict[str, list[float]] = defaultdict(list)
     for (item, _, _), accepted in outputs.items():
         by_item[item].append(accepted)
     return {item: float(np.mean(values)) for item, values in by_item.items()}
 
 
-def verdict(record: Record, item: str, seed: int, image: str) -> Judgement | None:
-    """None where nobody judged this output."""
-    of_output = {
-        score.metric: score
-        for score in record.scores
-        if (score.item, score.seed, score.image) == (item, seed, image) and score.metric in (DONE, KEPT, ACCEPTED)
+def judgement_of(record: Record, item: str, seed: int, image: str) -> StoredJudgement | None:
+    """None where this output was not judged."""
+    return _judgements(record).get((item, seed, image))
+
+
+def _judgements(record: Record) -> dict[_Output, StoredJudgement]:
+    """By output. Earlier versions stored a third score, `judge_accepted`, which follows from these two."""
+    answers: dict[_Output, dict[str, bool | None]] = defaultdict(dict)
+    notes: dict[_Output, dict[str, None]] = defaultdict(dict)
+    for score in record.scores:
+        if score.metric in (DONE, KEPT):
+            output = score.item, score.seed, score.image
+            answers[output][score.metric] = None if score.value is None else bool(score.value)
+            if score.note:
+                notes[output][score.note] = None
+    return {
+        output: StoredJudgement(values.get(DONE), values.get(KEPT), "; ".join(notes[output]) or None)
+        for output, values in answers.items()
     }
-    if not of_output:
-        return None
-    notes = dict.fromkeys(score.note for score in of_output.values() if score.note)
-    return Judgement(
-        done=_answer(of_output.get(DONE)),
-        kept=_answer(of_output.get(KEPT)),
-        accepted=_answer(of_output.get(ACCEPTED)),
-        note="; ".join(notes) or None,
-    )
-
-
-def _answer(score: Score | None) -> bool | None:
-    return None if score is None or score.value is None else bool(score.value)

@@ -88,9 +88,9 @@ def command(
     from kontext_fast.bench.peers import discover_peers
     from kontext_fast.bench.runner import run_suite
     from kontext_fast.bench.suites import kind_of, read_suite
+    from kontext_fast.metrics.scorer import judge_benchmark
     from kontext_fast.records.schema import BASELINE
     from kontext_fast.records.store import ResultStore
-    from kontext_fast.verify import judge_records
 
     suite_file = read_suite(suite)
     if resume and out is None:
@@ -147,7 +147,7 @@ def command(
         if any(record.checkpoint and record.checkpoint.kind == "tiny" for record in result.records):
             bar.begin("judging the outputs")
             store = ResultStore(folder)
-            judge_records(store)
+            judge_benchmark(store)
             result = store.load()
     _print_result(result, folder, as_json=json)
     raise_for_failures(result.records, folder)

@@ -26,11 +26,11 @@ def command(
     from kontext_fast.cli.progress import progress_bar
     from kontext_fast.cli.session import Setup, open_session
     from kontext_fast.datasets.shapes import held_out
+    from kontext_fast.metrics.scorer import judge_benchmark
     from kontext_fast.pipeline.request import EditRequest
     from kontext_fast.records.store import ResultStore
     from kontext_fast.report.output.publish import publish
     from kontext_fast.report.output.terminal import print_headline
-    from kontext_fast.verify import judge_records
 
     folder = free_folder(out, "demo")
     # Two rounds are enough for intervals, and the whole job stays within five minutes on two cores.
@@ -38,7 +38,7 @@ def command(
     with progress_bar() as bar:
         run_suite(suite, folder, device="cpu", command="kontext demo", on_progress=Display(bar).show)
         bar.begin("judging the outputs")
-        judge_records(ResultStore(folder))
+        judge_benchmark(ResultStore(folder))
         bar.begin("writing the report")
         written = publish(folder)
     item = held_out(1, suite.seed)[0]

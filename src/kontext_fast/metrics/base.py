@@ -6,18 +6,17 @@ Modules import torch and its friends inside functions, so that listing the metri
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from kontext_fast.datasets.base import Item
-from kontext_fast.datasets.shapes import ShapesItem
 from kontext_fast.discovery import classes
 
 if TYPE_CHECKING:
@@ -33,18 +32,24 @@ class Role(StrEnum):
     """An output with what was asked for."""
 
 
-class Need(StrEnum):
-    """What a case must hold for a metric to say anything of it."""
+@dataclass(frozen=True)
+class Need:
+    """What a case must come with for a metric to score it. One that a single metric has is declared beside it."""
 
-    REFERENCE = "an output to compare with"
-    LATENTS = "the latents of both outputs"
-    JUDGE = "an item of the shapes world"
-    MASK = "a mask of what may change"
-    CAPTIONS = "captions of the input and of the output"
+    what: str
+    met: Callable[[Case], bool]
+    of_item: bool = False
+    """True where the item alone decides, so that it is known before anything is scored."""
+
+
+REFERENCE = Need("an output to compare with", lambda case: case.reference is not None)
+LATENTS = Need(
+    "the latents of both outputs", lambda case: case.latents is not None and case.reference_latents is not None
+)
 
 
 class Control(StrEnum):
-    """Outputs made worse on purpose. A metric names those that it must see."""
+    """Negative controls: outputs made worse on purpose. A metric names those that it must detect."""
 
     HALF_STEPS = "half the steps"
     CACHE_X4 = "cache threshold x4"
@@ -55,16 +60,14 @@ class Control(StrEnum):
 
 
 PICTURE_CONTROLS = frozenset({Control.BLUR, Control.JPEG, Control.UNEDITED})
-"""Made from pictures, without a run of the pipeline: they have no latents."""
+"""Made from images, without a run of the pipeline: they have no latents."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One output and what it can be held against."""
+    """One output and what it is compared with."""
 
     item: Item
-    digest: str
-    """Hash of the output."""
     output: Image
     reference: Image | None = None
     """Of the same size as the output."""
@@ -72,30 +75,10 @@ class Case:
     """(channels, height / 8, width / 8), right before they were decoded."""
     reference_latents: npt.NDArray[np.float32] | None = None
 
-    def has(self, need: Need) -> bool:
-        if need is Need.REFERENCE:
-            return self.reference is not None
-        if need is Need.LATENTS:
-            return self.latents is not None and self.reference_latents is not None
-        if need is Need.JUDGE:
-            return isinstance(self.item, ShapesItem)
-        if need is Need.MASK:
-            return self.item.mask is not None
-        return self.item.input_caption is not None and self.item.output_caption is not None
-
-
-@dataclass(frozen=True)
-class StoredOutput:
-    """An output that will be a `Case` later on."""
-
-    item: Item
-    digest: str
-    file: Path
-
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where metrics find weights, and whose outputs they look at."""
+    """Where metrics find weights, and which checkpoint made the outputs."""
 
     checkpoint: str
     """Kind of checkpoint: `tiny`, `random`, `folder` or `hub`."""
@@ -117,10 +100,12 @@ class Metric(ABC):
     """For people, with its unit."""
     role: ClassVar[Role]
     needs: ClassVar[tuple[Need, ...]] = ()
-    sees: ClassVar[frozenset[Control]]
-    """Controls that it must detect, or it is blind."""
+    must_detect: ClassVar[frozenset[Control]]
+    """Controls in which the metric must find a difference; otherwise no verdict rests on it."""
     bounded: ClassVar[bool] = False
     """True where a score is yes or no."""
+    parallel: ClassVar[bool] = False
+    """True where a score depends on the item and the output alone and is worth several processes of a CPU."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -132,25 +117,18 @@ class Metric(ABC):
         """Name and sha256 of the weights of the model behind the score, once prepared; None where there is none."""
         return None
 
-    def look_ahead(self, outputs: Sequence[StoredOutput]) -> None:  # noqa: B027 - most metrics do not
-        """Told of all outputs before `scores` gets them by and by, for what is better done for many at once."""
-
     @abstractmethod
     def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
         """One score per case, in order, more being better or, for a fidelity metric, as `distance` takes it."""
+
+    def notes(self, cases: Sequence[Case]) -> list[str | None]:
+        """What to say of each score, in order."""
+        return [None] * len(cases)
 
     @staticmethod
     def distance(score: float) -> float:
         """How far apart two outputs are, 0 for equal ones and proportional to the error; for fidelity metrics."""
         return score
-
-
-def facts_of(metric: Metric) -> dict[str, Any]:
-    """Model name and hash, as a record stores them."""
-    model = metric.model()
-    return (
-        {"name": metric.name} if model is None else {"name": metric.name, "model": model[0], "weights_sha256": model[1]}
-    )
 
 
 @cache

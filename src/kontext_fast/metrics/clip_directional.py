@@ -12,6 +12,11 @@ from typing import ClassVar
 from kontext_fast.metrics.base import Case, Control, Metric, Need, Role
 from kontext_fast.metrics.clip_model import load_clip
 
+CAPTIONS = Need(
+    "captions of the input and of the output",
+    lambda case: case.item.input_caption is not None and case.item.output_caption is not None,
+    of_item=True,
+)
 _NO_DIRECTION = 1e-6
 """Length below which a difference of unit vectors is rounding."""
 
@@ -20,8 +25,8 @@ class ClipDirectional(Metric):
     name: ClassVar[str] = "clip_directional"
     title: ClassVar[str] = "CLIP directional similarity"
     role: ClassVar[Role] = Role.QUALITY
-    needs: ClassVar[tuple[Need, ...]] = (Need.CAPTIONS,)
-    sees: ClassVar[frozenset[Control]] = frozenset({Control.SWAPPED, Control.UNEDITED})
+    needs: ClassVar[tuple[Need, ...]] = (CAPTIONS,)
+    must_detect: ClassVar[frozenset[Control]] = frozenset({Control.SWAPPED, Control.UNEDITED})
 
     def prepare(self) -> None:
         load_clip(self.setting)

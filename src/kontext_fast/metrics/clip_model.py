@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.metrics.base import NotMeasured, Setting
-from kontext_fast.metrics.weights import model_folder, weights_hash
+from kontext_fast.metrics.model_files import model_folder, weights_hash
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ def _preparation(folder: Path, side: int) -> Any:
     """Pictures to pixel values: as the folder's own processor says, else scaled to `side` in -1..1, as tiny's was."""
     import torch
 
-    from kontext_fast.metrics.pixels import tensor
+    from kontext_fast.metrics.image_batches import tensor
 
     if (folder / "preprocessor_config.json").is_file():
         from transformers import CLIPImageProcessorPil

@@ -17,7 +17,7 @@ class ClipText(Metric):
     name: ClassVar[str] = "clip_text"
     title: ClassVar[str] = "CLIP text score (100 x cosine)"
     role: ClassVar[Role] = Role.QUALITY
-    sees: ClassVar[frozenset[Control]] = frozenset({Control.SWAPPED})
+    must_detect: ClassVar[frozenset[Control]] = frozenset({Control.SWAPPED})
 
     def prepare(self) -> None:
         load_clip(self.setting)

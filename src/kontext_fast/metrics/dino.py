@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from kontext_fast.metrics.base import Case, Control, Metric, NotMeasured, Role, Setting
-from kontext_fast.metrics.weights import model_folder, weights_hash
+from kontext_fast.metrics.model_files import model_folder, weights_hash
 
 HUB_ID = "facebook/dinov2-small"
 _BATCH = 16
@@ -20,7 +20,7 @@ class Dino(Metric):
     name: ClassVar[str] = "dino"
     title: ClassVar[str] = "DINO similarity to the input"
     role: ClassVar[Role] = Role.QUALITY
-    sees: ClassVar[frozenset[Control]] = frozenset({Control.BLUR})
+    must_detect: ClassVar[frozenset[Control]] = frozenset({Control.BLUR})
 
     def prepare(self) -> None:
         _load(self.setting)

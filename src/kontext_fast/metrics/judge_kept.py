@@ -5,24 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from kontext_fast.metrics.base import Case, Control, Metric, Need, NotMeasured, Role, StoredOutput
-from kontext_fast.metrics.judging import judgement, look_ahead
+from kontext_fast.metrics.base import Case, Control
+from kontext_fast.metrics.shapes_judge import ShapesJudge, judgement
 
 
-class JudgeKept(Metric):
+class JudgeKept(ShapesJudge):
     name: ClassVar[str] = "judge_kept"
     title: ClassVar[str] = "rest kept"
-    role: ClassVar[Role] = Role.QUALITY
-    needs: ClassVar[tuple[Need, ...]] = (Need.JUDGE,)
-    sees: ClassVar[frozenset[Control]] = frozenset({Control.SWAPPED})
-    bounded: ClassVar[bool] = True
-
-    def prepare(self) -> None:
-        if self.setting.checkpoint != "tiny":
-            raise NotMeasured("only tiny has learned the shapes world")
-
-    def look_ahead(self, outputs: Sequence[StoredOutput]) -> None:
-        look_ahead(outputs)
+    must_detect: ClassVar[frozenset[Control]] = frozenset({Control.SWAPPED})
 
     def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
         return [judgement(case).kept for case in cases]

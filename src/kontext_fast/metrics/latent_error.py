@@ -7,15 +7,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from kontext_fast.metrics.base import PICTURE_CONTROLS, Case, Control, Metric, Need, Role
+from kontext_fast.metrics.base import LATENTS, PICTURE_CONTROLS, Case, Control, Metric, Need, Role
 
 
 class LatentError(Metric):
     name: ClassVar[str] = "latent_error"
     title: ClassVar[str] = "relative latent error"
     role: ClassVar[Role] = Role.FIDELITY
-    needs: ClassVar[tuple[Need, ...]] = (Need.LATENTS,)
-    sees: ClassVar[frozenset[Control]] = frozenset(Control) - PICTURE_CONTROLS
+    needs: ClassVar[tuple[Need, ...]] = (LATENTS,)
+    must_detect: ClassVar[frozenset[Control]] = frozenset(Control) - PICTURE_CONTROLS
 
     def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
         return [_relative(case) for case in cases]

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from kontext_fast.metrics.base import Case, Control, Metric, Need, NotMeasured, Role, Setting
-from kontext_fast.metrics.pixels import pairwise
+from kontext_fast.metrics.base import REFERENCE, Case, Control, Metric, Need, NotMeasured, Role, Setting
+from kontext_fast.metrics.image_batches import pairwise
 
 BACKBONE = "squeezenet1_1-b8a52dc0.pth"
 
@@ -22,8 +22,8 @@ class Lpips(Metric):
     name: ClassVar[str] = "lpips"
     title: ClassVar[str] = "LPIPS"
     role: ClassVar[Role] = Role.FIDELITY
-    needs: ClassVar[tuple[Need, ...]] = (Need.REFERENCE,)
-    sees: ClassVar[frozenset[Control]] = frozenset(Control)
+    needs: ClassVar[tuple[Need, ...]] = (REFERENCE,)
+    must_detect: ClassVar[frozenset[Control]] = frozenset(Control)
 
     def prepare(self) -> None:
         _load(self.setting)

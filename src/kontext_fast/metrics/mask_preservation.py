@@ -15,8 +15,10 @@ class MaskPreservation(Metric):
     name: ClassVar[str] = "mask_preservation"
     title: ClassVar[str] = "PSNR outside the mask (dB)"
     role: ClassVar[Role] = Role.QUALITY
-    needs: ClassVar[tuple[Need, ...]] = (Need.MASK,)
-    sees: ClassVar[frozenset[Control]] = frozenset({Control.BLUR, Control.JPEG})
+    needs: ClassVar[tuple[Need, ...]] = (
+        Need("a mask of what may change", lambda case: case.item.mask is not None, of_item=True),
+    )
+    must_detect: ClassVar[frozenset[Control]] = frozenset({Control.BLUR, Control.JPEG})
 
     def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
         return [_outside(case) for case in cases]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from kontext_fast.metrics.base import Case, Control, Metric, Need, Role
-from kontext_fast.metrics.pixels import pairwise
+from kontext_fast.metrics.base import REFERENCE, Case, Control, Metric, Need, Role
+from kontext_fast.metrics.image_batches import pairwise
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +19,8 @@ class Psnr(Metric):
     name: ClassVar[str] = "psnr"
     title: ClassVar[str] = "PSNR (dB)"
     role: ClassVar[Role] = Role.FIDELITY
-    needs: ClassVar[tuple[Need, ...]] = (Need.REFERENCE,)
-    sees: ClassVar[frozenset[Control]] = frozenset(Control)
+    needs: ClassVar[tuple[Need, ...]] = (REFERENCE,)
+    must_detect: ClassVar[frozenset[Control]] = frozenset(Control)
 
     def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
         from torchmetrics.functional.image import peak_signal_noise_ratio

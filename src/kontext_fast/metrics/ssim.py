@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from kontext_fast.metrics.base import Case, Control, Metric, Need, Role
-from kontext_fast.metrics.pixels import pairwise
+from kontext_fast.metrics.base import REFERENCE, Case, Control, Metric, Need, Role
+from kontext_fast.metrics.image_batches import pairwise
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +21,8 @@ class Ssim(Metric):
     name: ClassVar[str] = "ssim"
     title: ClassVar[str] = "SSIM"
     role: ClassVar[Role] = Role.FIDELITY
-    needs: ClassVar[tuple[Need, ...]] = (Need.REFERENCE,)
-    sees: ClassVar[frozenset[Control]] = frozenset(Control)
+    needs: ClassVar[tuple[Need, ...]] = (REFERENCE,)
+    must_detect: ClassVar[frozenset[Control]] = frozenset(Control)
 
     def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
         return [float(value) for value in pairwise(cases, similarity)]

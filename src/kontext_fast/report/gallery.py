@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kontext_fast.analysis.groups import Group, Run
-from kontext_fast.analysis.judge_scores import Judgement, verdict
+from kontext_fast.analysis.judge_scores import StoredJudgement, judgement_of
 from kontext_fast.records.schema import BASELINE, StoredItem
 
 MOST_ITEMS = 12
@@ -21,7 +21,7 @@ class Picture:
     """Why there is none."""
     preset: str | None = None
     """None for what no preset made."""
-    verdict: Judgement | None = None
+    judgement: StoredJudgement | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _output(group: Group, preset: str, item: str, seed: int) -> Picture:
     for run in runs:
         image = _images(run, item).get(seed)
         if image is not None:
-            return Picture(preset, image, None, preset, verdict(run.record, item, seed, image))
+            return Picture(preset, image, None, preset, judgement_of(run.record, item, seed, image))
     failures = group.failures_of(preset)
     if runs:
         absent = "output not kept"

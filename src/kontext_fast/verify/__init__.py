@@ -1,5 +1,1 @@
-"""Judges stored outputs and appends what it found to the records."""
-
-from kontext_fast.verify.shapes_scores import judge_records
-
-__all__ = ["judge_records"]
+"""Whether a preset changes the images: a verification makes outputs, scores them and computes a verdict."""

@@ -88,7 +88,7 @@ def sightings(
     controls that changed no output, such as a cache which never found anything to reuse.
     """
     found = []
-    for control in sorted(metric.sees):
+    for control in sorted(metric.must_detect):
         if control in idle:
             found.append(Sighting(metric.name, control.value, True, None, idle=True))
             continue

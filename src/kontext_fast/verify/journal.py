@@ -61,7 +61,7 @@ class Journal:
         made = list(made)
         for item, _, latents in made:
             for seed, array in latents.items():
-                path = self._latents_file(arm, item, seed)
+                path = self.latents_file(arm, item, seed)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 np.save(path, array)
         self._append(
@@ -70,15 +70,8 @@ class Journal:
         )
         self._done[arm].update({item: tuple(outputs) for item, outputs, _ in made})
 
-    def latents(self, arm: str, item: str, seed: int) -> npt.NDArray[np.float32] | None:
-        """None where there are none, as for outputs made from pictures."""
-        path = self._latents_file(arm, item, seed)
-        if not path.is_file():
-            return None
-        array: npt.NDArray[np.float32] = np.load(path)
-        return array
-
-    def _latents_file(self, arm: str, item: str, seed: int) -> Path:
+    def latents_file(self, arm: str, item: str, seed: int) -> Path:
+        """Where the latents of an output are; outputs made from images have none."""
         name = "".join(letter if letter.isalnum() else "-" for letter in arm)
         return self._folder / "latents" / name / f"{item}-{seed}.npy"
 

@@ -14,6 +14,7 @@ from kontext_fast.bench.redact import redact
 from kontext_fast.datasets.base import Dataset, Item
 from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 from kontext_fast.metrics.base import Control, Setting
+from kontext_fast.metrics.scorer import Scorer
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import Plan as AppliedPlan
 from kontext_fast.optimizations.plan import resolve
@@ -39,7 +40,7 @@ from kontext_fast.verify.image_generator import ArmRunner, Settings
 from kontext_fast.verify.journal import Journal
 from kontext_fast.verify.progress import OnProgress, ProgressTracker
 from kontext_fast.verify.request import Request, dataset_of
-from kontext_fast.verify.scoring import Scorer
+from kontext_fast.verify.scoring import ArmOutputs, score_arms
 from kontext_fast.version import __version__
 
 
@@ -244,19 +245,16 @@ class _Session:
         """Score every arm that has no scores yet."""
         self._studio.release()
         setting = Setting(checkpoint=self._studio.facts.kind, weights=self._request.weights, device=str(self._device))
-        scorer = Scorer(setting, self.store, self._journal, {item.id: item for item in self._items})
+        scorer = Scorer(setting, self._items)
         self._verification = self._verification.model_copy(update={"metrics": scorer.facts})
-        waiting = [record for record in self._records.values() if record.outputs and not record.scores]
-        total = sum(len(record.outputs) for record in waiting)
+        waiting = [name for name, record in self._records.items() if record.outputs and not record.scores]
+        items = {item.id: item for item in self._items}
+        outputs = ArmOutputs(self._records, items, self.store, self._journal)
+        total = sum(len(outputs.of(name)) for name in waiting)
         clock = ProgressTracker(total, total, self._on_progress)
         clock.show("scoring")
-        scorer.look_ahead(waiting)
-        for record in waiting:
-            arm = record.arm
-            assert arm is not None
-            reference = self._records[arm.preset if arm.role == "order" and arm.preset else BASELINE]
-            scores = scorer.score(record, reference, lambda done: clock.step("scoring", done))
-            self._records[arm.name] = record.model_copy(update={"scores": tuple(scores)})
+        for name, scores in score_arms(scorer, outputs, waiting, lambda done: clock.step("scoring", done)):
+            self._records[name] = self._records[name].model_copy(update={"scores": scores})
             self._write()
         self._write()
 

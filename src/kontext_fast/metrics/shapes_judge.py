@@ -1,0 +1,38 @@
+"""The judge of the shapes world as metrics: what its two answers have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar
+
+from kontext_fast.datasets.shapes import ShapesItem
+from kontext_fast.metrics.base import Case, Metric, Need, NotMeasured, Role
+
+if TYPE_CHECKING:
+    from kontext_fast.datasets.shapes.judge import Judgement
+
+
+class ShapesJudge(Metric):
+    """Base of a metric that is one answer of the judge."""
+
+    role: ClassVar[Role] = Role.QUALITY
+    needs: ClassVar[tuple[Need, ...]] = (Need("a judge", lambda case: isinstance(case.item, ShapesItem), of_item=True),)
+    bounded: ClassVar[bool] = True
+    parallel: ClassVar[bool] = True
+
+    def prepare(self) -> None:
+        if self.setting.checkpoint != "tiny":
+            raise NotMeasured("only tiny has learned the shapes world")
+
+    def notes(self, cases: Sequence[Case]) -> list[str | None]:
+        return ["; ".join(judgement(case).reasons) or None for case in cases]
+
+
+@lru_cache(maxsize=32)
+def judgement(case: Case) -> Judgement:
+    """What the judge says of a case of the shapes world: once for all metrics that ask, which get the same cases."""
+    from kontext_fast.datasets.shapes.judge import judge
+
+    assert isinstance(case.item, ShapesItem)
+    return judge(case.output, case.item)

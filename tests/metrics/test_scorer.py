@@ -1,0 +1,197 @@
+"""Stored outputs are scored by every metric that works, alike in one process and in several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kontext_fast.bench.runner import run_suite
+from kontext_fast.bench.suites import read_suite
+from kontext_fast.datasets.shapes import held_out
+from kontext_fast.datasets.shapes.judge import judge
+from kontext_fast.errors import InvalidInput
+from kontext_fast.metrics import scorer
+from kontext_fast.metrics.base import LATENTS, REFERENCE, Case, Control, Metric, Need, Role, Setting
+from kontext_fast.metrics.judge_done import JudgeDone
+from kontext_fast.metrics.judge_kept import JudgeKept
+from kontext_fast.metrics.scorer import Scorer, StoredOutput, judge_benchmark
+from kontext_fast.records.schema import MetricFacts, Score
+from kontext_fast.records.store import ResultStore
+from tests.metrics.cases import FreeItem, noise
+
+TINY = Setting(checkpoint="tiny")
+JUDGES = (JudgeDone, JudgeKept)
+
+
+def _stored(folder: Path, count: int) -> list[StoredOutput]:
+    """Every second output is right, and the others are the unedited input."""
+    outputs = []
+    for index, item in enumerate(held_out(count, 3)):
+        file = folder / f"{index}.png"
+        (item.target if index % 2 else item.image).save(file)
+        outputs.append(StoredOutput(item=item, seed=0, image=str(index), file=file))
+    return outputs
+
+
+def _scores(of: Scorer, outputs: Sequence[StoredOutput]) -> list[Score]:
+    ((name, scores),) = of.score({"group": outputs})
+    assert name == "group"
+    return scores
+
+
+@pytest.fixture
+def many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorer, "_WORTH_A_PROCESS", 2)
+    monkeypatch.setattr(scorer, "_processors", lambda: 2)
+
+
+def test_several_processes_give_the_same_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many_processes: None
+) -> None:
+    outputs = _stored(tmp_path, 5)
+    monkeypatch.setattr(scorer, "_processors", lambda: 1)
+    expected = _scores(Scorer(TINY, [output.item for output in outputs], JUDGES), outputs)
+    assert {score.value for score in expected if score.metric == "judge_done"} == {True, False}
+    monkeypatch.setattr(scorer, "_processors", lambda: 2)
+
+    def refusing(*_: object) -> None:
+        raise AssertionError("every output was judged in another process")
+
+    monkeypatch.setattr("kontext_fast.datasets.shapes.judge.judge", refusing)
+    assert _scores(Scorer(TINY, [output.item for output in outputs], JUDGES), outputs) == expected
+
+
+def test_a_failed_process_leaves_its_share_to_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many_processes: None
+) -> None:
+    outputs = _stored(tmp_path, 5)
+    outputs[0].file.write_bytes(b"no picture")
+    judged: list[str] = []
+
+    def counting(image: Image.Image, item: object) -> object:
+        judged.append(item.id)  # type: ignore[attr-defined]
+        return judge(image, item)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("kontext_fast.datasets.shapes.judge.judge", counting)
+    of = Scorer(TINY, [output.item for output in outputs], JUDGES)
+    with pytest.raises(InvalidInput, match=r"The output 0\.png is missing"):
+        _scores(of, outputs)
+    held_out(5, 3)[0].image.save(outputs[0].file)
+    outputs[4].file.write_bytes(b"no picture")
+    monkeypatch.setattr(scorer, "_CHUNK", 4)
+    with pytest.raises(InvalidInput, match=r"The output 4\.png is missing"):
+        _scores(of, outputs)
+    # The share of the process that failed was outputs 0, 2 and 4; the other one judged 1 and 3.
+    assert judged == [outputs[0].item.id, outputs[2].item.id]
+
+
+def test_judge_scores_say_what_is_wrong(tmp_path: Path) -> None:
+    outputs = _stored(tmp_path, 4)
+    scores = _scores(Scorer(TINY, [output.item for output in outputs], JUDGES), outputs)
+    for index, output in enumerate(outputs):
+        by_metric = {score.metric: score for score in scores if score.image == output.image}
+        judgement = judge(Image.open(output.file), held_out(4, 3)[index])
+        assert [by_metric[name].value for name in ("judge_done", "judge_kept")] == [judgement.done, judgement.kept]
+        assert by_metric["judge_done"].note == ("; ".join(judgement.reasons) or None)
+
+
+class _Pixels(Metric):
+    """Has a need of its own, which no other file knows."""
+
+    name: ClassVar[str] = "pixels"
+    title: ClassVar[str] = "pixels"
+    role: ClassVar[Role] = Role.QUALITY
+    needs: ClassVar[tuple[Need, ...]] = (Need("a kind", lambda case: case.item.kind is not None, of_item=True),)
+    must_detect: ClassVar[frozenset[Control]] = frozenset({Control.BLUR})
+
+    def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
+        return [float(np.asarray(case.output).mean()) for case in cases]
+
+
+class _Difference(_Pixels):
+    name: ClassVar[str] = "difference"
+    role: ClassVar[Role] = Role.FIDELITY
+    needs: ClassVar[tuple[Need, ...]] = (REFERENCE,)
+
+
+class _Latents(_Difference):
+    name: ClassVar[str] = "latents"
+    needs: ClassVar[tuple[Need, ...]] = (LATENTS,)
+
+    def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
+        return [float(case.latents.sum()) for case in cases if case.latents is not None]
+
+
+def test_an_output_without_what_a_metric_needs_gets_no_score(tmp_path: Path) -> None:
+    for name, size in (("small", (16, 16)), ("large", (32, 32))):
+        noise(1, size).save(tmp_path / f"{name}.png")
+    np.save(tmp_path / "latents.npy", np.ones((1, 2, 2), np.float32))
+    latents = tmp_path / "latents.npy"
+    kind = FreeItem(id="with a kind", image=noise(1), kind="recolor")
+    plain = FreeItem(id="plain", image=noise(1))
+
+    def output(item: FreeItem, file: str, reference: str, latents_file: Path | None) -> StoredOutput:
+        return StoredOutput(
+            item=item,
+            seed=3,
+            image=file,
+            file=tmp_path / f"{file}.png",
+            reference_file=tmp_path / f"{reference}.png",
+            latents_file=latents_file,
+            reference_latents_file=latents,
+        )
+
+    outputs = [
+        output(kind, "small", "small", latents),
+        output(plain, "small", "small", tmp_path / "none.npy"),
+        output(plain, "large", "small", latents),
+    ]
+    of = Scorer(Setting(checkpoint="hub"), [kind, plain], [_Pixels, _Difference, _Latents])
+    scores = _scores(of, outputs)
+    assert [(score.metric, score.item, score.image) for score in scores] == [
+        ("pixels", "with a kind", "small"),
+        ("difference", "with a kind", "small"),
+        ("difference", "plain", "small"),
+        ("latents", "with a kind", "small"),
+    ]
+    assert {score.seed for score in scores} == {3}
+    assert scores[-1].value == 4.0
+
+
+def test_a_need_that_no_item_meets_is_said() -> None:
+    of = Scorer(Setting(checkpoint="hub"), [FreeItem(image=noise(1))], [_Pixels, JudgeDone, _Difference])
+    assert of.facts == (
+        MetricFacts(name="pixels", not_measured="Not measured: no item comes with a kind."),
+        MetricFacts(name="judge_done", not_measured="Not measured: no item comes with a judge."),
+        MetricFacts(name="difference"),
+    )
+
+
+def test_quality_of_random_weights_is_not_measured() -> None:
+    of = Scorer(Setting(checkpoint="random"), held_out(1), [JudgeDone, _Difference])
+    assert of.facts[0].not_measured == "Not measured: the weights are random."
+    assert of.facts[1].not_measured is None
+
+
+def test_a_benchmark_of_tiny_gets_the_answers_of_the_judge(tmp_path: Path) -> None:
+    suite = read_suite("quick").resolve("tiny").override(presets=("baseline",), control=False, rounds=1, steps=(2,))
+    run_suite(suite, tmp_path, device="cpu", command="kontext bench")
+    store = ResultStore(tmp_path)
+    judge_benchmark(store)
+    (record,) = store.load().records
+    kept = [sample for sample in record.measurements[0].samples if sample.images and not sample.warmup]
+    assert kept
+    assert {(score.item, score.seed, score.image) for score in record.scores} == {
+        (sample.item, sample.seed, image) for sample in kept for image in sample.images
+    }
+    assert {score.metric for score in record.scores} == {"judge_done", "judge_kept"}
+    judge_benchmark(store)
+    assert store.load().records[0].scores == record.scores
+    store.image_path(kept[0].images[0]).unlink()
+    with pytest.raises(InvalidInput, match="missing from the result folder"):
+        judge_benchmark(store)
