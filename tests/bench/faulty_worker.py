@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from kontext_fast.bench import worker
-from kontext_fast.bench.protocol import Ended, Impossible, Job, Started
+from kontext_fast.bench.protocol import Ended, Job, Started, SuiteAborted
 from kontext_fast.bench.worker import Send
 
 real_work = worker._run
@@ -139,7 +139,7 @@ def says_environment(job: Job, send: Send) -> None:
 
 
 def cannot_load(job: Job, send: Send) -> None:
-    send(Impossible(fault="input", reason="There is no checkpoint 'nowhere'; use tiny."))
+    send(SuiteAborted(fault="input", reason="There is no checkpoint 'nowhere'; use tiny."))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from kontext_fast.bench.runner import Where, run_suite
+from kontext_fast.bench.runner import SuiteProgress, run_suite
 from kontext_fast.bench.schedule import Schedule
 from kontext_fast.bench.suites import Suite, read_suite
 from kontext_fast.errors import Cancelled, InvalidInput
@@ -150,7 +150,7 @@ def test_rounds_are_blocks_in_an_order_that_the_seed_repeats(tmp_path: Path) -> 
 
 
 def test_progress_counts_runs_and_estimates_the_rest(tmp_path: Path) -> None:
-    seen: list[Where] = []
+    seen: list[SuiteProgress] = []
     run_suite(suite_of("baseline", rounds=3), tmp_path, worker_command=faulty(baseline="fine"), on_progress=seen.append)
     assert [(where.run, where.runs, where.round) for where in seen] == [(0, 3, 0), (1, 3, 1), (2, 3, 2)]
     assert seen[0].left_s is None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kontext_fast.bench.eta import Durations
+from kontext_fast.bench.runner import Durations
 from kontext_fast.bench.schedule import Run, Schedule, not_measured_cells
 from kontext_fast.bench.suites import Suite, read_suite
 from kontext_fast.errors import InvalidInput
@@ -138,7 +138,7 @@ def test_a_block_never_spans_two_machines() -> None:
     run = schedule.next_run(records, None)
     assert run is not None
     assert run.round == 1
-    fresh = schedule.fresh_round(records)
+    fresh = schedule.new_round(records)
     records.append(done(run, len(records), machine="two", round_=fresh))
     work_off(schedule, records, machine="two")
     by_block = blocks(records)

@@ -7,7 +7,6 @@ import pytest
 from kontext_fast.bench.peers import find_preset
 from kontext_fast.bench.schedule import Schedule
 from kontext_fast.bench.suites import Suite, SuiteFile, bundled_suites, kind_of, read_suite
-from kontext_fast.bench.toml_lines import line_of
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import Cell
 
@@ -216,8 +215,3 @@ def test_kinds_of_checkpoints(tmp_path: Path) -> None:
         "folder",
         "hub",
     ]
-
-
-def test_line_of_a_missing_key_is_that_of_its_section() -> None:
-    assert line_of(GOOD, "tiny.seed") == 14
-    assert line_of(GOOD, "nothing") is None

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import pytest
 
 from kontext_fast.bench import worker
-from kontext_fast.bench.protocol import Ended, Impossible, Job, Message
-from kontext_fast.bench.runner import Where, run_suite
+from kontext_fast.bench.protocol import Ended, Job, Message, SuiteAborted
+from kontext_fast.bench.runner import SuiteProgress, run_suite
 from kontext_fast.bench.suites import read_suite
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
@@ -25,10 +25,10 @@ QUICK = read_suite("quick").resolve("tiny").override(control=False)
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> tuple[ResultFile, Path, list[Where]]:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> tuple[ResultFile, Path, list[SuiteProgress]]:
     """Two presets, two items, two steps."""
     out = tmp_path_factory.mktemp("bench")
-    seen: list[Where] = []
+    seen: list[SuiteProgress] = []
     suite = QUICK.override(presets=("baseline", "fuse_qkv"), rounds=1, items=2, calls=3, steps=(2,))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", "hf_averysecrettokenthatnobodysees")
@@ -42,7 +42,7 @@ def samples(result: ResultFile, preset: str) -> Any:
     return record.measurements[0].samples
 
 
-def test_every_run_is_a_whole_record(bench: tuple[ResultFile, Path, list[Where]]) -> None:
+def test_every_run_is_a_whole_record(bench: tuple[ResultFile, Path, list[SuiteProgress]]) -> None:
     result, out, _ = bench
     assert ResultStore(out).load() == result
     assert {record.preset: record.status for record in result.records} == {"baseline": "ok", "fuse_qkv": "ok"}
@@ -61,7 +61,7 @@ def test_every_run_is_a_whole_record(bench: tuple[ResultFile, Path, list[Where]]
 
 
 def test_samples_are_warm_ups_and_then_the_calls_over_the_items(
-    bench: tuple[ResultFile, Path, list[Where]],
+    bench: tuple[ResultFile, Path, list[SuiteProgress]],
 ) -> None:
     result, _, _ = bench
     for preset in ("baseline", "fuse_qkv"):
@@ -76,7 +76,7 @@ def test_samples_are_warm_ups_and_then_the_calls_over_the_items(
             assert sample.memory.allocated_peak_bytes is None
 
 
-def test_presets_can_be_compared_in_pairs(bench: tuple[ResultFile, Path, list[Where]]) -> None:
+def test_presets_can_be_compared_in_pairs(bench: tuple[ResultFile, Path, list[SuiteProgress]]) -> None:
     result, out, _ = bench
     pairs = [[(sample.item, sample.seed) for sample in samples(result, name)] for name in ("baseline", "fuse_qkv")]
     assert pairs[0] == pairs[1]
@@ -91,7 +91,7 @@ def test_presets_can_be_compared_in_pairs(bench: tuple[ResultFile, Path, list[Wh
     assert len(list((out / "results" / "images").iterdir())) == 4
 
 
-def test_the_environment_is_told_without_anything_private(bench: tuple[ResultFile, Path, list[Where]]) -> None:
+def test_the_environment_is_told_without_anything_private(bench: tuple[ResultFile, Path, list[SuiteProgress]]) -> None:
     result, out, _ = bench
     environment = result.records[0].environment
     assert environment["device"] == "cpu"
@@ -105,7 +105,7 @@ def test_the_environment_is_told_without_anything_private(bench: tuple[ResultFil
         assert private not in text
 
 
-def test_progress_comes_from_inside_the_worker(bench: tuple[ResultFile, Path, list[Where]]) -> None:
+def test_progress_comes_from_inside_the_worker(bench: tuple[ResultFile, Path, list[SuiteProgress]]) -> None:
     _, _, seen = bench
     told = [where.progress for where in seen if where.progress is not None and where.run == 0]
     assert list(dict.fromkeys(progress.phase for progress in told)) == [
@@ -149,7 +149,7 @@ def test_a_preset_that_does_not_fit_the_checkpoint_is_refused_and_stops_no_other
     )  # fmt: skip
     said: list[Message] = []
     worker.run(job, said.append)
-    assert not [message for message in said if isinstance(message, Impossible)]
+    assert not [message for message in said if isinstance(message, SuiteAborted)]
     last = said[-1]
     assert isinstance(last, Ended)
     assert (last.status, "use a larger checkpoint" in str(last.reason)) == ("refused", True)

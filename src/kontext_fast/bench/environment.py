@@ -1,6 +1,6 @@
-"""Facts about the machine and the software that a run's numbers hold for.
+"""Facts about the machine and the software of a run, and the compile caches that its process uses.
 
-Nothing in them names a user, a path or a token: records are published.
+The facts contain no user name, path or token, since records are published.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FLAGS_WITH_PATHS = ("_DIR", "_HOME", "_PATH", "_ROOT", "_FILE", "_LOGS")
 
 
 def environment_facts(device: str) -> dict[str, Any]:
-    """Facts as JSON values; None for what cannot be known here. `device` is the one that runs, e.g. "cuda:0"."""
+    """Facts as JSON values; None for unknown ones. `device` is the device of the run, e.g. "cuda:0"."""
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -55,7 +55,7 @@ def _host() -> dict[str, Any]:
 
 
 def _host_identity() -> str | None:
-    """Tells two hosts with the same parts apart without naming either; None where the system has no identity."""
+    """A hash that distinguishes hosts without naming them; None if the system has no identity."""
     for source in (Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id")):
         try:
             if identity := source.read_text().strip():
@@ -131,7 +131,7 @@ def _torch(device: str) -> dict[str, Any]:
 
 
 def _driver_facts(uuid: str) -> dict[str, Any]:
-    """What only the driver knows. The card is found by its uuid, since its index in torch may be another one."""
+    """Facts that only the driver has. The card is found by its uuid, since its index in torch may differ."""
     facts: dict[str, Any] = {"uuid_sha256": hashlib.sha256(uuid.encode()).hexdigest()}
     import pynvml
 
@@ -140,7 +140,7 @@ def _driver_facts(uuid: str) -> dict[str, Any]:
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
     except pynvml.NVMLError:
         return facts
-    questions: dict[str, Callable[[], Any]] = {
+    readings: dict[str, Callable[[], Any]] = {
         "driver": pynvml.nvmlSystemGetDriverVersion,
         "power_limit_w": lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
         "clock_sm_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
@@ -148,9 +148,9 @@ def _driver_facts(uuid: str) -> dict[str, Any]:
         "clock_memory_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
         "temperature_c": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
     }
-    for name, ask in questions.items():
+    for name, read in readings.items():
         try:
-            facts[name] = ask()
+            facts[name] = read()
         except pynvml.NVMLError:
             facts[name] = None
     pynvml.nvmlShutdown()
@@ -164,19 +164,19 @@ _VARIABLES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton",
 }
-"""Every place where compiled code is kept between processes."""
+"""Every cache that keeps compiled code between processes."""
 
 
 class CompileCaches:
-    """Folders below a result folder, of which each cold run empties its own and the warm run after it reads it."""
+    """Folders below a result folder: a cold run empties the one of its preset, and the warm run after it reads that."""
 
     def __init__(self, out: Path) -> None:
         self._folder = out.absolute() / FOLDER
 
     def variables(self, configuration: Configuration) -> dict[str, str]:
-        """What the process of `configuration` is to find in its environment. A cold one finds empty folders.
+        """Environment variables for the process of `configuration`. The folders of a cold run are empty.
 
-        Raises InvalidInput where a warm one would find nothing.
+        Raises InvalidInput if those of a warm run do not exist.
         """
         if configuration.compile_cache == "user":
             return {}

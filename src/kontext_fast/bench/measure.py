@@ -1,8 +1,7 @@
-"""How many graphs torch.compile has compiled in this process."""
+"""Measures the cells of a suite on one pipeline: warm-up, timed calls, memory, compiled graphs and the GPU's state."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -13,23 +12,18 @@ from kontext_fast.bench.protocol import Progress
 from kontext_fast.bench.suites import Suite
 from kontext_fast.bench.timing import StageClock
 from kontext_fast.bench.workloads import Task, tasks, workload
+from kontext_fast.optimizations.techniques.compile import graphs_compiled
 from kontext_fast.pipeline.edit import EditResult, edit
 from kontext_fast.records.schema import Cell, Measurement, Memory, Sample, StoredItem
 from kontext_fast.records.store import ResultStore
 
-
-def graphs_compiled() -> int:
-    """Since the process began, recompilations included; 0 where nothing has asked for compilation yet."""
-    # Importing it takes seconds, and whoever compiles has imported it.
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo is not None else 0
-
-
 _PROCESS = Path("/proc/self")
+
+OnProgress = Callable[[Progress], None]
 
 
 class PeakMemory:
-    """Forgets earlier peaks when made, so make it right before the call, on a synchronized device."""
+    """Resets the peaks when it is created, so create it right before the call, on a synchronized device."""
 
     def __init__(self, device: Any) -> None:
         import torch
@@ -40,9 +34,9 @@ class PeakMemory:
         self._host_resets = _reset_host_peak()
 
     def read(self, *, device_process_peak_bytes: int | None) -> Memory:
-        """Peaks in bytes since this object was made; None for what this machine does not count per call.
+        """Peaks in bytes since this object was created; None for a peak that this machine does not count per call.
 
-        The driver's count is passed in: it has no peak of its own, so it has to be watched.
+        The driver counts no peak, so the maximum of a monitor's readings is passed in.
         """
         import torch
 
@@ -56,7 +50,7 @@ class PeakMemory:
 
 
 def _reset_host_peak() -> bool:
-    """Only Linux can; elsewhere the peak is of the whole process, which is not what is asked."""
+    """Whether the peak could be reset, which only Linux allows; elsewhere it is a peak of the whole process."""
     try:
         (_PROCESS / "clear_refs").write_text("5")
     except OSError:
@@ -71,14 +65,11 @@ def _host_peak() -> int | None:
     return None
 
 
-OnProgress = Callable[[Progress], None]
-
-
 class Bench:
-    """Any number of cells of a suite on one pipeline."""
+    """Measures any number of cells of a suite on one pipeline."""
 
     def __init__(self, pipe: Any, suite: Suite, *, store: ResultStore | None) -> None:
-        """Images of edits go to `store`; None keeps none."""
+        """Images of edits are kept in `store`, if there is one."""
         self._pipe = pipe
         self._device = pipe._execution_device
         self._card = NvmlDevice.of(self._device)
@@ -94,12 +85,12 @@ class Bench:
             yield self._measure(cell, on_progress)
 
     def _measure(self, cell: Cell, on_progress: OnProgress) -> tuple[Measurement, tuple[StoredItem, ...]]:
-        given = tasks(self._pipe, cell, self._suite)
-        runs = workload(self._pipe, cell, given)
-        first_call_s, warmup = self._warm_up(given[0], on_progress)
-        measured = self._sample(given, on_progress)
-        measurement = Measurement(workload=runs, first_call_s=first_call_s, samples=(*warmup, *measured), cell=cell)
-        return measurement, tuple(self._stored(task) for task in given)
+        cell_tasks = tasks(self._pipe, cell, self._suite)
+        planned = workload(self._pipe, cell, cell_tasks)
+        first_call_s, warmup = self._warm_up(cell_tasks[0], on_progress)
+        measured = self._sample(cell_tasks, on_progress)
+        measurement = Measurement(workload=planned, first_call_s=first_call_s, samples=(*warmup, *measured), cell=cell)
+        return measurement, tuple(self._stored(task) for task in cell_tasks)
 
     def _stored(self, task: Task) -> StoredItem:
         if self._store is None or task.request.image is None:
@@ -107,9 +98,9 @@ class Bench:
         return task.item.model_copy(update={"image": self._store.put_image(task.request.image)})
 
     def _warm_up(self, task: Task, on_progress: OnProgress) -> tuple[float | None, list[Sample]]:
-        """Call until two calls in a row take the same time, on one item, so that data cannot look like drift.
+        """Call until two consecutive calls take the same time, on one item, so that data cannot look like drift.
 
-        Returns the time of the process's first call, None for a later workload, and all calls as samples.
+        Returns the time of the process's first call (None for a later workload) and all calls as samples.
         """
         first_call_s = None
         samples: list[Sample] = []
@@ -128,14 +119,14 @@ class Bench:
                 break
         return first_call_s, samples
 
-    def _sample(self, given: list[Task], on_progress: OnProgress) -> list[Sample]:
+    def _sample(self, cell_tasks: list[Task], on_progress: OnProgress) -> list[Sample]:
         samples = []
         for call in range(self._suite.calls):
-            task = given[call % len(given)]
+            task = cell_tasks[call % len(cell_tasks)]
             on_progress(Progress(phase="measuring", call=call + 1, calls=self._suite.calls, steps=task.request.steps))
             sample, result = self._call(task, warmup=False)
-            # Nobody judges what text alone gave.
-            if self._store and task.request.image is not None and call < len(given):
+            # Images from text alone have no judge.
+            if self._store and task.request.image is not None and call < len(cell_tasks):
                 hashes = tuple(self._store.put_image(image) for image in result.images)
                 sample = sample.model_copy(update={"images": hashes})
             samples.append(sample)
@@ -149,7 +140,7 @@ class Bench:
         progress: Progress | None = None,
         on_progress: OnProgress | None = None,
     ) -> tuple[Sample, EditResult]:
-        """One timed call. Steps are reported in warm-up only: a measured call does nothing but the edit."""
+        """One timed call. Steps are reported in warm-up only: a measured call does nothing except the edit."""
 
         def report(done: int, _total: int) -> None:
             if progress is not None and on_progress is not None:
@@ -161,7 +152,7 @@ class Bench:
         self._synchronize()
         compiled_before = graphs_compiled()
         memory = PeakMemory(self._device)
-        with GpuMonitor(self._card) as watch, StageClock(self._pipe, self._device) as clock:
+        with GpuMonitor(self._card) as monitor, StageClock(self._pipe, self._device) as clock:
             start = perf_counter()
             result = edit(self._pipe, task.request, on_step=on_step)
             self._synchronize()
@@ -175,10 +166,10 @@ class Bench:
             stages_s=times.stages_s,
             steps_s=times.steps_s,
             step_kinds=result.step_kinds,
-            memory=memory.read(device_process_peak_bytes=watch.process_peak_bytes),
+            memory=memory.read(device_process_peak_bytes=monitor.process_peak_bytes),
             images=(),
             graphs_compiled=graphs_compiled() - compiled_before,
-            gpu=watch.readings,
+            gpu=monitor.readings,
         ), result
 
     def _synchronize(self) -> None:
@@ -188,5 +179,5 @@ class Bench:
             torch.cuda.synchronize(self._device)
 
 
-def _alike(one: Sample, other: Sample, fraction: float) -> bool:
-    return abs(one.wall_s - other.wall_s) < fraction * other.wall_s
+def _alike(before: Sample, after: Sample, fraction: float) -> bool:
+    return abs(before.wall_s - after.wall_s) < fraction * after.wall_s

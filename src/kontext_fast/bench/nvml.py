@@ -1,6 +1,6 @@
-"""What the GPU's driver says while an edit runs, read by a thread of its own twice a second.
+"""Readings of the GPU's driver (NVML) while an edit runs, taken by a thread twice a second.
 
-The thread sleeps between readings and asks through calls that release the interpreter lock, so the edit does not wait.
+The thread sleeps between readings and reads through calls that release the interpreter lock, so the edit does not wait.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _THROTTLE_REASONS = {
     0x0000000000000080: "power brake",
     0x0000000000000100: "display clocks setting",
 }
-"""Bits of NVML's clocks event reasons. Bit 1, idle, is no reason to distrust a time."""
+"""Bits of NVML's clocks event reasons. Bit 1, idle, is left out: it does not affect a measured time."""
 
 
 class NvmlDevice:
-    """One GPU as NVML knows it; every question is answered with None where this driver or card cannot."""
+    """One GPU as NVML reports it; every reading is None if this driver or card does not support it."""
 
     def __init__(self, nvml: ModuleType, handle: Any) -> None:
         self._nvml = nvml
@@ -39,7 +39,7 @@ class NvmlDevice:
 
     @classmethod
     def of(cls, device: Any) -> NvmlDevice | None:
-        """The card behind a torch device; None for other devices and where there is no NVML."""
+        """The card of a CUDA device; None for other devices and without NVML."""
         if device.type != "cuda":
             return None
         import torch
@@ -48,7 +48,7 @@ class NvmlDevice:
 
     @classmethod
     def find(cls, uuid: str) -> NvmlDevice | None:
-        """By its uuid, since its index in torch may be another one."""
+        """The card with this uuid, since its index in torch may differ."""
         import pynvml
 
         try:
@@ -58,12 +58,12 @@ class NvmlDevice:
             return None
 
     def power_w(self) -> float | None:
-        milliwatts = self._ask(self._nvml.nvmlDeviceGetPowerUsage)
+        milliwatts = self._read(self._nvml.nvmlDeviceGetPowerUsage)
         return None if milliwatts is None else milliwatts / 1000
 
     def energy_j(self) -> float | None:
-        """Counted by the card since the driver was loaded."""
-        millijoules = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption)
+        """Counted since the driver was loaded."""
+        millijoules = self._read(self._nvml.nvmlDeviceGetTotalEnergyConsumption)
         return None if millijoules is None else millijoules / 1000
 
     def clock_sm_mhz(self) -> int | None:
@@ -76,21 +76,21 @@ class NvmlDevice:
         return self._count(self._nvml.nvmlDeviceGetTemperature, self._nvml.NVML_TEMPERATURE_GPU)
 
     def throttle_reasons(self) -> tuple[str, ...]:
-        bits = self._ask(self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons) or 0
+        bits = self._read(self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons) or 0
         return tuple(name for bit, name in _THROTTLE_REASONS.items() if bits & bit)
 
     def processes(self) -> dict[int, int | None] | None:
-        """Bytes on the card per process that computes on it, by process id as the driver sees it."""
-        found = self._ask(self._nvml.nvmlDeviceGetComputeRunningProcesses)
-        return None if found is None else {one.pid: one.usedGpuMemory for one in found}
+        """Bytes on the card by the id, in the driver's namespace, of each process that computes on it."""
+        processes = self._read(self._nvml.nvmlDeviceGetComputeRunningProcesses)
+        return None if processes is None else {process.pid: process.usedGpuMemory for process in processes}
 
-    def _count(self, question: Callable[..., Any], *arguments: Any) -> int | None:
-        answer = self._ask(question, *arguments)
-        return None if answer is None else int(answer)
+    def _count(self, function: Callable[..., Any], *arguments: Any) -> int | None:
+        value = self._read(function, *arguments)
+        return None if value is None else int(value)
 
-    def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
+    def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return question(self._handle, *arguments)
+            return function(self._handle, *arguments)
         except self._nvml.NVMLError:
             return None
 
@@ -110,7 +110,7 @@ class _Series:
 class GpuMonitor:
     """Reads a card during the `with` block: at its beginning, every `INTERVAL_S`, and at its end.
 
-    With no card it does nothing, and `readings` and `process_peak_bytes` are None.
+    Without a card, `readings` and `process_peak_bytes` are None.
     """
 
     def __init__(self, card: NvmlDevice | None) -> None:
@@ -124,7 +124,7 @@ class GpuMonitor:
         if self._card is not None:
             self._start = perf_counter()
             self._energy_at_start = self._card.energy_j()
-            self._thread = threading.Thread(target=self._watch, args=(self._card,), daemon=True)
+            self._thread = threading.Thread(target=self._monitor, args=(self._card,), daemon=True)
             self._thread.start()
         return self
 
@@ -155,10 +155,10 @@ class GpuMonitor:
 
     @property
     def process_peak_bytes(self) -> int | None:
-        """The most that this process held on the card at any reading, what torch does not allocate included."""
+        """The maximum that this process held on the card at any reading, including what torch does not allocate."""
         return max(self._series.own_bytes, default=None)
 
-    def _watch(self, card: NvmlDevice) -> None:
+    def _monitor(self, card: NvmlDevice) -> None:
         while True:
             self._read(card)
             if self._ended.wait(INTERVAL_S):
@@ -174,18 +174,18 @@ class GpuMonitor:
         series.temperature_c.append(card.temperature_c())
         series.throttle_reasons.update(dict.fromkeys(card.throttle_reasons()))
         if (processes := card.processes()) is not None:
-            own, foreign = _told_apart(processes)
+            own, foreign = _own_and_foreign(processes)
             series.foreign_processes.append(foreign)
             if own is not None:
                 series.own_bytes.append(own)
 
 
-def _told_apart(processes: dict[int, int | None]) -> tuple[int | None, int]:
-    """Bytes of this process and the number of others.
+def _own_and_foreign(processes: dict[int, int | None]) -> tuple[int | None, int]:
+    """Bytes of this process and the number of other processes.
 
-    In a container the driver may know this process by another id; it computes on the card, so one of them is it.
+    In a container this process may have another id in the driver; it computes on the card, so one of them is this one.
     """
     if os.getpid() in processes:
         return processes[os.getpid()], len(processes) - 1
-    only = next(iter(processes.values())) if len(processes) == 1 else None
-    return only, max(0, len(processes) - 1)
+    own = next(iter(processes.values())) if len(processes) == 1 else None
+    return own, max(0, len(processes) - 1)

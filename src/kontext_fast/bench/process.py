@@ -1,6 +1,6 @@
-"""One worker process: started clean, listened to, and always ended, with everything it started.
+"""One worker process: started in a clean environment, read until it ends, and always ended with everything it started.
 
-Ends that a worker cannot report itself (a signal, a hang) are told from outside. Imports no torch.
+The parent reports the ends that a worker cannot report itself (a signal, a hang). Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from typing import IO, Literal
 from pydantic import ValidationError
 
 from kontext_fast.bench.protocol import Ended, Job, Message, Progress, read_message
-from kontext_fast.bench.redact import redact
 from kontext_fast.errors import Refused
 
 _TAIL_BYTES = 4000
 _TAIL_BYTES_OF_STACKS = 16000
-_ANSWER_S = 5.0
-"""What a worker gets to say where it is."""
+_STACK_TRACE_S = 5.0
+"""How long the parent waits for a worker to write its stack traces."""
 _GRACE_S = 3.0
 """Between the request to stop and the kill."""
 _POLL_S = 0.5
-"""How long a dead worker can go unnoticed while something it started keeps its pipe open."""
+"""How long the end of a worker can go unnoticed while a process that it started keeps its pipe open."""
 _LONGEST_LINE = 64 * 2**20
 
 _ENVIRONMENT = re.compile(
@@ -43,33 +42,34 @@ _ENVIRONMENT = re.compile(
     """,
     re.VERBOSE,
 )
-"""Names of the variables that a worker gets: what finds software and weights, and what is known to change numbers."""
+"""Names of the variables that a worker gets: those that locate software and weights, and those known to change
+numbers."""
 
 
 @dataclass
-class WorkerEnd:
-    """What a worker said and how it ended."""
+class WorkerResult:
+    """What a worker sent and how it ended."""
 
     messages: list[Message] = field(default_factory=list)
     """In order, without progress."""
     cause: Literal["exit", "deadline", "interrupt"] = "exit"
-    """`deadline` and `interrupt`: it was stopped from outside."""
+    """`deadline` and `interrupt`: the parent stopped it."""
     exit_code: int = 0
     """Negative: the number of the signal that killed it."""
     unreadable_lines: int = 0
     stderr_tail: str = ""
-    """End of stderr and stdout together, without private facts. After a deadline it ends with where the threads were,
-    the main one last."""
+    """End of stderr and stdout together, not redacted. After a deadline it ends with the stack traces of all threads,
+    the main thread last."""
 
     @property
     def ended(self) -> Ended | None:
-        """Its last word; None if it ended without one."""
+        """Its last message; None if it ended without one."""
         last = self.messages[-1] if self.messages else None
         return last if isinstance(last, Ended) else None
 
 
 def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a worker may see, so that runs of two shells differ in nothing unrecorded."""
+    """The variables that a worker may see, so that no unrecorded variable distinguishes the runs of two shells."""
     return {name: value for name, value in environment.items() if _ENVIRONMENT.fullmatch(name)}
 
 
@@ -80,36 +80,36 @@ def run_worker(
     variables: Mapping[str, str],
     deadline_s: float,
     on_progress: Callable[[Progress], None],
-) -> WorkerEnd:
-    """Run `command`, which gets the number of the pipe to answer on as its last argument, until it ends.
+) -> WorkerResult:
+    """Run `command`, whose last argument is the number of the pipe to write messages to, until it ends.
 
     It sees `variables` and those of this process's environment that a worker may see.
-    Ctrl-C is not raised but told in `cause`, so that what the worker said is kept. Raises Refused outside POSIX.
+    Ctrl-C is not raised but reported in `cause`, so that the messages are kept. Raises Refused outside POSIX.
     """
     if os.name != "posix":
         raise Refused("Benchmarks need process groups, which this system lacks; run on Linux, macOS or WSL.")
-    end = WorkerEnd()
+    result = WorkerResult()
     with tempfile.TemporaryFile() as log:
         try:
-            with _started(command, variables, log) as (process, answers):
+            with _started(command, variables, log) as (process, channel):
                 _send(process, job)
-                if not _listen(process, answers, time.monotonic() + deadline_s, end, on_progress):
-                    end.cause = "deadline"
-                    _ask_where_it_is(process, log)
-            end.exit_code = process.returncode
+                if not _read_until_exit(process, channel, time.monotonic() + deadline_s, result, on_progress):
+                    result.cause = "deadline"
+                    _request_stack_traces(process, log)
+            result.exit_code = process.returncode
         except KeyboardInterrupt:
-            end.cause = "interrupt"
-        end.stderr_tail = _tail(log, _TAIL_BYTES_OF_STACKS if end.cause == "deadline" else _TAIL_BYTES)
-    return end
+            result.cause = "interrupt"
+        result.stderr_tail = _tail(log, _TAIL_BYTES_OF_STACKS if result.cause == "deadline" else _TAIL_BYTES)
+    return result
 
 
 @contextmanager
 def _started(
     command: Sequence[str], variables: Mapping[str, str], log: IO[bytes]
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The process, leader of a group of its own, and the descriptor to read its answers from."""
-    answers, worker_side = os.pipe()
-    os.set_blocking(answers, False)
+    """The process, leader of a group of its own, and the descriptor to read its messages from."""
+    channel, worker_side = os.pipe()
+    os.set_blocking(channel, False)
     try:
         try:
             process = subprocess.Popen(
@@ -125,55 +125,55 @@ def _started(
             os.close(worker_side)
         with process:
             try:
-                yield process, answers
+                yield process, channel
             finally:
                 _stop(process)
     finally:
-        os.close(answers)
+        os.close(channel)
 
 
-def _ask_where_it_is(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
-    """Have a worker write to `log` where each of its threads is: only now can that be known.
+def _request_stack_traces(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    """Have a worker write the stack traces of its threads to `log`, while it still hangs.
 
-    One that is inside of a call to the GPU's driver may answer late or never.
+    A worker that is inside of a call to the GPU's driver may write them late or never.
     """
-    before = os.fstat(log.fileno()).st_size
+    size = os.fstat(log.fileno()).st_size
     process.send_signal(signal.SIGUSR1)
-    asked = time.monotonic()
-    while time.monotonic() < asked + _ANSWER_S and os.fstat(log.fileno()).st_size == before:
+    deadline = time.monotonic() + _STACK_TRACE_S
+    while time.monotonic() < deadline and os.fstat(log.fileno()).st_size == size:
         time.sleep(_POLL_S)
     time.sleep(_POLL_S)
 
 
 def _send(process: subprocess.Popen[bytes], job: Job) -> None:
-    """Write the job and leave the pipe open. A worker that is gone already is found out by listening."""
+    """Write the job and leave the pipe open. That a worker has ended already is noticed when its messages are read."""
     assert process.stdin is not None
     with suppress(BrokenPipeError):
         process.stdin.write(job.model_dump_json().encode() + b"\n")
         process.stdin.flush()
 
 
-def _listen(
+def _read_until_exit(
     process: subprocess.Popen[bytes],
-    answers: int,
+    channel: int,
     deadline: float,
-    end: WorkerEnd,
+    result: WorkerResult,
     on_progress: Callable[[Progress], None],
 ) -> bool:
-    """Gather messages until the worker is gone; False if the deadline came first."""
+    """Collect messages in `result` until the worker has ended; False if the deadline came first."""
     pending = b""
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
             return False
-        select.select([answers], [], [], min(left, _POLL_S))
+        select.select([channel], [], [], min(left, _POLL_S))
         exited = process.poll() is not None
-        data, at_end = _read_available(answers)
+        data, at_end = _read_available(channel)
         *lines, pending = (pending + data).split(b"\n")
         if len(pending) > _LONGEST_LINE:
             pending = b""
         for line in lines:
-            _take(line, end, on_progress)
+            _receive(line, result, on_progress)
         if exited:
             return True
         if at_end:
@@ -194,16 +194,16 @@ def _read_available(descriptor: int) -> tuple[bytes, bool]:
     return data, False
 
 
-def _take(line: bytes, end: WorkerEnd, on_progress: Callable[[Progress], None]) -> None:
+def _receive(line: bytes, result: WorkerResult, on_progress: Callable[[Progress], None]) -> None:
     try:
         message = read_message(line)
     except ValidationError:
-        end.unreadable_lines += 1
+        result.unreadable_lines += 1
         return
     if isinstance(message, Progress):
         on_progress(message)
     else:
-        end.messages.append(message)
+        result.messages.append(message)
 
 
 def _exits_before(process: subprocess.Popen[bytes], deadline: float) -> bool:
@@ -215,7 +215,7 @@ def _exits_before(process: subprocess.Popen[bytes], deadline: float) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the worker, politely at first so that it leaves nothing half-written, and then all it started."""
+    """Interrupt the worker, so that it leaves nothing half-written, and then kill everything that it started."""
     try:
         if process.poll() is None:
             _signal_group(process, signal.SIGINT)
@@ -227,7 +227,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    # PermissionError: macOS says so of a group of which only zombies are left.
+    # macOS raises PermissionError for a group of which only zombies are left.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 
@@ -235,4 +235,4 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
 def _tail(log: IO[bytes], most_bytes: int) -> str:
     size = log.seek(0, os.SEEK_END)
     log.seek(max(0, size - most_bytes))
-    return redact(log.read().decode(errors="replace").strip())
+    return log.read().decode(errors="replace").strip()

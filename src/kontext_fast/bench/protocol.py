@@ -1,8 +1,8 @@
-"""What the parent and a worker say to each other.
+"""The messages between the parent of a benchmark and a worker.
 
-The parent writes one line, a `Job`, to the worker's stdin and keeps it open: its end tells the worker that the parent
-is gone. The worker writes one `Message` per line to a pipe of its own, so that nothing a library prints can be taken
-for an answer, and what it learned before a crash is already with the parent.
+The parent writes one line, a `Job`, to the worker's stdin and keeps stdin open; its end tells the worker that the
+parent has died. The worker writes one `Message` per line to a pipe of its own, so that nothing a library prints can be
+mistaken for a message, and what it reported before a crash has already reached the parent.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Job(_Line):
     suite: Suite
     cells: tuple[Cell, ...]
     device: str | None
-    """None chooses the best one of this machine."""
+    """None chooses the best device of this machine."""
     keep_images: bool
     """Store the output of the first measured call of each item."""
     folder: str
-    """The result folder whose store takes the images."""
+    """The result folder whose store receives the images."""
 
 
 class Started(_Line):
@@ -72,16 +72,16 @@ class Progress(_Line):
     steps: int = 0
 
 
-class Impossible(_Line):
-    """No run of this suite can succeed here, whatever the preset, so the suite stops."""
+class SuiteAborted(_Line):
+    """No run of this suite can succeed on this machine, whatever the preset, so the suite stops."""
 
-    event: Literal["impossible"] = "impossible"
+    event: Literal["suite aborted"] = "suite aborted"
     fault: Literal["input", "machine"]
     reason: str
 
 
 class Ended(_Line):
-    """The last message; a worker that ends without one has crashed."""
+    """The last message; a worker that ends without it has crashed."""
 
     event: Literal["ended"] = "ended"
     status: Literal["ok", "refused", "oom", "interrupted"]
@@ -89,12 +89,12 @@ class Ended(_Line):
 
 
 Message = Annotated[
-    Started | Planned | Loaded | Applied | Measured | Progress | Impossible | Ended, Field(discriminator="event")
+    Started | Planned | Loaded | Applied | Measured | Progress | SuiteAborted | Ended, Field(discriminator="event")
 ]
 
 _messages: TypeAdapter[Message] = TypeAdapter(Message)
 
 
 def read_message(line: bytes) -> Message:
-    """Raises pydantic.ValidationError for anything that a worker did not mean to say."""
+    """Raises pydantic.ValidationError if `line` is not a message."""
     return _messages.validate_json(line)

@@ -1,16 +1,17 @@
-"""The records of a benchmark while it runs: every outcome of a worker becomes one, on disk before the next run."""
+"""Writes the records of a benchmark while it runs: the outcome of each worker is on disk before the next run starts."""
 
 from __future__ import annotations
 
+import os
+import re
 import secrets
 import signal
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from kontext_fast.bench.process import WorkerEnd
+from kontext_fast.bench.process import WorkerResult
 from kontext_fast.bench.protocol import Applied, Loaded, Measured, Planned, Started
-from kontext_fast.bench.redact import redact
 from kontext_fast.bench.schedule import UNFINISHED, Run, Schedule, machine_of
 from kontext_fast.bench.suites import Suite
 from kontext_fast.errors import InvalidInput
@@ -18,6 +19,18 @@ from kontext_fast.records.names import machine_identity
 from kontext_fast.records.schema import Cell, Record, ResultFile, Status, StoredItem
 from kontext_fast.records.store import ResultStore
 from kontext_fast.version import __version__
+
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/\"':,()]+/)+")
+_HUB_TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def redact(text: str) -> str:
+    """`text` with absolute folders shortened to `.../` and access tokens removed, since records are published."""
+    for variable in _TOKEN_VARIABLES:
+        if token := os.environ.get(variable):
+            text = text.replace(token, "[token]")
+    return _FOLDERS.sub(".../", _HUB_TOKEN.sub("[token]", text))
 
 
 def now() -> str:
@@ -36,29 +49,31 @@ class RunRecorder:
 
     @classmethod
     def open(cls, store: ResultStore, suite: Suite, command: str, *, resume: bool) -> RunRecorder:
-        """A new book, or one that goes on where its records end; a benchmark that wrote none yet starts anew.
+        """A new recorder or, with `resume`, one that continues the records of the store, if there are any.
 
-        Raises InvalidInput for a folder with records that are not to be, or cannot be, gone on with.
+        Raises InvalidInput if the store has records and `resume` is not set, or if they are of another suite or
+        command.
         """
-        book = cls(store, suite, command)
+        recorder = cls(store, suite, command)
         if not store.records_file.exists():
-            return book
+            return recorder
         if not resume:
             raise InvalidInput(f"{store.folder} already has records; choose another folder, or add --resume.")
-        before = store.load()
-        if before.suite_sha256 != suite.sha256 or before.command != book._command:
+        stored = store.load()
+        if stored.suite_sha256 != suite.sha256 or stored.command != recorder._command:
             raise InvalidInput(
-                f"{store.folder} was measured with other options or another version of the suite; go on with the "
-                f"options of its first run ({before.command}), or choose another folder."
+                f"{store.folder} was measured with other options or another version of the suite; resume with the "
+                f"options of its first run ({stored.command}), or choose another folder."
             )
-        book._items = {item.id: item for item in before.items}
-        book.records = list(before.records)
-        return book
+        recorder._items = {item.id: item for item in stored.items}
+        recorder.records = list(stored.records)
+        return recorder
 
-    def add(self, run: Run, schedule: Schedule, created_at: str, end: WorkerEnd) -> Record:
-        """Record how `run` ended; what stood for it as not done yet gives way."""
-        status, reason = _verdict(end, self._suite.deadline_s)
-        facts, items = _facts(end)
+    def add(self, run: Run, schedule: Schedule, created_at: str, result: WorkerResult) -> Record:
+        """Append the record of `run`, which replaces its placeholders (`interrupted`, `not measured`)."""
+        tail = redact(result.stderr_tail)
+        status, reason = _status(result, tail, self._suite.deadline_s)
+        facts, items = _facts(result)
         self._items = {**{item.id: item for item in items}, **self._items}
         record = Record(
             run_id=secrets.token_hex(8),
@@ -68,18 +83,18 @@ class RunRecorder:
             order=self._next_order(),
             status=status,
             reason=None if reason is None else redact(reason),
-            stderr_tail=None if status in ("ok", "refused") else end.stderr_tail or None,
+            stderr_tail=None if status in ("ok", "refused") else tail or None,
             cells=run.tier.cells,
             compile_cache=run.configuration.compile_cache,
             **facts,
         )
-        self.records = [known for known in self.records if not _gives_way(known, record)]
+        self.records = [known for known in self.records if not _replaces(record, known)]
         self.records.append(record)
         self._store.write(self.result())
         return record
 
     def add_not_measured(self, cells: Iterable[tuple[Run, Cell]], reason: str) -> None:
-        """A row for every cell that no run was made for, in place of the rows of an earlier invocation."""
+        """Append a record for every cell without a run; these replace such records of an earlier invocation."""
         self.records = [record for record in self.records if record.status != "not measured"]
         for run, cell in cells:
             self.records.append(
@@ -115,27 +130,27 @@ class RunRecorder:
         return max((record.order + 1 for record in self.records), default=0)
 
     def _block_of(self, run: Run, schedule: Schedule, environment: dict[str, Any]) -> int:
-        """The run's block, or a new one where that was begun on another machine."""
+        """The block of the run, or a new one if that was begun on another machine."""
         block = [record for record in self.records if (record.round, record.cells) == (run.round, run.tier.cells)]
         begun_on, here = machine_of(block), machine_identity(environment)
         if begun_on is None or here in (None, begun_on):
             return run.round
-        return schedule.fresh_round(self.records)
+        return schedule.new_round(self.records)
 
 
-def _gives_way(known: Record, record: Record) -> bool:
+def _replaces(record: Record, placeholder: Record) -> bool:
     return (
-        known.status in UNFINISHED
-        and (known.preset, known.compile_cache) == (record.preset, record.compile_cache)
-        and set(known.cells) <= set(record.cells)
+        placeholder.status in UNFINISHED
+        and (placeholder.preset, placeholder.compile_cache) == (record.preset, record.compile_cache)
+        and set(placeholder.cells) <= set(record.cells)
     )
 
 
-def _facts(end: WorkerEnd) -> tuple[dict[str, Any], list[StoredItem]]:
-    """Fields of a record that the worker told, as far as it came, and the items it used."""
+def _facts(result: WorkerResult) -> tuple[dict[str, Any], list[StoredItem]]:
+    """Fields of a record as far as the worker sent them, and the items that it used."""
     facts: dict[str, Any] = {"environment": {}, "plan": (), "checkpoint": None, "measurements": ()}
     items: list[StoredItem] = []
-    for message in end.messages:
+    for message in result.messages:
         match message:
             case Started(environment=environment):
                 facts["environment"] = environment
@@ -151,21 +166,21 @@ def _facts(end: WorkerEnd) -> tuple[dict[str, Any], list[StoredItem]]:
     return facts, items
 
 
-def _verdict(end: WorkerEnd, deadline_s: float) -> tuple[Status, str | None]:
-    """Status and, unless it is ok, one sentence."""
-    if end.ended is not None and end.ended.status != "interrupted":
-        return end.ended.status, end.ended.reason
-    if end.cause == "deadline":
+def _status(result: WorkerResult, tail: str, deadline_s: float) -> tuple[Status, str | None]:
+    """The status of a record and, unless that is ok, a reason of one sentence."""
+    if result.ended is not None and result.ended.status != "interrupted":
+        return result.ended.status, result.ended.reason
+    if result.cause == "deadline":
         return "timeout", f"The run did not end within {deadline_s:g} s; raise deadline_s if that is too short for it."
-    if end.cause == "interrupt" or end.ended is not None:
-        return "interrupted", "The run was interrupted; go on with --resume."
-    if end.exit_code < 0:
-        name = _signal_name(-end.exit_code)
-        hint = ", as a system short of memory does" if -end.exit_code == signal.SIGKILL else ""
+    if result.cause == "interrupt" or result.ended is not None:
+        return "interrupted", "The run was interrupted; continue with --resume."
+    if result.exit_code < 0:
+        name = _signal_name(-result.exit_code)
+        hint = ", as a system short of memory does" if -result.exit_code == signal.SIGKILL else ""
         return "crash", f"The worker was killed by {name}{hint}."
-    last_words = end.stderr_tail.splitlines()[-1:] or ["it printed nothing"]
-    noise = f" after {end.unreadable_lines} unreadable answers" if end.unreadable_lines else ""
-    return "crash", f"The worker ended with exit code {end.exit_code}{noise}: {last_words[0]}"
+    last_lines = tail.splitlines()[-1:] or ["it printed nothing"]
+    noise = f" after {result.unreadable_lines} unreadable messages" if result.unreadable_lines else ""
+    return "crash", f"The worker ended with exit code {result.exit_code}{noise}: {last_lines[0]}"
 
 
 def _signal_name(number: int) -> str:

@@ -1,6 +1,6 @@
-"""Which run comes next, decided from the suite and the records alone.
+"""The next run of a benchmark, computed from the suite and the records alone.
 
-So a benchmark that was stopped, in whatever way, goes on where its records end: there is no other state. A block
+So a benchmark that was stopped, in whatever way, resumes where its records end: there is no other state. A block
 (`Record.round`) runs every configuration of a tier once, in random order, on one machine.
 """
 
@@ -17,15 +17,15 @@ from kontext_fast.records.names import ONLY, WITHOUT, machine_identity
 from kontext_fast.records.schema import BASELINE, CONTROL, Cell, CompileCache, Record
 
 UNFINISHED = ("interrupted", "not measured")
-"""Statuses that say nothing about a configuration, so that its run is still to be done."""
+"""Statuses of placeholders, whose run is still to be made."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a process runs, of which a block has one each."""
+    """What one process runs; a block has one run of each configuration."""
 
     name: str
-    """In records; the control has one of its own."""
+    """In records; the control has a name of its own."""
     compile_cache: CompileCache
 
     @property
@@ -52,14 +52,14 @@ class Schedule:
 
     @property
     def blocks(self) -> int:
-        """How many blocks the whole suite has."""
+        """Number of blocks of the whole suite."""
         return sum(tier.rounds for tier in self._tiers)
 
     def next_run(self, records: Sequence[Record], machine: str | None) -> Run | None:
-        """The next run on `machine` (None: not known yet), or None where everything is done.
+        """The next run on `machine` (None: not known yet), or None if everything is done.
 
-        A block that was begun is ended first, but only where it was begun; elsewhere it is left as it is and its runs
-        are made anew in a block of their own.
+        A block is completed on the machine on which it was begun. On another machine it is left incomplete, and its
+        runs are repeated in a new block.
         """
         for tier in self._tiers:
             if (run := self._next_of(tier, records, machine)) is not None:
@@ -67,11 +67,11 @@ class Schedule:
         return None
 
     def remaining(self, records: Sequence[Record], machine: str | None) -> list[Run]:
-        """All runs that are left on `machine`, as far as can be told before they are made."""
+        """All runs that are left on `machine`, as far as is known before they are made."""
         return [run for tier in self._tiers for run in self._remaining_of(tier, records, machine)]
 
-    def fresh_round(self, records: Iterable[Record]) -> int:
-        """A number that no block has."""
+    def new_round(self, records: Iterable[Record]) -> int:
+        """A block number that is not in use."""
         return max([self.blocks, *(record.round + 1 for record in records)])
 
     def first_round(self, tier: Tier) -> int:
@@ -93,37 +93,38 @@ class Schedule:
             return None
         number = list(begun)[-1] if begun else self._unused_number(tier, records)
         missing = begun.get(number, wanted)
-        return next((Run(one, tier, number) for one in self._order(tier, number) if one in missing), None)
+        order = self._order(tier, number)
+        return next((Run(configuration, tier, number) for configuration in order if configuration in missing), None)
 
     def _remaining_of(self, tier: Tier, records: Sequence[Record], machine: str | None) -> list[Run]:
         begun, left = self._begun(tier, records, machine)
-        fresh = [(self.first_round(tier), self._wanted(tier, records))] * max(0, left - len(begun))
-        blocks = [*list(begun.items())[:left], *fresh]
-        return [Run(one, tier, number) for number, missing in blocks for one in missing]
+        new = [(self.first_round(tier), self._wanted(tier, records))] * max(0, left - len(begun))
+        blocks = [*list(begun.items())[:left], *new]
+        return [Run(configuration, tier, number) for number, missing in blocks for configuration in missing]
 
     def _begun(
         self, tier: Tier, records: Sequence[Record], machine: str | None
     ) -> tuple[dict[int, list[Configuration]], int]:
-        """What the blocks begun on `machine` still need, the one worked on last at the end, and how many whole blocks
-        the tier lacks.
+        """What the blocks begun on `machine` still need, the most recent one last, and how many blocks of the tier are
+        not complete.
         """
         blocks = _blocks(tier, records)
         wanted = self._wanted(tier, records)
-        missing = {number: found for number, done in blocks.items() if (found := _missing(wanted, done))}
+        incomplete = {number: missing for number, done in blocks.items() if (missing := _missing(wanted, done))}
         here = {
-            number: found
-            for number, found in missing.items()
+            number: missing
+            for number, missing in incomplete.items()
             if machine in (None, machine_of(blocks[number]) or machine)
         }
-        return here, tier.rounds - (len(blocks) - len(missing))
+        return here, tier.rounds - (len(blocks) - len(incomplete))
 
     def _wanted(self, tier: Tier, records: Sequence[Record]) -> list[Configuration]:
-        """What a block needs to be whole: a refusal cannot change, so it is recorded once and not repeated."""
+        """What a complete block has: a refusal does not change, so it is recorded once and not repeated."""
         refused = {record.preset for record in records if record.status == "refused"}
-        return [one for one in self.configurations(tier) if one.name not in refused]
+        return [configuration for configuration in self.configurations(tier) if configuration.name not in refused]
 
     def _order(self, tier: Tier, number: int) -> list[Configuration]:
-        """The random order of a block; it depends on the seed and the number only, not on what ran before."""
+        """The random order of a block, which depends on the seed and the number only, not on what ran before."""
         order = self.configurations(tier)
         random.Random(f"{self._suite.seed} {number}").shuffle(order)
         return _cold_first(order)
@@ -131,11 +132,11 @@ class Schedule:
     def _unused_number(self, tier: Tier, records: Sequence[Record]) -> int:
         used = {record.round for record in records if record.status not in UNFINISHED}
         first = self.first_round(tier)
-        return next((n for n in range(first, first + tier.rounds) if n not in used), self.fresh_round(records))
+        return next((n for n in range(first, first + tier.rounds) if n not in used), self.new_round(records))
 
 
 def ablations(name: str) -> tuple[str, ...]:
-    """The preset, then each of its optimizations alone, then the preset without each; no two that are the same.
+    """The preset, then each of its optimizations alone, then the preset without each, without duplicates.
 
     Raises InvalidInput for an unknown preset and for one that has fewer than two optimizations.
     """
@@ -160,7 +161,7 @@ def _names(suite: Suite) -> list[str]:
 
 
 def _blocks(tier: Tier, records: Sequence[Record]) -> dict[int, list[Record]]:
-    """The finished runs of each block of the tier, in the order in which the blocks were last worked on."""
+    """The finished runs of each block of the tier; the block with the most recent run is last."""
     blocks: dict[int, list[Record]] = {}
     for record in records:
         if record.cells == tier.cells and record.status not in UNFINISHED:
@@ -170,16 +171,18 @@ def _blocks(tier: Tier, records: Sequence[Record]) -> dict[int, list[Record]]:
 
 def _missing(wanted: Sequence[Configuration], done: Sequence[Record]) -> list[Configuration]:
     finished = {(record.preset, record.compile_cache) for record in done}
-    return [one for one in wanted if (one.name, one.compile_cache) not in finished]
+    return [
+        configuration for configuration in wanted if (configuration.name, configuration.compile_cache) not in finished
+    ]
 
 
 def machine_of(block: Sequence[Record]) -> str | None:
-    """The machine that a block ran on; None where no run of it came far enough to know."""
-    return next((found for record in block if (found := machine_identity(record.environment))), None)
+    """The machine of a block; None if no run of it got far enough to report one."""
+    return next((identity for record in block if (identity := machine_identity(record.environment))), None)
 
 
 def _cold_first(order: list[Configuration]) -> list[Configuration]:
-    """The same order, but for a warm run that came before the cold one whose artifacts it needs: these two change."""
+    """The same order, except that a warm run is swapped with the cold run that fills its cache, if that came later."""
     result = list(order)
     for cold in order:
         warm = Configuration(cold.name, "warm")
@@ -190,7 +193,7 @@ def _cold_first(order: list[Configuration]) -> list[Configuration]:
 
 
 def not_measured_cells(schedule: Schedule, suite: Suite, records: Sequence[Record]) -> Iterator[tuple[Run, Cell]]:
-    """Every cell of every configuration of which no run was made, with the first run that would have made it."""
+    """Every cell of every configuration without a run, with the first run that would have measured it."""
     for tier in suite.tiers:
         begun = {record.preset for record in records if record.cells == tier.cells and record.status not in UNFINISHED}
         refused = {record.preset for record in records if record.status == "refused"}

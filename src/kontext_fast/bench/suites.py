@@ -1,4 +1,7 @@
-"""The points that a suite measures: a product of axes, and sweeps that vary some of them around its centre."""
+"""Suites: what a benchmark measures, as validated data from TOML files.
+
+A suite measures a product of axes (presets, sizes, steps, ...), and sweeps that vary some of them around its centre.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from kontext_fast.bench.toml_lines import line_of
 from kontext_fast.errors import InvalidInput
 from kontext_fast.pipeline.sizes import MULTIPLE, parse_size
 from kontext_fast.records.schema import Cell, CompileCache, Mode
+from kontext_fast.toml_lines import line_of
 
 _T = TypeVar("_T")
 
 NATIVE = "native"
-"""The size that the checkpoint was made for."""
+"""The size that the checkpoint was trained for."""
 
 
 def _check_size(text: str) -> str:
@@ -37,7 +40,7 @@ def _check_size(text: str) -> str:
     return f"{width}x{height}"
 
 
-def check_no_repeats(values: tuple[_T, ...]) -> tuple[_T, ...]:
+def _check_no_repeats(values: tuple[_T, ...]) -> tuple[_T, ...]:
     repeated = sorted({str(value) for value in values if values.count(value) > 1})
     if repeated:
         raise ValueError(f"{', '.join(repeated)} is listed twice")
@@ -46,11 +49,11 @@ def check_no_repeats(values: tuple[_T, ...]) -> tuple[_T, ...]:
 
 Size = Annotated[str, AfterValidator(_check_size)]
 Count = Annotated[int, Field(ge=1)]
-Distinct = Annotated[tuple[_T, ...], Field(min_length=1), AfterValidator(check_no_repeats)]
+Distinct = Annotated[tuple[_T, ...], Field(min_length=1), AfterValidator(_check_no_repeats)]
 
 
 class Sweep(BaseModel):
-    """Further cells: the product of the axes given here; an axis that is not given stays at the suite's centre."""
+    """Further cells: the product of these axes; an axis that is None has the value of the suite's centre."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,7 +61,7 @@ class Sweep(BaseModel):
     priority: int = Field(ge=1)
     """A budget is spent on low numbers first; the suite's own cells come before all sweeps."""
     rounds: Count | None = None
-    """None: as many as the suite, which are also the most."""
+    """None: as many as the suite has, which is also the maximum."""
     modes: Distinct[Mode] | None = None
     sizes: Distinct[Size] | None = None
     steps: Distinct[Count] | None = None
@@ -67,7 +70,7 @@ class Sweep(BaseModel):
 
 @dataclass(frozen=True)
 class Tier:
-    """Cells that are measured together: each process of the tier measures all of them, in this order."""
+    """Cells that are measured together: every process of the tier measures all of them, in this order."""
 
     name: str
     cells: tuple[Cell, ...]
@@ -85,9 +88,9 @@ def cells_of(
 
 
 def tiers(own: tuple[Cell, ...], rounds: int, sweeps: Sequence[Sweep]) -> tuple[Tier, ...]:
-    """The suite's own cells, whose first one is the centre, and then the sweeps by priority; no cell comes twice."""
+    """The suite's own cells, of which the first is the centre, and then the sweeps by priority, without duplicates."""
     centre = own[0]
-    found = [Tier("centre", own, rounds)]
+    result = [Tier("centre", own, rounds)]
     known = set(own)
     for sweep in sorted(sweeps, key=lambda sweep: sweep.priority):
         cells = cells_of(
@@ -99,8 +102,8 @@ def tiers(own: tuple[Cell, ...], rounds: int, sweeps: Sequence[Sweep]) -> tuple[
         new = tuple(cell for cell in cells if cell not in known)
         known.update(new)
         if new:
-            found.append(Tier(sweep.name, new, min(sweep.rounds or rounds, rounds)))
-    return tuple(found)
+            result.append(Tier(sweep.name, new, min(sweep.rounds or rounds, rounds)))
+    return tuple(result)
 
 
 CheckpointKind = Literal["tiny", "random", "folder", "hub"]
@@ -114,21 +117,21 @@ class Suite(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     summary: str = ""
     presets: Distinct[str]
-    ablate: Annotated[tuple[str, ...], AfterValidator(check_no_repeats)] = ()
+    ablate: Annotated[tuple[str, ...], AfterValidator(_check_no_repeats)] = ()
     """Presets that are also run with each of their optimizations alone and without each of them."""
-    peers: Annotated[tuple[str, ...], AfterValidator(check_no_repeats)] = ()
-    """Presets that are compared at the suite's own cells and take no part in its sweeps."""
+    peers: Annotated[tuple[str, ...], AfterValidator(_check_no_repeats)] = ()
+    """Presets that are measured at the suite's own cells and left out of its sweeps."""
     control: bool = True
-    """Run baseline a second time under another name, which shows what this benchmark says of equals."""
+    """Run baseline a second time under another name: the A/A control, which limits what this benchmark can claim."""
     rounds: Count
     """Blocks of the randomized design; the process is the unit of replication."""
     items: Count
     calls: Count
-    """Measured calls per process and cell; they take the items in turn."""
+    """Measured calls per process and cell; they cycle through the items."""
     max_warmup: int = Field(ge=0)
-    """Most calls after the first one that are not measured."""
+    """Maximum number of calls after the first one that are not measured."""
     stable_within: float = Field(ge=0, lt=1)
-    """Warm-up ends early when two calls in a row differ by less than this fraction."""
+    """Warm-up ends early when two consecutive calls differ by less than this fraction."""
     modes: Distinct[Mode] = ("edit",)
     sizes: Distinct[Size]
     """`native` or "WIDTHxHEIGHT" in pixels."""
@@ -136,7 +139,7 @@ class Suite(BaseModel):
     batches: Distinct[Count] = (1,)
     sweeps: tuple[Sweep, ...] = ()
     compile_caches: Distinct[CompileCache] = ("user",)
-    """Each preset is run once with each; `warm` finds what `cold` left, so it needs that."""
+    """Each preset is run once with each of them; `warm` reads what `cold` left, so it needs `cold`."""
     guidance: float = Field(ge=0)
     deadline_s: float = Field(gt=0)
     """Of one process, loading and compilation included."""
@@ -151,7 +154,7 @@ class Suite(BaseModel):
     @classmethod
     def _warm_needs_cold(cls, caches: tuple[CompileCache, ...]) -> tuple[CompileCache, ...]:
         if "warm" in caches and "cold" not in caches:
-            raise ValueError('"warm" needs "cold" beside it, which fills the cache')
+            raise ValueError('"warm" needs "cold", which fills the cache; list both')
         return caches
 
     @field_validator("calls")
@@ -164,27 +167,27 @@ class Suite(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """Of everything that decides what is run, so not of the name and the summary."""
+        """Of everything that affects what is run, so not of the name and the summary."""
         content = self.model_dump(mode="json", exclude={"name", "summary"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def override(self, **changes: Any) -> Suite:
-        """The same suite with some values replaced; a None is no change. Raises InvalidInput."""
-        given = {name: value for name, value in changes.items() if value is not None}
-        if "items" in given and "calls" not in given:
-            given["calls"] = max(self.calls, given["items"])
+        """The same suite with some values replaced; None leaves a value as it is. Raises InvalidInput."""
+        values = {name: value for name, value in changes.items() if value is not None}
+        if "items" in values and "calls" not in values:
+            values["calls"] = max(self.calls, values["items"])
         try:
-            return Suite.model_validate({**self.model_dump(), **given})
+            return Suite.model_validate({**self.model_dump(), **values})
         except ValidationError as error:
-            where, what = _first_mistake(error)
-            raise InvalidInput(f"{'.'.join(map(str, where)) or 'suite'}: {what}.") from None
+            location, message = _first_mistake(error)
+            raise InvalidInput(f"{'.'.join(map(str, location)) or 'suite'}: {message}.") from None
 
 
 class SuiteFile:
-    """A suite as written: values for every checkpoint and overrides per kind of checkpoint."""
+    """A suite as it is written: values for every checkpoint, and overrides per kind of checkpoint."""
 
     def __init__(self, text: str, source: str) -> None:
-        """`source` is the file's name, for messages. Raises InvalidInput, naming the line."""
+        """`source` is the name of the file in messages. Raises InvalidInput that names the line."""
         self._text = text
         self._source = source
         try:
@@ -206,23 +209,23 @@ class SuiteFile:
         if not isinstance(section, dict):
             raise self._mistake((str(kind),), "write it as a section in brackets")
         for fixed in {"name", "summary"} & section.keys():
-            raise self._mistake((str(kind), fixed), "a suite has one for all checkpoints; move it to the top")
+            raise self._mistake((str(kind), fixed), "a suite has one value for all checkpoints; move it to the top")
         try:
             return Suite.model_validate({**self._common, **section})
         except ValidationError as error:
-            where, what = _first_mistake(error)
-            in_section = kind is not None and (not where or where[0] in section)
-            raise self._mistake((kind, *where) if in_section and kind else where, what) from None
+            location, message = _first_mistake(error)
+            in_section = kind is not None and (not location or location[0] in section)
+            raise self._mistake((kind, *location) if in_section and kind else location, message) from None
 
-    def _mistake(self, where: tuple[str | int, ...], what: str) -> InvalidInput:
-        key = ".".join(part for part in where if isinstance(part, str))
-        line = line_of(self._text, _indexed(where)) or line_of(self._text, key)
+    def _mistake(self, location: tuple[str | int, ...], message: str) -> InvalidInput:
+        key = ".".join(part for part in location if isinstance(part, str))
+        line = line_of(self._text, _indexed(location)) or line_of(self._text, key)
         place = self._source if line is None else f"{self._source}, line {line}"
-        return InvalidInput(f"{place}: {key}: {what}." if key else f"{place}: {what}.")
+        return InvalidInput(f"{place}: {key}: {message}." if key else f"{place}: {message}.")
 
 
 def read_suite(name_or_path: str) -> SuiteFile:
-    """Read a bundled suite by name or a user's TOML file by path. Raises InvalidInput."""
+    """A bundled suite by its name, or a TOML file by its path. Raises InvalidInput."""
     if not name_or_path.endswith(".toml"):
         bundled = resources.files("kontext_fast.bench") / "suites" / f"{name_or_path}.toml"
         if name_or_path not in bundled_suites():
@@ -244,21 +247,21 @@ def bundled_suites() -> list[str]:
 
 
 def kind_of(checkpoint: str) -> CheckpointKind:
-    """Which section of a suite holds for `checkpoint`, as a user names it."""
+    """Which section of a suite applies to `checkpoint`, as a user names it."""
     if checkpoint in ("tiny", "random"):
         return "tiny" if checkpoint == "tiny" else "random"
     return "folder" if Path(checkpoint).expanduser().exists() else "hub"
 
 
-def _indexed(where: tuple[str | int, ...]) -> str:
-    """`("sweeps", 1, "steps", 0)` as `sweeps[1].steps`: the place of a key, not of a value in its list."""
-    while where and isinstance(where[-1], int):
-        where = where[:-1]
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
+def _indexed(location: tuple[str | int, ...]) -> str:
+    """`("sweeps", 1, "steps", 0)` as `sweeps[1].steps`: the location of a key, not of a value in its list."""
+    while location and isinstance(location[-1], int):
+        location = location[:-1]
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
 
 
 def _first_mistake(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
-    # A key that does not exist comes first: where one is misspelt, the right one is missing too.
+    # A key that does not exist comes first: if a key is misspelt, the correct one is missing too.
     first = min(error.errors(include_url=False), key=lambda mistake: mistake["type"] != "extra_forbidden")
     message = {"extra_forbidden": "there is no such key", "missing": "this key is missing"}.get(first["type"])
     return first["loc"], message or first["msg"].removeprefix("Value error, ").rstrip(".")

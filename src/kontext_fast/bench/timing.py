@@ -1,7 +1,7 @@
 """Where the time of one edit goes: text encoding, VAE encoding, every step, VAE decoding.
 
-A `StageClock` wraps methods on the objects of one pipeline, never on their classes, and takes the wrappers off again.
-On a GPU it records CUDA events and waits for nothing while the edit runs; elsewhere it reads `perf_counter`.
+A `StageClock` wraps methods of the objects of one pipeline, never of their classes, and removes the wrappers
+afterwards. On a GPU it records CUDA events, which do not make the edit wait; elsewhere it reads `perf_counter`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from itertools import pairwise
 from time import perf_counter
 from typing import Any, Literal, Self
 
+from kontext_fast.optimizations.patching import set_attribute
+
 Stage = Literal["text_encode", "vae_encode", "vae_decode"]
 
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Seconds. `stages_s` has text_encode, vae_encode, denoise and vae_decode, as far as the call had them."""
+    """Seconds. `stages_s` has text_encode, vae_encode, denoise and vae_decode, if the call had that stage."""
 
     stages_s: dict[str, float]
     steps_s: tuple[float, ...]
@@ -27,12 +29,13 @@ class StageTimes:
 class StageClock:
     """Times one call of `pipe` made inside the `with` block; read it with `times()` after the device is synchronized.
 
-    Denoising starts where the pipeline sets the scheduler's begin index, right before its loop; a step ends where the
-    scheduler's step ends. So the steps add up to `denoise`, and what a step spends outside the transformer counts.
+    Denoising starts when the pipeline sets the scheduler's begin index, right before its loop; a step ends when the
+    scheduler's step ends. So the steps add up to `denoise`, and the time that a step spends outside the transformer
+    counts.
     """
 
     def __init__(self, pipe: Any, device: Any = None) -> None:
-        """`device` is the one that runs; None asks the pipeline, which takes milliseconds to say."""
+        """`device` is the device of the pipeline; None asks the pipeline, which takes milliseconds."""
         self._pipe = pipe
         self._mark: Callable[[], Any] = _marker(pipe._execution_device if device is None else device)
         self._undo = ExitStack()
@@ -54,7 +57,7 @@ class StageClock:
         self._undo.close()
 
     def times(self) -> StageTimes:
-        """What the call took. Waits for the device where it has not finished."""
+        """The times of the call. Waits until the device has finished."""
         stages: dict[str, float] = {}
         for stage, start, end in self._spans:
             stages[stage] = stages.get(stage, 0.0) + _seconds(start, end)
@@ -84,7 +87,7 @@ class StageClock:
 def _wrap(
     undo: ExitStack, owner: Any, name: str, *, before: Callable[[], None] | None = None, after: Callable[[], None]
 ) -> None:
-    """Shadow a method on one instance and register on `undo` what was there, which may itself be a shadow."""
+    """Call `before` and `after` around each call of `owner.name` until `undo` is closed."""
     method = getattr(owner, name)
 
     def timed(*args: Any, **kwargs: Any) -> Any:
@@ -94,15 +97,11 @@ def _wrap(
         after()
         return result
 
-    if name in vars(owner):
-        undo.callback(vars(owner).__setitem__, name, vars(owner)[name])
-    else:
-        undo.callback(vars(owner).pop, name)
-    vars(owner)[name] = timed
+    set_attribute(owner, name, timed, undo)
 
 
 def _marker(device: Any) -> Callable[[], Any]:
-    """Returns a function that marks this moment: an event in the device's stream, or seconds on the host."""
+    """A function that marks the current time: an event in the device's stream, or seconds on the host."""
     import torch
 
     if device.type != "cuda":

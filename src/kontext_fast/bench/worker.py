@@ -1,8 +1,8 @@
-"""The child of a benchmark: loads one checkpoint, applies one plan, measures its workloads and says so on a pipe.
+"""The child of a benchmark: loads one checkpoint, applies one plan, measures its cells and reports to a pipe.
 
     python -m kontext_fast.bench.worker DESCRIPTOR      with a Job as the first line of stdin
 
-A failure that is nobody's fault but ours ends it with a traceback on stderr, which the parent records.
+An unexpected exception ends it with a traceback on stderr, which the parent records.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from kontext_fast.bench.protocol import (
     Applied,
     Ended,
-    Impossible,
     Job,
     Loaded,
     Measured,
@@ -30,6 +29,7 @@ from kontext_fast.bench.protocol import (
     Planned,
     Progress,
     Started,
+    SuiteAborted,
 )
 from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 
@@ -41,18 +41,18 @@ Send = Callable[[Message], None]
 
 def main() -> NoReturn:
     job = Job.model_validate_json(sys.stdin.buffer.readline())
-    # What the parent sends before it ends a worker that hangs.
+    # The parent sends this signal to a worker that hangs, before it ends it.
     faulthandler.register(signal.SIGUSR1)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
-        _answer(job, int(sys.argv[1]))
-    except BaseException:  # noqa: BLE001 - whatever it is, Python would print it and leave, but slowly
+        _report(job, int(sys.argv[1]))
+    except BaseException:  # noqa: BLE001 - whatever it is, Python would print it and exit, but slowly
         traceback.print_exc()
-        _leave(1)
-    _leave(0)
+        _exit(1)
+    _exit(0)
 
 
-def _answer(job: Job, descriptor: int) -> None:
+def _report(job: Job, descriptor: int) -> None:
     os.set_inheritable(descriptor, False)
     with os.fdopen(descriptor, "wb", buffering=0) as channel:
 
@@ -65,30 +65,32 @@ def _answer(job: Job, descriptor: int) -> None:
             send(Ended(status="interrupted", reason="The run was interrupted."))
 
 
-def _leave(code: int) -> NoReturn:
-    """At once: taking the interpreter down costs seconds with a model in it, and torch's compilers can hang then."""
+def _exit(code: int) -> NoReturn:
+    """End the process at once: shutting down the interpreter takes seconds with a model loaded, and torch's compilers
+    can hang then.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _die_with_parent() -> None:
-    """The parent keeps our stdin open; when it ends, nobody waits for the result and the GPU should be free."""
+def _exit_with_parent() -> None:
+    """End the process group when stdin closes: the parent, which keeps it open, has died and the GPU should be free."""
     while os.read(0, 1024):
         pass
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def run(job: Job, send: Send) -> None:
-    """Do `job` and tell `send` everything about it; the last message is Ended or Impossible."""
+    """Do `job` and report to `send`; the last message is Ended or SuiteAborted."""
     try:
         _run(job, send)
     except OutOfMemory as error:
         send(Ended(status="oom", reason=str(error)))
     except MemoryError:
-        send(Ended(status="oom", reason="The host memory ran out; free what other programs hold."))
+        send(Ended(status="oom", reason="The host memory ran out; close other programs."))
     except InvalidInput as error:
-        send(Impossible(fault="input", reason=str(error)))
+        send(SuiteAborted(fault="input", reason=str(error)))
 
 
 def _run(job: Job, send: Send) -> None:
@@ -114,20 +116,20 @@ def _run(job: Job, send: Send) -> None:
     except OutOfMemory:
         raise
     except Refused as error:
-        send(Impossible(fault="machine", reason=str(error)))
+        send(SuiteAborted(fault="machine", reason=str(error)))
         return
 
     try:
         send(Progress(phase="applying"))
         start = time.perf_counter()
-        with memory_errors(f"applying {job.preset}"), _refusing_what_does_not_fit():
+        with memory_errors(f"applying {job.preset}"), _invalid_input_as_refusal():
             plan.apply(loaded.pipe, device)
         _synchronize(device)
         send(Applied(apply_s=time.perf_counter() - start))
         bench = Bench(loaded.pipe, job.suite, store=ResultStore(Path(job.folder)) if job.keep_images else None)
         cells = [cell_for(plan, cell) for cell in job.cells]
-        for asked, (measurement, items) in zip(job.cells, bench.measure_all(cells, on_progress=send), strict=True):
-            send(Measured(measurement=measurement.model_copy(update={"cell": asked}), items=items))
+        for requested, (measurement, items) in zip(job.cells, bench.measure_all(cells, on_progress=send), strict=True):
+            send(Measured(measurement=measurement.model_copy(update={"cell": requested}), items=items))
     except OutOfMemory:
         raise
     except Refused as error:
@@ -137,7 +139,7 @@ def _run(job: Job, send: Send) -> None:
 
 
 def _plan(job: Job, device: Any, send: Send) -> Plan | None:
-    """The resolved plan, told to the parent; None where this machine refuses it, which is told too."""
+    """The resolved plan, or None if this machine refuses it; either is reported to the parent."""
     from kontext_fast.bench.peers import find_preset
     from kontext_fast.optimizations.machine import Machine
     from kontext_fast.optimizations.plan import resolve
@@ -154,8 +156,8 @@ def _plan(job: Job, device: Any, send: Send) -> Plan | None:
 
 
 @contextmanager
-def _refusing_what_does_not_fit() -> Iterator[None]:
-    """Only this preset cannot be applied to this checkpoint, so the suite goes on with the others."""
+def _invalid_input_as_refusal() -> Iterator[None]:
+    """A preset that cannot be applied to this checkpoint is refused, so that the suite continues with the others."""
     try:
         yield
     except InvalidInput as error:
@@ -163,7 +165,7 @@ def _refusing_what_does_not_fit() -> Iterator[None]:
 
 
 def _import_libraries() -> None:
-    """Seconds of imports would otherwise pass for loading weights."""
+    """Import the libraries, so that the seconds this takes do not count as loading weights."""
     from diffusers import FluxKontextPipeline  # noqa: F401
     from transformers import CLIPTextModel, T5EncoderModel  # noqa: F401
 

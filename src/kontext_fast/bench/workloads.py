@@ -1,4 +1,4 @@
-"""From a cell of a suite to the requests that measure it: the same items with the same seeds for every preset."""
+"""The requests that measure a cell of a suite: the same items with the same seeds for every preset."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from kontext_fast.pipeline.sizes import parse_size
 from kontext_fast.records.schema import Cell, Mode, StoredItem, Workload
 
 _CAPTIONS_PER_ITEM = 50
-"""How many are looked at for each one that is needed."""
+"""How many captions are drawn at most for each one that is needed."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One item and what is asked of it."""
+    """One item and the request that edits it."""
 
     item: StoredItem
     """Its `image` is None until the image is stored."""
@@ -33,7 +33,7 @@ class Task:
 
 
 def tasks(pipe: Any, cell: Cell, suite: Suite) -> list[Task]:
-    """One task per item. Raises InvalidInput where `pipe` cannot read as many captions."""
+    """One task per item. Raises InvalidInput if `pipe` cannot read enough captions."""
     native = pipe.vae.config.sample_size
     size = None if cell.size == NATIVE else parse_size(cell.size)
     return [
@@ -63,9 +63,9 @@ def _items(pipe: Any, mode: Mode, suite: Suite, side: int) -> Iterator[tuple[Sto
         yield facts, item.render(side)
 
 
-def workload(pipe: Any, cell: Cell, of: list[Task]) -> Workload:
-    """What `pipe` will really run for `of`."""
-    first = of[0].request
+def workload(pipe: Any, cell: Cell, cell_tasks: list[Task]) -> Workload:
+    """What `pipe` really runs for `cell_tasks`."""
+    first = cell_tasks[0].request
     plan = plan_for(pipe, first.image.size if first.image else None, first.size)
     return Workload(
         mode=cell.mode,
@@ -80,24 +80,24 @@ def workload(pipe: Any, cell: Cell, of: list[Task]) -> Workload:
         guidance=first.guidance,
         true_cfg=first.true_cfg,
         batch=first.batch,
-        items=tuple(task.item.id for task in of),
-        seeds=tuple(seed for task in of for seed in task.request.seeds()),
+        items=tuple(task.item.id for task in cell_tasks),
+        seeds=tuple(seed for task in cell_tasks for seed in task.request.seeds()),
     )
 
 
 def _readable_captions(pipe: Any, suite: Suite) -> list[CaptionItem]:
-    """Captions differ in length, and a checkpoint refuses those that it would have to cut off.
+    """Captions that fit the text length of `pipe`, which refuses longer ones.
 
-    In the words of training, which are short in its tokenizer: nobody judges what becomes of them.
+    In the words of training, which take few tokens: the images have no judge.
     """
     limit = text_length(pipe)
-    found: list[CaptionItem] = []
+    captions: list[CaptionItem] = []
     for index in range(suite.items * _CAPTIONS_PER_ITEM):
         item = draw_caption(np.random.default_rng([suite.seed, 2, index]), held_out=False)
         if len(pipe.tokenizer_2(item.instruction, verbose=False).input_ids) <= limit:
-            found.append(item)
-        if len(found) == suite.items:
-            return found
+            captions.append(item)
+        if len(captions) == suite.items:
+            return captions
     raise InvalidInput(f"This checkpoint reads {limit} tokens, too few for captions; leave text-to-image out.")
 
 

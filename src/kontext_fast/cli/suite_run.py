@@ -11,7 +11,7 @@ from kontext_fast.cli.progress import Bar
 from kontext_fast.errors import GateFailed, InvalidInput, Refused
 
 if TYPE_CHECKING:
-    from kontext_fast.bench.runner import Where
+    from kontext_fast.bench.runner import SuiteProgress
     from kontext_fast.records.schema import Record
 
 
@@ -32,26 +32,26 @@ class Display:
         self._bar = bar
         self._announced = -1
 
-    def show(self, where: Where) -> None:
-        run = f"block {where.round + 1}/{where.rounds} {where.preset}"
+    def show(self, suite: SuiteProgress) -> None:
+        run = f"block {suite.round + 1}/{suite.rounds} {suite.preset}"
         if sys.stderr.isatty():
-            self._bar.begin(" ".join([run, *_details(where)]), where.runs)
-            self._bar.step(where.run, where.runs)
-        elif where.run != self._announced:
-            self._announced = where.run
-            say(f"run {where.run + 1} of {where.runs}: {run}")
+            self._bar.begin(" ".join([run, *_details(suite)]), suite.runs)
+            self._bar.step(suite.run, suite.runs)
+        elif suite.run != self._announced:
+            self._announced = suite.run
+            say(f"run {suite.run + 1} of {suite.runs}: {run}")
 
 
-def _details(where: Where) -> list[str]:
+def _details(suite: SuiteProgress) -> list[str]:
     details: list[str] = []
-    if (progress := where.progress) is not None:
+    if (progress := suite.progress) is not None:
         details.append(progress.phase)
         if progress.call:
             details.append(f"{progress.call}/{progress.calls}")
         if progress.step:
             details.append(f"step {progress.step}/{progress.steps}")
-    if where.left_s is not None:
-        details.append(f"{int(where.left_s) // 60}:{int(where.left_s) % 60:02d} left")
+    if suite.left_s is not None:
+        details.append(f"{int(suite.left_s) // 60}:{int(suite.left_s) % 60:02d} left")
     return details
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kontext_fast.bench.redact import redact
+from kontext_fast.bench.recorder import redact
 from kontext_fast.datasets.base import Item
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError, OutOfMemory
 from kontext_fast.optimizations.acceleration import Acceleration

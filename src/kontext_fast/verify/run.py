@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kontext_fast.bench.environment import environment_facts
-from kontext_fast.bench.redact import redact
+from kontext_fast.bench.recorder import redact
 from kontext_fast.datasets.base import Dataset, Item
 from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 from kontext_fast.metrics.base import Control, Setting

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kontext_fast.bench.peers import discover_peers, find_preset
-from kontext_fast.bench.peers.techniques.cache_dit import CacheDit, stretched
+from kontext_fast.bench.peers.techniques.cache_dit import CacheDit, resampled
 from kontext_fast.bench.peers.techniques.diffusers_magcache import KONTEXT_RATIOS
 from kontext_fast.bench.peers.techniques.fewer_steps import cell_for
 from kontext_fast.errors import InvalidInput, Refused
@@ -149,9 +149,9 @@ def test_masks_and_ratios_have_a_step_each() -> None:
     assert isinstance(ours, CacheDit)
     assert isinstance(ours.mask, tuple)
     assert (len(ours.mask), sum(ours.mask), ours.mask[-1]) == (28, 12, 1)
-    assert stretched(ours.mask, 28) == list(ours.mask)
+    assert resampled(ours.mask, 28) == list(ours.mask)
     for total in (1, 2, 10, 50):
-        mask = stretched(ours.mask, total)
+        mask = resampled(ours.mask, total)
         assert (len(mask), mask[0], mask[-1]) == (total, 1, 1)
 
 

@@ -1,7 +1,7 @@
-"""What a step of a peer really ran, seen from outside: which blocks of the transformer, and which attentions in them.
+"""Which blocks of the transformer, and which attentions in them, a peer really ran in a step.
 
-A cache decides deep in its own code, so nothing it says about itself is asked. Every block's `forward` is counted,
-below whatever the peer wraps around it; what was not called did not run.
+A cache decides deep in its own code, so its own statistics are not used. The `forward` of every block is counted below
+whatever wrappers the peer adds; a block that was not called did not run.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import MethodType
 from typing import Any
 
+from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.call_tracking import PipelineCall, track_calls
-from kontext_fast.optimizations.patching import keep_attribute
+from kontext_fast.optimizations.patching import keep_attribute, set_attribute
 from kontext_fast.records.schema import StepKind
+
+_PASSES = ("cond", "uncond")
 
 Around = Callable[[PipelineCall, int], AbstractContextManager[Any]]
 """Entered around each pass of a request, with the index of the pass in its step (0, and 1 under true CFG)."""
@@ -25,21 +28,22 @@ def blocks_of(transformer: Any) -> list[Any]:
     return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
 
 
-class BlockWatch:
-    """Counts the blocks of one transformer. Made before a peer wraps them, so that its wrappers lie outside."""
+class BlockTracer:
+    """Counts the blocks of one transformer. Create it before a peer wraps them, so that the peer's wrappers are
+    outside.
+    """
 
     def __init__(self, transformer: Any, undo: ExitStack, *, attentions: bool = False) -> None:
-        """`attentions`: also watch the attention in each block, where a peer can skip that alone.
+        """`attentions`: also count the attention in each block, for a peer that can skip it alone.
 
-        Blocks must then not be compiled, since nothing inside of compiled code can be watched.
+        Blocks must then not be compiled, since calls inside compiled code cannot be counted.
         """
         self._transformer = transformer
         self._ran: set[int] = set()
         self._blocks = blocks_of(transformer)
         self._attentions = [block.attn for block in self._blocks] if attentions else []
         for module in (*self._blocks, *self._attentions):
-            keep_attribute(module, "forward", undo)
-            module.forward = self._counted(module)
+            set_attribute(module, "forward", self._counted(module), undo)
 
     def kind(self) -> StepKind:
         """Of the pass that just ended. As in our own block cache, a pass that left out blocks counts as skipped."""
@@ -48,10 +52,9 @@ class BlockWatch:
         return "refresh" if self._all_ran(self._attentions) else "reuse"
 
     def mark_passes(self, pipe: Any, undo: ExitStack, around: Around = lambda request, index: nullcontext()) -> None:
-        """Mark every pass of the requests of `pipe` with its kind; called after the peer was applied."""
+        """Mark every pass of the requests of `pipe` with its kind; call it after the peer was applied."""
         requests = track_calls(pipe, undo)
         transformer = self._transformer
-        keep_attribute(transformer, "forward", undo)
         inner = transformer.forward
 
         @functools.wraps(inner)
@@ -65,7 +68,7 @@ class BlockWatch:
             request.mark(self.kind())
             return result
 
-        transformer.forward = MethodType(forward, transformer)
+        set_attribute(transformer, "forward", MethodType(forward, transformer), undo)
 
     def _counted(self, module: Any) -> Callable[..., Any]:
         forward, ran, key = module.forward, self._ran, id(module)
@@ -82,12 +85,51 @@ class BlockWatch:
 
 
 def is_first_pass(request: PipelineCall, index: int) -> bool:
-    """Whether this is the first pass of the request, when its number of steps is first known."""
+    """Whether this is the first pass of the request, in which its number of steps becomes known."""
     return request.step == 0 and index == 0
 
 
-def hooked_modules(transformer: Any) -> Iterator[Any]:
-    """What diffusers' caches hook: the transformer, its blocks, their attentions and the output projection."""
+def enable_diffusers_cache(
+    pipe: Any,
+    config: Any,
+    undo: ExitStack,
+    *,
+    attentions: bool = False,
+    on_first_pass: Callable[[int], None] = lambda total: None,
+) -> None:
+    """Enable diffusers' cache `config` on the transformer of `pipe`, and mark each pass with its kind.
+
+    A cache stores its state under the name of a call, and FluxKontextPipeline does not name its transformer calls. Each
+    pass gets a name, so that the positive and the negative prompt of true CFG do not share state, and the state is
+    reset at the start of each request.
+
+    `attentions`: the cache can skip the attention in a block and run the rest of it. `on_first_pass` is called in each
+    request with its number of steps. Raises InvalidInput if another cache is enabled.
+    """
+    transformer = pipe.transformer
+    if transformer.is_cache_enabled:
+        raise InvalidInput("The transformer has a cache already; call pipe.transformer.disable_cache() first.")
+    for module in _hooked_modules(transformer):
+        keep_attribute(module, "_diffusers_hook", undo)
+        keep_attribute(module, "forward", undo)
+    keep_attribute(transformer, "_cache_config", undo)
+    tracer = BlockTracer(transformer, undo, attentions=attentions)
+    transformer.enable_cache(config)
+    undo.callback(transformer.disable_cache)
+
+    def named(request: PipelineCall, index: int) -> AbstractContextManager[Any]:
+        if is_first_pass(request, index):
+            # An interrupted request does not clear its state.
+            transformer._reset_stateful_cache()
+            on_first_pass(request.total_steps)
+        context: AbstractContextManager[Any] = transformer.cache_context(_PASSES[index])
+        return context
+
+    tracer.mark_passes(pipe, undo, named)
+
+
+def _hooked_modules(transformer: Any) -> Iterator[Any]:
+    """The modules that diffusers' caches hook: the transformer, its blocks, their attentions, the output projection."""
     yield transformer
     yield transformer.proj_out
     for block in blocks_of(transformer):

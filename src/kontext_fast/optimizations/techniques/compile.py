@@ -154,7 +154,7 @@ class ArtifactStore:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._stored: dict[Path, _ArtifactKeys] = {}
-        self._graphs_seen = _graphs_compiled()
+        self._graphs_seen = graphs_compiled()
 
     def load(self) -> Loaded:
         """Hand every stored artifact to torch; a damaged file is deleted, for it will be compiled again."""
@@ -181,7 +181,7 @@ class ArtifactStore:
         """
         import torch
 
-        graphs = _graphs_compiled()
+        graphs = graphs_compiled()
         if graphs == self._graphs_seen:
             return False
         self._graphs_seen = graphs
@@ -200,10 +200,11 @@ class ArtifactStore:
         return True
 
 
-def _graphs_compiled() -> int:
-    from torch._dynamo.utils import counters
-
-    return int(counters["stats"]["unique_graphs"])
+def graphs_compiled() -> int:
+    """How many graphs torch.compile has compiled in this process, recompilations included."""
+    # Importing the module takes seconds; in a process that has compiled anything it is imported already.
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo is not None else 0
 
 
 def _keys(info: Any) -> _ArtifactKeys:

@@ -1,1 +1,1 @@
-"""What recipes are made of: one technique of another project per file."""
+"""The techniques that recipes consist of, one per file."""

@@ -1,7 +1,7 @@
 """`cache_dit`: DBCache of cache-dit, by threshold or by a mask of steps.
 
-The first blocks always run. Where they changed little, or where a mask says so, the other blocks are replaced by what
-they added at the last computed step, or by a forecast of that (TaylorSeer).
+The first blocks always run. If their output changed little, or if a mask says so, the output of the other blocks is
+replaced by their residual at the last computed step, or by a forecast of it (TaylorSeer).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from kontext_fast.bench.peers.block_tracer import BlockWatch, is_first_pass
+from kontext_fast.bench.peers.block_tracer import BlockTracer, is_first_pass
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import PipelineCall, track_calls
@@ -32,14 +32,14 @@ class CacheDit(Optimization):
     first_blocks: Annotated[int, Field(ge=1)] = 8
     """Blocks that run at every step."""
     threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.08
-    """Of the relative change of what the first blocks add to the image tokens."""
+    """Of the relative change of the residual of the first blocks."""
     mask: Literal["slow", "medium", "fast", "ultra"] | tuple[Bit, ...] | None = None
-    """1 is computed; 0 may be skipped. A name is a mask of cache-dit; one that is written out is stretched to the
-    number of steps. None: the first eight steps are computed and then the threshold decides."""
+    """1 is computed; 0 may be skipped. A name is a mask of cache-dit; a tuple is resampled to the number of steps.
+    None: the first eight steps are computed and then the threshold decides."""
     policy: Literal["dynamic", "static"] = "dynamic"
-    """What a 0 means: skip where the threshold allows it, or always."""
+    """What a 0 means: skip if the threshold allows it, or always."""
     taylorseer_order: Annotated[int, Field(ge=1)] | None = None
-    """Forecast what the skipped blocks would add; None: take it from the last computed step."""
+    """Order of the forecast of the skipped blocks' residual; None: the residual of the last computed step."""
 
     @model_validator(mode="after")
     def _a_mask_starts_with_a_computed_step(self) -> CacheDit:
@@ -50,11 +50,11 @@ class CacheDit(Optimization):
         return self
 
     def on_random_weights(self) -> CacheDit:
-        """The mask alone: what random weights add says nothing about when a trained model may skip."""
+        """The mask alone: residuals of random weights say nothing about when a trained model may skip."""
         return self if self.mask is None else self.model_copy(update={"policy": "static"})
 
     def label(self, *, architecture_only: bool) -> str | None:
-        """Whether data decides; and that this means nothing on random weights."""
+        """Whether a mask or a threshold decides; on random weights a threshold has no meaning."""
         if self.policy == "static":
             return f"cache_dit on a fixed schedule: its mask; the first {self.first_blocks} blocks run at every step"
         if architecture_only:
@@ -62,16 +62,16 @@ class CacheDit(Optimization):
         return None
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
-        """Enable it on `pipe`. Raises InvalidInput where the transformer has too few blocks.
+        """Enable it on `pipe`. Raises InvalidInput if the transformer has too few blocks.
 
-        In a request it raises Refused under true CFG, and where cache-dit has no mask for so few steps.
+        A request raises Refused under true CFG, and if cache-dit has no mask for its number of steps.
         """
         import cache_dit
 
-        # cache-dit patches `__call__` of the pipeline's class, which from here on is one of this pipeline's own.
+        # cache-dit patches `__call__` of the pipeline's class; tracking gives this pipeline a class of its own.
         track_calls(pipe, undo)
         transformer = pipe.transformer
-        watch = BlockWatch(transformer, undo)
+        tracer = BlockTracer(transformer, undo)
         for name in ("forward", "_is_patched"):
             keep_attribute(transformer, name, undo)
         undo.callback(_reorder, transformer, tuple(transformer._modules))
@@ -99,23 +99,23 @@ class CacheDit(Optimization):
                 raise Refused(
                     "cache-dit takes the second pass of true CFG for the next step; leave out the negative prompt."
                 )
-            # Only now is it known how many steps there will be; a mask of another length would be read wrongly.
+            # The number of steps is not known earlier, and a mask of another length would be misread.
             if self.mask is not None and is_first_pass(request, index):
                 for context in _contexts(transformer):
                     context.cache_config.steps_computation_mask = self.mask_for(request.total_steps)
             return nullcontext()
 
-        watch.mark_passes(pipe, undo, set_mask)
+        tracer.mark_passes(pipe, undo, set_mask)
         return {}
 
     def mask_for(self, total: int) -> list[int]:
-        """1 or 0 for each step of a request of `total` steps. Raises Refused where cache-dit has no such mask."""
+        """1 or 0 for each step of a request of `total` steps. Raises Refused if cache-dit has no such mask."""
         import cache_dit
 
         if self.mask is None:
-            raise ValueError("there is no mask where a threshold decides")
+            raise ValueError("there is no mask if a threshold decides")
         if isinstance(self.mask, tuple):
-            return stretched(self.mask, total)
+            return resampled(self.mask, total)
         try:
             mask: list[int] = cache_dit.steps_mask(total_steps=total, mask_policy=self.mask)
         except AssertionError:
@@ -123,15 +123,15 @@ class CacheDit(Optimization):
         return mask
 
 
-def stretched(mask: tuple[int, ...], total: int) -> list[int]:
-    """`mask` for another number of steps: each takes what the step at the same share of the way has."""
+def resampled(mask: tuple[int, ...], total: int) -> list[int]:
+    """`mask` for another number of steps: each step has the value of the nearest step of the mask."""
     if total == 1:
         return [1]
     return [mask[round(step * (len(mask) - 1) / (total - 1))] for step in range(total)]
 
 
 def _reorder(module: Any, names: tuple[str, ...]) -> None:
-    """cache-dit takes lists of blocks out at each call and puts them back at the end."""
+    """Restore the order of modules: cache-dit removes lists of blocks at each call and appends them again."""
     for name in names:
         module._modules[name] = module._modules.pop(name)
 

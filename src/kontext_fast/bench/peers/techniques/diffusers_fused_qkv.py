@@ -12,7 +12,7 @@ _FUSED = ("to_qkv", "to_kv", "to_added_qkv")
 
 
 class DiffusersFusedQkv(Optimization):
-    """The separate weights stay beside the fused ones, so this costs memory; see `fuse_qkv` for one that does not."""
+    """Keeps the separate weights as well as the fused ones, which costs memory; `fuse_qkv` does not."""
 
     name: ClassVar[str] = "diffusers_fused_qkv"
     summary: ClassVar[str] = "query, key and value as one matrix product, transformer and VAE (diffusers)"

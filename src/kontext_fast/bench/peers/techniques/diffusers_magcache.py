@@ -1,4 +1,4 @@
-"""`diffusers_magcache`: skips all blocks while a curve, measured once per model, says that little has changed."""
+"""`diffusers_magcache`: skips all blocks while magnitude ratios, measured once per model, predict a small error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from kontext_fast.bench.peers.techniques import diffusers_hooks
+from kontext_fast.bench.peers.block_tracer import enable_diffusers_cache
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 
 # fmt: off
@@ -20,7 +20,7 @@ KONTEXT_RATIOS = (
 
 
 class DiffusersMagCache(Optimization):
-    """`enable_cache(MagCacheConfig(...))`. Data do not decide: the ratios fix which steps are skipped."""
+    """`enable_cache(MagCacheConfig(...))`. The ratios alone decide which steps are skipped, not the data."""
 
     name: ClassVar[str] = "diffusers_magcache"
     summary: ClassVar[str] = "skips all blocks on a schedule from measured magnitude ratios (diffusers, MagCache)"
@@ -29,21 +29,21 @@ class DiffusersMagCache(Optimization):
 
     threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
     max_skips: Annotated[int, Field(ge=0)] = 4
-    """In a row."""
+    """Maximum number of consecutive steps."""
     retention: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """This share of the steps is always computed first."""
+    """The share of the steps, from the first one on, that is always computed."""
     ratios: tuple[float, ...] = KONTEXT_RATIOS
 
     def label(self, *, architecture_only: bool) -> str | None:
-        """That the schedule is one of the trained model."""
+        """That the schedule is that of the trained model."""
         return f"{self.name} on the schedule that the ratios of the trained FLUX.1-Kontext give"
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
-        """Raises InvalidInput where another cache is enabled."""
+        """Raises InvalidInput if another cache is enabled."""
         from diffusers.hooks import MagCacheConfig
 
         def config_for(total: int) -> Any:
-            # diffusers stretches the ratios to the number of steps.
+            # diffusers interpolates the ratios to the number of steps.
             return MagCacheConfig(
                 threshold=self.threshold,
                 max_skip_steps=self.max_skips,
@@ -55,8 +55,8 @@ class DiffusersMagCache(Optimization):
         config = config_for(len(self.ratios))
 
         def fit(total: int) -> None:
-            # All hooks share this one object, and none of them asks the pipeline how many steps there are.
+            # All hooks share this object, and none of them reads the number of steps from the pipeline.
             vars(config).update(vars(config_for(total)))
 
-        diffusers_hooks.enable(pipe, config, undo, on_first_pass=fit)
+        enable_diffusers_cache(pipe, config, undo, on_first_pass=fit)
         return {}

@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from kontext_fast.bench.peers.techniques import diffusers_hooks
+from kontext_fast.bench.peers.block_tracer import enable_diffusers_cache
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 
 
 class DiffusersTaylorSeer(Optimization):
-    """`enable_cache(TaylorSeerCacheConfig(...))`, with each pass named."""
+    """`enable_cache(TaylorSeerCacheConfig(...))`."""
 
     name: ClassVar[str] = "diffusers_taylorseer"
     summary: ClassVar[str] = "forecasts attention, or the whole output, on most steps (diffusers)"
@@ -22,13 +22,13 @@ class DiffusersTaylorSeer(Optimization):
     interval: Annotated[int, Field(ge=1)] = 5
     """One step in this many is computed."""
     warmup_steps: Annotated[int, Field(ge=1)] = 3
-    """The first steps, always computed."""
+    """Number of steps at the beginning that are always computed."""
     order: Annotated[int, Field(ge=0)] = 1
     lite: bool = False
-    """Forecast the output alone and run no block, instead of forecasting each attention."""
+    """Forecast the output only and run no block, instead of forecasting each attention."""
 
     def label(self, *, architecture_only: bool) -> str | None:
-        """What runs on the steps between."""
+        """Which part of the model runs on the other steps."""
         what = "no block runs" if self.lite else "all but the attentions runs"
         return (
             f"{self.name} on a fixed schedule: after {self.warmup_steps} steps one in {self.interval} is computed, "
@@ -36,7 +36,7 @@ class DiffusersTaylorSeer(Optimization):
         )
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
-        """Raises InvalidInput where another cache is enabled."""
+        """Raises InvalidInput if another cache is enabled."""
         from diffusers.hooks import TaylorSeerCacheConfig
 
         config = TaylorSeerCacheConfig(
@@ -46,5 +46,5 @@ class DiffusersTaylorSeer(Optimization):
             taylor_factors_dtype=pipe.transformer.dtype,
             use_lite_mode=self.lite,
         )
-        diffusers_hooks.enable(pipe, config, undo, attentions=not self.lite)
+        enable_diffusers_cache(pipe, config, undo, attentions=not self.lite)
         return {}

@@ -1,4 +1,4 @@
-"""`fewer_steps`: asks the pipeline for fewer steps, which is what every cache of steps has to be better than."""
+"""`fewer_steps`: fewer steps of the unchanged pipeline, the alternative that every cache of steps has to beat."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ USUAL: Final = 28
 
 
 class FewerSteps(Optimization):
-    """Nothing is done to the pipeline: whoever calls it asks for `steps(asked)` steps and records that."""
+    """Changes nothing in the pipeline: the benchmark runs and records `steps(requested)` steps instead."""
 
     name: ClassVar[str] = "fewer_steps"
     summary: ClassVar[str] = "the same pipeline with fewer steps"
@@ -23,14 +23,14 @@ class FewerSteps(Optimization):
     phase: ClassVar[Phase] = Phase.STEPS
 
     steps_of_28: Annotated[int, Field(ge=1, lt=USUAL)]
-    """Steps run where 28 are asked for; other numbers of steps are lowered in proportion."""
+    """Steps that run for a request of 28; other numbers of steps are reduced in proportion."""
 
-    def steps(self, asked: int) -> int:
-        """How many steps are run where a workload asks for `asked`."""
-        return max(1, round(asked * self.steps_of_28 / USUAL))
+    def steps(self, requested: int) -> int:
+        """Number of steps that run for a request of `requested` steps."""
+        return max(1, round(requested * self.steps_of_28 / USUAL))
 
     def label(self, *, architecture_only: bool) -> str | None:
-        """That its workload has fewer steps than what it stands beside."""
+        """That its workload has fewer steps than the others of the table."""
         return f"runs {self.steps_of_28} steps where {USUAL} are asked for"
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:

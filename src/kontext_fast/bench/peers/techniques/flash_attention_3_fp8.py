@@ -1,4 +1,4 @@
-"""`flash_attention_3_fp8`: attention in float8 through FlashAttention 3, its inputs cast without a scale."""
+"""`flash_attention_3_fp8`: attention in float8 through FlashAttention 3, with inputs cast without a scale."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OPERATION = "kontext_fast_peers::flash_attention_3_fp8"
 
 
 class FlashAttention3Fp8(Optimization):
-    """Query, key and value are cast to e4m3 as they are, so what is beyond 448 saturates."""
+    """Query, key and value are cast to e4m3 without scaling, so values beyond 448 saturate."""
 
     name: ClassVar[str] = "flash_attention_3_fp8"
     summary: ClassVar[str] = "attention in float8 through FlashAttention 3"
@@ -29,7 +29,7 @@ class FlashAttention3Fp8(Optimization):
     phase: ClassVar[Phase] = Phase.WEIGHTS
 
     def hardware_refusal(self, machine: Machine) -> str | None:
-        """Its kernels are for compute capability 9.0 and no package index has them; they are built from source."""
+        """Its kernels need compute capability 9.0, and they are built from source, since no package index has them."""
         if machine.device != "cuda" or machine.capability != (9, 0):
             return f"{self.name} needs an NVIDIA GPU of compute capability 9.0; run it on one"
         if find_spec(_INTERFACE) is None:
@@ -44,7 +44,7 @@ class FlashAttention3Fp8(Optimization):
 
 
 class Processor:
-    """FluxAttnProcessor of diffusers 0.42 with another attention function in it."""
+    """FluxAttnProcessor of diffusers 0.42 with another attention function."""
 
     def __call__(
         self,
@@ -83,15 +83,14 @@ class Processor:
 
 @cache
 def _operation() -> Any:
-    """The kernel as an operator of torch, which compiled code calls without looking inside: [B, T, heads, D] each."""
+    """The kernel as an operator of torch, opaque to compiled code. Inputs and output are [B, T, heads, D]."""
     import torch
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         from flash_attn_interface import flash_attn_func
 
-        eighths = (part.to(torch.float8_e4m3fn) for part in (query, key, value))
-        result = flash_attn_func(*eighths)
-        # Some versions also give the log-sum-exp.
+        result = flash_attn_func(*(tensor.to(torch.float8_e4m3fn) for tensor in (query, key, value)))
+        # Some versions also return the log-sum-exp.
         output: Tensor = result[0] if isinstance(result, tuple) else result
         return output.to(query.dtype).contiguous()
 

@@ -1,4 +1,4 @@
-"""`regional_compile`: diffusers' `compile_repeated_blocks`, each kind of block compiled once and used for all."""
+"""`regional_compile`: diffusers' `compile_repeated_blocks`, which compiles each class of block once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RegionalCompile(Optimization):
     phase: ClassVar[Phase] = Phase.COMPILE
 
     def hardware_refusal(self, machine: Machine) -> str | None:
-        """What torch.compile lacks here."""
+        """Why torch.compile cannot run."""
         return Compile().refusal(machine)
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:

@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 class TorchaoFloat8(Optimization):
-    """Weights are quantized once, activations at each call; the weights that were there are gone afterwards."""
+    """Weights are quantized once, activations at each call; the original weights are not kept."""
 
     name: ClassVar[str] = "torchao_float8"
-    summary: ClassVar[str] = "linear layers in float8 (torchao, dynamic activations); cannot be taken off"
+    summary: ClassVar[str] = "linear layers in float8 (torchao, dynamic activations); cannot be reverted"
     effect: ClassVar[Effect] = Effect.LOSSY
     phase: ClassVar[Phase] = Phase.WEIGHTS
     extra: ClassVar[tuple[str, str] | None] = ("torchao", "peers")
 
     granularity: Literal["row", "tensor"] = "row"
-    """What shares a scale: a row of a matrix, or the whole of it."""
+    """One scale per row of a matrix, or per tensor."""
     coordinate_descent: bool = True
-    """Whether inductor tunes its kernels by coordinate descent, which torchao turns on for the whole process."""
+    """Whether inductor tunes kernels by coordinate descent, which torchao turns on for the whole process."""
 
     def hardware_refusal(self, machine: Machine) -> str | None:
         """torchao's kernels need compute capability 8.9."""

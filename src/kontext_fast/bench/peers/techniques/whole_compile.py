@@ -23,7 +23,7 @@ _FLAGS = {
 class WholeCompile(Optimization):
     """`torch.compile(mode="max-autotune", fullgraph=True)`, in place, with the flags of inductor that flux-fast sets.
 
-    CUDA graphs overwrite what the call before gave, so this is not for true CFG.
+    CUDA graphs overwrite the output of the previous call, so this does not work with true CFG.
     """
 
     name: ClassVar[str] = "whole_compile"
@@ -32,13 +32,13 @@ class WholeCompile(Optimization):
     phase: ClassVar[Phase] = Phase.COMPILE
 
     def hardware_refusal(self, machine: Machine) -> str | None:
-        """max-autotune and CUDA graphs are for GPUs."""
+        """max-autotune and CUDA graphs need a GPU."""
         if machine.device != "cuda":
             return f"{self.name} tunes for a GPU; run it on one"
         return Compile(mode="whole").refusal(machine)
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
-        """Compile on first use; the flags hold for the whole process until `undo` is closed."""
+        """Compile on first use; the flags apply to the whole process until `undo` is closed."""
         import torch
         from torch._inductor import config
 

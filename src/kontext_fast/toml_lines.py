@@ -1,4 +1,4 @@
-"""Where in a TOML text a key was written, which `tomllib` does not say."""
+"""The line of a key in a TOML text, which `tomllib` does not report."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _KEY = re.compile(r"^\s*([\w-]+)\s*=")
 
 
 def line_of(text: str, key: str) -> int | None:
-    """1-based line of the dotted `key`, of its section where it is missing there, None where neither is written.
+    """The 1-based line of the dotted `key`; of its section if the key is missing there; None if both are missing.
 
-    The second `[[sweeps]]` is `sweeps[1]`. Knows plain keys and section headers, which is all that a suite has.
+    The second `[[sweeps]]` is `sweeps[1]`. Only plain keys and section headers are understood.
     """
     section, _, name = key.rpartition(".")
     current, header_line = "", None
-    seen: Counter[str] = Counter()
+    arrays: Counter[str] = Counter()
     for number, line in enumerate(text.splitlines(), start=1):
-        if (header := _section(line, seen)) is not None:
+        if (header := _section(line, arrays)) is not None:
             current = header
             if current == key:
                 return number
@@ -30,11 +30,11 @@ def line_of(text: str, key: str) -> int | None:
     return header_line
 
 
-def _section(line: str, seen: Counter[str]) -> str | None:
-    """Name of the section that starts on this line; those of an array are counted in `seen`."""
+def _section(line: str, arrays: Counter[str]) -> str | None:
+    """Name of the section that starts on this line; sections of an array are counted in `arrays`."""
     if match := _ARRAY_HEADER.match(line):
         name = match.group(1)
-        seen[name] += 1
-        return f"{name}[{seen[name] - 1}]"
+        arrays[name] += 1
+        return f"{name}[{arrays[name] - 1}]"
     match = _HEADER.match(line)
     return match.group(1) if match else None
