@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from kontext_fast import EditRequest, accelerate, edit, load
-from kontext_fast.cli.options import default_checkpoint
 from kontext_fast.datasets.shapes import held_out
+from kontext_fast.pipeline.load import default_checkpoint
 from kontext_fast.pipeline.png import save_png
 
 SEED = 42

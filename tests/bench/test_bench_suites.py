@@ -6,7 +6,7 @@ import pytest
 
 from kontext_fast.bench.peers import find_preset
 from kontext_fast.bench.schedule import Schedule
-from kontext_fast.bench.suites import Suite, SuiteFile, bundled_suites, kind_of, read_suite
+from kontext_fast.bench.suites import Suite, SuiteFile, bundled_suites, read_suite
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import Cell
 
@@ -206,12 +206,3 @@ def test_an_unknown_suite_names_those_that_exist(tmp_path: Path) -> None:
 def test_a_users_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(GOOD)
     assert read_suite(str(tmp_path / "mine.toml")).resolve("tiny").name == "mine"
-
-
-def test_kinds_of_checkpoints(tmp_path: Path) -> None:
-    assert [kind_of(name) for name in ("tiny", "random", str(tmp_path), "org/name")] == [
-        "tiny",
-        "random",
-        "folder",
-        "hub",
-    ]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kontext_fast.optimizations.presets import PRESETS
-from kontext_fast.pipeline import load
+from kontext_fast.pipeline import folder
 
 TOKEN = "hf_" + "s" * 34
 
@@ -47,9 +47,9 @@ def test_the_token_is_never_shown(kontext: Any, monkeypatch: pytest.MonkeyPatch)
 
 def test_without_tiny_it_is_refused(kontext: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "tiny"
-    shutil.copytree(load.TINY_FOLDER, broken)
+    shutil.copytree(folder.TINY_FOLDER, broken)
     shutil.rmtree(broken / "vae")
-    monkeypatch.setattr(load, "TINY_FOLDER", broken)
+    monkeypatch.setattr(folder, "TINY_FOLDER", broken)
     outcome = kontext("doctor")
     assert outcome.code == 3
     assert "its vae" in outcome.err

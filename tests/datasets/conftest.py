@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kontext_fast.pipeline.load import TINY_FOLDER
+from kontext_fast.pipeline.folder import TINY_FOLDER
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from kontext_fast.metrics.psnr import IDENTICAL_DB, Psnr
 from kontext_fast.metrics.ssim import Ssim, similarity
 from tests.metrics.cases import latent_pair, noise, pair
 
-SETTING = Setting(checkpoint="folder")
+SETTING = Setting()
 
 
 def photographs() -> list[Image.Image]:

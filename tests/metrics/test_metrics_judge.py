@@ -11,7 +11,7 @@ from kontext_fast.metrics.judge_done import JudgeDone
 from kontext_fast.metrics.judge_kept import JudgeKept
 from tests.datasets.negative_examples import extra_object
 
-SETTING = Setting(checkpoint="tiny")
+SETTING = Setting(has_judge=True)
 
 
 def _case(item: ShapesItem, output: Image.Image) -> Case:
@@ -37,4 +37,4 @@ def test_something_extra_is_not_kept() -> None:
 def test_only_tiny_is_judged(metric: type[JudgeDone] | type[JudgeKept]) -> None:
     metric(SETTING).prepare()
     with pytest.raises(NotMeasured, match="shapes world"):
-        metric(Setting(checkpoint="hub")).prepare()
+        metric(Setting()).prepare()

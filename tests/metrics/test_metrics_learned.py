@@ -17,13 +17,13 @@ from kontext_fast.metrics.clip_directional import ClipDirectional
 from kontext_fast.metrics.clip_text import ClipText
 from kontext_fast.metrics.dino import Dino
 from kontext_fast.metrics.lpips import Lpips
-from kontext_fast.pipeline.load import TINY_FOLDER
+from kontext_fast.pipeline.folder import TINY_FOLDER
 from tests.metrics.cases import FreeItem, noise
 
 needs_pair = pytest.mark.skipif(
     not (TINY_FOLDER / "clip" / "config.json").is_file(), reason="the CLIP pair of tiny is not bundled"
 )
-TINY = Setting(checkpoint="tiny")
+TINY = Setting(has_judge=True)
 
 
 def _case(item: Item, output: Image.Image) -> Case:
@@ -79,7 +79,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def test_dino_of_the_input_itself_is_one(weights: Path) -> None:
-    metric = Dino(Setting(checkpoint="folder", weights=weights))
+    metric = Dino(Setting(weights=weights))
     metric.prepare()
     item = FreeItem(image=noise(1))
     same, other = metric.scores([_case(item, noise(1)), _case(item, Image.new("RGB", (64, 48), "red"))])
@@ -92,22 +92,22 @@ def test_dino_of_the_input_itself_is_one(weights: Path) -> None:
 @pytest.mark.parametrize("metric", [ClipText, ClipDirectional, Dino])
 def test_without_weights_the_reason_says_how_to_get_them(metric: type[ClipText], tmp_path: Path) -> None:
     with pytest.raises(NotMeasured, match="hf download"):
-        metric(Setting(checkpoint="hub", weights=tmp_path)).prepare()
+        metric(Setting(weights=tmp_path)).prepare()
 
 
 def test_without_a_cached_download_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(NotMeasured, match=r"facebook/dinov2-small are not on this machine"):
-        Dino(Setting(checkpoint="hub")).prepare()
+        Dino(Setting()).prepare()
 
 
 def test_weights_that_are_something_else_are_a_reason_too(weights: Path) -> None:
     (weights / "dino" / "model.safetensors").unlink()
     with pytest.raises(NotMeasured, match="safetensors"):
-        Dino(replace(Setting(checkpoint="folder"), weights=weights, device="cpu")).prepare()
+        Dino(replace(Setting(), weights=weights, device="cpu")).prepare()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
 def test_lpips_without_torchvision_says_so() -> None:
     with pytest.raises(NotMeasured, match="pip install torchvision"):
-        Lpips(Setting(checkpoint="hub")).prepare()
+        Lpips(Setting()).prepare()

@@ -24,7 +24,7 @@ def test_only_what_lies_outside_the_mask_counts() -> None:
     inside = Case(FreeItem(image=source, mask=_half_mask(slice(0, 32))), output)
     outside = Case(FreeItem(image=source, mask=_half_mask(slice(32, 64))), output)
     everywhere = Case(FreeItem(image=source, mask=_half_mask(slice(0, 64))), output)
-    scores = MaskPreservation(Setting(checkpoint="folder")).scores([inside, outside, everywhere])
+    scores = MaskPreservation(Setting()).scores([inside, outside, everywhere])
     error = np.mean(np.asarray(source, float)[:, :32] ** 2)
     assert scores == [IDENTICAL_DB, pytest.approx(10 * np.log10(255**2 / error)), None]
 

@@ -24,7 +24,7 @@ from kontext_fast.records.schema import MetricFacts, Score
 from kontext_fast.records.store import ResultStore
 from tests.metrics.cases import FreeItem, noise
 
-TINY = Setting(checkpoint="tiny")
+TINY = Setting(has_judge=True)
 JUDGES = (JudgeDone, JudgeKept)
 
 
@@ -151,7 +151,7 @@ def test_an_output_without_what_a_metric_needs_gets_no_score(tmp_path: Path) -> 
         output(plain, "small", "small", tmp_path / "none.npy"),
         output(plain, "large", "small", latents),
     ]
-    of = Scorer(Setting(checkpoint="hub"), [kind, plain], [_Pixels, _Difference, _Latents])
+    of = Scorer(Setting(), [kind, plain], [_Pixels, _Difference, _Latents])
     scores = _scores(of, outputs)
     assert [(score.metric, score.item, score.image) for score in scores] == [
         ("pixels", "with a kind", "small"),
@@ -164,7 +164,7 @@ def test_an_output_without_what_a_metric_needs_gets_no_score(tmp_path: Path) -> 
 
 
 def test_a_need_that_no_item_meets_is_said() -> None:
-    of = Scorer(Setting(checkpoint="hub"), [FreeItem(image=noise(1))], [_Pixels, JudgeDone, _Difference])
+    of = Scorer(Setting(), [FreeItem(image=noise(1))], [_Pixels, JudgeDone, _Difference])
     assert of.facts == (
         MetricFacts(name="pixels", not_measured="Not measured: no item comes with a kind."),
         MetricFacts(name="judge_done", not_measured="Not measured: no item comes with a judge."),
@@ -173,7 +173,7 @@ def test_a_need_that_no_item_meets_is_said() -> None:
 
 
 def test_quality_of_random_weights_is_not_measured() -> None:
-    of = Scorer(Setting(checkpoint="random"), held_out(1), [JudgeDone, _Difference])
+    of = Scorer(Setting(random_weights=True), held_out(1), [JudgeDone, _Difference])
     assert of.facts[0].not_measured == "Not measured: the weights are random."
     assert of.facts[1].not_measured is None
 

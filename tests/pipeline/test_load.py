@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from kontext_fast.errors import CheckpointUnavailable, InvalidInput, Refused
 from kontext_fast.pipeline.edit import EditRequest, edit
-from kontext_fast.pipeline.folder import weight_files, weights_sha256
-from kontext_fast.pipeline.load import TINY_FOLDER, load
+from kontext_fast.pipeline.folder import TINY_FOLDER, weight_files, weights_sha256
+from kontext_fast.pipeline.load import load
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -11,7 +11,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import save_file
 
-from kontext_fast.pipeline.load import TINY_FOLDER, load
+from kontext_fast.pipeline.folder import TINY_FOLDER
+from kontext_fast.pipeline.load import load
 
 WIDTH = 3072
 """The converter of diffusers knows no other, so that one block of each kind is the smallest possible model."""

@@ -9,8 +9,9 @@ import torch
 
 from kontext_fast.errors import OutOfMemory, Refused
 from kontext_fast.pipeline.edit import EditRequest, edit
-from kontext_fast.pipeline.load import RANDOM_NEEDS_GIB, TINY_FOLDER, load
-from kontext_fast.pipeline.random_weights import Architecture, build_random
+from kontext_fast.pipeline.folder import TINY_FOLDER
+from kontext_fast.pipeline.load import load
+from kontext_fast.pipeline.random_weights import RANDOM_NEEDS_GIB, Architecture, build_random
 
 SMALL = Architecture(
     double_blocks=3,

@@ -132,7 +132,7 @@ def verification(
     }
     records += [record(control.value, "control", few, make) for control, make in controls.items()]
 
-    scorer = Scorer(Setting(checkpoint="tiny"), chosen)
+    scorer = Scorer(Setting(has_judge=True), chosen)
     by_name = {one.arm.name: one for one in records if one.arm}
     outputs = ArmOutputs(by_name, {item.id: item for item in chosen}, store, Journal(folder))
     scored = [

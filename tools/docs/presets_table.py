@@ -25,7 +25,6 @@ ON_YOUR_WEIGHTS = (
 )
 CHANGED = "not measured: its parameters have changed since"
 _STRENGTH = (Effect.EXACT, Effect.NUMERIC, Effect.LOSSY)
-_KINDS = ("random", "hub", "folder", "tiny")
 
 
 def presets_table(verified: ResultFile | None, benched: ResultFile | None) -> str:
@@ -92,13 +91,13 @@ def _is_current(preset: Preset, record: Record) -> bool:
 
 
 def _reference_group(found: Sequence[Group]) -> Group | None:
-    """Edits of the checkpoint that is most like a real one, at the most work, with the most presets."""
+    """Edits of the largest checkpoint, at the most work, with the most presets."""
 
     def rank(group: Group) -> tuple[int, int, int]:
         assert group.checkpoint is not None
         assert group.workload is not None
         work = (group.workload.image_tokens + group.workload.reference_tokens) * group.workload.steps
-        return -_KINDS.index(group.checkpoint.kind), len({run.record.preset for run in group.runs}), work
+        return group.checkpoint.transformer_parameters, len({run.record.preset for run in group.runs}), work
 
     edits = [one for one in found if one.workload and one.checkpoint and one.workload.mode == "edit"]
     return max((one for one in edits if one.runs_of(BASELINE)), key=rank, default=None)

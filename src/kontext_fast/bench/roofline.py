@@ -162,10 +162,11 @@ def _measure(checkpoint: str, preset: str, device: str | None, size: tuple[int, 
     from kontext_fast.optimizations.plan import resolve
     from kontext_fast.pipeline.device import choose_device
     from kontext_fast.pipeline.edit import EditRequest, edit
-    from kontext_fast.pipeline.load import RANDOM, load
+    from kontext_fast.pipeline.load import kind_of, load
 
     chosen = choose_device(device)
-    plan = resolve(find_preset(preset), Machine.detect(chosen), architecture_only=checkpoint == RANDOM)
+    random_weights = kind_of(checkpoint).random_weights
+    plan = resolve(find_preset(preset), Machine.detect(chosen), architecture_only=random_weights)
     pipe = load(checkpoint, device=chosen, in_host_memory=plan.in_host_memory).pipe
     quantized = any(getattr(one, "precision", None) == "fp8" for one in plan.optimizations)
     with plan.apply(pipe, chosen):

@@ -17,8 +17,9 @@ from kontext_fast.bench.process import WorkerResult, run_worker
 from kontext_fast.bench.protocol import Job, Progress, SuiteAborted
 from kontext_fast.bench.recorder import RunRecorder, now
 from kontext_fast.bench.schedule import Run, Schedule, not_measured_cells
-from kontext_fast.bench.suites import NATIVE, Suite, Tier, kind_of
+from kontext_fast.bench.suites import NATIVE, Suite, Tier
 from kontext_fast.errors import Cancelled, InvalidInput, Refused
+from kontext_fast.pipeline.load import kind_of
 from kontext_fast.pipeline.sizes import parse_size
 from kontext_fast.records.names import machine_identity
 from kontext_fast.records.schema import Record, ResultFile
@@ -86,7 +87,7 @@ def run_suite(
             cells=run.tier.cells,
             device=device,
             # Random weights produce noise, which takes much space and is of no use.
-            keep_images=run.round == 0 and kind_of(checkpoint) != "random",
+            keep_images=run.round == 0 and not kind_of(checkpoint).random_weights,
             folder=str(out.absolute()),
         )
         created_at = now()

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from kontext_fast.errors import InvalidInput
+from kontext_fast.pipeline.load import sources
 from kontext_fast.pipeline.sizes import MULTIPLE, parse_size
 from kontext_fast.records.schema import Cell, CompileCache, Mode
 from kontext_fast.toml_lines import line_of
@@ -106,9 +107,6 @@ def tiers(own: tuple[Cell, ...], rounds: int, sweeps: Sequence[Sweep]) -> tuple[
     return tuple(result)
 
 
-CheckpointKind = Literal["tiny", "random", "folder", "hub"]
-
-
 class Suite(BaseModel):
     """What is run on one checkpoint: its own cells, the product of its axes, and then its sweeps."""
 
@@ -194,13 +192,13 @@ class SuiteFile:
             content = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise InvalidInput(f"{source} is not valid TOML: {error}.") from None
-        kinds = get_args(CheckpointKind)
-        self._sections = {kind: content.pop(kind) for kind in kinds if kind in content}
+        kinds = {source.kind for source in sources()}
+        self._sections = {kind: content.pop(kind) for kind in sorted(kinds & content.keys())}
         self._common = content
         for kind in (None, *self._sections):
             self._resolve(kind)
 
-    def resolve(self, kind: CheckpointKind) -> Suite:
+    def resolve(self, kind: str) -> Suite:
         """The suite for one kind of checkpoint."""
         return self._resolve(kind if kind in self._sections else None)
 
@@ -244,13 +242,6 @@ def bundled_suites() -> list[str]:
     """Names of the suites that ship with the package."""
     folder = resources.files("kontext_fast.bench") / "suites"
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
-
-
-def kind_of(checkpoint: str) -> CheckpointKind:
-    """Which section of a suite applies to `checkpoint`, as a user names it."""
-    if checkpoint in ("tiny", "random"):
-        return "tiny" if checkpoint == "tiny" else "random"
-    return "folder" if Path(checkpoint).expanduser().exists() else "hub"
 
 
 def _indexed(location: tuple[str | int, ...]) -> str:

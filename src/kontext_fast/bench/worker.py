@@ -143,11 +143,11 @@ def _plan(job: Job, device: Any, send: Send) -> Plan | None:
     from kontext_fast.bench.peers import find_preset
     from kontext_fast.optimizations.machine import Machine
     from kontext_fast.optimizations.plan import resolve
-    from kontext_fast.pipeline.load import RANDOM
+    from kontext_fast.pipeline.load import kind_of
 
-    machine, architecture_only = Machine.detect(device), job.checkpoint == RANDOM
+    random_weights = kind_of(job.checkpoint).random_weights
     try:
-        plan = resolve(find_preset(job.preset), machine, architecture_only=architecture_only)
+        plan = resolve(find_preset(job.preset), Machine.detect(device), architecture_only=random_weights)
     except Refused as error:
         send(Ended(status="refused", reason=str(error)))
         return None

@@ -87,8 +87,9 @@ def command(
     """Measure presets against each other; write records that `kontext report` reads."""
     from kontext_fast.bench.peers import discover_peers
     from kontext_fast.bench.runner import run_suite
-    from kontext_fast.bench.suites import kind_of, read_suite
+    from kontext_fast.bench.suites import read_suite
     from kontext_fast.metrics.scorer import judge_benchmark
+    from kontext_fast.pipeline.load import find_source
     from kontext_fast.records.schema import BASELINE
     from kontext_fast.records.store import ResultStore
 
@@ -101,7 +102,7 @@ def command(
     if checkpoint is None:
         checkpoint, reason = _default_checkpoint(device)
         say(f"The checkpoint is {checkpoint}, since {reason}.")
-    named = suite_file.resolve(kind_of(checkpoint))
+    named = suite_file.resolve(find_source(checkpoint).kind)
     chosen = named.override(
         **{"ablate" if named.ablate else "presets": _split(presets)},
         sizes=_split(sizes),
@@ -144,7 +145,7 @@ def command(
             budget_s=None if budget is None else 60 * budget,
             on_progress=Display(bar).show,
         )
-        if any(record.checkpoint and record.checkpoint.kind == "tiny" for record in result.records):
+        if any(record.checkpoint and record.checkpoint.has_judge for record in result.records):
             bar.begin("judging the outputs")
             store = ResultStore(folder)
             judge_benchmark(store)
@@ -155,8 +156,10 @@ def command(
 
 def _default_checkpoint(device: str | None) -> tuple[str, str]:
     """Asked in a process of its own: torch must not take memory and threads beside the runs that are measured."""
+    from kontext_fast.pipeline.load import default_checkpoint
+
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(options.default_checkpoint, device).result()
+        return pool.submit(default_checkpoint, device).result()
 
 
 def _command_line(*, peers: bool, no_control: bool, **choices: str | int | None) -> str:

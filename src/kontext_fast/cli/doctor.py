@@ -8,8 +8,9 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from kontext_fast.cli.options import REAL_CHECKPOINT, Json
+from kontext_fast.cli.options import Json
 from kontext_fast.errors import KontextError, Refused
+from kontext_fast.pipeline.hub import KONTEXT_DEV
 from kontext_fast.version import __version__
 
 if TYPE_CHECKING:
@@ -51,15 +52,14 @@ def _version(package: str) -> str | None:
 
 def _checkpoints(machine: Machine) -> dict[str, str | None]:
     """Why each checkpoint cannot be loaded, or None where it is ready."""
-    return {"tiny": _why_not_tiny(), "random": _why_not_random(), REAL_CHECKPOINT: _why_not_hub(machine)}
+    return {"tiny": _why_not_tiny(), "random": _why_not_random(), KONTEXT_DEV: _why_not_hub(machine)}
 
 
 def _why_not_tiny() -> str | None:
-    from kontext_fast.pipeline.folder import check_folder
-    from kontext_fast.pipeline.load import TINY, TINY_FOLDER
+    from kontext_fast.pipeline.folder import TINY_FOLDER, check_folder
 
     try:
-        check_folder(TINY_FOLDER, TINY)
+        check_folder(TINY_FOLDER, "tiny")
     except KontextError as error:
         return f"{error} Reinstall kontext-fast, since tiny comes with it."
     return None
@@ -67,7 +67,7 @@ def _why_not_tiny() -> str | None:
 
 def _why_not_random() -> str | None:
     from kontext_fast.pipeline.device import choose_device
-    from kontext_fast.pipeline.load import check_room_for_random
+    from kontext_fast.pipeline.random_weights import check_room_for_random
 
     try:
         check_room_for_random(choose_device(None))
@@ -80,16 +80,16 @@ def _why_not_hub(machine: Machine) -> str | None:
     from huggingface_hub import get_token
 
     from kontext_fast.pipeline.hub import is_cached
-    from kontext_fast.pipeline.load import RANDOM_NEEDS_GIB
+    from kontext_fast.pipeline.random_weights import RANDOM_NEEDS_GIB
 
     if machine.memory_bytes < RANDOM_NEEDS_GIB * _GIB:
         memory_gib = machine.memory_bytes / _GIB
         return f"It needs about {RANDOM_NEEDS_GIB} GiB of memory and this device has {memory_gib:.1f}; use tiny here."
     # The Hub is not asked: a doctor without a network must not hang.
-    if is_cached(REAL_CHECKPOINT):
+    if is_cached(KONTEXT_DEV):
         return None
     if get_token() is None:
-        return f"It is gated; accept its licence at https://huggingface.co/{REAL_CHECKPOINT} and set HF_TOKEN."
+        return f"It is gated; accept its licence at https://huggingface.co/{KONTEXT_DEV} and set HF_TOKEN."
     return None
 
 

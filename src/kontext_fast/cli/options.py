@@ -8,14 +8,13 @@ from typing import Annotated
 import typer
 
 from kontext_fast.errors import InvalidInput
-
-REAL_CHECKPOINT = "black-forest-labs/FLUX.1-Kontext-dev"
+from kontext_fast.pipeline.hub import KONTEXT_DEV
 
 Checkpoint = Annotated[
     str | None,
     typer.Option(
         help="tiny, random, a diffusers folder, a transformer file inside one, or a Hub id. "
-        f"[default: {REAL_CHECKPOINT} with a GPU and HF_TOKEN, else tiny]",
+        f"[default: {KONTEXT_DEV} with a GPU and HF_TOKEN, else tiny]",
         show_default=False,
     ),
 ]
@@ -52,17 +51,3 @@ def parse_lora(text: str) -> tuple[str, float]:
     if not path or not math.isfinite(value):
         raise InvalidInput(f"{text!r} is not PATH[:STRENGTH]; write for example style.safetensors:0.8.")
     return path, value
-
-
-def default_checkpoint(device: str | None) -> tuple[str, str]:
-    """The checkpoint where none is named, and why it is that one. Imports torch."""
-    import torch
-    from huggingface_hub import get_token
-
-    if device == "cpu":
-        return "tiny", "the device is the CPU"
-    if not torch.cuda.is_available():
-        return "tiny", "there is no GPU"
-    if get_token() is None:
-        return "tiny", "HF_TOKEN is not set"
-    return REAL_CHECKPOINT, "there is a GPU and HF_TOKEN is set"

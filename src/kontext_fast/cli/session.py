@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kontext_fast.cli.options import default_checkpoint, parse_lora
+from kontext_fast.cli.options import parse_lora
 from kontext_fast.cli.progress import Bar, progress_bar
 from kontext_fast.pipeline.request import EditRequest
 
 if TYPE_CHECKING:
-    from kontext_fast.pipeline.load import LoadedCheckpoint
+    from kontext_fast.pipeline.source import LoadedCheckpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +81,12 @@ def open_session(setup: Setup) -> Iterator[Session]:
     from kontext_fast.optimizations.machine import Machine
     from kontext_fast.optimizations.plan import resolve
     from kontext_fast.pipeline.device import choose_device
-    from kontext_fast.pipeline.load import RANDOM, load
+    from kontext_fast.pipeline.load import default_checkpoint, kind_of, load
     from kontext_fast.pipeline.lora import load_lora
 
     device = choose_device(setup.device)
     checkpoint = setup.checkpoint or default_checkpoint(setup.device)[0]
-    plan = resolve(setup.preset, Machine.detect(device), architecture_only=checkpoint == RANDOM)
+    plan = resolve(setup.preset, Machine.detect(device), architecture_only=kind_of(checkpoint).random_weights)
     with progress_bar() as bar, ExitStack() as stack:
         bar.begin(f"loading {checkpoint}")
         begin = time.perf_counter()
@@ -99,6 +99,8 @@ def open_session(setup: Setup) -> Iterator[Session]:
 
 def report(images: list[dict[str, Any]], session: Session, setup: Setup, *, as_json: bool, **more: Any) -> None:
     """Say what was made: JSON on stdout, or the paths on stdout and the choices behind them on stderr."""
+    from kontext_fast.pipeline.load import default_checkpoint
+
     if as_json:
         print(json.dumps({"images": images, **session.facts(), **more}))
         return

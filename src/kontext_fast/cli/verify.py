@@ -71,6 +71,7 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Say whether presets change the images: a verdict with margins, controls and a page of pictures."""
+    from kontext_fast.pipeline.load import default_checkpoint
     from kontext_fast.report.output.quality_page import write_quality_page
     from kontext_fast.verify.analysis import analyze
     from kontext_fast.verify.frontier import frontier as frontier_of
@@ -83,7 +84,7 @@ def command(
     folder = out if resume and out is not None else free_folder(out, "verify")
     chosen = checkpoint
     if chosen is None:
-        chosen, reason = options.default_checkpoint(device)
+        chosen, reason = default_checkpoint(device)
         say(f"The checkpoint is {chosen}, since {reason}.")
     request = Request(
         presets=_presets(preset, every_preset() if frontier else ("classic",)),

@@ -80,8 +80,10 @@ class Case:
 class Setting:
     """Where metrics find weights, and which checkpoint made the outputs."""
 
-    checkpoint: str
-    """Kind of checkpoint: `tiny`, `random`, `folder` or `hub`."""
+    random_weights: bool = False
+    """The checkpoint's images are noise."""
+    has_judge: bool = False
+    """The checkpoint has learned the shapes world."""
     weights: Path | None = None
     """A folder with a subfolder `clip`, `dino` or `lpips`; None for what the Hub's cache holds."""
     device: str = "cpu"

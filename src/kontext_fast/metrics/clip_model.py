@@ -70,9 +70,9 @@ class Clip:
 @lru_cache(maxsize=1)
 def load_clip(setting: Setting) -> Clip:
     """The pair for a setting, loaded once. Raises NotMeasured."""
-    from kontext_fast.pipeline.load import TINY_FOLDER
+    from kontext_fast.pipeline.folder import TINY_FOLDER
 
-    if setting.weights is None and setting.checkpoint == "tiny":
+    if setting.weights is None and setting.has_judge:
         folder = TINY_FOLDER / "clip"
         if not (folder / "config.json").is_file():
             raise NotMeasured("this installation has no CLIP pair of tiny; reinstall kontext-fast")

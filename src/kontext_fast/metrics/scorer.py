@@ -75,7 +75,7 @@ class Scorer:
     def _prepare(self, metric: Metric, items: Collection[Item]) -> MetricFacts:
         """Keep the metric if it works here."""
         try:
-            if metric.role is Role.QUALITY and metric.setting.checkpoint == "random":
+            if metric.role is Role.QUALITY and metric.setting.random_weights:
                 raise NotMeasured("the weights are random")
             for need in metric.needs:
                 if need.of_item and not any(need.met(Case(item, item.image)) for item in items):
@@ -128,15 +128,16 @@ class Scorer:
 
 
 def judge_benchmark(store: ResultStore) -> None:
-    """Append to the records of a benchmark what the judge of the shapes world says of the outputs of `tiny`.
+    """Append to the records of a benchmark what the judge of the shapes world says of outputs whose
+    checkpoint has learned that world.
 
     Raises InvalidInput where a stored image or an item is missing.
     """
     result = store.load()
     items = {item.id: item for item in held_out(len(result.items), result.seed)}
     judges = [metric for metric in discover().values() if issubclass(metric, ShapesJudge)]
-    scorer = Scorer(Setting(checkpoint="tiny"), items.values(), judges)
-    judged = [record for record in result.records if record.checkpoint and record.checkpoint.kind == "tiny"]
+    scorer = Scorer(Setting(has_judge=True), items.values(), judges)
+    judged = [record for record in result.records if record.checkpoint and record.checkpoint.has_judge]
     outputs = {record.run_id: list(_measured_outputs(record, items, store)) for record in judged}
     for run_id, scores in scorer.score({run_id: group for run_id, group in outputs.items() if group}):
         store.add_scores(run_id, scores)

@@ -22,7 +22,7 @@ class ShapesJudge(Metric):
     parallel: ClassVar[bool] = True
 
     def prepare(self) -> None:
-        if self.setting.checkpoint != "tiny":
+        if not self.setting.has_judge:
             raise NotMeasured("only tiny has learned the shapes world")
 
     def notes(self, cases: Sequence[Case]) -> list[str | None]:

@@ -1,21 +1,25 @@
-"""A FLUX.1-Kontext pipeline from a diffusers folder, with its own transformer or with one from a single file."""
+"""A FLUX.1-Kontext pipeline from a diffusers folder: the user's, or `tiny`, which comes with the package."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import CheckpointUnavailable
-from kontext_fast.pipeline.device import is_out_of_host_memory
+from kontext_fast.pipeline.device import choose_dtype, is_out_of_host_memory, memory_errors
+from kontext_fast.pipeline.source import CheckpointSource, LoadedCheckpoint, Target, loaded_checkpoint
 
 if TYPE_CHECKING:
     import torch
 
+
+TINY_FOLDER = Path(__file__).parent / "checkpoints" / "tiny"
 
 PIPELINE = "FluxKontextPipeline"
 
@@ -66,41 +70,59 @@ def weights_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for model in MODELS for file in weight_files(folder / model))
 
 
-def load_folder(folder: Path, name: str, dtype: torch.dtype, *, transformer_file: Path | None = None) -> Any:
-    """The `FluxKontextPipeline` of a checked `folder`, on the CPU. Raises CheckpointUnavailable."""
+@dataclass(frozen=True)
+class TransformerFile:
+    """A transformer that comes from a file and not from the folder of the rest."""
+
+    path: Path
+    load: Callable[[Path, Path, torch.dtype], Any]
+    """From the file, the folder and a precision to a transformer on the CPU."""
+
+
+def load_folder(
+    folder: Path, target: Target, *, kind: str, name: str, shown: str, transformer: TransformerFile | None = None
+) -> LoadedCheckpoint:
+    """Load a checked `folder`, with its own transformer or with another one.
+
+    Records call it `name`, and messages `shown`, which may be a path. Raises CheckpointUnavailable or OutOfMemory.
+    """
     from diffusers import FluxKontextPipeline
 
-    with _loading_errors(name), _no_progress_bars():
-        if transformer_file is None:
-            return FluxKontextPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
-        transformer = _load_transformer(transformer_file, folder, dtype)
-        return FluxKontextPipeline.from_pretrained(
-            folder, transformer=transformer, dtype=dtype, use_safetensors=True, local_files_only=True
-        )
-
-
-def _load_transformer(file: Path, folder: Path, dtype: torch.dtype) -> Any:
-    """A transformer from one file with the keys of diffusers or of the original release; its shape is `folder`'s."""
-    import torch
-    from diffusers import FluxTransformer2DModel
-    from safetensors import safe_open
-    from safetensors.torch import load_file
-
-    with safe_open(file, framework="pt") as tensors:
-        keys = set(tensors.keys())
-        if any(tensors.get_slice(key).get_dtype().startswith("F8") for key in keys):
-            raise CheckpointUnavailable(
-                f"{file.name} holds float8 weights, whose scales have no common meaning; give a bfloat16 file."
+    dtype = choose_dtype(target.dtype, target.device, weights_bytes(folder))
+    with memory_errors(f"loading {shown}"):
+        with _loading_errors(shown), _no_progress_bars():
+            parts = {} if transformer is None else {"transformer": transformer.load(transformer.path, folder, dtype)}
+            pipe = FluxKontextPipeline.from_pretrained(
+                folder, **parts, dtype=dtype, use_safetensors=True, local_files_only=True
             )
-    if "transformer_blocks.0.attn.to_q.weight" not in keys:
-        return FluxTransformer2DModel.from_single_file(
-            str(file), config=str(folder), subfolder="transformer", dtype=dtype, local_files_only=True
-        )
-    with torch.device("meta"):
-        transformer = FluxTransformer2DModel.from_config(FluxTransformer2DModel.load_config(folder / "transformer"))
-    weights = {key: tensor.to(dtype) for key, tensor in load_file(file).items()}
-    transformer.load_state_dict(weights, assign=True)
-    return transformer.eval()
+        if not target.in_host_memory:
+            pipe.to(target.device)
+    files = weight_files(folder / "transformer") if transformer is None else [transformer.path]
+    return loaded_checkpoint(pipe, name=name, kind=kind, weights_sha256=weights_sha256(files), dtype=dtype)
+
+
+def _load_tiny(_: str, target: Target) -> LoadedCheckpoint:
+    check_folder(TINY_FOLDER, "tiny")
+    return load_folder(TINY_FOLDER, target, kind="tiny", name="tiny", shown="tiny")
+
+
+TINY = CheckpointSource(name="tiny", kind="tiny", precedence=0, matches=lambda word: word == "tiny", load=_load_tiny)
+
+
+def _is_folder(checkpoint: str) -> bool:
+    # The empty word would be the current folder.
+    return bool(checkpoint) and Path(checkpoint).expanduser().is_dir()
+
+
+def _load_folder(checkpoint: str, target: Target) -> LoadedCheckpoint:
+    folder = Path(checkpoint).expanduser()
+    check_folder(folder, checkpoint)
+    return load_folder(folder, target, kind="folder", name=folder.resolve().name, shown=checkpoint)
+
+
+FOLDER = CheckpointSource(
+    name="a diffusers folder", kind="folder", precedence=10, matches=_is_folder, load=_load_folder
+)
 
 
 @contextmanager

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from kontext_fast.errors import CheckpointUnavailable
-from kontext_fast.pipeline.folder import INDEX, check_folder
+from kontext_fast.pipeline.folder import INDEX, check_folder, load_folder
+from kontext_fast.pipeline.source import CheckpointSource, LoadedCheckpoint, Target
+
+KONTEXT_DEV = "black-forest-labs/FLUX.1-Kontext-dev"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -23,6 +26,13 @@ _REACH_S = 10.0
 def is_hub_id(checkpoint: str) -> bool:
     """Whether it reads like "organization/name"."""
     return _HUB_ID.fullmatch(checkpoint) is not None
+
+
+def _load(checkpoint: str, target: Target) -> LoadedCheckpoint:
+    return load_folder(download(checkpoint), target, kind="hub", name=checkpoint, shown=checkpoint)
+
+
+HUB = CheckpointSource(name=f"a Hub id such as {KONTEXT_DEV}", kind="hub", precedence=30, matches=is_hub_id, load=_load)
 
 
 def is_cached(hub_id: str) -> bool:

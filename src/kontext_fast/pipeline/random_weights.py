@@ -1,4 +1,4 @@
-"""The shape of a FLUX.1-Kontext checkpoint as data; the defaults are FLUX.1-Kontext-dev."""
+"""`random`: the architecture of FLUX.1-Kontext-dev with random weights, for speed, memory and numerical error."""
 
 from __future__ import annotations
 
@@ -6,13 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kontext_fast.errors import OutOfMemory, Refused
+from kontext_fast.pipeline.device import choose_dtype, memory_errors
+from kontext_fast.pipeline.folder import TINY_FOLDER
+from kontext_fast.pipeline.source import CheckpointSource, LoadedCheckpoint, Target, loaded_checkpoint
+
 if TYPE_CHECKING:
     import torch
+
+RANDOM_NEEDS_GIB = 34
+"""31.4 GiB of bfloat16 weights, and what one edit at 1024x1024 needs beside them."""
+
+_GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Every dimension that decides what one step costs. Smaller ones build the same network in small, for tests."""
+    """Every dimension that decides what one step costs; the defaults are FLUX.1-Kontext-dev.
+
+    Smaller ones build the same network in small, for tests.
+    """
 
     double_blocks: int = 19
     single_blocks: int = 38
@@ -206,3 +219,44 @@ def _shrink_t5_queries(model: torch.nn.Module) -> None:
         if isinstance(module, T5Attention):
             with torch.no_grad():
                 module.q.weight.mul_(module.key_value_proj_dim**-0.5)
+
+
+def check_room_for_random(device: torch.device, *, in_host_memory: bool = False) -> None:
+    """Raise Refused or OutOfMemory where `device`, or the host, cannot hold the checkpoint `random`."""
+    import torch
+
+    if device.type != "cuda":
+        raise Refused(
+            f"The checkpoint random needs a CUDA GPU with about {RANDOM_NEEDS_GIB} GiB of free memory; use tiny here."
+        )
+    if in_host_memory:
+        import psutil
+
+        free_bytes, where = psutil.virtual_memory().available, "the host"
+    else:
+        free_bytes, where = torch.cuda.mem_get_info(device)[0], str(device)
+    if free_bytes < RANDOM_NEEDS_GIB * _GIB:
+        raise OutOfMemory(
+            f"The checkpoint random needs about {RANDOM_NEEDS_GIB} GiB of free memory and {where} has "
+            f"{free_bytes / _GIB:.1f}; free what other programs hold, or use tiny."
+        )
+
+
+def _load(_: str, target: Target) -> LoadedCheckpoint:
+    import torch
+
+    check_room_for_random(target.device, in_host_memory=target.in_host_memory)
+    dtype = choose_dtype(target.dtype or torch.bfloat16, target.device, 0)
+    with memory_errors("building random"):
+        pipe = build_random(
+            Architecture(),
+            tokenizers=TINY_FOLDER,
+            device=target.device,
+            dtype=dtype,
+            seed=target.seed,
+            kept_on=torch.device("cpu") if target.in_host_memory else None,
+        )
+    return loaded_checkpoint(pipe, name="random", kind="random", weights_sha256=None, dtype=dtype)
+
+
+RANDOM = CheckpointSource(name="random", kind="random", precedence=1, matches=lambda word: word == "random", load=_load)

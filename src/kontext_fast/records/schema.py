@@ -10,6 +10,8 @@ Schema history:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -48,14 +50,59 @@ class AppliedOptimization(Stored):
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckpointKind:
+    """What a kind of checkpoint means for whoever measures, judges or reports it; by default, trained weights."""
+
+    random_weights: bool = False
+    """Speed and memory are real, but images are noise: neither quality nor a decision by data means anything."""
+    has_judge: bool = False
+    """It has learned the shapes world, of which a judge and a CLIP pair know every right answer."""
+    caution: str | None = None
+    """What its results cannot tell, as a sentence for people."""
+
+
+SPECIAL_KINDS: Final[Mapping[str, CheckpointKind]] = {
+    "tiny": CheckpointKind(
+        has_judge=True,
+        caution="The checkpoint tiny is a small model that has learned to edit a synthetic world of shapes. It says "
+        "nothing about how good real Kontext images look.",
+    ),
+    "random": CheckpointKind(
+        random_weights=True,
+        caution="The checkpoint random has the full architecture with random weights: speed and memory are real, "
+        "image quality is not measured.",
+    ),
+}
+"""Kinds of checkpoint that are not simply trained weights from somewhere."""
+
+
+def kind_facts(kind: str) -> CheckpointKind:
+    """What the kind that records call `kind` means."""
+    return SPECIAL_KINDS.get(kind, CheckpointKind())
+
+
 class Checkpoint(Stored):
     name: str
     """`tiny`, `random`, a folder's name or a Hub id; never a path of the user's machine."""
-    kind: Literal["tiny", "random", "folder", "hub"]
+    kind: str
+    """How it was found: `tiny`, `random`, `folder` (a single file in one included) or `hub`."""
     weights_sha256: str | None
     """Of the transformer's weight files; None for `random`, whose weights come from a seed."""
     dtype: str
     transformer_parameters: int
+
+    @property
+    def random_weights(self) -> bool:
+        return kind_facts(self.kind).random_weights
+
+    @property
+    def has_judge(self) -> bool:
+        return kind_facts(self.kind).has_judge
+
+    @property
+    def caution(self) -> str | None:
+        return kind_facts(self.kind).caution
 
 
 class StoredItem(Stored):

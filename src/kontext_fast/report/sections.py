@@ -17,7 +17,7 @@ from kontext_fast.records.schema import ResultFile, Workload
 from kontext_fast.report.costs import preset_cost
 from kontext_fast.report.environment import Fact
 from kontext_fast.report.gallery import Gallery, gallery
-from kontext_fast.report.text.phrases import checkpoint_caution, checks, fastest, not_measured, speed_finding
+from kontext_fast.report.text.phrases import checks, fastest, not_measured, speed_finding
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _section(result: ResultFile, group: Group, limit: float | None, cost: GroupC
         group=group,
         facts=_facts(group),
         finding=speed_finding(rows, limit),
-        caution=checkpoint_caution(group.checkpoint),
+        caution=group.checkpoint.caution if group.checkpoint else None,
         checks=checks(group, limit),
         rows=rows,
         best=fastest(rows, limit),

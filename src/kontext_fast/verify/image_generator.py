@@ -19,8 +19,9 @@ from kontext_fast.errors import Cancelled, InvalidInput, KontextError, OutOfMemo
 from kontext_fast.optimizations.acceleration import Acceleration
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import resolve
-from kontext_fast.pipeline.load import LoadedCheckpoint, load
+from kontext_fast.pipeline.load import load
 from kontext_fast.pipeline.request import EditRequest
+from kontext_fast.pipeline.source import LoadedCheckpoint
 from kontext_fast.records.schema import Output
 from kontext_fast.verify.arms import CONTROL_CALLS, Plan
 from kontext_fast.verify.batching import calls_of
@@ -218,7 +219,7 @@ class ArmRunner:
             use_other_precision(pipe)
         if self._applied is None:
             machine = Machine.detect(self._device)
-            resolved = resolve(plan.preset, machine, architecture_only=self.facts.kind == "random")
+            resolved = resolve(plan.preset, machine, architecture_only=self.facts.random_weights)
             acceleration = resolved.apply(pipe)
             if self._loaded is not None:
                 self._applied = plan.preset, acceleration

@@ -10,7 +10,7 @@ from kontext_fast.datasets.base import Dataset
 from kontext_fast.datasets.shapes import held_out_dataset
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.presets import PRESETS, Preset
-from kontext_fast.pipeline.load import RANDOM, TINY
+from kontext_fast.pipeline.load import kind_of
 from kontext_fast.pipeline.request import EditRequest
 from kontext_fast.records.schema import BASELINE
 from kontext_fast.verify.controls import CONTROL_ITEMS
@@ -22,7 +22,7 @@ class Request:
     """What to verify. Raises InvalidInput on creation."""
 
     presets: tuple[str | Preset, ...]
-    checkpoint: str = TINY
+    checkpoint: str = "tiny"
     items: int = 100
     """At most; a data set may have fewer."""
     seeds: int = 2
@@ -66,7 +66,8 @@ def dataset_of(request: Request) -> Dataset:
     """The items that `request` names. Raises InvalidInput where there are none."""
     if request.dataset is not None:
         return read_dataset(request.dataset)
-    if request.checkpoint not in (TINY, RANDOM):
+    kind = kind_of(request.checkpoint)
+    if not (kind.has_judge or kind.random_weights):
         raise InvalidInput(
             f"Give images and instructions for {request.checkpoint} with --dataset: a folder, a JSONL file or a copy "
             "of KontextBench."

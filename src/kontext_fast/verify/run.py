@@ -20,7 +20,7 @@ from kontext_fast.optimizations.plan import Plan as AppliedPlan
 from kontext_fast.optimizations.plan import resolve
 from kontext_fast.optimizations.presets import Preset
 from kontext_fast.pipeline.device import choose_device
-from kontext_fast.pipeline.load import RANDOM
+from kontext_fast.pipeline.load import kind_of
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import (
     BASELINE,
@@ -244,7 +244,13 @@ class _Session:
     def score(self) -> None:
         """Score every arm that has no scores yet."""
         self._studio.release()
-        setting = Setting(checkpoint=self._studio.facts.kind, weights=self._request.weights, device=str(self._device))
+        facts = self._studio.facts
+        setting = Setting(
+            random_weights=facts.random_weights,
+            has_judge=facts.has_judge,
+            weights=self._request.weights,
+            device=str(self._device),
+        )
         scorer = Scorer(setting, self._items)
         self._verification = self._verification.model_copy(update={"metrics": scorer.facts})
         waiting = [name for name, record in self._records.items() if record.outputs and not record.scores]
@@ -310,6 +316,7 @@ def _resolved(preset: str | Preset, device: Any, request: Request) -> tuple[str,
     """The preset's name with its plan, or why this machine refuses it. Raises InvalidInput for an impossible one."""
     name = preset if isinstance(preset, str) else preset.name
     try:
-        return name, resolve(preset, Machine.detect(device), architecture_only=request.checkpoint == RANDOM)
+        random_weights = kind_of(request.checkpoint).random_weights
+        return name, resolve(preset, Machine.detect(device), architecture_only=random_weights)
     except Refused as error:
         return name, str(error)

@@ -54,7 +54,7 @@ def _is_like_the_known_one(group: Group) -> bool:
     return (
         any(card in (group.machine or "") for card in CARDS)
         and group.checkpoint is not None
-        and group.checkpoint.kind == "random"
+        and group.checkpoint.random_weights
         and group.compile_cache == "user"
         and workload is not None
         and (workload.mode, workload.width, workload.height, workload.steps, workload.batch)

@@ -95,7 +95,7 @@ def _against(shown: HeadlineComparison) -> str:
     slow, fast = shown.baseline.row, shown.other.row
     if fast.accepted is None:
         checkpoint = shown.group.checkpoint
-        random = checkpoint is not None and checkpoint.kind == "random"
+        random = checkpoint is not None and checkpoint.random_weights
         return "the weights are random:\nno image to judge" if random else "no judge has seen these images"
     of = f"by the judge, {fmt.count(fast.accepted.n, 'item')}"
     return f"{of}\nbaseline {fmt.percent(slow.accepted.value)}" if slow.accepted else of

@@ -133,7 +133,7 @@ def _quality(
     if verified is not None:
         return Takeaway("Quality", verified.name, f"{verified.where}: {verified.reason}", "quality", ())
     if best.accepted is None:
-        random = lead.group.checkpoint is not None and lead.group.checkpoint.kind == "random"
+        random = lead.group.checkpoint is not None and lead.group.checkpoint.random_weights
         why = "the weights are random, so there is no image to judge" if random else "no judge has seen these images"
         return Takeaway("Quality", fmt.NOT_MEASURED, why, "quality", run_ids)
     detail = f"of {fmt.count(best.accepted.n, 'item')}, by the judge"

@@ -25,7 +25,6 @@ from kontext_fast.report.charts import quality_frontier, quality_paired_differen
 from kontext_fast.report.output.page import MOST_PIXELS, chart_uri, data_uri
 from kontext_fast.report.text import frontier as frontier_words
 from kontext_fast.report.text import quality as words
-from kontext_fast.report.text.phrases import checkpoint_caution
 from kontext_fast.report.text.quality import change, title
 from kontext_fast.verify.analysis import PresetVerdict, VerificationAnalysis, analyze
 from kontext_fast.verify.comparisons import ByItem
@@ -250,7 +249,7 @@ def render(result: ResultFile, found: VerificationAnalysis, store: ResultStore, 
         frontier=frontier(result, found),
         frontier_charts=[chart for chart in charts if chart.title == quality_frontier.TITLE],
         facts=_facts(result, found),
-        caution=next((checkpoint_caution(record.checkpoint) for record in result.records if record.checkpoint), None),
+        caution=next((record.checkpoint.caution for record in result.records if record.checkpoint), None),
         controls=controls,
         sightings=_by_metric(found.sightings),
         failed=[record for record in result.records if record.status != "ok"],

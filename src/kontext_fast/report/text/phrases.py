@@ -16,7 +16,7 @@ from kontext_fast.analysis.groups import Group, Plan, Run
 from kontext_fast.analysis.names import cell_name
 from kontext_fast.analysis.rows import Row, headline, process_values
 from kontext_fast.records.names import is_peer
-from kontext_fast.records.schema import BASELINE, CONTROL, Checkpoint, Sample
+from kontext_fast.records.schema import BASELINE, CONTROL, Sample
 from kontext_fast.stats.claims import speed_verdict
 from kontext_fast.stats.series import drift, outliers, percentile
 
@@ -135,15 +135,6 @@ def _joined_names(names: Iterable[str]) -> str:
     return " and ".join(dict.fromkeys(names))
 
 
-TINY = (
-    "The checkpoint tiny is a small model that has learned to edit a synthetic world of shapes. It says nothing about "
-    "how good real Kontext images look."
-)
-RANDOM = (
-    "The checkpoint random has the full architecture with random weights: speed and memory are real, "
-    "image quality is not measured."
-)
-
 _MOST_NAMES = 3
 
 
@@ -231,7 +222,7 @@ def not_measured(group: Group, rows: Sequence[Row], unpriced: str | None) -> tup
         missing.append("the spread between processes: each preset ran in one process, so there are no intervals")
     if measured and all(row.factor is None for row in measured):
         missing.append("factors against baseline")
-    if _is_random(group.checkpoint):
+    if group.checkpoint is not None and group.checkpoint.random_weights:
         missing.append("image quality: the weights are random")
     else:
         unjudged = [row.preset for row in measured if row.accepted is None]
@@ -253,14 +244,3 @@ def _cells_of(group: Group, row: Row) -> str:
         return ""
     cells = dict.fromkeys(cell for record in group.failures_of(row.preset) for cell in record.cells)
     return f" ({'; '.join(map(cell_name, cells))})" if cells else ""
-
-
-def checkpoint_caution(checkpoint: Checkpoint | None) -> str | None:
-    """What a checkpoint cannot tell, as a sentence."""
-    if checkpoint is None:
-        return None
-    return {"tiny": TINY, "random": RANDOM}.get(checkpoint.kind)
-
-
-def _is_random(checkpoint: Checkpoint | None) -> bool:
-    return checkpoint is not None and checkpoint.kind == "random"
