@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -93,9 +94,12 @@ def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
 
 
 def _silence_libraries() -> None:
-    """Their remarks on missing extras would bury our one sentence; what the user set himself stays."""
+    """Their remarks on missing extras would bury our one sentence; what the user has set stays."""
     for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(variable, "error")
+    # diffusers imports torchao where it is installed, which then reports every kernel that it cannot load.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
