@@ -23,7 +23,7 @@ class ShapesJudge(Metric):
 
     def prepare(self) -> None:
         if not self.setting.has_judge:
-            raise NotMeasured("only tiny has learned the shapes world")
+            raise NotMeasured("this checkpoint has not learned the shapes world")
 
     def notes(self, cases: Sequence[Case]) -> list[str | None]:
         return ["; ".join(judgement(case).reasons) or None for case in cases]
