@@ -1,27 +1,26 @@
-"""Time every attention kernel that this GPU runs at the size of a full step, and say how far each lies from float32.
+"""Time every attention kernel that this GPU supports at the size of a full step, and measure its error against float32.
 
 Usage: python -m benchmarks.gpu.attention_check [--steps 10] [--out FILE.json]
 
-Alone on random inputs, with weights that are nearly even, peaked, and with channels of 100 times the size; then in the
-engine in fp8, as seconds of a step of a 1024x1024 edit of the checkpoint `random` and the distance of its latents from
-those with the default kernel. Exit code 0: done; 3: no GPU.
+Each kernel runs alone on random inputs: with nearly even weights, with peaked weights, and with channels of 100 times
+the size. Then it runs in the engine in fp8: seconds per step of a 1024x1024 edit of the checkpoint `random`, and the
+distance of its latents from those with the default kernel. Exit code 0: done; 3: no GPU.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
 from benchmarks.gpu.latents import latents_of
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.engine.attention import AttentionKernel, attention
@@ -34,12 +33,12 @@ from kontext_fast.pipeline.load import load
 T = TypeVar("T")
 
 KERNELS: tuple[AttentionKernel, ...] = ("cudnn", "flash3_fp8", "flash3")
-"""The first is what the engine takes by default."""
+"""The first is the default of the engine."""
 TOKENS, SIDE = 8704, 1024
 _COMPARED = 512
 """Queries that are computed in float32, too."""
 _SHORT = 2
-"""Steps of the edit that is subtracted, so that what a call does beside its steps is left out."""
+"""Steps of the edit that is subtracted, so that the time of a call outside its steps does not count."""
 
 
 def inputs(kind: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,7 +49,7 @@ def inputs(kind: str) -> tuple[Tensor, Tensor, Tensor]:
     if kind == "peaked":
         query *= 3
     if kind == "outliers":
-        # One channel of each value, and not of query and key, which are normalized.
+        # One channel of each value, but not of query and key, which are normalized.
         value[..., 0] *= 100
     return query, key, value
 
@@ -58,41 +57,41 @@ def inputs(kind: str) -> tuple[Tensor, Tensor, Tensor]:
 def alone(kernel: AttentionKernel) -> dict[str, Any]:
     """Operations per second, and ||a - b|| / ||b|| for each kind of inputs."""
     errors = {kind: _error(kernel, *inputs(kind)) for kind in ("even", "peaked", "outliers")}
-    parts = inputs("even")
-    seconds = _seconds(lambda: attention(kernel, *parts))
+    query, key, value = inputs("even")
+    seconds = _seconds(lambda: attention(kernel, query, key, value))
     return {"flop_per_second": 4 * TOKENS**2 * FLUX_KONTEXT_DEV.width / seconds, "seconds": seconds, "errors": errors}
 
 
 def _error(kernel: AttentionKernel, query: Tensor, key: Tensor, value: Tensor) -> float:
     rows = query[:, :_COMPARED]
-    wide = (part.transpose(1, 2).float() for part in (rows, key, value))
-    truth = scaled_dot_product_attention(*wide).transpose(1, 2)
-    # By channel, since one large channel would hide what happens to the others.
-    off = attention(kernel, query, key, value)[:, :_COMPARED].unflatten(-1, truth.shape[2:]).float() - truth
-    size = partial(torch.linalg.vector_norm, dim=(0, 1, 2))
-    return float((size(off) / size(truth)).mean())
+    reference = scaled_dot_product_attention(*(tensor.transpose(1, 2).float() for tensor in (rows, key, value)))
+    reference = reference.transpose(1, 2)
+    # By channel, since one large channel would hide the error of the others.
+    output = attention(kernel, query, key, value)[:, :_COMPARED].unflatten(-1, reference.shape[2:]).float()
+    norm = partial(torch.linalg.vector_norm, dim=(0, 1, 2))
+    return float((norm(output - reference) / norm(reference)).mean())
 
 
 def _seconds(call: Callable[[], object], *, launches: int = 30) -> float:
-    """Of one call: the median of three times that many in a row, once warm."""
+    """Of one call: the median of three series of `launches` calls, after warm-up."""
 
-    def several() -> None:
+    def series() -> None:
         for _ in range(launches):
             call()
 
     for _ in range(3):
         call()
-    return statistics.median(_timed(several)[0] for _ in range(3)) / launches
+    return statistics.median(_timed(series)[0] for _ in range(3)) / launches
 
 
 def _timed(call: Callable[[], T]) -> tuple[float, T]:
-    """Seconds on the GPU, and what it gave."""
+    """Seconds on the GPU, and the result."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    made = call()
+    result = call()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1000, made
+    return start.elapsed_time(end) / 1000, result
 
 
 def in_steps(pipe: Any, kernel: AttentionKernel, steps: int) -> tuple[float, Tensor]:
@@ -114,13 +113,11 @@ def in_steps(pipe: Any, kernel: AttentionKernel, steps: int) -> tuple[float, Ten
 
 def main() -> int:
     """Run all kernels, print and store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--out", type=Path, help="where to write the numbers, as JSON")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("There is no CUDA device here.", file=sys.stderr)
-        return 3
+    if not has_gpu():
+        return NO_GPU
     report: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "tokens": TOKENS, "steps": arguments.steps,
         "kernels": {}, "refused": {},
@@ -134,13 +131,12 @@ def main() -> int:
     pipe = load("random", device="cuda").pipe
     pipe.set_progress_bar_config(disable=True)
     default: Tensor | None = None
-    for kernel, found in report["kernels"].items():
-        found["seconds_per_step"], latents = in_steps(pipe, kernel, arguments.steps)
+    for kernel, row in report["kernels"].items():
+        row["seconds_per_step"], latents = in_steps(pipe, kernel, arguments.steps)
         default = latents if default is None else default
-        found["latents_apart"] = float((latents - default).norm() / default.norm())
-        print(f"{kernel}: {1000 * found['seconds_per_step']:.1f} ms a step", flush=True)
-        if arguments.out is not None:
-            arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+        row["latents_apart"] = float((latents - default).norm() / default.norm())
+        print(f"{kernel}: {1000 * row['seconds_per_step']:.1f} ms a step", flush=True)
+        write_report(report, arguments.out)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""One call of a pipeline that ends before the images are decoded, for the scripts that compare latents."""
+"""One call of a pipeline that ends before the images are decoded, for comparisons of latents."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ GUIDANCE = 2.5
 
 def latents_of(
     pipe: Any,
-    pictures: Sequence[Image],
+    images: Sequence[Image],
     instructions: Sequence[str],
     *,
     steps: int,
     generator: Sequence[Generator] | None = None,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """[n, tokens, channels] of edits of square `pictures` of one size, in one batch.
+    """[n, tokens, channels] of edits of square `images` of one size, in one batch.
 
-    The noise is drawn from `generator`, one for each of them and in the pipeline's dtype, or is `noise`.
+    The noise is drawn from `generator`, one per image and in the pipeline's dtype, or is `noise`.
     """
-    side, _ = pictures[0].size
-    made: Tensor = pipe(
-        image=list(pictures),
+    side, _ = images[0].size
+    latents: Tensor = pipe(
+        image=list(images),
         prompt=list(instructions),
         height=side,
         width=side,
@@ -41,4 +41,4 @@ def latents_of(
         max_sequence_length=text_length(pipe),
         output_type="latent",
     ).images
-    return made
+    return latents

@@ -1,21 +1,22 @@
-"""Make one 1024x1024 edit of the checkpoint `random` on a GPU that is not allowed more than 22 GiB, load included.
+"""Make 1024x1024 edits of the checkpoint `random` on a GPU with at most 22 GiB of its memory, loading included.
 
 Usage: python -m benchmarks.gpu.low_memory_check [--gib 22] [--steps 4] [--preset low_memory] [--out FILE.json]
 
 The allocator of this process raises an out-of-memory error at the cap, so an image at the end is the proof. The driver
-and the libraries take about half a GiB more, which is listed apart. Exit code 0: done; 1: over the cap; 3: no GPU.
+and the libraries take about half a GiB more, which is reported separately. Exit code 0: done; 1: over the cap; 3: no
+GPU.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
-from pathlib import Path
 
 import torch
 
+from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
+from kontext_fast.datasets.shapes import held_out
 from kontext_fast.errors import OutOfMemory
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import resolve
@@ -26,16 +27,14 @@ _GIB = 2**30
 
 
 def main() -> int:
-    """Cap, load, edit twice, and say what it took."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gib", type=float, default=22.0, help="cap of the process, of the GPU's memory")
+    """Set the cap, load, edit twice, print and store."""
+    parser = option_parser(__doc__)
+    parser.add_argument("--gib", type=float, default=22.0, help="cap of this process on the GPU's memory")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--preset", default="low_memory")
-    parser.add_argument("--out", type=Path, help="where to write the numbers, as JSON")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("There is no CUDA device here.", file=sys.stderr)
-        return 3
+    if not has_gpu():
+        return NO_GPU
     device = torch.device("cuda", torch.cuda.current_device())
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(arguments.gib * _GIB / total, device)
@@ -61,7 +60,7 @@ def main() -> int:
         began = time.perf_counter()
         acceleration = plan.apply(loaded.pipe, device)
         note("apply", began)
-        request = EditRequest("make it red", _picture(), steps=arguments.steps, seed=0)
+        request = EditRequest("make it red", held_out(1)[0].render(1024), steps=arguments.steps, seed=0)
         for stage in ("first edit", "second edit"):
             began = time.perf_counter()
             result = edit(loaded.pipe, request)
@@ -71,15 +70,8 @@ def main() -> int:
         return 1
     print(acceleration.describe())
     print(f"{result.images[0].size[0]}x{result.images[0].size[1]} under a cap of {arguments.gib} GiB")
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(report, indent=1))
+    write_report(report, arguments.out)
     return 0
-
-
-def _picture() -> object:
-    from kontext_fast.datasets.shapes import held_out
-
-    return held_out(1)[0].render(1024)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Measure on this machine's GPU what the project publishes of a card, within a time; run it again to go on.
+"""Measure all published numbers of a card on this machine's GPU within a time limit; run it again to continue.
 
 Usage: python -m benchmarks.gpu.measure_card --out results/NAME [--minutes 30] [--only centre,cold,...]
 
-What takes little time comes first, and the benchmark with most rounds last. A step whose file is there is not run
-again; a benchmark goes on where it was stopped. Then `make docs` renders what is below `results/`.
-Exit code 0: everything is there; 1: something failed or is left; 2: a step that does not exist; 3: no GPU.
+Short steps come first, and the benchmark with most rounds last. A step whose file exists is not run again; a benchmark
+resumes where it was stopped. Then `make docs` renders what is below `results/`.
+Exit code 0: everything is measured; 1: a step failed or is left; 2: an unknown step; 3: no GPU.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-OURS = "baseline,faithful,balanced,fast,turbo,classic"
+from benchmarks.gpu.check import NO_GPU, has_gpu
 
 _GRACE_S = 20.0
-"""For a benchmark that is told to stop: it ends its worker and stores what is finished."""
+"""Time for a benchmark that is interrupted to end its worker and store its finished runs."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command, which writes below a folder."""
+    """One command that writes to a folder."""
 
     name: str
     command: Callable[[Path], Sequence[str]]
-    """What to run, given that folder."""
+    """The command line for that folder."""
     file: str | None = None
-    """What it leaves there when it is done. None: a benchmark, which is asked itself whether anything is left."""
+    """The file in the folder that exists when the step is done. None: a benchmark, which itself resumes what is
+    left."""
     least_s: float = 60.0
-    """It is not begun with less time than this."""
+    """The step is not started with less time than this."""
 
 
 def check(file: str, name: str, *options: str, least_s: float = 60.0) -> Step:
-    """A module of this package that takes `--out FILE`."""
+    """A module of this package with the option `--out FILE`."""
     stem = file.removesuffix(".json")
     run = [sys.executable, "-m", f"benchmarks.gpu.{name}", *options]
     return Step(stem, lambda out: [*run, "--out", str(out / file)], file, least_s)
@@ -64,30 +65,30 @@ STEPS = (
     bench("sizes", "--suite", "card-sizes"),
     bench("sweeps", "--suite", "card-sweeps"),
     bench("ablation", "--suite", "ablation", "--rounds", "2", "--calls", "1", "--warmup", "0", "--steps", "10"),
-    bench("peers", "--suite", "card", "--presets", OURS, "--peers", "--rounds", "2"),
-    bench("centre", "--suite", "card", "--presets", OURS, "--rounds", "5"),
+    bench("peers", "--suite", "card", "--peers", "--rounds", "2"),
+    bench("centre", "--suite", "card", "--rounds", "5"),
 )  # fmt: skip
 
 
 def measure(steps: Sequence[Step], out: Path, seconds: float) -> dict[str, str]:
-    """How each of `steps` ended: `done`, `there` (from before), `left` or `failed (exit code)`."""
+    """The outcome of each of `steps`: `done`, `exists` (from before), `left` or `failed (exit code)`."""
     ends_at = time.monotonic() + seconds
-    ends: dict[str, str] = {}
+    outcomes: dict[str, str] = {}
     for step in steps:
         left_s = ends_at - time.monotonic()
         if step.file and (out / step.file).is_file():
-            ends[step.name] = "there"
+            outcomes[step.name] = "exists"
         elif left_s < step.least_s:
-            ends[step.name] = "left"
+            outcomes[step.name] = "left"
         else:
             began = time.monotonic()
-            ends[step.name] = run(step.command(out), left_s - (0 if step.file else _GRACE_S))
-            print(f"{step.name}: {ends[step.name]} after {time.monotonic() - began:.0f} s", flush=True)
-    return ends
+            outcomes[step.name] = run(step.command(out), left_s - (0 if step.file else _GRACE_S))
+            print(f"{step.name}: {outcomes[step.name]} after {time.monotonic() - began:.0f} s", flush=True)
+    return outcomes
 
 
 def run(command: Sequence[str], seconds: float) -> str:
-    """Run `command` at most so long: then it is interrupted, as by Ctrl-C, and later killed."""
+    """Run `command` for at most `seconds`; then interrupt it, as by Ctrl-C, and later kill it."""
     with subprocess.Popen(command) as process:
         try:
             code = process.wait(seconds)
@@ -98,12 +99,12 @@ def run(command: Sequence[str], seconds: float) -> str:
             except subprocess.TimeoutExpired:
                 process.kill()
             return "left"
-    # A benchmark ends with 1 where runs failed, which are rows of its result.
+    # A benchmark ends with 1 if runs failed, which are rows of its result.
     return "done" if code == 0 or (code == 1 and "bench" in command) else f"failed ({code})"
 
 
 def main() -> int:
-    """Run what is asked for and say how it ended."""
+    """Run the requested steps and print their outcomes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results of this card")
     parser.add_argument("--minutes", type=float, default=30.0, help="for all of it")
@@ -114,15 +115,12 @@ def main() -> int:
     if unknown := [name for name in names if name not in known]:
         print(f"There is no step {', '.join(unknown)}; choose from {', '.join(known)}.", file=sys.stderr)
         return 2
-    import torch
-
-    if not torch.cuda.is_available():
-        print("There is no CUDA device here.", file=sys.stderr)
-        return 3
+    if not has_gpu():
+        return NO_GPU
     arguments.out.mkdir(parents=True, exist_ok=True)
-    ends = measure([known[name] for name in names], arguments.out, 60 * arguments.minutes)
-    print("\n".join(f"{name}: {end}" for name, end in ends.items()))
-    return 0 if set(ends.values()) <= {"done", "there"} else 1
+    outcomes = measure([known[name] for name in names], arguments.out, 60 * arguments.minutes)
+    print("\n".join(f"{name}: {outcome}" for name, outcome in outcomes.items()))
+    return 0 if set(outcomes.values()) <= {"done", "exists"} else 1
 
 
 if __name__ == "__main__":

@@ -1,31 +1,32 @@
-"""How far the engine's results lie from those of diffusers, in bfloat16 and in float32, on the same noise.
+"""Measure the error of the engine against diffusers, in bfloat16 and in float32, on the same noise.
 
     python -m benchmarks.gpu.precision_check [--checkpoint tiny] [--items 16] [--steps 28] [--side 1024] [--out FILE]
 
 For every preset: the relative error of the first velocity, ||v - w|| / ||w||, and of the final latents, as means over
-items. The float32 pipeline runs the same weights, rounded to bfloat16 as they are stored, without TF32, and is told the
-same times and guidance: diffusers multiplies both by 1000 in the pipeline's dtype, and in bfloat16 a guidance of 2.5
-becomes 2496. On a GPU the checkpoint `random` takes 68 GB in float32.
+items. The float32 reference runs the same weights, rounded to bfloat16, without TF32. It receives timesteps and
+guidance already rounded to bfloat16, so that only arithmetic differs: diffusers multiplies both by 1000 in the
+pipeline's dtype, and in bfloat16 a guidance of 2.5 becomes 2496. On a GPU the checkpoint `random` takes 68 GB in
+float32.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from benchmarks.gpu.check import option_parser, write_report
 from benchmarks.gpu.latents import latents_of
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.patching import replace_method
 from kontext_fast.pipeline.load import load
 
 PRESETS = ("faithful", "balanced")
@@ -33,16 +34,16 @@ PRESETS = ("faithful", "balanced")
 
 @dataclass(frozen=True)
 class Edit:
-    """What every pipeline is given."""
+    """The inputs of one edit, the same for every pipeline."""
 
-    picture: Image
+    image: Image
     instruction: str
     noise: Tensor
     """[1, tokens, channels] in float32, rounded to bfloat16."""
 
 
 @dataclass(frozen=True)
-class Made:
+class Outputs:
     """Of all items, in float32 on the CPU."""
 
     velocity: Tensor
@@ -52,14 +53,13 @@ class Made:
 
 
 def main() -> int:
-    """Run everything, print and store the errors."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run all pipelines, print and store the errors."""
+    parser = option_parser(__doc__)
     parser.add_argument("--checkpoint", default="tiny")
     parser.add_argument("--device", help="default: the first GPU, else the CPU")
     parser.add_argument("--items", type=int, default=16)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--side", type=int, help="of the square image; default: the checkpoint's")
-    parser.add_argument("--out", type=Path, help="where to write the numbers, as JSON")
     arguments = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
@@ -69,13 +69,13 @@ def main() -> int:
     side = arguments.side or pipe.vae.config.sample_size
     edits = [_edit(pipe, item, side, number) for number, item in enumerate(held_out(arguments.items))]
     pipe.to(torch.bfloat16)
-    made = {"diffusers, bfloat16": run(pipe, edits, steps)}
+    outputs = {"diffusers, bfloat16": run(pipe, edits, steps)}
     for preset in PRESETS:
         with accelerate(pipe, preset, quiet=True):
-            made[preset] = run(pipe, edits, steps)
+            outputs[preset] = run(pipe, edits, steps)
     pipe.to(torch.float32)
-    with _told_as_in_bfloat16(pipe.transformer):
-        wide = run(pipe, edits, steps)
+    with _inputs_rounded_to_bfloat16(pipe.transformer):
+        reference = run(pipe, edits, steps)
     report: dict[str, Any] = {
         "checkpoint": loaded.facts.name, "weights_sha256": loaded.facts.weights_sha256, "items": arguments.items,
         "steps": steps, "size": [side, side], "torch": torch.__version__,
@@ -83,14 +83,13 @@ def main() -> int:
     }  # fmt: skip
     report["errors"] = {
         name: {
-            "against diffusers, bfloat16": _errors(one, made["diffusers, bfloat16"]),
-            "against diffusers, float32": _errors(one, wide),
+            "against diffusers, bfloat16": _errors(result, outputs["diffusers, bfloat16"]),
+            "against diffusers, float32": _errors(result, reference),
         }
-        for name, one in made.items()
+        for name, result in outputs.items()
     }
     print(json.dumps(report, indent=1))
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(report, arguments.out)
     return 0
 
 
@@ -100,41 +99,35 @@ def _edit(pipe: Any, item: Any, side: int, seed: int) -> Edit:
     return Edit(item.render(side), item.instruction, noise.bfloat16().float())
 
 
-def run(pipe: Any, edits: Sequence[Edit], steps: int) -> Made:
+def run(pipe: Any, edits: Sequence[Edit], steps: int) -> Outputs:
     """First velocities and final latents of `edits`, each run alone."""
-    scheduler, step = pipe.scheduler, pipe.scheduler.step
-    first: list[Tensor] = []
+    scheduler, device = pipe.scheduler, pipe.transformer.device
+    velocities: list[Tensor] = []
 
-    def watched(velocity: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def record_first(step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if scheduler.step_index in (None, 0):
-            first.append(velocity.float().cpu())
-        return step(velocity, *args, **kwargs)
+            velocities.append(args[0].float().cpu())
+        return step(*args, **kwargs)
 
-    scheduler.step = watched
-    try:
-        # The noise is given: what a pipeline draws depends on its dtype.
+    with ExitStack() as undo:
+        replace_method(scheduler, "step", record_first, undo)
+        # The noise is passed, since what a pipeline draws depends on its dtype.
         latents = [
-            latents_of(
-                pipe, [edit.picture], [edit.instruction], steps=steps, noise=edit.noise.to(pipe.transformer.device)
-            )
-            .float()
-            .cpu()
+            latents_of(pipe, [edit.image], [edit.instruction], steps=steps, noise=edit.noise.to(device)).float().cpu()
             for edit in edits
         ]
-    finally:
-        del scheduler.step
-    return Made(torch.cat(first), torch.cat(latents))
+    return Outputs(torch.cat(velocities), torch.cat(latents))
 
 
 @contextmanager
-def _told_as_in_bfloat16(transformer: torch.nn.Module) -> Iterator[None]:
-    """What a float32 pipeline passes as `timestep` and `guidance`, rounded wherever diffusers rounds in bfloat16."""
+def _inputs_rounded_to_bfloat16(transformer: torch.nn.Module) -> Iterator[None]:
+    """Round `timestep` and `guidance` of a float32 transformer wherever diffusers rounds them in bfloat16."""
 
-    def rounded(_module: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
-        divided = (1000 * named["timestep"]).bfloat16() / 1000
-        for name, number in (("timestep", divided), ("guidance", named["guidance"].bfloat16())):
-            named[name] = (number * 1000).float() / 1000
-        return args, named
+    def rounded(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        timestep = (1000 * kwargs["timestep"]).bfloat16() / 1000
+        for name, value in (("timestep", timestep), ("guidance", kwargs["guidance"].bfloat16())):
+            kwargs[name] = (value * 1000).float() / 1000
+        return args, kwargs
 
     hook = transformer.register_forward_pre_hook(rounded, with_kwargs=True)
     try:
@@ -143,12 +136,15 @@ def _told_as_in_bfloat16(transformer: torch.nn.Module) -> Iterator[None]:
         hook.remove()
 
 
-def _errors(one: Made, other: Made) -> dict[str, float]:
-    return {"first step": _apart(one.velocity, other.velocity), "final latents": _apart(one.latents, other.latents)}
+def _errors(outputs: Outputs, reference: Outputs) -> dict[str, float]:
+    return {
+        "first step": _relative_error(outputs.velocity, reference.velocity),
+        "final latents": _relative_error(outputs.latents, reference.latents),
+    }
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
-    return float(((one - other).flatten(1).norm(dim=1) / other.flatten(1).norm(dim=1)).mean())
+def _relative_error(outputs: Tensor, reference: Tensor) -> float:
+    return float(((outputs - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)).mean())
 
 
 if __name__ == "__main__":

@@ -1,57 +1,58 @@
-"""Time the VAE at 1024x1024 as it is, in channels_last and with fused norms, and check each against float32.
+"""Time the VAE at 1024x1024 unchanged, in channels_last and with fused norms, and check each against float32.
 
 Usage: python -m benchmarks.gpu.vae_check [--size 1024] [--out FILE.json]
 
-The VAE has the full-size architecture and random weights. Exit code 0: all right; 1: the fused one is wrong; 3: no GPU.
+The VAE has the full-size architecture and random weights. Exit code 0: done; 1: the fused VAE is wrong; 3: no GPU.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
+from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 from kontext_fast.optimizations.techniques.fused_vae import FusedVae
 from kontext_fast.pipeline.random_weights import Architecture, _materialize
 
-VARIANTS = {"as it is": (), "channels_last": (ChannelsLast(),), "fused_vae": (ChannelsLast(), FusedVae())}
+VARIANTS: dict[str, tuple[Optimization, ...]] = {
+    "as it is": (),
+    "channels_last": (ChannelsLast(),),
+    "fused_vae": (ChannelsLast(), FusedVae()),
+}
 
 
 def main() -> int:
     """Check, time, print and store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--out", type=Path, help="where to write the numbers, as JSON")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("There is no CUDA device here.", file=sys.stderr)
-        return 3
+    if not has_gpu():
+        return NO_GPU
     device = torch.device("cuda", torch.cuda.current_device())
     vae, side = _vae(device), arguments.size
     image = torch.rand(1, 3, side, side, device=device) * 2 - 1
     latents = torch.randn(1, 16, side // 8, side // 8, device=device)
     with torch.no_grad():
-        wide = _vae(device, torch.float32)
-        wide.load_state_dict({name: one.float() for name, one in vae.state_dict().items()})
-        truth = {"encode": wide.encode(image).latent_dist.mode(), "decode": wide.decode(latents).sample}
-        del wide
+        exact = _vae(device, torch.float32)
+        exact.load_state_dict({name: weight.float() for name, weight in vae.state_dict().items()})
+        reference = {"encode": exact.encode(image).latent_dist.mode(), "decode": exact.decode(latents).sample}
+        del exact
         image, latents = image.bfloat16(), latents.bfloat16()
-        results = {name: _measured(vae, chosen, image, latents, truth) for name, chosen in VARIANTS.items()}
-    report = json.dumps({"gpu": torch.cuda.get_device_name(device), "size": side, "variants": results}, indent=1)
-    print(report)
-    if arguments.out is not None:
-        arguments.out.write_text(report + "\n")
-    return 0 if all(_is_right(results, stage) for stage in truth) else 1
+        results = {name: _measured(vae, variant, image, latents, reference) for name, variant in VARIANTS.items()}
+    report = {"gpu": torch.cuda.get_device_name(device), "size": side, "variants": results}
+    print(json.dumps(report, indent=1))
+    write_report(report, arguments.out)
+    return 0 if all(_is_right(results, stage) for stage in reference) else 1
 
 
 def _vae(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Any:
@@ -62,17 +63,19 @@ def _vae(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Any:
     return _materialize(vae, device, dtype, torch.Generator(device).manual_seed(0))
 
 
-def _measured(vae: Any, chosen: tuple[Any, ...], image: Any, latents: Any, truth: dict[str, Any]) -> dict[str, Any]:
+def _measured(
+    vae: Any, variant: tuple[Optimization, ...], image: Any, latents: Any, reference: dict[str, Any]
+) -> dict[str, Any]:
     pipe = SimpleNamespace(vae=vae, _execution_device=image.device)
     with ExitStack() as undo:
-        for one in chosen:
-            one.apply(pipe, undo)
+        for optimization in variant:
+            optimization.apply(pipe, undo)
         calls: dict[str, Callable[[], Any]] = {
             "encode": lambda: vae.encode(image).latent_dist.mode(),
             "decode": lambda: vae.decode(latents).sample,
         }
         return {
-            stage: {"ms": 1e3 * _seconds(call, image.device), "error": _error(call(), truth[stage])}
+            stage: {"ms": 1e3 * _seconds(call, image.device), "error": _error(call(), reference[stage])}
             for stage, call in calls.items()
         }
 
@@ -88,8 +91,8 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
     return statistics.median(samples[len(samples) // 3 :])
 
 
-def _error(result: Any, truth: Any) -> float:
-    return float((result.float() - truth).norm() / truth.norm())
+def _error(result: Any, reference: Any) -> float:
+    return float((result.float() - reference).norm() / reference.norm())
 
 
 def _is_right(results: dict[str, Any], stage: str) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kontext_fast.bench import bundled_suites
 from kontext_fast.cli.main import run
 from kontext_fast.records.store import ResultStore
 
@@ -38,6 +39,12 @@ def suite(tmp_path: Path) -> Path:
     path = tmp_path / "short.toml"
     path.write_text(SUITE)
     return path
+
+
+def test_help_names_every_bundled_suite(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "--help"]) == 0
+    text = "".join(capfd.readouterr().out.split())
+    assert f"Whattorun:{','.join(bundled_suites())},orafile" in text
 
 
 def test_a_bench_ends_with_its_folder(suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

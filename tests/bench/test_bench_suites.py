@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from kontext_fast.bench import bundled_suites
 from kontext_fast.bench.peers import find_preset
 from kontext_fast.bench.schedule import Schedule
-from kontext_fast.bench.suites import Suite, SuiteFile, bundled_suites, read_suite
+from kontext_fast.bench.suites import Suite, SuiteFile, read_suite
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import Cell
 

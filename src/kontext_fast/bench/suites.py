@@ -10,13 +10,13 @@ import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from kontext_fast.bench import SUITES, bundled_suites
 from kontext_fast.errors import InvalidInput
 from kontext_fast.pipeline.load import sources
 from kontext_fast.pipeline.sizes import MULTIPLE, parse_size
@@ -224,24 +224,17 @@ class SuiteFile:
 
 def read_suite(name_or_path: str) -> SuiteFile:
     """A bundled suite by its name, or a TOML file by its path. Raises InvalidInput."""
-    if not name_or_path.endswith(".toml"):
-        bundled = resources.files("kontext_fast.bench") / "suites" / f"{name_or_path}.toml"
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
         if name_or_path not in bundled_suites():
             raise InvalidInput(
                 f"There is no suite {name_or_path!r}; choose {' or '.join(bundled_suites())}, or give a .toml file."
             )
-        return SuiteFile(bundled.read_text(encoding="utf-8"), f"{name_or_path}.toml")
-    path = Path(name_or_path)
+        path = SUITES / f"{name_or_path}.toml"
     try:
         return SuiteFile(path.read_text(encoding="utf-8"), path.name)
     except (OSError, UnicodeDecodeError):
         raise InvalidInput(f"The suite {name_or_path} cannot be read; give an existing TOML text file.") from None
-
-
-def bundled_suites() -> list[str]:
-    """Names of the suites that ship with the package."""
-    folder = resources.files("kontext_fast.bench") / "suites"
-    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
 def _indexed(location: tuple[str | int, ...]) -> str:

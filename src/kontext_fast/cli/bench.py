@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kontext_fast.bench import bundled_suites
 from kontext_fast.cli import options
 from kontext_fast.cli.progress import progress_bar
 from kontext_fast.cli.suite_run import Display, free_folder, raise_for_failures, say
@@ -29,7 +30,7 @@ _OF_A_RUN = {"run_id", "preset", "round", "status", "reason"}
 
 def command(
     suite: Annotated[
-        str, typer.Option(metavar="NAME|FILE.toml", help="What to run: quick, full, ablation, cold, or a file.")
+        str, typer.Option(metavar="NAME|FILE.toml", help=f"What to run: {', '.join(bundled_suites())}, or a file.")
     ] = "quick",
     checkpoint: options.Checkpoint = None,
     presets: Annotated[
@@ -57,26 +58,30 @@ def command(
     warmup: Annotated[
         int | None,
         typer.Option(
-            help="Most calls between the first one and the timed ones. [default: the suite's]", show_default=False
+            help="Maximum number of warm-up calls after the first call. [default: the suite's]", show_default=False
         ),
     ] = None,
     peers: Annotated[
-        bool, typer.Option("--peers", help="Also run what other projects publish; what cannot run here is refused.")
+        bool,
+        typer.Option("--peers", help="Also run the recipes of other projects; those that cannot run here are refused."),
     ] = False,
     control: Annotated[
-        bool, typer.Option(help="Also run baseline a second time, to see what the benchmark says of equals.")
+        bool, typer.Option(help="Also run baseline a second time (A/A control), which limits what can be claimed.")
     ] = True,
     budget: Annotated[
         float | None,
         typer.Option(
-            metavar="MINUTES", help="Measure the most important cells only, in about this time.", show_default=False
+            metavar="MINUTES", help="Measure only the most important cells, in about this time.", show_default=False
         ),
     ] = None,
     roofline: Annotated[
-        bool, typer.Option("--roofline", help="Only show where one step of each preset spends its time, and its floor.")
+        bool,
+        typer.Option(
+            "--roofline", help="Only profile one step of each preset, and compare it with the limits of the hardware."
+        ),
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the benchmark in --out; give the options of its first run.")
+        bool, typer.Option("--resume", help="Continue the benchmark in --out; give the options of its first run.")
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="New or empty folder. [default: kontext-bench-TIME]", show_default=False)
@@ -95,7 +100,7 @@ def command(
 
     suite_file = read_suite(suite)
     if resume and out is None:
-        raise InvalidInput("There is no folder to go on in; add --out with the folder of the benchmark.")
+        raise InvalidInput("--resume needs the folder of the benchmark; add --out.")
     if budget is not None and not budget > 0:
         raise InvalidInput(f"The budget is {budget:g} minutes; give a number above 0.")
     folder = out if resume and out is not None else free_folder(out, "bench")
@@ -155,7 +160,7 @@ def command(
 
 
 def _default_checkpoint(device: str | None) -> tuple[str, str]:
-    """Asked in a process of its own: torch must not take memory and threads beside the runs that are measured."""
+    """Chosen in a process of its own: torch must not take memory and threads during the runs that are measured."""
     from kontext_fast.pipeline.load import default_checkpoint
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -163,9 +168,9 @@ def _default_checkpoint(device: str | None) -> tuple[str, str]:
 
 
 def _command_line(*, peers: bool, no_control: bool, **choices: str | int | None) -> str:
-    """What to type to measure the same again; the folder, the device and the time are of this occasion."""
+    """The command that measures the same again; it leaves out the folder, the device and the budget."""
     words = [word for name, value in choices.items() if value is not None for word in (f"--{name}", str(value))]
-    switches = [name for name, given in (("--peers", peers), ("--no-control", no_control)) if given]
+    switches = [name for name, is_set in (("--peers", peers), ("--no-control", no_control)) if is_set]
     return shlex.join(["kontext", "bench", *words, *switches])
 
 

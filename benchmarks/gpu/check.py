@@ -1,0 +1,36 @@
+"""What the checks of this package share: their options, the test for a GPU, and their report as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+NO_GPU: Final = 3
+"""Exit code where there is no CUDA device."""
+
+
+def option_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the option `--out`; `description` is the docstring of the check, which `--help` prints as it is."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    return parser
+
+
+def has_gpu() -> bool:
+    """Whether there is a CUDA device; prints a message if there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        print("This machine has no CUDA device; run this on one that has.", file=sys.stderr)
+        return False
+    return True
+
+
+def write_report(report: Mapping[str, Any], out: Path | None) -> None:
+    """Write `report` to the file `out`, if there is one."""
+    if out is not None:
+        out.write_text(json.dumps(report, indent=1) + "\n")
