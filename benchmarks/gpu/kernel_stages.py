@@ -50,10 +50,10 @@ class Stage:
     """Draws inputs and gives the call on them."""
 
 
-def stages(ops: Ops, text: int, image: int, total: int, rounds: bool) -> Iterator[Stage]:
-    """Of a step with `text` and `image` active tokens of `total`."""
+def stages(ops: Ops, text: int, image: int, rounds: bool) -> Iterator[Stage]:
+    """Of a step with so many text and image tokens, those of the reference included."""
     draw = Draw(torch.bfloat16, torch.Generator(DEVICE).manual_seed(0))
-    active, item = text + image, 1 if rounds else 2
+    total, item = text + image, 1 if rounds else 2
     doubles, singles = FLUX_KONTEXT_DEV.double_blocks, FLUX_KONTEXT_DEV.single_blocks
     norm = QKNorm(draw(CHANNELS), draw(CHANNELS), 1e-6)
     joint = JointQKV(*(draw(1, total, HEADS, CHANNELS) for _ in range(3)))
@@ -116,12 +116,12 @@ def stages(ops: Ops, text: int, image: int, total: int, rounds: bool) -> Iterato
 
             yield Stage(f"prepare {where}", doubles, rows * W * 3, 0, prepare)
         yield from products(rows, where, doubles, [(W, 3 * W), (W, W), (W, M), (M, W)])
-    yield from elementwise(active, "single", singles)
-    yield from activation(active, "single", singles)
-    yield from products(active, "single", singles, [(W, 3 * W + M), (W + M, W)])
+    yield from elementwise(total, "single", singles)
+    yield from activation(total, "single", singles)
+    yield from products(total, "single", singles, [(W, 3 * W + M), (W + M, W)])
 
     def attend() -> Callable[[], object]:
-        query, key, value = (draw(1, rows, HEADS, CHANNELS) for rows in (active, total, total))
+        query, key, value = (draw(1, total, HEADS, CHANNELS) for _ in range(3))
         return lambda: ops.attention(query, key, value)
 
-    yield Stage("attention", doubles + singles, 0, 4 * active * total * W, attend)
+    yield Stage("attention", doubles + singles, 0, 4 * total * total * W, attend)

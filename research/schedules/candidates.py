@@ -64,7 +64,7 @@ def work_of(kinds: list[StepKind], *, tests_first_block: bool = False) -> Flops:
 
 def full_step() -> float:
     """FLOP of one full step of a full-size edit."""
-    return step_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "refresh").total
+    return step_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "full").total
 
 
 def _fewer(steps: int, engine: Engine) -> Iterator[Candidate]:

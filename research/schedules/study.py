@@ -125,7 +125,7 @@ def _works(candidate: Candidate, acceleration: Any) -> list[float]:
     (counts,) = next(facts["computed_steps"] for facts in acceleration.facts.values() if "computed_steps" in facts)
     return [
         work_of(
-            ["refresh"] * count + ["skipped"] * (candidate.steps - count), tests_first_block=candidate.tests_first_block
+            ["full"] * count + ["skipped"] * (candidate.steps - count), tests_first_block=candidate.tests_first_block
         ).total
         for count in counts
     ]
@@ -200,7 +200,7 @@ def _full(study: Study, full: Candidate, folder: Path) -> Made:
     file = folder / "full.npz"
     if file.is_file():
         kept = np.load(file)
-        kinds = ["refresh"] * full.steps
+        kinds = ["full"] * full.steps
         return Made(kept["pixels"], kept["latents"], kept["works"].tolist(), kinds, float(kept["seconds"]))
     made = study.make(full)
     unfinished = file.with_suffix(".part.npz")

@@ -39,9 +39,7 @@ def test_kernels_are_told_apart_by_name(name: str, category: str) -> None:
     assert category_of(name) == category
 
 
-@pytest.mark.parametrize(
-    ("kind", "quantized", "gigabytes"), [("refresh", True, 59), ("refresh", False, 67), ("reuse", True, 31)]
-)
+@pytest.mark.parametrize(("kind", "quantized", "gigabytes"), [("full", True, 59), ("full", False, 67)])
 def test_bytes_of_a_full_size_step(kind: str, quantized: bool, gigabytes: int) -> None:
     moved = elementwise_bytes(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, kind, quantized=quantized)  # type: ignore[arg-type]
     assert round(sum(moved.values()) / 1e9) == gigabytes
@@ -55,25 +53,25 @@ def seen() -> Roofline:
 
 def test_every_kind_of_step_has_its_table(seen: Roofline) -> None:
     steps = {one.kind: one for one in seen.steps}
-    assert steps.keys() == {"refresh", "skipped"}
-    assert steps["refresh"].step == 9
-    assert {kernel.category for kernel in steps["refresh"].kernels} == {"linear", "attention", "element-wise"}
-    products = [kernel for kernel in steps["refresh"].kernels if kernel.name in ("aten::mm", "aten::addmm")]
+    assert steps.keys() == {"full", "skipped"}
+    assert steps["full"].step == 9
+    assert {kernel.category for kernel in steps["full"].kernels} == {"linear", "attention", "element-wise"}
+    products = [kernel for kernel in steps["full"].kernels if kernel.name in ("aten::mm", "aten::addmm")]
     # Per double block two streams of four products and two embedders and so on: the same whatever runs them.
     assert sum(kernel.calls for kernel in products) >= 4 * 8 + 8 * 2
-    assert all(floor > 0 for floor in steps["refresh"].floors_s.values())
+    assert all(floor > 0 for floor in steps["full"].floors_s.values())
     assert {kernel.category for kernel in steps["skipped"].kernels} == {"element-wise"}
     assert all(floor == 0 for floor in steps["skipped"].floors_s.values())
     for one in steps.values():
         assert one.seconds >= sum(one.seconds_of(part) for part in ("linear", "attention", "element-wise"))
         assert list(one.kernels) == sorted(one.kernels, key=lambda kernel: -kernel.seconds)
-    assert "step 9, refresh" in table(seen)
+    assert "step 9, full" in table(seen)
 
 
 def test_a_kind_that_only_the_first_step_has_is_said_to_be_missing() -> None:
     seen = _measure("tiny", "baseline", "cpu", None, 1)
-    assert seen.not_seen == ("refresh",)
-    assert "refresh: only the first step" in table(seen)
+    assert seen.not_seen == ("full",)
+    assert "full: only the first step" in table(seen)
 
 
 def test_the_command_prints_a_table_per_preset_and_keeps_the_numbers(
@@ -90,5 +88,5 @@ def test_the_command_prints_a_table_per_preset_and_keeps_the_numbers(
     assert list(out.iterdir()) == [out / "roofline.json"]
     # The documents of a project can be rendered from it.
     text = roofline.render(DocContext(find_published(tmp_path), None))
-    assert "`baseline` | refresh" in text
-    assert "`faithful` | refresh" in text
+    assert "`baseline` | full" in text
+    assert "`faithful` | full" in text

@@ -70,7 +70,7 @@ def test_samples_are_warm_ups_and_then_the_calls_over_the_items(
         first, second = (item.id for item in result.items)
         assert [sample.item for sample in taken] == [first, first, first, second, first]
         for sample in taken:
-            assert sample.step_kinds == ("refresh", "refresh")
+            assert sample.step_kinds == ("full", "full")
             assert len(sample.steps_s) == 2
             assert 0 < sum(sample.stages_s.values()) <= sample.wall_s
             assert sample.memory.allocated_peak_bytes is None

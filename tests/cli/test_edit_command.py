@@ -40,7 +40,7 @@ def test_the_last_line_of_stdout_is_the_result_as_json(kontext: Any, picture: Pa
     (image,) = result["images"]
     assert (image["path"], image["seed"], image["input"]) == (str(Path("new/out.png")), 5, str(picture))
     assert (image["size"]["width"], image["size"]["height"], image["size"]["image_tokens"]) == (64, 48, 12)
-    assert image["step_kinds"] == ["refresh"]
+    assert image["step_kinds"] == ["full"]
     assert image["seconds"] > 0
     assert result["checkpoint"]["name"] == "tiny"
     assert result["failed"] == []

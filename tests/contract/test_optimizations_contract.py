@@ -162,9 +162,9 @@ def test_the_declared_effect_is_true(optimization: Optimization, pipe: Any, unto
     assert len(kinds) == 4
     assert np.isfinite(images).all()
     if optimization.effect is Effect.LOSSY:
-        assert set(kinds) == {"refresh"} or not np.array_equal(images, without)
+        assert set(kinds) == {"full"} or not np.array_equal(images, without)
         return
-    assert kinds == ["refresh"] * 4
+    assert kinds == ["full"] * 4
     if optimization.effect is Effect.NUMERIC:
         np.testing.assert_allclose(images, without, rtol=0, atol=ROUNDING)
     else:

@@ -52,7 +52,7 @@ def run(
 def test_it_renders_what_the_pipeline_renders(pipe: Any, images: dict[str, Any]) -> None:
     result, acceleration = run(pipe, [Engine()], images)
     np.testing.assert_allclose(result, render(pipe, steps=STEPS, **images), rtol=0, atol=1e-3)
-    assert acceleration.last_step_kinds() == ["refresh"] * STEPS
+    assert acceleration.last_step_kinds() == ["full"] * STEPS
 
 
 def test_text_to_image_runs_through_it(pipe: Any) -> None:
@@ -66,30 +66,30 @@ def test_text_to_image_runs_through_it(pipe: Any) -> None:
     untouched = generate()
     with accelerate(pipe, [Engine()], quiet=True) as acceleration:
         np.testing.assert_allclose(generate(), untouched, rtol=0, atol=1e-3)
-        assert acceleration.last_step_kinds() == ["refresh"] * 3
+        assert acceleration.last_step_kinds() == ["full"] * 3
 
 
 @pytest.mark.parametrize("images", [FIRST, GUIDED], ids=["one", "true-cfg"])
 def test_reuse_that_skips_nothing_is_the_plain_engine_bit_for_bit(pipe: Any, images: dict[str, Any]) -> None:
     result, acceleration = run(pipe, [Engine(), StepReuse(computed=1)], images)
     np.testing.assert_array_equal(result, run(pipe, [Engine()], images)[0])
-    assert acceleration.last_step_kinds() == ["refresh"] * STEPS
+    assert acceleration.last_step_kinds() == ["full"] * STEPS
 
 
 def test_kinds_and_counts_follow_the_schedules(pipe: Any) -> None:
     _, acceleration = run(pipe, [Engine(), StepReuse(computed=(0, 1, 4))], GUIDED)
-    assert acceleration.last_step_kinds() == ["refresh", "refresh", "skipped", "skipped", "refresh", "skipped"]
+    assert acceleration.last_step_kinds() == ["full", "full", "skipped", "skipped", "full", "skipped"]
     assert acceleration.facts["step_reuse"]["computed_steps"] == [[3, 3], [3, 3]]
 
 
 @pytest.mark.parametrize(
     ("preset", "counts"),
     [
-        ("faithful", {"refresh": 28}),
-        ("balanced", {"refresh": 28}),
-        ("fast", {"refresh": 11, "skipped": 17}),
-        ("low_memory", {"refresh": 28}),
-        ("turbo", {"refresh": 9, "skipped": 19}),
+        ("faithful", {"full": 28}),
+        ("balanced", {"full": 28}),
+        ("fast", {"full": 11, "skipped": 17}),
+        ("low_memory", {"full": 28}),
+        ("turbo", {"full": 9, "skipped": 19}),
     ],
 )
 def test_what_the_presets_run_at_28_steps(preset: str, counts: dict[str, int]) -> None:
@@ -169,7 +169,7 @@ def test_a_cancelled_edit_leaves_no_state(pipe: Any) -> None:
         with pytest.raises(Cancelled):
             edit(pipe, request, should_stop=after_two)
         again = edit(pipe, request)
-    assert whole.step_kinds == again.step_kinds == ("refresh", "skipped", "refresh", "refresh")
+    assert whole.step_kinds == again.step_kinds == ("full", "skipped", "full", "full")
     assert whole.images[0].tobytes() == again.images[0].tobytes()
 
 

@@ -113,9 +113,9 @@ def engine() -> Any:
 
 def test_without_a_schedule_every_step_is_computed(engine: EngineTransformer) -> None:
     plain, branch = _run(engine)
-    assert branch.kinds == ["refresh"] * 6
+    assert branch.kinds == ["full"] * 6
     every, branch = _run(engine, _schedule(set(range(6)), corrects=True))
-    assert branch.kinds == ["refresh"] * 6
+    assert branch.kinds == ["full"] * 6
     assert torch.equal(every, plain)
 
 
@@ -123,7 +123,7 @@ def test_without_a_schedule_every_step_is_computed(engine: EngineTransformer) ->
 def test_skipped_steps_are_extrapolated_from_computed_ones(engine: EngineTransformer, order: Any) -> None:
     plain, _ = _run(engine)
     result, branch = _run(engine, _schedule({0, 2, 5}, order))
-    assert branch.kinds == ["refresh", "skipped", "refresh", "skipped", "skipped", "refresh"]
+    assert branch.kinds == ["full", "skipped", "full", "skipped", "skipped", "full"]
     for computed in (0, 2, 5):
         assert torch.equal(result[computed], plain[computed])
     assert torch.equal(result[1], plain[0])
@@ -144,7 +144,7 @@ def test_a_computed_step_makes_up_for_the_skipped_ones_before_it(engine: EngineT
 def test_a_batch_under_a_schedule_gives_each_sample_what_it_gets_alone(engine: EngineTransformer) -> None:
     schedule = _schedule({0, 2, 3}, corrects=True)
     together, branch = _run(engine, schedule, slice(3))
-    assert branch.kinds == ["refresh", "skipped", "refresh", "refresh", "skipped", "skipped"]
+    assert branch.kinds == ["full", "skipped", "full", "full", "skipped", "skipped"]
     for sample in range(3):
         alone, _ = _run(engine, schedule, slice(sample, sample + 1))
         torch.testing.assert_close(together[:, sample : sample + 1], alone, rtol=0, atol=1e-4)

@@ -12,25 +12,22 @@ from tests.engine.transformers import Shape, expected, inputs_for, random_transf
 TERA = 1e12
 
 
-def test_a_full_step_and_a_reuse_step_at_full_size() -> None:
-    full = step_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "refresh")
+def test_a_full_step_at_full_size() -> None:
+    full = step_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "full")
     assert full.linear / TERA == pytest.approx(112.4, abs=0.05)
     assert full.attention / TERA == pytest.approx(53.1, abs=0.05)
     assert full.total / TERA == pytest.approx(165.5, abs=0.06)
-    reuse = step_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "reuse")
-    assert reuse.linear / TERA == pytest.approx(59.5, abs=0.05)
-    assert reuse.attention / TERA == pytest.approx(28.1, abs=0.05)
 
 
 def test_a_skipped_step_costs_its_test_only() -> None:
     assert step_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "skipped").total == 0
     tested = step_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "skipped", tests_first_block=True).total
-    full = step_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "refresh").total
+    full = step_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "full").total
     assert tested == pytest.approx(full / 57, rel=0.01)
 
 
 def test_a_request_is_the_sum_of_its_steps() -> None:
-    kinds = ["refresh", "reuse", "skipped", "reuse"]
+    kinds = ["full", "skipped", "full"]
     one = [step_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, kind).total for kind in kinds]  # type: ignore[arg-type]
     assert request_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, kinds).total == pytest.approx(sum(one))  # type: ignore[arg-type]
 
@@ -53,4 +50,4 @@ def test_it_counts_what_torch_counts() -> None:
     # diffusers also computes the output of reference tokens, which nobody reads.
     unread = 2 * 64 * dimensions.width * 8
     counted = counter.get_total_flops() - modulations - conditions - unread
-    assert step_work(dimensions, tokens, "refresh").total == pytest.approx(counted, rel=1e-9)
+    assert step_work(dimensions, tokens, "full").total == pytest.approx(counted, rel=1e-9)

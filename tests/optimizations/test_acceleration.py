@@ -127,16 +127,16 @@ def test_step_kinds_are_those_of_the_last_request(pipe: Any) -> None:
     with accelerate(pipe, [FirstBlockCache(schedule=(0, 2))], quiet=True) as acceleration:
         assert acceleration.last_step_kinds() == []
         render(pipe, steps=4)
-        assert acceleration.last_step_kinds() == ["refresh", "skipped", "refresh", "skipped"]
+        assert acceleration.last_step_kinds() == ["full", "skipped", "full", "skipped"]
         render(pipe, steps=1)
-        assert acceleration.last_step_kinds() == ["refresh"]
+        assert acceleration.last_step_kinds() == ["full"]
 
 
 def test_an_edit_reports_the_step_kinds(pipe: Any) -> None:
     request = kontext_fast.EditRequest("make the background red", image=picture(), steps=3, size=(64, 64))
     with accelerate(pipe, [FirstBlockCache(schedule=(0,))], quiet=True):
-        assert kontext_fast.edit(pipe, request).step_kinds == ("refresh", "skipped", "skipped")
-    assert kontext_fast.edit(pipe, request).step_kinds == ("refresh",) * 3
+        assert kontext_fast.edit(pipe, request).step_kinds == ("full", "skipped", "skipped")
+    assert kontext_fast.edit(pipe, request).step_kinds == ("full",) * 3
 
 
 def test_a_flux_pipeline_without_a_reference_works_too(pipe: Any) -> None:
@@ -155,7 +155,7 @@ def test_a_flux_pipeline_without_a_reference_works_too(pipe: Any) -> None:
     expected = images()
     with accelerate(text_to_image, [FirstBlockCache(threshold=1e9)], quiet=True) as acceleration:
         images()
-        assert acceleration.last_step_kinds() == ["refresh", "refresh", "skipped"]
+        assert acceleration.last_step_kinds() == ["full", "full", "skipped"]
     np.testing.assert_array_equal(images(), expected)
 
 

@@ -43,13 +43,13 @@ def counts(acceleration: Acceleration) -> list[list[int]]:
 def test_threshold_zero_is_bit_identical(pipe: Any, images: dict[str, Any]) -> None:
     result, acceleration = cached(pipe, images, threshold=0)
     np.testing.assert_array_equal(result, render(pipe, steps=STEPS, **images))
-    assert acceleration.last_step_kinds() == ["refresh"] * STEPS
+    assert acceleration.last_step_kinds() == ["full"] * STEPS
 
 
 @pytest.mark.parametrize("warmup", [1, 2, 4])
 def test_a_huge_threshold_computes_the_warmup_only(pipe: Any, warmup: int) -> None:
     result, acceleration = cached(pipe, FIRST, threshold=ALWAYS_BELOW, warmup_steps=warmup)
-    assert acceleration.last_step_kinds() == ["refresh"] * warmup + ["skipped"] * (STEPS - warmup)
+    assert acceleration.last_step_kinds() == ["full"] * warmup + ["skipped"] * (STEPS - warmup)
     assert counts(acceleration) == [[warmup]]
     assert np.isfinite(result).all()
     assert not np.array_equal(result, render(pipe, steps=STEPS, **FIRST))
@@ -71,7 +71,7 @@ def test_a_skipped_step_runs_only_the_first_block(pipe: Any) -> None:
 
 def test_skips_in_a_row_are_limited(pipe: Any) -> None:
     _, acceleration = cached(pipe, FIRST, threshold=ALWAYS_BELOW, warmup_steps=1, max_consecutive_skips=2)
-    assert acceleration.last_step_kinds() == ["refresh", "skipped", "skipped", "refresh", "skipped", "skipped"]
+    assert acceleration.last_step_kinds() == ["full", "skipped", "skipped", "full", "skipped", "skipped"]
 
 
 def first_drift(pipe: Any, images: dict[str, Any], patch: pytest.MonkeyPatch) -> float:
@@ -94,11 +94,11 @@ def test_each_sample_of_a_batch_gets_what_it_gets_alone(pipe: Any, monkeypatch: 
     alone = [cached(pipe, images, threshold=threshold) for images in (FIRST, SECOND, THIRD)]
     kinds = [acceleration.last_step_kinds() for _, acceleration in alone]
     # At step 2 two samples compute, as a sub-batch, and one does not.
-    assert sorted(one[2] for one in kinds) == ["refresh", "refresh", "skipped"]
+    assert sorted(one[2] for one in kinds) == ["full", "full", "skipped"]
     together, acceleration = cached(pipe, ALL, threshold=threshold)
     assert counts(acceleration) == [[counts(one)[0][0] for _, one in alone]]
     np.testing.assert_allclose(together, np.concatenate([images for images, _ in alone]), rtol=0, atol=1e-3)
-    expected = ["skipped" if set(each) == {"skipped"} else "refresh" for each in zip(*kinds, strict=True)]
+    expected = ["skipped" if set(each) == {"skipped"} else "full" for each in zip(*kinds, strict=True)]
     assert acceleration.last_step_kinds() == expected
     # The samples differ by more than the tolerance, so swapped rows would have been seen.
     assert np.abs(together[0] - together[1]).max() > 1e-2
@@ -148,13 +148,13 @@ def test_every_second_computes_the_first_two_and_the_last(pipe: Any, total: int,
     assert schedule.computed_steps(total) == computed
     with accelerate(pipe, [schedule], quiet=True) as acceleration:
         render(pipe, steps=total, **FIRST)
-    expected = ["refresh" if step in computed else "skipped" for step in range(total)]
+    expected = ["full" if step in computed else "skipped" for step in range(total)]
     assert acceleration.last_step_kinds() == expected
 
 
 def test_a_given_schedule_is_followed_in_both_passes(pipe: Any) -> None:
     _, acceleration = cached(pipe, {**BOTH, "negative": "blurry"}, schedule=(0, 4, 99))
-    assert acceleration.last_step_kinds() == ["refresh", "skipped", "skipped", "skipped", "refresh", "skipped"]
+    assert acceleration.last_step_kinds() == ["full", "skipped", "skipped", "skipped", "full", "skipped"]
     assert counts(acceleration) == [[2, 2], [2, 2]]
 
 
@@ -253,7 +253,7 @@ def test_it_works_inside_of_offloading_hooks(hooked_first: bool) -> None:
     if not hooked_first:
         add_hook_to_module(pipe.transformer, Note())
     render(pipe, steps=3)
-    assert acceleration.last_step_kinds() == ["refresh", "refresh", "skipped"]
+    assert acceleration.last_step_kinds() == ["full", "full", "skipped"]
     assert len(seen) == 3
     acceleration.revert()
     np.testing.assert_array_equal(render(pipe, steps=3), expected)

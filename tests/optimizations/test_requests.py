@@ -58,7 +58,7 @@ def test_the_scheduler_in_use_is_the_one_that_counts(pipe: Any) -> None:
         requests = track_calls(pipe, undo)
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
         render(pipe, steps=3)
-        assert requests.last_kinds == ("refresh",) * 3
+        assert requests.last_kinds == ("full",) * 3
         assert "step" not in vars(pipe.scheduler)
 
 
@@ -77,35 +77,41 @@ def test_a_request_inside_a_request_is_its_own(pipe: Any) -> None:
                 assert requests.current is outer
 
         render(pipe, steps=3, on_step=nest)
-        assert inner == [("refresh",)]
-        assert requests.last_kinds == ("refresh",) * 3
+        assert inner == [("full",)]
+        assert requests.last_kinds == ("full",) * 3
 
 
-def test_a_step_is_its_hardest_working_pass() -> None:
+def test_a_step_is_skipped_where_all_of_its_passes_are() -> None:
     request = PipelineCall(pipe=None)
-    for marks in (["skipped", "refresh"], ["skipped", "skipped"], [], ["skipped", "reuse"]):
+    for marks in (["skipped", "full"], ["skipped", "skipped"], []):
         for mark in marks:
             request.mark(mark)  # type: ignore[arg-type]
         request.end_step()
-    assert request.kinds == ["refresh", "skipped", "refresh", "reuse"]
+    assert request.kinds == ["full", "skipped", "full"]
 
 
 def test_samples_of_a_batch_are_told_apart_where_an_optimization_does() -> None:
     request = PipelineCall(pipe=None)
-    request.mark("skipped", "refresh", "skipped")
+    request.mark("skipped", "full", "skipped")
     request.end_step()
     # Under true CFG the second pass may decide otherwise, or for all samples at once.
-    request.mark("skipped", "refresh", "skipped")
-    request.mark("reuse")
+    request.mark("skipped", "full", "skipped")
+    request.mark("skipped")
+    request.end_step()
+    request.mark("skipped", "skipped", "skipped")
+    request.mark("full")
+    request.end_step()
+    request.mark("skipped", "skipped")
     request.end_step()
     request.end_step()
-    assert request.sample_kinds == [("skipped", "refresh", "skipped"), ("reuse", "refresh", "reuse"), ("refresh",)]
-    assert request.kinds == ["refresh", "refresh", "refresh"]
+    some = ("skipped", "full", "skipped")
+    assert request.sample_kinds == [some, some, ("full",) * 3, ("skipped",) * 2, ("full",)]
+    assert request.kinds == ["full", "full", "full", "skipped", "full"]
 
 
 def test_computed_steps_are_counted_per_branch_and_sample() -> None:
     request = PipelineCall(pipe=None)
-    for marks in ([("refresh", "refresh"), ("refresh",)], [("skipped", "refresh"), ("skipped",)]):
+    for marks in ([("full", "full"), ("full",)], [("skipped", "full"), ("skipped",)]):
         for kinds in marks:
             request.mark(*kinds)  # type: ignore[arg-type]
         request.end_step()

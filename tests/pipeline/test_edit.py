@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory
-from kontext_fast.pipeline.edit import EditRequest, edit, text_length
-from kontext_fast.pipeline.step_kinds import forget_step_kinds, report_step_kinds
+from kontext_fast.pipeline.edit import STEP_KINDS, EditRequest, edit, edit_together, text_length
 
 INSTRUCTION = "make the red circle blue"
 
@@ -40,7 +39,7 @@ def test_an_edit_is_what_the_stock_pipeline_makes_of_the_same_sizes(tiny: Any, p
     assert result.images[0].tobytes() == stock.tobytes()
     assert result.seeds == (3,)
     assert result.size.size == (128, 128)
-    assert result.step_kinds == ("refresh", "refresh")
+    assert result.step_kinds == ("full", "full")
 
 
 def test_the_same_seed_gives_the_same_image_and_another_does_not(tiny: Any, picture: Image.Image) -> None:
@@ -165,12 +164,17 @@ def test_other_failures_are_not_taken_for_memory(tiny: Any, picture: Image.Image
         hook.remove()
 
 
-def test_step_kinds_come_from_whoever_decides_them(tiny: Any, picture: Image.Image) -> None:
-    report_step_kinds(tiny, lambda: (("refresh",), ("skipped",)))
-    try:
-        assert edit(tiny, request(picture)).step_kinds == ("refresh", "skipped")
-    finally:
-        forget_step_kinds(tiny)
+def test_step_kinds_are_those_that_the_pipeline_tells(
+    tiny: Any, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, STEP_KINDS, (("full",), ("skipped",)), raising=False)
+    assert edit(tiny, request(picture)).step_kinds == ("full", "skipped")
+    monkeypatch.setattr(tiny, STEP_KINDS, (("skipped", "full"), ("skipped", "skipped")))
+    first, second = edit_together(tiny, [request(picture), request(picture)])
+    assert (first.step_kinds, second.step_kinds) == (("skipped", "skipped"), ("full", "skipped"))
+    monkeypatch.setattr(tiny, STEP_KINDS, (("full",),))
+    with pytest.raises(RuntimeError, match="2 steps"):
+        edit(tiny, request(picture))
 
 
 def test_a_text_that_would_be_cut_off_is_refused(tiny: Any, picture: Image.Image) -> None:

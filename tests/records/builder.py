@@ -66,7 +66,7 @@ def sample(
     seed: int = 0,
 ) -> Sample:
     """The steps take 80 % of the wall time, the other stages 5 % each; the last `skipped` steps are not computed."""
-    kinds: tuple[StepKind, ...] = ("refresh",) * (steps - skipped) + ("skipped",) * skipped
+    kinds: tuple[StepKind, ...] = ("full",) * (steps - skipped) + ("skipped",) * skipped
     return Sample(
         item=item,
         seed=seed,

@@ -72,7 +72,7 @@ def test_a_renamed_file_of_records_is_found_with_its_images(store: ResultStore) 
         ('{"raw_results": []}', "not a kontext-fast record file"),
         ('{"schema_version": true}', "not a kontext-fast record file"),
         ('{"schema_version": 1}', "kontext_fast_version: Field required"),
-        ('{"schema_version": 2, "anything": 1}', "upgrade kontext-fast"),
+        ('{"schema_version": 3, "anything": 1}', "upgrade kontext-fast"),
     ],
 )
 def test_a_file_that_is_no_record_file_is_one_sentence(tmp_path: Path, content: str, says: str) -> None:
@@ -81,6 +81,23 @@ def test_a_file_that_is_no_record_file_is_one_sentence(tmp_path: Path, content: 
     with pytest.raises(InvalidInput, match=says) as error:
         ResultStore.find(path).load()
     assert "\n" not in str(error.value)
+
+
+def test_steps_of_schema_1_are_read_as_full_or_skipped(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    store.write(result([timed("baseline", 1, [1.0], skipped=1)]))
+    data = json.loads(store.records_file.read_text())
+    stored = data["records"][0]["measurements"][0]["samples"][1]
+    kinds = stored["step_kinds"]
+    assert set(kinds) == {"full", "skipped"}
+    data["schema_version"] = 1
+    stored["step_kinds"] = ["refresh", "reuse", "skipped"]
+    data["records"][0]["outputs"] = [{"item": "a", "seed": 0, "image": None, "step_kinds": ["refresh", "reuse"]}]
+    store.records_file.write_text(json.dumps(data))
+    loaded = store.load()
+    assert loaded.schema_version == 2
+    assert loaded.records[0].measurements[0].samples[1].step_kinds == ("full", "full", "skipped")
+    assert loaded.records[0].outputs[0].step_kinds == ("full", "full")
 
 
 def test_bytes_that_are_no_text_are_one_sentence(tmp_path: Path) -> None:

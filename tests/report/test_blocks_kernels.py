@@ -34,6 +34,7 @@ def write(folder: Path) -> None:
             timing("linear 3072x9216 image", 10, 1e-3, flop_per_second=700e12),
             timing("linear 3072x9216 text", 10, 3e-3, flop_per_second=500e12),
             timing("gelu image", 5, 1e-4, bytes_per_second=4e12),
+            timing("gelu image", 5, 9.0, bytes_per_second=4e12) | {"step": "reuse fp8"},
         ],
     }
     (folder / "kernel_timing.json").write_text(json.dumps(report))
@@ -44,6 +45,7 @@ def test_adds_up_by_what_kernels_do(tmp_path: Path) -> None:
     text = kernels.render(DocContext(find_published(tmp_path / "results"), None, to_root="../"))
     row = next(line for line in text.splitlines() if line.startswith("| full"))
     assert row == "| full | 20.0 ms, 600 TFLOP/s | 40.0 ms, 550 TFLOP/s | 0.5 ms, 4.00 TB/s | 60.5 ms | 35 |"
+    assert "reuse" not in text
     assert "1 of 2 checks wrote what they should" in text
     assert "in the same dtype was `linear`" in text
     assert "1.50 times as large" in text

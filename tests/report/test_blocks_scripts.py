@@ -89,7 +89,7 @@ def test_times_of_a_step_beside_their_floors(tmp_path: Path) -> None:
         {"name": "gemv", "category": "linear", "calls": 3, "seconds": 0.02, "floor_s": None},
     ]
     floors = {"linear": 0.09, "attention": 0.04, "element-wise": 0.01}
-    step = {"kind": "refresh", "step": 7, "kernels": kernels, "floors_s": floors, "idle_s": 0.002}
+    step = {"kind": "full", "step": 7, "kernels": kernels, "floors_s": floors, "idle_s": 0.002}
     one = {
         "preset": "faithful", "device": "Imaginary GPU", "tokens": {"text": 512, "image": 4096, "reference": 4000},
         "ceilings": {"linear_flop": 8e14, "attention_flop": 6.5e14, "copy_bytes": 4.3e12}, "steps": [step],
@@ -97,7 +97,7 @@ def test_times_of_a_step_beside_their_floors(tmp_path: Path) -> None:
     }  # fmt: skip
     content = {"checkpoint": "random", "rooflines": [one], "refused": []}
     _, _, row, where, best = rendered(roofline, tmp_path, "roofline.json", content)
-    cells = "`faithful` | refresh (7) | 162.0 ms | 140.0 ms | 100.0 ms (90%) | 50.0 ms (80%) | 10.0 ms (100%) | 2.0 ms"
+    cells = "`faithful` | full (7) | 162.0 ms | 140.0 ms | 100.0 ms (90%) | 50.0 ms (80%) | 10.0 ms (100%) | 2.0 ms"
     assert row == f"| {cells} |"
     assert "512 of text, 4096 of the image, 4000 of the reference" in where
     assert "800 TFLOP/s in products, 650 in attention, and 4.30 TB/s" in best

@@ -18,7 +18,7 @@ def test_steps_are_told_apart_by_kind_and_absent_kinds_are_absent() -> None:
     slow_then_fast = sample("a", 1.0, skipped=2).model_copy(update={"steps_s": (0.4, 0.2, 0.01, 0.03)})
     (group,) = groups(result([record("cache", 0, [slow_then_fast, slow_then_fast.model_copy(update={"item": "b"})])]))
     (row,) = stage_rows(group)
-    assert row.steps == {"refresh": pytest.approx(0.3), "skipped": pytest.approx(0.02)}
+    assert row.steps == {"full": pytest.approx(0.3), "skipped": pytest.approx(0.02)}
 
 
 def test_a_preset_that_was_not_measured_has_no_row() -> None:

@@ -93,7 +93,7 @@ def verification(
                 item=item.id,
                 seed=seed,
                 image=store.put_image(make(item, of_baseline(item, seed), index)),
-                step_kinds=("refresh", "refresh", "skipped", "refresh"),
+                step_kinds=("full", "full", "skipped", "full"),
             )
             for index, item in enumerate(of)
             for seed in SEEDS

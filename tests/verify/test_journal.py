@@ -15,7 +15,7 @@ SETUP = {"seeds": (0, 1), "checkpoint": "tiny"}
 
 
 def _output(item: str, seed: int) -> Output:
-    return Output(item=item, seed=seed, image="a" * 64, step_kinds=("refresh", "skipped"))
+    return Output(item=item, seed=seed, image="a" * 64, step_kinds=("full", "skipped"))
 
 
 def _journal(out: Path) -> Journal:

@@ -12,7 +12,7 @@ from kontext_fast.records.samples_csv import STAGES
 from kontext_fast.records.schema import Sample, StepKind
 from kontext_fast.stats.intervals import mean_estimate, process_value
 
-STEP_KINDS: tuple[StepKind, ...] = ("refresh", "reuse", "skipped")
+STEP_KINDS: tuple[StepKind, ...] = ("full", "skipped")
 
 
 @dataclass(frozen=True)

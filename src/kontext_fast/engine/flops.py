@@ -46,19 +46,19 @@ FULL_SIZE_EDIT = Tokens(text=512, image=4096, reference=4096)
 
 
 def step_work(dimensions: Dimensions, tokens: Tokens, kind: StepKind, *, tests_first_block: bool = False) -> Flops:
-    """Of one pass of one sample. A skipped step is free unless a test runs the first block, on all tokens."""
+    """Of one pass of one sample. A skipped step is free, unless a cache runs the first block to decide."""
     if kind == "skipped" and not tests_first_block:
         return Flops(0.0, 0.0)
-    active = tokens.text + tokens.image if kind == "reuse" else tokens.total
+    total = tokens.total
     blocks = 1 if kind == "skipped" else dimensions.double_blocks + dimensions.single_blocks
     width, mlp, channels = dimensions.width, dimensions.mlp_width, dimensions.latent_channels
     # Both kinds of block: query, key and value, the output, and two layers of MLP.
-    block = active * (4 * width * width + 2 * width * mlp)
-    embedders = tokens.text * dimensions.text_channels * width + (active - tokens.text) * channels * width
+    block = total * (4 * width * width + 2 * width * mlp)
+    embedders = tokens.text * dimensions.text_channels * width + (total - tokens.text) * channels * width
     output = 0 if kind == "skipped" else tokens.image * width * channels
     return Flops(
         linear=2.0 * (blocks * block + embedders + output),
-        attention=4.0 * blocks * active * tokens.total * width,
+        attention=4.0 * blocks * total**2 * width,
     )
 
 
@@ -72,8 +72,7 @@ def elementwise_bytes(
     """
     if kind == "skipped":
         return {}
-    active = tokens.text + tokens.image if kind == "reuse" else tokens.total
-    doubles, singles = active * dimensions.double_blocks, active * dimensions.single_blocks
+    doubles, singles = tokens.total * dimensions.double_blocks, tokens.total * dimensions.single_blocks
     width, mlp = dimensions.width, dimensions.mlp_width
     written = itemsize + (1 if quantized else itemsize)
     moved = {

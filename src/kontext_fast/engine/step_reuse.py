@@ -148,5 +148,5 @@ class Branch:
             # Writes to tensors of inference mode are not counted, so those are embedded at every step.
             version = None if text.is_inference() else text._version
             self._text = _EmbeddedText(text, version, self._engine.embed_text(text))
-        self.kinds.append("refresh")
+        self.kinds.append("full")
         return self._engine.step(self._prepared, index, image, self._text.embedded)

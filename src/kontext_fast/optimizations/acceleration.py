@@ -64,8 +64,6 @@ class Acceleration:
     @classmethod
     def start(cls, pipe: Any, plan: Plan, device: Any = None) -> Acceleration:
         """Apply `plan` to `pipe`; see `Plan.apply`."""
-        from kontext_fast.pipeline.step_kinds import forget_step_kinds, report_step_kinds
-
         _require_flux(pipe)
         if (already := current(pipe)) is not None:
             raise InvalidInput(
@@ -74,8 +72,6 @@ class Acceleration:
         with ExitStack() as undo:
             requests = track_calls(pipe, undo)
             requests.on_begin(_same_parts(pipe), undo)
-            report_step_kinds(pipe, lambda: requests.last_sample_kinds)
-            undo.callback(forget_step_kinds, pipe)
             if device is not None:
                 _run_on(pipe, plan, device, undo)
             # Kernels compile side by side while weights are on their way; in the first image they would in a row.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from kontext_fast.pipeline.step_kinds import hardest
+from kontext_fast.pipeline.edit import STEP_KINDS, joint_kind
 from kontext_fast.records.schema import StepKind
 
 _TRACKER = "_kontext_fast_requests"
@@ -24,7 +24,7 @@ class PipelineCall:
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         self.kinds: list[StepKind] = []
-        """Kind of each step that has ended: that of the sample which worked hardest."""
+        """Kind of each step that has ended: skipped where every sample skipped it."""
         self.sample_kinds: list[tuple[StepKind, ...]] = []
         """The same per sample of the batch; one entry for all of them where nothing tells them apart."""
         self.memory: dict[object, Any] = {}
@@ -54,7 +54,7 @@ class PipelineCall:
     def mark(self, *kinds: StepKind) -> None:
         """Say what the running pass was, for all samples of the batch or for each of them.
 
-        A step counts as its hardest-working pass, an unmarked one as refresh.
+        A step is skipped where all of its passes are; one that is not marked is full.
         """
         self._marks.append(kinds)
 
@@ -73,8 +73,8 @@ class PipelineCall:
             self._branches[branch].append(marks)
         samples = max(map(len, self._marks), default=1)
         by_pass = [marks if len(marks) == samples else marks * samples for marks in self._marks]
-        self.sample_kinds.append(tuple(hardest(of_sample) for of_sample in zip(*by_pass, strict=True)) or ("refresh",))
-        self.kinds.append(hardest(self.sample_kinds[-1]))
+        self.sample_kinds.append(tuple(map(joint_kind, zip(*by_pass, strict=True))) or ("full",))
+        self.kinds.append(joint_kind(self.sample_kinds[-1]))
         self._marks.clear()
         self._passes = 0
 
@@ -161,6 +161,7 @@ def _tracked_class(original: type, requests: CallTracker) -> type:
         "__call__": bracketed,
         "__reduce_ex__": reduce_as_original,
         _TRACKER: requests,
+        STEP_KINDS: property(lambda _: requests.last_sample_kinds),
     }
     return type(original)(original.__name__, (original,), body)
 

@@ -15,13 +15,16 @@ from kontext_fast.pipeline.device import memory_errors
 from kontext_fast.pipeline.inputs import to_rgb
 from kontext_fast.pipeline.request import EditRequest
 from kontext_fast.pipeline.sizes import Size, SizePlan, plan_size
-from kontext_fast.pipeline.step_kinds import step_kinds
 from kontext_fast.records.schema import StepKind
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = ["EditRequest", "EditResult", "edit", "edit_together", "plan_for", "text_length"]
+
+STEP_KINDS = "_kontext_fast_step_kinds"
+"""Attribute of an accelerated pipeline: per step of its last call the kind of each sample of the batch, or one kind for
+all of them. A pipeline without it computes every step in full."""
 
 _MAX_TEXT_TOKENS = 512
 """The pipeline refuses more."""
@@ -35,7 +38,7 @@ class EditResult:
     seeds: tuple[int, ...]
     size: SizePlan
     step_kinds: tuple[StepKind, ...]
-    """Per step, what the hardest-working image of the request did."""
+    """Per step: skipped where every image of the request skipped it."""
 
 
 def edit(
@@ -104,10 +107,28 @@ def edit_together(
     results, start = [], 0
     for of_request in seeds:
         samples = slice(start, start + len(of_request))
-        kinds = step_kinds(pipe, first.steps, samples)
+        kinds = _step_kinds(pipe, first.steps, samples)
         results.append(EditResult(tuple(made[samples]), of_request, size, kinds))
         start = samples.stop
     return tuple(results)
+
+
+def _step_kinds(pipe: Any, steps: int, samples: slice) -> tuple[StepKind, ...]:
+    """Of the `steps` steps of the last call, for `samples`, a part of the batch.
+
+    Raises RuntimeError if another number of steps was counted: the kinds would be those of another call.
+    """
+    all_full: tuple[tuple[StepKind, ...], ...] = (("full",),) * steps
+    kinds: Sequence[Sequence[StepKind]] = getattr(pipe, STEP_KINDS, all_full)
+    if len(kinds) != steps:
+        raise RuntimeError(f"the last edit ran {steps} steps, but its optimization reported {len(kinds)}")
+    parts = (of_step if len(of_step) == 1 else of_step[samples] for of_step in kinds)
+    return tuple(map(joint_kind, parts))
+
+
+def joint_kind(kinds: Sequence[StepKind]) -> StepKind:
+    """The kind of a step of several samples or passes: skipped where all of them skipped it."""
+    return "full" if "full" in kinds else "skipped"
 
 
 def _inputs(requests: Sequence[EditRequest], references: Sequence[Image | None]) -> dict[str, Any]:

@@ -6,20 +6,31 @@ Numbers are finite: what could not be computed is None, never NaN.
 
 Schema history:
   1  first version
+  2  steps are `full` or `skipped`. Version 1 had `refresh` (all of the transformer ran) and `reuse` (every block ran,
+     but for some tokens only or without its attention). Both counted as computed steps, so both are read as `full`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
-StepKind = Literal["refresh", "reuse", "skipped"]
-"""refresh: the transformer ran on all tokens; reuse: on some; skipped: not at all. The first two are computed steps."""
+StepKind = Literal["full", "skipped"]
+"""full: a computed step, which ran the transformer; skipped: one that did not. Under a cache of blocks a skipped step
+still ran the blocks that the cache looks at, usually one; `engine.flops.step_work` can count them."""
+
+
+def upgraded_kind(kind: object) -> object:
+    """The kind of a step as schema 2 has it."""
+    return "full" if kind in ("refresh", "reuse") else kind
+
+
+_StoredKind = Annotated[StepKind, BeforeValidator(upgraded_kind)]
 
 Status = Literal["ok", "refused", "oom", "timeout", "crash", "interrupted", "not measured"]
 
@@ -185,7 +196,7 @@ class Sample(Stored):
     stages_s: dict[str, float]
     """text_encode, vae_encode, denoise, vae_decode."""
     steps_s: tuple[float, ...]
-    step_kinds: tuple[StepKind, ...]
+    step_kinds: tuple[_StoredKind, ...]
     memory: Memory
     images: tuple[str, ...]
     """Hashes of the stored outputs, one per image of the batch; empty where images were not kept."""
@@ -223,7 +234,7 @@ class Output(Stored):
     seed: int
     image: str | None
     """Hash of the stored image; None where the edit failed."""
-    step_kinds: tuple[StepKind, ...] = ()
+    step_kinds: tuple[_StoredKind, ...] = ()
     failure: str | None = None
     """One sentence, where there is no image, or one at the second attempt only: a call of several items failed for a
     reason that none of them repeated alone."""
@@ -308,7 +319,9 @@ class Record(Stored):
 
 
 class ResultFile(Stored):
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Annotated[Literal[2], BeforeValidator(lambda version: 2 if version == 1 else version)] = (
+        SCHEMA_VERSION
+    )
     kontext_fast_version: str
     command: str
     suite: str

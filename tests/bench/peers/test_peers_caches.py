@@ -39,7 +39,7 @@ needs_cache_dit = pytest.mark.skipif(find_spec("cache_dit") is None, reason="the
 
 
 def kinds_of(pattern: str) -> list[StepKind]:
-    letters: dict[str, StepKind] = {"R": "refresh", "u": "reuse", ".": "skipped"}
+    letters: dict[str, StepKind] = {"R": "full", "u": "full", ".": "skipped"}
     return [letters[letter] for letter in pattern]
 
 
@@ -107,12 +107,11 @@ def test_a_step_is_what_its_blocks_really_ran(technique: Optimization, pattern: 
         images = render(pipe, steps=6)
         kinds = acceleration.last_step_kinds()
     assert kinds == kinds_of(pattern)
-    for kind, ran in zip(kinds, calls[:6], strict=True):
-        expected = {"refresh": (4, 4), "reuse": (4, 0)}.get(kind)
-        if expected is None:
+    for letter, ran in zip(pattern, calls[:6], strict=True):
+        if letter == ".":
             assert ran["block"] < 4
         else:
-            assert (ran["block"], ran["attention"]) == expected
+            assert (ran["block"], ran["attention"]) == (4, 4 if letter == "R" else 0)
     assert np.isfinite(images).all()
     assert np.array_equal(images, untouched) == (set(pattern) == {"R"})
 
@@ -182,19 +181,19 @@ def test_magcache_follows_the_published_ratios(pipe: Any) -> None:
     expected, product, error, skips = [], 1.0, 0.0, 0
     for step, ratio in enumerate(technique.ratios):
         if step < round(technique.retention * 28):
-            expected.append("refresh")
+            expected.append("full")
             continue
         product, skips = product * ratio, skips + 1
         error += abs(1 - product)
         if error <= technique.threshold and skips <= technique.max_skips:
             expected.append("skipped")
         else:
-            expected.append("refresh")
+            expected.append("full")
             product, error, skips = 1.0, 0.0, 0
     with resolve(find_preset("peer:magcache"), CPU).apply(pipe) as acceleration:
         render(pipe, steps=28)
         assert acceleration.last_step_kinds() == expected
-        assert 10 <= expected.count("refresh") <= 18
+        assert 10 <= expected.count("full") <= 18
 
 
 def test_a_second_cache_is_refused(pipe: Any) -> None:

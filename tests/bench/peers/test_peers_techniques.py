@@ -72,7 +72,7 @@ def test_each_kind_of_block_is_one_graph(technique: Optimization, pipe: Any, gra
     untouched, before = render(pipe), _traces(pipe)
     with applied(pipe, technique) as acceleration:
         np.testing.assert_allclose(render(pipe), untouched, rtol=0, atol=1e-5)
-        assert acceleration.last_step_kinds() == ["refresh"] * 4
+        assert acceleration.last_step_kinds() == ["full"] * 4
     assert len(graphs) == GRAPHS
     assert _traces(pipe) == before
     np.testing.assert_array_equal(render(pipe), untouched)

@@ -41,5 +41,5 @@ def test_steps_are_those_that_were_run_and_the_cell_is_the_one_that_was_asked_fo
     assert record.cells[0].steps == 6
     assert measurement.workload.steps == 3
     for sample in measurement.samples:
-        assert sample.step_kinds == ("refresh",) * 3
+        assert sample.step_kinds == ("full",) * 3
         assert len(sample.steps_s) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from kontext_fast.records.schema import upgraded_kind
 from kontext_fast.report.text.markdown import bullets, paragraphs, table
 from tools.docs.doc_context import DocContext
 
@@ -42,7 +43,7 @@ def _cells(preset: str, step: dict[str, Any]) -> Iterator[str]:
     taken_s = dict.fromkeys(_CATEGORIES, 0.0)
     for kernel in step["kernels"]:
         taken_s[kernel["category"]] += kernel["seconds"]
-    yield from (f"`{preset}`", f"{step['kind']} ({step['step']})")
+    yield from (f"`{preset}`", f"{upgraded_kind(step['kind'])} ({step['step']})")
     yield _milliseconds(sum(taken_s.values()) + step["idle_s"])
     yield _milliseconds(sum(step["floors_s"].values()))
     for category in _CATEGORIES:

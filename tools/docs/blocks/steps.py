@@ -19,7 +19,7 @@ def render(site: DocContext) -> str:
     section = site.card
     if section is None:
         return NOTHING
-    rows = [row for row in section.stages if "refresh" in row.steps]
+    rows = [row for row in section.stages if "full" in row.steps]
     gpus = [run.record.environment.get("gpu") or {} for run in section.group.runs]
     limits = {(gpu.get("power_limit_w"), gpu.get("clock_sm_max_mhz")) for gpu in gpus}
     return paragraphs(
@@ -33,7 +33,7 @@ def render(site: DocContext) -> str:
 def _cells(row: StageRow, runs: Sequence[Run]) -> Iterator[str]:
     readings = [sample.gpu for run in runs for sample in run.samples if sample.gpu is not None]
     yield f"`{row.preset}`"
-    yield f"{1e3 * row.steps['refresh']:.0f} ms"
+    yield f"{1e3 * row.steps['full']:.0f} ms"
     yield _mean((value for one in readings for value in one.power_w), "W")
     yield _mean((value for one in readings for value in one.clock_sm_mhz), "MHz")
     yield _reasons(readings)

@@ -1,4 +1,4 @@
-"""Which blocks of the transformer, and which attentions in them, a peer really ran in a step.
+"""Which blocks of the transformer a peer really ran in a step.
 
 A cache decides deep in its own code, so its own statistics are not used. The `forward` of every block is counted below
 whatever wrappers the peer adds; a block that was not called did not run.
@@ -33,23 +33,17 @@ class BlockTracer:
     outside.
     """
 
-    def __init__(self, transformer: Any, undo: ExitStack, *, attentions: bool = False) -> None:
-        """`attentions`: also count the attention in each block, for a peer that can skip it alone.
-
-        Blocks must then not be compiled, since calls inside compiled code cannot be counted.
-        """
+    def __init__(self, transformer: Any, undo: ExitStack) -> None:
         self._transformer = transformer
         self._ran: set[int] = set()
         self._blocks = blocks_of(transformer)
-        self._attentions = [block.attn for block in self._blocks] if attentions else []
-        for module in (*self._blocks, *self._attentions):
-            set_attribute(module, "forward", self._counted(module), undo)
+        for block in self._blocks:
+            set_attribute(block, "forward", self._counted(block), undo)
 
     def kind(self) -> StepKind:
-        """Of the pass that just ended. As in our own block cache, a pass that left out blocks counts as skipped."""
-        if not self._all_ran(self._blocks):
-            return "skipped"
-        return "refresh" if self._all_ran(self._attentions) else "reuse"
+        """Of the pass that just ended. As in our own block cache, a pass without some of the blocks counts as skipped;
+        one without parts of blocks counts as full."""
+        return "full" if all(id(block) in self._ran for block in self._blocks) else "skipped"
 
     def mark_passes(self, pipe: Any, undo: ExitStack, around: Around = lambda request, index: nullcontext()) -> None:
         """Mark every pass of the requests of `pipe` with its kind; call it after the peer was applied."""
@@ -70,8 +64,8 @@ class BlockTracer:
 
         set_attribute(transformer, "forward", MethodType(forward, transformer), undo)
 
-    def _counted(self, module: Any) -> Callable[..., Any]:
-        forward, ran, key = module.forward, self._ran, id(module)
+    def _counted(self, block: Any) -> Callable[..., Any]:
+        forward, ran, key = block.forward, self._ran, id(block)
 
         @functools.wraps(forward)
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -79,9 +73,6 @@ class BlockTracer:
             return forward(*args, **kwargs)
 
         return counted
-
-    def _all_ran(self, modules: list[Any]) -> bool:
-        return all(id(module) in self._ran for module in modules)
 
 
 def is_first_pass(request: PipelineCall, index: int) -> bool:
@@ -94,7 +85,6 @@ def enable_diffusers_cache(
     config: Any,
     undo: ExitStack,
     *,
-    attentions: bool = False,
     on_first_pass: Callable[[int], None] = lambda total: None,
 ) -> None:
     """Enable diffusers' cache `config` on the transformer of `pipe`, and mark each pass with its kind.
@@ -103,8 +93,7 @@ def enable_diffusers_cache(
     pass gets a name, so that the positive and the negative prompt of true CFG do not share state, and the state is
     reset at the start of each request.
 
-    `attentions`: the cache can skip the attention in a block and run the rest of it. `on_first_pass` is called in each
-    request with its number of steps. Raises InvalidInput if another cache is enabled.
+    `on_first_pass` is called in each request with its number of steps. Raises InvalidInput if another cache is enabled.
     """
     transformer = pipe.transformer
     if transformer.is_cache_enabled:
@@ -113,7 +102,7 @@ def enable_diffusers_cache(
         keep_attribute(module, "_diffusers_hook", undo)
         keep_attribute(module, "forward", undo)
     keep_attribute(transformer, "_cache_config", undo)
-    tracer = BlockTracer(transformer, undo, attentions=attentions)
+    tracer = BlockTracer(transformer, undo)
     transformer.enable_cache(config)
     undo.callback(transformer.disable_cache)
 

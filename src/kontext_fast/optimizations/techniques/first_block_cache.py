@@ -210,7 +210,7 @@ def _forward(
     image, text = run(blocks[:1], image, text, temb)
     change = None if cache.schedule is not None else _change(image, before, img_ids, remembered)
     compute = _decide(cache, request, remembered, change, len(image))
-    request.mark(*("refresh" if ran else "skipped" for ran in compute))
+    request.mark(*("full" if ran else "skipped" for ran in compute))
     image = _advance(remembered, compute, change, image, text, temb, functools.partial(run, blocks[1:]))
 
     output = transformer.proj_out(transformer.norm_out(image, temb))

@@ -46,5 +46,5 @@ class DiffusersTaylorSeer(Optimization):
             taylor_factors_dtype=pipe.transformer.dtype,
             use_lite_mode=self.lite,
         )
-        enable_diffusers_cache(pipe, config, undo, attentions=not self.lite)
+        enable_diffusers_cache(pipe, config, undo)
         return {}
