@@ -126,8 +126,8 @@ def verification(
         Control.HALF_STEPS: noisy(9),
         Control.CACHE_X4: noisy(12),
         Control.SWAPPED: lambda item, image, index: by_id[item.id].target,
-        Control.BLUR: lambda item, image, index: spoiled(image, Control.BLUR),
-        Control.JPEG: lambda item, image, index: spoiled(image, Control.JPEG),
+        Control.BLUR: lambda item, image, index: spoiled(image, Control.BLUR, item.image),
+        Control.JPEG: lambda item, image, index: spoiled(image, Control.JPEG, item.image),
         Control.UNEDITED: lambda item, image, index: item.image,
     }
     records += [record(control.value, "control", few, make) for control, make in controls.items()]

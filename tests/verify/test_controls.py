@@ -86,9 +86,11 @@ def test_without_a_floor_nothing_is_seen() -> None:
 def test_spoiled_pictures_are_spoiled() -> None:
     picture = noise(1)
     for control in (Control.BLUR, Control.JPEG):
-        worse = spoiled(picture, control)
+        worse = spoiled(picture, control, noise(2))
         assert worse.size == picture.size
         assert worse.tobytes() != picture.tobytes()
-        assert worse.tobytes() == spoiled(picture, control).tobytes()
+        assert worse.tobytes() == spoiled(picture, control, noise(2)).tobytes()
+    unedited = spoiled(picture, Control.UNEDITED, noise(2, (128, 96)))
+    assert unedited.tobytes() == noise(2, (128, 96)).resize(picture.size).tobytes()
     with pytest.raises(ValueError, match="half the steps"):
-        spoiled(picture, Control.HALF_STEPS)
+        spoiled(picture, Control.HALF_STEPS, noise(2))

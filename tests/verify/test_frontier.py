@@ -14,7 +14,6 @@ from kontext_fast.report.charts import quality_frontier
 from kontext_fast.report.output.quality_page import write_quality_page
 from kontext_fast.report.text import frontier as words
 from kontext_fast.verify.analysis import analyze
-from kontext_fast.verify.arms import fewer_steps
 from kontext_fast.verify.frontier import Change, Frontier, Point, frontier, quality_of_fewer_steps
 from kontext_fast.verify.verdict import Level
 from tests.verify.rendered import losing, untouched, verification
@@ -81,12 +80,6 @@ def test_the_finding_names_every_preset_once() -> None:
     repeatable = words.repeatable(_with())
     assert repeatable is not None
     assert "+3.6 %" in repeatable
-
-
-def test_counts_of_fewer_steps_are_fewer() -> None:
-    assert fewer_steps(28) == (21, 14, 10, 7, 4)
-    assert fewer_steps(2) == (1,)
-    assert fewer_steps(1) == ()
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,8 @@ from kontext_fast.verify.controls import FLOORS, OTHER_PRECISION
 from kontext_fast.verify.frontier import frontier
 from kontext_fast.verify.image_generator import TIMED_EDITS
 from kontext_fast.verify.journal import FOLDER
-from kontext_fast.verify.progress import Progress
 from kontext_fast.verify.request import Request
-from kontext_fast.verify.run import verify
+from kontext_fast.verify.run import Progress, verify
 from kontext_fast.verify.verdict import Level
 from tests.verify import broken
 from tests.verify.edits import write_dataset
@@ -217,7 +216,7 @@ def test_a_preset_that_is_refused_is_a_verdict_of_its_own_and_stops_nobody(reque
 def test_a_preset_that_makes_nothing_is_given_up_and_its_reason_kept(
     request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kontext_fast.verify.image_generator.HOPELESS", 1)
+    monkeypatch.setattr("kontext_fast.verify.image_generator.MAX_FAILURES", 1)
     broken.FailsAlways.tried.clear()
     request = replace(request_of, presets=(broken.preset(broken.FailsAlways()),))
     result = verify(request, tmp_path / "out")
@@ -238,7 +237,7 @@ def test_a_floor_that_cannot_be_measured_is_left_out_and_said(
     def failing(_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("kontext_fast.verify.image_generator.use_other_precision", failing)
+    monkeypatch.setattr("kontext_fast.verify.arm_pipeline.use_other_precision", failing)
     result = verify(request_of, tmp_path / "out")
     record = _arms(result)[OTHER_PRECISION]
     assert (record.status, record.reason) == ("oom" if isinstance(error, OutOfMemory) else "refused", str(error))

@@ -23,7 +23,7 @@ from kontext_fast.errors import GateFailed, InvalidInput
 if TYPE_CHECKING:
     from kontext_fast.verify.analysis import VerificationAnalysis
     from kontext_fast.verify.frontier import Frontier
-    from kontext_fast.verify.progress import Progress
+    from kontext_fast.verify.run import Progress
 
 
 def command(

@@ -58,19 +58,21 @@ class Sighting:
         return None if self.seen is None else self.seen is self.due
 
 
-def spoiled(image: Image, control: Control) -> Image:
-    """A copy of an output, made worse as `control` says; only for controls that are made from pictures."""
-    from PIL import Image as Pictures
+def spoiled(output: Image, control: Control, source: Image) -> Image:
+    """A copy of an output, made worse as `control` says, with the input image `source`; for PICTURE_CONTROLS."""
+    from PIL import Image as PILImage
     from PIL import ImageFilter
 
     if control is Control.BLUR:
-        return image.filter(ImageFilter.GaussianBlur(BLUR_RADIUS))
+        return output.filter(ImageFilter.GaussianBlur(BLUR_RADIUS))
     if control is Control.JPEG:
         file = io.BytesIO()
-        image.convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY)
-        with Pictures.open(file) as opened:
-            return opened.convert("RGB")
-    raise ValueError(f"{control} is not made from a picture alone")
+        output.convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY)
+        with PILImage.open(file) as compressed:
+            return compressed.convert("RGB")
+    if control is Control.UNEDITED:
+        return source.resize(output.size)
+    raise ValueError(f"{control} is not made from images alone")
 
 
 def sightings(

@@ -56,6 +56,10 @@ class Request:
         if not names or len(set(names)) < len(names) or BASELINE in names:
             raise InvalidInput(f"Name each preset to verify once, and not {BASELINE}, which they are compared with.")
 
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        return tuple(range(self.seed, self.seed + self.seeds))
+
 
 def every_preset() -> tuple[str, ...]:
     """All presets but baseline."""

@@ -1,13 +1,15 @@
-"""A verification from beginning to end: make the outputs of every arm, spoil some, score all, store everything."""
+"""A verification from beginning to end: generate the outputs of every arm, degrade some, and score all of them."""
 
 from __future__ import annotations
 
 import hashlib
-import secrets
-from collections.abc import Sequence
-from datetime import UTC, datetime
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from kontext_fast.bench.environment import environment_facts
 from kontext_fast.bench.recorder import redact
@@ -16,32 +18,37 @@ from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 from kontext_fast.metrics.base import Control, Setting
 from kontext_fast.metrics.scorer import Scorer
 from kontext_fast.optimizations.machine import Machine
-from kontext_fast.optimizations.plan import Plan as AppliedPlan
-from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.plan import Plan, resolve
 from kontext_fast.optimizations.presets import Preset
 from kontext_fast.pipeline.device import choose_device
 from kontext_fast.pipeline.load import kind_of
 from kontext_fast.records.names import machine_name
-from kontext_fast.records.schema import (
-    BASELINE,
-    EMULATED,
-    Arm,
-    Output,
-    Record,
-    ResultFile,
-    Status,
-    StoredItem,
-    Verification,
-)
+from kontext_fast.records.schema import BASELINE, EMULATED, Arm, Output, ResultFile, Status, StoredItem, Verification
 from kontext_fast.records.store import ResultStore
-from kontext_fast.verify.arms import Plan, arms
+from kontext_fast.verify.arm_pipeline import ArmPipeline
+from kontext_fast.verify.arms import ArmSpec, arm_specs
 from kontext_fast.verify.controls import OTHER_POSITION, spoiled
-from kontext_fast.verify.image_generator import ArmRunner, Settings
+from kontext_fast.verify.image_generator import ImageGenerator
 from kontext_fast.verify.journal import Journal
-from kontext_fast.verify.progress import OnProgress, ProgressTracker
+from kontext_fast.verify.recorder import ArmRecorder
 from kontext_fast.verify.request import Request, dataset_of
 from kontext_fast.verify.scoring import ArmOutputs, score_arms
 from kontext_fast.version import __version__
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a verification is, and how long the rest takes."""
+
+    arm: str
+    done: int
+    """Items generated, or outputs scored."""
+    total: int
+    left_s: float | None
+    """Estimated from what this process did so far; None before the first call ended."""
+
+
+OnProgress = Callable[[Progress], None]
 
 
 def verify(
@@ -52,199 +59,207 @@ def verify(
     With `resume`, what an earlier call in `out` made is kept. A preset that this machine refuses is a record, too.
     Raises InvalidInput, Refused or OutOfMemory where nothing can be verified, and Cancelled on Ctrl-C.
     """
-    session = _Session(request, out, command, on_progress or (lambda _: None))
+    store = ResultStore(out)
+    if not resume and store.records_file.exists():
+        raise InvalidInput("The folder already has records; choose another one, or add --resume.")
     try:
-        session.begin(resume=resume)
-        session.make_outputs()
-        session.spoil_outputs()
-        session.score()
+        run = _Run(request, store, resume=resume, command=command, on_progress=on_progress or (lambda _: None))
+        run.generate_outputs()
+        run.degrade_outputs()
+        run.score_outputs()
     except KeyboardInterrupt:
         raise Cancelled(
             f"The verification was interrupted; go on with the same command and --resume --out {out}."
         ) from None
-    return session.store.load()
+    return store.load()
 
 
-class _Session:
-    """One verification while it runs."""
+class _Run:
+    """One verification while it runs; what has been done before is not done again."""
 
-    def __init__(self, request: Request, out: Path, command: str, on_progress: OnProgress) -> None:
+    def __init__(
+        self, request: Request, store: ResultStore, *, resume: bool, command: str, on_progress: OnProgress
+    ) -> None:
         self._request = request
-        self._command = redact(command)
+        self._store = store
         self._on_progress = on_progress
-        self.store = ResultStore(out)
-        self._journal = Journal(out)
-        self._records: dict[str, Record] = {}
-
-    def begin(self, *, resume: bool) -> None:
-        request = self._request
-        if not resume and self.store.records_file.exists():
-            raise InvalidInput("The folder already has records; choose another one, or add --resume.")
-        device = choose_device(request.device)
+        self._device = choose_device(request.device)
         dataset = dataset_of(request)
         # Ids are hashes, so that the first ones are an arbitrary choice which looks at no result.
         self._items = list(dataset.items)[: request.items]
-        self._few = self._items[: request.control_items]
-        self._settings = Settings(
-            seeds=tuple(range(request.seed, request.seed + request.seeds)), guidance=request.guidance
+        self._control_items = self._items[: request.control_items]
+        self._plans = dict(_plan_or_refusal(preset, self._device, request) for preset in request.presets)
+        self._pipeline = ArmPipeline(request.checkpoint, self._device)
+        self._generator = ImageGenerator(
+            self._pipeline, seeds=request.all_seeds, guidance=request.guidance, images_per_call=request.batch
         )
-        self._applied = {
-            name: plan for preset in request.presets for name, plan in [_resolved(preset, device, request)]
-        }
-        self._studio = ArmRunner(request.checkpoint, device, self._settings, request.batch)
-        self._studio.fit_batch(self._items[0])
-        self._environment = environment_facts(str(device))
-        self._device = device
-        setup = self._setup(dataset)
+        self._generator.fit_memory(self._items[0])
+        environment = environment_facts(str(self._device))
+        self._journal = Journal(store.folder)
+        setup = self._setup(dataset, environment)
         if resume:
             self._journal.resume(setup)
-            if self.store.records_file.exists():
-                known = self.store.load()
-                self._records = {record.arm.name: record for record in known.records if record.arm}
         else:
             self._journal.begin(setup)
-        self._verification = Verification(
-            dataset=dataset.name,
-            steps=request.steps,
-            guidance=request.guidance,
-            seeds=self._settings.seeds,
-            batch=self._studio.batch,
-            control_items=tuple(item.id for item in self._few),
-            margins=request.margins.model_dump(mode="json"),
-            margins_sha256=request.margins.sha256,
-            rejected=tuple(map(redact, dataset.rejected)),
+        result = ResultFile(
+            kontext_fast_version=__version__,
+            command=redact(command),
+            suite="verify",
+            suite_sha256=request.margins.sha256,
+            seed=request.seed,
+            items=tuple(map(self._stored, self._items)),
+            records=store.load().records if store.records_file.exists() else (),
+            verification=self._verification(dataset),
         )
-        self._stored_items = tuple(self._stored(item) for item in self._items)
-        self._write()
+        self._recorder = ArmRecorder(store, result, self._pipeline.facts, environment)
 
-    def _setup(self, dataset: Dataset) -> dict[str, Any]:
+    def _setup(self, dataset: Dataset, environment: dict[str, Any]) -> dict[str, Any]:
         """Everything that decides an output; a resumed verification must agree in it."""
-        facts = self._studio.facts
+        request, facts = self._request, self._pipeline.facts
         return {
             "checkpoint": facts.name,
             "weights": facts.weights_sha256,
             "precision": facts.dtype,
-            "machine": machine_name(self._environment),
+            "machine": machine_name(environment),
             "version": __version__,
             "presets": {
-                name: plan if isinstance(plan, str) else plan.content_hash for name, plan in self._applied.items()
+                name: plan if isinstance(plan, str) else plan.content_hash for name, plan in self._plans.items()
             },
             "dataset": dataset.name,
             "items": hashlib.sha256(" ".join(item.id for item in self._items).encode()).hexdigest(),
-            "control items": len(self._few),
-            "seeds": self._settings.seeds,
-            "steps": self._request.steps,
-            "guidance": self._settings.guidance,
-            "batch": self._studio.batch,
-            "frontier": self._request.frontier,
-            "margins": self._request.margins.sha256,
+            "control items": len(self._control_items),
+            "seeds": request.all_seeds,
+            "steps": request.steps,
+            "guidance": request.guidance,
+            "batch": self._generator.images_per_call,
+            "frontier": request.frontier,
+            "margins": request.margins.sha256,
         }
+
+    def _verification(self, dataset: Dataset) -> Verification:
+        request = self._request
+        return Verification(
+            dataset=dataset.name,
+            steps=request.steps,
+            guidance=request.guidance,
+            seeds=request.all_seeds,
+            batch=self._generator.images_per_call,
+            control_items=tuple(item.id for item in self._control_items),
+            margins=request.margins.model_dump(mode="json"),
+            margins_sha256=request.margins.sha256,
+            rejected=tuple(map(redact, dataset.rejected)),
+        )
 
     def _stored(self, item: Item) -> StoredItem:
         target = item.target
         return StoredItem(
             id=item.id,
             instruction=item.instruction,
-            image=self.store.put_image(item.image),
-            target=None if target is None else self.store.put_image(target),
+            image=self._store.put_image(item.image),
+            target=None if target is None else self._store.put_image(target),
             kind=item.kind,
             open=item.open,
         )
 
-    def make_outputs(self) -> None:
+    def generate_outputs(self) -> None:
         """Run every arm that has items left to do."""
         request = self._request
-        plans = list(
-            arms(
+        specs = list(
+            arm_specs(
                 request.presets,
                 self._items,
-                self._few,
+                self._control_items,
                 steps=request.steps,
                 seeds=request.seeds,
-                batch=self._studio.batch,
+                images_per_call=self._generator.images_per_call,
                 frontier=request.frontier,
             )
         )
-        left = {plan.arm.name: self._left(plan) for plan in plans}
-        clock = ProgressTracker(sum(len(plan.items) for plan in plans), sum(map(len, left.values())), self._on_progress)
-        for plan in plans:
-            name = plan.arm.name
-            if name in self._records and not left[name]:
+        left = {spec.arm.name: self._items_left(spec) for spec in specs}
+        tracker = _ProgressTracker(
+            sum(len(spec.items) for spec in specs), sum(map(len, left.values())), self._on_progress
+        )
+        for spec in specs:
+            name = spec.arm.name
+            if name in self._recorder.records and not left[name]:
                 continue
-            status, reason = self._run(plan, left[name], clock)
-            edits_s = self._time(plan) if request.frontier and plan.timed and status == "ok" else ()
-            outputs = [output for of_item in self._journal.done(name).values() for output in of_item]
-            self._record(plan.arm, plan.preset_name, outputs, status, reason, edits_s)
+            status, reason = self._run_arm(spec, left[name], tracker)
+            self._recorder.add(
+                spec.arm,
+                spec.preset_name,
+                [output for of_item in self._journal.done(name).values() for output in of_item],
+                status=status,
+                reason=reason,
+                plan=self._plan(spec),
+                edits_s=self._time_edits(spec) if request.frontier and spec.timed and status == "ok" else (),
+            )
 
-    def _left(self, plan: Plan) -> frozenset[int]:
+    def _items_left(self, spec: ArmSpec) -> frozenset[int]:
         """Positions of the items that have no output yet."""
-        done = self._journal.done(plan.arm.name)
-        if plan.arm.name in self._records and not done:
+        done = self._journal.done(spec.arm.name)
+        if spec.arm.name in self._recorder.records and not done:
             return frozenset()
-        return frozenset(index for index, item in enumerate(plan.items) if item.id not in done)
+        return frozenset(index for index, item in enumerate(spec.items) if item.id not in done)
 
-    def _run(self, plan: Plan, items: frozenset[int], clock: ProgressTracker) -> tuple[Status, str | None]:
+    def _plan(self, spec: ArmSpec) -> Plan | None:
+        plan = self._plans.get(spec.preset_name)
+        return plan if isinstance(plan, Plan) else None
+
+    def _run_arm(self, spec: ArmSpec, items: frozenset[int], tracker: _ProgressTracker) -> tuple[Status, str | None]:
         """The status of the arm, and why it has no outputs."""
-        name = plan.arm.name
-        if name == OTHER_POSITION and self._studio.batch == 1:
-            clock.skip(len(items))
+        name = spec.arm.name
+        if name == OTHER_POSITION and self._generator.images_per_call == 1:
+            tracker.skip(len(items))
             return "not measured", "Each image was made by itself, so there is no other position in a batch."
-        if isinstance(refusal := self._applied.get(plan.preset_name), str):
-            clock.skip(len(items))
+        if isinstance(refusal := self._plans.get(spec.preset_name), str):
+            tracker.skip(len(items))
             return "refused", refusal
-        clock.show(name)
-        # A call of which items are missing is made again whole: in a smaller one they would round otherwise.
-        calls = [call for call in self._studio.calls(plan) if not items.isdisjoint(call)] if items else []
+        tracker.show(name)
+        # A batch of which items are missing runs whole again: in a smaller one they would round otherwise.
+        batches = [batch for batch in self._generator.batches(spec) if not items.isdisjoint(batch)] if items else []
         try:
-            for made in self._studio.make(plan, calls, self.store.put_image):
-                new = [one for one in made if one.item.id not in self._journal.done(name)]
-                self._journal.add(name, [(one.item.id, one.outputs, one.latents) for one in new])
-                clock.step(name, len(new))
+            for results in self._generator.generate(spec, batches, self._store.put_image):
+                new = [result for result in results if result.item.id not in self._journal.done(name)]
+                self._journal.add(name, [(result.item.id, result.outputs, result.latents) for result in new])
+                tracker.step(name, len(new))
         except (Refused, OutOfMemory) as error:
-            if plan.arm.role == "baseline":
+            if spec.arm.role == "baseline":
                 raise
             return ("oom" if isinstance(error, OutOfMemory) else "refused"), str(error)
         return "ok", None
 
-    def _time(self, plan: Plan) -> tuple[float, ...]:
+    def _time_edits(self, spec: ArmSpec) -> tuple[float, ...]:
         """Seconds of single edits; none where the kernels are emulated, and where an edit fails."""
-        applied = self._applied.get(plan.preset_name)
-        if isinstance(applied, AppliedPlan) and EMULATED in applied.labels:
+        plan = self._plan(spec)
+        if plan is not None and EMULATED in plan.labels:
             return ()
         try:
-            return self._studio.time(plan)
+            return self._generator.time_edits(spec)
         except Cancelled:
             raise
-        except Exception:  # noqa: BLE001 - why it fails is said by its outputs
+        except Exception:  # noqa: BLE001 - the outputs of the arm say why it fails
             return ()
 
-    def spoil_outputs(self) -> None:
-        """The controls that are made from pictures: baseline's outputs made worse, and the input as the output."""
-        inputs = {item.id: item for item in self._few}
-        baseline = [output for output in self._records[BASELINE].outputs if output.item in inputs and output.image]
+    def degrade_outputs(self) -> None:
+        """The controls that need no pipeline: baseline's outputs made worse, and the input as the output."""
+        inputs = {item.id: item for item in self._control_items}
+        baseline = self._recorder.records[BASELINE].outputs
         for control in (Control.BLUR, Control.JPEG, Control.UNEDITED):
-            if control.value in self._records:
+            if control.value in self._recorder.records:
                 continue
             outputs = []
             for output in baseline:
-                image = self._picture(output)
-                if control is Control.UNEDITED:
-                    worse = inputs[output.item].image.resize(image.size)
-                else:
-                    worse = spoiled(image, control)
-                outputs.append(Output(item=output.item, seed=output.seed, image=self.store.put_image(worse)))
-            self._record(Arm(name=control.value, role="control"), control.value, outputs, "ok", None)
+                if output.item not in inputs or not output.image:
+                    continue
+                with Image.open(self._store.image_path(output.image)) as image:
+                    worse = spoiled(image.convert("RGB"), control, inputs[output.item].image)
+                outputs.append(Output(item=output.item, seed=output.seed, image=self._store.put_image(worse)))
+            self._recorder.add(Arm(name=control.value, role="control"), control.value, outputs)
 
-    def _picture(self, output: Output) -> Any:
-        from PIL import Image
-
-        with Image.open(self.store.image_path(output.image or "")) as image:
-            return image.convert("RGB")
-
-    def score(self) -> None:
+    def score_outputs(self) -> None:
         """Score every arm that has no scores yet."""
-        self._studio.release()
-        facts = self._studio.facts
+        self._pipeline.release()
+        facts = self._pipeline.facts
         setting = Setting(
             random_weights=facts.random_weights,
             has_judge=facts.has_judge,
@@ -252,67 +267,43 @@ class _Session:
             device=str(self._device),
         )
         scorer = Scorer(setting, self._items)
-        self._verification = self._verification.model_copy(update={"metrics": scorer.facts})
-        waiting = [name for name, record in self._records.items() if record.outputs and not record.scores]
-        items = {item.id: item for item in self._items}
-        outputs = ArmOutputs(self._records, items, self.store, self._journal)
-        total = sum(len(outputs.of(name)) for name in waiting)
-        clock = ProgressTracker(total, total, self._on_progress)
-        clock.show("scoring")
-        for name, scores in score_arms(scorer, outputs, waiting, lambda done: clock.step("scoring", done)):
-            self._records[name] = self._records[name].model_copy(update={"scores": scores})
-            self._write()
-        self._write()
-
-    def _record(
-        self,
-        arm: Arm,
-        preset: str,
-        outputs: Sequence[Output],
-        status: Status,
-        reason: str | None,
-        edits_s: tuple[float, ...] = (),
-    ) -> None:
-        made = any(output.image for output in outputs)
-        if status == "ok" and not made:
-            failures = [output.failure for output in outputs if output.failure]
-            status, reason = "crash", failures[0] if failures else "There was nothing to make."
-        applied = self._applied.get(preset)
-        plan = applied if isinstance(applied, AppliedPlan) else None
-        self._records[arm.name] = Record(
-            run_id=secrets.token_hex(8),
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            preset=preset,
-            plan=plan.applied if plan else (),
-            labels=plan.labels if plan else (),
-            checkpoint=self._studio.facts,
-            environment=self._environment,
-            round=0,
-            order=len(self._records),
-            status=status,
-            reason=None if reason is None else redact(reason),
-            arm=arm,
-            outputs=tuple(outputs),
-            edits_s=edits_s,
-        )
-        self._write()
-
-    def _write(self) -> None:
-        self.store.write(
-            ResultFile(
-                kontext_fast_version=__version__,
-                command=self._command,
-                suite="verify",
-                suite_sha256=self._request.margins.sha256,
-                seed=self._request.seed,
-                items=self._stored_items,
-                records=tuple(self._records.values()),
-                verification=self._verification,
-            )
-        )
+        self._recorder.set_metrics(scorer.facts)
+        records = self._recorder.records
+        outputs = ArmOutputs(records, {item.id: item for item in self._items}, self._store, self._journal)
+        arms = [name for name, record in records.items() if record.outputs and not record.scores]
+        total = sum(len(outputs.of(name)) for name in arms)
+        tracker = _ProgressTracker(total, total, self._on_progress)
+        tracker.show("scoring")
+        for name, scores in score_arms(scorer, outputs, arms, lambda count: tracker.step("scoring", count)):
+            self._recorder.add_scores(name, scores)
 
 
-def _resolved(preset: str | Preset, device: Any, request: Request) -> tuple[str, AppliedPlan | str]:
+class _ProgressTracker:
+    """Counts what is done and estimates how long the rest takes."""
+
+    def __init__(self, total: int, left: int, on_progress: OnProgress) -> None:
+        self._total = total
+        self._done = total - left
+        self._done_before = self._done
+        self._started = time.monotonic()
+        self._on_progress = on_progress
+
+    def step(self, arm: str, count: int) -> None:
+        self._done += count
+        self.show(arm)
+
+    def skip(self, count: int) -> None:
+        """Items that will not be generated."""
+        self._total -= count
+
+    def show(self, arm: str) -> None:
+        left_s = None
+        if done_here := self._done - self._done_before:
+            left_s = (time.monotonic() - self._started) / done_here * (self._total - self._done)
+        self._on_progress(Progress(arm, self._done, self._total, left_s))
+
+
+def _plan_or_refusal(preset: str | Preset, device: Any, request: Request) -> tuple[str, Plan | str]:
     """The preset's name with its plan, or why this machine refuses it. Raises InvalidInput for an impossible one."""
     name = preset if isinstance(preset, str) else preset.name
     try:
