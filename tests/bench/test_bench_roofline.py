@@ -71,7 +71,7 @@ def test_every_kind_of_step_has_its_table(seen: Roofline) -> None:
 def test_a_kind_that_only_the_first_step_has_is_said_to_be_missing() -> None:
     seen = _measure("tiny", "baseline", "cpu", None, 1)
     assert seen.not_seen == ("full",)
-    assert "full: only the first step" in table(seen)
+    assert "full: not profiled" in table(seen)
 
 
 def test_the_command_prints_a_table_per_preset_and_keeps_the_numbers(

@@ -1,4 +1,8 @@
-"""What this machine can do at best: products, attention and copies, each measured on one large problem."""
+"""The roofline of a preset: the time of one step by kernel, against the best rates that this machine reaches.
+
+The ceilings (matrix products, attention, copies) are each measured on one large problem. The floor of a step is its
+work divided by them.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +24,16 @@ _REPEATS = 7
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Rates per second."""
+    """The best rates of a machine, per second."""
 
     linear_flop: float
     attention_flop: float
     copy_bytes: float
-    """Read and written, by a kernel like those it is the ceiling of: copy engines are slower."""
+    """Read and written, by an element-wise kernel: copy engines are slower."""
 
 
 def measure_ceilings(device: Any, dtype: Any, *, head_dim: int, fp8: bool) -> Ceilings:
-    """On `device` in `dtype`; `fp8`: products of float8 matrices, where hardware has them."""
+    """Of `device` in `dtype`; `fp8`: products of float8 matrices, for hardware that has them."""
     import torch
 
     large = device.type == "cuda"
@@ -41,7 +45,7 @@ def measure_ceilings(device: Any, dtype: Any, *, head_dim: int, fp8: bool) -> Ce
         return torch.randn(shape, generator=generator, device=device).to(dtype)
 
     query = draw(1, heads, tokens, head_dim)
-    source = torch.empty(2**28 if large else 2**22, dtype=torch.float32, device=device).fill_(1.0)
+    source = torch.ones(2**28 if large else 2**22, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     with torch.no_grad():
         return Ceilings(
@@ -72,18 +76,18 @@ def _attend(query: Any) -> Any:
 
 
 def _seconds(device: Any, call: Callable[[], Any]) -> float:
-    """Of one call: the median, once warm."""
+    """The median of one call, after warm-up."""
     import torch
 
     samples = []
     for _ in range(_REPEATS + 2):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        began = time.perf_counter()
+        start = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        samples.append(time.perf_counter() - began)
+        samples.append(time.perf_counter() - start)
     return median(samples[2:])
 
 
@@ -93,7 +97,7 @@ _ATTENTION = ("flash", "fmha", "sdpa", "scaled_dot_product", "attention", "attn"
 _LINEAR = ("gemm", "nvjet", "cublas", "cutlass", "xmma", "splitk", "::addmm", "::mm", "::bmm", "linear", "scaled_mm")
 _OURS = {"_norm_modulate": "norm_modulate", "_write_qkv": "write_qkv", "_gelu": "gelu", "_gelu_quantize": "gelu",
          "_quantize_rows": "quantize_rows", "_add_gated": "add_gated"}  # fmt: skip
-"""Our kernels by name, and the operation whose bytes they move."""
+"""Our kernels by name, and the operation whose memory traffic they have."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class KernelTime:
     calls: int
     seconds: float
     floor_s: float | None
-    """None where its own work is not known; it is then part of its category's."""
+    """None if its own work is not known; it is then part of the floor of its category."""
 
 
 @dataclass(frozen=True)
@@ -114,28 +118,28 @@ class StepRoofline:
 
     kind: StepKind
     step: int
-    """0-based, the one that was looked at."""
+    """0-based index of the profiled step."""
     kernels: tuple[KernelTime, ...]
     """The longest first."""
     floors_s: dict[Category, float]
     idle_s: float
-    """Between the first kernel and the last, when none ran; on a CPU, what is outside of operators."""
+    """Time between the first and the last kernel in which no kernel ran; on a CPU, time outside of operators."""
 
     @property
     def seconds(self) -> float:
-        return sum(one.seconds for one in self.kernels) + self.idle_s
+        return sum(kernel.seconds for kernel in self.kernels) + self.idle_s
 
     @property
     def floor_s(self) -> float:
         return sum(self.floors_s.values())
 
     def seconds_of(self, category: Category) -> float:
-        return sum(one.seconds for one in self.kernels if one.category == category)
+        return sum(kernel.seconds for kernel in self.kernels if kernel.category == category)
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """One preset on one machine."""
+    """The profiled steps of one preset on one machine."""
 
     preset: str
     device: str
@@ -144,11 +148,11 @@ class Roofline:
     ceilings: Ceilings
     steps: tuple[StepRoofline, ...]
     not_seen: tuple[StepKind, ...]
-    """Kinds that only the first step had, which cannot be looked at by itself."""
+    """Kinds that only step 0 had, which is not profiled."""
 
 
 def roofline(checkpoint: str, preset: str, *, device: str | None, size: tuple[int, int] | None, steps: int) -> Roofline:
-    """Of `preset`, in a process of its own. Raises what loading and applying raise."""
+    """The roofline of `preset`, measured in a process of its own. Raises what loading and applying raise."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_measure, checkpoint, preset, device, size, steps).result()
 
@@ -168,25 +172,25 @@ def _measure(checkpoint: str, preset: str, device: str | None, size: tuple[int, 
     random_weights = kind_of(checkpoint).random_weights
     plan = resolve(find_preset(preset), Machine.detect(chosen), architecture_only=random_weights)
     pipe = load(checkpoint, device=chosen, in_host_memory=plan.in_host_memory).pipe
-    quantized = any(getattr(one, "precision", None) == "fp8" for one in plan.optimizations)
+    quantized = any(getattr(optimization, "precision", None) == "fp8" for optimization in plan.optimizations)
     with plan.apply(pipe, chosen):
         (item,) = held_out(1)
-        picture = item.render(max(size or (pipe.vae.config.sample_size,)))
-        request = EditRequest(item.instruction, picture, steps=steps, seed=0, size=size)
-        warm = edit(pipe, request)
-        tokens = Tokens(warm.size.text_tokens, warm.size.image_tokens, warm.size.reference_tokens)
+        image = item.render(max(size or (pipe.vae.config.sample_size,)))
+        request = EditRequest(item.instruction, image, steps=steps, seed=0, size=size)
+        result = edit(pipe, request)
+        tokens = Tokens(result.size.text_tokens, result.size.image_tokens, result.size.reference_tokens)
         shape, dtype = Dimensions.of(pipe.transformer), pipe.vae.dtype
         on_gpu = chosen.type == "cuda"
         ceilings = measure_ceilings(chosen, dtype, head_dim=shape.head_dim, fp8=quantized and on_gpu)
-        seen = {kind: index for index, kind in enumerate(warm.step_kinds) if index}
-        found = [
+        profiled = {kind: index for index, kind in enumerate(result.step_kinds) if index}
+        step_rooflines = tuple(
             _step(kind, index, list(_profiled(pipe, request, index, chosen)), ceilings, shape, tokens,
                   quantized=quantized, itemsize=dtype.itemsize)
-            for kind, index in seen.items()
-        ]  # fmt: skip
-    missing = tuple(kind for kind in dict.fromkeys(warm.step_kinds) if kind not in seen)
+            for kind, index in profiled.items()
+        )  # fmt: skip
+    missing = tuple(kind for kind in dict.fromkeys(result.step_kinds) if kind not in profiled)
     name = torch.cuda.get_device_name(chosen) if on_gpu else "cpu"
-    return Roofline(preset, name, tokens, ceilings, tuple(found), missing)
+    return Roofline(preset, name, tokens, ceilings, step_rooflines, missing)
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,7 @@ class _Event:
 
 
 def _profiled(pipe: Any, request: Any, step: int, device: Any) -> Iterator[_Event]:
-    """Everything that ran on `device` in one step of an edit."""
+    """Every kernel (on a CPU: operator) that ran on `device` in one step of an edit."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -242,9 +246,9 @@ def _step(
         KernelTime(name, category_of(name), len(times), sum(times), _own_floor(name, moved, ceilings))
         for name, times in by_name.items()
     ]
-    kernels.sort(key=lambda one: -one.seconds)
-    busy = sum(one.seconds for one in kernels)
-    span = (max(one.end_us for one in events) - min(one.start_us for one in events)) / 1e6 if events else 0.0
+    kernels.sort(key=lambda kernel: -kernel.seconds)
+    busy = sum(kernel.seconds for kernel in kernels)
+    span = (max(event.end_us for event in events) - min(event.start_us for event in events)) / 1e6 if events else 0.0
     floors: dict[Category, float] = {
         "linear": work.linear / ceilings.linear_flop,
         "attention": work.attention / ceilings.attention_flop,
@@ -254,11 +258,11 @@ def _step(
 
 
 def category_of(name: str) -> Category:
-    """What a kernel or operator of this name does."""
+    """The category of a kernel or operator, by its name."""
     if name in _OURS:
         return "element-wise"
     lower = name.lower()
-    # Attention first: its kernels are built from the parts of matrix products and carry their names.
+    # Attention first: its kernels consist of parts of matrix products and have their names.
     if any(word in lower for word in _ATTENTION):
         return "attention"
     return "linear" if any(word in lower for word in _LINEAR) else "element-wise"

@@ -30,22 +30,22 @@ def run_rooflines(suite: Suite, out: Path, *, checkpoint: str, device: str | Non
 
     size = None if suite.sizes[0] == NATIVE else parse_size(suite.sizes[0])
 
-    found: list[Roofline] = []
+    rooflines: list[Roofline] = []
     refused: list[str] = []
     for preset in suite.presets:
-        say(f"looking at one step of {preset}")
+        say(f"profiling one step of {preset}")
         try:
-            one = roofline(checkpoint, preset, device=device, size=size, steps=suite.steps[0])
+            measured = roofline(checkpoint, preset, device=device, size=size, steps=suite.steps[0])
         except Refused as error:
             refused.append(str(error))
             say(str(error))
             continue
-        found.append(one)
+        rooflines.append(measured)
         if not as_json:
-            print(table(one))
-    if not found:
+            print(table(measured))
+    if not rooflines:
         raise Refused(refused[0])
-    content = {"checkpoint": checkpoint, "rooflines": [asdict(one) for one in found], "refused": refused}
+    content = {"checkpoint": checkpoint, "rooflines": [asdict(measured) for measured in rooflines], "refused": refused}
     out.mkdir(parents=True, exist_ok=True)
     (out / FILE).write_text(json.dumps(content, indent=1) + "\n")
     if as_json:
@@ -54,19 +54,19 @@ def run_rooflines(suite: Suite, out: Path, *, checkpoint: str, device: str | Non
         print(f"All numbers are in {out / FILE}.")
 
 
-def table(one: Roofline) -> str:
-    """For people; times are those of the profiled step."""
-    tokens = one.tokens
-    best = one.ceilings
+def table(roofline: Roofline) -> str:
+    """The table as text; times are those of the profiled step."""
+    tokens = roofline.tokens
+    best = roofline.ceilings
     lines = [
-        f"{one.preset} on {one.device}: {tokens.text} text, {tokens.image} image and {tokens.reference} reference "
-        "tokens",
+        f"{roofline.preset} on {roofline.device}: {tokens.text} text, {tokens.image} image and {tokens.reference} "
+        "reference tokens",
         f"best rates measured here: products {best.linear_flop / 1e12:.3g} TFLOP/s, attention "
         f"{best.attention_flop / 1e12:.3g} TFLOP/s, copies {best.copy_bytes / 1e12:.3g} TB/s",
     ]
-    for step in one.steps:
+    for step in roofline.steps:
         lines += _of_step(step)
-    lines += [f"{kind}: only the first step was one, which cannot be looked at by itself" for kind in one.not_seen]
+    lines += [f"{kind}: not profiled (only step 0 is of this kind)" for kind in roofline.not_seen]
     return "\n".join([*lines, ""])
 
 
@@ -82,7 +82,7 @@ def _of_step(step: StepRoofline) -> list[str]:
     for kernel in step.kernels[:_LISTED]:
         lines.append(_row(f"  {kernel.name}", kernel.calls, kernel.seconds, whole, kernel.floor_s))
     if rest := step.kernels[_LISTED:]:
-        calls, seconds = sum(one.calls for one in rest), sum(one.seconds for one in rest)
+        calls, seconds = sum(kernel.calls for kernel in rest), sum(kernel.seconds for kernel in rest)
         lines.append(_row(f"  {len(rest)} more", calls, seconds, whole, None))
     return lines
 
