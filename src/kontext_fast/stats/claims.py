@@ -38,17 +38,6 @@ def speed_verdict(factor: Estimate, limit: float | None) -> Verdict:
 USUAL_POWER = 0.8
 
 
-def paired_power(effect: float, spread: float, rounds: int) -> float:
-    """The chance that a true change by the fraction `effect` is found in `rounds` rounds.
-
-    `spread` is the standard deviation of the logarithm of a round's ratio. Found means that the two-sided t-interval
-    excludes 1. Raises ValueError for fewer than two rounds or no spread.
-    """
-    if rounds < 2 or spread <= 0:
-        raise ValueError("power needs at least two rounds and a spread above 0")
-    return _power(abs(math.log1p(effect)) / (spread / math.sqrt(rounds)), rounds - 1)
-
-
 def smallest_found(standard_error: float, freedom: float, power: float = USUAL_POWER) -> float:
     """The slow-down, as a fraction, that is found with `power`.
 

@@ -73,7 +73,7 @@ _RESAMPLES = 9999
 def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Estimate:
     """The mean of one value per item with its BCa bootstrap interval; the same `seed` gives the same interval.
 
-    Below 30 items the interval is None: the bootstrap is then too narrow, and few values cannot say by how much.
+    Below 30 items the interval is None: the bootstrap is then too narrow by an unknown amount.
     Raises ValueError for no values.
     """
     if not values:
@@ -85,7 +85,7 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Estimate:
         return Estimate(mean, (mean, mean), len(values))
     from scipy import stats
 
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (np.asarray(values, dtype=float),),
         np.mean,
         n_resamples=_RESAMPLES,
@@ -93,7 +93,7 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Estimate:
         method="BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Estimate(mean, (float(found.low), float(found.high)), len(values))
+    return Estimate(mean, (float(interval.low), float(interval.high)), len(values))
 
 
 def ratio_interval(baseline_by_round: Mapping[int, float], other_by_round: Mapping[int, float]) -> Estimate | None:
@@ -105,21 +105,13 @@ def ratio_interval(baseline_by_round: Mapping[int, float], other_by_round: Mappi
     None where they share no round.
     """
     logs = log_ratios(baseline_by_round, other_by_round)
-    return _exponential(mean_estimate(logs)) if logs else None
+    return exponential_of(mean_estimate(logs)) if logs else None
 
 
 def log_ratios(baseline_by_round: Mapping[int, float], other_by_round: Mapping[int, float]) -> list[float]:
     """log(baseline / other) of every round that both have, in the order of the rounds."""
     rounds = sorted(baseline_by_round.keys() & other_by_round.keys())
     return [math.log(baseline_by_round[round_]) - math.log(other_by_round[round_]) for round_ in rounds]
-
-
-def unpaired_ratio(before: Sequence[float], after: Sequence[float]) -> Estimate | None:
-    """The factor after / before of two benchmarks that share no rounds; all values are positive.
-
-    See `unpaired_log_ratio`; `n` is the smaller number of values.
-    """
-    return exponential_of(unpaired_log_ratio([math.log(v) for v in before], [math.log(v) for v in after]))
 
 
 def unpaired_log_ratio(before: Sequence[float], after: Sequence[float]) -> Estimate | None:
@@ -150,16 +142,11 @@ def welch_error(before: Sequence[float], after: Sequence[float]) -> tuple[float,
 
 def exponential_of(of_logs: Estimate | None) -> Estimate | None:
     """The factor whose logarithm was estimated."""
-    return None if of_logs is None else _exponential(of_logs)
-
-
-def _exponential(of_logs: Estimate) -> Estimate:
-    low_high = of_logs.interval
-    return Estimate(
-        value=math.exp(of_logs.value),
-        interval=None if low_high is None else (math.exp(low_high[0]), math.exp(low_high[1])),
-        n=of_logs.n,
-    )
+    if of_logs is None:
+        return None
+    bounds = of_logs.interval
+    interval = None if bounds is None else (math.exp(bounds[0]), math.exp(bounds[1]))
+    return Estimate(math.exp(of_logs.value), interval, of_logs.n)
 
 
 MIN_ITEMS = 30
@@ -193,7 +180,7 @@ def paired_difference(baseline_by_item: Mapping[str, float], other_by_item: Mapp
     """Acceptance of other minus baseline, in -1 to 1, over the items that both have; None where there are none.
 
     The interval is None below `MIN_ITEMS` items. It is Bonett and Price's adjusted Wald interval for paired
-    proportions: one made-up item for and one against, which keeps it from collapsing when all items agree.
+    proportions, which adds one item for and one against and so does not collapse when all items agree.
     """
     items = sorted(baseline_by_item.keys() & other_by_item.keys())
     if not items:

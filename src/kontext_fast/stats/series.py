@@ -12,7 +12,7 @@ import numpy as np
 from kontext_fast.stats.intervals import CONFIDENCE
 
 MIN_VALUES = 5
-"""Of fewer values no order is rare enough to be told from chance."""
+"""Fewer values have no order that is rare enough to be significant."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def drift(values: Sequence[float]) -> Drift | None:
 
 _FENCE = 1.5
 _LEAST = 4
-"""Fewer values have no quartiles worth the name."""
+"""Fewer values have no meaningful quartiles."""
 
 
 def outliers(values: Sequence[float]) -> tuple[int, ...]:

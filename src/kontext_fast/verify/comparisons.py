@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from kontext_fast.verify.bounds import (
+from kontext_fast.stats.bounds import (
     Array,
     Ratio,
     divided,

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import binom
 
 from kontext_fast.metrics.base import Control, Metric, Role
-from kontext_fast.verify.bounds import mean_bounds
+from kontext_fast.stats.bounds import mean_bounds
 from kontext_fast.verify.comparisons import ByItem, Fidelity, item_means
 from kontext_fast.verify.margins import Margins
 

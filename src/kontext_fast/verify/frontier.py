@@ -10,8 +10,8 @@ import numpy as np
 
 from kontext_fast.metrics.base import Role, discover
 from kontext_fast.records.schema import EMULATED, Record, ResultFile
+from kontext_fast.stats.bounds import mean_bounds
 from kontext_fast.verify.analysis import Arms, VerificationAnalysis
-from kontext_fast.verify.bounds import mean_bounds
 from kontext_fast.verify.comparisons import item_means
 from kontext_fast.verify.verdict import Level
 

@@ -10,8 +10,8 @@ from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.plots.dots import Kind, Panel, Row, picture
 from kontext_fast.report.text.quality import finding
+from kontext_fast.stats.bounds import mean_bounds
 from kontext_fast.verify.analysis import Arms, analyze
-from kontext_fast.verify.bounds import mean_bounds
 from kontext_fast.verify.comparisons import item_means
 
 SECTION = "quality"

@@ -1,4 +1,4 @@
-"""One-sided bounds with the item as the unit of replication: pure numbers, many verifications at once.
+"""One-sided bounds with the item as the unit of replication, and the tests that use them.
 
 Arrays of differences have the items on their last axis and anything before it, so that a thousand simulated
 verifications are one call. Seeds of an item are averaged before they come here.
@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 
 RESAMPLES = 2000
 _SEED = 20250726
-"""Of the bootstrap, so that a verdict computed twice is the same verdict."""
+"""Of the bootstrap, so that the same data always give the same bounds."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class MeanBounds:
     lower: Array
     upper: Array
     p_loss: Array
-    """How likely a mean this low would be if there were no loss."""
+    """The probability of a mean this low if there were no loss."""
 
 
 def mean_bounds(differences: npt.ArrayLike, confidence: float, *, bounded: bool) -> MeanBounds:
     """Bounds of the mean difference; `bounded` says that scores are yes or no, so that differences are in -1..1.
 
-    Unbounded differences get t-bounds. Bounded ones get Bonett and Price's adjustment, one made-up item for and one
+    Unbounded differences get t-bounds. Bounded ones get Bonett and Price's adjustment, which adds one item for and one
     against: without it a dozen items that all agree would claim certainty. Raises ValueError below two items.
     """
     values = np.asarray(differences, np.float64)
@@ -43,8 +43,8 @@ def mean_bounds(differences: npt.ArrayLike, confidence: float, *, bounded: bool)
         raise ValueError("a bound needs at least two items")
     mean = values.mean(-1)
     if bounded:
-        made_up = np.broadcast_to(np.array([1.0, -1.0]), (*values.shape[:-1], 2))
-        values = np.concatenate([values, made_up], axis=-1)
+        added = np.broadcast_to(np.array([1.0, -1.0]), (*values.shape[:-1], 2))
+        values = np.concatenate([values, added], axis=-1)
     n = values.shape[-1]
     center = values.mean(-1)
     error = values.std(-1, ddof=0 if bounded else 1) / np.sqrt(n)
@@ -60,7 +60,7 @@ def items_needed(deviation: float, margin: float, *, confidence: float, power: f
     """Items with which a preset without any loss passes its margin with probability `power`.
 
     `deviation` is the standard deviation of the differences of items, in the unit of `margin`. `bounded` counts the
-    two made-up items of `mean_bounds`, which matter where hardly any item differs.
+    two items that `mean_bounds` adds, which matter where hardly any item differs.
     """
     reach = (ndtri(confidence) + ndtri(power)) / margin
     needed = max(2, int(np.ceil((reach * deviation) ** 2)))
@@ -69,11 +69,6 @@ def items_needed(deviation: float, margin: float, *, confidence: float, power: f
     # (needed + 2)^2 = reach^2 * (needed * deviation^2 + 2), solved for needed.
     half = (reach * deviation) ** 2 / 2
     return max(2, int(np.ceil(half - 2 + np.sqrt(half**2 - 4 * half + 2 * reach**2))))
-
-
-def power(n: int, deviation: float, margin: float, *, confidence: float) -> float:
-    """The probability with which a preset without any loss passes its margin on `n` items."""
-    return float(ndtr(margin * np.sqrt(n) / deviation - ndtri(confidence)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""The statistics of verdicts by simulation: nominal rates lie in the intervals of the observed ones."""
+"""The bounds of quality verdicts by simulation: nominal rates lie in the intervals of the observed ones."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from kontext_fast.stats.intervals import wilson
-from kontext_fast.verify.bounds import (
+from kontext_fast.stats.bounds import (
     Ratio,
     holm,
     items_needed,
     mean_bounds,
-    power,
     quantile_bounds,
     ratio_bounds,
 )
+from kontext_fast.stats.intervals import wilson
 
 VERIFICATIONS = 1000
 CONFIDENCE = 0.95
@@ -48,7 +47,7 @@ def _judged_items(seed: int, n: int, loss: float = 0.0, disagreement: float = 0.
 
 
 @pytest.mark.parametrize("n", [30, 112])
-def test_false_alarms_of_simulated_comparisons_of_baseline_with_itself_are_nominal(n: int) -> None:
+def test_mean_bounds_have_nominal_false_alarms(n: int) -> None:
     bounds = mean_bounds(_scalar_items(n, n), CONFIDENCE, bounded=False)
     low, high = _interval(bounds.upper < 0)
     assert low <= NOMINAL <= high
@@ -56,21 +55,21 @@ def test_false_alarms_of_simulated_comparisons_of_baseline_with_itself_are_nomin
 
 
 @pytest.mark.parametrize("n", [200, 400])
-def test_false_alarms_of_yes_or_no_metrics_are_nominal(n: int) -> None:
+def test_bounded_mean_bounds_have_nominal_false_alarms(n: int) -> None:
     bounds = mean_bounds(_judged_items(n + 1, n), CONFIDENCE, bounded=True)
     low, high = _interval(bounds.upper < 0)
     assert low <= NOMINAL <= high
     assert np.array_equal(bounds.upper < 0, bounds.p_loss < NOMINAL)
 
 
-def test_a_loss_as_large_as_the_margin_passes_as_rarely_as_promised() -> None:
+def test_loss_of_the_margin_passes_at_the_nominal_rate() -> None:
     margin = 0.5
     passed = mean_bounds(_scalar_items(5, 112, mean=-margin), CONFIDENCE, bounded=False).lower > -margin
     low, high = _interval(passed)
     assert low <= NOMINAL <= high
 
 
-def test_a_loss_of_yes_or_no_as_large_as_the_margin_passes_as_rarely_as_promised() -> None:
+def test_bounded_loss_of_the_margin_passes_at_the_rate() -> None:
     margin = 0.05
     differences = _judged_items(6, 300, loss=margin)
     assert differences.mean() == pytest.approx(-margin, abs=0.003)
@@ -78,14 +77,14 @@ def test_a_loss_of_yes_or_no_as_large_as_the_margin_passes_as_rarely_as_promised
     assert low <= NOMINAL <= high
 
 
-def test_the_sample_size_formula_gives_its_published_example() -> None:
+def test_items_needed_gives_the_published_example() -> None:
     assert items_needed(2.1, 0.5, confidence=0.95, power=0.8) == 110
     # Rounded quantiles, 1.645 and 0.842, give 109.05 and 436.2: the same to within one item.
     assert items_needed(2.1, 0.25, confidence=0.95, power=0.8) == 437
 
 
 @pytest.mark.parametrize("deviation", [0.0, 0.1, 0.35])
-def test_for_yes_or_no_the_formula_is_where_the_bound_begins_to_pass(deviation: float) -> None:
+def test_bounded_items_needed_is_where_the_bound_passes(deviation: float) -> None:
     # Half of the power: a mean of exactly 0 passes or fails by the bound alone.
     needed = items_needed(deviation, 0.05, confidence=CONFIDENCE, power=0.5, bounded=True)
 
@@ -99,35 +98,35 @@ def test_for_yes_or_no_the_formula_is_where_the_bound_begins_to_pass(deviation: 
 
 
 @pytest.mark.parametrize("wanted", [0.5, 0.8, 0.95])
-def test_the_power_at_the_margin_is_what_the_formula_says(wanted: float) -> None:
+def test_power_at_the_margin_matches_the_formula(wanted: float) -> None:
     margin, n = 0.5, 200
     differences = _scalar_items(11, n)
     deviation = margin * math.sqrt(n) / (NormalDist().inv_cdf(CONFIDENCE) + NormalDist().inv_cdf(wanted))
     differences *= deviation / math.sqrt(2.1**2 * 0.5 + 2.1**2 / 2)
-    assert power(n, deviation, margin, confidence=CONFIDENCE) == pytest.approx(wanted)
     assert items_needed(deviation, margin, confidence=CONFIDENCE, power=wanted) in (n, n + 1)
     low, high = _interval(mean_bounds(differences, CONFIDENCE, bounded=False).lower > -margin)
     assert low <= wanted <= high
 
 
-def test_the_power_for_yes_or_no_is_what_the_formula_says() -> None:
+def test_bounded_power_matches_the_formula() -> None:
     differences = _judged_items(12, 200)
     deviation = float(differences.std(-1).mean())
     low, high = _interval(mean_bounds(differences, CONFIDENCE, bounded=True).lower > -0.05)
-    assert low <= power(200, deviation, 0.05, confidence=CONFIDENCE) <= high
+    power = NormalDist().cdf(0.05 * math.sqrt(200) / deviation - NormalDist().inv_cdf(CONFIDENCE))
+    assert low <= power <= high
 
 
-def test_a_dozen_items_that_agree_are_no_certainty() -> None:
-    found = mean_bounds(np.zeros(12), CONFIDENCE, bounded=True)
-    assert found.mean == 0
-    assert found.lower < -0.1
-    assert found.upper > 0.1
+def test_a_dozen_agreeing_items_give_wide_bounds() -> None:
+    bounds = mean_bounds(np.zeros(12), CONFIDENCE, bounded=True)
+    assert bounds.mean == 0
+    assert bounds.lower < -0.1
+    assert bounds.upper > 0.1
 
 
 def test_equal_differences_have_no_spread() -> None:
-    found = mean_bounds(np.full(40, -0.2), CONFIDENCE, bounded=False)
-    assert found.lower == found.upper == pytest.approx(-0.2)
-    assert found.p_loss == 0
+    bounds = mean_bounds(np.full(40, -0.2), CONFIDENCE, bounded=False)
+    assert bounds.lower == bounds.upper == pytest.approx(-0.2)
+    assert bounds.p_loss == 0
     assert mean_bounds(np.zeros(40), CONFIDENCE, bounded=False).p_loss == pytest.approx(0.5)
 
 
@@ -136,7 +135,7 @@ def test_one_item_has_no_bound() -> None:
         mean_bounds(np.zeros(1), CONFIDENCE, bounded=False)
 
 
-def test_holm_keeps_the_rate_of_any_false_alarm() -> None:
+def test_holm_keeps_the_family_wise_error_rate() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     rng = np.random.default_rng(3)
     alarms = np.array([min(holm(list(rng.uniform(size=3)))) < NOMINAL for _ in range(VERIFICATIONS)])
@@ -145,24 +144,24 @@ def test_holm_keeps_the_rate_of_any_false_alarm() -> None:
 
 
 @pytest.mark.parametrize("quantile", [0.5, 0.9])
-def test_bounds_of_quantiles_hold_for_any_distribution(quantile: float) -> None:
+def test_quantile_bounds_hold_for_any_distribution(quantile: float) -> None:
     rng = np.random.default_rng(7)
     true = float(np.quantile(rng.lognormal(0, 1, 2_000_000), quantile))
-    found = [quantile_bounds(rng.lognormal(0, 1, 60), quantile, CONFIDENCE) for _ in range(VERIFICATIONS)]
+    bounds = [quantile_bounds(rng.lognormal(0, 1, 60), quantile, CONFIDENCE) for _ in range(VERIFICATIONS)]
     for missed in (
-        np.array([upper < true for _, _, upper in found]),
-        np.array([lower > true for _, lower, _ in found]),
+        np.array([upper < true for _, _, upper in bounds]),
+        np.array([lower > true for _, lower, _ in bounds]),
     ):
         assert missed.mean() > 0.01
         assert _interval(missed)[0] <= NOMINAL
 
 
-def test_too_few_items_bound_no_high_quantile() -> None:
+def test_few_items_give_no_bound_of_a_high_quantile() -> None:
     assert quantile_bounds(np.arange(28.0), 0.9, CONFIDENCE)[2] == math.inf
     assert quantile_bounds(np.arange(29.0), 0.9, CONFIDENCE)[2] == 28
 
 
-def test_ratios_of_nothing_and_by_nothing() -> None:
+def test_ratio_bounds_of_and_by_zero() -> None:
     nothing, something = np.zeros(8), np.linspace(1, 2, 8)
     assert ratio_bounds(nothing, nothing, CONFIDENCE).upper == 0
     assert ratio_bounds(nothing, something, CONFIDENCE).upper == 0

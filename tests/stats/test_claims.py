@@ -1,10 +1,13 @@
+"""What may be claimed of two speeds beside an A/A control, and the smallest slow-down that is found."""
+
 from __future__ import annotations
 
 import math
 
 import pytest
+from scipy import stats
 
-from kontext_fast.stats.claims import Verdict, resolution, speed_verdict
+from kontext_fast.stats.claims import Verdict, resolution, smallest_found, speed_verdict
 from kontext_fast.stats.intervals import Estimate
 
 
@@ -12,9 +15,7 @@ from kontext_fast.stats.intervals import Estimate
     ("interval", "limit"),
     [((0.99, 1.02), 0.02), ((0.95, 1.01), 1 / 0.95 - 1), ((1.01, 1.03), 0.03), (None, None)],
 )
-def test_the_resolution_is_the_end_of_the_control_further_from_one(
-    interval: tuple[float, float] | None, limit: float | None
-) -> None:
+def test_resolution_is_the_far_end_of_the_control(interval: tuple[float, float] | None, limit: float | None) -> None:
     assert resolution(Estimate(1.0, interval, 5)) == (None if limit is None else pytest.approx(limit))
     assert resolution(None) is None
 
@@ -31,14 +32,23 @@ def test_the_resolution_is_the_end_of_the_control_further_from_one(
         (1.5, None, 0.02, "cannot tell"),
     ],
 )
-def test_faster_needs_an_interval_without_one_and_more_than_the_control(
+def test_claim_needs_an_interval_beyond_the_control(
     value: float, interval: tuple[float, float] | None, limit: float | None, verdict: Verdict
 ) -> None:
     assert speed_verdict(Estimate(value, interval, 5), limit) == verdict
 
 
-def test_the_limit_holds_alike_on_both_sides_of_one() -> None:
+def test_limit_is_symmetric_around_one() -> None:
     for value in (1.03, 1 / 1.03):
         estimate = Estimate(value, (value - 0.001, value + 0.001), 5)
         assert speed_verdict(estimate, math.expm1(math.log(1.03) + 1e-9)) == "no difference found"
         assert speed_verdict(estimate, math.expm1(math.log(1.03) - 1e-9)) in ("faster", "slower")
+
+
+@pytest.mark.parametrize("power", [0.06, 0.5, 0.8, 0.99])
+def test_smallest_found_matches_a_second_implementation(power: float) -> None:
+    error, freedom = 0.014 / math.sqrt(5), 4
+    shift = math.log1p(smallest_found(error, freedom, power)) / error
+    critical = stats.t.ppf(0.975, freedom)
+    found = stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
+    assert found == pytest.approx(power, abs=1e-6)
