@@ -34,7 +34,7 @@ def _ids(dataset: Dataset) -> list[str]:
     return [item.id for item in dataset.items]
 
 
-def test_a_line_can_say_everything(tmp_path: Path) -> None:
+def test_line_with_every_key_is_read(tmp_path: Path) -> None:
     for name, seed in (("cat", 1), ("goal", 2), ("where", 3)):
         _picture(tmp_path / f"{name}.png", seed)
     line = {
@@ -58,7 +58,7 @@ def test_a_line_can_say_everything(tmp_path: Path) -> None:
     assert item.mask.mode == "L"
 
 
-def test_an_item_is_its_pixels_and_its_instruction_whatever_the_files_are_called(tmp_path: Path) -> None:
+def test_item_id_depends_on_pixels_and_instruction(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
     _picture(tmp_path / "one" / "a.png", 1)
@@ -104,7 +104,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any] | str], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_line_is_named_and_the_others_are_kept(case: str, tmp_path: Path) -> None:
+def test_bad_line_is_named_and_others_are_kept(case: str, tmp_path: Path) -> None:
     line, message = BAD[case]
     _picture(tmp_path / "good.png", 1)
     shutil.copy(tmp_path / "good.png", tmp_path / "copy.png")
@@ -118,14 +118,14 @@ def test_a_bad_line_is_named_and_the_others_are_kept(case: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", '{"image": "nowhere.png", "instruction": "x"}\n'])
-def test_nothing_usable_is_an_error_that_says_why(text: str, tmp_path: Path) -> None:
+def test_data_set_without_usable_items_is_an_error(text: str, tmp_path: Path) -> None:
     path = tmp_path / "edits.jsonl"
     path.write_text(text)
     with pytest.raises(InvalidInput, match=r"There is no item in edits.*write lines with an image"):
         read_dataset(path)
 
 
-def test_a_folder_pairs_images_with_texts(tmp_path: Path) -> None:
+def test_folder_pairs_images_with_texts(tmp_path: Path) -> None:
     for name, seed in (("cat.jpg", 1), ("cat.target.png", 2), ("cat.mask.png", 3), ("dog.png", 4), ("mute.png", 5)):
         _picture(tmp_path / name, seed)
     (tmp_path / "cat.txt").write_text("make it blue\nmore\n")
@@ -139,7 +139,7 @@ def test_a_folder_pairs_images_with_texts(tmp_path: Path) -> None:
     assert dataset.rejected == ("mute.png is left out: mute.txt with its instruction cannot be read.",)
 
 
-def test_an_empty_folder_and_a_missing_one_are_errors(tmp_path: Path) -> None:
+def test_empty_and_missing_folders_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"put a NAME\.txt"):
         read_dataset(tmp_path)
     with pytest.raises(InvalidInput, match="no data set"):

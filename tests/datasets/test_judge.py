@@ -109,7 +109,7 @@ def test_judges_captions() -> None:
     assert not any(shuffled)
 
 
-def test_larger_pictures_are_judged_alike(items: list[ShapesItem]) -> None:
+def test_larger_images_are_judged_alike(items: list[ShapesItem]) -> None:
     for item in items[:20]:
         assert judge(render(item.edit.target, 256), item).accepted
         assert not judge(render(item.scene, 256), item).accepted

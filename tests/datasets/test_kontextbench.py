@@ -46,13 +46,13 @@ def test_every_entry_is_an_item_of_its_category(copy_of_bench: Path) -> None:
     assert all(item.image.size == (48, 64) for item in dataset.items)
 
 
-def test_the_split_itself_can_be_named_and_gives_the_same_items(copy_of_bench: Path) -> None:
+def test_split_folder_gives_the_same_items(copy_of_bench: Path) -> None:
     assert [item.id for item in read_dataset(copy_of_bench / "test").items] == [
         item.id for item in read_dataset(copy_of_bench).items
     ]
 
 
-def test_bad_entries_are_named_and_the_others_kept(copy_of_bench: Path) -> None:
+def test_bad_entries_are_named_and_others_kept(copy_of_bench: Path) -> None:
     metadata = copy_of_bench / "test" / "metadata.jsonl"
     lines = metadata.read_text().splitlines()
     (copy_of_bench / "test" / "images" / "0001.jpg").unlink()
@@ -70,7 +70,7 @@ def test_bad_entries_are_named_and_the_others_kept(copy_of_bench: Path) -> None:
     ]
 
 
-def test_a_copy_without_its_images_is_an_error(copy_of_bench: Path) -> None:
+def test_copy_without_images_is_an_error(copy_of_bench: Path) -> None:
     for file in (copy_of_bench / "test" / "images").iterdir():
         file.unlink()
     with pytest.raises(InvalidInput, match="download black-forest-labs/kontext-bench again"):

@@ -48,7 +48,7 @@ def test_held_out_items_are_uniform() -> None:
     assert len({item.id for item in items}) == 200
 
 
-def test_more_items_extend_fewer() -> None:
+def test_longer_list_extends_a_shorter_one() -> None:
     assert [item.id for item in held_out(12)] == [item.id for item in held_out(40)][:12]
 
 
@@ -139,7 +139,7 @@ def test_items_have_captions_and_pictures() -> None:
         assert item.output_caption is None or item.output_caption != item.input_caption
 
 
-def test_a_longer_data_set_extends_a_shorter_one() -> None:
+def test_longer_data_set_extends_a_shorter_one() -> None:
     def ids(count: int, seed: int) -> list[str]:
         return [item.id for item in held_out_dataset(count, seed).items]
 

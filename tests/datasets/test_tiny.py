@@ -18,7 +18,7 @@ two standard errors of so many items. What `tiny` should reach is said there, to
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_held_out_edits_are_accepted_as_often_as_is_said() -> None:
+def test_held_out_edits_reach_the_stated_acceptance() -> None:
     pipe = load("tiny").pipe
     by_answers: dict[bool, list[bool]] = defaultdict(list)
     for seed, item in enumerate(held_out(200)):

@@ -66,7 +66,7 @@ def test_several_processes_give_the_same_scores(
     assert _scores(Scorer(TINY, [output.item for output in outputs], JUDGES), outputs) == expected
 
 
-def test_a_failed_process_leaves_its_share_to_this_one(
+def test_share_of_a_failed_process_is_scored_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many_processes: None
 ) -> None:
     outputs = _stored(tmp_path, 5)
@@ -90,7 +90,7 @@ def test_a_failed_process_leaves_its_share_to_this_one(
     assert judged == [outputs[0].item.id, outputs[2].item.id]
 
 
-def test_judge_scores_say_what_is_wrong(tmp_path: Path) -> None:
+def test_judge_scores_carry_the_reasons(tmp_path: Path) -> None:
     outputs = _stored(tmp_path, 4)
     scores = _scores(Scorer(TINY, [output.item for output in outputs], JUDGES), outputs)
     for index, output in enumerate(outputs):
@@ -127,7 +127,7 @@ class _Latents(_Difference):
         return [float(case.latents.sum()) for case in cases if case.latents is not None]
 
 
-def test_an_output_without_what_a_metric_needs_gets_no_score(tmp_path: Path) -> None:
+def test_output_without_a_need_gets_no_score(tmp_path: Path) -> None:
     for name, size in (("small", (16, 16)), ("large", (32, 32))):
         noise(1, size).save(tmp_path / f"{name}.png")
     np.save(tmp_path / "latents.npy", np.ones((1, 2, 2), np.float32))
@@ -163,7 +163,7 @@ def test_an_output_without_what_a_metric_needs_gets_no_score(tmp_path: Path) -> 
     assert scores[-1].value == 4.0
 
 
-def test_a_need_that_no_item_meets_is_said() -> None:
+def test_need_that_no_item_meets_is_named() -> None:
     of = Scorer(Setting(), [FreeItem(image=noise(1))], [_Pixels, JudgeDone, _Difference])
     assert of.facts == (
         MetricFacts(name="pixels", not_measured="Not measured: no item comes with a kind."),
@@ -178,7 +178,7 @@ def test_quality_of_random_weights_is_not_measured() -> None:
     assert of.facts[1].not_measured is None
 
 
-def test_a_benchmark_of_tiny_gets_the_answers_of_the_judge(tmp_path: Path) -> None:
+def test_benchmark_of_tiny_is_judged(tmp_path: Path) -> None:
     suite = read_suite("quick").resolve("tiny").override(presets=("baseline",), control=False, rounds=1, steps=(2,))
     run_suite(suite, tmp_path, device="cpu", command="kontext bench")
     store = ResultStore(tmp_path)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.verify.lively import save_lively
+from tests.verify.dense_checkpoint import save_dense_checkpoint
 
 
 @pytest.fixture(scope="session")
-def lively(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_lively(tmp_path_factory.mktemp("lively") / "lively")
+def dense_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_dense_checkpoint(tmp_path_factory.mktemp("dense_checkpoint") / "dense_checkpoint")
 
 
 @pytest.fixture(autouse=True)

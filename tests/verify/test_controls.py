@@ -37,29 +37,29 @@ def _of_fidelity(distances: Mapping[str, ByItem], rounding: ByItem | None = None
 SEEN = {Control.SWAPPED.value: _items(-1.0), Control.UNEDITED.value: _items(-1.0)}
 
 
-def test_a_metric_that_sees_all_it_must_is_not_blind() -> None:
+def test_metric_that_detects_all_controls_is_sensitive() -> None:
     assert _of_quality(SEEN) is None
 
 
-def test_a_missed_control_makes_blind() -> None:
+def test_missed_control_makes_a_metric_insensitive() -> None:
     assert _of_quality({**SEEN, Control.UNEDITED.value: _items(0.0)}) == "it missed unedited input"
     few = {name: dict(list(values.items())[:1]) for name, values in SEEN.items()}
     assert _of_quality(few) == "it could not be tried on swapped instructions, unedited input"
 
 
-def test_a_loss_seen_in_a_repetition_makes_blind() -> None:
+def test_loss_in_a_rerun_makes_a_metric_insensitive() -> None:
     assert _of_quality({**SEEN, RERUN: _items(-1.0)}) == "it saw a loss in re-run"
     # What rounding costs every item a little, and no verdict anything, is no loss that was imagined.
     assert _of_quality({**SEEN, RERUN: _items(-0.5 * MARGINS.primary["judge_done"])}) is None
 
 
-def test_a_control_that_changed_nothing_tries_no_metric() -> None:
+def test_inert_control_tests_no_metric() -> None:
     only = {Control.SWAPPED.value: _items(-1.0)}
     assert _of_quality(only, idle={"unedited input"}) is None
     assert _of_quality({}, idle={"unedited input", "swapped instructions"}) == "no control had any effect"
 
 
-def test_a_distance_must_be_farther_than_rounding() -> None:
+def test_detected_distance_exceeds_rounding() -> None:
     far = {name: _items(0.1) for name in ("half the steps", "cache threshold x4", "swapped instructions")}
     assert _of_fidelity(far) is None
     assert _of_fidelity({**far, "half the steps": _items(0.009)}) == "it missed half the steps"
@@ -68,7 +68,7 @@ def test_a_distance_must_be_farther_than_rounding() -> None:
     assert _of_fidelity({**far, "half the steps": once}) == "it missed half the steps"
 
 
-def test_an_item_that_rounding_turns_over_does_not_hide_the_others() -> None:
+def test_item_that_rounding_flips_hides_no_others() -> None:
     far = {name: _items(0.03) for name in ("half the steps", "cache threshold x4", "swapped instructions")}
     turned_over = {**_items(0.01), "03": (0.9,)}
     assert _of_fidelity(far, turned_over) is None
@@ -77,13 +77,13 @@ def test_an_item_that_rounding_turns_over_does_not_hide_the_others() -> None:
     assert _of_fidelity({**far, "half the steps": half}, turned_over) == "it missed half the steps"
 
 
-def test_without_a_floor_nothing_is_seen() -> None:
+def test_without_a_floor_nothing_is_detected() -> None:
     found = sightings(LatentError, MARGINS, fidelity=None, distances=SEEN, differences={})
     assert blindness(found) is not None
     assert blindness(sightings(ClipText, MARGINS, fidelity=None, distances={}, differences={})) is not None
 
 
-def test_spoiled_pictures_are_spoiled() -> None:
+def test_degraded_images_differ_repeatably() -> None:
     picture = noise(1)
     for control in (Control.BLUR, Control.JPEG):
         worse = spoiled(picture, control, noise(2))

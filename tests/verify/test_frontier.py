@@ -37,7 +37,7 @@ def _with(*presets: Point) -> Frontier:
     return Frontier((LINE[0], *presets, *LINE[1:]), (METRIC,), 2.9)
 
 
-def test_between_two_counts_of_steps_quality_lies_on_the_line() -> None:
+def test_quality_is_interpolated_between_step_counts() -> None:
     found = _with()
     assert quality_of_fewer_steps(found, METRIC, 1.4) == pytest.approx(-0.10)
     assert quality_of_fewer_steps(found, METRIC, 1.05) == pytest.approx(-0.20)
@@ -56,14 +56,12 @@ def test_between_two_counts_of_steps_quality_lies_on_the_line() -> None:
         (None, -0.05, None),
     ],
 )
-def test_a_preset_is_held_against_the_steps_that_fit_into_its_time(
-    edit_s: float | None, mean: float, said: str | None
-) -> None:
+def test_preset_is_compared_with_the_steps_of_its_time(edit_s: float | None, mean: float, said: str | None) -> None:
     preset = _point("fast", "preset", edit_s, mean)
     assert words.standing(_with(preset), preset) == said
 
 
-def test_one_metric_ahead_and_one_behind_is_neither() -> None:
+def test_metrics_that_disagree_are_mixed() -> None:
     def both(point: Point, mean: float) -> Point:
         return replace(point, changes={**point.changes, "judge_done": Change(mean, mean - 0.02, mean + 0.02)})
 
@@ -72,7 +70,7 @@ def test_one_metric_ahead_and_one_behind_is_neither() -> None:
     assert words.standing(found, preset) == words.MIXED
 
 
-def test_the_finding_names_every_preset_once() -> None:
+def test_finding_names_every_preset_once() -> None:
     said = words.finding(
         _with(_point("a", "preset", 1.4, 0.0), _point("b", "preset", 1.4, -0.5), _point("c", "preset", None))
     )
@@ -109,7 +107,7 @@ def _emulated(result: ResultFile) -> ResultFile:
     return result.model_copy(update={"records": tuple(records)})
 
 
-def test_points_are_read_from_records(store: ResultStore) -> None:
+def test_points_come_from_records(store: ResultStore) -> None:
     result = _emulated(store.load())
     found = frontier(result, analyze(result))
     assert found is not None
@@ -126,7 +124,7 @@ def test_points_are_read_from_records(store: ResultStore) -> None:
     assert [one.preset for one in analyze(result).presets] == ["good", "untimed"]
 
 
-def test_the_chart_and_the_page_show_the_frontier(store: ResultStore, tmp_path: Path) -> None:
+def test_chart_and_page_show_the_frontier(store: ResultStore, tmp_path: Path) -> None:
     chart = quality_frontier.draw(store.load(), tmp_path)
     assert chart.path is not None
     with Image.open(chart.path) as picture:
@@ -137,7 +135,7 @@ def test_the_chart_and_the_page_show_the_frontier(store: ResultStore, tmp_path: 
     assert "ahead of fewer steps" in page
 
 
-def test_without_a_frontier_there_is_no_chart_of_it(store: ResultStore, tmp_path: Path) -> None:
+def test_verification_without_frontier_has_no_chart(store: ResultStore, tmp_path: Path) -> None:
     result = store.load()
     kept = tuple(
         record.model_copy(update={"edits_s": ()})

@@ -33,7 +33,7 @@ def _resumed(out: Path) -> Journal:
     return journal
 
 
-def test_everything_comes_back(tmp_path: Path) -> None:
+def test_resumed_journal_has_everything(tmp_path: Path) -> None:
     before = _journal(tmp_path)
     after = _resumed(tmp_path)
     assert after.done("half the steps") == before.done("half the steps")
@@ -44,7 +44,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 20])
-def test_a_last_line_that_was_cut_off_is_made_again_and_the_next_one_is_whole(cut: int, tmp_path: Path) -> None:
+def test_truncated_last_line_is_dropped(cut: int, tmp_path: Path) -> None:
     _journal(tmp_path)
     file = tmp_path / FOLDER / "outputs.jsonl"
     file.write_bytes(file.read_bytes()[:-cut])
@@ -54,12 +54,12 @@ def test_a_last_line_that_was_cut_off_is_made_again_and_the_next_one_is_whole(cu
     assert list(_resumed(tmp_path).done("half the steps")) == ["x", "y"]
 
 
-def test_another_verification_is_not_mixed_in(tmp_path: Path) -> None:
+def test_journal_of_another_verification_is_refused(tmp_path: Path) -> None:
     _journal(tmp_path)
     with pytest.raises(InvalidInput, match="differs in checkpoint, steps"):
         Journal(tmp_path).resume({**SETUP, "checkpoint": "other", "steps": 3})
 
 
-def test_nothing_is_nothing_to_resume(tmp_path: Path) -> None:
+def test_resume_without_a_journal_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no verification to resume"):
         Journal(tmp_path).resume(SETUP)

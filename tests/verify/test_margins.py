@@ -11,13 +11,13 @@ from kontext_fast.verify.margins import Margins, read_margins
 BUNDLED = Path(__file__).parents[2] / "src" / "kontext_fast" / "verify" / "margins.toml"
 
 
-def test_the_bundled_margins_name_metrics_that_exist() -> None:
+def test_bundled_margins_name_existing_metrics() -> None:
     margins = read_margins()
     assert set(margins.primary) <= {name for name, metric in discover().items() if metric.role == "quality"}
     assert set(margins.seed_noise.metrics) <= {name for name, metric in discover().items() if metric.role == "fidelity"}
 
 
-def test_the_hash_is_of_the_values_not_of_the_text(tmp_path: Path) -> None:
+def test_hash_depends_on_values_alone(tmp_path: Path) -> None:
     margins = read_margins()
     copy = tmp_path / "margins.toml"
     copy.write_text("# a remark\n" + BUNDLED.read_text())
@@ -36,13 +36,13 @@ def test_the_hash_is_of_the_values_not_of_the_text(tmp_path: Path) -> None:
         ("worst = 3.0", "", "floor.worst"),
     ],
 )
-def test_a_mistake_is_named(old: str, new: str, message: str, tmp_path: Path) -> None:
+def test_mistake_is_named(old: str, new: str, message: str, tmp_path: Path) -> None:
     copy = tmp_path / "mine.toml"
     copy.write_text(BUNDLED.read_text().replace(old, new))
     with pytest.raises(InvalidInput, match=message):
         read_margins(copy)
 
 
-def test_a_missing_file_is_said(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="cannot be read"):
         read_margins(tmp_path / "nowhere.toml")

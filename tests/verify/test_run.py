@@ -23,15 +23,17 @@ from kontext_fast.verify.journal import FOLDER
 from kontext_fast.verify.request import Request
 from kontext_fast.verify.run import Progress, verify
 from kontext_fast.verify.verdict import Level
-from tests.verify import broken
-from tests.verify.edits import write_dataset
+from tests.verify import faulty_optimizations as faulty
+from tests.verify.fake_edits import write_dataset
 
 
 @pytest.fixture(scope="module")
-def request_of(lively: Path, tmp_path_factory: pytest.TempPathFactory) -> Request:
+def request_of(dense_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Request:
     dataset = write_dataset(tmp_path_factory.mktemp("data"), 3)
-    preset = broken.preset(broken.Rounded())
-    return Request(presets=(preset,), checkpoint=str(lively), dataset=dataset, control_items=2, steps=2, device="cpu")
+    preset = faulty.preset(faulty.Rounded())
+    return Request(
+        presets=(preset,), checkpoint=str(dense_checkpoint), dataset=dataset, control_items=2, steps=2, device="cpu"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_every_arm_is_a_record_with_scores(result: ResultFile, request_of: Reque
     assert not any(record.measurements for record in arms.values()), "a verification makes no claim about time"
 
 
-def test_the_margins_are_in_the_records(result: ResultFile, request_of: Request) -> None:
+def test_margins_are_in_the_records(result: ResultFile, request_of: Request) -> None:
     verification = result.verification
     assert verification is not None
     assert verification.margins == request_of.margins.model_dump(mode="json")
@@ -66,7 +68,7 @@ def test_the_margins_are_in_the_records(result: ResultFile, request_of: Request)
     assert len(verification.control_items) == 2
 
 
-def test_a_repetition_is_identical_and_the_controls_are_not(result: ResultFile) -> None:
+def test_rerun_is_identical_and_controls_differ(result: ResultFile) -> None:
     images = {
         name: {(one.item, one.seed): one.image for one in record.outputs} for name, record in _arms(result).items()
     }
@@ -78,7 +80,7 @@ def test_a_repetition_is_identical_and_the_controls_are_not(result: ResultFile) 
         assert all(images["baseline"][key] != image for key, image in made.items()), control
 
 
-def test_other_precision_is_farther_than_other_attention_and_far_nearer_than_half_the_steps(result: ResultFile) -> None:
+def test_floor_arms_are_ordered_and_below_half_the_steps(result: ResultFile) -> None:
     def error(arm: str) -> float:
         values = [score.value for score in _arms(result)[arm].scores if score.metric == "latent_error"]
         return max(float(value) for value in values if value is not None)
@@ -96,9 +98,7 @@ def _error(result: ResultFile, arm: str) -> float:
     return max(float(value) for value in values if value is not None)
 
 
-def test_batches_of_several_items_make_the_same_outputs_within_rounding(
-    request_of: Request, result: ResultFile, tmp_path: Path
-) -> None:
+def test_batch_size_changes_outputs_by_rounding_only(request_of: Request, result: ResultFile, tmp_path: Path) -> None:
     batched = verify(replace(request_of, batch=4), tmp_path / "out")
     arms, alone = _arms(batched), _arms(result)
     verification = batched.verification
@@ -115,7 +115,7 @@ def test_batches_of_several_items_make_the_same_outputs_within_rounding(
         assert _error(batched, name) == pytest.approx(_error(result, name), rel=0.1, abs=1e-5)
 
 
-def test_a_batch_that_was_cut_short_is_made_again_whole(
+def test_partly_recorded_batch_is_repeated_whole(
     request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = replace(request_of, batch=6, control_items=3)
@@ -129,7 +129,7 @@ def test_a_batch_that_was_cut_short_is_made_again_whole(
     assert _outputs(verify(request, out, resume=True)) == _outputs(whole)
 
 
-def test_a_frontier_times_edits_and_adds_fewer_steps(request_of: Request, tmp_path: Path) -> None:
+def test_frontier_times_edits_and_adds_fewer_steps(request_of: Request, tmp_path: Path) -> None:
     result = verify(replace(request_of, frontier=True, batch=6), tmp_path / "out")
     arms = _arms(result)
     assert arms["1 step"].arm is not None
@@ -158,7 +158,7 @@ class _Stop:
 
 
 @pytest.mark.parametrize("after", [1, 7])
-def test_an_interrupted_verification_goes_on_without_repeating_or_losing_a_call(
+def test_resume_repeats_and_loses_no_call(
     after: int, request_of: Request, result: ResultFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
@@ -184,7 +184,7 @@ def test_an_interrupted_verification_goes_on_without_repeating_or_losing_a_call(
     assert len(made) == len(set(made)) == 3 + 3 + 2 * 8
 
 
-def test_a_verification_that_is_done_is_resumed_without_any_work(
+def test_resume_of_a_finished_verification_does_nothing(
     request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = verify(request_of, tmp_path / "out")
@@ -196,15 +196,15 @@ def test_a_verification_that_is_done_is_resumed_without_any_work(
     assert verify(request_of, tmp_path / "out", resume=True) == once
 
 
-def test_what_is_resumed_must_be_the_same_verification(request_of: Request, tmp_path: Path) -> None:
+def test_resume_with_other_options_is_refused(request_of: Request, tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         verify(request_of, tmp_path / "out", on_progress=_Stop(1))
     with pytest.raises(InvalidInput, match="differs in steps"):
         verify(replace(request_of, steps=3), tmp_path / "out", resume=True)
 
 
-def test_a_preset_that_is_refused_is_a_verdict_of_its_own_and_stops_nobody(request_of: Request, tmp_path: Path) -> None:
-    refused = broken.preset(broken.NeedsAnotherMachine())
+def test_refused_preset_is_not_measured_others_run(request_of: Request, tmp_path: Path) -> None:
+    refused = faulty.preset(faulty.NeedsAnotherMachine())
     request = replace(request_of, presets=(refused, *request_of.presets))
     found = analyze(verify(request, tmp_path / "out"))
     by_name = {one.preset: one for one in found.presets}
@@ -213,15 +213,15 @@ def test_a_preset_that_is_refused_is_a_verdict_of_its_own_and_stops_nobody(reque
     assert by_name["rounded"].evidence is not None
 
 
-def test_a_preset_that_makes_nothing_is_given_up_and_its_reason_kept(
+def test_failing_preset_is_given_up_with_its_reason(
     request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kontext_fast.verify.image_generator.MAX_FAILURES", 1)
-    broken.FailsAlways.tried.clear()
-    request = replace(request_of, presets=(broken.preset(broken.FailsAlways()),))
+    faulty.FailsAlways.tried.clear()
+    request = replace(request_of, presets=(faulty.preset(faulty.FailsAlways()),))
     result = verify(request, tmp_path / "out")
     # Once for the preset and once for its other order, of three and of two items.
-    assert len(broken.FailsAlways.tried) == 2
+    assert len(faulty.FailsAlways.tried) == 2
     record = _arms(result)["fails always"]
     assert (record.status, record.reason) == ("crash", "RuntimeError: a kernel does not compile")
     assert [one.failure for one in record.outputs] == ["RuntimeError: a kernel does not compile"] * 6
@@ -231,7 +231,7 @@ def test_a_preset_that_makes_nothing_is_given_up_and_its_reason_kept(
 
 
 @pytest.mark.parametrize("error", [OutOfMemory("The GPU memory ran out; free some."), Refused("Not here; go on.")])
-def test_a_floor_that_cannot_be_measured_is_left_out_and_said(
+def test_unmeasurable_floor_arm_is_left_out_with_reason(
     error: Refused, request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(_: Any) -> None:
@@ -247,7 +247,7 @@ def test_a_floor_that_cannot_be_measured_is_left_out_and_said(
 
 
 @pytest.mark.parametrize("batch", [2, 8])
-def test_an_item_that_no_arm_can_make_leaves_the_others(batch: int, request_of: Request, tmp_path: Path) -> None:
+def test_unusable_item_spares_the_others(batch: int, request_of: Request, tmp_path: Path) -> None:
     lines = [
         {"image": f"{index}.png", "instruction": text} for index, text in enumerate(["make it red", "word " * 400])
     ]
@@ -278,14 +278,12 @@ def test_an_item_that_no_arm_can_make_leaves_the_others(batch: int, request_of: 
         ({"presets": ("compile", "compile")}, "once"),
     ],
 )
-def test_a_request_that_could_tell_nothing_is_refused(
-    changes: dict[str, Any], message: str, request_of: Request
-) -> None:
+def test_useless_request_is_refused(changes: dict[str, Any], message: str, request_of: Request) -> None:
     with pytest.raises(InvalidInput, match=message):
         replace(request_of, **changes)
 
 
-def test_a_real_checkpoint_needs_a_data_set(request_of: Request, tmp_path: Path) -> None:
+def test_real_checkpoint_needs_a_data_set(request_of: Request, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="--dataset"):
         verify(replace(request_of, dataset=None), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -51,13 +51,13 @@ def _level(evidence: Evidence, margins: Margins = MARGINS) -> Level:
     return decide(evidence, margins).level
 
 
-def test_equal_outputs_are_identical_even_where_metrics_are_blind() -> None:
+def test_equal_outputs_are_identical_for_insensitive_metrics() -> None:
     equal = _evidence(_distances(0.0), identical=True)
     assert _level(equal) is Level.IDENTICAL
     assert _level(replace(equal, blind={"latent_error": "it missed blur"})) is Level.IDENTICAL
 
 
-def test_outputs_as_close_as_rounding_are_equivalent() -> None:
+def test_outputs_within_rounding_are_equivalent() -> None:
     verdict = decide(_evidence(_distances(0.009)), MARGINS)
     assert verdict.level is Level.EQUIVALENT
     assert "other precision" in verdict.reason
@@ -73,28 +73,28 @@ def test_outputs_as_close_as_rounding_are_equivalent() -> None:
         pytest.param(_distances(0.009, floors={"re-run": _items([0.0] * 16)}), id="a floor of zero"),
     ],
 )
-def test_anything_else_is_not_equivalent(fidelity: Fidelity) -> None:
+def test_outputs_beyond_rounding_are_not_equivalent(fidelity: Fidelity) -> None:
     assert _level(_evidence(fidelity)) is Level.NOT_MEASURED
 
 
-def test_too_few_items_near_the_floor_cannot_tell_and_say_how_many_would() -> None:
+def test_too_few_items_near_the_floor_cannot_tell() -> None:
     verdict = decide(_evidence(_distances(0.009, n=4)), MARGINS)
     assert verdict.level is Level.CANNOT_TELL
     assert "it takes 8 items to say so, 4 were used; and no primary metric was measured" in verdict.reason
 
 
-def test_one_metric_beyond_the_floor_is_enough_not_to_be_equivalent() -> None:
+def test_one_metric_beyond_the_floor_prevents_equivalence() -> None:
     near, far = _distances(0.009), _distances(0.05, metric="ssim")
     assert _level(Evidence(False, (near, far), ())) is Level.NOT_MEASURED
     assert _level(Evidence(False, (near, far), (), blind={"ssim": "it missed blur"})) is Level.EQUIVALENT
 
 
-def test_no_loss_beyond_the_margins_and_inside_the_noise_of_seeds_is_non_inferior() -> None:
+def test_no_loss_within_seed_noise_is_non_inferior() -> None:
     evidence = _evidence(_distances(0.1, n=200), _answers(0.0, 200), _answers(0.0, 200, "judge_kept"))
     assert _level(evidence) is Level.NON_INFERIOR
 
 
-def test_a_small_loss_that_is_seen_is_said_beside_non_inferior() -> None:
+def test_small_significant_loss_is_reported() -> None:
     lost = np.where(np.arange(200) % 20 == 0, -0.3, 0.0)
     clip = Quality("clip_text", _items(lost), bounded=False)
     verdict = decide(_evidence(_distances(0.1, n=200), _answers(0.0, 200), clip), MARGINS)
@@ -103,7 +103,7 @@ def test_a_small_loss_that_is_seen_is_said_beside_non_inferior() -> None:
     assert "judge_done:" not in verdict.reason
 
 
-def test_a_loss_is_said_with_its_size() -> None:
+def test_loss_is_reported_with_its_size() -> None:
     verdict = decide(_evidence(_distances(0.1), _answers(-0.2), _answers(0.0, metric="judge_kept")), MARGINS)
     assert verdict.level is Level.LOSS
     assert verdict.reason.startswith("The loss in judge_done is 0.2 (at least 0.1")
@@ -111,7 +111,7 @@ def test_a_loss_is_said_with_its_size() -> None:
     assert "judge_kept" not in verdict.reason
 
 
-def test_an_edit_that_amplifies_any_rounding_is_no_reason_against_equivalence() -> None:
+def test_item_that_amplifies_rounding_allows_equivalence() -> None:
     """Beside 15 calm items one lies fifty times as far, in the floor and in the preset."""
     floor, preset = (np.array([0.5, *np.random.default_rng(seed).uniform(0.008, 0.012, 99)]) for seed in (1, 2))
     fidelity = replace(_distances(0.0), to_baseline=_items(preset), floors={"other precision": _items(floor[:16])})
@@ -123,7 +123,7 @@ def test_an_edit_that_amplifies_any_rounding_is_no_reason_against_equivalence() 
     assert _level(_evidence(others)) is Level.NOT_MEASURED
 
 
-def test_each_item_is_held_against_its_own_noise_of_seeds() -> None:
+def test_each_item_is_compared_with_its_own_seed_noise() -> None:
     """Half of the edits have one answer and hardly any noise, half are open."""
     noise = np.tile([0.04, 0.6], 100)
     answers = (_answers(0.0, 200), _answers(0.0, 200, "judge_kept"))
@@ -135,7 +135,7 @@ def test_each_item_is_held_against_its_own_noise_of_seeds() -> None:
     assert _level(_evidence(everywhere, *answers)) is Level.LOSS
 
 
-def test_where_rounding_alone_reaches_the_noise_of_seeds_it_decides_nothing() -> None:
+def test_seed_noise_within_rounding_decides_nothing() -> None:
     answers = (_answers(0.0, 200), _answers(0.0, 200, "judge_kept"))
     drowned = _distances(0.3, n=200, metric="ssim", floors={"other precision": _around(0.25, 16, seed=1)})
     telling = _distances(0.1, n=200)
@@ -148,14 +148,14 @@ def test_where_rounding_alone_reaches_the_noise_of_seeds_it_decides_nothing() ->
     assert "ounding alone reaches the noise of seeds in ssim" in alone.reason
 
 
-def test_outputs_as_far_away_as_another_seed_are_a_loss_whatever_the_scores_say() -> None:
+def test_outputs_as_far_as_another_seed_are_a_loss() -> None:
     verdict = decide(_evidence(_distances(0.4), _answers(0.0, 100)), MARGINS)
     assert verdict.level is Level.LOSS
     assert "noise of seeds" in verdict.reason
 
 
 @pytest.mark.parametrize("n", [12, 60])
-def test_too_few_items_for_the_margin_cannot_tell_and_say_how_many_would(n: int) -> None:
+def test_too_few_items_for_the_margin_cannot_tell(n: int) -> None:
     verdict = decide(_evidence(_distances(0.1, n=n), _answers(0.0, n)), MARGINS)
     assert verdict.level is Level.CANNOT_TELL
     (finding,) = verdict.losses
@@ -164,7 +164,7 @@ def test_too_few_items_for_the_margin_cannot_tell_and_say_how_many_would(n: int)
     assert finding.needed > n
 
 
-def test_quality_that_no_seeing_metric_measured_is_not_measured() -> None:
+def test_quality_without_a_sensitive_metric_is_not_measured() -> None:
     blind = {"judge_done": "it missed unedited input"}
     verdict = decide(_evidence(_distances(0.1), _answers(0.0, 200), blind=blind), MARGINS)
     assert verdict.level is Level.NOT_MEASURED
@@ -174,7 +174,7 @@ def test_quality_that_no_seeing_metric_measured_is_not_measured() -> None:
     assert _level(not_primary) is Level.NOT_MEASURED
 
 
-def test_a_verdict_can_rest_on_the_metrics_that_see() -> None:
+def test_verdict_rests_on_sensitive_metrics() -> None:
     blind = {"judge_kept": "it missed swapped instructions"}
     evidence = _evidence(_distances(0.1, n=200), _answers(0.0, 200), _answers(-0.5, 200, "judge_kept"), blind=blind)
     verdict = decide(evidence, MARGINS)
@@ -182,20 +182,20 @@ def test_a_verdict_can_rest_on_the_metrics_that_see() -> None:
     assert verdict.reason.endswith("Blind here and left out: judge_kept.")
 
 
-def test_without_the_noise_of_seeds_nothing_is_non_inferior() -> None:
+def test_without_seed_noise_nothing_is_non_inferior() -> None:
     evidence = _evidence(_distances(0.1, n=200, between_seeds={}), _answers(0.0, 200))
     verdict = decide(evidence, MARGINS)
     assert verdict.level is Level.CANNOT_TELL
     assert "noise of seeds was not measured" in verdict.reason
 
 
-def test_a_preset_that_fails_where_baseline_did_not_is_a_loss() -> None:
+def test_failure_where_baseline_succeeded_is_a_loss() -> None:
     verdict = decide(_evidence(_distances(0.0), identical=True, failures=("item 7",)), MARGINS)
     assert verdict.level is Level.LOSS
     assert "item 7" in verdict.reason
 
 
-def test_outputs_that_depend_on_other_requests_are_a_loss() -> None:
+def test_dependence_on_other_requests_is_a_loss() -> None:
     once = _distances(0.1, n=200, reordered=_items([0.0] * 15 + [0.5]))
     verdict = decide(_evidence(once, _answers(0.0, 200)), MARGINS)
     assert verdict.level is Level.LOSS
@@ -204,13 +204,13 @@ def test_outputs_that_depend_on_other_requests_are_a_loss() -> None:
     assert _level(_evidence(never, _answers(0.0, 200))) is Level.NON_INFERIOR
 
 
-def test_an_item_that_fails_only_in_another_order_is_a_loss() -> None:
+def test_failure_in_another_order_is_a_loss() -> None:
     verdict = decide(_evidence(_distances(0.0), identical=True, reordered_failures=("item 7",)), MARGINS)
     assert verdict.level is Level.LOSS
     assert "in another order it failed on 1 items (item 7)" in verdict.reason
 
 
-def test_in_a_thousand_simulated_comparisons_of_baseline_with_itself_few_are_called_a_loss() -> None:
+def test_simulated_false_losses_are_at_the_nominal_rate() -> None:
     """Two primary metrics, 200 items, no true loss: a loss is claimed no more often than was promised."""
     rng = np.random.default_rng(21)
     fidelity = _distances(0.1, n=40)
@@ -226,7 +226,7 @@ def test_in_a_thousand_simulated_comparisons_of_baseline_with_itself_few_are_cal
     assert interval[0] <= 1 - MARGINS.confidence <= interval[1]
 
 
-def test_a_true_loss_of_the_margin_is_rarely_called_non_inferior() -> None:
+def test_simulated_loss_of_the_margin_rarely_passes() -> None:
     rng = np.random.default_rng(22)
     fidelity = _distances(0.1, n=40)
     passed = [
@@ -239,6 +239,6 @@ def test_a_true_loss_of_the_margin_is_rarely_called_non_inferior() -> None:
     assert interval[0] <= 1 - MARGINS.confidence <= interval[1]
 
 
-def test_a_verdict_computed_twice_is_the_same() -> None:
+def test_verdict_is_repeatable() -> None:
     evidence = _evidence(_distances(0.012), _answers(0.0))
     assert decide(evidence, MARGINS) == decide(evidence, MARGINS)

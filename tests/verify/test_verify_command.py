@@ -20,8 +20,8 @@ from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.journal import FOLDER
 from kontext_fast.verify.request import every_preset
 from tests.optimizations.test_optimizations_plan import machine
-from tests.verify import broken
-from tests.verify.edits import write_dataset
+from tests.verify import faulty_optimizations as faulty
+from tests.verify.fake_edits import write_dataset
 
 START = "import sys; from kontext_fast.cli.main import run; sys.exit(run(sys.argv[1:]))"
 
@@ -43,13 +43,13 @@ def kontext(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
     return call
 
 
-def _options(lively: Path, folder: Path, items: int = 2) -> list[object]:
+def _options(dense_checkpoint: Path, folder: Path, items: int = 2) -> list[object]:
     dataset = write_dataset(folder / "data", items)
-    return ["--checkpoint", lively, "--dataset", dataset, "--steps", 2, "--device", "cpu"]
+    return ["--checkpoint", dense_checkpoint, "--dataset", dataset, "--steps", 2, "--device", "cpu"]
 
 
-def test_an_exact_preset_passes_and_everything_is_written(kontext: Kontext, lively: Path, tmp_path: Path) -> None:
-    code, out, err = kontext(*_options(lively, tmp_path), "--preset", "fuse_qkv", "--out", "out", "--json")
+def test_exact_preset_passes_and_writes_everything(kontext: Kontext, dense_checkpoint: Path, tmp_path: Path) -> None:
+    code, out, err = kontext(*_options(dense_checkpoint, tmp_path), "--preset", "fuse_qkv", "--out", "out", "--json")
     assert code == 0, err
     answer = json.loads(out.splitlines()[-1])
     assert [(one["preset"], one["level"]) for one in answer["presets"]] == [("fuse_qkv", "L0")]
@@ -62,7 +62,7 @@ def test_an_exact_preset_passes_and_everything_is_written(kontext: Kontext, live
 
 
 @pytest.mark.timeout(600)
-def test_a_dozen_items_of_tiny_show_that_our_own_forward_only_rounds(kontext: Kontext) -> None:
+def test_engine_on_tiny_only_rounds(kontext: Kontext) -> None:
     asked = ("--checkpoint", "tiny", "--preset", "faithful", "--items", 12, "--steps", 2, "--batch", 12)
     code, out, err = kontext(*asked, "--device", "cpu", "--out", "out", "--json")
     assert code == 0, err
@@ -78,20 +78,20 @@ def test_a_dozen_items_of_tiny_show_that_our_own_forward_only_rounds(kontext: Ko
     assert all(facts.not_measured for name, facts in metrics.items() if name in ("dino", "mask_preservation"))
 
 
-def test_what_is_not_verified_fails_the_gate_in_one_sentence(
-    kontext: Kontext, lively: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_unverified_preset_fails_with_one_sentence(
+    kontext: Kontext, dense_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(presets.PRESETS, "broken", broken.preset(broken.BlockSkipped()))
-    code, out, err = kontext(*_options(lively, tmp_path), "--preset", "fuse_qkv,broken", "--out", "out")
+    monkeypatch.setitem(presets.PRESETS, "faulty", faulty.preset(faulty.BlockSkipped()))
+    code, out, err = kontext(*_options(dense_checkpoint, tmp_path), "--preset", "fuse_qkv,faulty", "--out", "out")
     assert code == 1
     assert "L4 not measured" in out
     assert "Traceback" not in err
-    assert err.splitlines()[-1].startswith("Not verified as harmless: broken (L4)")
+    assert err.splitlines()[-1].startswith("Not verified as harmless: faulty (L4)")
 
 
-def test_a_frontier_is_in_the_answer_and_in_the_page(kontext: Kontext, lively: Path, tmp_path: Path) -> None:
-    options = [*_options(lively, tmp_path), "--preset", "fuse_qkv", "--out", "out", "--frontier", "--batch", 4]
-    code, out, err = kontext(*options, "--json")
+def test_frontier_is_in_the_json_and_the_page(kontext: Kontext, dense_checkpoint: Path, tmp_path: Path) -> None:
+    options = ["--preset", "fuse_qkv", "--out", "out", "--frontier", "--batch", 4, "--json"]
+    code, out, err = kontext(*_options(dense_checkpoint, tmp_path), *options)
     assert code == 0, err
     points = {one["name"]: one for one in json.loads(out.splitlines()[-1])["frontier"]}
     assert list(points) == ["baseline", "fuse_qkv", "1 step"]
@@ -100,7 +100,7 @@ def test_a_frontier_is_in_the_answer_and_in_the_page(kontext: Kontext, lively: P
     assert ResultStore(Path("out")).load().command.endswith("--batch 4 --frontier --dataset edits.jsonl")
 
 
-def test_all_presets_are_each_verified_once() -> None:
+def test_every_preset_is_verified_once() -> None:
     found = every_preset()
     assert {"faithful", "balanced", "fast", "turbo", "classic", "compile", "fuse_qkv"} <= set(found)
     assert "baseline" not in found
@@ -133,7 +133,7 @@ def test_bad_input_is_one_sentence(arguments: tuple[str, ...], words: str, konte
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_with_something_in_it_is_left_alone(kontext: Kontext, tmp_path: Path) -> None:
+def test_folder_that_is_not_empty_is_left_alone(kontext: Kontext, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     code, _, err = kontext("--checkpoint", "tiny", "--out", "out")
@@ -142,8 +142,8 @@ def test_a_folder_with_something_in_it_is_left_alone(kontext: Kontext, tmp_path:
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_a_killed_verification_goes_on(lively: Path, tmp_path: Path, kontext: Kontext) -> None:
-    options = [*_options(lively, tmp_path, items=6), "--preset", "fuse_qkv", "--out", "out"]
+def test_killed_verification_resumes(dense_checkpoint: Path, tmp_path: Path, kontext: Kontext) -> None:
+    options = [*_options(dense_checkpoint, tmp_path, items=6), "--preset", "fuse_qkv", "--out", "out"]
     process = subprocess.Popen(
         [sys.executable, "-c", START, "verify", *map(str, options)],
         cwd=tmp_path,

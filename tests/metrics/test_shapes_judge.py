@@ -18,7 +18,7 @@ def _case(item: ShapesItem, output: Image.Image) -> Case:
     return Case(item, output)
 
 
-def test_targets_are_done_and_kept_and_the_input_is_not_done() -> None:
+def test_targets_are_accepted_and_inputs_are_not_done() -> None:
     items = held_out(12)
     targets = [_case(item, item.target) for item in items]
     assert JudgeDone(SETTING).scores(targets) == [True] * len(items)
@@ -26,7 +26,7 @@ def test_targets_are_done_and_kept_and_the_input_is_not_done() -> None:
     assert JudgeDone(SETTING).scores([_case(item, item.image) for item in items]) == [False] * len(items)
 
 
-def test_something_extra_is_not_kept() -> None:
+def test_extra_shape_is_not_kept() -> None:
     items = held_out(12)
     spoiled = [(item, picture) for item in items if (picture := extra_object(item)) is not None]
     assert spoiled
@@ -34,7 +34,7 @@ def test_something_extra_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("metric", [JudgeDone, JudgeKept])
-def test_only_tiny_is_judged(metric: type[JudgeDone] | type[JudgeKept]) -> None:
+def test_checkpoint_without_a_judge_is_not_measured(metric: type[JudgeDone] | type[JudgeKept]) -> None:
     metric(SETTING).prepare()
     with pytest.raises(NotMeasured, match="shapes world"):
         metric(Setting()).prepare()

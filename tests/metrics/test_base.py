@@ -22,7 +22,7 @@ class Found(Metric):
 """
 
 
-def test_every_metric_says_what_it_is_and_must_see() -> None:
+def test_every_metric_declares_its_controls() -> None:
     known = discover()
     assert {"judge_done", "judge_kept", "psnr", "ssim", "latent_error", "clip_text", "clip_directional"} <= set(known)
     assert {"dino", "lpips"} <= set(known)
@@ -44,12 +44,12 @@ def _package(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, **modules
     return __import__(name)
 
 
-def test_a_new_file_is_a_new_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_file_is_a_new_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = classes(_package(tmp_path, monkeypatch, "some_metrics", one=METRIC.format(name="one")), Metric, "metric")  # type: ignore[arg-type]
     assert list(found) == ["one"]
 
 
-def test_two_of_a_name_and_a_broken_module_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_duplicate_name_and_broken_module_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     twins = _package(tmp_path, monkeypatch, "twin_metrics", a=METRIC.format(name="x"), b=METRIC.format(name="x"))
     with pytest.raises(KontextError, match="both define the metric 'x'"):
         classes(twins, Metric, "metric")  # type: ignore[arg-type]
@@ -58,6 +58,6 @@ def test_two_of_a_name_and_a_broken_module_are_errors(tmp_path: Path, monkeypatc
         classes(broken, Metric, "metric")  # type: ignore[arg-type]
 
 
-def test_listing_the_metrics_imports_no_torch() -> None:
+def test_discovery_imports_no_torch() -> None:
     code = "import sys; from kontext_fast.metrics.base import discover; discover(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

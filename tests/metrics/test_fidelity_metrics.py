@@ -31,12 +31,12 @@ def damaged(picture: Image.Image) -> list[Image.Image]:
 PAIRS = [(bad, good) for good in photographs() for bad in damaged(good)]
 
 
-def test_psnr_is_that_of_scikit_image() -> None:
+def test_psnr_matches_scikit_image() -> None:
     expected = [peak_signal_noise_ratio(np.asarray(good), np.asarray(bad), data_range=255) for bad, good in PAIRS]
     assert Psnr(SETTING).scores([pair(bad, good) for bad, good in PAIRS]) == pytest.approx(expected, abs=1e-3)
 
 
-def test_ssim_is_that_of_scikit_image() -> None:
+def test_ssim_matches_scikit_image() -> None:
     expected = [
         structural_similarity(
             np.asarray(good),
@@ -52,7 +52,7 @@ def test_ssim_is_that_of_scikit_image() -> None:
     assert Ssim(SETTING).scores([pair(bad, good) for bad, good in PAIRS]) == pytest.approx(expected, abs=2e-4)
 
 
-def test_ssim_is_that_of_torchmetrics_without_the_border() -> None:
+def test_ssim_matches_torchmetrics_without_the_border() -> None:
     outputs, references = (torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     _, whole = structural_similarity_index_measure(
         outputs.double(), references.double(), sigma=1.5, data_range=1.0, reduction="none", return_full_image=True
@@ -62,14 +62,14 @@ def test_ssim_is_that_of_torchmetrics_without_the_border() -> None:
     )
 
 
-def test_a_flat_picture_is_equal_to_itself() -> None:
+def test_flat_image_equals_itself() -> None:
     flat = Image.new("RGB", (64, 64), (201, 87, 33))
     (score,) = Ssim(SETTING).scores([pair(flat, flat)])
     assert score is not None
     assert Ssim(SETTING).distance(score) == 0
 
 
-def test_equal_pictures_have_no_distance_and_different_ones_do() -> None:
+def test_only_equal_images_have_no_distance() -> None:
     same, other = pair(noise(1), noise(1)), pair(noise(1), noise(2))
     for metric in (Psnr(SETTING), Ssim(SETTING)):
         equal, unequal = metric.scores([same, other])
@@ -80,7 +80,7 @@ def test_equal_pictures_have_no_distance_and_different_ones_do() -> None:
     assert Psnr(SETTING).scores([same]) == [IDENTICAL_DB]
 
 
-def test_the_distance_of_psnr_is_the_root_mean_square_error() -> None:
+def test_psnr_distance_is_the_root_mean_square_error() -> None:
     bad, good = PAIRS[0]
     error = np.sqrt(np.mean((np.asarray(bad, float) - np.asarray(good, float)) ** 2)) / 255
     (score,) = Psnr(SETTING).scores([pair(bad, good)])
@@ -88,14 +88,14 @@ def test_the_distance_of_psnr_is_the_root_mean_square_error() -> None:
     assert Psnr.distance(score) == pytest.approx(error, rel=1e-4)
 
 
-def test_pictures_of_several_sizes_keep_their_order() -> None:
+def test_images_of_several_sizes_keep_their_order() -> None:
     sizes = [(64, 48), (48, 64), (64, 48), (32, 32)]
     cases = [pair(noise(index, size), noise(index + 10, size)) for index, size in enumerate(sizes)]
     together = Psnr(SETTING).scores(cases)
     assert together == pytest.approx([Psnr(SETTING).scores([case])[0] for case in cases])
 
 
-def test_the_latent_error_is_relative_to_the_reference() -> None:
+def test_latent_error_is_relative_to_the_reference() -> None:
     reference = np.random.default_rng(0).normal(size=(16, 8, 8)).astype(np.float32)
     metric = LatentError(SETTING)
     assert metric.scores([latent_pair(reference, reference)]) == [0.0]
@@ -103,7 +103,7 @@ def test_the_latent_error_is_relative_to_the_reference() -> None:
     assert metric.scores([latent_pair(3 * reference, 100 * reference)]) == pytest.approx([0.97], rel=1e-4)
 
 
-def test_latents_that_cannot_be_compared_give_no_number() -> None:
+def test_latents_of_other_shapes_give_no_score() -> None:
     reference = np.ones((16, 8, 8), np.float32)
     broken = np.full_like(reference, np.nan)
     zero = np.zeros_like(reference)
@@ -112,7 +112,7 @@ def test_latents_that_cannot_be_compared_give_no_number() -> None:
     assert metric.scores([latent_pair(reference[:, :4], reference)]) == [None]
 
 
-def test_the_distances_of_all_metrics_grow_in_proportion_to_the_error() -> None:
+def test_distances_are_proportional_to_the_error() -> None:
     good = np.asarray(photographs()[0], float)
     error = np.random.default_rng(3).normal(0, 4, good.shape)
     once, twice = (

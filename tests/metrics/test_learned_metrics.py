@@ -35,7 +35,7 @@ def _single_answer(count: int) -> list[ShapesItem]:
 
 
 @needs_pair
-def test_the_right_words_score_higher_than_those_of_another_item() -> None:
+def test_clip_text_prefers_the_right_caption() -> None:
     items = _single_answer(16)
     right = ClipText(TINY).scores([_case(item, item.target) for item in items])
     wrong = ClipText(TINY).scores(
@@ -45,7 +45,7 @@ def test_the_right_words_score_higher_than_those_of_another_item() -> None:
 
 
 @needs_pair
-def test_a_score_is_a_hundred_cosines_and_names_its_weights() -> None:
+def test_clip_text_is_100_cosines_with_named_weights() -> None:
     item = _single_answer(1)[0]
     metric = ClipText(TINY)
     metric.prepare()
@@ -58,7 +58,7 @@ def test_a_score_is_a_hundred_cosines_and_names_its_weights() -> None:
 
 
 @needs_pair
-def test_direction_is_right_for_the_target_and_absent_for_the_input() -> None:
+def test_clip_directional_of_target_and_unedited_input() -> None:
     items = _single_answer(16)
     targets = ClipDirectional(TINY).scores([_case(item, item.target) for item in items])
     unedited = ClipDirectional(TINY).scores([_case(item, item.image) for item in items])
@@ -78,7 +78,7 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_dino_of_the_input_itself_is_one(weights: Path) -> None:
+def test_dino_of_the_input_is_one(weights: Path) -> None:
     metric = Dino(Setting(weights=weights))
     metric.prepare()
     item = FreeItem(image=noise(1))
@@ -90,24 +90,24 @@ def test_dino_of_the_input_itself_is_one(weights: Path) -> None:
 
 
 @pytest.mark.parametrize("metric", [ClipText, ClipDirectional, Dino])
-def test_without_weights_the_reason_says_how_to_get_them(metric: type[ClipText], tmp_path: Path) -> None:
+def test_missing_weights_are_named_with_the_remedy(metric: type[ClipText], tmp_path: Path) -> None:
     with pytest.raises(NotMeasured, match="hf download"):
         metric(Setting(weights=tmp_path)).prepare()
 
 
-def test_without_a_cached_download_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_hub_is_never_contacted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(NotMeasured, match=r"facebook/dinov2-small are not on this machine"):
         Dino(Setting()).prepare()
 
 
-def test_weights_that_are_something_else_are_a_reason_too(weights: Path) -> None:
+def test_weights_of_another_format_are_not_measured(weights: Path) -> None:
     (weights / "dino" / "model.safetensors").unlink()
     with pytest.raises(NotMeasured, match="safetensors"):
         Dino(replace(Setting(), weights=weights, device="cpu")).prepare()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
-def test_lpips_without_torchvision_says_so() -> None:
+def test_lpips_without_torchvision_is_not_measured() -> None:
     with pytest.raises(NotMeasured, match="pip install torchvision"):
         Lpips(Setting()).prepare()

@@ -34,7 +34,7 @@ def _verdicts(store: ResultStore) -> dict[str, PresetVerdict]:
     return {one.preset: one for one in analyze(store.load()).presets}
 
 
-def test_each_preset_gets_the_verdict_it_deserves(store: ResultStore) -> None:
+def test_each_synthetic_preset_gets_its_verdict(store: ResultStore) -> None:
     verdicts = _verdicts(store)
     levels = {name: one.verdict.level for name, one in verdicts.items()}
     assert levels == {"near": Level.EQUIVALENT, "farther": Level.NON_INFERIOR, "losing": Level.LOSS}
@@ -42,7 +42,7 @@ def test_each_preset_gets_the_verdict_it_deserves(store: ResultStore) -> None:
     assert not analyze(store.load()).blind
 
 
-def test_the_worst_items_come_first_and_random_ones_look_at_no_result(store: ResultStore) -> None:
+def test_worst_items_first_and_random_ones_independent(store: ResultStore) -> None:
     found = analyze(store.load())
     (one,) = (one for one in found.presets if one.preset == "losing")
     assert one.evidence is not None
@@ -55,7 +55,7 @@ def test_the_worst_items_come_first_and_random_ones_look_at_no_result(store: Res
     assert sorted(arbitrary(items, 3)) == sorted(items)
 
 
-def test_the_page_is_one_file_that_says_all_of_it(store: ResultStore) -> None:
+def test_page_is_one_complete_file(store: ResultStore) -> None:
     page = write_quality_page(store.folder)
     assert page == store.folder / "visualizations" / "quality" / "index.html"
     text = page.read_text()
@@ -70,7 +70,7 @@ def test_the_page_is_one_file_that_says_all_of_it(store: ResultStore) -> None:
         assert (page.parent / chart).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_page_survives_a_missing_picture(store: ResultStore, tmp_path: Path) -> None:
+def test_page_is_written_without_a_missing_image(store: ResultStore, tmp_path: Path) -> None:
     result = store.load()
     (record,) = (record for record in result.records if record.arm and record.arm.name == "near")
     gone = record.outputs[0].image
@@ -85,14 +85,14 @@ def test_the_page_survives_a_missing_picture(store: ResultStore, tmp_path: Path)
     assert text.count('<article class="card">') >= 3 * 24 - 2
 
 
-def test_records_of_a_benchmark_are_no_verification(tmp_path: Path) -> None:
+def test_records_of_a_benchmark_are_refused(tmp_path: Path) -> None:
     bench = ResultStore(tmp_path)
     bench.write(full(bench))
     with pytest.raises(InvalidInput, match="not of a verification"):
         write_quality_page(tmp_path)
 
 
-def test_a_judge_with_nothing_to_see_is_blind_and_carries_no_verdict(tmp_path: Path) -> None:
+def test_insensitive_judge_carries_no_verdict(tmp_path: Path) -> None:
     presets = {"losing": losing(2), "same": untouched}
     margins = _wider(read_margins())
     store = verification(tmp_path, presets, items=6, control_items=6, margins=margins, blind=True)
@@ -102,7 +102,7 @@ def test_a_judge_with_nothing_to_see_is_blind_and_carries_no_verdict(tmp_path: P
     assert levels == {"losing": Level.NOT_MEASURED, "same": Level.IDENTICAL}
 
 
-def test_the_difference_map_is_black_where_pictures_agree() -> None:
+def test_difference_map_is_black_where_images_agree() -> None:
     picture = noise(1)
     assert difference_map(picture, picture).getextrema() == ((0, 0), (0, 0), (0, 0))
     spoiled = picture.copy()

@@ -1,4 +1,4 @@
-"""Optimizations that claim to change nothing and are broken, one mistake each."""
+"""Optimizations that claim to change only rounding and are faulty, one mistake each; two at the end are harmless."""
 
 from __future__ import annotations
 
@@ -9,21 +9,17 @@ import torch
 
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.machine import Machine
+from kontext_fast.optimizations.patching import set_attribute
 from kontext_fast.optimizations.presets import Preset
 
 
-class _Broken(Optimization):
+class _Faulty(Optimization):
     effect: ClassVar[Effect] = Effect.NUMERIC
     phase: ClassVar[Phase] = Phase.WEIGHTS
-    summary: ClassVar[str] = "broken on purpose"
+    summary: ClassVar[str] = "faulty on purpose"
 
 
-def _shadow(owner: Any, name: str, value: Any, undo: ExitStack) -> None:
-    vars(owner)[name] = value
-    undo.callback(vars(owner).pop, name)
-
-
-class BlockSkipped(_Broken):
+class BlockSkipped(_Faulty):
     name: ClassVar[str] = "block skipped"
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
@@ -32,11 +28,11 @@ class BlockSkipped(_Broken):
         def forward(hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any) -> Any:
             return encoder_hidden_states, hidden_states
 
-        _shadow(block, "forward", forward, undo)
+        set_attribute(block, "forward", forward, undo)
         return {}
 
 
-class HeadSwapped(_Broken):
+class HeadSwapped(_Faulty):
     """K and V of one head of one block."""
 
     name: ClassVar[str] = "head swapped"
@@ -55,7 +51,7 @@ class HeadSwapped(_Broken):
         return {}
 
 
-class ScaleOff(_Broken):
+class ScaleOff(_Faulty):
     """Five percent on what every block writes, as a wrong scale of quantized weights would give."""
 
     name: ClassVar[str] = "scale off"
@@ -73,7 +69,7 @@ class ScaleOff(_Broken):
         return {}
 
 
-class CacheNotReset(_Broken):
+class CacheNotReset(_Faulty):
     """A cache of the first block's output that every second step of a request may use, and the next request too."""
 
     name: ClassVar[str] = "cache not reset"
@@ -85,18 +81,18 @@ class CacheNotReset(_Broken):
         calls: list[Any] = []
 
         def cached(*args: Any, **kwargs: Any) -> Any:
-            # One step in five reuses what was computed before it, whosever it was.
+            # One step in five reuses the output of the step before it, even that of another request.
             if calls and len(calls) % 5 == 4:
                 calls.append(calls[-1])
             else:
                 calls.append(forward(*args, **kwargs))
             return calls[-1]
 
-        _shadow(block, "forward", cached, undo)
+        set_attribute(block, "forward", cached, undo)
         return {}
 
 
-class SeedsShifted(_Broken):
+class SeedsShifted(_Faulty):
     name: ClassVar[str] = "seeds shifted"
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
@@ -106,15 +102,15 @@ class SeedsShifted(_Broken):
             moved = []
             for value in args:
                 if isinstance(value, list) and value and isinstance(value[0], torch.Generator):
-                    value = [torch.Generator().manual_seed(one.initial_seed() + 1) for one in value]
+                    value = [torch.Generator().manual_seed(seed.initial_seed() + 1) for seed in value]
                 moved.append(value)
             return prepare(*moved, **kwargs)
 
-        _shadow(pipe, "prepare_latents", shifted, undo)
+        set_attribute(pipe, "prepare_latents", shifted, undo)
         return {}
 
 
-class FailsOnOne(_Broken):
+class FailsOnOne(_Faulty):
     """Raises for the second instruction that it sees, whatever else is in the call."""
 
     name: ClassVar[str] = "fails on one"
@@ -130,12 +126,12 @@ class FailsOnOne(_Broken):
                 raise RuntimeError("a kernel failed")
             return encode(*args, prompt=prompt, **kwargs)
 
-        _shadow(pipe, "encode_prompt", failing, undo)
+        set_attribute(pipe, "encode_prompt", failing, undo)
         return {}
 
 
-class FailsOnce(_Broken):
-    """Raises in its second call, and never again."""
+class FailsOnce(_Faulty):
+    """Raises in its second call only."""
 
     name: ClassVar[str] = "fails once"
 
@@ -149,11 +145,11 @@ class FailsOnce(_Broken):
                 raise RuntimeError("a kernel failed")
             return encode(*args, **kwargs)
 
-        _shadow(pipe, "encode_prompt", failing, undo)
+        set_attribute(pipe, "encode_prompt", failing, undo)
         return {}
 
 
-class FailsAlways(_Broken):
+class FailsAlways(_Faulty):
     name: ClassVar[str] = "fails always"
     tried: ClassVar[list[None]] = []
 
@@ -162,12 +158,12 @@ class FailsAlways(_Broken):
             self.tried.append(None)
             raise RuntimeError("a kernel does not compile")
 
-        _shadow(pipe, "encode_prompt", failing, undo)
+        set_attribute(pipe, "encode_prompt", failing, undo)
         return {}
 
 
-class Untouched(_Broken):
-    """Does nothing at all: the one that must pass."""
+class Untouched(_Faulty):
+    """Does nothing at all, so that it must pass."""
 
     name: ClassVar[str] = "untouched"
 
@@ -175,8 +171,8 @@ class Untouched(_Broken):
         return {}
 
 
-class Rounded(_Broken):
-    """Weights moved by a part in ten thousand: what a correct kernel with another order of sums would do."""
+class Rounded(_Faulty):
+    """Weights moved by a part in ten thousand, as a correct kernel with another order of summation would do."""
 
     name: ClassVar[str] = "rounded"
 
@@ -188,15 +184,15 @@ class Rounded(_Broken):
         return {}
 
 
-class NeedsAnotherMachine(_Broken):
+class NeedsAnotherMachine(_Faulty):
     name: ClassVar[str] = "needs another machine"
 
     def refusal(self, machine: Machine) -> str | None:
-        return "this one will not do, get another machine"
+        return "this machine will not do, get another machine"
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         raise AssertionError("it was refused")
 
 
 def preset(*optimizations: Optimization) -> Preset:
-    return Preset("+".join(one.name for one in optimizations), "planted by a test", optimizations)
+    return Preset("+".join(optimization.name for optimization in optimizations), "planted by a test", optimizations)

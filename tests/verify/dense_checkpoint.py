@@ -9,7 +9,7 @@ import torch
 from tests.pipelines import SIDE, small_pipeline
 
 
-def save_lively(folder: Path) -> Path:
+def save_dense_checkpoint(folder: Path) -> Path:
     """Two double and two single blocks with random weights large enough to matter, at 64 x 64."""
     pipe = small_pipeline(double=2, single=2)
     generator = torch.Generator().manual_seed(5)

@@ -16,7 +16,7 @@ def _half_mask(white: slice) -> Image.Image:
     return Image.fromarray(mask)
 
 
-def test_only_what_lies_outside_the_mask_counts() -> None:
+def test_only_pixels_outside_the_mask_count() -> None:
     source = noise(1)
     changed = np.asarray(source).copy()
     changed[:, :32] = 0
@@ -29,7 +29,7 @@ def test_only_what_lies_outside_the_mask_counts() -> None:
     assert scores == [IDENTICAL_DB, pytest.approx(10 * np.log10(255**2 / error)), None]
 
 
-def test_a_case_without_a_mask_lacks_what_the_metric_needs() -> None:
+def test_mask_is_needed() -> None:
     (need,) = MaskPreservation.needs
     assert need.of_item
     assert not need.met(Case(FreeItem(image=noise(1)), noise(1)))
