@@ -1,4 +1,4 @@
-"""What every source of items has in common, and what a data set read from a disk is."""
+"""The interface of an item, and a data set: its usable items with the reasons why others were rejected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Item(Protocol):
-    """One (input image, instruction) pair, addressed by what it holds and never by its name or place in a file."""
+    """One (input image, instruction) pair, identified by its content and never by its name or position in a file."""
 
     @property
     def id(self) -> str:
@@ -26,7 +26,7 @@ class Item(Protocol):
 
     @property
     def open(self) -> bool | None:
-        """True where many outputs are right; None where that is not known."""
+        """True where many outputs are right; None where this is unknown."""
 
     @property
     def image(self) -> Image:
@@ -51,10 +51,10 @@ class Item(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Usable items in the order of their ids, and why the others are not among them."""
+    """The usable items in the order of their ids."""
 
     name: str
     """For records: never a path."""
     items: Sequence[Item]
     rejected: tuple[str, ...] = ()
-    """One sentence each."""
+    """Why other items cannot be used, one sentence each."""

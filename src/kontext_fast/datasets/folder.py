@@ -1,11 +1,11 @@
-"""Items from a user's disk: a JSONL file, or a folder of images with a text file of instructions beside each.
+"""Items from a user's disk: a JSONL file, or a folder of images, each with a text file of its instruction.
 
 A JSONL line is {"image": PATH, "instruction": TEXT} and, where there is one, "target", "mask", "kind",
 "input_caption" and "output_caption". Paths are relative to the file.
 
 In a folder, `cat.jpg` is edited as the first line of `cat.txt` says; `cat.target.png` and `cat.mask.png` are optional.
 
-What cannot be used is left out and named; only a data set without any usable item is an error.
+Entries that cannot be used are skipped with a reason; only a data set without any usable item is an error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KEYS = frozenset({"image", "instruction", "target", "mask", *_TEXTS})
 
 @dataclass(frozen=True)
 class DiskItem:
-    """An item whose pictures are read when they are asked for."""
+    """An item whose images are read from disk on access."""
 
     id: str
     instruction: str
@@ -57,7 +57,7 @@ class DiskItem:
 
 
 Entry = tuple[str, Mapping[str, Any]]
-"""Where it was found ("line 3") and what it says, with paths already absolute."""
+"""Where an entry stands ("line 3") and its content, with absolute paths."""
 
 
 def read_jsonl(file: Path) -> Dataset:
@@ -71,7 +71,7 @@ def read_folder(folder: Path) -> Dataset:
 
 
 def jsonl_entries(file: Path, read: Callable[[Any, Path], Mapping[str, Any]]) -> Iterator[Entry | str]:
-    """What `read` makes of each line, or why there is nothing to make of it, which names the line."""
+    """Each line as `read` parses it, or one sentence that names the line and why it cannot be used."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -166,7 +166,7 @@ def _item(content: Mapping[str, Any]) -> DiskItem:
 
 
 def content_id(image: Image, instruction: str) -> str:
-    """Hash of the pixels of an RGB image and of the instruction, so that a renamed file is the same item."""
+    """Hash of an RGB image's pixels and the instruction, so that a renamed file is the same item."""
     facts = f"{image.width}x{image.height}\n{instruction}\n".encode()
     return hashlib.sha256(facts + image.tobytes()).hexdigest()[:16]
 

@@ -27,7 +27,7 @@ _REQUIRED = ("file_name", "instruction", "category")
 
 
 def metadata_of(folder: Path) -> Path | None:
-    """The file of entries of a KontextBench copy in `folder` or in its split `test`; None where it is none."""
+    """The metadata file of a KontextBench copy in `folder` or in its split `test`; None if it is no such copy."""
     for file in (folder / "test" / METADATA, folder / METADATA):
         if file.is_file() and _first_keys(file) >= set(_REQUIRED):
             return file

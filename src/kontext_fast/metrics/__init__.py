@@ -1,1 +1,1 @@
-"""What can be said of an output: one metric per file, found by scanning this package."""
+"""Metrics of outputs, one per file, discovered by scanning this package, and what scores stored outputs with them."""

@@ -1,6 +1,6 @@
-"""The contract of a metric: one number per output, one file, found by `discover()`; nothing else has to be edited.
+"""The contract of a metric: one number per output, in one file that `discover()` finds; nothing else has to be edited.
 
-Modules import torch and its friends inside functions, so that listing the metrics costs no import.
+Modules import torch and other large packages inside functions, so that listing the metrics costs no import.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Role(StrEnum):
     FIDELITY = "fidelity"
     """An output with another output for the same item: how different they are, not which one is better."""
     QUALITY = "quality"
-    """An output with what was asked for."""
+    """An output with what the instruction asks for."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`clip_directional`: whether the picture changed in the direction in which the words changed.
+"""`clip_directional`: whether the image changed in the direction in which the caption changed.
 
 The cosine between output minus input and output caption minus input caption, both embedded by CLIP; 0 for an output
 that equals the input, which has no direction.

@@ -40,13 +40,13 @@ class Dino(Metric):
                 seen: torch.Tensor = model(pixel_values=pixels).pooler_output.float().cpu()
             return torch.nn.functional.normalize(seen, dim=-1)
 
-        found: list[float | bool | None] = []
+        scores: list[float | bool | None] = []
         for start in range(0, len(cases), _BATCH):
             chunk = cases[start : start + _BATCH]
             outputs = embed([case.output.convert("RGB") for case in chunk])
             inputs = embed([case.item.image.resize(case.output.size) for case in chunk])
-            found += (outputs * inputs).sum(-1).tolist()
-        return found
+            scores += (outputs * inputs).sum(-1).tolist()
+        return scores
 
 
 @lru_cache(maxsize=1)

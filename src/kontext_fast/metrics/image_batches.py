@@ -1,4 +1,4 @@
-"""Pairs of pictures as torch tensors, grouped by size, for the metrics that compare pixels."""
+"""Pairs of images as batches of torch tensors, grouped by size, for the metrics that compare pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _MOST_PIXELS = 4 * 2**20
-"""Pixels in one batch."""
+"""Pixels of a batch."""
 
 
 def pairwise(cases: Sequence[Case], compare: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> list[Any]:
@@ -24,7 +24,7 @@ def pairwise(cases: Sequence[Case], compare: Callable[[torch.Tensor, torch.Tenso
     by_size: dict[tuple[int, int], list[int]] = {}
     for index, case in enumerate(cases):
         by_size.setdefault(case.output.size, []).append(index)
-    found: list[Any] = [None] * len(cases)
+    values: list[Any] = [None] * len(cases)
     for (width, height), indices in by_size.items():
         step = max(1, _MOST_PIXELS // (width * height))
         for start in range(0, len(indices), step):
@@ -32,8 +32,8 @@ def pairwise(cases: Sequence[Case], compare: Callable[[torch.Tensor, torch.Tenso
             outputs = torch.stack([tensor(cases[index].output) for index in chunk])
             references = torch.stack([tensor(cases[index].reference) for index in chunk])
             for index, value in zip(chunk, compare(outputs, references).reshape(-1).tolist(), strict=True):
-                found[index] = value
-    return found
+                values[index] = value
+    return values
 
 
 def tensor(image: Image | None) -> torch.Tensor:
@@ -41,6 +41,6 @@ def tensor(image: Image | None) -> torch.Tensor:
     import torch
 
     if image is None:
-        raise ValueError("there is no picture to compare with")
+        raise ValueError("there is no image to compare with")
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

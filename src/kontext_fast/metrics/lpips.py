@@ -60,10 +60,10 @@ def _load(setting: Setting) -> tuple[str, Any]:
     from kontext_fast.pipeline.folder import weights_sha256
 
     cached = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE
-    given = None if setting.weights is None else setting.weights / "lpips" / BACKBONE
-    if given is not None and given.is_file() and not cached.exists():
+    provided = None if setting.weights is None else setting.weights / "lpips" / BACKBONE
+    if provided is not None and provided.is_file() and not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(given, cached)
+        shutil.copyfile(provided, cached)
     if not cached.is_file():
         raise NotMeasured(
             f"the weights {BACKBONE} are not on this machine; put the file from download.pytorch.org/models into "

@@ -1,4 +1,4 @@
-"""`mask_preservation`: PSNR in dB between output and input where the edit had no business."""
+"""`mask_preservation`: PSNR in dB between output and input outside the mask of what the edit may change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MaskPreservation(Metric):
 
 
 def _outside(case: Case) -> float | None:
-    """None where the mask covers the whole picture."""
+    """None where the mask covers the whole image."""
     mask, output = case.item.mask, case.output.convert("RGB")
     if mask is None:
         return None

@@ -1,4 +1,4 @@
-"""Where the weights of a learned metric are: in a given folder or in the Hub's cache, never fetched unasked."""
+"""The weights of a learned metric, in the user's folder or in the Hub's cache; they are never downloaded."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 IDENTICAL_DB = 200.0
-"""Written for identical pictures, whose ratio is infinite; no two 8-bit pictures that differ come near it."""
+"""The score of identical images, whose ratio is infinite; no two 8-bit images that differ come near it."""
 
 
 class Psnr(Metric):
@@ -26,10 +26,10 @@ class Psnr(Metric):
         from torchmetrics.functional.image import peak_signal_noise_ratio
 
         def ratio(outputs: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = peak_signal_noise_ratio(
+            decibels: torch.Tensor = peak_signal_noise_ratio(
                 outputs, references, data_range=1.0, reduction="none", dim=(1, 2, 3)
             )
-            return found
+            return decibels
 
         return [min(float(value), IDENTICAL_DB) for value in pairwise(cases, ratio)]
 

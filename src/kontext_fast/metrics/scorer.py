@@ -62,7 +62,7 @@ class StoredOutput:
 
 
 class Scorer:
-    """The metrics that work for one checkpoint and its items."""
+    """The metrics that can be measured for one checkpoint and its items."""
 
     def __init__(
         self, setting: Setting, items: Collection[Item], metrics: Iterable[type[Metric]] | None = None
@@ -73,7 +73,7 @@ class Scorer:
         self.facts: tuple[MetricFacts, ...] = tuple(self._prepare(metric(setting), items) for metric in chosen)
 
     def _prepare(self, metric: Metric, items: Collection[Item]) -> MetricFacts:
-        """Keep the metric if it works here."""
+        """Keep the metric if it can be measured here."""
         try:
             if metric.role is Role.QUALITY and metric.setting.random_weights:
                 raise NotMeasured("the weights are random")
@@ -128,8 +128,7 @@ class Scorer:
 
 
 def judge_benchmark(store: ResultStore) -> None:
-    """Append to the records of a benchmark what the judge of the shapes world says of outputs whose
-    checkpoint has learned that world.
+    """Append the answers of the judge of the shapes world to the records of checkpoints that have learned it.
 
     Raises InvalidInput where a stored image or an item is missing.
     """

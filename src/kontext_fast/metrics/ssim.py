@@ -36,8 +36,8 @@ class Ssim(Metric):
 def similarity(outputs: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     """[n] mean SSIM of `outputs` and `references`, both [n, channels, height, width] in 0..1.
 
-    As in Wang et al. (2004), only windows count that lie inside of the picture. In float64: in float32 the variances of
-    flat areas cancel so badly that identical pictures differ by 3e-5. The window is applied to rows, then to columns,
+    As in Wang et al. (2004), only windows inside the image count. In float64: in float32 the variances of
+    flat areas cancel so badly that identical images differ by 3e-5. The window is applied to rows, then to columns,
     which takes a sixth of the time that torchmetrics takes for the whole window at once.
     """
     import torch

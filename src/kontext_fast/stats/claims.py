@@ -1,4 +1,4 @@
-"""What a comparison of speeds may claim, and what it could have found."""
+"""What a comparison of speeds may claim, and the smallest slow-down that it would detect."""
 
 from __future__ import annotations
 

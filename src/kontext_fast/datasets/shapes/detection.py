@@ -1,7 +1,7 @@
-"""Reads a picture of the shapes world back: which shapes are there, and what the background is.
+"""Detects the shapes and the background in an image of the shapes world.
 
 Shapes are found by color, one connected component each, and named by the template that covers the component best.
-Nothing here knows what the picture was meant to show.
+Nothing here knows what the image should show.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The edits of the shapes world: how one is drawn at random, what it asks for, and one picture that fulfils it.
+"""The edits of the shapes world: random edits, what each asks for, and one image that fulfils it.
 
-`single-answer` edits have one right picture; `open` edits have many, and their target is one of them. What an edit
-asks for is an `Expectation`, which the judge compares with what it sees: it never compares with the target itself.
+`single-answer` edits have one right image; `open` edits have many, and their target is one of them. What an edit asks
+for is an `Expectation`, which the judge compares with the shapes that it detects, never with the target itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from kontext_fast.datasets.shapes.scene import (
 
 @dataclass(frozen=True)
 class Wanted:
-    """A shape that the output must show: what is None may be anything."""
+    """A shape that the output must show; None is any value."""
 
     kind: str
     colors: frozenset[str]

@@ -1,7 +1,7 @@
-"""Says whether an edit was done and whether everything else was kept, by reading the output picture.
+"""Decides whether an edit was done and whether everything else was kept, from the output image alone.
 
-The judge compares what it sees with what the edit asks for, not with the target picture, so that every valid
-realization of an open edit is right. Its error rates are tested on right and on wrong pictures of many kinds.
+The judge compares the detected shapes and background with what the edit asks for, not with the target image, so that
+every valid realization of an open edit is right. Its error rates are tested on right and wrong images of many kinds.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ CAPTION_DISTANCE = 0.14
 """The same for a place that a caption names: shapes stand near named places, not on them."""
 RADIUS_RATIO = 1.2
 STRAY_ERROR = 26.0
-"""Local mean error, of 255, from which a pixel is not explained by what was seen."""
+"""Local mean error, of 255, from which a pixel is not explained by the detected shapes and background."""
 STRAY_AREA = 60
 """Unexplained pixels that are too many, at 128 x 128."""
 BACKGROUND_ERROR = 9.0
-"""Mean error over a background that should be exactly one that is known."""
+"""Largest mean error over a background that is known exactly."""
 PATTERN_STRENGTH = 0.6
-"""Least share of the contrast of the pattern that is due."""
+"""Least share of the expected pattern's contrast."""
 SPECK_CONTRAST = 14.0
-"""Deviation from its mean, of 255, that a plain background may have in all but 3 % of its pixels."""
+"""Largest deviation from its mean, of 255, that a plain background may have in all but 3 % of its pixels."""
 TINT_DISTANCE = 30.0
 PURE_TINT_DISTANCE = 15.0
 """How far a tint of an open pattern may be from the nearest of the world's; mixtures of two patterns are farther."""
@@ -51,7 +51,7 @@ PURE_TINT_DISTANCE = 15.0
 
 @dataclass(frozen=True)
 class Judgement:
-    """`done`: the edit is there. `kept`: nothing else changed. `reasons` says what is wrong, empty if nothing is."""
+    """`done`: the edit is there. `kept`: nothing else changed. `reasons` says what is wrong and is empty otherwise."""
 
     done: bool
     kept: bool
@@ -68,7 +68,7 @@ def judge(image: Image.Image, item: ShapesItem) -> Judgement:
 
 
 def judge_caption(image: Image.Image, item: CaptionItem) -> Judgement:
-    """Judges a picture drawn from a caption: every shape named, near its named place, on the named background."""
+    """Judges an image made from a caption: every shape named, near its named place, on the named background."""
     wanted = tuple(
         Wanted(shape.kind, frozenset({shape.color}), PLACES[shape.place], RADII[shape.size])
         for shape in item.scene.shapes
@@ -123,12 +123,12 @@ def _as_wanted(shape: Shape) -> Wanted:
 
 
 def _placed_first(wanted: Iterable[Wanted]) -> list[Wanted]:
-    """The pickiest first, so that a shape that may be anywhere does not take another's match."""
-    return sorted(wanted, key=lambda one: (one.place is None, one.radius is None, len(one.colors)))
+    """The most specific first, so that a shape that may be anywhere does not take another's match."""
+    return sorted(wanted, key=lambda shape: (shape.place is None, shape.radius is None, len(shape.colors)))
 
 
 def _take(seen: list[DetectedShape], wanted: Wanted, place_distance: float) -> bool:
-    """Removes the first shape that is what is wanted, and says whether there was one."""
+    """Removes the first shape that matches `wanted`; False where there is none."""
     for shape in seen:
         if _matches(shape, wanted, place_distance):
             seen.remove(shape)
@@ -152,7 +152,7 @@ def _describe(wanted: Wanted) -> str:
 
 
 def _background_faults(pixels: npt.NDArray[np.uint8], shapes: list[DetectedShape], background: Background) -> list[str]:
-    """Compares the picture with a drawing of what was seen on the background that is due."""
+    """Compares the image with a rendering of the detected shapes on the expected background."""
     drawn = np.asarray(render(Scene(tuple(shape.as_shape() for shape in shapes), background), NATIVE_SIZE), np.float64)
     error = np.abs(pixels - drawn).mean(-1)
     ground = ~near_shapes(shapes, NATIVE_SIZE, 3.0)
@@ -166,7 +166,7 @@ def _background_faults(pixels: npt.NDArray[np.uint8], shapes: list[DetectedShape
 
 
 def _shows(ground: npt.NDArray[np.uint8], due: npt.NDArray[np.float64]) -> bool:
-    """Whether the pattern that is due is there in strength, and no other: specks cover too little to shift a mean."""
+    """Whether the expected pattern is there in full strength, and no other; specks are too few to shift a mean."""
     pattern, seen = due - due.mean(0), ground - ground.mean(0)
     if pattern.std() < 1:
         return float(np.percentile(np.abs(seen).mean(-1), 97)) < SPECK_CONTRAST
@@ -179,7 +179,7 @@ def _pattern_faults(pixels: npt.NDArray[np.uint8], shapes: list[DetectedShape], 
     faults = (
         [] if seen.pattern == pattern else [f"the background shows {seen.pattern or 'no clear pattern'}, not {pattern}"]
     )
-    if pattern in ("stripes", "checks", "speckle") and not all(_is_tint(tint) for tint in _telling_tints(seen)):
+    if pattern in ("stripes", "checks", "speckle") and not all(_is_tint(tint) for tint in _exact_tints(seen)):
         faults.append("the background has colors of two patterns at once")
     stray = (ndimage.uniform_filter(seen.off_axis, 5) > STRAY_ERROR) & ~covered
     if stray.sum() > STRAY_AREA:
@@ -187,8 +187,8 @@ def _pattern_faults(pixels: npt.NDArray[np.uint8], shapes: list[DetectedShape], 
     return faults
 
 
-def _telling_tints(seen: DetectedBackground) -> tuple[npt.NDArray[np.float64], ...]:
-    """The tints that can be read exactly: specks are too small for theirs."""
+def _exact_tints(seen: DetectedBackground) -> tuple[npt.NDArray[np.float64], ...]:
+    """The tints that can be read exactly; specks are too small for that."""
     return (seen.main_tint,) if seen.pattern == "speckle" else seen.tints
 
 

@@ -1,6 +1,6 @@
 """Draws scenes as anti-aliased pictures, by signed distances: one image with numpy, a batch on a GPU with torch.
 
-Both run the same expressions: `xp` is the array module, and only functions that both spell alike are used.
+Both run the same expressions: `xp` is the array module, and only functions of the same name in both are used.
 """
 
 from __future__ import annotations

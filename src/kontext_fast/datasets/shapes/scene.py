@@ -1,7 +1,7 @@
 """What a picture of the shapes world consists of: a background and up to four shapes, in fractions of its width.
 
-Colors of shapes are saturated and those of backgrounds are pale, so that every pixel of a clean picture tells which
-of the two it belongs to. Shapes never touch.
+Colors of shapes are saturated and those of backgrounds are pale, so that the color of every pixel of a clean image
+shows to which of the two it belongs. Shapes never touch.
 """
 
 from __future__ import annotations
