@@ -1,4 +1,4 @@
-"""The real worker with other work: each preset goes wrong in its own way.
+"""The real worker with simulated work: each preset fails in its own way.
 
 python faulty_worker.py PRESET=FAULT,... DESCRIPTOR
 """
@@ -34,24 +34,24 @@ def fine(job: Job, send: Send) -> None:
     send(Ended(status="ok"))
 
 
-def dawdles(job: Job, send: Send) -> None:
+def takes_its_time(job: Job, send: Send) -> None:
     time.sleep(0.2)
     send(Ended(status="ok"))
 
 
-def says_its_machine(job: Job, send: Send) -> None:
+def reports_its_machine(job: Job, send: Send) -> None:
     send(Started(environment={"gpu": {"name": "card", "uuid_sha256": "this one"}}))
     send(Ended(status="ok"))
 
 
-def says_what_it_keeps(job: Job, send: Send) -> None:
+def reports_keep_images(job: Job, send: Send) -> None:
     send(Started(environment={"keep_images": job.keep_images}))
     send(Ended(status="ok"))
 
 
 def fills_its_caches(job: Job, send: Send) -> None:
     folders = [Path(os.environ[name]) for name in ("KONTEXT_FAST_CACHE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")]
-    send(Started(environment={"found": [file.read_text() for folder in folders for file in folder.iterdir()]}))
+    send(Started(environment={"cached": [file.read_text() for folder in folders for file in folder.iterdir()]}))
     for folder in folders:
         (folder / "compiled").write_text(f"left by {job.preset}")
     send(Ended(status="ok"))
@@ -62,19 +62,19 @@ def refuses(job: Job, send: Send) -> None:
 
 
 def hangs(job: Job, send: Send) -> None:
-    """Deaf to polite requests, and with a child that would outlive it."""
+    """Ignores SIGINT, and has a child that would outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     child = subprocess.Popen(["sleep", "120"])
     send(Started(environment={"pids": [os.getpid(), child.pid]}))
     time.sleep(120)
 
 
-def lingers(job: Job, send: Send) -> None:
+def exits_slowly(job: Job, send: Send) -> None:
     atexit.register(time.sleep, 120)
     send(Ended(status="ok"))
 
 
-def crashes_and_lingers(job: Job, send: Send) -> None:
+def crashes_and_exits_slowly(job: Job, send: Send) -> None:
     atexit.register(time.sleep, 120)
     raise RuntimeError("first this")
 
@@ -85,7 +85,7 @@ def waits(job: Job, send: Send) -> None:
 
 
 def leaves_a_child(job: Job, send: Send) -> None:
-    """The child holds the answering pipe open after its parent is gone."""
+    """The child keeps the pipe for messages open after its parent has ended."""
     os.set_inheritable(int(sys.argv[1]), True)
     child = subprocess.Popen(["sleep", "120"], close_fds=False)
     send(Started(environment={"pids": [child.pid]}))
@@ -121,19 +121,19 @@ def edits_in_too_little_memory(job: Job, send: Send) -> None:
     real_work(job, send)
 
 
-def chatters(job: Job, send: Send) -> None:
-    """Noise everywhere a message could be expected, and then the message."""
+def writes_garbage(job: Job, send: Send) -> None:
+    """Garbage on stdout and on the pipe, before and after the message."""
     sys.stdout.write("noise on stdout " * 1000)
     os.write(int(sys.argv[1]), GARBAGE + b"\n")
     send(Ended(status="ok"))
     os.write(int(sys.argv[1]), GARBAGE)
 
 
-def only_chatters(job: Job, send: Send) -> None:
+def only_writes_garbage(job: Job, send: Send) -> None:
     os.write(int(sys.argv[1]), GARBAGE)
 
 
-def says_environment(job: Job, send: Send) -> None:
+def reports_environment(job: Job, send: Send) -> None:
     send(Started(environment=dict(os.environ)))
     send(Ended(status="ok"))
 

@@ -2,9 +2,9 @@
 
 python slowed_worker.py FRACTION DESCRIPTOR
 
-What a call spends is seconds of this process on a processor, in units of the same edit run right before and right
-after it. So the machine may be as busy as it likes: who waits for a processor is not charged for it, and what its
-neighbours do to its caches is done to the yardstick as well.
+The time of a call is processor time of this process, relative to the same edit run right before and right after it. So
+a busy machine does not matter: waiting for a processor does not count, and contention for caches slows the reference
+edits as well.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from typing import Any
 from kontext_fast.bench import measure, worker
 
 real_edit = measure.edit
-YARDSTICK_S = 0.1
-"""What the yardstick is taken to spend."""
+REFERENCE_S = 0.1
+"""The time that the reference edit is defined to take."""
 
 
 class Clock:
-    """Stands still but for the calls that are measured."""
+    """Advances only during measured calls."""
 
     def __init__(self, fraction: float) -> None:
         self._fraction = fraction
         self._now_s = 0.0
-        self._yardstick_s: float | None = None
+        self._reference_s: float | None = None
 
     def now(self) -> float:
         return self._now_s
 
     def edit(self, pipe: Any, request: Any, **options: Any) -> Any:
-        """The real edit and, really spent, the fraction more."""
-        before_s = self._yardstick_s or _spent(pipe, request)
+        """The real edit, followed by a busy loop of that fraction of its time."""
+        before_s = self._reference_s or _processor_s(pipe, request)
         begin = time.process_time()
         result = real_edit(pipe, request, **options)
         end = time.process_time() + self._fraction * (time.process_time() - begin)
         while time.process_time() < end:
             pass
         took_s = time.process_time() - begin
-        self._yardstick_s = _spent(pipe, request)
-        self._now_s += YARDSTICK_S * took_s / ((before_s + self._yardstick_s) / 2)
+        self._reference_s = _processor_s(pipe, request)
+        self._now_s += REFERENCE_S * took_s / ((before_s + self._reference_s) / 2)
         return result
 
 
-def _spent(pipe: Any, request: Any) -> float:
+def _processor_s(pipe: Any, request: Any) -> float:
     begin = time.process_time()
     real_edit(pipe, request)
     return time.process_time() - begin

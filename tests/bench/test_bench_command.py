@@ -1,4 +1,4 @@
-"""`kontext bench` as a user meets it; every failure here is a real one."""
+"""The command `kontext bench`, with real failures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_help_names_every_bundled_suite(capfd: pytest.CaptureFixture[str]) -> No
     assert f"Whattorun:{','.join(bundled_suites())},orafile" in text
 
 
-def test_a_bench_ends_with_its_folder(suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_json_names_the_folder_and_the_runs(suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     options = ["--suite", str(suite), "--checkpoint", "tiny", "--device", "cpu", "--steps", "1,2", "--sizes", "64x64"]
     options += ["--calls", "2", "--warmup", "1"]
@@ -55,13 +55,13 @@ def test_a_bench_ends_with_its_folder(suite: Path, tmp_path: Path, capfd: pytest
     output = capfd.readouterr()
     answer = json.loads(output.out.splitlines()[-1])
     assert answer["folder"] == str(out)
-    assert [(one["preset"], one["status"]) for one in answer["runs"]] == [("baseline", "ok")]
+    assert [(run_["preset"], run_["status"]) for run_ in answer["runs"]] == [("baseline", "ok")]
     assert "run 1 of 1" in output.err
     result = ResultStore(out).load()
     workloads = [measurement.workload for measurement in result.records[0].measurements]
-    assert [(one.width, one.height, one.steps) for one in workloads] == [(64, 64, 1), (64, 64, 2)]
+    assert [(workload.width, workload.height, workload.steps) for workload in workloads] == [(64, 64, 1), (64, 64, 2)]
     # Only one call can be the first of the process.
-    assert [one.first_call_s is None for one in result.records[0].measurements] == [False, True]
+    assert [measurement.first_call_s is None for measurement in result.records[0].measurements] == [False, True]
     for measurement in result.records[0].measurements:
         assert [sample.warmup for sample in measurement.samples] == [True, True, False, False]
     assert result.command.startswith("kontext bench --suite")
@@ -69,14 +69,14 @@ def test_a_bench_ends_with_its_folder(suite: Path, tmp_path: Path, capfd: pytest
     assert str(tmp_path) not in result.command
 
 
-def test_a_failed_run_fails_the_command(suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_failed_run_fails_the_command(suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     suite.write_text(SUITE.replace("deadline_s = 300", "deadline_s = 0.2"))
     assert run(["bench", "--suite", str(suite), "--checkpoint", "tiny", "--out", str(tmp_path / "out")]) == 1
     assert "1 of 1 runs failed (baseline)" in capfd.readouterr().err
     assert ResultStore(tmp_path / "out").load().records[0].status == "timeout"
 
 
-def test_a_refused_preset_is_said_and_fails_only_when_nothing_else_ran(
+def test_refused_preset_fails_only_if_no_other_ran(
     suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -89,7 +89,7 @@ def test_a_refused_preset_is_said_and_fails_only_when_nothing_else_ran(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--suite", "quik"], "no suite"),
         (["--presets", "baselin"], "did you mean baseline"),
@@ -104,25 +104,25 @@ def test_a_refused_preset_is_said_and_fails_only_when_nothing_else_ran(
         (["--device", "toaster", "--steps", "1"], "toaster"),
     ],
 )
-def test_bad_input_is_one_sentence_and_leaves_nothing(
-    options: list[str], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_bad_input_is_one_sentence_and_creates_no_folder(
+    options: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     assert run(["bench", "--checkpoint", "tiny", "--out", str(out), *options]) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("run 1 of")]
     assert len(lines) == 1
-    assert said in lines[0]
+    assert message in lines[0]
     assert not out.exists()
 
 
-def test_a_folder_with_other_content_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_folder_with_other_content_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     assert run(["bench", "--checkpoint", "tiny", "--out", str(tmp_path)]) == 2
     assert "not empty" in capfd.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_ctrl_c_is_one_sentence_and_130(suite: Path, tmp_path: Path) -> None:
+def test_ctrl_c_prints_one_sentence_and_exits_with_130(suite: Path, tmp_path: Path) -> None:
     suite.write_text(SUITE.replace("calls = 1", "calls = 100000"))
     out = tmp_path / "out"
     command = [sys.executable, "-c", "from kontext_fast.cli.main import main; main()", "bench", "--suite", str(suite)]

@@ -1,4 +1,4 @@
-"""Cells measured on the bundled checkpoint, in this process."""
+"""Measuring cells on the bundled checkpoint, in this process."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ def pipe() -> Any:
 def measured(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Measured, Path]:
     folder = tmp_path_factory.mktemp("measure")
     bench = Bench(pipe, SUITE, store=ResultStore(folder))
-    found = bench.measure_all([EDIT, WIDE, BATCH, TEXT], on_progress=lambda _: None)
-    return {measurement.cell: (measurement, items) for measurement, items in found}, folder
+    cells = [EDIT, WIDE, BATCH, TEXT]
+    measurements = bench.measure_all(cells, on_progress=lambda _: None)
+    return {measurement.cell: (measurement, items) for measurement, items in measurements}, folder
 
 
-def test_each_cell_is_one_measurement_of_what_was_asked_for(measured: tuple[Measured, Path]) -> None:
+def test_each_cell_is_one_measurement_of_its_workload(measured: tuple[Measured, Path]) -> None:
     of, _ = measured
     assert list(of) == [EDIT, WIDE, BATCH, TEXT]
     for cell, (measurement, _) in of.items():
@@ -50,7 +51,7 @@ def test_each_cell_is_one_measurement_of_what_was_asked_for(measured: tuple[Meas
     assert [measurement.first_call_s is None for measurement, _ in of.values()] == [False, True, True, True]
 
 
-def test_text_to_image_has_no_reference_and_captions_for_items(measured: tuple[Measured, Path]) -> None:
+def test_text_to_image_has_captions_and_no_reference(measured: tuple[Measured, Path]) -> None:
     of, _ = measured
     measurement, items = of[TEXT]
     workload = measurement.workload
@@ -59,11 +60,11 @@ def test_text_to_image_has_no_reference_and_captions_for_items(measured: tuple[M
     assert all(item.image is None for item in items)
     assert not {item.id for item in items} & {item.id for item in of[EDIT][1]}
     assert all("vae_encode" not in sample.stages_s for sample in measurement.samples)
-    # The judge knows edits only, so nothing is kept for it.
+    # The judge scores edits only, so no image is kept.
     assert all(not sample.images for sample in measurement.samples)
 
 
-def test_a_batch_makes_as_many_images_and_starts_with_that_of_the_single_call(measured: tuple[Measured, Path]) -> None:
+def test_batch_starts_with_the_image_of_the_single_call(measured: tuple[Measured, Path]) -> None:
     of, folder = measured
     single, batch = of[EDIT][0], of[BATCH][0]
     assert [len(sample.images) for sample in batch.samples] == [0, 0, 3, 3]
@@ -71,7 +72,7 @@ def test_a_batch_makes_as_many_images_and_starts_with_that_of_the_single_call(me
     assert single.workload.seeds == (5, 6)
     first = [measurement.samples[2].images[0] for measurement in (single, batch)]
     pixels = [load_pixels(ResultStore(folder).image_path(digest)) for digest in first]
-    # Batched kernels round differently; another picture would be far away.
+    # Batched kernels round differently; another image would differ by far more.
     assert (pixels[0] - pixels[1]).abs().max() <= 2
 
 
@@ -82,7 +83,7 @@ def load_pixels(path: Path) -> torch.Tensor:
         return torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).int()
 
 
-def test_on_a_cpu_nothing_is_said_of_a_gpu(measured: tuple[Measured, Path]) -> None:
+def test_cpu_samples_have_no_gpu_facts(measured: tuple[Measured, Path]) -> None:
     for measurement, _ in measured[0].values():
         for sample in measurement.samples:
             assert sample.gpu is None
@@ -91,7 +92,7 @@ def test_on_a_cpu_nothing_is_said_of_a_gpu(measured: tuple[Measured, Path]) -> N
             assert sample.graphs_compiled == 0
 
 
-def test_graphs_that_were_compiled_during_a_call_are_counted(pipe: Any) -> None:
+def test_samples_count_the_graphs_compiled_during_a_call(pipe: Any) -> None:
     before = graphs_compiled()
     transformer = pipe.transformer
     plain = transformer.forward
@@ -102,15 +103,15 @@ def test_graphs_that_were_compiled_during_a_call_are_counted(pipe: Any) -> None:
         ((measurement, _), (other, _)) = bench.measure_all([EDIT, WIDE], on_progress=lambda _: None)
     finally:
         del transformer.forward
-    counts = [[sample.graphs_compiled for sample in one.samples] for one in (measurement, other)]
-    # The first call of each size compiles and the others find it done.
+    counts = [[sample.graphs_compiled for sample in cell.samples] for cell in (measurement, other)]
+    # Only the first call of each size compiles.
     assert counts[0][0]
     assert counts[1][0]
     assert counts[0][-1] == counts[1][-1] == 0
     assert graphs_compiled() - before == sum(count or 0 for row in counts for count in row)
 
 
-def test_captions_that_a_checkpoint_cannot_read_are_not_given_to_it(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_long_captions_are_left_out(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     readable = [task.request.instruction for task in tasks(pipe, TEXT, SUITE)]
     lengths = [len(pipe.tokenizer_2(text).input_ids) for text in readable]
     assert max(lengths) <= pipe.tokenizer_2.model_max_length
@@ -119,7 +120,7 @@ def test_captions_that_a_checkpoint_cannot_read_are_not_given_to_it(pipe: Any, m
         tasks(pipe, TEXT, SUITE)
 
 
-def test_items_are_the_same_for_every_cell_of_a_mode(pipe: Any) -> None:
+def test_cells_of_a_mode_have_the_same_items(pipe: Any) -> None:
     ids = [[task.item.id for task in tasks(pipe, cell, SUITE)] for cell in (EDIT, WIDE, BATCH)]
     assert ids[0] == ids[1] == ids[2]
     assert len(set(ids[0])) == 2

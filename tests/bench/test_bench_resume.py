@@ -1,4 +1,4 @@
-"""A benchmark that is killed, cut short or moved, and gone on with: nothing finished is lost or repeated."""
+"""A benchmark that is killed, cut short or moved, and resumed: no finished run is lost or repeated."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from kontext_fast.bench.runner import run_suite
 from tests.bench.test_bench_resume import PRESETS, SWEEPS
 from tests.bench.test_bench_runner import faulty, suite_of
 suite = suite_of(*PRESETS, rounds=int(sys.argv[2]), sweeps=SWEEPS, control=True)
-run_suite(suite, Path(sys.argv[1]), resume=True, worker_command=faulty(**dict.fromkeys(PRESETS, "dawdles")))
+run_suite(suite, Path(sys.argv[1]), resume=True, worker_command=faulty(**dict.fromkeys(PRESETS, "takes_its_time")))
 """
 
 
@@ -41,7 +41,7 @@ def started(out: Path, rounds: int) -> subprocess.Popen[bytes]:
 
 
 def recorded(out: Path) -> tuple[Record, ...]:
-    """The records so far; loading checks that the file is whole."""
+    """The records so far; loading them validates the file."""
     store = ResultStore(out)
     return store.load().records if store.records_file.exists() else ()
 
@@ -72,17 +72,17 @@ def check_kills_of_the_parent(out: Path, rounds: int, kills: int, seed: int) -> 
     assert sorted(record.order for record in records) == list(range(len(records)))
 
 
-def test_killing_the_parent_loses_and_repeats_nothing(tmp_path: Path) -> None:
+def test_resume_after_parent_kills_loses_no_run(tmp_path: Path) -> None:
     check_kills_of_the_parent(tmp_path, rounds=12, kills=3, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killing_the_parent_twenty_times_loses_and_repeats_nothing(tmp_path: Path) -> None:
+def test_resume_after_twenty_parent_kills_loses_no_run(tmp_path: Path) -> None:
     check_kills_of_the_parent(tmp_path, rounds=60, kills=20, seed=20)
 
 
-def test_killing_a_worker_costs_its_own_run_only(tmp_path: Path) -> None:
+def test_worker_kill_fails_only_its_own_run(tmp_path: Path) -> None:
     with started(tmp_path, 1) as driver:
         deadline = time.monotonic() + 60
         victims: list[psutil.Process] = []
@@ -98,7 +98,7 @@ def test_killing_a_worker_costs_its_own_run_only(tmp_path: Path) -> None:
     assert (killed.status, "SIGKILL" in str(killed.reason)) == ("crash", True)
 
 
-def test_a_budget_leaves_rows_that_going_on_replaces(tmp_path: Path) -> None:
+def test_resume_replaces_rows_that_a_budget_left_out(tmp_path: Path) -> None:
     suite = suite_of("baseline", "compile", rounds=2, sweeps=SWEEPS)
     workers = faulty(baseline="fine", compile="fine")
     first = run_suite(suite, tmp_path, budget_s=1e-6, worker_command=workers)
@@ -117,7 +117,7 @@ def test_a_budget_leaves_rows_that_going_on_replaces(tmp_path: Path) -> None:
     assert Counter(record.status for record in rest.records) == {"ok": 6}
 
 
-def test_an_interrupted_run_gives_way_to_its_outcome(tmp_path: Path) -> None:
+def test_resume_replaces_an_interrupted_run(tmp_path: Path) -> None:
     suite = suite_of("baseline")
     done = run_suite(suite, tmp_path, worker_command=faulty(baseline="fine"))
     interrupted = done.records[0].model_copy(update={"status": "interrupted", "reason": "Interrupted."})
@@ -127,9 +127,9 @@ def test_an_interrupted_run_gives_way_to_its_outcome(tmp_path: Path) -> None:
     assert again.records[0].run_id != interrupted.run_id
 
 
-def test_a_block_that_goes_on_elsewhere_is_made_anew_there(tmp_path: Path) -> None:
+def test_resume_on_another_machine_repeats_the_block(tmp_path: Path) -> None:
     suite = suite_of(*PRESETS)
-    workers = faulty(**dict.fromkeys(PRESETS, "says_its_machine"))
+    workers = faulty(**dict.fromkeys(PRESETS, "reports_its_machine"))
     whole = run_suite(suite, tmp_path, worker_command=workers)
     moved = whole.records[0].model_copy(update={"environment": {"gpu": {"name": "card", "uuid_sha256": "other"}}})
     ResultStore(tmp_path).write(whole.model_copy(update={"records": (moved,)}))
@@ -139,7 +139,7 @@ def test_a_block_that_goes_on_elsewhere_is_made_anew_there(tmp_path: Path) -> No
     assert {record.round for record in records[1:]} == {1}
 
 
-def test_going_on_needs_the_options_of_the_first_run(tmp_path: Path) -> None:
+def test_resume_with_other_options_is_refused(tmp_path: Path) -> None:
     workers = faulty(baseline="fine", compile="fine")
     run_suite(suite_of("baseline"), tmp_path, command="kontext bench --rounds 1", worker_command=workers)
     for suite, command in (
@@ -153,29 +153,27 @@ def test_going_on_needs_the_options_of_the_first_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [(["--resume"], "add --out"), (["--budget", "0"], "above 0"), (["--batch", "0"], "batches")]
+    ("options", "message"), [(["--resume"], "add --out"), (["--budget", "0"], "above 0"), (["--batch", "0"], "batches")]
 )
-def test_options_that_cannot_be_right_are_said(
-    options: list[str], said: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_impossible_options_are_explained(options: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_command(["bench", "--checkpoint", "tiny", *options]) == 2
-    assert said in capfd.readouterr().err
+    assert message in capfd.readouterr().err
 
 
-def test_a_cold_run_finds_nothing_and_the_warm_one_after_it_what_it_left(tmp_path: Path) -> None:
+def test_warm_run_reads_only_the_cache_of_its_cold_run(tmp_path: Path) -> None:
     suite = suite_of("baseline", "compile", rounds=2, compile_caches=("cold", "warm"))
     workers = faulty(baseline="fills_its_caches", compile="fills_its_caches")
     records = run_suite(suite, tmp_path, worker_command=workers).records
     assert len(records) == 8
     for record in records:
-        found = record.environment["found"]
-        assert found == ([] if record.compile_cache == "cold" else [f"left by {record.preset}"] * 3)
+        cached = record.environment["cached"]
+        assert cached == ([] if record.compile_cache == "cold" else [f"left by {record.preset}"] * 3)
     assert not (tmp_path / FOLDER).exists()
 
 
-def test_the_users_own_caches_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_caches_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KONTEXT_FAST_CACHE", "mine")
-    (record,) = run_suite(suite_of("baseline"), tmp_path, worker_command=faulty(baseline="says_environment")).records
+    (record,) = run_suite(suite_of("baseline"), tmp_path, worker_command=faulty(baseline="reports_environment")).records
     assert record.environment["KONTEXT_FAST_CACHE"] == "mine"
     assert record.compile_cache == "user"
     assert os.environ["KONTEXT_FAST_CACHE"] == "mine"

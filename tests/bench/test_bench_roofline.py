@@ -1,4 +1,4 @@
-"""The table of one step: what ran, what it was for, and the least it could have taken."""
+"""The roofline of a preset: kernels by category, and the floor of each step."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from tools.docs.result_tree import find_published
         ("Memcpy DtoD (Device -> Device)", "element-wise"),
     ],
 )
-def test_kernels_are_told_apart_by_name(name: str, category: str) -> None:
+def test_kernel_names_map_to_categories(name: str, category: str) -> None:
     assert category_of(name) == category
 
 
 @pytest.mark.parametrize(("kind", "quantized", "gigabytes"), [("full", True, 59), ("full", False, 67)])
-def test_bytes_of_a_full_size_step(kind: str, quantized: bool, gigabytes: int) -> None:
+def test_full_size_step_moves_the_expected_bytes(kind: str, quantized: bool, gigabytes: int) -> None:
     moved = elementwise_bytes(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, kind, quantized=quantized)  # type: ignore[arg-type]
     assert round(sum(moved.values()) / 1e9) == gigabytes
     assert elementwise_bytes(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "skipped", quantized=quantized) == {}
@@ -51,30 +51,30 @@ def seen() -> Roofline:
     return _measure("tiny", "step_reuse", "cpu", None, 10)
 
 
-def test_every_kind_of_step_has_its_table(seen: Roofline) -> None:
-    steps = {one.kind: one for one in seen.steps}
+def test_each_step_kind_has_its_roofline(seen: Roofline) -> None:
+    steps = {step.kind: step for step in seen.steps}
     assert steps.keys() == {"full", "skipped"}
     assert steps["full"].step == 9
     assert {kernel.category for kernel in steps["full"].kernels} == {"linear", "attention", "element-wise"}
     products = [kernel for kernel in steps["full"].kernels if kernel.name in ("aten::mm", "aten::addmm")]
-    # Per double block two streams of four products and two embedders and so on: the same whatever runs them.
+    # Each double block has two streams of four products; then come single blocks, embedders and so on.
     assert sum(kernel.calls for kernel in products) >= 4 * 8 + 8 * 2
     assert all(floor > 0 for floor in steps["full"].floors_s.values())
     assert {kernel.category for kernel in steps["skipped"].kernels} == {"element-wise"}
     assert all(floor == 0 for floor in steps["skipped"].floors_s.values())
-    for one in steps.values():
-        assert one.seconds >= sum(one.seconds_of(part) for part in ("linear", "attention", "element-wise"))
-        assert list(one.kernels) == sorted(one.kernels, key=lambda kernel: -kernel.seconds)
+    for step in steps.values():
+        assert step.seconds >= sum(step.seconds_of(category) for category in ("linear", "attention", "element-wise"))
+        assert list(step.kernels) == sorted(step.kernels, key=lambda kernel: -kernel.seconds)
     assert "step 9, full" in table(seen)
 
 
-def test_a_kind_that_only_the_first_step_has_is_said_to_be_missing() -> None:
+def test_kind_of_only_the_first_step_is_not_profiled() -> None:
     seen = _measure("tiny", "baseline", "cpu", None, 1)
     assert seen.not_seen == ("full",)
     assert "full: not profiled" in table(seen)
 
 
-def test_the_command_prints_a_table_per_preset_and_keeps_the_numbers(
+def test_command_prints_a_table_per_preset_and_stores_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -84,7 +84,7 @@ def test_the_command_prints_a_table_per_preset_and_keeps_the_numbers(
     assert "baseline on cpu" in printed
     assert "faithful on cpu" in printed
     content = json.loads((out / "roofline.json").read_text())
-    assert [one["preset"] for one in content["rooflines"]] == ["baseline", "faithful"]
+    assert [entry["preset"] for entry in content["rooflines"]] == ["baseline", "faithful"]
     assert list(out.iterdir()) == [out / "roofline.json"]
     # The documents of a project can be rendered from it.
     text = roofline.render(DocContext(find_published(tmp_path), None))

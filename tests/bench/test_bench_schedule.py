@@ -1,4 +1,4 @@
-"""What comes next, decided from a suite and records: every finished run once, blocks whole and on one machine."""
+"""The next run, computed from a suite and records: each finished run once, complete blocks on one machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from kontext_fast.bench.runner import Durations
 from kontext_fast.bench.schedule import Run, Schedule, not_measured_cells
 from kontext_fast.bench.suites import Suite, read_suite
 from kontext_fast.errors import InvalidInput
@@ -38,8 +37,8 @@ def done(
     )
 
 
-def work_off(schedule: Schedule, records: list[Record], machine: str | None = "one") -> list[Run]:
-    """Finish everything on one machine, and say what was run."""
+def run_all(schedule: Schedule, records: list[Record], machine: str | None = "one") -> list[Run]:
+    """Finish everything on one machine, and return the runs."""
     runs = []
     while (run := schedule.next_run(records, machine)) is not None:
         assert len(schedule.remaining(records, machine)) > 0
@@ -51,64 +50,64 @@ def work_off(schedule: Schedule, records: list[Record], machine: str | None = "o
 
 
 def blocks(records: list[Record]) -> dict[int, list[str]]:
-    found: dict[int, list[str]] = {}
-    for one in records:
-        found.setdefault(one.round, []).append(one.preset)
-    return found
+    presets: dict[int, list[str]] = {}
+    for record_ in records:
+        presets.setdefault(record_.round, []).append(record_.preset)
+    return presets
 
 
-def test_every_block_is_whole_and_the_centre_comes_first() -> None:
+def test_blocks_are_complete_and_the_centre_comes_first() -> None:
     records: list[Record] = []
     schedule = Schedule(suite_of("baseline", "compile", sweeps=SWEEPS))
     assert len(schedule.remaining([], None)) == 6
-    runs = work_off(schedule, records)
+    runs = run_all(schedule, records)
     assert [run.tier.name for run in runs] == ["centre"] * 4 + ["steps"] * 2
     assert list(map(sorted, blocks(records).values())) == [["baseline", "compile"]] * 3
     assert list(blocks(records)) == [0, 1, 2]
 
 
-def test_baseline_runs_twice_per_block_of_the_centre_unless_asked_not_to() -> None:
+def test_control_runs_only_in_blocks_of_the_centre() -> None:
     records: list[Record] = []
     suite = suite_of("baseline", "compile", sweeps=SWEEPS, control=True)
-    runs = work_off(Schedule(suite), records)
+    runs = run_all(Schedule(suite), records)
     assert Counter(run.configuration.name for run in runs) == {"baseline": 3, "compile": 3, CONTROL: 2}
     assert {run.tier.name for run in runs if run.configuration.name == CONTROL} == {"centre"}
     assert all(run.configuration.preset == BASELINE for run in runs if run.configuration.name == CONTROL)
     for presets, control in ((("baseline",), False), (("compile",), True)):
-        runs = work_off(Schedule(suite_of(*presets, control=control)), [])
+        runs = run_all(Schedule(suite_of(*presets, control=control)), [])
         assert CONTROL not in {run.configuration.name for run in runs}
 
 
-def test_peers_are_compared_at_the_centre_and_take_no_part_in_sweeps() -> None:
+def test_peers_run_at_the_centre_only() -> None:
     records: list[Record] = []
     suite = suite_of("baseline", "classic", peers=("baseline", "peer:magcache"), sweeps=SWEEPS, control=True)
     schedule = Schedule(suite)
-    runs = work_off(schedule, records)
+    runs = run_all(schedule, records)
     assert Counter((run.configuration.name, run.tier.name) for run in runs) == {
         **{(name, "centre"): 2 for name in ("baseline", "classic", "peer:magcache", CONTROL)},
         **{(name, "steps"): 1 for name in ("baseline", "classic")},
     }
     assert list(not_measured_cells(schedule, suite, records)) == []
-    # Asked for as a preset, a peer is one like any other.
-    runs = work_off(Schedule(suite_of("baseline", "peer:magcache", peers=("peer:magcache",), sweeps=SWEEPS)), [])
+    # Listed among the presets, a peer is a preset like any other.
+    runs = run_all(Schedule(suite_of("baseline", "peer:magcache", peers=("peer:magcache",), sweeps=SWEEPS)), [])
     assert Counter(run.configuration.name for run in runs) == {"baseline": 3, "peer:magcache": 3}
     with pytest.raises(InvalidInput, match="did you mean peer:magcache"):
         Schedule(suite_of("baseline", peers=("peer:magcahce",)))
 
 
-def test_stopping_anywhere_changes_nothing() -> None:
+def test_stop_at_any_run_keeps_the_remaining_order() -> None:
     suite = suite_of("baseline", "compile", "classic", sweeps=SWEEPS, control=True)
     whole: list[Record] = []
-    expected = work_off(Schedule(suite), whole)
+    expected = run_all(Schedule(suite), whole)
     for stop in range(len(whole)):
         records = whole[:stop]
         # The machine is not known in a new invocation until its first run has ended.
-        rest = work_off(Schedule(suite), records, machine=None) if stop == 0 else work_off(Schedule(suite), records)
+        rest = run_all(Schedule(suite), records, machine=None) if stop == 0 else run_all(Schedule(suite), records)
         assert rest == expected[stop:]
 
 
 @pytest.mark.parametrize("status", ["interrupted", "not measured"])
-def test_what_was_not_finished_is_run_again_and_what_failed_is_not(status: Status) -> None:
+def test_unfinished_run_is_repeated_but_a_failed_one_is_not(status: Status) -> None:
     schedule = Schedule(suite_of("baseline", "compile", rounds=1))
     first = schedule.next_run([], None)
     assert first is not None
@@ -118,38 +117,39 @@ def test_what_was_not_finished_is_run_again_and_what_failed_is_not(status: Statu
     assert other.configuration != first.configuration
 
 
-def test_a_refused_preset_is_recorded_once() -> None:
+def test_refused_preset_is_recorded_once() -> None:
     schedule = Schedule(suite_of("baseline", "compile", rounds=3, sweeps=SWEEPS))
     records: list[Record] = []
     while (run := schedule.next_run(records, "one")) is not None:
         status: Status = "refused" if run.configuration.name == "compile" else "ok"
         records.append(done(run, len(records), status=status))
-    assert Counter(one.preset for one in records) == {"baseline": 4, "compile": 1}
+    assert Counter(record_.preset for record_ in records) == {"baseline": 4, "compile": 1}
 
 
-def test_a_block_never_spans_two_machines() -> None:
+def test_block_never_spans_two_machines() -> None:
     schedule = Schedule(suite_of("baseline", "compile", "classic"))
     records: list[Record] = []
     for _ in range(4):
         run = schedule.next_run(records, "one")
         assert run is not None
         records.append(done(run, len(records)))
-    # The fourth began the second block. The next run is made on another machine, which shows only when it has ended.
+    # The fourth run began the second block. The next one runs on another machine, which is known only when it has
+    # ended.
     run = schedule.next_run(records, None)
     assert run is not None
     assert run.round == 1
     fresh = schedule.new_round(records)
     records.append(done(run, len(records), machine="two", round_=fresh))
-    work_off(schedule, records, machine="two")
+    run_all(schedule, records, machine="two")
     by_block = blocks(records)
     assert len(by_block[1]) == 1
     assert sorted(by_block[fresh]) == ["baseline", "classic", "compile"]
     assert sum(len(names) == 3 for names in by_block.values()) == 2
     for number in by_block:
-        assert len({one.environment["gpu"]["uuid_sha256"] for one in records if one.round == number}) == 1
+        assert len({record_.environment["gpu"]["uuid_sha256"] for record_ in records if record_.round == number}) == 1
 
 
-def test_a_half_block_is_ended_where_it_was_begun() -> None:
+def test_incomplete_block_is_completed_on_its_machine() -> None:
     schedule = Schedule(suite_of("baseline", "compile", rounds=1))
     first = schedule.next_run([], None)
     assert first is not None
@@ -161,7 +161,7 @@ def test_a_half_block_is_ended_where_it_was_begun() -> None:
     assert (elsewhere.round != 0, back.round) == (True, 0)
 
 
-def test_a_warm_cache_comes_after_the_cold_one_that_fills_it() -> None:
+def test_warm_run_follows_its_cold_run() -> None:
     suite = suite_of("baseline", "compile", "classic", rounds=20, compile_caches=("cold", "warm"))
     records: list[Record] = []
     schedule = Schedule(suite)
@@ -179,7 +179,7 @@ def test_a_warm_cache_comes_after_the_cold_one_that_fills_it() -> None:
     assert firsts == {"baseline", "compile", "classic"}
 
 
-def test_what_a_budget_leaves_out_is_every_cell_without_a_run() -> None:
+def test_not_measured_cells_are_all_cells_without_a_run() -> None:
     suite = suite_of("baseline", "compile", sweeps=SWEEPS)
     schedule = Schedule(suite)
     first = schedule.next_run([], None)
@@ -191,16 +191,20 @@ def test_what_a_budget_leaves_out_is_every_cell_without_a_run() -> None:
     assert sorted(left_out) == sorted([(other, 28), ("baseline", 4), ("baseline", 8), ("compile", 4), ("compile", 8)])
 
 
-def test_times_of_runs_that_were_not_made_are_guessed_by_their_work() -> None:
-    suite = suite_of("baseline", "compile", sweeps=({"name": "steps", "priority": 1, "steps": (14, 42)},))
-    runs = Schedule(suite).remaining([], None)
-    centre, other = runs[0], next(run for run in runs if run.configuration != runs[0].configuration)
-    sweep = next(run for run in runs if run.tier != centre.tier and run.configuration == centre.configuration)
-    durations = Durations()
-    assert durations.of(centre) is None
-    assert durations.of_all([centre]) is None
-    durations.add(centre, 10.0)
-    assert durations.of(centre) == 10.0
-    assert durations.of(other) == 10.0
-    assert durations.of(sweep) == pytest.approx(10.0 * (14 + 42) / 28)
-    assert durations.of_all([centre, other]) == 20.0
+def test_ablation_runs_each_optimization_alone_and_left_out() -> None:
+    suite = read_suite("ablation").resolve("hub")
+    (tier,) = suite.tiers
+    names = [configuration.name for configuration in Schedule(suite).configurations(tier)]
+    parts = ["fuse_qkv", "channels_last", "first_block_cache", "compile"]
+    assert names == [
+        "baseline",
+        "classic",
+        *(f"classic-only-{part}" for part in parts),
+        *(f"classic-without-{part}" for part in parts),
+        "baseline-again",
+    ]
+
+
+def test_preset_with_one_optimization_cannot_be_ablated() -> None:
+    with pytest.raises(InvalidInput, match="at least two"):
+        Schedule(read_suite("ablation").resolve("hub").override(ablate=("compile",)))

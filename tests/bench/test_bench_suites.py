@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from kontext_fast.bench import bundled_suites
-from kontext_fast.bench.peers import find_preset
 from kontext_fast.bench.schedule import Schedule
 from kontext_fast.bench.suites import Suite, SuiteFile, read_suite
 from kontext_fast.errors import InvalidInput
@@ -38,14 +37,14 @@ def mistake(old: str, new: str) -> str:
     return str(caught.value)
 
 
-def test_a_section_overrides_the_top_for_its_checkpoint_only() -> None:
+def test_section_overrides_values_of_its_checkpoint_only() -> None:
     suite = SuiteFile(GOOD, "mine.toml")
     assert (suite.resolve("tiny").rounds, suite.resolve("tiny").steps) == (3, (2,))
     assert (suite.resolve("hub").rounds, suite.resolve("hub").steps) == (2, (4, 28))
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("rounds = 2", "rounds = 0", "mine.toml, line 3: rounds: "),
         ("rounds = 3", "rounds = 0", "mine.toml, line 15: tiny.rounds: "),
@@ -60,15 +59,15 @@ def test_a_section_overrides_the_top_for_its_checkpoint_only() -> None:
         ("[tiny]", "[tinny]", "mine.toml, line 14: tinny: there is no such key"),
     ],
 )
-def test_a_mistake_names_its_line(old: str, new: str, said: str) -> None:
-    assert mistake(old, new).startswith(said)
+def test_mistake_names_its_line(old: str, new: str, message: str) -> None:
+    assert mistake(old, new).startswith(message)
 
 
 def test_broken_toml_names_its_line() -> None:
     assert "line 3" in mistake("rounds = 2", "rounds = ")
 
 
-def test_the_hash_follows_what_is_run_and_nothing_else() -> None:
+def test_hash_depends_only_on_what_is_run() -> None:
     suite = SuiteFile(GOOD, "mine.toml").resolve("hub")
     same = SuiteFile(GOOD.replace('"mine"', '"yours"').replace("\n", "  # why\n", 1), "yours.toml").resolve("hub")
     assert same.sha256 == suite.sha256
@@ -76,13 +75,13 @@ def test_the_hash_follows_what_is_run_and_nothing_else() -> None:
         assert suite.override(**changes).sha256 != suite.sha256
 
 
-def test_a_suite_cannot_be_changed() -> None:
+def test_suite_is_frozen() -> None:
     suite = SuiteFile(GOOD, "mine.toml").resolve("hub")
     with pytest.raises(ValueError, match="frozen"):
         suite.rounds = 9
 
 
-def test_overriding_checks_again_and_leaves_the_rest() -> None:
+def test_override_validates_and_keeps_other_values() -> None:
     suite = SuiteFile(GOOD, "mine.toml").resolve("hub")
     assert suite.override(rounds=None) == suite
     assert suite.override(items=9).calls == 9
@@ -90,7 +89,7 @@ def test_overriding_checks_again_and_leaves_the_rest() -> None:
         suite.override(rounds=0)
 
 
-def test_every_bundled_suite_is_valid_for_every_kind_of_checkpoint() -> None:
+def test_bundled_suites_are_valid_for_all_checkpoint_kinds() -> None:
     assert "quick" in bundled_suites()
     for name in bundled_suites():
         for kind in ("tiny", "random", "folder", "hub"):
@@ -102,7 +101,7 @@ def test_every_bundled_suite_is_valid_for_every_kind_of_checkpoint() -> None:
                 assert suite.steps == (28,)
 
 
-def test_the_scaled_down_suites_have_the_shape_of_the_real_ones() -> None:
+def test_tiny_suites_have_the_shape_of_the_full_size_ones() -> None:
     for name in bundled_suites():
         tiny, real = (read_suite(name).resolve(kind) for kind in ("tiny", "hub"))
         assert [(tier.name, len(tier.cells)) for tier in tiny.tiers] == [
@@ -111,7 +110,7 @@ def test_the_scaled_down_suites_have_the_shape_of_the_real_ones() -> None:
         assert (tiny.ablate, tiny.compile_caches, tiny.control) == (real.ablate, real.compile_caches, real.control)
 
 
-def test_the_full_suite_is_a_star_and_a_grid_without_a_cell_twice() -> None:
+def test_full_suite_is_a_star_and_a_grid_without_duplicates() -> None:
     tiers = read_suite("full").resolve("hub").tiers
     assert [tier.name for tier in tiers] == ["centre", "sizes", "steps", "batch", "text-to-image", "grid"]
     cells = [cell for tier in tiers for cell in tier.cells]
@@ -123,36 +122,6 @@ def test_the_full_suite_is_a_star_and_a_grid_without_a_cell_twice() -> None:
     assert [cell for cell in cells if cell.mode == "text-to-image"] == [
         Cell(mode="text-to-image", size="1024x1024", steps=28, batch=1)
     ]
-
-
-def test_an_ablation_runs_the_preset_each_optimization_alone_and_the_preset_without_each() -> None:
-    suite = read_suite("ablation").resolve("hub")
-    (tier,) = suite.tiers
-    names = [configuration.name for configuration in Schedule(suite).configurations(tier)]
-    parts = ["fuse_qkv", "channels_last", "first_block_cache", "compile"]
-    assert names == [
-        "baseline",
-        "classic",
-        *(f"classic-only-{part}" for part in parts),
-        *(f"classic-without-{part}" for part in parts),
-        "baseline-again",
-    ]
-    whole = find_preset("classic")
-    without = find_preset("classic-without-compile")
-    assert without.optimizations == tuple(one for one in whole.optimizations if one.name != "compile")
-    assert without.on_random == tuple(one for one in whole.on_random or () if one.name != "compile")
-    assert [one.name for one in find_preset("classic-only-compile").optimizations] == ["compile"]
-
-
-@pytest.mark.parametrize("name", ["clasic", "classic-without-coffee", "clasic-only-compile", "-only-compile"])
-def test_what_cannot_be_ablated_is_said(name: str) -> None:
-    with pytest.raises(InvalidInput, match=r"There is no preset|has no optimization"):
-        find_preset(name)
-
-
-def test_a_preset_with_one_optimization_has_nothing_to_take_apart() -> None:
-    with pytest.raises(InvalidInput, match="at least two"):
-        Schedule(read_suite("ablation").resolve("hub").override(ablate=("compile",)))
 
 
 SWEEPS = """
@@ -169,7 +138,7 @@ steps = [10]
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("priority = 2", "priority = 0", "mine.toml, line 25: sweeps.priority: "),
         ("steps = [10]", "steps = [10, -1]", "mine.toml, line 26: sweeps.steps: "),
@@ -178,13 +147,13 @@ steps = [10]
         ('"512x512"', '"500x500"', "mine.toml, line 21: sweeps.sizes: "),
     ],
 )
-def test_a_mistake_in_a_sweep_names_the_line_of_that_sweep(old: str, new: str, said: str) -> None:
+def test_mistake_in_a_sweep_names_its_line(old: str, new: str, message: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         SuiteFile((GOOD + SWEEPS).replace(old, new), "mine.toml")
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
 
 
-def test_sweeps_come_by_priority_and_stay_at_the_centre_in_what_they_do_not_vary() -> None:
+def test_sweeps_are_ordered_and_keep_the_centres_values() -> None:
     text = GOOD.replace("[tiny]", "[hub]") + SWEEPS.replace("priority = 1", "priority = 3").replace("[[", "[[tiny.")
     first, second, third = SuiteFile(text, "mine.toml").resolve("tiny").tiers
     assert [cell.steps for cell in first.cells] == [4, 28, 4, 28]
@@ -192,18 +161,18 @@ def test_sweeps_come_by_priority_and_stay_at_the_centre_in_what_they_do_not_vary
     assert [(cell.size, cell.steps) for cell in third.cells] == [("512x512", 4)]
 
 
-def test_a_warm_cache_needs_a_cold_one_that_fills_it() -> None:
+def test_warm_cache_needs_a_cold_one() -> None:
     with pytest.raises(InvalidInput, match='compile_caches: "warm" needs "cold"'):
         SuiteFile(GOOD.replace("seed = 7", 'seed = 7\ncompile_caches = ["warm"]'), "mine.toml")
 
 
-def test_an_unknown_suite_names_those_that_exist(tmp_path: Path) -> None:
+def test_unknown_suite_names_the_existing_ones(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"choose ablation or card or .* or cold or full or quick"):
         read_suite("quik")
     with pytest.raises(InvalidInput, match="cannot be read"):
         read_suite(str(tmp_path / "missing.toml"))
 
 
-def test_a_users_file_is_read(tmp_path: Path) -> None:
+def test_user_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(GOOD)
     assert read_suite(str(tmp_path / "mine.toml")).resolve("tiny").name == "mine"

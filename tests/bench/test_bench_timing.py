@@ -23,7 +23,7 @@ def attributes(pipe: Any) -> list[dict[str, int]]:
     ] + [dict.fromkeys(vars(pipe), 0)]
 
 
-def test_stages_and_steps_add_up_to_no_more_than_the_call(pipe: Any) -> None:
+def test_stages_and_steps_sum_to_at_most_the_call(pipe: Any) -> None:
     with StageClock(pipe) as clock:
         start = perf_counter()
         render(pipe, steps=3)
@@ -36,7 +36,7 @@ def test_stages_and_steps_add_up_to_no_more_than_the_call(pipe: Any) -> None:
     assert 0.5 * wall_s < sum(times.stages_s.values()) <= wall_s
 
 
-def test_time_is_booked_where_it_is_spent(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_counts_in_the_stage_that_spends_it(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     decode, step = pipe.vae.decode, pipe.transformer.forward
 
     def slow_decode(*args: Any, **kwargs: Any) -> Any:
@@ -59,13 +59,13 @@ def test_time_is_booked_where_it_is_spent(pipe: Any, monkeypatch: pytest.MonkeyP
     assert pipe.vae.decode is slow_decode
 
 
-def test_true_cfg_encodes_twice_and_still_counts_steps(pipe: Any) -> None:
+def test_true_cfg_keeps_the_number_of_steps(pipe: Any) -> None:
     with StageClock(pipe) as clock:
         render(pipe, steps=2, negative="blurry")
     assert len(clock.times().steps_s) == 2
 
 
-def test_a_clock_changes_nothing_and_leaves_nothing(pipe: Any) -> None:
+def test_clock_changes_no_output_and_leaves_no_trace(pipe: Any) -> None:
     plain = render(pipe, steps=2)
     before = attributes(pipe)
     with StageClock(pipe):
@@ -80,7 +80,7 @@ def test_a_clock_changes_nothing_and_leaves_nothing(pipe: Any) -> None:
     assert type(pipe.scheduler).step.__qualname__ == "FlowMatchEulerDiscreteScheduler.step"
 
 
-def test_an_edit_that_fails_leaves_nothing_either(pipe: Any) -> None:
+def test_failed_edit_leaves_no_trace_of_the_clock(pipe: Any) -> None:
     def stop(step: int) -> None:
         raise KeyboardInterrupt
 
@@ -90,7 +90,7 @@ def test_an_edit_that_fails_leaves_nothing_either(pipe: Any) -> None:
     assert len(clock.times().steps_s) == 1
 
 
-def test_two_pipelines_do_not_mix(pipe: Any) -> None:
+def test_clocks_of_two_pipelines_are_independent(pipe: Any) -> None:
     other = small_pipeline()
     with StageClock(pipe) as clock, StageClock(other) as other_clock:
         render(pipe, steps=2)

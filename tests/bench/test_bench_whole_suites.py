@@ -24,7 +24,7 @@ def bench(out: Path, *options: str, monkeypatch: pytest.MonkeyPatch) -> ResultFi
     return result
 
 
-def test_full_fills_the_grid_and_the_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_suite_fills_grid_and_scaling_charts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = bench(tmp_path, "--suite", "full", "--presets", "baseline,fuse_qkv", monkeypatch=monkeypatch)
     (grid,) = step_resolution_heatmap.plotted(result)
     assert (len(grid.steps), len(grid.sizes)) == (4, 5)
@@ -39,16 +39,14 @@ def test_full_fills_the_grid_and_the_scaling(tmp_path: Path, monkeypatch: pytest
     assert sum(record.preset == CONTROL for record in result.records) == 1
 
 
-def test_ablation_takes_the_preset_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ablation_suite_fills_its_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = bench(tmp_path, "--suite", "ablation", "--steps", "4", "--items", "1", monkeypatch=monkeypatch)
     (panel,) = ablation.plotted(result)
     assert len(panel.points) == 9
     assert all(point.factor is not None for point in panel.points)
 
 
-def test_cold_finds_that_compiling_with_an_empty_cache_is_slower(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cold_cache_compiles_slower_than_a_warm_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = bench(tmp_path, "--suite", "cold", "--presets", "baseline,compile", monkeypatch=monkeypatch)
     (panel,) = cold_start.plotted(result)
     first = {row.name: row.parts[-1].seconds for row in panel.rows}

@@ -42,14 +42,14 @@ def samples(result: ResultFile, preset: str) -> Any:
     return record.measurements[0].samples
 
 
-def test_every_run_is_a_whole_record(bench: tuple[ResultFile, Path, list[SuiteProgress]]) -> None:
+def test_each_run_has_a_complete_record(bench: tuple[ResultFile, Path, list[SuiteProgress]]) -> None:
     result, out, _ = bench
     assert ResultStore(out).load() == result
     assert {record.preset: record.status for record in result.records} == {"baseline": "ok", "fuse_qkv": "ok"}
     for record in result.records:
         assert record.checkpoint is not None
         assert record.checkpoint.name == "tiny"
-        assert [one.name for one in record.plan] == ([] if record.preset == "baseline" else ["fuse_qkv"])
+        assert [applied.name for applied in record.plan] == ([] if record.preset == "baseline" else ["fuse_qkv"])
         assert record.load_s is not None
         assert record.load_s > 0
         assert record.apply_s is not None
@@ -60,23 +60,23 @@ def test_every_run_is_a_whole_record(bench: tuple[ResultFile, Path, list[SuitePr
         assert measurement.first_call_s == measurement.samples[0].wall_s
 
 
-def test_samples_are_warm_ups_and_then_the_calls_over_the_items(
+def test_samples_are_warm_ups_and_then_calls_over_items(
     bench: tuple[ResultFile, Path, list[SuiteProgress]],
 ) -> None:
     result, _, _ = bench
     for preset in ("baseline", "fuse_qkv"):
-        taken = samples(result, preset)
-        assert [sample.warmup for sample in taken] == [True, True, False, False, False]
+        of_preset = samples(result, preset)
+        assert [sample.warmup for sample in of_preset] == [True, True, False, False, False]
         first, second = (item.id for item in result.items)
-        assert [sample.item for sample in taken] == [first, first, first, second, first]
-        for sample in taken:
+        assert [sample.item for sample in of_preset] == [first, first, first, second, first]
+        for sample in of_preset:
             assert sample.step_kinds == ("full", "full")
             assert len(sample.steps_s) == 2
             assert 0 < sum(sample.stages_s.values()) <= sample.wall_s
             assert sample.memory.allocated_peak_bytes is None
 
 
-def test_presets_can_be_compared_in_pairs(bench: tuple[ResultFile, Path, list[SuiteProgress]]) -> None:
+def test_presets_use_the_same_items_and_seeds(bench: tuple[ResultFile, Path, list[SuiteProgress]]) -> None:
     result, out, _ = bench
     pairs = [[(sample.item, sample.seed) for sample in samples(result, name)] for name in ("baseline", "fuse_qkv")]
     assert pairs[0] == pairs[1]
@@ -91,7 +91,7 @@ def test_presets_can_be_compared_in_pairs(bench: tuple[ResultFile, Path, list[Su
     assert len(list((out / "results" / "images").iterdir())) == 4
 
 
-def test_the_environment_is_told_without_anything_private(bench: tuple[ResultFile, Path, list[SuiteProgress]]) -> None:
+def test_environment_has_no_private_facts(bench: tuple[ResultFile, Path, list[SuiteProgress]]) -> None:
     result, out, _ = bench
     environment = result.records[0].environment
     assert environment["device"] == "cpu"
@@ -105,26 +105,26 @@ def test_the_environment_is_told_without_anything_private(bench: tuple[ResultFil
         assert private not in text
 
 
-def test_progress_comes_from_inside_the_worker(bench: tuple[ResultFile, Path, list[SuiteProgress]]) -> None:
+def test_worker_reports_phases_calls_and_steps(bench: tuple[ResultFile, Path, list[SuiteProgress]]) -> None:
     _, _, seen = bench
-    told = [where.progress for where in seen if where.progress is not None and where.run == 0]
-    assert list(dict.fromkeys(progress.phase for progress in told)) == [
+    messages = [update.progress for update in seen if update.progress is not None and update.run == 0]
+    assert list(dict.fromkeys(progress.phase for progress in messages)) == [
         "loading",
         "applying",
         "first call",
         "warm-up",
         "measuring",
     ]
-    assert [progress.step for progress in told if progress.phase == "first call"] == [0, 1, 2]
-    assert [progress.call for progress in told if progress.phase == "measuring"] == [1, 2, 3]
+    assert [progress.step for progress in messages if progress.phase == "first call"] == [0, 1, 2]
+    assert [progress.call for progress in messages if progress.phase == "measuring"] == [1, 2, 3]
 
 
-def test_a_checkpoint_that_is_missing_is_bad_input(tmp_path: Path) -> None:
+def test_missing_checkpoint_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no checkpoint"):
         run_suite(QUICK, tmp_path, checkpoint="no such thing")
 
 
-def test_a_device_that_this_machine_lacks_is_refused(tmp_path: Path) -> None:
+def test_missing_device_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="GPU"):
         run_suite(QUICK, tmp_path, device="cuda:63")
 
@@ -139,24 +139,22 @@ class _TooWide(Optimization):
         raise InvalidInput("too_wide computes 8 blocks and the transformer has 6; use a larger checkpoint.")
 
 
-def test_a_preset_that_does_not_fit_the_checkpoint_is_refused_and_stops_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_preset_unfit_for_the_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_plan", lambda *_: Plan("too_wide", (_TooWide(),)))
     job = Job(
         checkpoint="tiny", preset="too_wide", suite=QUICK, cells=QUICK.tiers[0].cells, device="cpu",
         keep_images=False, folder=str(tmp_path),
     )  # fmt: skip
-    said: list[Message] = []
-    worker.run(job, said.append)
-    assert not [message for message in said if isinstance(message, SuiteAborted)]
-    last = said[-1]
+    messages: list[Message] = []
+    worker.run(job, messages.append)
+    assert not [message for message in messages if isinstance(message, SuiteAborted)]
+    last = messages[-1]
     assert isinstance(last, Ended)
     assert (last.status, "use a larger checkpoint" in str(last.reason)) == ("refused", True)
 
 
 @pytest.mark.parametrize(("checkpoint", "kept"), [("tiny", [True, False]), ("random", [False, False])])
-def test_images_are_kept_once_and_never_of_random_weights(checkpoint: str, kept: list[bool], tmp_path: Path) -> None:
-    workers = faulty(baseline="says_what_it_keeps")
+def test_images_are_kept_once_but_not_of_random_weights(checkpoint: str, kept: list[bool], tmp_path: Path) -> None:
+    workers = faulty(baseline="reports_keep_images")
     result = run_suite(suite_of("baseline", rounds=2), tmp_path, checkpoint=checkpoint, worker_command=workers)
     assert [record.environment["keep_images"] for record in result.records] == kept

@@ -1,4 +1,4 @@
-"""The script that measures everything of a card: what it skips, interrupts and leaves."""
+"""Measuring everything of a card: which steps are skipped, interrupted or left."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-def test_a_file_that_is_there_is_not_made_again(card: Any, tmp_path: Path) -> None:
+def test_existing_file_is_not_measured_again(card: Any, tmp_path: Path) -> None:
     def write(out: Path) -> Sequence[str]:
         return python(f"open({str(out / 'one.json')!r}, 'x')")
 
@@ -34,7 +34,7 @@ def test_a_file_that_is_there_is_not_made_again(card: Any, tmp_path: Path) -> No
     assert card.measure([step], tmp_path, 60) == {"one": "done"}
 
 
-def test_what_fails_does_not_stop_what_follows(card: Any, tmp_path: Path) -> None:
+def test_failed_step_does_not_stop_the_next_one(card: Any, tmp_path: Path) -> None:
     steps = [
         card.Step("wrong", lambda _: python("raise SystemExit(3)"), "wrong.json", least_s=0),
         card.Step("right", lambda _: python("pass"), "right.json", least_s=0),
@@ -42,12 +42,12 @@ def test_what_fails_does_not_stop_what_follows(card: Any, tmp_path: Path) -> Non
     assert card.measure(steps, tmp_path, 60) == {"wrong": "failed (3)", "right": "done"}
 
 
-def test_without_time_nothing_is_begun(card: Any, tmp_path: Path) -> None:
+def test_step_is_not_started_without_enough_time(card: Any, tmp_path: Path) -> None:
     step = card.Step("long", lambda _: python("open('/nowhere/at/all', 'x')"), "long.json", least_s=30)
     assert card.measure([step], tmp_path, 20) == {"long": "left"}
 
 
-def test_a_benchmark_is_interrupted_in_time_to_store_what_is_finished(
+def test_benchmark_is_interrupted_in_time_to_store_runs(
     card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(card, "_GRACE_S", 5.0)
@@ -65,20 +65,20 @@ except KeyboardInterrupt:
     assert time.monotonic() - began < 10
 
 
-def test_every_command_is_one_that_its_program_takes(card: Any, tmp_path: Path) -> None:
+def test_commands_have_only_options_of_their_programs(card: Any, tmp_path: Path) -> None:
     for step in card.STEPS:
         command = list(step.command(tmp_path))
         if "bench" in command:
             from kontext_fast.bench.suites import read_suite
 
-            asked = command[command.index("--suite") + 1]
-            assert read_suite(asked).resolve("random").presets
+            suite = command[command.index("--suite") + 1]
+            assert read_suite(suite).resolve("random").presets
         else:
             text = subprocess.run([*command[:3], "--help"], capture_output=True, text=True, check=True).stdout
             assert all(option in text for option in command if option.startswith("--"))
 
 
-def test_the_names_of_steps_are_checked_first(card: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_unknown_step_is_refused_first(card: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["measure_card.py", "--out", "nowhere", "--only", "centre,magic"])
     assert card.main() == 2
     assert "no step magic" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The script that says how far the engine's results lie from those of diffusers."""
+"""The errors of the engine against diffusers."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ from tools.docs.doc_context import DocContext
 from tools.docs.result_tree import find_published
 
 
-def test_bfloat16_and_fp8_lie_as_far_from_float32_as_they_round(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: dict[torch.dtype, set[tuple[float, float]]] = defaultdict(set)
+def test_errors_match_the_rounding_of_each_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: dict[torch.dtype, set[tuple[float, float]]] = defaultdict(set)
 
     def remember(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         if type(module).__name__ == "CombinedTimestepGuidanceTextProjEmbeddings":
             time, guidance, pooled = args
-            told[pooled.dtype].update(zip(time.tolist(), guidance.tolist(), strict=True))
+            received[pooled.dtype].update(zip(time.tolist(), guidance.tolist(), strict=True))
 
     out = tmp_path / "precision.json"
     options = ["--checkpoint", "tiny", "--device", "cpu", "--items", "1", "--steps", "2", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["precision_check.py", *options])
     with register_module_forward_pre_hook(remember):  # type: ignore[arg-type]
         assert precision_check.main() == 0
-    # In float32 they would be told a guidance of 2500, and another second time.
-    assert told[torch.float32] == told[torch.bfloat16] == {(1000, 2496), (616, 2496)}
+    # Without rounding, float32 would receive a guidance of 2500 and another second timestep.
+    assert received[torch.float32] == received[torch.bfloat16] == {(1000, 2496), (616, 2496)}
     assert "| `balanced` | 0.0" in precision.render(DocContext(find_published(tmp_path), None))
     errors = json.loads(out.read_text())["errors"]
     assert set(errors) == {"diffusers, bfloat16", "faithful", "balanced"}
@@ -42,7 +40,7 @@ def test_bfloat16_and_fp8_lie_as_far_from_float32_as_they_round(
             errors[name]["against diffusers, float32"][stage]
             for name in ("diffusers, bfloat16", "faithful", "balanced")
         )
-        # Another noise would be a hundred times as far.
+        # With other noise the error would be a hundred times as large.
         assert 0 < plain < 0.05
         assert faithful < 1.5 * plain
         assert plain < balanced < 0.1

@@ -1,4 +1,4 @@
-"""The study of schedules: what it decides from rows, and a small one from end to end, stopped and resumed."""
+"""The study of schedules: its verdicts, and a small study from end to end, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -52,44 +52,43 @@ LINES = [
         ("more work than fourteen steps", "the full run", "worse"),
     ],
 )
-def test_a_technique_is_held_against_the_fewest_steps_that_take_no_less_work(
-    name: str, rival: str, verdict: str
-) -> None:
+def test_technique_is_compared_with_fewer_steps_of_equal_work(name: str, rival: str, verdict: str) -> None:
     from research.schedules.picture import findings
 
-    (found,) = (one for one in findings(LINES) if one.name == name)
-    assert (found.rival, found.verdict) == (rival, verdict)
+    (finding,) = (finding for finding in findings(LINES) if finding.name == name)
+    assert (finding.rival, finding.verdict) == (rival, verdict)
 
 
 def test_too_few_items_give_no_verdict() -> None:
     from research.schedules.picture import findings
 
     few = [LINES[0], *({**line, "rows": line["rows"][:20]} for line in LINES[1:])]
-    assert {one.verdict for one in findings(few)} == {"not measured"}
+    assert {finding.verdict for finding in findings(few)} == {"not measured"}
 
 
-def test_the_front_leaves_out_what_is_beaten_with_less_work() -> None:
+def test_front_excludes_dominated_candidates() -> None:
     from research.schedules.picture import findings
 
-    front = {one.name for one in findings(LINES) if one.on_front}
+    front = {finding.name for finding in findings(LINES) if finding.on_front}
     assert "28 steps" in front
-    assert "more work than fourteen steps" not in {one.name for one in findings(LINES[:-1]) if one.on_front}
+    assert "more work than fourteen steps" not in {finding.name for finding in findings(LINES[:-1]) if finding.on_front}
     assert "14 steps" not in front  # `as near` takes less work
 
 
-def test_every_candidate_is_another_and_can_be_planned() -> None:
+def test_candidates_are_distinct_and_can_be_planned() -> None:
     from research.schedules.candidates import FULL, candidates
 
-    found = candidates(28, Engine())
-    assert len({json.dumps(one.identity(), sort_keys=True) for one in found}) == len(found)
-    assert len({(one.family, one.name) for one in found}) == len(found)
-    assert found[0].family == FULL
-    for one in found:
-        resolve(one.optimizations, Machine.detect("cpu"))
-    assert all(one.steps <= 4 for one in candidates(4, Engine()))
+    all_candidates = candidates(28, Engine())
+    identities = {json.dumps(candidate.identity(), sort_keys=True) for candidate in all_candidates}
+    assert len(identities) == len(all_candidates)
+    assert len({(candidate.family, candidate.name) for candidate in all_candidates}) == len(all_candidates)
+    assert all_candidates[0].family == FULL
+    for candidate in all_candidates:
+        resolve(candidate.optimizations, Machine.detect("cpu"))
+    assert all(candidate.steps <= 4 for candidate in candidates(4, Engine()))
 
 
-def test_work_is_that_of_the_full_size() -> None:
+def test_work_is_that_of_a_full_size_edit() -> None:
     from research.schedules.candidates import full_step, work_of
 
     assert work_of(["full"] * 3).total == pytest.approx(3 * full_step())
@@ -97,7 +96,7 @@ def test_work_is_that_of_the_full_size() -> None:
     assert work_of(["full", "skipped"]).total == pytest.approx(full_step())
 
 
-def test_a_study_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_study_resumes_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from research.schedules import study
 
     def run_study(*options: str) -> list[dict[str, Any]]:

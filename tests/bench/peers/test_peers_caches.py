@@ -1,6 +1,6 @@
-"""The peers' caches on a real pipeline: what each step ran, counted apart from the code under test, and the way back.
+"""The peers' caches on a real pipeline: the blocks of each step, counted independently, and the revert.
 
-Those of diffusers always run; those of other packages where these are installed.
+The caches of diffusers always run, those of other packages if these are installed.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def module_calls(pipe: Any) -> Iterator[list[Counter[str]]]:
 
 
 @pytest.mark.parametrize(("technique", "pattern"), CASES)
-def test_a_step_is_what_its_blocks_really_ran(technique: Optimization, pattern: str, pipe: Any) -> None:
+def test_step_kinds_match_the_blocks_that_ran(technique: Optimization, pattern: str, pipe: Any) -> None:
     untouched = render(pipe, steps=6)
     with applied(pipe, technique) as acceleration, module_calls(pipe) as calls:
         images = render(pipe, steps=6)
@@ -117,7 +117,7 @@ def test_a_step_is_what_its_blocks_really_ran(technique: Optimization, pattern: 
 
 
 @pytest.mark.parametrize(("technique", "pattern"), SKIPPING)
-def test_it_comes_off_without_a_trace(technique: Optimization, pattern: str, pipe: Any) -> None:
+def test_cache_is_reverted_without_a_trace(technique: Optimization, pattern: str, pipe: Any) -> None:
     untouched, before = render(pipe), _traces(pipe)
     with applied(pipe, technique):
         render(pipe)
@@ -126,7 +126,7 @@ def test_it_comes_off_without_a_trace(technique: Optimization, pattern: str, pip
 
 
 @pytest.mark.parametrize(("technique", "pattern"), SKIPPING)
-def test_no_request_remembers_another(technique: Optimization, pattern: str, pipe: Any) -> None:
+def test_requests_share_no_cache_state(technique: Optimization, pattern: str, pipe: Any) -> None:
     def stop(step: int) -> None:
         if step == 2:
             raise RuntimeError("stop")
@@ -143,10 +143,8 @@ def test_no_request_remembers_another(technique: Optimization, pattern: str, pip
 
 
 @pytest.mark.parametrize(("technique", "pattern"), DIFFUSERS)
-def test_the_two_passes_of_true_cfg_are_not_taken_for_each_other(
-    technique: Optimization, pattern: str, pipe: Any
-) -> None:
-    """A negative prompt that is the prompt gives two equal passes, and so the image that one pass gives."""
+def test_passes_of_true_cfg_share_no_cache_state(technique: Optimization, pattern: str, pipe: Any) -> None:
+    """With the prompt as negative prompt both passes are equal, so the image is that of a single pass."""
     prompt = "make the background red"
     with applied(pipe, technique) as acceleration:
         once = render(pipe, prompts=(prompt,), steps=6)
@@ -156,7 +154,7 @@ def test_the_two_passes_of_true_cfg_are_not_taken_for_each_other(
 
 
 @needs_cache_dit
-def test_cache_dit_refuses_what_it_would_get_wrong(pipe: Any) -> None:
+def test_cache_dit_refuses_unsupported_requests(pipe: Any) -> None:
     with applied(pipe, CacheDit(first_blocks=1)), pytest.raises(Refused, match="true CFG"):
         render(pipe, negative="blurry")
     with applied(pipe, CacheDit(first_blocks=1, mask="ultra")), pytest.raises(Refused, match="at least 8 steps"):
@@ -167,7 +165,7 @@ def test_cache_dit_refuses_what_it_would_get_wrong(pipe: Any) -> None:
 
 @needs_cache_dit
 @pytest.mark.parametrize("steps", [8, 28])
-def test_the_mask_ultra_is_the_one_that_is_published(steps: int, pipe: Any) -> None:
+def test_mask_ultra_is_the_published_one(steps: int, pipe: Any) -> None:
     published = {8: "RR..R..R", 28: "RRRR..R.....R......R.......R"}
     ultra = CacheDit(first_blocks=1, mask="ultra", policy="static", taylorseer_order=1)
     with applied(pipe, ultra) as acceleration:
@@ -196,7 +194,7 @@ def test_magcache_follows_the_published_ratios(pipe: Any) -> None:
         assert 10 <= expected.count("full") <= 18
 
 
-def test_a_second_cache_is_refused(pipe: Any) -> None:
+def test_second_cache_is_refused(pipe: Any) -> None:
     from diffusers.hooks import FirstBlockCacheConfig
 
     pipe.transformer.enable_cache(FirstBlockCacheConfig())
@@ -204,7 +202,7 @@ def test_a_second_cache_is_refused(pipe: Any) -> None:
         applied(pipe, DiffusersMagCache())
 
 
-def test_the_step_of_a_call_outside_of_a_request_is_not_counted(pipe: Any) -> None:
+def test_call_outside_a_request_counts_no_step(pipe: Any) -> None:
     with applied(pipe, DiffusersMagCache()), ExitStack() as undo:
         requests = track_calls(pipe, undo)
         render(pipe, steps=2)

@@ -1,4 +1,4 @@
-"""`kontext bench --peers`: peers are rows of the same run, and whatever cannot run here is a row with its reason."""
+"""`kontext bench --peers`: peers are rows of the same run, and a peer that cannot run is a row with its reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ON_A_CPU = {
     *("peer:compiled", "peer:first-block-cache", "peer:magcache", "peer:taylorseer", "peer:taylorseer-lite"),
     *("peer:steps-8", "peer:steps-12", "peer:steps-20"),
 }
-"""What needs neither a GPU nor a package of the extra `peers`."""
+"""Peers that need neither a GPU nor a package of the extra `peers`."""
 
 CACHE_DIT = {"peer:cache-dit", "peer:cache-dit-ultra", "peer:cache-dit-12-of-28"}
 
@@ -37,7 +37,7 @@ def by_preset(result: ResultFile) -> dict[str, Record]:
     return {record.preset: record for record in result.records}
 
 
-def test_peers_are_run_beside_the_suites_own_presets(
+def test_peers_option_adds_peers_to_the_suite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     some = (BASELINE, "peer:para-attention", "peer:steps-12")
@@ -50,7 +50,7 @@ def test_peers_are_run_beside_the_suites_own_presets(
     assert result.command.endswith(" --peers")
     output = capsys.readouterr().out
     assert "peer:para-attention: refused. " in output
-    # One table: who runs fewer steps stands beside who runs them all.
+    # One table: peers with fewer steps are in the same group as those with all steps.
     (group,) = groups(result)
     (fewer,) = (row for row in headline(group) if row.preset == "peer:steps-12")
     assert fewer.factor is not None
@@ -59,7 +59,7 @@ def test_peers_are_run_beside_the_suites_own_presets(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_every_peer_is_a_row_that_ran_or_says_why_it_did_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_peer_is_ok_or_refused_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     records = by_preset(bench(tmp_path))
     assert set(records) == {BASELINE, *peers.discover_peers()}

@@ -1,4 +1,4 @@
-"""What recipes are made of besides caches: compilation, fusion, kernels and quantization, as far as a CPU can tell."""
+"""Techniques of peers other than caches (compilation, fusion, kernels, quantization), as far as a CPU can run them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ needs_cache_dit = pytest.mark.skipif(find_spec("cache_dit") is None, reason="the
 needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="the extra `peers` is not installed")
 
 GRAPHS = 3
-"""Of four blocks: one per kind, and one more for single blocks after the first, which get slices of a joint tensor."""
+"""Graphs of four blocks: one per class, and one more for later single blocks, whose inputs are slices of a joint
+tensor."""
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def pipe() -> Any:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The graphs that torch.compile captures, which then run as they are: no test waits for a compiler."""
+    """The graphs that torch.compile captures; they run uncompiled, so that no test waits for a compiler."""
     captured: list[Any] = []
     compile_ = torch.compile
 
@@ -63,12 +64,12 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def applied(pipe: Any, *optimizations: Optimization) -> Acceleration:
-    """Whatever the hardware says."""
+    """The optimizations applied on this machine, whether or not it supports them."""
     return Plan("test", optimizations).apply(pipe)
 
 
-@pytest.mark.parametrize("technique", [RegionalCompile(), CompiledBlocks()], ids=lambda one: one.name)
-def test_each_kind_of_block_is_one_graph(technique: Optimization, pipe: Any, graphs: list[Any]) -> None:
+@pytest.mark.parametrize("technique", [RegionalCompile(), CompiledBlocks()], ids=lambda technique: technique.name)
+def test_blocks_of_one_class_share_graphs(technique: Optimization, pipe: Any, graphs: list[Any]) -> None:
     untouched, before = render(pipe), _traces(pipe)
     with applied(pipe, technique) as acceleration:
         np.testing.assert_allclose(render(pipe), untouched, rtol=0, atol=1e-5)
@@ -78,7 +79,7 @@ def test_each_kind_of_block_is_one_graph(technique: Optimization, pipe: Any, gra
     np.testing.assert_array_equal(render(pipe), untouched)
 
 
-def test_the_whole_transformer_is_one_graph_and_the_flags_come_back(pipe: Any, graphs: list[Any]) -> None:
+def test_whole_compile_is_one_graph_and_restores_flags(pipe: Any, graphs: list[Any]) -> None:
     from torch._inductor import config
 
     untouched, before, flag = render(pipe), _traces(pipe), config.epilogue_fusion
@@ -100,7 +101,7 @@ CACHES = [
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_a_cache_works_and_is_watched_above_compiled_blocks(cache: Optimization, pipe: Any, graphs: list[Any]) -> None:
+def test_cache_above_compiled_blocks_skips_the_same_steps(cache: Optimization, pipe: Any, graphs: list[Any]) -> None:
     with applied(pipe, cache) as acceleration:
         eager, kinds = render(pipe), acceleration.last_step_kinds()
     before = _traces(pipe)
@@ -112,7 +113,7 @@ def test_a_cache_works_and_is_watched_above_compiled_blocks(cache: Optimization,
     assert _traces(pipe) == before
 
 
-def test_fused_projections_of_diffusers_come_off(pipe: Any) -> None:
+def test_fused_projections_of_diffusers_are_reverted(pipe: Any) -> None:
     untouched, before = render(pipe), _traces(pipe)
     with applied(pipe, DiffusersFusedQkv()):
         assert all(block.attn.fused_projections for block in pipe.transformer.transformer_blocks)
@@ -121,7 +122,7 @@ def test_fused_projections_of_diffusers_come_off(pipe: Any) -> None:
     np.testing.assert_array_equal(render(pipe), untouched)
 
 
-def test_cudnn_attention_is_set_and_taken_off_again(pipe: Any) -> None:
+def test_cudnn_attention_is_set_and_reverted(pipe: Any) -> None:
     from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
     before = [dict(vars(processor)) for processor in pipe.transformer.attn_processors.values()]
@@ -134,10 +135,10 @@ def test_cudnn_attention_is_set_and_taken_off_again(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("with_log_sum_exp", [False, True])
-def test_attention_in_float8_gets_what_it_expects(
+def test_float8_attention_gets_float8_inputs_and_is_reverted(
     with_log_sum_exp: bool, pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel is torch's here; everything around it is what a Hopper GPU runs."""
+    """The kernel is that of torch; everything around it is what a Hopper GPU runs."""
     seen = []
 
     def flash_attn_func(*parts: torch.Tensor) -> Any:
@@ -161,7 +162,7 @@ def test_attention_in_float8_gets_what_it_expects(
     np.testing.assert_array_equal(render(pipe), untouched)
 
 
-def test_what_cannot_be_taken_off_says_so_but_hides_no_failure() -> None:
+def test_irreversible_technique_raises_but_hides_no_error() -> None:
     undo = ExitStack()
     cannot_revert("example", undo)
     with pytest.raises(InvalidInput, match="example cannot be reverted; load the checkpoint again"):
@@ -178,8 +179,8 @@ def test_what_cannot_be_taken_off_says_so_but_hides_no_failure() -> None:
 
 @needs_torchao
 @pytest.mark.parametrize("granularity", ["row", "tensor"])
-def test_float8_replaces_every_weight_and_cannot_be_reverted(granularity: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchao quantizes on a CPU, as soon as it does not ask which GPU there is."""
+def test_float8_quantizes_all_weights_and_is_irreversible(granularity: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchao quantizes on a CPU if its check of the hardware is disabled."""
     from torchao.quantization import quant_api
 
     monkeypatch.setattr(quant_api, "_check_hardware_support", lambda granularities: None)
@@ -199,9 +200,7 @@ def test_float8_replaces_every_weight_and_cannot_be_reverted(granularity: Any, m
 
 @needs_torchao
 @pytest.mark.parametrize("tunes", [True, False])
-def test_torchao_turns_coordinate_descent_on_and_the_base_of_the_caches_leaves_it_out(
-    tunes: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_coordinate_descent_follows_its_parameter(tunes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import config
     from torchao.quantization import quant_api
 
@@ -211,5 +210,5 @@ def test_torchao_turns_coordinate_descent_on_and_the_base_of_the_caches_leaves_i
     with config.patch(coordinate_descent_tuning=not tunes):
         applied(pipe, TorchaoFloat8(coordinate_descent=tunes))
         assert config.coordinate_descent_tuning is tunes
-    (base,) = (one for one in GPU_BASE if isinstance(one, TorchaoFloat8))
-    assert not base.coordinate_descent
+    (float8,) = (technique for technique in GPU_BASE if isinstance(technique, TorchaoFloat8))
+    assert not float8.coordinate_descent

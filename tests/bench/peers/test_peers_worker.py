@@ -1,4 +1,4 @@
-"""Peers through the real parent and worker: records that say what was run, and refusals that say why not."""
+"""Peers through the real parent and worker: records of what ran, and refusals with a reason."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
     return {record.preset: record for record in result.records}
 
 
-def test_a_peer_is_a_preset_like_any_other(records: dict[str, Record]) -> None:
+def test_worker_runs_a_peer_as_a_preset(records: dict[str, Record]) -> None:
     assert {preset: record.status for preset, record in records.items()} == dict(
         zip(PRESETS, ("ok", "refused"), strict=True)
     )
@@ -34,7 +34,7 @@ def test_a_peer_is_a_preset_like_any_other(records: dict[str, Record]) -> None:
     assert any(label.startswith("without torchao_float8") for label in records["peer:steps-12"].labels)
 
 
-def test_steps_are_those_that_were_run_and_the_cell_is_the_one_that_was_asked_for(records: dict[str, Record]) -> None:
+def test_fewer_steps_are_recorded_under_the_requested_cell(records: dict[str, Record]) -> None:
     record = records["peer:steps-12"]
     (measurement,) = record.measurements
     assert (measurement.cell,) == record.cells

@@ -34,7 +34,7 @@ def write_result(folder: Path, written_at: float) -> None:
     os.utime(store.records_file, (written_at, written_at))
 
 
-def test_the_suite_script_takes_the_options_of_bench(tmp_path: Path) -> None:
+def test_suite_script_takes_the_options_of_bench(tmp_path: Path) -> None:
     (tmp_path / "short.toml").write_text(SUITE)
     done = python("scripts/benchmark_suite.py", "--suite", "short.toml", "--out", "result", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -42,7 +42,7 @@ def test_the_suite_script_takes_the_options_of_bench(tmp_path: Path) -> None:
     assert ResultStore(tmp_path / "result").load().suite == "short"
 
 
-def test_the_visualizer_renders_the_newest_result(tmp_path: Path) -> None:
+def test_visualizer_renders_the_newest_result(tmp_path: Path) -> None:
     write_result(tmp_path / "newer", 2_000_000_000)
     write_result(tmp_path / "older", 1_000_000_000)
     done = python("scripts/benchmark_visualizer.py", cwd=tmp_path)
@@ -52,7 +52,7 @@ def test_the_visualizer_renders_the_newest_result(tmp_path: Path) -> None:
     assert not (tmp_path / "older" / "reports" / "index.html").exists()
 
 
-def test_the_visualizer_says_what_to_do_without_results(tmp_path: Path) -> None:
+def test_visualizer_without_results_names_kontext_bench(tmp_path: Path) -> None:
     done = python("scripts/benchmark_visualizer.py", cwd=tmp_path)
     assert done.returncode == 2
     assert "kontext bench" in done.stderr
@@ -68,7 +68,7 @@ def test_requirements_pin_what_is_tested() -> None:
 
 
 @pytest.mark.slow
-def test_the_standalone_edits_before_and_after(tmp_path: Path) -> None:
+def test_standalone_edits_with_both_presets(tmp_path: Path) -> None:
     done = python("flux_kontext_standalone.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "baseline: " in done.stdout
@@ -79,7 +79,7 @@ def test_the_standalone_edits_before_and_after(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_demo_script_benches_and_reports(tmp_path: Path) -> None:
+def test_demo_script_measures_and_reports(tmp_path: Path) -> None:
     done = python("scripts/run_benchmark_demo.py", "demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "demo" / "reports" / "index.html").is_file()

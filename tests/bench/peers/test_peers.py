@@ -1,4 +1,4 @@
-"""Which peers there are, and what a machine makes of their recipes. Nothing here needs their packages."""
+"""Discovery of peers, and the plans of their recipes on several machines. Needs none of their packages."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
+from kontext_fast.bench import peers
 from kontext_fast.bench.peers import discover_peers, find_preset
 from kontext_fast.bench.peers.techniques.cache_dit import CacheDit, resampled
 from kontext_fast.bench.peers.techniques.diffusers_magcache import KONTEXT_RATIOS
 from kontext_fast.bench.peers.techniques.fewer_steps import cell_for
-from kontext_fast.errors import InvalidInput, Refused
+from kontext_fast.errors import InvalidInput, KontextError, Refused
 from kontext_fast.optimizations import base
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import Plan, resolve
+from kontext_fast.optimizations.presets import Preset
 from kontext_fast.records.schema import Cell
 
 CPU = Machine(device="cpu", memory_bytes=1, cxx="g++", cc="gcc", triton=False, torch="2.13.0", platform="linux-x86_64")
@@ -30,7 +32,7 @@ NOT_HERE = ("peer:para-attention", "peer:regione")
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the extra were installed: planning imports nothing of it."""
+    """As if the extra were installed; planning imports none of its packages."""
     monkeypatch.setattr(base, "find_spec", lambda name: SimpleNamespace(name=name))
 
 
@@ -39,10 +41,10 @@ def plan_of(peer: str, machine: Machine, *, architecture_only: bool = False) -> 
 
 
 def names(plan: Plan) -> list[str]:
-    return [one.name for one in plan.optimizations]
+    return [optimization.name for optimization in plan.optimizations]
 
 
-def test_the_peers_of_the_comparison_are_found() -> None:
+def test_discovery_finds_all_peers() -> None:
     assert set(discover_peers()) == {
         *("peer:compiled", "peer:compiled-float8", "peer:flux-fast", "peer:flux-fast-per-tensor"),
         *("peer:cache-dit", "peer:cache-dit-ultra", "peer:cache-dit-12-of-28"),
@@ -66,29 +68,45 @@ def test_listing_peers_imports_neither_torch_nor_a_peer() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_an_unknown_peer_is_bad_input_with_the_nearest_name() -> None:
+def test_unknown_peer_names_the_closest_one() -> None:
     with pytest.raises(InvalidInput, match="did you mean peer:magcache"):
         find_preset("peer:magcahce")
     with pytest.raises(InvalidInput, match="no preset"):
         find_preset("magcache-only-diffusers_magcache")
 
 
+def test_ablation_of_a_peer_keeps_its_other_parts() -> None:
+    without = find_preset("peer:flux-fast-without-whole_compile")
+    assert [part.name for part in without.optimizations] == ["diffusers_fused_qkv", "torchao_float8", "channels_last"]
+    assert [part.name for part in without.optional] == ["flash_attention_3_fp8"]
+    only = find_preset("peer:compiled-only-regional_compile")
+    assert ([part.name for part in only.optimizations], only.optional) == (["regional_compile"], ())
+
+
+def test_peer_without_the_prefix_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "values", lambda *_: {"fastest": Preset("fastest", "a recipe", ())})
+    discover_peers.cache_clear()
+    with pytest.raises(KontextError, match="call it 'peer:fastest'"):
+        discover_peers()
+    discover_peers.cache_clear()
+
+
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("preset", sorted(set(discover_peers()) - set(NOT_HERE)))
-def test_a_hopper_gpu_runs_every_recipe_whole_but_for_attention_kernels_that_are_not_packaged(preset: str) -> None:
+def test_hopper_runs_all_recipes_except_unpackaged_attention(preset: str) -> None:
     plan = plan_of(preset, HOPPER)
     peer = find_preset(preset)
     left_out = {"flash_attention_3_fp8"} if find_spec("flash_attn_interface") is None else set()
-    assert set(names(plan)) == {one.name for one in (*peer.optimizations, *peer.optional)} - left_out
+    assert set(names(plan)) == {optimization.name for optimization in (*peer.optimizations, *peer.optional)} - left_out
     without = [label for label in plan.labels if label.startswith("without ")]
     assert len(without) == (1 if "flux-fast" in preset and left_out else 0)
-    phases = [one.phase for one in plan.optimizations]
+    phases = [optimization.phase for optimization in plan.optimizations]
     assert phases == sorted(phases)
 
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("machine", [CPU, AMPERE], ids=["cpu", "ampere"])
-def test_what_the_hardware_leaves_out_is_said_beside_every_number(machine: Machine) -> None:
+def test_optional_parts_left_out_are_labelled(machine: Machine) -> None:
     plan = plan_of("peer:cache-dit-ultra", machine)
     on_a_gpu = ["cudnn_attention", "compiled_blocks"] if machine is AMPERE else []
     assert names(plan) == [*on_a_gpu, "cache_dit"]
@@ -97,7 +115,7 @@ def test_what_the_hardware_leaves_out_is_said_beside_every_number(machine: Machi
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_recipe_is_refused_without_what_it_is_about() -> None:
+def test_recipe_without_its_main_technique_is_refused() -> None:
     with pytest.raises(Refused, match=r"compute capability 8\.9"):
         plan_of("peer:compiled-float8", AMPERE)
     with pytest.raises(Refused, match="tunes for a GPU"):
@@ -105,7 +123,7 @@ def test_a_recipe_is_refused_without_what_it_is_about() -> None:
     assert names(plan_of("peer:compiled", CPU)) == ["regional_compile"]
 
 
-def test_a_package_that_is_missing_is_no_reason_to_go_on_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_refuses_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "find_spec", lambda name: None)
     with pytest.raises(Refused, match=r"cache_dit needs the package cache_dit; run `pip install .*\[peers\]`"):
         plan_of("peer:cache-dit", CPU)
@@ -116,14 +134,14 @@ def test_a_package_that_is_missing_is_no_reason_to_go_on_without_it(monkeypatch:
 
 @pytest.mark.parametrize("preset", NOT_HERE)
 @pytest.mark.parametrize("machine", [CPU, HOPPER], ids=["cpu", "hopper"])
-def test_a_peer_that_cannot_run_beside_us_says_why(preset: str, machine: Machine) -> None:
+def test_unsupported_peer_is_refused_with_its_reason(preset: str, machine: Machine) -> None:
     with pytest.raises(Refused, match=r"TypeError|cannot be installed"):
         plan_of(preset, machine)
 
 
 @pytest.mark.usefixtures("installed")
-def test_on_random_weights_masks_decide_alone_and_thresholds_are_called_meaningless() -> None:
-    (ultra,) = (one for one in plan_of("peer:cache-dit-ultra", HOPPER, architecture_only=True).optimizations[3:])
+def test_random_weights_use_masks_and_label_thresholds() -> None:
+    (ultra,) = plan_of("peer:cache-dit-ultra", HOPPER, architecture_only=True).optimizations[3:]
     assert ultra.parameters()["policy"] == "static"
     for preset in ("peer:cache-dit", "peer:first-block-cache"):
         labels = plan_of(preset, HOPPER, architecture_only=True).labels
@@ -131,19 +149,19 @@ def test_on_random_weights_masks_decide_alone_and_thresholds_are_called_meaningl
         assert not any("hit rate" in label for label in plan_of(preset, HOPPER).labels)
 
 
-def test_fewer_steps_are_run_and_the_cell_that_was_asked_for_is_another_one() -> None:
-    asked = Cell(mode="edit", size="1024x1024", steps=28, batch=1)
+def test_fewer_steps_change_the_measured_cell() -> None:
+    requested = Cell(mode="edit", size="1024x1024", steps=28, batch=1)
     for steps in (8, 12, 20):
         plan = plan_of(f"peer:steps-{steps}", CPU)
-        assert cell_for(plan, asked) == asked.model_copy(update={"steps": steps})
+        assert cell_for(plan, requested) == requested.model_copy(update={"steps": steps})
         assert f"runs {steps} steps where 28 are asked for" in plan.labels
         assert plan.applied[-1].effect == "lossy"
     eight = plan_of("peer:steps-8", CPU)
-    assert [cell_for(eight, asked.model_copy(update={"steps": n})).steps for n in (1, 4, 50)] == [1, 1, 14]
-    assert cell_for(plan_of("peer:magcache", CPU), asked) is asked
+    assert [cell_for(eight, requested.model_copy(update={"steps": n})).steps for n in (1, 4, 50)] == [1, 1, 14]
+    assert cell_for(plan_of("peer:magcache", CPU), requested) is requested
 
 
-def test_masks_and_ratios_have_a_step_each() -> None:
+def test_masks_and_ratios_have_one_value_per_step() -> None:
     assert len(KONTEXT_RATIOS) == 28
     (ours,) = find_preset("peer:cache-dit-12-of-28").optimizations
     assert isinstance(ours, CacheDit)
@@ -159,6 +177,6 @@ def test_masks_and_ratios_have_a_step_each() -> None:
     ("parameters", "complaint"),
     [({"mask": (0, 1)}, "must compute step 0"), ({"mask": ()}, "must compute"), ({"policy": "static"}, "needs a mask")],
 )
-def test_an_impossible_mask_is_bad_input(parameters: dict[str, Any], complaint: str) -> None:
+def test_impossible_mask_is_bad_input(parameters: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InvalidInput, match=complaint):
         CacheDit(**parameters)

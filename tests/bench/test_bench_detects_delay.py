@@ -1,7 +1,7 @@
-"""A delay that is really there is found by comparing two benchmarks of the bundled checkpoint, and none where none is.
+"""Comparing two benchmarks of the bundled checkpoint detects a real delay, and reports none between equals.
 
-Before, after and a second before take turns, process by process. The clock is that of `slowed_worker`, since on a busy
-machine no clock on the wall sees three percent.
+The three sides (before, after, and before again) alternate process by process. The clock is that of `slowed_worker`,
+since wall-clock time on a busy machine cannot resolve three percent.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ SLOWED = str(Path(__file__).parent / "slowed_worker.py")
 DELAY = 0.03
 SIDES = {"before": 0.0, "after": DELAY, "again": 0.0}
 FEWEST, MOST = 4, 12
-"""Processes per side; more than the fewest only while a machine is too noisy to find the delay."""
+"""Processes per side; more than the minimum only if the machine is too noisy to detect the delay."""
 CALLS = 80
 
 
 def change(folder: Path, after: str, threshold: float) -> Change:
     before, later = (ResultStore(folder / name).load() for name in ("before", after))
-    (found,) = compare(before, later, threshold).changes
-    return found
+    (only_change,) = compare(before, later, threshold).changes
+    return only_change
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_delay_of_three_percent_in_one_preset_is_found(
+def test_delay_of_three_percent_is_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -41,13 +41,13 @@ def test_a_delay_of_three_percent_in_one_preset_is_found(
         presets=("fuse_qkv",), control=False, rounds=MOST, items=1, calls=CALLS, max_warmup=1, steps=(2,),
         sizes=("64x64",),
     )  # fmt: skip
-    for made in range(1, MOST + 1):
+    for processes in range(1, MOST + 1):
         for name, delay in SIDES.items():
             workers = (sys.executable, SLOWED, str(delay))
             # The first block of an invocation is always run, and the budget allows no second one.
             run_suite(suite, tmp_path / name, device="cpu", resume=True, budget_s=1e-9, worker_command=workers)
-        # Decided by how much could be found, never by what was.
-        detectable = change(tmp_path, "after", 0.01).detectable if made >= FEWEST else None
+        # Stops by the smallest detectable change, never by the measured one.
+        detectable = change(tmp_path, "after", 0.01).detectable if processes >= FEWEST else None
         if detectable is not None and detectable < 0.6 * DELAY:
             break
     slower, same = change(tmp_path, "after", 0.01), change(tmp_path, "again", 0.015)

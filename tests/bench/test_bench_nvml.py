@@ -1,4 +1,4 @@
-"""The driver's answers, from a stand-in for the one module that talks to it; everything behind it is real."""
+"""Readings of a GPU through a fake of pynvml, the only module that calls the driver."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kontext_fast.bench import nvml as gpu_readings
+from kontext_fast.bench import nvml as nvml_module
 from kontext_fast.bench.nvml import GpuMonitor, NvmlDevice
 
 
@@ -19,7 +19,7 @@ class NVMLError(Exception):
 
 
 class FakeNvml(ModuleType):
-    """One card whose state the test sets; what is in `silent` it does not tell."""
+    """One card whose state the test sets; reading one of `unsupported` fails."""
 
     NVMLError = NVMLError
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
@@ -27,20 +27,20 @@ class FakeNvml(ModuleType):
     def __init__(self) -> None:
         super().__init__("pynvml")
         self.uuid = "GPU-0000"
-        self.silent: set[str] = set()
+        self.unsupported: set[str] = set()
         self.millijoules = 5_000_000
         self.throttle = 0x1
         self.pids = {os.getpid(): 7 * 2**30}
-        self.asked = 0
+        self.calls = 0
 
-    def _say(self, name: str, value: Any) -> Any:
-        self.asked += 1
-        if name in self.silent:
+    def _reading(self, name: str, value: Any) -> Any:
+        self.calls += 1
+        if name in self.unsupported:
             raise NVMLError(name)
         return value
 
     def nvmlInit(self) -> None:
-        self._say("init", None)
+        self._reading("init", None)
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
         if uuid != self.uuid:
@@ -48,44 +48,44 @@ class FakeNvml(ModuleType):
         return uuid
 
     def nvmlDeviceGetPowerUsage(self, handle: str) -> int:
-        return int(self._say("power", 612_500))
+        return int(self._reading("power", 612_500))
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
         self.millijoules += 250_000
-        return int(self._say("energy", self.millijoules))
+        return int(self._reading("energy", self.millijoules))
 
     def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> int:
-        return int(self._say("clocks", {1: 1980, 2: 3201}[kind]))
+        return int(self._reading("clocks", {1: 1980, 2: 3201}[kind]))
 
     def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> int:
-        return int(self._say("temperature", 61))
+        return int(self._reading("temperature", 61))
 
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:
-        return int(self._say("throttle", self.throttle))
+        return int(self._reading("throttle", self.throttle))
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[SimpleNamespace]:
-        found = [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in self.pids.items()]
-        return list(self._say("processes", found))
+        processes = [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in self.pids.items()]
+        return list(self._reading("processes", processes))
 
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     fake = FakeNvml()
     monkeypatch.setitem(sys.modules, "pynvml", fake)
-    monkeypatch.setattr(gpu_readings, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(nvml_module, "INTERVAL_S", 0.01)
     return fake
 
 
-def watched(seconds: float = 0.1) -> GpuMonitor:
+def monitored(seconds: float = 0.1) -> GpuMonitor:
     card = NvmlDevice.find("GPU-0000")
     assert card is not None
-    with GpuMonitor(card) as watch:
+    with GpuMonitor(card) as monitor:
         time.sleep(seconds)
-    return watch
+    return monitor
 
 
-def test_the_card_is_read_during_the_call_and_not_only_around_it(nvml: FakeNvml) -> None:
-    readings = watched().readings
+def test_card_is_read_during_the_call(nvml: FakeNvml) -> None:
+    readings = monitored().readings
     assert readings is not None
     assert len(readings.at_s) > 4
     assert sum(0.01 < at < 0.09 for at in readings.at_s) > 2
@@ -102,24 +102,24 @@ def test_the_card_is_read_during_the_call_and_not_only_around_it(nvml: FakeNvml)
     assert readings.throttle_reasons == ()
 
 
-def test_reading_ends_with_the_call(nvml: FakeNvml) -> None:
-    watched()
-    asked = nvml.asked
+def test_monitor_thread_ends_with_the_call(nvml: FakeNvml) -> None:
+    monitored()
+    calls = nvml.calls
     time.sleep(0.05)
-    assert nvml.asked == asked
+    assert nvml.calls == calls
 
 
-def test_it_ends_with_a_call_that_fails_too(nvml: FakeNvml) -> None:
+def test_monitor_thread_ends_with_a_failed_call(nvml: FakeNvml) -> None:
     with pytest.raises(RuntimeError), GpuMonitor(NvmlDevice.find("GPU-0000")):
         raise RuntimeError
-    asked = nvml.asked
+    calls = nvml.calls
     time.sleep(0.05)
-    assert nvml.asked == asked
+    assert nvml.calls == calls
 
 
-def test_a_throttled_card_is_told_and_an_idle_one_is_not_throttled(nvml: FakeNvml) -> None:
+def test_throttle_reasons_leave_out_idle(nvml: FakeNvml) -> None:
     nvml.throttle = 0x1 | 0x4 | 0x40
-    readings = watched(0.02).readings
+    readings = monitored(0.02).readings
     assert readings is not None
     assert readings.throttle_reasons == ("power cap", "hardware thermal slowdown")
 
@@ -134,29 +134,29 @@ def test_a_throttled_card_is_told_and_an_idle_one_is_not_throttled(nvml: FakeNvm
         ({}, 0, None),
     ],
 )
-def test_other_processes_on_the_card_are_counted_whatever_ids_a_container_shows(
+def test_foreign_processes_are_counted_inside_containers(
     nvml: FakeNvml, pids: dict[Any, int], foreign: int, own: int | None
 ) -> None:
     nvml.pids = {os.getpid() if pid == "own" else pid: used for pid, used in pids.items()}
-    watch = watched(0.02)
-    assert watch.readings is not None
-    assert (watch.readings.foreign_processes, watch.process_peak_bytes) == (foreign, own)
+    monitor = monitored(0.02)
+    assert monitor.readings is not None
+    assert (monitor.readings.foreign_processes, monitor.process_peak_bytes) == (foreign, own)
 
 
-def test_a_foreign_process_that_came_and_went_was_seen(nvml: FakeNvml) -> None:
-    with GpuMonitor(NvmlDevice.find("GPU-0000")) as watch:
+def test_short_lived_foreign_process_is_counted(nvml: FakeNvml) -> None:
+    with GpuMonitor(NvmlDevice.find("GPU-0000")) as monitor:
         time.sleep(0.03)
         nvml.pids[4711] = 2**30
         time.sleep(0.05)
         del nvml.pids[4711]
         time.sleep(0.03)
-    assert watch.readings is not None
-    assert watch.readings.foreign_processes == 1
+    assert monitor.readings is not None
+    assert monitor.readings.foreign_processes == 1
 
 
-def test_what_a_driver_does_not_tell_is_none(nvml: FakeNvml) -> None:
-    nvml.silent = {"power", "energy", "clocks", "temperature", "throttle", "processes"}
-    readings = watched(0.02).readings
+def test_unsupported_readings_are_none(nvml: FakeNvml) -> None:
+    nvml.unsupported = {"power", "energy", "clocks", "temperature", "throttle", "processes"}
+    readings = monitored(0.02).readings
     assert readings is not None
     assert set(readings.power_w) | set(readings.clock_sm_mhz) | set(readings.temperature_c) == {None}
     assert (readings.energy_j, readings.foreign_processes, readings.throttle_reasons) == (None, None, ())
@@ -167,14 +167,14 @@ def test_without_a_card_there_are_no_readings(nvml: FakeNvml) -> None:
 
     assert NvmlDevice.of(torch.device("cpu")) is None
     assert NvmlDevice.find("GPU-9999") is None
-    nvml.silent = {"init"}
+    nvml.unsupported = {"init"}
     assert NvmlDevice.find("GPU-0000") is None
-    with GpuMonitor(None) as watch:
+    with GpuMonitor(None) as monitor:
         pass
-    assert (watch.readings, watch.process_peak_bytes) == (None, None)
+    assert (monitor.readings, monitor.process_peak_bytes) == (None, None)
 
 
-def test_the_stand_in_has_the_names_of_the_real_module() -> None:
+def test_fake_nvml_has_the_names_of_the_real_module() -> None:
     import pynvml
 
     for name in vars(FakeNvml):

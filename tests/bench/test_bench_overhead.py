@@ -1,4 +1,4 @@
-"""Measuring may cost no more than 1 % of what is measured, even with a driver that answers slowly."""
+"""Measuring costs at most 1 % of an edit, even with a slow driver."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from kontext_fast.bench.timing import StageClock
 from kontext_fast.bench.workloads import Task, tasks
 from kontext_fast.pipeline.edit import edit
 from kontext_fast.stats.intervals import mean_estimate
-from tests.bench.test_bench_gpu_readings import FakeNvml
+from tests.bench.test_bench_nvml import FakeNvml
 
 STEPS = 28
 CPU = torch.device("cpu")
 TIMES = 10
-"""How often a call is measured at once, so that what measuring costs stands out of what a busy machine does to a call;
-one costs a tenth of that."""
+"""How many measurements are active at once, so that their cost exceeds the noise of a busy machine; one measurement
+costs a tenth of it."""
 HALF_WIDTH = 0.03
-"""Of the interval that is asked for, as a fraction of an edit: 0.3 % of it for measuring once."""
+"""Required half-width of the interval as a fraction of an edit: 0.3 % of it for one measurement."""
 FEWEST_PAIRS, MOST_PAIRS = 12, 150
-"""As many as a machine needs for that: few where it is quiet, and never more than these."""
+"""Number of pairs: as many as that half-width needs on this machine, within these limits."""
 ANSWER_S = 0.0005
-"""How long the stand-in for the driver takes to answer; real ones take a tenth of that for most questions."""
+"""How long the fake driver takes per reading; real drivers take a tenth of it for most readings."""
 
 
 class SlowNvml(FakeNvml):
-    def _say(self, name: str, value: Any) -> Any:
+    def _reading(self, name: str, value: Any) -> Any:
         time.sleep(ANSWER_S)
-        return super()._say(name, value)
+        return super()._reading(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +57,14 @@ def task(pipe: Any) -> Task:
 
 @pytest.fixture(scope="module")
 def small(pipe: Any) -> Task:
-    """As many steps on fewer tokens: an edit that is over sooner, of which measuring would be the larger part."""
+    """The same number of steps on fewer tokens: a shorter edit, of which measuring is a larger part."""
     suite = read_suite("quick").resolve("tiny").override(sizes=("64x64",))
     return tasks(pipe, suite.tiers[0].cells[0], suite)[0]
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads that wait for each other spend processor time too, and more of it on a busy machine."""
+    """Threads that wait for each other use processor time, and more of it on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -76,26 +76,26 @@ def card() -> NvmlDevice:
 
 
 @contextmanager
-def everything_that_measures(pipe: Any) -> Iterator[None]:
-    """What `Bench` does around a call."""
+def all_measurements(pipe: Any) -> Iterator[None]:
+    """Everything that `Bench` does around a call."""
     before = graphs_compiled()
     memory = PeakMemory(CPU)
-    with GpuMonitor(card()) as watch, StageClock(pipe, CPU) as clock:
+    with GpuMonitor(card()) as monitor, StageClock(pipe, CPU) as clock:
         yield
     clock.times()
-    memory.read(device_process_peak_bytes=watch.process_peak_bytes)
-    assert watch.readings is not None
+    memory.read(device_process_peak_bytes=monitor.process_peak_bytes)
+    assert monitor.readings is not None
     assert graphs_compiled() == before
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:
-    """Of all threads of this process, which other programs on the machine disturb least."""
+    """Processor time of all threads of this process, which other programs disturb least."""
     start = time.process_time()
     call()
     return time.process_time() - start
 
 
-def test_the_test_wraps_a_call_in_all_that_a_bench_does() -> None:
+def test_helper_measures_all_that_bench_measures() -> None:
     source = Path(measure.__file__).read_text()
     for name in ("GpuMonitor(", "StageClock(", "PeakMemory(", "graphs_compiled("):
         assert name in source
@@ -103,7 +103,7 @@ def test_the_test_wraps_a_call_in_all_that_a_bench_does() -> None:
 
 
 class Stages:
-    """Where a pipeline spends its time, with nothing to spend it on."""
+    """The parts of a pipeline, with methods that do nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_: None
@@ -116,14 +116,14 @@ def idle_pipeline() -> Any:
 
 
 @pytest.mark.slow
-def test_what_measuring_does_fits_into_one_percent_of_an_edit(pipe: Any, task: Task) -> None:
-    """All that a measured call adds, timed on its own: marks on every step and stage, memory, and the thread."""
+def test_measuring_alone_takes_under_one_percent_of_an_edit(pipe: Any, task: Task) -> None:
+    """Everything that measuring adds, timed alone: marks on every step and stage, memory, and the thread."""
     assert task.request.steps == STEPS
     edit_s = min(cpu_seconds(lambda: edit(pipe, task.request)) for _ in range(2))
     idle = idle_pipeline()
 
     def measure_nothing() -> None:
-        with everything_that_measures(idle):
+        with all_measurements(idle):
             idle.encode_prompt()
             idle.vae.encode()
             idle.scheduler.set_begin_index()
@@ -139,10 +139,10 @@ def test_what_measuring_does_fits_into_one_percent_of_an_edit(pipe: Any, task: T
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("wasted", [0.0, 0.03])
-def test_an_edit_takes_less_than_one_percent_longer_with_it_than_without(
+def test_measured_edit_is_less_than_one_percent_slower(
     wasted: float, pipe: Any, small: Task, record_property: Callable[[str, object], None]
 ) -> None:
-    """With and without take turns; and a measurement that wasted three percent would be found out the same way."""
+    """Calls with and without it alternate; a measurement that wastes three percent is detected in the same way."""
     assert small.request.steps == STEPS
 
     def plain() -> None:
@@ -152,7 +152,7 @@ def test_an_edit_takes_less_than_one_percent_longer_with_it_than_without(
         begin = time.process_time()
         with ExitStack() as stack:
             for _ in range(TIMES):
-                stack.enter_context(everything_that_measures(pipe))
+                stack.enter_context(all_measurements(pipe))
             edit(pipe, small.request)
         end = time.process_time() + TIMES * wasted * (time.process_time() - begin)
         while time.process_time() < end:
@@ -169,7 +169,7 @@ def test_an_edit_takes_less_than_one_percent_longer_with_it_than_without(
 def cost_in_percent(plain: Callable[[], None], other: Callable[[], None]) -> tuple[float, float]:
     """The 95 % interval of how much longer `other` takes, each call between two of `plain`.
 
-    When to stop is decided by the width of the interval alone, which knows nothing of where it lies.
+    The stopping rule uses the width of the interval only, not its position.
     """
     for warm_up in (plain, other):
         warm_up()

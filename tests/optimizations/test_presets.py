@@ -1,0 +1,72 @@
+"""Looking up presets by name, their ablations, and their optional parts."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+
+from kontext_fast.errors import InvalidInput, Refused
+from kontext_fast.optimizations import base
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
+from kontext_fast.optimizations.machine import Machine
+from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.presets import Preset, find_preset
+from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
+
+CPU = Machine(device="cpu", memory_bytes=1, cxx="g++", cc="gcc", triton=False, torch="2.13.0", platform="linux-x86_64")
+GPU = replace(CPU, device="cuda", gpu="NVIDIA H200", capability=(9, 0))
+
+
+class _GpuOnly(Optimization):
+    name: ClassVar[str] = "gpu_only"
+    summary: ClassVar[str] = "needs a GPU and a package"
+    effect: ClassVar[Effect] = Effect.EXACT
+    phase: ClassVar[Phase] = Phase.KERNELS
+    extra: ClassVar[tuple[str, str] | None] = ("json", "examples")
+
+    def hardware_refusal(self, machine: Machine) -> str | None:
+        return None if machine.device == "cuda" else f"{self.name} needs a GPU; run it on one"
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        return {}
+
+
+OPTIONAL = Preset("mine", "one part is optional", (ChannelsLast(),), optional=(_GpuOnly(),))
+
+
+def test_ablations_keep_one_or_all_but_one() -> None:
+    whole = find_preset("classic")
+    without = find_preset("classic-without-compile")
+    assert without.optimizations == tuple(part for part in whole.optimizations if part.name != "compile")
+    assert without.on_random == tuple(part for part in whole.on_random or () if part.name != "compile")
+    assert [part.name for part in find_preset("classic-only-compile").optimizations] == ["compile"]
+
+
+@pytest.mark.parametrize("name", ["clasic", "classic-without-coffee", "clasic-only-compile", "-only-compile"])
+def test_unknown_ablation_is_bad_input(name: str) -> None:
+    with pytest.raises(InvalidInput, match=r"There is no preset|has no optimization"):
+        find_preset(name)
+
+
+def test_optional_part_runs_where_the_hardware_allows_it() -> None:
+    plan = resolve(OPTIONAL, GPU)
+    assert [part.name for part in plan.optimizations] == ["channels_last", "gpu_only"]
+    assert plan.labels == ()
+    plan = resolve(OPTIONAL, CPU)
+    assert [part.name for part in plan.optimizations] == ["channels_last"]
+    assert plan.labels == ("without gpu_only of its recipe: gpu_only needs a GPU; run it on one",)
+
+
+def test_missing_package_refuses_even_an_optional_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "find_spec", lambda name: None)
+    with pytest.raises(Refused, match=r"gpu_only needs the package json; run `pip install kontext-fast\[examples\]`"):
+        resolve(OPTIONAL, GPU)
+    assert len(resolve(OPTIONAL, CPU).optimizations) == 1
+
+
+def test_required_part_refuses_the_preset_on_other_hardware() -> None:
+    with pytest.raises(Refused, match="gpu_only needs a GPU"):
+        resolve(Preset("mine", "no part is optional", (_GpuOnly(),)), CPU)
