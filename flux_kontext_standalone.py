@@ -1,4 +1,4 @@
-"""One edit before and after the preset `classic`: prints both times and saves both images.
+"""One edit before and after `accelerate`: prints both times and saves both images.
 
 It runs on FLUX.1-Kontext-dev where there is a GPU and HF_TOKEN, and on the bundled checkpoint `tiny` otherwise.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kontext_fast import EditRequest, accelerate, edit, load
 from kontext_fast.datasets.shapes import held_out
+from kontext_fast.optimizations import DEFAULT_PRESET
 from kontext_fast.pipeline.load import default_checkpoint
 from kontext_fast.pipeline.png import save_png
 
@@ -35,10 +36,10 @@ def main() -> None:
     pipe = load(checkpoint).pipe
     item = held_out(1)[0]
     request = EditRequest(item.instruction, item.render(pipe.vae.config.sample_size), seed=SEED)
-    print(f"The instruction is {item.instruction!r}, the preset classic.")
+    print(f"The instruction is {item.instruction!r}, the preset {DEFAULT_PRESET}.")
     before = timed_edit(pipe, request, "baseline", checkpoint)
-    with accelerate(pipe, "classic"):
-        after = timed_edit(pipe, request, "classic", checkpoint)
+    with accelerate(pipe):
+        after = timed_edit(pipe, request, DEFAULT_PRESET, checkpoint)
     print(f"One call each, so no more than a hint: {before / after:.2f} times as fast. kontext bench measures.")
 
 

@@ -14,6 +14,7 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 
 from kontext_fast.optimizations.acceleration import current
+from kontext_fast.optimizations.presets import faster_presets
 from kontext_fast.pipeline.edit import edit
 from kontext_fast.pipeline.png import read_png_metadata
 
@@ -25,11 +26,12 @@ def test_an_image_is_edited_beside_the_input(kontext: Any, picture: Path) -> Non
     output = picture.with_name("cat.edited.png")
     assert (outcome.code, outcome.out) == (0, f"{output}\n")
     assert "144x96" in outcome.err
-    assert "checkpoint tiny, preset baseline" in outcome.err
+    assert "checkpoint tiny, preset faithful" in outcome.err
+    assert outcome.err.splitlines()[-1] == faster_presets()
     with Image.open(output) as image:
         assert image.size == (144, 96)
     metadata = read_png_metadata(output)
-    assert (metadata["seed"], metadata["preset"], metadata["checkpoint"]) == ("5", "baseline", "tiny")
+    assert (metadata["seed"], metadata["preset"], metadata["checkpoint"]) == ("5", "faithful", "tiny")
     assert metadata["instruction"] == "make it red"
 
 
@@ -143,7 +145,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 def test_running_out_of_memory_is_one_line(kontext: Any, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A real failure of the real allocator, at the place where a real one comes.
     monkeypatch.setattr(FluxTransformer2DModel, "forward", lambda *_args, **_kwargs: torch.empty(2**50))
-    outcome = kontext("edit", picture, "make it red", *QUICK)
+    outcome = kontext("edit", picture, "make it red", "--preset", "baseline", *QUICK)
     assert (outcome.code, outcome.out) == (3, "")
     assert len(outcome.err.splitlines()) == 1
     assert "smaller size" in outcome.err

@@ -72,8 +72,8 @@ def test_standalone_edits_with_both_presets(tmp_path: Path) -> None:
     done = python("flux_kontext_standalone.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "baseline: " in done.stdout
-    assert "classic: " in done.stdout
-    for preset in ("baseline", "classic"):
+    assert "faithful: " in done.stdout
+    for preset in ("baseline", "faithful"):
         assert Image.open(tmp_path / f"kontext-{preset}.png").size == (128, 128)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from kontext_fast.cli.options import Json
 from kontext_fast.cli.suite_run import Display, free_folder, raise_for_failures
+from kontext_fast.optimizations import DEFAULT_PRESET
 
 
 def command(
@@ -44,7 +45,7 @@ def command(
     item = held_out(1, suite.seed)[0]
     item.image.save(folder / "input.png")
     request = EditRequest(item.instruction, item.image, seed=suite.seed)
-    with open_session(Setup(checkpoint="tiny", preset="baseline", lora=None, device="cpu")) as session:
+    with open_session(Setup(checkpoint="tiny", preset=DEFAULT_PRESET, lora=None, device="cpu")) as session:
         edited = session.save(request, folder / "edited.png", source=folder / "input.png")
     print_headline(written.result, Console(highlight=False))
     if json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kontext_fast.cli.options import Json
 from kontext_fast.errors import KontextError, Refused
+from kontext_fast.optimizations import DEFAULT_PRESET
 from kontext_fast.pipeline.hub import KONTEXT_DEV
 from kontext_fast.version import __version__
 
@@ -79,14 +80,18 @@ def _why_not_random() -> str | None:
 def _why_not_hub(machine: Machine) -> str | None:
     from huggingface_hub import get_token
 
-    from kontext_fast.pipeline.hub import is_cached
+    from kontext_fast.optimizations.plan import memory_refusal, preset_that_fits
+    from kontext_fast.pipeline.hub import cached_folder
     from kontext_fast.pipeline.random_weights import RANDOM_NEEDS_GIB
 
-    if machine.memory_bytes < RANDOM_NEEDS_GIB * _GIB:
+    if machine.device == "cuda":
+        if preset_that_fits(machine) is None:
+            return memory_refusal(DEFAULT_PRESET, machine)
+    elif machine.memory_bytes < RANDOM_NEEDS_GIB * _GIB:
         memory_gib = machine.memory_bytes / _GIB
         return f"It needs about {RANDOM_NEEDS_GIB} GiB of memory and this device has {memory_gib:.1f}; use tiny here."
     # The Hub is not asked: a doctor without a network must not hang.
-    if is_cached(KONTEXT_DEV):
+    if cached_folder(KONTEXT_DEV) is not None:
         return None
     if get_token() is None:
         return f"It is gated; accept its licence at https://huggingface.co/{KONTEXT_DEV} and set HF_TOKEN."
@@ -94,15 +99,15 @@ def _why_not_hub(machine: Machine) -> str | None:
 
 
 def _presets(machine: Machine) -> dict[str, str | None]:
-    """Why each preset is refused here, or None where it is ready."""
-    from kontext_fast.optimizations.plan import resolve
+    """Why each preset is refused here, or None where it is ready for FLUX.1-Kontext-dev."""
+    from kontext_fast.optimizations.plan import memory_refusal, resolve
     from kontext_fast.optimizations.presets import PRESETS
 
     reasons: dict[str, str | None] = {}
     for name in PRESETS:
         try:
             resolve(name, machine)
-            reasons[name] = None
+            reasons[name] = memory_refusal(name, machine)
         except KontextError as error:
             reasons[name] = str(error)
     return reasons

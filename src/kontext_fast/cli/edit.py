@@ -10,6 +10,7 @@ import typer
 
 from kontext_fast.cli import options
 from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations import DEFAULT_PRESET
 
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -26,7 +27,7 @@ def command(
         ),
     ] = None,
     checkpoint: options.Checkpoint = None,
-    preset: options.Preset = "baseline",
+    preset: options.Preset = DEFAULT_PRESET,
     steps: options.Steps = 28,
     seed: options.Seed = None,
     guidance: options.Guidance = 2.5,

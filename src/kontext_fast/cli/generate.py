@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from kontext_fast.cli import options
+from kontext_fast.optimizations import DEFAULT_PRESET
 
 
 def command(
     prompt: Annotated[str, typer.Argument(help='What to draw, for example "a red car".')],
     out: Annotated[Path, typer.Option("-o", "--out", help="PNG file.")] = Path("generated.png"),
     checkpoint: options.Checkpoint = None,
-    preset: options.Preset = "baseline",
+    preset: options.Preset = DEFAULT_PRESET,
     steps: options.Steps = 28,
     seed: options.Seed = None,
     guidance: options.Guidance = 2.5,

@@ -79,14 +79,14 @@ class Session:
 def open_session(setup: Setup) -> Iterator[Session]:
     """Load and accelerate the pipeline. Everything that can be refused is refused before anything is loaded."""
     from kontext_fast.optimizations.machine import Machine
-    from kontext_fast.optimizations.plan import resolve
+    from kontext_fast.optimizations.plan import resolve_for
     from kontext_fast.pipeline.device import choose_device
-    from kontext_fast.pipeline.load import default_checkpoint, kind_of, load
+    from kontext_fast.pipeline.load import default_checkpoint, load
     from kontext_fast.pipeline.lora import load_lora
 
     device = choose_device(setup.device)
     checkpoint = setup.checkpoint or default_checkpoint(setup.device)[0]
-    plan = resolve(setup.preset, Machine.detect(device), architecture_only=kind_of(checkpoint).random_weights)
+    plan = resolve_for(checkpoint, setup.preset, Machine.detect(device))
     with progress_bar() as bar, ExitStack() as stack:
         bar.begin(f"loading {checkpoint}")
         begin = time.perf_counter()
@@ -99,6 +99,8 @@ def open_session(setup: Setup) -> Iterator[Session]:
 
 def report(images: list[dict[str, Any]], session: Session, setup: Setup, *, as_json: bool, **more: Any) -> None:
     """Say what was made: JSON on stdout, or the paths on stdout and the choices behind them on stderr."""
+    from kontext_fast.optimizations import DEFAULT_PRESET
+    from kontext_fast.optimizations.presets import faster_presets
     from kontext_fast.pipeline.load import default_checkpoint
 
     if as_json:
@@ -114,3 +116,5 @@ def report(images: list[dict[str, Any]], session: Session, setup: Setup, *, as_j
         chosen += f" (no checkpoint was named, and {default_checkpoint(setup.device)[1]})"
     seeds = ", ".join(str(image["seed"]) for image in images)
     print(f"Made with {chosen}, seed {seeds}.", file=sys.stderr)
+    if setup.preset == DEFAULT_PRESET:
+        print(faster_presets(), file=sys.stderr)

@@ -19,6 +19,7 @@ from kontext_fast.cli import options
 from kontext_fast.cli.progress import Bar, progress_bar
 from kontext_fast.cli.suite_run import free_folder, say
 from kontext_fast.errors import GateFailed, InvalidInput
+from kontext_fast.optimizations import DEFAULT_PRESET
 
 if TYPE_CHECKING:
     from kontext_fast.verify.analysis import VerificationAnalysis
@@ -32,7 +33,7 @@ def command(
         str | None,
         typer.Option(
             metavar="A,B",
-            help="Presets to verify; see kontext presets. [default: classic; all of them with --frontier]",
+            help=f"Presets to verify; see kontext presets. [default: {DEFAULT_PRESET}; all of them with --frontier]",
             show_default=False,
         ),
     ] = None,
@@ -87,7 +88,7 @@ def command(
         chosen, reason = default_checkpoint(device)
         say(f"The checkpoint is {chosen}, since {reason}.")
     request = Request(
-        presets=_presets(preset, every_preset() if frontier else ("classic",)),
+        presets=_presets(preset, every_preset() if frontier else (DEFAULT_PRESET,)),
         checkpoint=chosen,
         items=items,
         seeds=seeds,

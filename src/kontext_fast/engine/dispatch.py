@@ -37,10 +37,10 @@ def refusal(
             return f"the attention kernel {attention} needs a CUDA device; use attention=default"
         return None
     if device != "cuda":
-        return f"the engine is not supported on {device}; use a preset without it"
+        return f"the engine is not supported on {device}; use the preset baseline"
     if capability is not None and capability < _NEEDED[precision]:
         major, minor = _NEEDED[precision]
-        instead = "the preset faithful" if precision == "fp8" else "a preset without the engine"
+        instead = "the preset faithful" if precision == "fp8" else "the preset baseline"
         return (
             f"the engine in {precision} needs compute capability {major}.{minor}, "
             f"this GPU has {capability[0]}.{capability[1]}; use {instead}"
@@ -53,7 +53,7 @@ def refusal(
     if has_fused_kernels():
         return _fused_refusal(capability, precision)
     if precision == "fp8":
-        return "fp8 on a GPU needs the fused kernels, which need Triton; run `pip install triton` or use faithful"
+        return "fp8 on a GPU needs the fused kernels and so Triton; run `pip install triton` or use the preset faithful"
     if attention == "flash3_fp8":
         return (
             "flash3_fp8 needs the fused kernels, which need Triton; run `pip install triton` or use attention=default"

@@ -10,11 +10,13 @@ from types import TracebackType
 from typing import Any
 
 from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations import DEFAULT_PRESET
 from kontext_fast.optimizations.base import Facts, Optimization
 from kontext_fast.optimizations.call_tracking import CallTracker, PipelineCall, track_calls
 from kontext_fast.optimizations.machine import Machine
-from kontext_fast.optimizations.plan import Plan, resolve
-from kontext_fast.optimizations.presets import Preset
+from kontext_fast.optimizations.plan import Plan, require_memory, resolve
+from kontext_fast.optimizations.presets import Preset, faster_presets
+from kontext_fast.pipeline.source import FULL_SIZE_BYTES
 from kontext_fast.records.schema import StepKind
 
 _MARK = "_kontext_fast_acceleration"
@@ -22,7 +24,7 @@ _MARK = "_kontext_fast_acceleration"
 
 def accelerate(
     pipe: Any,
-    preset: str | Preset | Sequence[Optimization] = "classic",
+    preset: str | Preset | Sequence[Optimization] = DEFAULT_PRESET,
     *,
     device: Any = None,
     quiet: bool = False,
@@ -39,9 +41,14 @@ def accelerate(
     """
     _require_flux(pipe)
     machine = Machine.detect(pipe._execution_device if device is None else device)
-    acceleration = resolve(preset, machine).apply(pipe, device)
+    plan = resolve(preset, machine)
+    if _weights_bytes(pipe) >= FULL_SIZE_BYTES:
+        require_memory(plan.preset, machine)
+    acceleration = plan.apply(pipe, device)
     if not quiet:
         print(acceleration.describe())  # noqa: T201 - this is the one call whose user is a person at a prompt
+        if plan.preset == DEFAULT_PRESET:
+            print(faster_presets())  # noqa: T201
     return acceleration
 
 
@@ -127,6 +134,11 @@ def _run_on(pipe: Any, plan: Plan, device: Any, undo: ExitStack) -> None:
     tracked: Any = type(pipe)
     tracked._execution_device = property(lambda _: chosen)
     undo.callback(delattr, tracked, "_execution_device")
+
+
+def _weights_bytes(pipe: Any) -> int:
+    models = (part for part in pipe.components.values() if hasattr(part, "parameters"))
+    return sum(parameter.nbytes for model in models for parameter in model.parameters())
 
 
 def _require_flux(pipe: Any) -> None:

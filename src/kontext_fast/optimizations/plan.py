@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.machine import Machine
-from kontext_fast.optimizations.presets import Preset, find_preset
+from kontext_fast.optimizations.presets import FALLBACKS, PEAK_GIB, Preset, find_preset
+from kontext_fast.pipeline.load import is_full_size, kind_of
 from kontext_fast.records.schema import AppliedOptimization
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def resolve(
         *(optimization for optimization in whole.optional if optimization.name not in left_out),
     )
     impossible = [*_repetitions(chosen), *_missing(chosen), *_conflicts(chosen)]
-    refused = [reason for one in chosen if (reason := one.refusal(machine)) is not None]
+    # Two optimizations may lack the same.
+    refused = list(dict.fromkeys(reason for one in chosen if (reason := one.refusal(machine)) is not None))
     if impossible:
         raise InvalidInput(f"The preset {whole.name} cannot be applied: {'; '.join([*impossible, *refused])}.")
     if refused:
@@ -93,6 +95,45 @@ def resolve(
         optimizations=tuple(sorted(chosen, key=lambda one: one.phase)),
         labels=tuple(label for label in labels if label is not None),
     )
+
+
+def resolve_for(checkpoint: str, preset: str | Preset, machine: Machine) -> Plan:
+    """As `resolve`, for a checkpoint that is not loaded yet, as a user names it.
+
+    Raises what `resolve` raises, Refused too if the GPU has too little memory, and CheckpointUnavailable.
+    """
+    plan = resolve(preset, machine, architecture_only=kind_of(checkpoint).random_weights)
+    if is_full_size(checkpoint):
+        require_memory(plan.preset, machine)
+    return plan
+
+
+def require_memory(preset: str, machine: Machine) -> None:
+    """Raise Refused where `memory_refusal` has a reason."""
+    if (reason := memory_refusal(preset, machine)) is not None:
+        raise Refused(reason)
+
+
+def memory_refusal(preset: str, machine: Machine) -> str | None:
+    """Why this machine's GPU is too small for `preset` on FLUX.1-Kontext-dev, as a sentence, or None."""
+    needed_gib, memory_gib = PEAK_GIB.get(preset), machine.memory_bytes / 2**30
+    if machine.device != "cuda" or needed_gib is None or memory_gib >= needed_gib:
+        return None
+    smaller = preset_that_fits(machine)
+    remedy = f"use --preset {smaller}" if smaller else "no preset fits, so use a larger card or the checkpoint tiny"
+    return (
+        f"The preset {preset} needs {needed_gib} GiB of GPU memory for FLUX.1-Kontext-dev and this card has "
+        f"{memory_gib:.0f}: {remedy}."
+    )
+
+
+def preset_that_fits(machine: Machine) -> str | None:
+    """The first preset of FALLBACKS that this GPU can run on FLUX.1-Kontext-dev, or None."""
+    for name in FALLBACKS:
+        can_run = all(optimization.refusal(machine) is None for optimization in find_preset(name).optimizations)
+        if can_run and machine.memory_bytes >= PEAK_GIB[name] * 2**30:
+            return name
+    return None
 
 
 def _preset(preset: str | Preset | Sequence[Optimization]) -> Preset:

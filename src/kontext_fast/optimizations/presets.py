@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from kontext_fast.discovery import unknown_name
 from kontext_fast.errors import InvalidInput
@@ -18,6 +18,25 @@ from kontext_fast.optimizations.registry import discover
 from kontext_fast.records.names import ONLY, Ablation, parse_ablation
 
 _DIFFUSERS = "https://github.com/huggingface/diffusers"
+
+PEAK_GIB: Final[Mapping[str, int]] = {
+    "faithful": 42,
+    "classic": 40,
+    "baseline": 36,
+    "balanced": 36,
+    "fast": 36,
+    "turbo": 36,
+    "low_memory": 22,
+}
+"""GPU memory that each preset needs on FLUX.1-Kontext-dev: the peak of the whole process, from loading in bfloat16 to
+an edit at 1024x1024, rounded up. From results/h100/2026-11-25-card; of low_memory from results/h100/2026-11-25-checks,
+where it ran in a process that was given no more."""
+
+FALLBACKS: Final = ("faithful", "baseline", "low_memory")
+"""What is named instead of a preset that does not fit: the first one that does. The last one alone is lossy."""
+
+TIMES_FAITHFUL: Final[Mapping[str, float]] = {"balanced": 1.4, "fast": 3.4}
+"""How many times as fast as `faithful` an edit at 1024x1024 in 28 steps is, on the card of results/h100."""
 
 CLASSIC = ("fuse_qkv", "channels_last", "first_block_cache", "compile")
 
@@ -52,6 +71,16 @@ def declare_preset(
     """A preset with the variant for random weights that its optimizations declare."""
     on_random = tuple(optimization.on_random_weights() for optimization in optimizations)
     return Preset(name, summary, optimizations, on_random if on_random != optimizations else None, optional, source)
+
+
+def faster_presets() -> str:
+    """What the faster presets bring and how to check what they cost, as one line for people."""
+    factors = ", ".join(f"{name} {factor:g}x" for name, factor in TIMES_FAITHFUL.items())
+    names = ",".join(TIMES_FAITHFUL)
+    return (
+        f"Faster than faithful, but lossy: {factors} (H100, 1024x1024, 28 steps); check them on your weights with: "
+        f"kontext verify --preset {names} --dataset DIR"
+    )
 
 
 def find_preset(name: str, known: Mapping[str, Preset] | None = None) -> Preset:

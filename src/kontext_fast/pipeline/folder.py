@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import CheckpointUnavailable
 from kontext_fast.pipeline.device import choose_dtype, is_out_of_host_memory, memory_errors
-from kontext_fast.pipeline.source import CheckpointSource, LoadedCheckpoint, Target, loaded_checkpoint
+from kontext_fast.pipeline.source import FULL_SIZE_BYTES, CheckpointSource, LoadedCheckpoint, Target, loaded_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -65,9 +65,10 @@ def _check_component(folder: Path, name: str) -> None:
     raise CheckpointUnavailable(f"{name} has no weights for its {folder.name}; download it again, or use tiny.")
 
 
-def weights_bytes(folder: Path) -> int:
-    """Size on disk of all weights in `folder`."""
-    return sum(file.stat().st_size for model in MODELS for file in weight_files(folder / model))
+def weights_bytes(folder: Path, *, transformer: bool = True) -> int:
+    """Size on disk of all weights in `folder`, or of all but the transformer's."""
+    models = MODELS if transformer else MODELS[1:]
+    return sum(file.stat().st_size for model in models for file in weight_files(folder / model))
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,14 @@ def _load_tiny(_: str, target: Target) -> LoadedCheckpoint:
     return load_folder(TINY_FOLDER, target, kind="tiny", name="tiny", shown="tiny")
 
 
-TINY = CheckpointSource(name="tiny", kind="tiny", precedence=0, matches=lambda word: word == "tiny", load=_load_tiny)
+TINY = CheckpointSource(
+    name="tiny",
+    kind="tiny",
+    precedence=0,
+    matches=lambda word: word == "tiny",
+    full_size=lambda _: False,
+    load=_load_tiny,
+)
 
 
 def _is_folder(checkpoint: str) -> bool:
@@ -121,7 +129,12 @@ def _load_folder(checkpoint: str, target: Target) -> LoadedCheckpoint:
 
 
 FOLDER = CheckpointSource(
-    name="a diffusers folder", kind="folder", precedence=10, matches=_is_folder, load=_load_folder
+    name="a diffusers folder",
+    kind="folder",
+    precedence=10,
+    matches=_is_folder,
+    full_size=lambda checkpoint: weights_bytes(Path(checkpoint).expanduser()) >= FULL_SIZE_BYTES,
+    load=_load_folder,
 )
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kontext_fast.errors import CheckpointUnavailable
-from kontext_fast.pipeline.folder import INDEX, check_folder, load_folder
-from kontext_fast.pipeline.source import CheckpointSource, LoadedCheckpoint, Target
+from kontext_fast.pipeline.folder import INDEX, check_folder, load_folder, weights_bytes
+from kontext_fast.pipeline.source import FULL_SIZE_BYTES, CheckpointSource, LoadedCheckpoint, Target
 
 KONTEXT_DEV = "black-forest-labs/FLUX.1-Kontext-dev"
 
@@ -32,14 +32,27 @@ def _load(checkpoint: str, target: Target) -> LoadedCheckpoint:
     return load_folder(download(checkpoint), target, kind="hub", name=checkpoint, shown=checkpoint)
 
 
-HUB = CheckpointSource(name=f"a Hub id such as {KONTEXT_DEV}", kind="hub", precedence=30, matches=is_hub_id, load=_load)
+def _is_full_size(checkpoint: str) -> bool:
+    folder = cached_folder(checkpoint)
+    return checkpoint == KONTEXT_DEV or (folder is not None and weights_bytes(folder) >= FULL_SIZE_BYTES)
 
 
-def is_cached(hub_id: str) -> bool:
-    """Whether the local cache has the index of this checkpoint, which is fetched first; never asks the network."""
+HUB = CheckpointSource(
+    name=f"a Hub id such as {KONTEXT_DEV}",
+    kind="hub",
+    precedence=30,
+    matches=is_hub_id,
+    full_size=_is_full_size,
+    load=_load,
+)
+
+
+def cached_folder(hub_id: str) -> Path | None:
+    """Where the local cache has this checkpoint, judged by its index, which is fetched first; asks no network."""
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(hub_id, INDEX), str)
+    index = try_to_load_from_cache(hub_id, INDEX)
+    return Path(index).parent if isinstance(index, str) else None
 
 
 def download(hub_id: str) -> Path:

@@ -53,6 +53,14 @@ def find_source(checkpoint: str) -> CheckpointSource:
     raise CheckpointUnavailable(f"There is no checkpoint {checkpoint!r}; use {', '.join(others)}, or {last}.")
 
 
+def is_full_size(checkpoint: str) -> bool:
+    """Whether `checkpoint` is as large as FLUX.1-Kontext-dev, as far as that is known before it is loaded.
+
+    Raises CheckpointUnavailable.
+    """
+    return find_source(checkpoint).full_size(checkpoint)
+
+
 def default_checkpoint(device: str | None) -> tuple[str, str]:
     """The checkpoint where none is named, and why it is that one. Imports torch."""
     import torch

@@ -259,4 +259,11 @@ def _load(_: str, target: Target) -> LoadedCheckpoint:
     return loaded_checkpoint(pipe, name="random", kind="random", weights_sha256=None, dtype=dtype)
 
 
-RANDOM = CheckpointSource(name="random", kind="random", precedence=1, matches=lambda word: word == "random", load=_load)
+RANDOM = CheckpointSource(
+    name="random",
+    kind="random",
+    precedence=1,
+    matches=lambda word: word == "random",
+    full_size=lambda _: True,
+    load=_load,
+)

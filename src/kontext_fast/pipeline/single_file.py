@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import CheckpointUnavailable
-from kontext_fast.pipeline.folder import INDEX, TransformerFile, check_folder, load_folder
-from kontext_fast.pipeline.source import CheckpointSource, LoadedCheckpoint, Target
+from kontext_fast.pipeline.folder import INDEX, TransformerFile, check_folder, load_folder, weights_bytes
+from kontext_fast.pipeline.source import FULL_SIZE_BYTES, CheckpointSource, LoadedCheckpoint, Target
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +34,18 @@ def _load(checkpoint: str, target: Target) -> LoadedCheckpoint:
     )
 
 
+def _is_full_size(checkpoint: str) -> bool:
+    path = Path(checkpoint).expanduser()
+    return path.stat().st_size + weights_bytes(path.parent, transformer=False) >= FULL_SIZE_BYTES
+
+
 SINGLE_FILE = CheckpointSource(
-    name="a .safetensors file inside one", kind="folder", precedence=20, matches=_is_file, load=_load
+    name="a .safetensors file inside one",
+    kind="folder",
+    precedence=20,
+    matches=_is_file,
+    full_size=_is_full_size,
+    load=_load,
 )
 
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from kontext_fast.records.schema import Checkpoint
 
 
+FULL_SIZE_BYTES = 28 * 2**30
+"""Weights of this size are taken for a FLUX.1-Kontext-dev, which has 31.4 GiB of them in bfloat16."""
+
+
 @dataclass(frozen=True)
 class LoadedCheckpoint:
     """A `FluxKontextPipeline` and what a record says of its weights."""
@@ -48,6 +52,8 @@ class CheckpointSource:
     """Sources are asked in ascending order: words of our own below 10, paths from 10, the network from 30."""
     matches: Callable[[str], bool]
     """Whether what a user wrote names a checkpoint of this kind. Asks neither the network nor torch."""
+    full_size: Callable[[str], bool] = lambda _: False
+    """Whether the weights are as large as FLUX.1-Kontext-dev's, as far as that is known without the network."""
     load: Callable[[str, Target], LoadedCheckpoint]
     """Raises CheckpointUnavailable, InvalidInput, Refused or OutOfMemory."""
 

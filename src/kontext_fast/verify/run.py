@@ -18,10 +18,9 @@ from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 from kontext_fast.metrics.base import Control, Setting
 from kontext_fast.metrics.scorer import Scorer
 from kontext_fast.optimizations.machine import Machine
-from kontext_fast.optimizations.plan import Plan, resolve
+from kontext_fast.optimizations.plan import Plan, resolve_for
 from kontext_fast.optimizations.presets import Preset
 from kontext_fast.pipeline.device import choose_device
-from kontext_fast.pipeline.load import kind_of
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import BASELINE, EMULATED, Arm, Output, ResultFile, Status, StoredItem, Verification
 from kontext_fast.records.store import ResultStore
@@ -307,7 +306,6 @@ def _plan_or_refusal(preset: str | Preset, device: Any, request: Request) -> tup
     """The preset's name with its plan, or why this machine refuses it. Raises InvalidInput for an impossible one."""
     name = preset if isinstance(preset, str) else preset.name
     try:
-        random_weights = kind_of(request.checkpoint).random_weights
-        return name, resolve(preset, Machine.detect(device), architecture_only=random_weights)
+        return name, resolve_for(request.checkpoint, preset, Machine.detect(device))
     except Refused as error:
         return name, str(error)

@@ -38,10 +38,10 @@ _NEEDED = {"bf16": (8, 0), "fp8": (8, 9)}
 def refusal(capability: tuple[int, int], precision: Precision) -> str | None:
     """Why a GPU of that compute capability cannot run them, as one sentence that names the remedy, or None."""
     if torch.version.hip is not None:
-        return "the fused kernels are written for NVIDIA GPUs; use a preset without the engine"
+        return "the fused kernels are written for NVIDIA GPUs; use the preset baseline"
     if capability < _NEEDED[precision]:
         major, minor = _NEEDED[precision]
-        return f"fused kernels in {precision} need compute capability {major}.{minor}; use a preset without the engine"
+        return f"fused kernels in {precision} need compute capability {major}.{minor}; use the preset baseline"
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "Triton compiles its launcher with a C compiler and finds none; install gcc or set CC"
     if not (_python_headers() / "Python.h").is_file():

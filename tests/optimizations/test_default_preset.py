@@ -1,0 +1,151 @@
+"""The preset where none is named: what it says of faster ones, and where it is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kontext_fast.cli.session import Setup, open_session
+from kontext_fast.errors import Refused
+from kontext_fast.optimizations import DEFAULT_PRESET, acceleration, plan
+from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.machine import Machine
+from kontext_fast.optimizations.plan import preset_that_fits, resolve, resolve_for
+from kontext_fast.optimizations.presets import PEAK_GIB, PRESETS, TIMES_FAITHFUL, faster_presets
+from kontext_fast.pipeline import load
+from kontext_fast.records.store import ResultStore
+from tests.pipelines import small_pipeline
+
+H100 = Path(__file__).parents[2] / "results" / "h100"
+HUB_ID = "black-forest-labs/FLUX.1-Kontext-dev"
+SMALL_CARD = "needs 42 GiB of GPU memory for FLUX.1-Kontext-dev and this card has 24: use --preset low_memory."
+
+
+def gpu(memory_gib: float, capability: tuple[int, int] | None = (8, 9), **facts: Any) -> Machine:
+    known: dict[str, Any] = {"device": "cuda", "gpu": "card", "cxx": "g++", "cc": "gcc", "triton": True}
+    return Machine(
+        **{**known, **facts},
+        capability=capability,
+        memory_bytes=int(memory_gib * 2**30),
+        torch="2.13.0",
+        platform="linux-x86_64",
+    )
+
+
+def test_nothing_lossy_is_the_default() -> None:
+    assert DEFAULT_PRESET in PRESETS
+    assert {optimization.effect.value for optimization in PRESETS[DEFAULT_PRESET].optimizations} <= {"exact", "numeric"}
+
+
+@pytest.mark.parametrize("checkpoint", [HUB_ID, "random"])
+def test_a_small_card_is_refused_with_the_preset_that_fits(checkpoint: str) -> None:
+    with pytest.raises(Refused, match=SMALL_CARD):
+        resolve_for(checkpoint, DEFAULT_PRESET, gpu(24))
+    assert resolve_for(checkpoint, "low_memory", gpu(24)).preset == "low_memory"
+    assert resolve_for(checkpoint, DEFAULT_PRESET, gpu(44)).preset == DEFAULT_PRESET
+
+
+def test_a_small_checkpoint_fits_a_small_card(tmp_path: Path) -> None:
+    assert resolve_for("tiny", DEFAULT_PRESET, gpu(4)).preset == DEFAULT_PRESET
+    assert resolve_for("org/small", DEFAULT_PRESET, gpu(4)).preset == DEFAULT_PRESET
+    assert resolve_for(str(tmp_path), DEFAULT_PRESET, gpu(4)).preset == DEFAULT_PRESET
+
+
+def test_a_large_folder_counts_as_full_size(tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    with (tmp_path / "transformer" / "model.safetensors").open("wb") as file:
+        file.truncate(30 * 2**30)
+    with pytest.raises(Refused, match=SMALL_CARD):
+        resolve_for(str(tmp_path), DEFAULT_PRESET, gpu(24))
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        (gpu(80), "faithful"),
+        (gpu(39.4, (8, 0)), "baseline"),
+        (gpu(24), "low_memory"),
+        (gpu(24, (8, 6)), None),
+        (gpu(16), None),
+    ],
+)
+def test_the_preset_named_instead_is_one_that_runs(machine: Machine, expected: str | None) -> None:
+    assert preset_that_fits(machine) == expected
+
+
+@pytest.mark.parametrize("machine", [gpu(16), gpu(24, (8, 6))])
+def test_where_no_preset_fits_that_is_said(machine: Machine) -> None:
+    with pytest.raises(Refused, match="no preset fits, so use a larger card or the checkpoint tiny"):
+        resolve_for("random", DEFAULT_PRESET, machine)
+
+
+@pytest.mark.parametrize("machine", [gpu(24, device="mps", capability=None), gpu(48, (7, 5))])
+def test_what_the_engine_cannot_run_on_is_told_of_baseline(machine: Machine) -> None:
+    with pytest.raises(Refused, match=r"^[^;]*; use the preset baseline\.$"):
+        resolve(DEFAULT_PRESET, machine)
+    assert resolve("baseline", machine).preset == "baseline"
+
+
+def test_a_cpu_runs_the_default_in_plain_pytorch() -> None:
+    machine = gpu(8, device="cpu", gpu=None, capability=None, cxx=None, cc=None, triton=False)
+    assert resolve_for("random", DEFAULT_PRESET, machine).preset == DEFAULT_PRESET
+
+
+def test_a_session_is_refused_before_anything_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Machine, "detect", lambda _device: gpu(24))
+    monkeypatch.setattr(load, "load", lambda *_, **__: pytest.fail("the checkpoint was loaded"))
+    setup = Setup(checkpoint=HUB_ID, preset=DEFAULT_PRESET, lora=None, device="cpu")
+    with pytest.raises(Refused, match=SMALL_CARD), open_session(setup):
+        pass
+
+
+def test_a_pipeline_is_refused_before_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = small_pipeline()
+    monkeypatch.setattr(Machine, "detect", lambda _device: gpu(24))
+    monkeypatch.setattr(acceleration, "FULL_SIZE_BYTES", 1000)
+    monkeypatch.setattr(plan.Plan, "apply", lambda *_: pytest.fail("the pipeline was changed"))
+    with pytest.raises(Refused, match=SMALL_CARD):
+        accelerate(pipe, quiet=True)
+
+
+def test_the_default_says_what_faster_presets_bring(capsys: pytest.CaptureFixture[str]) -> None:
+    accelerate(small_pipeline()).revert()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == faster_presets()
+    for word in ("lossy", "balanced 1.4x", "fast 3.4x", "kontext verify --preset balanced,fast --dataset"):
+        assert word in last
+    accelerate(small_pipeline(), "baseline").revert()
+    assert faster_presets() not in capsys.readouterr().out
+
+
+def _published(preset: str) -> list[tuple[float, int]]:
+    """Seconds and peak of the process in bytes of every measured edit at 1024x1024 in 28 steps."""
+    return [
+        (sample.wall_s, sample.memory.device_process_peak_bytes or 0)
+        for record in ResultStore.find(H100 / "2026-11-25-card").load().records
+        if record.preset == preset
+        for measurement in record.measurements
+        for sample in measurement.samples
+        if not sample.warmup
+    ]
+
+
+def test_the_table_of_memory_is_what_was_measured() -> None:
+    checks = json.loads((H100 / "2026-11-25-checks" / "low_memory.json").read_text())
+    assert PEAK_GIB["low_memory"] == checks["cap_gib"]
+    for preset in PEAK_GIB.keys() - {"low_memory"}:
+        assert PEAK_GIB[preset] == math.ceil(max(peak for _, peak in _published(preset)) / 2**30)
+
+
+def test_the_factors_are_what_was_measured() -> None:
+    seconds = {
+        preset: sum(times) / len(times)
+        for preset in ("faithful", *TIMES_FAITHFUL)
+        for times in [[time for time, _ in _published(preset)]]
+    }
+    for preset, factor in TIMES_FAITHFUL.items():
+        assert factor == round(seconds["faithful"] / seconds[preset], 1)
