@@ -12,9 +12,9 @@ from selenium import webdriver
 
 from kontext_fast.records.schema import Record, ResultFile
 from kontext_fast.records.store import ResultStore
-from kontext_fast.report import write_report
+from kontext_fast.report.output.publish import publish
 from tests.browser.chromium import PACKAGES, chromium, executables, install
-from tests.cost.made_up import SECONDS, gpu_run
+from tests.cost.gpu_records import SECONDS, gpu_run
 from tests.records.builder import full, item, result
 
 REQUIRED = "KONTEXT_REQUIRE_BROWSER"
@@ -54,12 +54,12 @@ def cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def h200_page(h200: Path) -> Path:
-    return write_report(h200)
+    return publish(h200).document
 
 
 @pytest.fixture(scope="session")
 def cpu_page(cpu: Path) -> Path:
-    return write_report(cpu)
+    return publish(cpu).document
 
 
 def _h200_result(store: ResultStore) -> ResultFile:

@@ -9,7 +9,8 @@ import pytest
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.store import ResultStore
-from kontext_fast.report.output.quality_page import arbitrary, difference_map, worst, write_quality_page
+from kontext_fast.report.output.item_cards import arbitrary, difference_map, worst
+from kontext_fast.report.output.quality_page import write_quality_page
 from kontext_fast.verify.analysis import PresetVerdict, analyze
 from kontext_fast.verify.margins import Margins, read_margins
 from kontext_fast.verify.verdict import Level

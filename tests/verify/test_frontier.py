@@ -10,9 +10,11 @@ from PIL import Image
 
 from kontext_fast.records.schema import EMULATED, ResultFile
 from kontext_fast.records.store import ResultStore
-from kontext_fast.report.charts import quality_frontier
+from kontext_fast.report.charting import write_verification_charts
+from kontext_fast.report.charts.verification import frontier as frontier_chart
 from kontext_fast.report.output.quality_page import write_quality_page
-from kontext_fast.report.text import frontier as words
+from kontext_fast.report.text import quality as words
+from kontext_fast.report.verification import build_verification_report
 from kontext_fast.verify.analysis import analyze
 from kontext_fast.verify.frontier import Change, Frontier, Point, frontier, quality_of_fewer_steps
 from kontext_fast.verify.verdict import Level
@@ -71,7 +73,7 @@ def test_metrics_that_disagree_are_mixed() -> None:
 
 
 def test_finding_names_every_preset_once() -> None:
-    said = words.finding(
+    said = words.frontier_finding(
         _with(_point("a", "preset", 1.4, 0.0), _point("b", "preset", 1.4, -0.5), _point("c", "preset", None))
     )
     assert said == f"a: {words.AHEAD}. b: {words.BEHIND}. Not timed: c (no clock)."
@@ -125,7 +127,11 @@ def test_points_come_from_records(store: ResultStore) -> None:
 
 
 def test_chart_and_page_show_the_frontier(store: ResultStore, tmp_path: Path) -> None:
-    chart = quality_frontier.draw(store.load(), tmp_path)
+    (chart,) = (
+        chart
+        for chart in write_verification_charts(build_verification_report(store.load()), tmp_path)
+        if chart.section == frontier_chart.SECTION
+    )
     assert chart.path is not None
     with Image.open(chart.path) as picture:
         assert picture.width == 1800
@@ -135,13 +141,13 @@ def test_chart_and_page_show_the_frontier(store: ResultStore, tmp_path: Path) ->
     assert "ahead of fewer steps" in page
 
 
-def test_verification_without_frontier_has_no_chart(store: ResultStore, tmp_path: Path) -> None:
+def test_verification_without_frontier_has_no_chart(store: ResultStore) -> None:
     result = store.load()
     kept = tuple(
         record.model_copy(update={"edits_s": ()})
         for record in result.records
         if record.arm and record.arm.role != "steps"
     )
-    chart = quality_frontier.draw(result.model_copy(update={"records": kept}), tmp_path)
-    assert chart.path is None
+    chart = frontier_chart.draw(build_verification_report(result.model_copy(update={"records": kept})))
+    assert chart.png is None
     assert "--frontier" in chart.takeaway

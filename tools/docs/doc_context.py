@@ -11,8 +11,9 @@ from typing import Any
 
 from kontext_fast.discovery import modules_with
 from kontext_fast.errors import InvalidInput
-from kontext_fast.report.model import Report
-from kontext_fast.report.sections import Section
+from kontext_fast.report.charting import Chart
+from kontext_fast.report.model import GroupReport, Report
+from kontext_fast.report.verification import VerificationReport
 from tools.docs import blocks
 from tools.docs.result_tree import Published
 
@@ -24,16 +25,23 @@ class DocContext:
     """The records of a project as one of its documents shows them."""
 
     published: Published
-    story: Report | None
+    report: Report | None = None
     """Of all benchmarks together; None where there is none."""
+    charts: tuple[Chart, ...] = ()
+    verification: VerificationReport | None = None
+    """The newest one; None where there is none."""
     to_root: str = ""
     """From the document's folder to that of the visualizations: empty, or `../`."""
 
     @property
-    def card(self) -> Section | None:
-        """The comparison to lead with among those that a card ran; times of a CPU are nobody's headline."""
-        sections = self.story.sections if self.story else ()
-        return next((one for one in sections if one.group.on_a_card), None)
+    def groups(self) -> tuple[GroupReport, ...]:
+        """Of the report, the one to lead with first."""
+        return self.report.groups if self.report else ()
+
+    @property
+    def headline(self) -> GroupReport | None:
+        """The comparison to lead with among those that a GPU ran; times of a CPU are never the headline."""
+        return next((group for group in self.groups if group.group.on_a_card), None)
 
     def stored(self, pattern: str) -> Iterator[tuple[str, Any]]:
         """Of every JSON file below the folder of results whose name matches: a link to it, and what is in it."""
@@ -58,9 +66,9 @@ def discover_blocks() -> Mapping[str, Render]:
     return {name: module.render for name, module in modules_with(blocks, "render").items()}
 
 
-def block(name: str, site: DocContext) -> str:
+def block(name: str, context: DocContext) -> str:
     """One passage. Raises InvalidInput for a name that no module has."""
     known = discover_blocks()
     if name not in known:
         raise InvalidInput(f"There is no passage {name!r}; choose {', '.join(known)}.")
-    return known[name](site)
+    return known[name](context)

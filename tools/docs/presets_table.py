@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from kontext_fast.analysis import format as fmt
-from kontext_fast.analysis.groups import Group, groups
-from kontext_fast.analysis.rows import Row, headline
+from kontext_fast.analysis.benchmark import AnalyzedGroup
+from kontext_fast.analysis.rows import Row
 from kontext_fast.optimizations.base import Effect, Optimization
 from kontext_fast.optimizations.presets import PRESETS, Preset
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import BASELINE, EMULATED, Record, ResultFile
 from kontext_fast.report.text.quality import level_name
-from kontext_fast.verify.analysis import PresetVerdict, VerificationAnalysis, analyze
+from kontext_fast.report.verification import VerificationReport
+from kontext_fast.verify.analysis import PresetVerdict
 
 SHOWN = ("faithful", "balanced", "fast", "turbo", "classic")
 """Presets that are a choice of several techniques, and what was measured besides after them."""
@@ -27,21 +28,20 @@ CHANGED = "not measured: its parameters have changed since"
 _STRENGTH = (Effect.EXACT, Effect.NUMERIC, Effect.LOSSY)
 
 
-def presets_table(verified: ResultFile | None, benched: ResultFile | None) -> str:
-    """The table as Markdown, with where its numbers come from and the reasons of verdicts below it."""
-    found = None if verified is None else analyze(verified)
-    group = None if benched is None else _reference_group(groups(benched))
-    rows = {row.preset: row for row in headline(group)} if group else {}
-    verdicts = {one.preset: one for one in found.presets} if found else {}
+def presets_table(verification: VerificationReport | None, benchmark: Sequence[AnalyzedGroup]) -> str:
+    """The table as Markdown, with where its numbers come from and the reasons of verdicts below it.
+
+    `benchmark` is empty where no speed was measured.
+    """
+    verified = verification.result if verification else None
+    group = _reference_group(benchmark)
+    rows = {row.preset: row for row in group.rows} if group else {}
+    verdicts = {preset.preset: preset for preset in verification.analysis.presets} if verification else {}
     names = [*SHOWN, *(name for name in (*verdicts, *rows) if name in PRESETS and name not in (*SHOWN, BASELINE))]
-    checkpoint = (
-        next((record.checkpoint.name for record in verified.records if record.checkpoint), "tiny")
-        if verified
-        else "tiny"
-    )
+    checkpoints = [record.checkpoint.name for record in verified.records if record.checkpoint] if verified else []
     card = (group.machine if group else None) or "the reference card"
     lines = [
-        f"| preset | what it does | effect | verdict on `{checkpoint}` | speed on {card} |",
+        f"| preset | what it does | effect | verdict on `{next(iter(checkpoints), 'tiny')}` | speed on {card} |",
         "|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(names):
@@ -50,25 +50,25 @@ def presets_table(verified: ResultFile | None, benched: ResultFile | None) -> st
         speed = _speed(preset, rows.get(name), group)
         lines.append(f"| `{name}` | {preset.summary} | {_effect(preset.optimizations)} | {verdict} | {speed} |")
     lines += ["", ON_YOUR_WEIGHTS, ""]
-    lines += [f"- {fact}" for fact in (*_of_verdicts(found, verified), *_of_speed(group, rows))]
+    lines += [f"- {fact}" for fact in (*_of_verdicts(verification), *_of_speed(group, rows))]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _effect(optimizations: Sequence[Optimization]) -> str:
-    return max((one.effect for one in optimizations), key=_STRENGTH.index, default=Effect.EXACT).value
+    return max((optimization.effect for optimization in optimizations), key=_STRENGTH.index, default=Effect.EXACT).value
 
 
-def _verdict(preset: Preset, one: PresetVerdict | None, verified: ResultFile | None) -> str:
-    if one is None or verified is None:
+def _verdict(preset: Preset, judged: PresetVerdict | None, verified: ResultFile | None) -> str:
+    if judged is None or verified is None:
         return fmt.NOT_MEASURED
     record = next(record for record in verified.records if record.arm and record.arm.name == preset.name)
     if not _is_current(preset, record):
         return CHANGED
     emulated = " (fp8 emulated: same rounding, no speed)" if EMULATED in record.labels else ""
-    return f"**{level_name(one.verdict.level)}**{emulated}"
+    return f"**{level_name(judged.verdict.level)}**{emulated}"
 
 
-def _speed(preset: Preset, row: Row | None, group: Group | None) -> str:
+def _speed(preset: Preset, row: Row | None, group: AnalyzedGroup | None) -> str:
     if row is None or group is None:
         return fmt.NOT_MEASURED
     runs = [run.record for run in group.runs_of(preset.name)]
@@ -84,53 +84,59 @@ def _speed(preset: Preset, row: Row | None, group: Group | None) -> str:
 
 def _is_current(preset: Preset, record: Record) -> bool:
     """Whether what ran is what the preset is today; a record without a plan (refused) says nothing else."""
-    ran = sorted((one.name, one.model_dump(mode="json")["parameters"]) for one in record.plan)
+    ran = sorted((applied.name, applied.model_dump(mode="json")["parameters"]) for applied in record.plan)
     variants: Iterable[tuple[Optimization, ...] | None] = (preset.optimizations, preset.on_random)
-    today = [sorted((one.name, one.parameters()) for one in variant) for variant in variants if variant is not None]
+    today = [
+        sorted((optimization.name, optimization.parameters()) for optimization in variant)
+        for variant in variants
+        if variant is not None
+    ]
     return not record.plan or ran in today
 
 
-def _reference_group(found: Sequence[Group]) -> Group | None:
+def _reference_group(groups: Sequence[AnalyzedGroup]) -> AnalyzedGroup | None:
     """Edits of the largest checkpoint, at the most work, with the most presets."""
 
-    def rank(group: Group) -> tuple[int, int, int]:
+    def rank(group: AnalyzedGroup) -> tuple[int, int, int]:
         assert group.checkpoint is not None
         assert group.workload is not None
         work = (group.workload.image_tokens + group.workload.reference_tokens) * group.workload.steps
         return group.checkpoint.transformer_parameters, len({run.record.preset for run in group.runs}), work
 
-    edits = [one for one in found if one.workload and one.checkpoint and one.workload.mode == "edit"]
-    return max((one for one in edits if one.runs_of(BASELINE)), key=rank, default=None)
+    edits = [group for group in groups if group.workload and group.checkpoint and group.workload.mode == "edit"]
+    return max((group for group in edits if group.runs_of(BASELINE)), key=rank, default=None)
 
 
-def _of_verdicts(found: VerificationAnalysis | None, verified: ResultFile | None) -> Iterator[str]:
-    if found is None or verified is None or not verified.records:
+def _of_verdicts(report: VerificationReport | None) -> Iterator[str]:
+    if report is None or not report.result.records:
         yield f"Verdicts: {fmt.NOT_MEASURED}."
         return
-    record, verification = verified.records[0], found.verification
+    records, analysis = report.result.records, report.analysis
+    verification = analysis.verification
     yield (
-        f"Verdicts: {fmt.count(len(verified.items), 'item')} of {verification.dataset}, "
+        f"Verdicts: {fmt.count(len(report.result.items), 'item')} of {verification.dataset}, "
         f"{fmt.count(len(verification.seeds), 'seed')} each, {verification.steps} steps, on "
-        f"{machine_name(record.environment) or 'an unnamed machine'}, {fmt.date(record.created_at)}, margins sha256 "
-        f"`{verification.margins_sha256[:12]}`."
+        f"{machine_name(records[0].environment) or 'an unnamed machine'}, {fmt.date(records[0].created_at)}, margins "
+        f"sha256 `{verification.margins_sha256[:12]}`."
     )
-    if found.blind:
-        yield f"Blind there, so that no verdict rests on them: {', '.join(sorted(found.blind))}."
-    for one in found.presets:
-        record = next(r for r in verified.records if r.arm and r.arm.name == one.preset)
-        if one.preset in PRESETS and _is_current(PRESETS[one.preset], record):
-            yield f"`{one.preset}`: {one.verdict.reason}"
+    if analysis.blind:
+        yield f"Blind there, so that no verdict rests on them: {', '.join(sorted(analysis.blind))}."
+    for preset in analysis.presets:
+        record = next(record for record in records if record.arm and record.arm.name == preset.preset)
+        if preset.preset in PRESETS and _is_current(PRESETS[preset.preset], record):
+            yield f"`{preset.preset}`: {preset.verdict.reason}"
 
 
-def _of_speed(group: Group | None, rows: dict[str, Row]) -> Iterator[str]:
+def _of_speed(group: AnalyzedGroup | None, rows: dict[str, Row]) -> Iterator[str]:
     if group is None or group.workload is None or group.checkpoint is None:
         yield f"Speed: {fmt.NOT_MEASURED}."
         return
-    of, dates = group.workload, sorted({fmt.date(run.record.created_at) for run in group.runs})
+    workload = group.workload
     yield (
-        f"Speed: baseline's time over the preset's, 95 % interval over rounds; edits of {of.width}x{of.height} by "
-        f"`{group.checkpoint.name}`, {of.steps} steps, batch {of.batch}, on {group.machine or 'an unnamed machine'}, "
-        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}."
+        f"Speed: baseline's time over the preset's, 95 % interval over rounds; edits of "
+        f"{workload.width}x{workload.height} by `{group.checkpoint.name}`, {workload.steps} steps, batch "
+        f"{workload.batch}, on {group.machine or 'an unnamed machine'}, "
+        f"{fmt.date_range(run.record.created_at for run in group.runs)}."
     )
     labels = dict.fromkeys(label for name, row in rows.items() if name in PRESETS for label in row.labels)
     yield from (f"{label[0].upper()}{label[1:]}." for label in labels if label != EMULATED)

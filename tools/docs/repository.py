@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from kontext_fast.records.atomic import write_atomically
-from kontext_fast.report.costs import usual_question
-from kontext_fast.report.model import Report
+from kontext_fast.report.charting import Chart
+from kontext_fast.report.model import Report, build_report, usual_question
 from kontext_fast.report.output.documents import DOCUMENTS
-from kontext_fast.report.output.publish import write_documents
-from kontext_fast.report.output.quality_page import write_quality_page
-from kontext_fast.report.verdicts import verdicts_of
+from kontext_fast.report.output.publish import write_report
+from kontext_fast.report.output.quality_page import write_page
+from kontext_fast.report.verification import VerificationReport, build_verification_report, verdicts
 from tools.docs.doc_blocks import inject
 from tools.docs.doc_context import DocContext, block
 from tools.docs.result_tree import Published, find_published
@@ -32,12 +33,13 @@ def render_repository(root: Path, out: Path | None = None) -> None:
     """
     out = root if out is None else out
     published = find_published(root / RESULTS)
-    story = _write_reports(published, out)
+    verification = _verification(published, out)
+    report, charts = _benchmark(published, verification, out)
     for document in _documents(root):
         text = document.read_text(encoding="utf-8")
         place = document.relative_to(root)
-        site = DocContext(published, story, to_root="../" * (len(place.parts) - 1))
-        rendered = inject(text, lambda name, site=site: block(name, site), place.as_posix())  # type: ignore[misc]
+        context = DocContext(published, report, charts, verification, to_root="../" * (len(place.parts) - 1))
+        rendered = inject(text, partial(block, context=context), place.as_posix())
         if rendered != text or out != root:
             write_atomically(out / place, rendered.encode())
 
@@ -57,25 +59,29 @@ def differences(root: Path) -> list[str]:
         return found
 
 
-def _write_reports(published: Published, out: Path) -> Report | None:
-    story = None
-    if published.speed is not None:
-        samples_file = out / RESULTS / "samples.csv"
-        question = usual_question(published.day)
-        story = write_documents(
-            published.speed,
-            published,
-            out,
-            samples_file,
-            DOCUMENTS,
-            question,
-            verdicts=verdicts_of(published.verifications[-1][1]) if published.verifications else None,
-            kept_in=" and ".join(published.places),
-        )
-    if published.verifications:
-        store, _ = published.verifications[-1]
-        write_quality_page(store.records_file, out)
-    return story
+def _verification(published: Published, out: Path) -> VerificationReport | None:
+    """Write the page of the newest verification."""
+    if not published.verifications:
+        return None
+    store, result = published.verifications[-1]
+    report = build_verification_report(result)
+    write_page(report, store, out)
+    return report
+
+
+def _benchmark(
+    published: Published, verification: VerificationReport | None, out: Path
+) -> tuple[Report | None, tuple[Chart, ...]]:
+    """Write the charts and documents of all benchmarks together."""
+    if published.speed is None:
+        return None, ()
+    report = build_report(
+        published.speed,
+        usual_question(published.day),
+        verdicts(verification) if verification else None,
+        kept_in=" and ".join(published.places),
+    )
+    return report, write_report(report, published, out, out / RESULTS / "samples.csv", DOCUMENTS)
 
 
 def _documents(root: Path) -> Iterator[Path]:

@@ -11,10 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kontext_fast.analysis.control import smallest_claim
-from kontext_fast.analysis.groups import Group, groups
+from kontext_fast.analysis.benchmark import AnalyzedGroup, analyze_benchmark
 from kontext_fast.analysis.names import group_name
-from kontext_fast.analysis.rows import by_round, process_values
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import BASELINE, CONTROL, EMULATED, Checkpoint, ResultFile
@@ -23,7 +21,6 @@ from kontext_fast.stats.intervals import (
     Estimate,
     exponential_of,
     log_ratios,
-    mean_estimate,
     unpaired_log_ratio,
     welch_error,
 )
@@ -69,19 +66,18 @@ def compare(before: ResultFile, after: ResultFile, threshold: float) -> Comparis
     Raises InvalidInput where the two share no card, no weights or no workload.
     """
     _check_alike(before, after)
-    old, new = groups(before), groups(after)
+    old, new = analyze_benchmark(before), analyze_benchmark(after)
     pairs = [(a, b) for a in old for b in new if a.workload is not None and _key(a) == _key(b)]
     if not pairs:
         raise InvalidInput("A and B share no workload (size, steps, batch, items); measure both with the same suite.")
     changes: list[Change] = []
     left_out: list[str] = []
     for a, b in pairs:
-        limits = [limit for limit in (smallest_claim(a, old), smallest_claim(b, new)) if limit is not None]
         for preset in a.presets:
             if preset == CONTROL or not a.runs_of(preset):
                 continue
             if b.runs_of(preset) or b.failures_of(preset):
-                changes.append(_change(preset, a, b, threshold, max(limits, default=0.0)))
+                changes.append(_change(preset, a, b, threshold))
             else:
                 left_out.append(f"{preset} on {group_name(a)} is only in A")
         new_ones = [p for p in b.presets if p != CONTROL and b.runs_of(p) and not a.runs_of(p)]
@@ -119,25 +115,25 @@ def _named(weights: _Weights | None) -> str:
     return f"{digest[:12]} in {dtype}"
 
 
-def _key(group: Group) -> tuple[object, ...]:
+def _key(group: AnalyzedGroup) -> tuple[object, ...]:
     return _weights(group.checkpoint), group.machine, group.workload, group.compile_cache
 
 
-def _unpaired(of: Iterable[Group], paired: Sequence[Group], side: str) -> list[str]:
+def _unpaired(of: Iterable[AnalyzedGroup], paired: Sequence[AnalyzedGroup], side: str) -> list[str]:
     return [f"{group_name(group)} is only in {side}" for group in of if group.workload and group not in paired]
 
 
-def _change(preset: str, a: Group, b: Group, threshold: float, limit: float) -> Change:
-    before = mean_estimate(process_values(a.runs_of(preset)))
-    if not b.runs_of(preset):
+def _change(preset: str, a: AnalyzedGroup, b: AnalyzedGroup, threshold: float) -> Change:
+    before, after = (row.time.mean if (row := group.row(preset)) and row.time else None for group in (a, b))
+    if after is None:
         failure = b.failures_of(preset)[0]
         note = f"{failure.status}: {failure.reason}"
         return Change(group_name(a), preset, before, None, None, False, None, "fails now", note)
-    after = mean_estimate(process_values(b.runs_of(preset)))
-    relative = preset != BASELINE and all(set(_rounds(g, BASELINE)) & set(_rounds(g, preset)) for g in (a, b))
+    relative = preset != BASELINE and all(g.by_round(BASELINE).keys() & g.by_round(preset).keys() for g in (a, b))
     logs_before, logs_after = (_logs(group, preset, relative) for group in (a, b))
     ratio = exponential_of(unpaired_log_ratio(logs_before, logs_after))
     emulated = any(EMULATED in run.record.labels for group in (a, b) for run in group.runs_of(preset))
+    limit = max(group.smallest_claim or 0.0 for group in (a, b))
     return Change(
         workload=group_name(a),
         preset=preset,
@@ -151,14 +147,10 @@ def _change(preset: str, a: Group, b: Group, threshold: float, limit: float) -> 
     )
 
 
-def _logs(group: Group, preset: str, relative: bool) -> list[float]:
+def _logs(group: AnalyzedGroup, preset: str, relative: bool) -> list[float]:
     """One logarithm per round: of its time, or of its time over baseline's."""
-    own = _rounds(group, preset)
-    return log_ratios(own, _rounds(group, BASELINE)) if relative else [math.log(value) for value in own.values()]
-
-
-def _rounds(group: Group, preset: str) -> dict[int, float]:
-    return by_round(group.runs_of(preset))
+    own = group.by_round(preset)
+    return log_ratios(own, group.by_round(BASELINE)) if relative else [math.log(value) for value in own.values()]
 
 
 def _detectable(before: Sequence[float], after: Sequence[float]) -> float | None:
@@ -169,7 +161,7 @@ def _detectable(before: Sequence[float], after: Sequence[float]) -> float | None
 
 
 def _outcome(ratio: Estimate | None, threshold: float, limit: float) -> Outcome:
-    """Too wide an interval is no acquittal: that nothing changed is said only where it rules a regression out."""
+    """'No change' requires an interval that excludes a regression; otherwise the result is inconclusive."""
     if ratio is None or ratio.interval is None:
         return "cannot tell"
     if not ratio.excludes_one or abs(math.log(ratio.value)) <= math.log1p(limit):

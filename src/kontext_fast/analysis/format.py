@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kontext_fast.analysis.rows import ComputedSteps
 
 NOT_MEASURED = "not measured"
+NO_INTERVAL = "no interval"
 
 
 def seconds(value: float | None) -> str:
@@ -41,6 +42,11 @@ def seconds_estimate(estimate: Estimate) -> str:
     return f"{_fixed(estimate.value * scale, _decimals_of(estimate, scale))} {unit}"
 
 
+def seconds_with_interval(estimate: Estimate) -> str:
+    """`1.13 s (1.10 to 1.16 s)` or `1.13 s (no interval)`."""
+    return _with_interval(seconds_estimate(estimate), seconds_range(estimate))
+
+
 def factor(estimate: Estimate) -> str:
     """`1.62x`: how many times as fast."""
     return f"{_fixed(estimate.value, _factor_decimals(estimate))}x"
@@ -52,6 +58,11 @@ def factor_range(estimate: Estimate) -> str | None:
         return None
     low, high = (f"{_fixed(bound, _factor_decimals(estimate))}x" for bound in estimate.interval)
     return f"{low} to {high}"
+
+
+def factor_with_interval(estimate: Estimate) -> str:
+    """`1.62x (1.55x to 1.70x)` or `1.62x (no interval)`."""
+    return _with_interval(factor(estimate), factor_range(estimate))
 
 
 def factor_range_short(estimate: Estimate) -> str | None:
@@ -109,6 +120,12 @@ def date(created_at: str) -> str:
         return datetime.fromisoformat(created_at).date().isoformat()
     except ValueError:
         return created_at
+
+
+def date_range(created_at: Iterable[str]) -> str:
+    """ISO 8601 times as `2001-02-03` or `2001-02-03 to 2001-02-05`."""
+    dates = sorted(map(date, created_at))
+    return " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else NOT_MEASURED
 
 
 def computed_steps(steps: ComputedSteps) -> str:
@@ -178,6 +195,11 @@ def usd_range(estimate: Estimate) -> str | None:
     return f"{usd(low)} to {usd(high)}"
 
 
+def usd_with_interval(estimate: Estimate) -> str:
+    """`$830 ($781 to $870)` or `$830 (no interval)`."""
+    return _with_interval(usd(estimate.value), usd_range(estimate))
+
+
 def usd_range_short(estimate: Estimate) -> str | None:
     """`781-870`, for places without room, None where there is no interval; empty where both ends are the same."""
     if estimate.interval is None:
@@ -224,6 +246,10 @@ def months_range(interval: tuple[float, float]) -> str | None:
 def _counted(count: float) -> str:
     number = f"{count:,.0f}"
     return f"{number} image" if number == "1" else f"{number} images"
+
+
+def _with_interval(value: str, interval: str | None) -> str:
+    return f"{value} ({interval or NO_INTERVAL})"
 
 
 def _fixed(value: float, decimals: int) -> str:

@@ -6,8 +6,10 @@ A preset whose plan was changed between two runs is not one configuration: the p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from kontext_fast.records.names import is_peer, machine_name, ran_on_gpu
 from kontext_fast.records.schema import (
@@ -22,9 +24,7 @@ from kontext_fast.records.schema import (
     Sample,
     Workload,
 )
-
-__all__ = ["BASELINE", "Group", "Plan", "Run", "groups"]
-
+from kontext_fast.stats.intervals import process_value
 
 Plan = tuple[AppliedOptimization, ...]
 
@@ -40,6 +40,19 @@ class Run:
     def samples(self) -> tuple[Sample, ...]:
         """The measured calls, warm-ups excluded."""
         return tuple(sample for sample in self.measurement.samples if not sample.warmup)
+
+    @property
+    def seconds(self) -> float:
+        """The process value of the time per call."""
+        return self.mean(lambda sample: [sample.wall_s]) or 0.0
+
+    def mean(self, values_of: Callable[[Sample], Sequence[float]]) -> float | None:
+        """The process value of what `values_of` reads from a measured call; None where no call has any."""
+        by_item: dict[str, list[float]] = defaultdict(list)
+        for sample in self.samples:
+            if values := values_of(sample):
+                by_item[sample.item].extend(values)
+        return process_value(by_item) if by_item else None
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,10 @@ class Group:
 
     def runs_of(self, preset: str) -> tuple[Run, ...]:
         return tuple(run for run in self.runs if run.record.preset == preset)
+
+    def run_ids(self, preset: str) -> tuple[str, ...]:
+        """The records that a preset's numbers come from."""
+        return tuple(run.record.run_id for run in self.runs_of(preset))
 
     def failures_of(self, preset: str) -> tuple[Record, ...]:
         return tuple(record for record in self.failures if record.preset == preset)
@@ -173,9 +190,12 @@ def _presets(records: Iterable[Record]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (name != BASELINE, is_peer(name), name if is_peer(name) else "")))
 
 
-def by_machine(of: Iterable[Group]) -> list[list[Group]]:
+AnyGroup = TypeVar("AnyGroup", bound=Group)
+
+
+def by_machine(of: Iterable[AnyGroup]) -> list[list[AnyGroup]]:
     """Groups with runs, gathered by checkpoint and machine, whose numbers may stand in one chart."""
-    found: dict[object, list[Group]] = {}
+    found: dict[object, list[AnyGroup]] = {}
     for group in of:
         if group.runs:
             found.setdefault((group.checkpoint, group.machine), []).append(group)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kontext_fast.analysis.groups import Group, by_machine
-from kontext_fast.analysis.rows import Row, headline
+from kontext_fast.analysis.groups import AnyGroup, Group, by_machine
+from kontext_fast.analysis.rows import Row
 from kontext_fast.records.schema import BASELINE, CONTROL
 
 
 def slow_to_fast(rows: Iterable[Row]) -> tuple[Row, ...]:
     """Baseline, its control, the others by their mean time, and last those without a time."""
     return tuple(sorted(rows, key=_place))
-
-
-def presets_slow_to_fast(group: Group) -> tuple[str, ...]:
-    """Those of a group, failed ones included."""
-    return tuple(row.preset for row in slow_to_fast(headline(group)))
 
 
 def _place(row: Row) -> tuple[int, float]:
@@ -29,21 +24,21 @@ USUAL_STEPS = 28
 """Of FLUX.1-Kontext; of several step counts the nearest to it leads."""
 
 
-def headline_group_first(found: Iterable[Group]) -> tuple[Group, ...]:
+def headline_group_first(of: Iterable[AnyGroup]) -> tuple[AnyGroup, ...]:
     """The group that a report leads with, then the others in their order.
 
-    It is the most demanding one that compares presets as a user has them, with compiled code where he left it.
+    It is the most demanding one that compares several presets, with the compile cache that the user has.
     """
-    groups = tuple(found)
+    groups = tuple(of)
     if not groups:
         return ()
     leading = max(groups, key=headline_rank)
     return (leading, *(group for group in groups if group is not leading))
 
 
-def leading_groups(found: Iterable[Group]) -> tuple[Group, ...]:
+def leading_groups(groups: Iterable[AnyGroup]) -> tuple[AnyGroup, ...]:
     """Of each checkpoint and machine the group to lead with, the one that a report of them all leads with first."""
-    return headline_group_first(headline_group_first(of)[0] for of in by_machine(found))
+    return headline_group_first(headline_group_first(of)[0] for of in by_machine(groups))
 
 
 def headline_rank(group: Group) -> tuple[bool, bool, tuple[int, int, int], int]:

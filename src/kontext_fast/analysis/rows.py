@@ -8,16 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kontext_fast.analysis.groups import BASELINE, Group, Run
+from kontext_fast.analysis.groups import Group, Run
 from kontext_fast.analysis.judge_scores import accepted_by_item
-from kontext_fast.records.schema import EMULATED, Memory, Status
+from kontext_fast.records.schema import BASELINE, EMULATED, Memory, Sample, Status
 from kontext_fast.stats.intervals import (
     Estimate,
     Summary,
     acceptance,
     mean_estimate,
     paired_difference,
-    process_value,
     ratio_interval,
     summarize,
 )
@@ -54,6 +53,8 @@ class Row:
     failures: tuple[Failure, ...]
     labels: tuple[str, ...]
     time: Summary | None
+    by_round: Mapping[int, float]
+    """Seconds per call of each round's process."""
     factor: Estimate | None
     """Baseline's time over this one's."""
     factor_note: str | None
@@ -89,19 +90,6 @@ def headline(group: Group) -> tuple[Row, ...]:
     return tuple(_row(group, preset, baseline) for preset in group.presets)
 
 
-def process_values(runs: Iterable[Run]) -> list[float]:
-    """Seconds per call of each process, in the order of the runs."""
-    return [_process_value(run) for run in runs]
-
-
-def by_round(runs: Iterable[Run]) -> dict[int, float]:
-    """Seconds per call of each round's process."""
-    values: dict[int, list[float]] = defaultdict(list)
-    for run in runs:
-        values[run.record.round].append(_process_value(run))
-    return {round_: float(np.mean(of_round)) for round_, of_round in values.items()}
-
-
 def _row(group: Group, preset: str, baseline: Sequence[Run]) -> Row:
     runs = group.runs_of(preset)
     failures = tuple(
@@ -113,21 +101,23 @@ def _row(group: Group, preset: str, baseline: Sequence[Run]) -> Row:
             label for record in [*(r.record for r in runs), *group.failures_of(preset)] for label in record.labels
         )
     )
-    factor, factor_note = _factor(preset, labels, baseline, runs)
+    by_round = _by_round(runs)
+    factor, factor_note = _factor(preset, labels, baseline, by_round)
     judged = accepted_by_item(runs)
     return Row(
         preset=preset,
         status=_status(runs, failures),
         failures=failures,
         labels=labels,
-        time=summarize(process_values(runs)) if runs else None,
+        time=summarize([run.seconds for run in runs]) if runs else None,
+        by_round=by_round,
         factor=factor,
         factor_note=factor_note,
         computed_steps=_computed_steps(runs),
         accepted=acceptance(judged),
         accepted_change=None if preset == BASELINE else paired_difference(accepted_by_item(baseline), judged),
         memory=_peaks(runs),
-        energy=_energy(runs),
+        energy=_estimate(run.mean(_energy) for run in runs),
         load=_estimate(run.record.load_s for run in runs),
         apply=_estimate(run.record.apply_s for run in runs),
         first_call=_estimate(run.measurement.first_call_s for run in runs),
@@ -141,9 +131,9 @@ def _status(runs: Sequence[Run], failures: Sequence[Failure]) -> Status:
 
 
 def _factor(
-    preset: str, labels: Sequence[str], baseline: Sequence[Run], runs: Sequence[Run]
+    preset: str, labels: Sequence[str], baseline: Sequence[Run], by_round: Mapping[int, float]
 ) -> tuple[Estimate | None, str | None]:
-    if not runs:
+    if not by_round:
         return None, "not measured"
     if preset == BASELINE:
         return None, REFERENCE
@@ -151,15 +141,8 @@ def _factor(
         return None, "emulated kernel: not a speed"
     if not baseline:
         return None, "no baseline"
-    factor = ratio_interval(by_round(baseline), by_round(runs))
+    factor = ratio_interval(_by_round(baseline), by_round)
     return factor, None if factor else "no round shared with baseline"
-
-
-def _process_value(run: Run) -> float:
-    by_item: dict[str, list[float]] = defaultdict(list)
-    for sample in run.samples:
-        by_item[sample.item].append(sample.wall_s)
-    return process_value(by_item)
 
 
 def _computed_steps(runs: Sequence[Run]) -> ComputedSteps | None:
@@ -178,16 +161,15 @@ def _peaks(runs: Sequence[Run]) -> Memory:
     return Memory(**{name: largest(name) for name in Memory.model_fields})
 
 
-def _energy(runs: Sequence[Run]) -> Estimate | None:
-    processes = []
+def _by_round(runs: Iterable[Run]) -> dict[int, float]:
+    values: dict[int, list[float]] = defaultdict(list)
     for run in runs:
-        by_item: dict[str, list[float]] = defaultdict(list)
-        for sample in run.samples:
-            if sample.gpu is not None and sample.gpu.energy_j is not None:
-                by_item[sample.item].append(sample.gpu.energy_j)
-        if by_item:
-            processes.append(process_value(by_item))
-    return mean_estimate(processes) if processes else None
+        values[run.record.round].append(run.seconds)
+    return {round_: float(np.mean(of_round)) for round_, of_round in values.items()}
+
+
+def _energy(sample: Sample) -> list[float]:
+    return [sample.gpu.energy_j] if sample.gpu is not None and sample.gpu.energy_j is not None else []
 
 
 def _estimate(values: Iterable[float | None]) -> Estimate | None:

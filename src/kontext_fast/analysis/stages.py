@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 
 from kontext_fast.analysis.groups import Group, Run
 from kontext_fast.records.samples_csv import STAGES
 from kontext_fast.records.schema import Sample, StepKind
-from kontext_fast.stats.intervals import mean_estimate, process_value
 
 STEP_KINDS: tuple[StepKind, ...] = ("full", "skipped")
 
@@ -36,21 +35,14 @@ def stage_rows(group: Group) -> tuple[StageRow, ...]:
 def _row(preset: str, runs: tuple[Run, ...]) -> StageRow:
     stages = {stage: value for stage in STAGES if (value := _mean(runs, partial(_stage_of, stage))) is not None}
     steps = {kind: value for kind in STEP_KINDS if (value := _mean(runs, partial(_steps_of, kind))) is not None}
-    whole = _mean(runs, lambda sample: [sample.wall_s]) or 0.0
+    whole = fmean(run.seconds for run in runs)
     return StageRow(preset, stages, whole - sum(stages.values()), steps)
 
 
 def _mean(runs: tuple[Run, ...], values_of: Callable[[Sample], list[float]]) -> float | None:
     """The mean over the processes that have such values."""
-    processes = []
-    for run in runs:
-        by_item: dict[str, list[float]] = defaultdict(list)
-        for sample in run.samples:
-            if values := values_of(sample):
-                by_item[sample.item].extend(values)
-        if by_item:
-            processes.append(process_value(by_item))
-    return mean_estimate(processes).value if processes else None
+    processes = [value for run in runs if (value := run.mean(values_of)) is not None]
+    return fmean(processes) if processes else None
 
 
 def _stage_of(stage: str, sample: Sample) -> list[float]:

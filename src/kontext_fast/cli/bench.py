@@ -188,9 +188,10 @@ def _split_counts(text: str | None, what: str) -> tuple[int, ...] | None:
 def _print_result(result: ResultFile, folder: Path, *, as_json: bool) -> None:
     from rich.console import Console
 
+    from kontext_fast.analysis.benchmark import analyze_benchmark
     from kontext_fast.report.output.terminal import print_headline
 
-    print_headline(result, Console(highlight=False))
+    print_headline(analyze_benchmark(result), Console(highlight=False))
     if as_json:
         runs = [record.model_dump(mode="json", include=_OF_A_RUN) for record in result.records]
         print(json_format.dumps({"folder": str(folder), "suite": result.suite, "runs": runs}))

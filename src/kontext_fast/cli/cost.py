@@ -5,15 +5,13 @@ from __future__ import annotations
 import json as json_format
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from kontext_fast.cli.options import Json
+from kontext_fast.cost import Billing
 from kontext_fast.errors import InvalidInput
-
-# Spelled out again, because the cost package imports scipy and every --help imports this module.
-_Billing = Literal["by-use", "always-on", "reserved"]
 
 
 def cost(
@@ -22,9 +20,7 @@ def cost(
         typer.Argument(metavar="RECORDS", help="A folder that a bench wrote, or a JSON file of records in it."),
     ],
     images_per_day: Annotated[float, typer.Option(help="Volume.")] = 10_000,
-    billing: Annotated[
-        Literal["by-use", "always-on", "reserved"], typer.Option(help="How the GPUs are paid.")
-    ] = "by-use",
+    billing: Annotated[Billing, typer.Option(help="How the GPUs are paid.")] = "by-use",
     price: Annotated[
         str | None,
         typer.Option(
@@ -53,14 +49,14 @@ def cost(
     """Price what records measured."""
     from rich.console import Console
 
-    from kontext_fast.cost.analysis import Question, analyse
+    from kontext_fast.analysis.benchmark import analyze_benchmark
+    from kontext_fast.cost.analysis import Question, group_cost
     from kontext_fast.cost.billing import Demand
     from kontext_fast.cost.export import as_csv, as_json
-    from kontext_fast.cost.licence import licence_notes
     from kontext_fast.cost.prices import load_prices
     from kontext_fast.records.atomic import write_atomically
     from kontext_fast.records.store import ResultStore
-    from kontext_fast.report.output.cost_table import print_cost
+    from kontext_fast.report.output.terminal import print_cost
 
     question = Question(
         demand=Demand(images_per_day=images_per_day, peak_share=peak_share, cold_starts_per_day=cold_starts),
@@ -71,19 +67,20 @@ def cost(
         upkeep_usd_per_month=upkeep_usd,
     )
     table = load_prices(prices)
-    analysed = analyse(ResultStore.find(records).load(), table, question)
+    groups = analyze_benchmark(ResultStore.find(records).load())
+    costs = [group_cost(group, table, question) for group in groups]
     if csv is not None:
         try:
-            write_atomically(csv, as_csv(analysed).encode())
+            write_atomically(csv, as_csv(costs).encode())
         except OSError as error:
             raise InvalidInput(f"{csv} cannot be written ({error.strerror}): choose another file.") from error
     console = Console(highlight=False)
-    for group in analysed:
-        print_cost(group, console)
-    for note in licence_notes(table):
+    for of_group in costs:
+        print_cost(of_group, console)
+    for note in table.licence_notes():
         console.print(note, markup=False)
     if json:
-        print(json_format.dumps(as_json(analysed, table, question)))
+        print(json_format.dumps(as_json(costs, table, question)))
 
 
 command = cost

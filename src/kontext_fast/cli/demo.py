@@ -47,10 +47,10 @@ def command(
     request = EditRequest(item.instruction, item.image, seed=suite.seed)
     with open_session(Setup(checkpoint="tiny", preset=DEFAULT_PRESET, lora=None, device="cpu")) as session:
         edited = session.save(request, folder / "edited.png", source=folder / "input.png")
-    print_headline(written.result, Console(highlight=False))
+    print_headline(written.report.analysis, Console(highlight=False))
     if json:
-        print(json_format.dumps({"folder": str(folder), "page": str(written.page), "edit": edited}))
+        print(json_format.dumps({"folder": str(folder), "page": str(written.document), "edit": edited}))
     else:
         print(f'"{item.instruction}": {folder / "input.png"} became {edited["path"]}.')
-        print(f"The page is {written.page}.")
-    raise_for_failures(written.result.records, folder)
+        print(f"The page is {written.document}.")
+    raise_for_failures(written.report.result.records, folder)

@@ -11,6 +11,7 @@ import typer
 
 from kontext_fast.cli.options import Json
 from kontext_fast.cli.progress import progress_bar
+from kontext_fast.cost import Billing
 
 
 def report(
@@ -31,9 +32,7 @@ def report(
         ),
     ] = None,
     images_per_day: Annotated[float, typer.Option(help="Volume that is priced.")] = 10_000,
-    billing: Annotated[
-        Literal["by-use", "always-on", "reserved"], typer.Option(help="How the GPUs are paid.")
-    ] = "by-use",
+    billing: Annotated[Billing, typer.Option(help="How the GPUs are paid.")] = "by-use",
     price: Annotated[
         str | None,
         typer.Option(
@@ -67,7 +66,7 @@ def report(
     with progress_bar() as bar:
         bar.begin("writing the report")
         written = publish(records, out, audience=audience, question=question, verification=verification)
-    print_headline(written.result, Console(highlight=False))
+    print_headline(written.report.analysis, Console(highlight=False))
     if json:
         charts = [str(chart.path) for chart in written.charts if chart.path]
         print(json_format.dumps({audience: str(written.document), "charts": charts}))

@@ -172,9 +172,9 @@ def _print(found: VerificationAnalysis, points: Frontier | None) -> None:
         table.add_row(*map(Text, (one.preset, shown, one.verdict.reason)))
     console.print(table)
     if points is not None:
-        from kontext_fast.report.text.frontier import finding
+        from kontext_fast.report.text.quality import frontier_finding
 
-        console.print(Text(finding(points)))
+        console.print(Text(frontier_finding(points)))
     for metric, reason in found.blind.items():
         console.print(Text(f"{metric} is blind here: {reason}."))
     for facts in found.metrics:

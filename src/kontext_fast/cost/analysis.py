@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
-from kontext_fast.analysis.groups import BASELINE, Group, groups
+from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.names import workload_name
-from kontext_fast.cost.billing import Basis, Billing, Cost, Demand, Tariff, Work, cost
+from kontext_fast.cost import Billing
+from kontext_fast.cost.billing import Basis, Cost, Demand, Tariff, cost
 from kontext_fast.cost.cards import card_of
 from kontext_fast.cost.crossover import Crossover, fleet_instead_of_use, hosting_instead_of_api
 from kontext_fast.cost.fleet import RHO_MAX
-from kontext_fast.cost.measured import Measured, measured, paired_half_s
 from kontext_fast.cost.payback import Payback, images_to_repay_start, payback, savings_per_month
 from kontext_fast.cost.prices import Kind, Price, PriceTable, user_price
+from kontext_fast.cost.work import PresetWork, Work, paired_half_s, preset_works
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.schema import CONTROL, ResultFile
+from kontext_fast.records.schema import BASELINE, CONTROL
 from kontext_fast.stats.intervals import Estimate
 
 NO_PRICE = "no price for this machine"
@@ -60,45 +61,64 @@ class PresetCost:
 class GroupCost:
     """The runs that may be compared, priced."""
 
-    workload: str
-    checkpoint: str | None
-    machine: str | None
-    card: str | None
+    group: AnalyzedGroup
+    works: tuple[PresetWork, ...]
+    """Of every preset of the group, the A/A control included."""
     price: Price | None
     refusal: str | None
     """Why nothing is priced."""
     demand: Demand
     presets: tuple[PresetCost, ...]
+    """Without the A/A control: it is baseline under another name."""
+
+    @property
+    def workload(self) -> str:
+        return workload_name(self.group.workload)
+
+    @property
+    def checkpoint(self) -> str | None:
+        return self.group.checkpoint.name if self.group.checkpoint else None
+
+    @property
+    def machine(self) -> str | None:
+        return self.group.machine
+
+    @property
+    def card(self) -> str | None:
+        return card_of(self.group.machine)
 
     @property
     def basis(self) -> Basis | None:
         return next((preset.cost.basis for preset in self.presets if preset.cost), None)
 
+    def of(self, preset: str) -> PresetCost | None:
+        return next((cost for cost in self.presets if cost.preset == preset), None)
 
-def analyse(result: ResultFile, table: PriceTable, question: Question) -> tuple[GroupCost, ...]:
-    """Every group of the records. Raises InvalidInput for a price that is not of the card that was measured."""
-    return tuple(analyse_group(group, table, question) for group in groups(result))
+    def work_of(self, preset: str) -> PresetWork | None:
+        """None where no time of the preset could be priced."""
+        return next((work for work in self.works if work.preset == preset and work.work), None)
 
 
-def analyse_group(group: Group, table: PriceTable, question: Question) -> GroupCost:
-    """The A/A control is left out: nobody would pay for baseline under another name."""
-    rows = tuple(row for row in measured(group) if row.row.preset != CONTROL)
-    price = choose_price(group.machine, rows, table, question)
+def group_cost(group: AnalyzedGroup, table: PriceTable, question: Question) -> GroupCost:
+    """Raises InvalidInput for a price that is not of the card that was measured, or of one with too little memory."""
+    works = preset_works(group)
+    priced = [work for work in works if work.preset != CONTROL]
+    price = choose_price(group.machine, priced, table, question)
     tariff = None if price is None else Tariff(billing=question.billing, price=price, rho_max=question.rho_max)
-    baseline = next((row for row in rows if row.row.preset == BASELINE and row.work), None)
+    baseline = next((work for work in priced if work.preset == BASELINE and work.work), None)
     return GroupCost(
-        workload=workload_name(group.workload),
-        checkpoint=group.checkpoint.name if group.checkpoint else None,
-        machine=group.machine,
-        card=card_of(group.machine),
+        group=group,
+        works=works,
         price=price,
         refusal=None if price else _refusal(group.machine, table, question),
         demand=question.demand,
-        presets=tuple(_preset(row, baseline, tariff, table, question) for row in rows),
+        presets=tuple(_preset_cost(work, baseline, tariff, table, question) for work in priced),
     )
 
 
-def choose_price(machine: str | None, rows: Iterable[Measured], table: PriceTable, question: Question) -> Price | None:
+def choose_price(
+    machine: str | None, works: Iterable[PresetWork], table: PriceTable, question: Question
+) -> Price | None:
     """The asked price, else the card's typical row for the billing model; None where there is none.
 
     Raises InvalidInput where the asked price is of another card, or of one with less memory than the measured peak.
@@ -111,7 +131,7 @@ def choose_price(machine: str | None, rows: Iterable[Measured], table: PriceTabl
         given = user_price(question.price, billing_kind=kind, today=question.today)
         price = given or _of_card(table.named(question.price), machine, card)
     if price is not None:
-        _check_memory(price, rows)
+        _check_memory(price, works)
     return price
 
 
@@ -126,13 +146,13 @@ def _of_card(price: Price, machine: str | None, card: str | None) -> Price:
     return price
 
 
-def _check_memory(price: Price, rows: Iterable[Measured]) -> None:
+def _check_memory(price: Price, works: Iterable[PresetWork]) -> None:
     if price.memory_gib is None:
         return
-    for row in rows:
-        if row.peak_bytes is not None and row.peak_bytes > price.memory_gib * GIB:
+    for work in works:
+        if work.peak_bytes is not None and work.peak_bytes > price.memory_gib * GIB:
             raise InvalidInput(
-                f"{row.row.preset} held {row.peak_bytes / GIB:.1f} GiB and price {price.id} is for "
+                f"{work.preset} held {work.peak_bytes / GIB:.1f} GiB and price {price.id} is for "
                 f"{price.memory_gib:g} GiB: choose a price of a larger card."
             )
 
@@ -144,41 +164,49 @@ def _refusal(machine: str | None, table: PriceTable, question: Question) -> str:
     return NO_PRICE
 
 
-def _preset(
-    row: Measured, baseline: Measured | None, tariff: Tariff | None, table: PriceTable, question: Question
+def _preset_cost(
+    priced: PresetWork, baseline: PresetWork | None, tariff: Tariff | None, table: PriceTable, question: Question
 ) -> PresetCost:
-    work = row.work
-    if work is None or tariff is None:
-        cold_start_s = work.cold_start_s if work else None
-        note = row.note or NO_PRICE
-        return PresetCost(
-            row.row.preset, row.row.labels, _per_image(work), cold_start_s, None, note, None, None, None, ()
-        )
-    against = baseline if baseline is not None and row is not baseline else None
-    saved = None if against is None else _savings(against, row, tariff, question.demand)
-    return PresetCost(
-        preset=row.row.preset,
-        labels=row.row.labels,
+    work = priced.work
+    unpriced = PresetCost(
+        preset=priced.preset,
+        labels=priced.row.labels,
         seconds_per_image=_per_image(work),
-        cold_start_s=work.cold_start_s,
+        cold_start_s=work.cold_start_s if work else None,
+        cost=None,
+        note=priced.note or NO_PRICE,
+        savings_per_month=None,
+        images_to_repay_start=None,
+        payback=None,
+        crossovers=(),
+    )
+    if work is None or tariff is None:
+        return unpriced
+    against = baseline if baseline is not None and priced is not baseline else None
+    saved = None if against is None else savings(against, priced, question.demand, tariff)
+    return replace(
+        unpriced,
         cost=cost(work, question.demand, tariff, today=question.today),
         note=None,
         savings_per_month=saved,
         images_to_repay_start=images_to_repay_start(against.work, work) if against and against.work else None,
-        payback=None
-        if saved is None or question.development_usd is None
-        else payback(
-            saved, development_usd=question.development_usd, upkeep_usd_per_month=question.upkeep_usd_per_month
-        ),
+        payback=_payback(saved, question),
         crossovers=_crossovers(work, tariff, table, question),
     )
 
 
-def _savings(baseline: Measured, other: Measured, tariff: Tariff, demand: Demand) -> Estimate | None:
+def savings(baseline: PresetWork, other: PresetWork, demand: Demand, tariff: Tariff) -> Estimate | None:
+    """Dollars a month that `other` saves; None where either has no time that could be priced."""
     if baseline.work is None or other.work is None:
         return None
     half = paired_half_s(baseline, other)
     return savings_per_month(baseline.work, other.work, demand, tariff, paired_half_s=half)
+
+
+def _payback(saved: Estimate | None, question: Question) -> Payback | None:
+    if saved is None or question.development_usd is None:
+        return None
+    return payback(saved, development_usd=question.development_usd, upkeep_usd_per_month=question.upkeep_usd_per_month)
 
 
 def _crossovers(work: Work, tariff: Tariff, table: PriceTable, question: Question) -> tuple[Crossover, ...]:

@@ -13,48 +13,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from typing import Literal
 
 from kontext_fast.analysis import format as fmt
+from kontext_fast.cost import Billing
 from kontext_fast.cost.fleet import RHO_MAX, SECONDS_PER_HOUR, gpus_needed
 from kontext_fast.cost.prices import Price
+from kontext_fast.cost.work import Work
 from kontext_fast.errors import InvalidInput
 from kontext_fast.stats.intervals import Estimate
 
-Billing = Literal["by-use", "always-on", "reserved"]
-BILLINGS: tuple[Billing, ...] = ("by-use", "always-on", "reserved")
-
 DAYS_PER_MONTH = 365 / 12
 HOURS_PER_DAY = 24.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What one GPU needs for one call."""
-
-    seconds: Estimate
-    """Wall time per call; the lower end of its interval is cut at 0."""
-    images_per_call: int = 1
-    load_s: float | None = 0.0
-    """Loading the checkpoint; None, like the next, where it was not measured."""
-    prepare_s: float | None = 0.0
-    """Applying the preset, and the first call beyond an ordinary one, compilation included."""
-    run_ids: tuple[str, ...] = ()
-    """The records that the time came from."""
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.seconds.value) and self.seconds.value > 0):
-            raise InvalidInput(f"A call of {self.seconds.value} s cannot be priced: give a time above 0.")
-        if self.images_per_call < 1:
-            raise InvalidInput(f"A call of {self.images_per_call} images cannot be priced: it makes at least one.")
-        for start_s in (self.load_s, self.prepare_s):
-            if start_s is not None and not (math.isfinite(start_s) and start_s >= 0):
-                raise InvalidInput(f"A start of {start_s} s is not a time: give 0 or more.")
-
-    @property
-    def cold_start_s(self) -> float | None:
-        """From nothing to the first image, beyond that image's own time."""
-        return None if self.load_s is None or self.prepare_s is None else self.load_s + self.prepare_s
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
-CARDS: Final = (
-    "H100 PCIe",
-    "H100 SXM",
-    "H100 NVL",
-    "H200",
-    "H200 NVL",
-    "A100 PCIe 40GB",
-    "A100 PCIe 80GB",
-    "A100 SXM 40GB",
-    "A100 SXM 80GB",
-    "L40S",
-    "RTX 4090",
-)
-"""Every card that a price may be for. `H200` is the SXM module, which the driver names without a suffix."""
-
-# As torch and NVML print them, without the maker's name.
-_DEVICE_NAMES: Final = {
+CARDS: Final[Mapping[str, str]] = {
     "H100 PCIe": "H100 PCIe",
-    "H100 80GB HBM3": "H100 SXM",
+    "H100 SXM": "H100 80GB HBM3",
     "H100 NVL": "H100 NVL",
     "H200": "H200",
     "H200 NVL": "H200 NVL",
-    "A100-PCIE-40GB": "A100 PCIe 40GB",
-    "A100 80GB PCIe": "A100 PCIe 80GB",
-    "A100-SXM4-40GB": "A100 SXM 40GB",
-    "A100-SXM4-80GB": "A100 SXM 80GB",
+    "A100 PCIe 40GB": "A100-PCIE-40GB",
+    "A100 PCIe 80GB": "A100 80GB PCIe",
+    "A100 SXM 40GB": "A100-SXM4-40GB",
+    "A100 SXM 80GB": "A100-SXM4-80GB",
     "L40S": "L40S",
-    "GeForce RTX 4090": "RTX 4090",
+    "RTX 4090": "GeForce RTX 4090",
 }
-_CARD_OF: Final = {name.lower(): card for name, card in _DEVICE_NAMES.items()}
+"""Every card that a price may be for, with the name that torch and NVML print for it, without the maker's.
+
+`H200` is the SXM module, which the driver names without a suffix.
+"""
+
+_CARD_OF: Final = {device.lower(): card for card, device in CARDS.items()}
 
 
 def card_of(device_name: str | None) -> str | None:

@@ -10,7 +10,6 @@ from datetime import date
 from typing import Any
 
 from kontext_fast.cost.analysis import GroupCost, PresetCost, Question
-from kontext_fast.cost.licence import licence_notes
 from kontext_fast.cost.prices import Price, PriceTable
 from kontext_fast.stats.intervals import Estimate
 
@@ -50,7 +49,7 @@ CSV_COLUMNS = (
 )
 
 
-def as_json(analysed: Iterable[GroupCost], table: PriceTable, question: Question) -> dict[str, Any]:
+def as_json(costs: Iterable[GroupCost], table: PriceTable, question: Question) -> dict[str, Any]:
     """The whole answer as JSON values."""
     demand = question.demand
     return {
@@ -61,17 +60,17 @@ def as_json(analysed: Iterable[GroupCost], table: PriceTable, question: Question
         "cold_starts_per_day": demand.cold_starts_per_day,
         "days_per_month": demand.days_per_month,
         "rho_max": question.rho_max,
-        "licence": list(licence_notes(table)),
-        "groups": [_group(group, question.today) for group in analysed],
+        "licence": list(table.licence_notes()),
+        "groups": [_group(group, question.today) for group in costs],
     }
 
 
-def as_csv(analysed: Iterable[GroupCost]) -> str:
+def as_csv(costs: Iterable[GroupCost]) -> str:
     """One line per preset and group; what is not known is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for group in analysed:
+    for group in costs:
         for preset in group.presets:
             writer.writerow(_line(group, preset))
     return text.getvalue()
@@ -83,13 +82,13 @@ def _group(group: GroupCost, today: date) -> dict[str, Any]:
         "workload": group.workload,
         "machine": group.machine,
         "card": group.card,
-        "price": None if group.price is None else _price(group.price, today),
+        "price": None if group.price is None else price_as_json(group.price, today),
         "refusal": group.refusal,
         "presets": [_preset(preset) for preset in group.presets],
     }
 
 
-def _price(price: Price, today: date) -> dict[str, Any]:
+def price_as_json(price: Price, today: date) -> dict[str, Any]:
     stored = price.model_dump(mode="json", exclude_none=True)
     return stored | {"usd_per_gpu_hour": price.usd_per_gpu_hour, "stale": price.is_stale(today)}
 

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 
 from kontext_fast.analysis import format as fmt
-from kontext_fast.analysis.groups import Group, groups
+from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.names import workload_name
 from kontext_fast.analysis.ranking import headline_rank
-from kontext_fast.cost.analysis import NO_PRICE, Question, choose_price
-from kontext_fast.cost.billing import Billing, Demand, Tariff, Work
-from kontext_fast.cost.cards import card_of
-from kontext_fast.cost.measured import Measured, measured, paired_half_s
+from kontext_fast.cost import Billing
+from kontext_fast.cost.analysis import NO_PRICE, GroupCost, Question, choose_price
+from kontext_fast.cost.billing import Demand, Tariff
 from kontext_fast.cost.payback import savings_per_month
 from kontext_fast.cost.prices import Price, PriceTable
+from kontext_fast.cost.work import PresetWork, Work, paired_half_s
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.names import is_peer
-from kontext_fast.records.schema import BASELINE, CONTROL, ResultFile
+from kontext_fast.records.schema import BASELINE, CONTROL
 from kontext_fast.stats.intervals import Estimate
 
 
 @dataclass(frozen=True)
 class HeadlineComparison:
-    group: Group
+    group: AnalyzedGroup
     card: str
     price: Price
     table: PriceTable
     today: date
-    baseline: Measured
-    other: Measured
-    baseline_work: Work
-    other_work: Work
+    baseline: PresetWork
+    other: PresetWork
+
+    @property
+    def works(self) -> tuple[Work, Work]:
+        """Of baseline and of the preset."""
+        assert self.baseline.work is not None
+        assert self.other.work is not None
+        return self.baseline.work, self.other.work
 
     @property
     def subtitle(self) -> str:
@@ -42,12 +48,12 @@ class HeadlineComparison:
     @property
     def runs(self) -> str:
         """How many records the two times came from."""
-        baseline, other = (len(work.run_ids) for work in (self.baseline_work, self.other_work))
+        baseline, other = (len(work.run_ids) for work in self.works)
         return f"{fmt.count(baseline, 'run')} of baseline, {other} of the preset"
 
     @property
     def stamp(self) -> str | None:
-        """What must stand beside every number."""
+        """What must be shown with every number."""
         stamps = list(dict.fromkeys((*self.baseline.row.labels, *self.other.row.labels)))
         if self.price.is_stale(self.today):
             stamps.append(f"stale price of {self.price.day}")
@@ -58,33 +64,37 @@ class HeadlineComparison:
 
     def savings(self, demand: Demand, tariff: Tariff) -> Estimate:
         """Dollars a month."""
-        half = paired_half_s(self.baseline, self.other)
-        return savings_per_month(self.baseline_work, self.other_work, demand, tariff, paired_half_s=half)
+        return savings_per_month(*self.works, demand, tariff, paired_half_s=paired_half_s(self.baseline, self.other))
 
 
-def headline_comparison(result: ResultFile, table: PriceTable, today: date) -> HeadlineComparison | str:
-    """The comparison, or in a few words why there is none."""
+def headline_comparison(costs: Iterable[GroupCost], table: PriceTable, today: date) -> HeadlineComparison | str:
+    """The comparison at the card's typical price, or in a few words why there is none."""
+    question = Question(demand=Demand(images_per_day=1), today=today)
     reason = NO_PRICE
-    for group in sorted(groups(result), key=headline_rank, reverse=True):
-        card = card_of(group.machine)
-        if card is None:
+    for cost in sorted(costs, key=lambda cost: headline_rank(cost.group), reverse=True):
+        if cost.card is None:
             continue
-        rows = measured(group)
         try:
-            price = choose_price(group.machine, rows, table, Question(demand=Demand(images_per_day=1), today=today))
+            price = choose_price(cost.machine, cost.works, table, question)
         except InvalidInput as error:
             # One workload that is too large for its price must not cost the report its other charts.
             reason = str(error).removesuffix(".")
             continue
         if price is None:
             continue
-        priced = [(row, row.work) for row in rows if row.work is not None]
-        baseline = next(((row, work) for row, work in priced if row.row.preset == BASELINE), None)
-        others = [(row, work) for row, work in priced if row.row.preset not in (BASELINE, CONTROL)]
-        others = [(row, work) for row, work in others if not is_peer(row.row.preset)] or others
-        if baseline is None or not others:
+        baseline, other = cost.work_of(BASELINE), _cheapest(cost.works)
+        if baseline is None or other is None:
             reason = "no baseline and preset measured on the same workload"
             continue
-        other = min(others, key=lambda one: one[1].seconds.value)
-        return HeadlineComparison(group, card, price, table, today, baseline[0], other[0], baseline[1], other[1])
+        return HeadlineComparison(cost.group, cost.card, price, table, today, baseline, other)
     return reason
+
+
+def _cheapest(works: Iterable[PresetWork]) -> PresetWork | None:
+    """The preset with the shortest calls; a peer only where no preset of ours could be priced."""
+    times = [
+        (is_peer(priced.preset), priced.work.seconds.value, priced)
+        for priced in works
+        if priced.work and priced.preset not in (BASELINE, CONTROL)
+    ]
+    return min(times, key=lambda time: time[:2])[2] if times else None

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kontext_fast.cost.billing import Demand, Tariff, Work, scaled, usd_per_day
+from kontext_fast.cost.billing import Demand, Tariff, scaled, usd_per_day
+from kontext_fast.cost.work import Work
 from kontext_fast.errors import InvalidInput
 from kontext_fast.stats.intervals import Estimate
 

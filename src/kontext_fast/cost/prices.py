@@ -106,6 +106,12 @@ class PriceTable:
                 newest[usd] = row
         return tuple(newest[usd] for usd in sorted(newest))
 
+    def licence_notes(self) -> tuple[str, ...]:
+        """What the weights may be used for: one sentence per licence, with its day."""
+        return tuple(
+            f"{row.product}: {row.terms} (as of {row.day})" for row in self.of_kind("licence") if row.terms is not None
+        )
+
     def named(self, price_id: str) -> Price:
         """Raises InvalidInput for an id that is not in the table."""
         for row in self.rows:

@@ -1,27 +1,64 @@
-"""A file of records as a report tells it: its groups, what they cost, their charts and the records behind them."""
+"""What a report of a benchmark says, computed once from its records and handed to every chart, page and document."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 
 from kontext_fast.analysis import format as fmt
-from kontext_fast.analysis.groups import groups
-from kontext_fast.analysis.names import cell_name, workload_name
+from kontext_fast.analysis.benchmark import AnalyzedGroup, analyze_benchmark
+from kontext_fast.analysis.names import cell_name, group_name, workload_name
 from kontext_fast.analysis.ranking import headline_group_first
-from kontext_fast.cost.analysis import Question
-from kontext_fast.cost.prices import PriceTable
-from kontext_fast.records.schema import Record, ResultFile
+from kontext_fast.analysis.rows import Failure, Row
+from kontext_fast.analysis.stages import StageRow
+from kontext_fast.cost.analysis import GroupCost, Question, group_cost
+from kontext_fast.cost.billing import Demand
+from kontext_fast.cost.headline_comparison import HeadlineComparison, headline_comparison
+from kontext_fast.cost.prices import PriceTable, load_prices
+from kontext_fast.cost.work import preset_works
+from kontext_fast.errors import InvalidInput
+from kontext_fast.records.schema import Record, ResultFile, Workload
 from kontext_fast.records.store import RECORDS_NAME
-from kontext_fast.report.charting import SECTIONS, Chart
-from kontext_fast.report.costs import Costs, costs
-from kontext_fast.report.environment import Fact
-from kontext_fast.report.sections import Section, sections
-from kontext_fast.report.verdicts import Verdicts
+from kontext_fast.report.environment import Fact, environment_facts
+from kontext_fast.report.gallery import Gallery, gallery
+from kontext_fast.report.quality import PresetQuality, preset_qualities
+from kontext_fast.report.text.phrases import checks, fastest, not_measured, speed_finding
+from kontext_fast.report.verification import Verdicts, VerificationReport, build_verification_report
 
 COMPUTING = ("torch", "diffusers", "triton")
 """Packages whose version changes times."""
+USUAL_IMAGES_PER_DAY = 10_000
+USUAL_COLD_STARTS_PER_DAY = 1
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """One group of comparable runs as a report shows it."""
+
+    title: str
+    group: AnalyzedGroup
+    facts: tuple[Fact, ...]
+    finding: str
+    caution: str | None
+    checks: tuple[str, ...]
+    best: Row | None
+    """The fastest preset that may be called faster than baseline."""
+    gallery: Gallery
+    failures: tuple[tuple[str, Failure], ...]
+    quality: Mapping[str, PresetQuality]
+    """By preset."""
+    cost: GroupCost
+    not_measured: tuple[str, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return self.group.ranked
+
+    @property
+    def stages(self) -> tuple[StageRow, ...]:
+        return self.group.stages
 
 
 @dataclass(frozen=True)
@@ -37,20 +74,32 @@ class Entry:
 @dataclass(frozen=True)
 class Report:
     result: ResultFile
-    sections: tuple[Section, ...]
+    analysis: tuple[AnalyzedGroup, ...]
+    """In the order in which the groups were measured."""
+    groups: tuple[GroupReport, ...]
     """The one to lead with first; none where nothing was recorded."""
-    costs: Costs
-    charts: tuple[Chart, ...]
+    question: Question
+    """What is asked of the cost."""
+    prices: PriceTable
+    comparison: HeadlineComparison | str
+    """What the charts of cost show, or why they show nothing."""
     entries: tuple[Entry, ...]
     """In the order in which the runs ran."""
+    environment: tuple[Fact, ...]
     verdicts: Verdicts
-    """Of a verification, which is a file of records of its own; empty without one."""
+    """Of a verification, which has records of its own; empty without one."""
+    verification: VerificationReport | None
+    """Where these records themselves are of a verification."""
     kept_in: str
     """The files of the records, as a reader finds them."""
 
     @property
-    def lead(self) -> Section | None:
-        return self.sections[0] if self.sections else None
+    def lead(self) -> GroupReport | None:
+        return self.groups[0] if self.groups else None
+
+    @property
+    def licence(self) -> tuple[str, ...]:
+        return self.prices.licence_notes()
 
     @property
     def numbers(self) -> Mapping[str, int]:
@@ -70,11 +119,11 @@ class Report:
     @property
     def not_measured(self) -> tuple[str, ...]:
         """Each clause once, with its workloads where it does not hold for all that something was measured of."""
-        measured = {section.title for section in self.sections if section.group.runs}
+        measured = {group.title for group in self.groups if group.group.runs}
         titles: dict[str, list[str]] = {}
-        for section in self.sections:
-            for clause in section.not_measured:
-                titles.setdefault(clause, []).append(section.title)
+        for group in self.groups:
+            for clause in group.not_measured:
+                titles.setdefault(clause, []).append(group.title)
         return tuple(
             clause if measured and measured <= set(of) else f"{'; '.join(of)}: {clause}"
             for clause, of in titles.items()
@@ -92,38 +141,119 @@ class Report:
 
     @property
     def facts(self) -> tuple[Fact, ...]:
-        dates = sorted({fmt.date(record.created_at) for record in self.result.records})
-        rounds = {record.round for record in self.result.records}
+        records = self.result.records
+        rounds = {record.round for record in records}
         return (
-            Fact("Date", " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else fmt.NOT_MEASURED),
+            Fact("Date", fmt.date_range(record.created_at for record in records)),
             Fact("Suite", f"{self.result.suite} ({fmt.count(len(rounds), 'round')})"),
-            Fact("Processes", str(len(self.result.records))),
+            Fact("Processes", str(len(records))),
             Fact("Version", f"kontext-fast {self.result.kontext_fast_version}"),
         )
 
 
 def build_report(
     result: ResultFile,
-    charts: Iterable[Chart],
-    table: PriceTable,
-    question: Question,
+    question: Question | None = None,
     verdicts: Verdicts | None = None,
     *,
     kept_in: str = f"results/{RECORDS_NAME}",
 ) -> Report:
-    """Raises InvalidInput for an asked price that is not of the card that was measured."""
-    found = headline_group_first(groups(result))
-    priced = costs(found, table, question)
-    ordered = sorted(result.records, key=lambda record: record.order)
+    """Compute everything. `question` is what is asked of the cost; None asks what `kontext cost` asks by default.
+
+    Raises InvalidInput for an asked price that is not of the card that was measured.
+    """
+    question, prices = question or usual_question(), load_prices()
+    analysis = analyze_benchmark(result)
+    verdicts = verdicts or {}
+    groups = tuple(
+        _group_report(group, result, verdicts, _cost(group, prices, question))
+        for group in headline_group_first(analysis)
+    )
     return Report(
         result=result,
-        sections=sections(result, found, priced.groups),
-        costs=priced,
-        charts=tuple(sorted(charts, key=lambda chart: SECTIONS.index(chart.section))),
-        entries=tuple(Entry(number, record, _measured(record)) for number, record in enumerate(ordered, 1)),
-        verdicts=verdicts or {},
+        analysis=analysis,
+        groups=groups,
+        question=question,
+        prices=prices,
+        comparison=headline_comparison((group.cost for group in groups), prices, question.today),
+        entries=_entries(result.records),
+        environment=environment_facts(result.records),
+        verdicts=verdicts,
+        verification=build_verification_report(result) if result.verification else None,
         kept_in=kept_in,
     )
+
+
+def usual_question(today: date | None = None) -> Question:
+    """What `kontext cost` asks where nothing is said."""
+    demand = Demand(images_per_day=USUAL_IMAGES_PER_DAY, cold_starts_per_day=USUAL_COLD_STARTS_PER_DAY)
+    return Question(demand=demand, today=today or date.today())
+
+
+def _group_report(group: AnalyzedGroup, result: ResultFile, verdicts: Verdicts, cost: GroupCost) -> GroupReport:
+    return GroupReport(
+        title=group_name(group),
+        group=group,
+        facts=_facts(group),
+        finding=speed_finding(group.ranked, group.smallest_claim),
+        caution=group.checkpoint.caution if group.checkpoint else None,
+        checks=checks(group),
+        best=fastest(group.ranked, group.smallest_claim),
+        gallery=gallery(group, result.items),
+        failures=tuple((row.preset, failure) for row in group.ranked for failure in row.failures),
+        quality=preset_qualities(group, verdicts),
+        cost=cost,
+        not_measured=not_measured(group, cost.refusal),
+    )
+
+
+def _cost(group: AnalyzedGroup, prices: PriceTable, question: Question) -> GroupCost:
+    try:
+        return group_cost(group, prices, question)
+    except InvalidInput as error:
+        if question.price is not None:
+            raise
+        # One workload that is too large for the typical price must not cost the report its other numbers.
+        refusal = str(error).removesuffix(".")
+        return GroupCost(group, preset_works(group), None, refusal, question.demand, ())
+
+
+def _facts(group: AnalyzedGroup) -> tuple[Fact, ...]:
+    checkpoint, workload = group.checkpoint, group.workload
+    facts = []
+    if checkpoint:
+        size = f"{fmt.parameters(checkpoint.transformer_parameters)} transformer parameters, {checkpoint.dtype}"
+        facts.append(Fact("Checkpoint", f"{checkpoint.name} ({size})"))
+    facts.append(Fact("Machine", group.machine or "unknown"))
+    if workload:
+        facts += _workload_facts(group, workload)
+    return tuple(facts)
+
+
+def _workload_facts(group: AnalyzedGroup, workload: Workload) -> list[Fact]:
+    reference = f"{workload.reference_width}x{workload.reference_height}" if workload.reference_width else "none"
+    warmups = [sum(sample.warmup for sample in run.measurement.samples) for run in group.runs]
+    calls = [len(run.samples) for run in group.runs]
+    return [
+        Fact("Size really run", f"{workload.width}x{workload.height} pixels, reference {reference}"),
+        Fact(
+            "Tokens",
+            f"{workload.text_tokens} text + {workload.image_tokens} image + {workload.reference_tokens} reference",
+        ),
+        Fact("Steps", f"{workload.steps}, guidance {workload.guidance:g}, batch {workload.batch}"),
+        Fact("Items", fmt.count(len(workload.items), "item")),
+        Fact("Calls per process", f"{_span(calls)} measured after {_span(warmups)} warm-up"),
+    ]
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _entries(records: Iterable[Record]) -> tuple[Entry, ...]:
+    ordered = sorted(records, key=lambda record: record.order)
+    return tuple(Entry(number, record, _measured(record)) for number, record in enumerate(ordered, 1))
 
 
 def _measured(record: Record) -> tuple[str, ...]:

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from kontext_fast.analysis import format as fmt
-from kontext_fast.report.text.markdown import bullets, paragraphs, table
+from kontext_fast.report.text.markup import bullets, paragraphs, table
 from tools.docs.doc_context import DocContext
 
 _INPUTS = ("even", "peaked", "outliers")
 HEADER = ("kernel", "alone", *(f"error, {kind}" for kind in _INPUTS), "a step in fp8", "latents from the first")
 
 
-def render(site: DocContext) -> str:
+def render(context: DocContext) -> str:
     """A table for each file below the folder of results."""
-    return paragraphs(_of_one(*found) for found in site.stored("attention.json")) or "Not measured on a GPU yet."
+    return paragraphs(_of_one(*found) for found in context.stored("attention.json")) or "Not measured on a GPU yet."
 
 
 def _of_one(link: str, report: dict[str, Any]) -> str:

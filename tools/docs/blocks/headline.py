@@ -7,108 +7,77 @@ from collections.abc import Sequence
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.rows import Row
 from kontext_fast.records.names import parse_ablation
-from kontext_fast.records.schema import CONTROL
-from kontext_fast.report.model import Report
-from kontext_fast.report.output.documents import markdown as escaped
-from kontext_fast.report.sections import Section
-from kontext_fast.report.text.markdown import bullets, paragraphs, table
+from kontext_fast.report.model import GroupReport, Report
+from kontext_fast.report.text import costs
+from kontext_fast.report.text.markup import bullets, paragraphs, table
+from kontext_fast.report.text.markup import escape_markdown as escape
 from kontext_fast.report.text.phrases import of_other_plans, provenance
 from tools.docs.doc_context import NOTHING, DocContext
 
 HEADER = ("preset", "time per call", "as fast as baseline", "steps", "quality", "peak memory", "saved a month", "n")
 
 
-def render(site: DocContext) -> str:
+def render(context: DocContext) -> str:
     """Finding, table, footnotes, failures and what the numbers hold for."""
-    section, story = site.card, site.story
-    if section is None or story is None:
+    group, report = context.headline, context.report
+    if group is None or report is None:
         return NOTHING
     # The parts of a preset have a chart of their own.
-    rows = [row for row in section.rows if parse_ablation(row.preset) is None]
+    rows = [row for row in group.rows if parse_ablation(row.preset) is None]
     measured = [row for row in rows if row.time is not None]
     labels = list(dict.fromkeys(label for row in measured for label in row.labels))
     failed = [row for row in rows if row.time is None]
     return paragraphs(
         [
-            f"**{escaped(section.finding)}**",
-            table(HEADER, (_cells(row, section, labels) for row in measured)),
-            bullets(f"<sup>{number}</sup> {escaped(label)}" for number, label in enumerate(labels, 1)),
+            f"**{escape(group.finding)}**",
+            table(HEADER, (_cells(row, group, labels) for row in measured)),
+            bullets(f"<sup>{number}</sup> {escape(label)}" for number, label in enumerate(labels, 1)),
             _failures(failed),
-            _not_counted(measured, section),
-            f"{escaped(section.title)}: {escaped(provenance([section.group]))}. In brackets are 95 % intervals over "
+            _not_counted(measured, group),
+            f"{escape(group.title)}: {escape(provenance([group.group]))}. In brackets are 95 % intervals over "
             "processes, of which there are n.",
-            escaped(section.caution) if section.caution else None,
-            escaped(section.checks[0]) if section.checks else None,
-            _money(section, story),
+            escape(group.caution) if group.caution else None,
+            escape(group.checks[0]) if group.checks else None,
+            _money(group, report),
         ]
     )
 
 
-def _cells(row: Row, section: Section, labels: Sequence[str]) -> tuple[str, ...]:
+def _cells(row: Row, group: GroupReport, labels: Sequence[str]) -> tuple[str, ...]:
     assert row.time is not None
     numbers = ", ".join(str(labels.index(label) + 1) for label in row.labels)
-    steps = fmt.computed_steps(row.computed_steps) if row.computed_steps else fmt.NOT_MEASURED
+    saved = costs.saved(group.cost, row.preset)
     return (
         f"`{row.preset}`" + (f" <sup>{numbers}</sup>" if numbers else ""),
-        f"{fmt.seconds_estimate(row.time.mean)} ({fmt.seconds_range(row.time.mean) or 'no interval'})",
-        _factor(row),
-        steps,
-        _quality(row),
+        fmt.seconds_with_interval(row.time.mean),
+        fmt.factor_with_interval(row.factor) if row.factor else row.factor_note or "",
+        fmt.computed_steps(row.computed_steps) if row.computed_steps else fmt.NOT_MEASURED,
+        str(group.quality[row.preset]),
         fmt.peak_memory(row.memory),
-        _saved(row, section),
+        saved if isinstance(saved, str) else fmt.usd_with_interval(saved),
         str(row.time.mean.n),
     )
-
-
-def _factor(row: Row) -> str:
-    if row.factor is None:
-        return row.factor_note or ""
-    return f"{fmt.factor(row.factor)} ({fmt.factor_range(row.factor) or 'no interval'})"
-
-
-def _quality(row: Row) -> str:
-    if row.accepted is None:
-        return fmt.NOT_MEASURED
-    return f"{fmt.percent(row.accepted.value)} of {fmt.count(row.accepted.n, 'item')} accepted"
-
-
-def _saved(row: Row, section: Section) -> str:
-    if row.preset == CONTROL:
-        return ""
-    if section.cost.refusal:
-        return "no price"
-    cost = section.cost_of(row.preset)
-    if cost is None or cost.savings_per_month is None:
-        return "reference" if row.factor_note == "reference" else "not priced"
-    saved = cost.savings_per_month
-    return f"{fmt.usd(saved.value)} ({fmt.usd_range(saved) or 'no interval'})"
 
 
 def _failures(rows: Sequence[Row]) -> str | None:
     if not rows:
         return None
     return paragraphs(
-        ["Without a time:", bullets(f"`{row.preset}`: {row.status}. {escaped(row.reason or '')}" for row in rows)]
+        ["Without a time:", bullets(f"`{row.preset}`: {row.status}. {escape(row.reason or '')}" for row in rows)]
     )
 
 
-def _not_counted(rows: Sequence[Row], section: Section) -> str | None:
-    """Runs of presets that have a time, which are not in it: what hung must not be forgotten once it did not."""
+def _not_counted(rows: Sequence[Row], group: GroupReport) -> str | None:
+    """Runs of presets that have a time which are not part of it, such as a run that hung before another one ended."""
     ended = [
-        f"`{row.preset}`: {fmt.count(n, 'further run')}, {status}. {escaped(reason)}"
+        f"`{row.preset}`: {fmt.count(n, 'further run')}, {status}. {escape(reason)}"
         for row in rows
         for (status, reason), n in row.failures_alike.items()
     ]
-    sentences = [*ended, *map(escaped, of_other_plans(section.group))]
+    sentences = [*ended, *map(escape, of_other_plans(group.group))]
     return paragraphs(["Beside the times above:", bullets(sentences)]) if sentences else None
 
 
-def _money(section: Section, story: Report) -> str:
-    price = section.cost.price
-    if price is None:
-        return f"Money: {escaped(section.cost.refusal or 'not priced')}."
-    question = story.costs.question
-    return (
-        f"Money: {section.cost.demand.images_per_day:,.0f} images a day, billed {question.billing} at "
-        f"{escaped(price.dated(question.today))}, ${price.usd_per_gpu_hour:g} per GPU-hour ({escaped(price.source)})."
-    )
+def _money(group: GroupReport, report: Report) -> str:
+    source = f" ({escape(group.cost.price.source)})" if group.cost.price else ""
+    return f"Money: {escape(costs.terms(group.cost, report.question))}{source}."

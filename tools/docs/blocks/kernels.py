@@ -6,16 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from kontext_fast.report.text.markdown import bullets, paragraphs, table
+from kontext_fast.report.text.markup import bullets, paragraphs, table
 from tools.docs.doc_context import DocContext
 
 FILE = "kernel_timing.json"
 HEADER = ("step", "attention", "matrix products", "element by element", "all kernels", "launches")
 
 
-def render(site: DocContext) -> str:
+def render(context: DocContext) -> str:
     """A table for each file below the folder of results; each stage is timed alone, so gaps between them are not in."""
-    return paragraphs(_of_one(*found) for found in site.stored(FILE)) or "The kernels were not timed on a GPU yet."
+    return paragraphs(_of_one(*found) for found in context.stored(FILE)) or "The kernels were not timed on a GPU yet."
 
 
 def _of_one(link: str, report: dict[str, Any]) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from kontext_fast.report.text.markdown import bullets, paragraphs, table
+from kontext_fast.report.text.markup import bullets, paragraphs, table
 from tools.docs.doc_context import DocContext
 
 HEADER = ("", "time", "allocated at most", "reserved at most", "in use on the GPU afterwards")
 
 
-def render(site: DocContext) -> str:
+def render(context: DocContext) -> str:
     """A table for each file below the folder of results."""
-    return paragraphs(_of_one(*found) for found in site.stored("low_memory.json")) or "Not run on a GPU yet."
+    return paragraphs(_of_one(*found) for found in context.stored("low_memory.json")) or "Not run on a GPU yet."
 
 
 def _of_one(link: str, report: dict[str, Any]) -> str:

@@ -6,13 +6,13 @@ from typing import Literal, get_args, get_origin
 
 from kontext_fast.optimizations.base import Effect, Optimization
 from kontext_fast.optimizations.registry import conflicts_by_name, discover
-from kontext_fast.report.text.markdown import table
+from kontext_fast.report.text.markup import table
 from tools.docs.doc_context import DocContext
 
 HEADER = ("optimization", "what it does", "effect", "parameters", "needs", "not with")
 
 
-def render(site: DocContext) -> str:
+def render(context: DocContext) -> str:
     """One row each, from the classes themselves."""
     conflicts = conflicts_by_name()
     against = {name: sorted(f"`{one.other}`{one.conflict.condition}" for one in conflicts[name]) for name in conflicts}

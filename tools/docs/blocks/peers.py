@@ -7,13 +7,13 @@ from urllib.parse import urlsplit
 from kontext_fast.bench.peers import discover_peers
 from kontext_fast.optimizations.presets import Preset, find_preset
 from kontext_fast.records.schema import BASELINE
-from kontext_fast.report.text.markdown import table
+from kontext_fast.report.text.markup import table
 from tools.docs.doc_context import DocContext
 
 HEADER = ("preset", "what it is", "source")
 
 
-def render(site: DocContext) -> str:
+def render(context: DocContext) -> str:
     """One row each, after `baseline`, which is the eager peer."""
     return table(HEADER, (_cells(preset) for preset in (find_preset(BASELINE), *discover_peers().values())))
 

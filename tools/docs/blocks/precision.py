@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kontext_fast.analysis import format as fmt
-from kontext_fast.report.text.markdown import bullets, paragraphs, table
+from kontext_fast.report.text.markup import bullets, paragraphs, table
 from tools.docs.doc_context import DocContext
 
 HEADER = ("", "first velocity, from bfloat16", "final latents", "first velocity, from float32", "final latents")
@@ -14,9 +14,9 @@ _TRUTHS = ("against diffusers, bfloat16", "against diffusers, float32")
 _STAGES = ("first step", "final latents")
 
 
-def render(site: DocContext) -> str:
+def render(context: DocContext) -> str:
     """A table for each file below the folder of results: relative errors, as means over items."""
-    return paragraphs(_of_one(*found) for found in site.stored("precision*.json")) or "Not measured yet."
+    return paragraphs(_of_one(*found) for found in context.stored("precision*.json")) or "Not measured yet."
 
 
 def _of_one(link: str, report: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from tools.docs.doc_context import DocContext
 from tools.docs.presets_table import presets_table
 
 
-def render(site: DocContext) -> str:
-    """The table of the newest verification and of what a card ran; times of a CPU are nobody's headline."""
-    verified = site.published.verifications[-1][1] if site.published.verifications else None
-    return presets_table(verified, site.published.speed if site.card else None)
+def render(context: DocContext) -> str:
+    """The table of the newest verification and of what a card ran; times of a CPU are never the headline."""
+    groups = [group.group for group in context.groups] if context.headline else []
+    return presets_table(context.verification, groups)

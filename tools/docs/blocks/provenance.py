@@ -6,8 +6,8 @@ from kontext_fast.analysis.groups import by_machine
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.environment import environment_facts
-from kontext_fast.report.output.documents import markdown as escaped
-from kontext_fast.report.text.markdown import bullets, paragraphs
+from kontext_fast.report.text.markup import bullets, paragraphs
+from kontext_fast.report.text.markup import escape_markdown as escape
 from kontext_fast.report.text.phrases import provenance
 from tools.docs.doc_context import DocContext
 
@@ -20,27 +20,27 @@ _BUNDLED_SINCE = {
 SHOWN = ("packages.torch", "packages.diffusers", "packages.transformers", "packages.triton", "gpu.driver", "cuda")
 
 
-def render(site: DocContext) -> str:
+def render(context: DocContext) -> str:
     """One line per machine and checkpoint, then the software, the commands and the folders of the records."""
-    published = site.published
+    published = context.published
     results = [result for _, result in published.verifications]
-    if site.story is not None and published.speed is not None:
+    if published.speed is not None:
         results.insert(0, published.speed)
     if not results:
         return "There are no records yet."
-    sections = site.story.sections if site.story else ()
-    measured = [escaped(provenance(of)) for of in by_machine(section.group for section in sections)]
+    measured = [escape(provenance(groups)) for groups in by_machine(group.group for group in context.groups)]
     measured += [_verification(result) for _, result in published.verifications]
-    facts = [fact for fact in environment_facts([r for one in results for r in one.records]) if fact.name in SHOWN]
+    records = [record for result in results for record in result.records]
+    facts = [fact for fact in environment_facts(records) if fact.name in SHOWN]
     commands = dict.fromkeys(command for result in results for command in result.command.split("; "))
     folders = [store.results.relative_to(published.folder.parent).as_posix() for store in published.stores]
     return paragraphs(
         [
             bullets(measured),
-            "Software: " + ", ".join(f"{fact.name.rpartition('.')[2]} {escaped(fact.value)}" for fact in facts) + ".",
+            "Software: " + ", ".join(f"{fact.name.rpartition('.')[2]} {escape(fact.value)}" for fact in facts) + ".",
             "Measured with, and to be measured again with:",
             bullets(f"`{_as_bundled(command)}`" for command in commands),
-            "The records are in " + ", ".join(f"[{folder}]({site.to_root}{folder})" for folder in folders) + ".",
+            "The records are in " + ", ".join(f"[{folder}]({context.to_root}{folder})" for folder in folders) + ".",
         ]
     )
 

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from kontext_fast.records.schema import upgraded_kind
-from kontext_fast.report.text.markdown import bullets, paragraphs, table
+from kontext_fast.report.text.markup import bullets, paragraphs, table
 from tools.docs.doc_context import DocContext
 
 HEADER = ("preset", "step", "while profiled", "floor", "products", "attention", "element by element", "idle")
 _CATEGORIES = ("linear", "attention", "element-wise")
 
 
-def render(site: DocContext) -> str:
+def render(context: DocContext) -> str:
     """A table for each file below the folder of results."""
-    return paragraphs(_of_one(*found) for found in site.stored("roofline.json")) or "Not measured on a GPU yet."
+    return paragraphs(_of_one(*found) for found in context.stored("roofline.json")) or "Not measured on a GPU yet."
 
 
 def _of_one(link: str, report: dict[str, Any]) -> str:

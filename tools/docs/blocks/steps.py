@@ -8,23 +8,23 @@ from statistics import fmean
 from kontext_fast.analysis.groups import Run
 from kontext_fast.analysis.stages import StageRow
 from kontext_fast.records.schema import GpuReadings
-from kontext_fast.report.text.markdown import bullets, paragraphs, table
+from kontext_fast.report.text.markup import bullets, paragraphs, table
 from tools.docs.doc_context import NOTHING, DocContext
 
 HEADER = ("preset", "a full step", "power", "clock", "held back by", "n")
 
 
-def render(site: DocContext) -> str:
+def render(context: DocContext) -> str:
     """A row for every preset that computed a step in full, the slowest call first."""
-    section = site.card
-    if section is None:
+    group = context.headline
+    if group is None:
         return NOTHING
-    rows = [row for row in section.stages if "full" in row.steps]
-    gpus = [run.record.environment.get("gpu") or {} for run in section.group.runs]
+    rows = [row for row in group.stages if "full" in row.steps]
+    gpus = [run.record.environment.get("gpu") or {} for run in group.group.runs]
     limits = {(gpu.get("power_limit_w"), gpu.get("clock_sm_max_mhz")) for gpu in gpus}
     return paragraphs(
         [
-            table(HEADER, (tuple(_cells(row, section.group.runs_of(row.preset))) for row in rows)),
+            table(HEADER, (tuple(_cells(row, group.group.runs_of(row.preset))) for row in rows)),
             bullets(f"The card's limits: {watts:g} W, {clock} MHz." for watts, clock in limits if watts and clock),
         ]
     )
@@ -34,8 +34,8 @@ def _cells(row: StageRow, runs: Sequence[Run]) -> Iterator[str]:
     readings = [sample.gpu for run in runs for sample in run.samples if sample.gpu is not None]
     yield f"`{row.preset}`"
     yield f"{1e3 * row.steps['full']:.0f} ms"
-    yield _mean((value for one in readings for value in one.power_w), "W")
-    yield _mean((value for one in readings for value in one.clock_sm_mhz), "MHz")
+    yield _mean((value for reading in readings for value in reading.power_w), "W")
+    yield _mean((value for reading in readings for value in reading.clock_sm_mhz), "MHz")
     yield _reasons(readings)
     yield str(len(runs))
 
@@ -46,4 +46,4 @@ def _mean(values: Iterable[float | None], unit: str) -> str:
 
 
 def _reasons(readings: Iterable[GpuReadings]) -> str:
-    return ", ".join(dict.fromkeys(reason for one in readings for reason in one.throttle_reasons))
+    return ", ".join(dict.fromkeys(reason for reading in readings for reason in reading.throttle_reasons))

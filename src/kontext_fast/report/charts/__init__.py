@@ -1,1 +1,1 @@
-"""One chart per module. A module defines `draw(result, folder) -> Chart` and is found by `draw_charts`."""
+"""The charts of a report: one module each, discovered by `charting`."""

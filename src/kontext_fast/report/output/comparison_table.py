@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from kontext_fast.analysis import format as fmt
-from kontext_fast.analysis.comparison import Change, Comparison
+from kontext_fast.analysis.comparison import REGRESSIONS, Change, Comparison
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.environment import environment_facts
+from kontext_fast.report.text.markup import bullets, paragraphs, table
 from kontext_fast.stats.intervals import Estimate
 
 _HEADER = ("workload", "preset", "A", "B", "change in time", "95 % interval", "found with 80 % power", "outcome")
@@ -19,21 +20,17 @@ _OF_THE_OCCASION = ("clock_sm_mhz", "clock_memory_mhz", "temperature_c", "uuid_s
 
 def markdown(comparison: Comparison, before: ResultFile, after: ResultFile, threshold: float) -> str:
     """The table, what it holds for, and what differed between the two benchmarks."""
-    lines = [
-        f"A: {_named(before)}. B: {_named(after)}.",
-        "",
-        _row(_HEADER),
-        _row(["---"] * len(_HEADER)),
-        *(_row(_cells(change)) for change in comparison.changes),
-        "",
-        f"A regression is slower by at least {100 * threshold:g} %, beyond its interval and the A/A control. "
-        "Changes of presets are relative to baseline in the same rounds (*), so a slower day is none. Where the "
-        "interval is too wide to rule a regression out, it cannot tell.",
-    ]
-    notes = [f"- {change.preset} on {change.workload}: {change.note}" for change in comparison.changes if change.note]
-    notes += [f"- {clause}" for clause in comparison.left_out]
-    notes += [f"- {fact}" for fact in _differences(before, after)]
-    return "\n".join([*lines, *(["", *notes] if notes else [])])
+    notes = [f"{change.preset} on {change.workload}: {change.note}" for change in comparison.changes if change.note]
+    return paragraphs(
+        [
+            f"A: {_named(before)}. B: {_named(after)}.",
+            table(_HEADER, map(_cells, comparison.changes)),
+            f"A regression is slower by at least {100 * threshold:g} %, beyond its interval and the A/A control. "
+            "Changes of presets are relative to baseline in the same rounds (*), so a slower day is none. Where the "
+            "interval is too wide to rule a regression out, it cannot tell.",
+            bullets([*notes, *comparison.left_out, *_differences(before, after)]),
+        ]
+    )
 
 
 def as_data(comparison: Comparison) -> dict[str, Any]:
@@ -66,7 +63,7 @@ def _cells(change: Change) -> list[str]:
     ratio = change.ratio
     star = "*" if change.relative else ""
     interval = ratio.interval if ratio else None
-    return [
+    cells = [
         change.workload,
         change.preset,
         _time(change.before),
@@ -74,8 +71,9 @@ def _cells(change: Change) -> list[str]:
         f"{_percent(ratio.value)}{star}" if ratio else "",
         f"{_percent(interval[0])} to {_percent(interval[1])}" if interval else "none",
         "" if change.detectable is None else f"{100 * change.detectable:.1f} %",
-        f"**{change.outcome}**" if change.outcome in ("regression", "fails now") else change.outcome,
+        f"**{change.outcome}**" if change.outcome in REGRESSIONS else change.outcome,
     ]
+    return [cell.replace("|", "/") for cell in cells]
 
 
 def _time(estimate: Estimate | None) -> str:
@@ -84,10 +82,6 @@ def _time(estimate: Estimate | None) -> str:
 
 def _percent(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.1f} %"
-
-
-def _row(cells: list[str] | tuple[str, ...]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
 def _named(result: ResultFile) -> str:

@@ -7,31 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kontext_fast.cost.analysis import Question
-from kontext_fast.cost.prices import load_prices
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.samples_csv import samples_csv
-from kontext_fast.records.schema import ResultFile
-from kontext_fast.records.store import RECORDS_NAME, ResultStore
-from kontext_fast.report.charting import Chart, draw_charts
-from kontext_fast.report.costs import usual_question
+from kontext_fast.records.store import ResultStore
+from kontext_fast.report.charting import Chart, write_charts
 from kontext_fast.report.model import Report, build_report
-from kontext_fast.report.output.documents import DOCUMENTS, Audience, document
-from kontext_fast.report.output.page import Pictures, render
-from kontext_fast.report.verdicts import Verdicts
-from kontext_fast.report.verdicts import verdicts as read_verdicts
+from kontext_fast.report.output import documents, page
+from kontext_fast.report.output.documents import DOCUMENTS, Audience
+from kontext_fast.report.output.images import ImageFolder
+from kontext_fast.report.verification import read_verdicts
 
 
 @dataclass(frozen=True)
 class Published:
-    result: ResultFile
+    report: Report
     document: Path
     charts: tuple[Chart, ...]
-
-    @property
-    def page(self) -> Path:
-        """The document, which is a page unless something else was asked for."""
-        return self.document
 
 
 def publish(
@@ -49,40 +41,31 @@ def publish(
     Raises InvalidInput where they cannot be read, `out` cannot be written, or a price does not fit.
     """
     store = ResultStore.find(records)
-    result = store.load()
-    verdicts = {} if verification is None else read_verdicts(verification)
+    verdicts = None if verification is None else read_verdicts(verification)
+    report = build_report(store.load(), question, verdicts)
     folder = store.folder if out is None else out
     samples_file = store.samples_file if out is None else out / "results" / store.samples_file.name
-    story = write_documents(
-        result, store, folder, samples_file, [audience], question or usual_question(), verdicts=verdicts
-    )
-    return Published(result, folder / "reports" / DOCUMENTS[audience], story.charts)
+    charts = write_report(report, store, folder, samples_file, [audience])
+    return Published(report, folder / "reports" / DOCUMENTS[audience], charts)
 
 
-def write_documents(
-    result: ResultFile,
-    pictures: Pictures,
-    folder: Path,
-    samples_file: Path,
-    audiences: Iterable[Audience],
-    question: Question,
-    *,
-    verdicts: Verdicts | None = None,
-    kept_in: str = f"results/{RECORDS_NAME}",
-) -> Report:
-    """Draw the charts below `folder`, write the samples and a document for each of `audiences`; what they tell.
+def write_report(
+    report: Report, images: ImageFolder, folder: Path, samples_file: Path, audiences: Iterable[Audience]
+) -> tuple[Chart, ...]:
+    """Write the charts below `folder`, the samples and a document for each of `audiences`; returns the charts.
 
-    `verdicts` are those of a verification, which stand beside the times; `kept_in` is where the records are, as the
-    documents say it. Raises InvalidInput where they cannot be written or a price does not fit.
+    Raises InvalidInput where they cannot be written.
     """
     try:
-        charts = draw_charts(result, folder / "visualizations", verdicts)
-        story = build_report(result, charts, load_prices(), question, verdicts, kept_in=kept_in)
-        write_atomically(samples_file, samples_csv(result).encode())
+        charts = write_charts(report, folder / "visualizations")
+        write_atomically(samples_file, samples_csv(report.result).encode())
         for audience in audiences:
-            text = render(story, pictures) if audience == "page" else document(story, audience)
+            if audience == "page":
+                text = page.render(report, charts, images)
+            else:
+                text = documents.render(report, charts, audience)
             write_atomically(folder / "reports" / DOCUMENTS[audience], text.encode())
     except OSError as error:
         reason = error.strerror or str(error)
         raise InvalidInput(f"The report cannot be written to {folder} ({reason}): choose another folder.") from error
-    return story
+    return charts

@@ -1,63 +1,85 @@
-"""The headline for a terminal: the same rows as the page in 80 columns, labels and reasons of failures below them."""
+"""Results for a terminal: the headline in 80 columns, and the cost of every preset.
+
+Names, labels and reasons come from records, so they are printed as plain text and never read as markup.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from kontext_fast.analysis import format as fmt
-from kontext_fast.analysis.control import smallest_claim
-from kontext_fast.analysis.groups import Group, groups
+from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.names import group_name
-from kontext_fast.analysis.rows import REFERENCE, Row, headline
-from kontext_fast.records.schema import ResultFile
+from kontext_fast.analysis.rows import REFERENCE, Row
+from kontext_fast.cost.analysis import GroupCost, PresetCost
+from kontext_fast.cost.billing import Cost, Demand
 from kontext_fast.report.text.phrases import of_other_plans, speed_finding
+from kontext_fast.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-
-def print_headline(result: ResultFile, console: Console) -> None:
-    """Print one table, its finding and its failures per group of comparable runs."""
-    from rich.text import Text
-
-    found = groups(result)
-    for group in found:
-        rows = headline(group)
-        labels = list(dict.fromkeys(label for row in rows for label in row.labels))
-        _print_table(group, rows, labels, console)
-        for number, label in enumerate(labels, 1):
-            console.print(Text(f"[{number}] {label}"))
-        for row in rows:
-            for status, reason in row.failures_alike:
-                console.print(Text(f"{row.preset}: {status}. {reason}"))
-        for sentence in of_other_plans(group):
-            console.print(Text(sentence))
-        console.print(Text(speed_finding(rows, smallest_claim(group, found))))
-        console.print()
+HEADLINE_COLUMNS = ("preset", "time", "vs baseline", "steps", "judge", "memory")
+COST_COLUMNS = ("preset", "per image", "per day", "per month", "saved/month", "GPUs")
 
 
-def _print_table(group: Group, rows: tuple[Row, ...], labels: list[str], console: Console) -> None:
-    """Cells are plain text: preset names and labels come from records and are never read as markup."""
+def print_headline(groups: Iterable[AnalyzedGroup], console: Console) -> None:
+    """Print one table, its labels, its failures and its finding per group of comparable runs."""
+    for group in groups:
+        labels = list(dict.fromkeys(label for row in group.rows for label in row.labels))
+        checkpoint = f"{group.checkpoint.name}, " if group.checkpoint else ""
+        rows = [_headline_cells(row, labels) for row in group.rows]
+        _print_table(checkpoint + group_name(group), HEADLINE_COLUMNS, rows, console, least_width=len(REFERENCE))
+        failures = [f"{row.preset}: {status}. {reason}" for row in group.rows for status, reason in row.failures_alike]
+        _print_lines(
+            [
+                *(f"[{number}] {label}" for number, label in enumerate(labels, 1)),
+                *failures,
+                *of_other_plans(group),
+                speed_finding(group.rows, group.smallest_claim),
+            ],
+            console,
+        )
+
+
+def print_cost(cost: GroupCost, console: Console) -> None:
+    """Print one table, the assumptions, and of every preset when it pays and where other ways are cheaper."""
+    title = ", ".join(filter(None, (cost.checkpoint, cost.workload, f"on {cost.machine or 'an unknown machine'}")))
+    _print_table(title, COST_COLUMNS, map(_cost_cells, cost.presets), console)
+    if cost.refusal:
+        lines = [f"Not priced: {cost.refusal}."]
+    else:
+        unpriced = [f"{preset.preset}: {preset.note}" for preset in cost.presets if preset.cost is None]
+        lines = [*unpriced, *_assumptions(cost), *(line for preset in cost.presets for line in _more(preset))]
+    _print_lines(lines, console)
+
+
+def _print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console, *, least_width: int = 0
+) -> None:
+    """A column is at least `least_width` letters wide, so that its numbers stay on one line."""
     from rich.table import Table
     from rich.text import Text
 
-    checkpoint = f"{group.checkpoint.name}, " if group.checkpoint else ""
-    table = Table(
-        title=Text(checkpoint + group_name(group)),
-        title_justify="left",
-        box=None,
-        padding=(0, 2, 0, 0),
-        pad_edge=False,
-    )
-    for name in ("preset", "time", "vs baseline", "steps", "judge", "memory"):
-        table.add_column(name, no_wrap=name == "preset", overflow="fold", min_width=len(REFERENCE))
+    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in columns:
+        table.add_column(name, no_wrap=name == "preset", overflow="fold", min_width=least_width or None)
     for row in rows:
-        table.add_row(*map(Text, _cells(row, labels)))
+        table.add_row(*map(Text, row))
     console.print(table)
 
 
-def _cells(row: Row, labels: list[str]) -> tuple[str, ...]:
-    # Beside every number, and with room left for the numbers: what the label says stands below the table.
+def _print_lines(lines: Iterable[str], console: Console) -> None:
+    from rich.text import Text
+
+    for line in lines:
+        console.print(Text(line))
+    console.print()
+
+
+def _headline_cells(row: Row, labels: list[str]) -> tuple[str, ...]:
+    # The text of a label is below the table, so that there is room for the numbers.
     numbers = sorted(labels.index(label) + 1 for label in row.labels)
     name = f"{row.preset} [{','.join(map(str, numbers))}]" if numbers else row.preset
     if row.time is None:
@@ -71,3 +93,83 @@ def _factor(row: Row) -> str:
     if row.factor is None:
         return row.factor_note or ""
     return f"{fmt.factor(row.factor)} ({fmt.factor_range_short(row.factor) or f'n={row.factor.n}'})"
+
+
+def _cost_cells(preset: PresetCost) -> tuple[str, ...]:
+    name = "\n".join((preset.preset, *(f"  {label}" for label in preset.labels)))
+    priced = preset.cost
+    if priced is None:
+        time = preset.seconds_per_image
+        return (name, fmt.seconds_estimate(time) if time else "not priced", "", "", "", "")
+    saved = preset.savings_per_month
+    return (
+        name,
+        _usd_cell(priced.per_image),
+        _usd_cell(priced.per_day),
+        _usd_cell(priced.per_month),
+        _usd_cell(saved) if saved else "",
+        _gpus(priced),
+    )
+
+
+def _usd_cell(estimate: Estimate) -> str:
+    interval = fmt.usd_range_short(estimate)
+    return "\n".join(filter(None, (fmt.usd(estimate.value), "no interval" if interval is None else interval)))
+
+
+def _gpus(priced: Cost) -> str:
+    if priced.basis.billing == "by-use":
+        return str(priced.gpus)
+    return f"{priced.gpus}\n{fmt.percent(priced.utilization)} used"
+
+
+def _assumptions(group: GroupCost) -> tuple[str, ...]:
+    price, basis, demand = group.price, group.basis, group.demand
+    if price is None or basis is None:
+        return ()
+    stale = " This price is stale: it is older than 90 days." if basis.stale else ""
+    sold = f", sold {price.count} together" if price.count > 1 else ""
+    spot = " It is a spot price: the machine can be taken away." if price.kind == "spot" else ""
+    return (
+        f"Billed {basis.billing} at {price.id}: {fmt.usd_rate(price.usd_per_gpu_hour)} per GPU-hour{sold}, "
+        f"{price.day}, {price.source}.{stale}{spot}",
+        f"{demand.images_per_day:,.0f} images a day, {demand.days_per_month:.2f} days a month, "
+        f"{_load(demand)}{_starts(group)}; GPUs are those of the busiest hour. "
+        "The second lines are 95 % intervals, from the measured time alone.",
+    )
+
+
+def _load(demand: Demand) -> str:
+    even = abs(demand.peak_share * 24 - 1) < 1e-9
+    return "spread evenly" if even else f"{fmt.percent(demand.peak_share)} of them in the busiest hour"
+
+
+def _starts(group: GroupCost) -> str:
+    if group.basis is None or group.basis.billing != "by-use":
+        return ""
+    starts = group.demand.cold_starts_per_day
+    return f", {starts:g} cold {'start' if starts == 1 else 'starts'} a day"
+
+
+def _more(preset: PresetCost) -> tuple[str, ...]:
+    if preset.cost is None:
+        return ()
+    basis = preset.cost.basis
+    lines = [f"{preset.preset}: {basis}"]
+    if basis.billing == "by-use" and preset.cold_start_s is None:
+        lines.append("  its cold start was not measured and is not in its cost")
+    if preset.savings_per_month is not None:
+        lines.append(f"  repays its longer start after: {fmt.images(preset.images_to_repay_start)}")
+    if preset.payback is not None:
+        lines.append(
+            f"  pays the development back after: {fmt.months(preset.payback.months)}, "
+            f"first-year return {100 * preset.payback.first_year_return:.0f} %"
+        )
+    for cheaper in dict.fromkeys(crossing.cheaper for crossing in preset.crossovers):
+        against = ", ".join(
+            f"{crossing.instead_of} from {fmt.volume(crossing.images_per_day)}"
+            for crossing in preset.crossovers
+            if crossing.cheaper == cheaper
+        )
+        lines.append(f"  {cheaper} is cheaper than {against}".replace(" from never", " never"))
+    return tuple(lines)

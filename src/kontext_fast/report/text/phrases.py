@@ -11,10 +11,10 @@ from statistics import median
 from typing import Any
 
 from kontext_fast.analysis import format as fmt
-from kontext_fast.analysis.control import control_factor
+from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.groups import Group, Plan, Run
 from kontext_fast.analysis.names import cell_name
-from kontext_fast.analysis.rows import Row, headline, process_values
+from kontext_fast.analysis.rows import Row
 from kontext_fast.records.names import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL, Sample
 from kontext_fast.stats.claims import speed_verdict
@@ -23,25 +23,24 @@ from kontext_fast.stats.series import drift, outliers, percentile
 _PERCENTILES = (90, 95, 99)
 
 
-def checks(group: Group, limit: float | None) -> tuple[str, ...]:
-    """One sentence each; `limit` is the smallest difference that may be claimed, None without a control."""
-    rows = headline(group)
+def checks(group: AnalyzedGroup) -> tuple[str, ...]:
+    """One sentence each."""
     if not group.runs:
         return ()
     return (
-        _control(rows, limit),
+        _control(group),
         *of_other_plans(group),
         *(sentence for preset in group.presets for sentence in _of_preset(preset, group.runs_of(preset))),
         *_of_the_card([sample for run in group.runs for sample in run.samples]),
     )
 
 
-def _control(rows: Sequence[Row], limit: float | None) -> str:
-    own = control_factor(rows)
-    if own is not None and own.interval is not None:
-        verdict = "which excludes 1 and should not" if own.excludes_one else "which contains 1 as it should"
+def _control(group: AnalyzedGroup) -> str:
+    control, limit = group.control_factor, group.smallest_claim
+    if control is not None and control.interval is not None:
+        verdict = "which excludes 1 and should not" if control.excludes_one else "which contains 1 as it should"
         return (
-            f"A/A control: baseline against itself is {fmt.factor(own)} ({fmt.factor_range(own)}), {verdict}; "
+            f"A/A control: baseline against itself is {fmt.factor(control)} ({fmt.factor_range(control)}), {verdict}; "
             f"no difference below {100 * (limit or 0):.1f} % is claimed."
         )
     if limit is not None:
@@ -50,7 +49,7 @@ def _control(rows: Sequence[Row], limit: float | None) -> str:
 
 
 def _of_preset(preset: str, runs: Sequence[Run]) -> Iterator[str]:
-    values = process_values(sorted(runs, key=lambda run: run.record.order))
+    values = [run.seconds for run in sorted(runs, key=lambda run: run.record.order)]
     moved = drift(values)
     if moved is not None and moved.found:
         yield (
@@ -122,11 +121,10 @@ def provenance(of: Sequence[Group]) -> str:
     runs = [run for group in of for run in group.runs]
     names = _joined_names(group.checkpoint.name for group in of if group.checkpoint)
     machines = _joined_names(group.machine or "an unnamed machine" for group in of)
-    dates = sorted({fmt.date(run.record.created_at) for run in runs})
     processes = len({run.record.run_id for run in runs})
     calls = sum(len(run.samples) for run in runs)
     return (
-        f"{names} on {machines}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, "
+        f"{names} on {machines}, {fmt.date_range(run.record.created_at for run in runs)}, "
         f"{fmt.count(processes, 'process', 'processes')}, {fmt.count(calls, 'measured call')}"
     )
 
@@ -211,11 +209,12 @@ def _judged(best: Row, rows: Sequence[Row]) -> str:
     return f"The judge accepts {fmt.percent(best.accepted.value)} of its edits{against} ({items})."
 
 
-def not_measured(group: Group, rows: Sequence[Row], unpriced: str | None) -> tuple[str, ...]:
+def not_measured(group: AnalyzedGroup, unpriced: str | None) -> tuple[str, ...]:
     """What a reader might look for in this group and will not find, one clause each.
 
     `unpriced` is why nothing of the group has a price, None where it has one.
     """
+    rows = group.ranked
     missing = [f"{row.preset}: {row.reason or row.status}{_cells_of(group, row)}" for row in rows if row.time is None]
     measured = [row for row in rows if row.time is not None]
     if measured and all(row.time and row.time.mean.n < 2 for row in measured):

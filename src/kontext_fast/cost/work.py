@@ -1,0 +1,97 @@
+"""What a call costs in time, as the billing models need it, read from the rows of a benchmark."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from kontext_fast.analysis.benchmark import AnalyzedGroup
+from kontext_fast.analysis.rows import Row
+from kontext_fast.errors import InvalidInput
+from kontext_fast.records.schema import EMULATED
+from kontext_fast.stats.intervals import Estimate, mean_estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one GPU needs for one call."""
+
+    seconds: Estimate
+    """Wall time per call; the lower end of its interval is cut at 0."""
+    images_per_call: int = 1
+    load_s: float | None = 0.0
+    """Loading the checkpoint; None, like the next, where it was not measured."""
+    prepare_s: float | None = 0.0
+    """Applying the preset, and the first call beyond an ordinary one, compilation included."""
+    run_ids: tuple[str, ...] = ()
+    """The records that the time came from."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.seconds.value) and self.seconds.value > 0):
+            raise InvalidInput(f"A call of {self.seconds.value} s cannot be priced: give a time above 0.")
+        if self.images_per_call < 1:
+            raise InvalidInput(f"A call of {self.images_per_call} images cannot be priced: it makes at least one.")
+        for start_s in (self.load_s, self.prepare_s):
+            if start_s is not None and not (math.isfinite(start_s) and start_s >= 0):
+                raise InvalidInput(f"A start of {start_s} s is not a time: give 0 or more.")
+
+    @property
+    def cold_start_s(self) -> float | None:
+        """From nothing to the first image, beyond that image's own time."""
+        return None if self.load_s is None or self.prepare_s is None else self.load_s + self.prepare_s
+
+
+@dataclass(frozen=True)
+class PresetWork:
+    """One preset of a group; `work` is None where nothing that could be priced was measured, and `note` says why."""
+
+    row: Row
+    work: Work | None
+    note: str | None
+
+    @property
+    def preset(self) -> str:
+        return self.row.preset
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The most GPU memory that is known to have been held; None where none was counted."""
+        memory = self.row.memory
+        peaks = (memory.device_process_peak_bytes, memory.reserved_peak_bytes, memory.allocated_peak_bytes)
+        return max((peak for peak in peaks if peak is not None), default=None)
+
+
+def preset_works(group: AnalyzedGroup) -> tuple[PresetWork, ...]:
+    """Of every preset of the group, in its order."""
+    return tuple(_preset_work(group, row) for row in group.rows)
+
+
+def paired_half_s(baseline: PresetWork, other: PresetWork) -> float | None:
+    """Half width of the 95 % interval of the seconds saved per call, paired by round; None below two shared rounds."""
+    slow, fast = baseline.row.by_round, other.row.by_round
+    rounds = sorted(slow.keys() & fast.keys())
+    if len(rounds) < 2:
+        return None
+    interval = mean_estimate([slow[r] - fast[r] for r in rounds]).interval
+    return None if interval is None else (interval[1] - interval[0]) / 2
+
+
+def _preset_work(group: AnalyzedGroup, row: Row) -> PresetWork:
+    if row.time is None:
+        return PresetWork(row, None, f"{row.status}: {row.reason}" if row.reason else row.status)
+    if EMULATED in row.labels:
+        return PresetWork(row, None, "emulated kernel: not a speed, so not a cost")
+    work = Work(
+        seconds=row.time.mean,
+        images_per_call=group.workload.batch if group.workload else 1,
+        load_s=row.load.value if row.load else None,
+        prepare_s=_prepare_s(row),
+        run_ids=group.run_ids(row.preset),
+    )
+    return PresetWork(row, work, None)
+
+
+def _prepare_s(row: Row) -> float | None:
+    if row.apply is None or row.first_call is None or row.time is None:
+        return None
+    return row.apply.value + max(0.0, row.first_call.value - row.time.mean.value)

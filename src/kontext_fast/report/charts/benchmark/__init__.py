@@ -1,0 +1,1 @@
+"""Charts of a benchmark. A module defines `draw(report: Report) -> Chart`, `FILE` and `SECTION`."""

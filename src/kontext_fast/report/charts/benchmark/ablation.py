@@ -1,0 +1,158 @@
+"""What each optimization of a preset is worth: alone, and to the preset that has all the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from kontext_fast.analysis import format as fmt
+from kontext_fast.analysis.benchmark import AnalyzedGroup
+from kontext_fast.analysis.names import group_name
+from kontext_fast.records.names import ONLY, WITHOUT, parse_ablation
+from kontext_fast.records.schema import BASELINE
+from kontext_fast.report.charting import Chart
+from kontext_fast.report.model import Report
+from kontext_fast.report.plots import style
+from kontext_fast.report.text.phrases import provenance
+from kontext_fast.stats.claims import Verdict, speed_verdict
+from kontext_fast.stats.intervals import Estimate, ratio_interval
+
+SECTION = "ablation"
+FILE = "performance/ablation.png"
+TITLE = "What each optimization of a preset is worth"
+How = Literal["alone", "added last", "all together"]
+COLORS: dict[How, str] = {
+    "alone": style.COLORS[0],
+    "added last": style.COLORS[5],
+    "all together": style.INK,
+}
+ROW_IN = 0.42
+
+
+@dataclass(frozen=True)
+class Point:
+    optimization: str
+    """The preset's own name where all are together."""
+    how: How
+    factor: Estimate | None
+    """alone: baseline over only this one; added last: the preset without it over the whole preset."""
+    verdict: Verdict | None
+    note: str | None
+    """Why there is no factor."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    subtitle: str
+    points: tuple[Point, ...]
+
+
+def plotted(report: Report) -> tuple[Panel, ...]:
+    """One panel per preset that was taken apart and workload."""
+    return tuple(
+        _panel(group, preset)
+        for group in report.analysis
+        if group.runs
+        for preset in dict.fromkeys(part.preset for part in map(parse_ablation, group.presets) if part)
+    )
+
+
+def draw(report: Report) -> Chart:
+    panels = plotted(report)
+    takeaway = (
+        " ".join(_takeaway(panel) for panel in panels) or "Not drawn: no preset was taken apart (suite ablation)."
+    )
+    return Chart(
+        title=TITLE,
+        how_to_read=(
+            "Alone: how many times as fast as baseline with only this optimization. Added last: how many times as fast "
+            "the preset is with it as without it. Right of the line at 1 it helps, on a logarithmic scale; whiskers "
+            "are 95 % intervals. Factors alone need not multiply to the whole."
+        ),
+        takeaway=takeaway,
+        alt=f"Points with intervals per optimization. {takeaway}",
+        png=_picture(panels) if panels else None,
+    )
+
+
+def _panel(group: AnalyzedGroup, preset: str) -> Panel:
+    parts = (part for part in map(parse_ablation, group.presets) if part and part.preset == preset)
+    # As the preset applies them, whatever order the blocks were shuffled into.
+    places = {one.name: place for place, one in enumerate(group.plans.get(preset, ()))}
+    names = sorted(dict.fromkeys(part.optimization for part in parts), key=lambda name: places.get(name, len(places)))
+    points = [_point(group, preset, "all together", BASELINE, preset)]
+    for name in names:
+        only, without = f"{preset}{ONLY}{name}", f"{preset}{WITHOUT}{name}"
+        if only in group.presets:
+            points.append(_point(group, name, "alone", BASELINE, only))
+        if without in group.presets:
+            points.append(_point(group, name, "added last", without, preset))
+    return Panel(f"{preset}: {group_name(group)}", provenance([group]), tuple(points))
+
+
+def _point(group: AnalyzedGroup, name: str, how: How, slower: str, faster: str) -> Point:
+    factor = ratio_interval(group.by_round(slower), group.by_round(faster))
+    if factor is not None:
+        return Point(name, how, factor, speed_verdict(factor, group.smallest_claim), None)
+    for preset in (slower, faster):
+        if failures := group.failures_of(preset):
+            return Point(name, how, None, None, f"{preset} {failures[0].status}: {failures[0].reason}")
+    return Point(name, how, None, None, fmt.NOT_MEASURED)
+
+
+def _takeaway(panel: Panel) -> str:
+    alone = [point for point in panel.points if point.how == "alone" and point.factor]
+    nothing = [point.optimization for point in alone if point.verdict == "no difference found"]
+    helps = [point for point in alone if point.verdict == "faster" and point.factor]
+    sentences = []
+    if helps:
+        best = max(helps, key=lambda point: point.factor.value if point.factor else 0)
+        assert best.factor is not None
+        sentences.append(f"alone, {best.optimization} gains most ({fmt.factor(best.factor)})")
+    if nothing:
+        sentences.append(f"no effect was found of {', '.join(nothing)} alone")
+    if not sentences:
+        sentences.append("nothing can be told from these runs: they have no intervals or no A/A control")
+    return f"{panel.title}: {'; '.join(sentences)}."
+
+
+def _picture(panels: Sequence[Panel]) -> bytes:
+    heights = [style.HEAD_IN + style.FOOT_IN + ROW_IN * len(panel.points) for panel in panels]
+    figure = style.new_figure(sum(heights))
+    top = sum(heights)
+    for panel, height in zip(panels, heights, strict=True):
+        style.heading(figure, top, panel.title, panel.subtitle)
+        axes = style.panel_axes(figure, top, height, left=0.28, right=0.985)
+        style.bare(axes, "times as fast")
+        axes.set_ylim(len(panel.points) - 0.4, -0.6)
+        for y, point in enumerate(panel.points):
+            style.row_name(axes, y, f"{point.optimization}, {point.how}")
+            if point.factor is None:
+                style.row_words(axes, 1.0, y, point.note or "", style.FAILURE)
+                continue
+            low, high = point.factor.interval or (point.factor.value, point.factor.value)
+            style.whisker(axes, y, low, high)
+            axes.plot([point.factor.value], [y], "o", markersize=9, color=COLORS[point.how])
+            interval = fmt.factor_range(point.factor) or "no interval"
+            words = f"{fmt.factor(point.factor)} ({interval}, n={point.factor.n})"
+            style.row_words(axes, max(high, point.factor.value), y, words)
+        _scale(axes, panel)
+        top -= height
+    style.legend(figure, sum(heights), list(COLORS.items()))
+    return style.png(figure)
+
+
+def _scale(axes: object, panel: Panel) -> None:
+    from matplotlib.axes import Axes
+
+    assert isinstance(axes, Axes)
+    ends = [1.0]
+    for point in panel.points:
+        if point.factor:
+            ends += [point.factor.value, *(point.factor.interval or ())]
+    span = max(math.log(max(ends) / min(ends)), math.log(1.3))
+    style.factor_ticks(axes, min(ends) * math.exp(-0.1 * span), max(ends) * math.exp(0.6 * span))
+    axes.axvline(1, color=style.INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)

@@ -1,0 +1,94 @@
+"""What providers charge for the same work on the left, what is saved as the volume grows on the right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kontext_fast.analysis import format as fmt
+from kontext_fast.cost import Billing
+from kontext_fast.cost.billing import Demand, cost
+from kontext_fast.cost.cards import slug
+from kontext_fast.cost.headline_comparison import HeadlineComparison
+from kontext_fast.report.charting import Chart
+from kontext_fast.report.model import Report
+from kontext_fast.report.plots import money as pictures
+from kontext_fast.report.plots.money import Line, Money, Pair, Words
+from kontext_fast.stats.intervals import Estimate
+
+SECTION = "cost"
+FILE = "cost/*_cost_analysis.png"
+TITLE = "The same images at every provider of the card, and what is saved as the volume grows"
+HOW = (
+    "Left: dollars a month by use at every on-demand price of the card. Right: dollars saved a month, both axes "
+    "logarithmic; a fleet that is always on saves in whole GPUs, and a cross is a volume at which it saves nothing."
+)
+IMAGES_PER_DAY = 10_000
+VOLUMES = (100, 1_000, 5_000, 10_000, 50_000, 100_000)
+
+
+@dataclass(frozen=True)
+class Plotted:
+    shown: HeadlineComparison
+    pairs: tuple[Pair, ...]
+    lines: tuple[Line, ...]
+
+
+def plotted(report: Report) -> Plotted | str:
+    """The data of the picture, or in a few words why there is none."""
+    shown = report.comparison
+    if isinstance(shown, str):
+        return shown
+    demand = Demand(images_per_day=IMAGES_PER_DAY)
+    pairs = []
+    for price in shown.table.of_card(shown.card, "on-demand"):
+        tariff = shown.tariff("by-use", price)
+        slow, fast = (cost(work, demand, tariff, today=shown.today).per_month for work in shown.works)
+        stale = ", stale" if price.is_stale(shown.today) else ""
+        name = f"{price.provider}, {price.product}\n{fmt.usd_rate(price.usd_per_gpu_hour)} per h, {price.day}{stale}"
+        pairs.append(Pair(name, _money("baseline", slow), _money(shown.other.row.preset, fast)))
+    lines = (
+        Line("billed by use", _saved(shown, "by-use"), pictures.PRESET_COLOR),
+        Line("always on, even load", _saved(shown, "always-on"), pictures.THIRD_COLOR, joined=False),
+    )
+    return Plotted(shown, tuple(pairs), lines)
+
+
+def draw(report: Report) -> Chart:
+    data = plotted(report)
+    if isinstance(data, str):
+        return Chart(TITLE, HOW, takeaway=f"Not drawn: {data}.", alt=f"None: {data}.", png=None)
+    shown = data.shown
+    price = shown.price
+    words = Words(
+        title=f"Cost of {shown.other.row.preset} and baseline on {shown.card}",
+        subtitle=shown.subtitle,
+        foot=(
+            f"Prices are per GPU-hour. Right: {price.dated(shown.today)}, {fmt.usd_rate(price.usd_per_gpu_hour)}. "
+            f"365/12 days a month, no cold starts. Time: {shown.runs}.\n"
+            "Sources of the prices: kontext_fast/cost/prices.toml."
+        ),
+        stamp=shown.stamp,
+    )
+    titles = (f"A month of {IMAGES_PER_DAY:,} images a day, billed by use", "Saved a month by volume")
+    names = ("baseline", shown.other.row.preset)
+    takeaway = _takeaway(data)
+    png = pictures.analysis(words, data.pairs, data.lines, titles, names)
+    return Chart(TITLE, HOW, takeaway, alt=takeaway, png=png, name=slug(shown.card))
+
+
+def _saved(shown: HeadlineComparison, billing: Billing) -> tuple[tuple[float, float], ...]:
+    tariff = shown.tariff(billing)
+    return tuple((float(v), shown.savings(Demand(images_per_day=v), tariff).value) for v in VOLUMES)
+
+
+def _money(name: str, estimate: Estimate) -> Money:
+    return Money(name, estimate.value, estimate.interval)
+
+
+def _takeaway(data: Plotted) -> str:
+    cheap, dear = data.pairs[0], data.pairs[-1]
+    return (
+        f"{IMAGES_PER_DAY:,} images a day on {data.shown.card} with {data.shown.other.row.preset}, billed by use, cost "
+        f"{fmt.usd(cheap.other.usd)} to {fmt.usd(dear.other.usd)} a month by provider "
+        f"({fmt.usd(cheap.baseline.usd)} to {fmt.usd(dear.baseline.usd)} with baseline)."
+    )

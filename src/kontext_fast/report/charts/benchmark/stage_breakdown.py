@@ -1,0 +1,81 @@
+"""Where the time of a call goes: text encoding, VAE encoding, denoising, VAE decoding and the rest."""
+
+from __future__ import annotations
+
+from kontext_fast.analysis import format as fmt
+from kontext_fast.analysis.benchmark import AnalyzedGroup
+from kontext_fast.analysis.names import group_name
+from kontext_fast.analysis.ranking import leading_groups
+from kontext_fast.analysis.rows import Row
+from kontext_fast.analysis.stages import StageRow
+from kontext_fast.records.schema import BASELINE
+from kontext_fast.report.charting import Chart
+from kontext_fast.report.model import Report
+from kontext_fast.report.plots import style
+from kontext_fast.report.plots.stacked import Part, StackedPanel, StackedRow, picture
+from kontext_fast.report.text.phrases import provenance
+
+SECTION = "speed"
+FILE = "performance/stage_breakdown.png"
+TITLE = "Where the time of a call goes"
+NAMES = {
+    "text_encode": "text encode",
+    "vae_encode": "VAE encode",
+    "denoise": "denoise",
+    "vae_decode": "VAE decode",
+}
+REST = "rest"
+COLORS = {
+    NAMES["text_encode"]: style.COLORS[1],
+    NAMES["vae_encode"]: style.COLORS[2],
+    NAMES["denoise"]: style.COLORS[0],
+    NAMES["vae_decode"]: style.COLORS[3],
+    REST: style.GRAY,
+}
+
+
+def plotted(report: Report) -> tuple[StackedPanel, ...]:
+    """Of each checkpoint and machine the group that a report leads with: the centre of a suite.
+
+    Seconds, as means over processes.
+    """
+    return tuple(map(_panel, leading_groups(report.analysis)))
+
+
+def draw(report: Report) -> Chart:
+    panels = plotted(report)
+    takeaway = " ".join(_takeaway(panel) for panel in panels) or "Not drawn: no call was measured."
+    return Chart(
+        title=TITLE,
+        how_to_read=(
+            "Each bar is one call, split into its stages; the parts are means over processes and add up to the whole. "
+            "The whisker below a bar is the 95 % interval of the whole."
+        ),
+        takeaway=takeaway,
+        alt=f"Stacked bars of seconds per stage. {takeaway}",
+        png=picture(panels, COLORS) if panels else None,
+    )
+
+
+def _panel(group: AnalyzedGroup) -> StackedPanel:
+    stages = {row.preset: row for row in group.stages}
+    rows = tuple(_row(row, stages.get(row.preset)) for row in group.ranked)
+    return StackedPanel(group_name(group), provenance([group]), rows)
+
+
+def _row(row: Row, stages: StageRow | None) -> StackedRow:
+    if row.time is None or stages is None:
+        note = f"{row.status}: {row.failures[0].reason}" if row.failures else fmt.NOT_MEASURED
+        return StackedRow(row.preset, (), None, note)
+    parts = [Part(NAMES[stage], seconds) for stage, seconds in stages.stages.items()]
+    return StackedRow(row.preset, (*parts, Part(REST, max(0.0, stages.rest))), row.time.mean)
+
+
+def _takeaway(panel: StackedPanel) -> str:
+    """Of baseline where it was measured: that is what there is to gain."""
+    measured = [row for row in panel.rows if row.whole]
+    row = next((row for row in measured if row.name == BASELINE), measured[0])
+    assert row.whole is not None
+    shares = {part.name: part.seconds / row.whole.value for part in row.parts}
+    longest = max(shares, key=lambda name: shares[name])
+    return f"{panel.title}: {longest} takes {fmt.percent(shares[longest])} of a call of {row.name}."

@@ -1,0 +1,1 @@
+"""Charts of a verification. A module defines `draw(report: VerificationReport) -> Chart`, `FILE` and `SECTION`."""

@@ -1,0 +1,68 @@
+"""What is known of the images of a preset: the verdict of a verification and the judge's acceptance in a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kontext_fast.analysis import format as fmt
+from kontext_fast.analysis.benchmark import AnalyzedGroup
+from kontext_fast.records.schema import BASELINE
+from kontext_fast.report.verification import Verdicts, VerdictSummary
+from kontext_fast.stats.intervals import Estimate
+
+
+@dataclass(frozen=True)
+class PresetQuality:
+    verdict: VerdictSummary | None
+    accepted: Estimate | None
+    """Of the edits, by the judge."""
+    accepted_by_baseline: Estimate | None
+    unknown: str
+    """Why nothing is known, where it is not."""
+
+    @property
+    def value(self) -> str:
+        """In a few words: the verdict where there is one, else what the judge accepted."""
+        if self.verdict is not None:
+            return self.verdict.name
+        return f"{fmt.percent(self.accepted.value)} accepted" if self.accepted else fmt.NOT_MEASURED
+
+    @property
+    def basis(self) -> str:
+        """What `value` rests on, or why it is unknown."""
+        if self.verdict is not None:
+            return self.verdict.where
+        return self.judged or self.unknown
+
+    @property
+    def judged(self) -> str | None:
+        """What the judge's acceptance rests on."""
+        if self.accepted is None:
+            return None
+        items = f"of {fmt.count(self.accepted.n, 'item')}, by the judge"
+        baseline = self.accepted_by_baseline
+        return f"{items}; baseline {fmt.percent(baseline.value)}" if baseline else items
+
+    def __str__(self) -> str:
+        """All that is known, for a cell of a table."""
+        known = [f"{self.value} ({self.basis})"] if self.verdict else []
+        if self.accepted is not None:
+            known.append(f"{fmt.percent(self.accepted.value)} of {fmt.count(self.accepted.n, 'item')} accepted")
+        return "; ".join(known) or fmt.NOT_MEASURED
+
+
+def preset_qualities(group: AnalyzedGroup, verdicts: Verdicts) -> Mapping[str, PresetQuality]:
+    """Of every preset of the group."""
+    random = group.checkpoint is not None and group.checkpoint.random_weights
+    unknown = "the weights are random, so there is no image to judge" if random else "no judge has seen these images"
+    baseline = group.row(BASELINE)
+    return {
+        row.preset: PresetQuality(
+            verdict=verdicts.get(row.preset),
+            accepted=row.accepted,
+            accepted_by_baseline=baseline.accepted if baseline and row.preset != BASELINE else None,
+            unknown=unknown,
+        )
+        for row in group.rows
+    }

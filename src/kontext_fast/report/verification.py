@@ -1,0 +1,84 @@
+"""What a verification says: its verdicts, for the report of a benchmark, and all that its own page and charts show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kontext_fast.records.schema import ResultFile
+from kontext_fast.records.store import ResultStore
+
+if TYPE_CHECKING:
+    from kontext_fast.verify.analysis import Arms, VerificationAnalysis
+    from kontext_fast.verify.frontier import Frontier
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """The records of a verification and what was computed from them, once."""
+
+    result: ResultFile
+    analysis: VerificationAnalysis
+    arms: Arms
+    frontier: Frontier | None
+    """None for a verification that was not asked for one."""
+
+
+def build_verification_report(result: ResultFile) -> VerificationReport:
+    """Raises InvalidInput for records of anything else."""
+    # Late, because a report without a verification needs none of the metrics, which take a second to import.
+    from kontext_fast.verify.analysis import Arms, analyze
+    from kontext_fast.verify.frontier import frontier
+
+    analysis = analyze(result)
+    return VerificationReport(result, analysis, Arms(result.records), frontier(result, analysis))
+
+
+@dataclass(frozen=True)
+class VerdictSummary:
+    """The verdict on one preset as the report of a benchmark shows it."""
+
+    level: str
+    """`L2`, or `cannot tell`."""
+    meaning: str
+    passes: bool
+    reason: str
+    checkpoint: str
+    items: int
+
+    @property
+    def name(self) -> str:
+        """`L2 non-inferior`."""
+        return self.level if self.level == self.meaning else f"{self.level} {self.meaning}"
+
+    @property
+    def where(self) -> str:
+        """A verdict holds for the weights on which it was found, which need not be those that were timed."""
+        return f"verified on {self.checkpoint}, {self.items} items"
+
+
+Verdicts = Mapping[str, VerdictSummary]
+"""By preset."""
+
+
+def read_verdicts(folder: Path) -> Verdicts:
+    """Of a folder that `kontext verify` wrote. Raises InvalidInput for records of anything else."""
+    return verdicts(build_verification_report(ResultStore.find(folder).load()))
+
+
+def verdicts(report: VerificationReport) -> Verdicts:
+    result = report.result
+    checkpoint = next((record.checkpoint.name for record in result.records if record.checkpoint), "unknown weights")
+    return {
+        preset.preset: VerdictSummary(
+            level=preset.verdict.level.value,
+            meaning=preset.verdict.level.meaning,
+            passes=preset.verdict.level.passes,
+            reason=preset.verdict.reason,
+            checkpoint=checkpoint,
+            items=len(result.items),
+        )
+        for preset in report.analysis.presets
+    }

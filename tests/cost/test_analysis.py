@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kontext_fast.analysis.benchmark import analyze_benchmark
+from kontext_fast.cost.analysis import NO_PRICE, GroupCost, PresetCost, Question, group_cost
+from kontext_fast.cost.billing import Demand
+from kontext_fast.cost.prices import load_prices
+from kontext_fast.errors import InvalidInput
+from kontext_fast.records.schema import CONTROL, EMULATED, ResultFile
+from tests.cost.gpu_records import ROUNDS, SECONDS, TODAY, gpu_result, gpu_run
+from tests.records.builder import record, result, timed
+
+QUESTION = Question(demand=Demand(images_per_day=3600), today=TODAY, price="2.0")
+
+
+def analysed(records: ResultFile, **changes: Any) -> GroupCost:
+    (group,) = analyze_benchmark(records)
+    return group_cost(group, load_prices(), replace(QUESTION, **changes))
+
+
+def presets(group: GroupCost) -> dict[str, PresetCost]:
+    return {preset.preset: preset for preset in group.presets}
+
+
+def process_values(preset: str) -> np.ndarray[Any, Any]:
+    return SECONDS[preset] * (1 + 0.02 * np.arange(ROUNDS))
+
+
+def test_money_is_that_of_the_raw_samples() -> None:
+    """Computed here a second time, with scipy, from the times that the records were made of."""
+    for name, preset in presets(analysed(gpu_result())).items():
+        values = process_values(name) * 2.0
+        expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert preset.cost is not None
+        assert preset.cost.per_day.value == pytest.approx(values.mean())
+        assert preset.cost.per_day.interval == pytest.approx((expected.low, expected.high))
+        assert preset.cost.basis.run_ids == tuple(f"{name}-{round_}" for round_ in range(ROUNDS))
+
+
+def test_savings_are_paired_by_round() -> None:
+    saved = presets(analysed(gpu_result()))["classic"].savings_per_month
+    values = (process_values("baseline") - process_values("classic")) * 2.0 * 365 / 12
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert saved is not None
+    assert saved.value == pytest.approx(values.mean())
+    assert saved.interval == pytest.approx((expected.low, expected.high))
+    assert presets(analysed(gpu_result()))["baseline"].savings_per_month is None
+
+
+def test_a_single_round_gives_money_without_an_interval() -> None:
+    classic = presets(analysed(gpu_result(rounds=1)))["classic"]
+    assert classic.cost is not None
+    assert classic.cost.per_month.interval is None
+    assert classic.savings_per_month is not None
+    assert classic.savings_per_month.interval is None
+
+
+def test_the_preparation_is_apply_and_first_call_beyond_an_ordinary_one() -> None:
+    classic = presets(analysed(gpu_result(rounds=1)))["classic"]
+    assert classic.cold_start_s == 30.0 + 1.0 + 204.0 - 4.0
+    assert classic.images_to_repay_start == pytest.approx(((204 - 4) - (12 - 10)) / (10 - 4))
+
+
+def test_the_typical_price_of_the_measured_card_is_taken() -> None:
+    group = analysed(gpu_result(), price=None)
+    assert group.card == "H200"
+    assert group.price == load_prices().typical("H200", "on-demand")
+
+
+def test_a_cpu_has_no_price() -> None:
+    group = analysed(result([timed("baseline", 0, [1.0, 1.0])]), price=None)
+    assert group.refusal == NO_PRICE == "no price for this machine"
+    assert [preset.cost for preset in group.presets] == [None]
+    assert group.presets[0].seconds_per_image is not None
+
+
+def test_dollars_of_ones_own_price_any_machine() -> None:
+    group = analysed(result([timed("baseline", 0, [1.0, 1.0])]), price="0.36")
+    assert group.presets[0].cost is not None
+    assert group.presets[0].cost.per_image.value == pytest.approx(0.0001)
+
+
+@pytest.mark.parametrize("device", ["NVIDIA H100 80GB HBM3", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "Some CPU"])
+def test_the_price_of_another_card_is_refused(device: str) -> None:
+    with pytest.raises(InvalidInput, match="lambda-h100-pcie is for H100 PCIe"):
+        analysed(gpu_result(device=device), price="lambda-h100-pcie")
+    assert analysed(gpu_result(device="NVIDIA H100 PCIe"), price="lambda-h100-pcie").price is not None
+
+
+def test_a_price_of_an_image_is_no_price_of_a_card() -> None:
+    with pytest.raises(InvalidInput, match="not of a GPU"):
+        analysed(gpu_result(), price="bfl-kontext-pro")
+
+
+def test_a_card_with_less_memory_than_the_peak_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"held 30\.0 GiB .* 24 GiB"):
+        analysed(gpu_result(device="NVIDIA GeForce RTX 4090", peak_gib=30.0), price=None)
+
+
+def test_reserved_billing_needs_a_reserved_price() -> None:
+    refused = analysed(gpu_result(device="NVIDIA H100 NVL"), price=None, billing="reserved")
+    assert refused.refusal is not None
+    assert "no reserved price for H100 NVL" in refused.refusal
+    priced = analysed(gpu_result(), price=None, billing="reserved")
+    assert priced.basis is not None
+    assert priced.basis.price.kind == "reserved"
+    assert presets(priced)["baseline"].cost is not None
+
+
+def test_an_emulated_kernel_is_not_a_cost() -> None:
+    records = result([gpu_run("baseline", 0), gpu_run("classic", 0, labels=(EMULATED,))])
+    classic = presets(analysed(records))["classic"]
+    assert classic.cost is None
+    assert classic.savings_per_month is None
+    assert "emulated" in (classic.note or "")
+
+
+def test_failures_are_rows_with_their_reason() -> None:
+    failed = record("compile", 0, status="refused", reason="There is no compiler: install g++.", checkpoint=None)
+    group = presets(analysed(result([gpu_run("baseline", 0), failed.model_copy(update={"environment": {}})])))
+    assert group["compile"].cost is None
+    assert "install g++" in (group["compile"].note or "")
+
+
+def test_without_baseline_nothing_is_saved() -> None:
+    classic = presets(analysed(result([gpu_run("classic", 0)])))["classic"]
+    assert classic.cost is not None
+    assert classic.savings_per_month is None
+
+
+def test_crossovers_name_both_sides() -> None:
+    crossings = presets(analysed(gpu_result(), price=None))["classic"].crossovers
+    against = {crossing.instead_of for crossing in crossings}
+    assert {row.id for row in load_prices().apis()} <= against
+    assert any(crossing.cheaper.startswith("always-on at ") for crossing in crossings)
+
+
+def test_nobody_pays_for_the_control() -> None:
+    again = [
+        run.model_copy(update={"preset": CONTROL, "run_id": f"again-{run.round}"})
+        for run in gpu_result().records
+        if run.preset == "baseline"
+    ]
+    priced = analysed(result([*gpu_result().records, *again]))
+    assert [preset.preset for preset in priced.presets] == ["baseline", "compile", "classic"]

@@ -1,0 +1,81 @@
+"""Peers in a report: rows beside ours, never our headline, and never priced as if they were ours."""
+
+from __future__ import annotations
+
+from kontext_fast.analysis.groups import groups
+from kontext_fast.analysis.rows import headline
+from kontext_fast.cost.headline_comparison import HeadlineComparison
+from kontext_fast.records.schema import Cell, Record
+from kontext_fast.report.text.phrases import fastest, speed_finding
+from tests.records.builder import record, result, sample, timed, workload
+from tests.report.reports import report_of
+
+ASKED = Cell(mode="edit", size="128x128", steps=4, batch=1)
+CARD = {"gpu": {"name": "NVIDIA H200", "uuid_sha256": "0" * 64}}
+
+
+def run(preset: str, round_: int, wall: float, *, steps: int = 4, labels: tuple[str, ...] = ()) -> Record:
+    samples = [sample(item, wall + 0.001 * round_, steps=steps) for item in "ab"]
+    made = record(
+        preset, round_, samples, of=workload(steps=steps), cells=(ASKED,), labels=labels, environment=CARD
+    )  # fmt: skip
+    (measurement,) = made.measurements
+    return made.model_copy(update={"measurements": (measurement.model_copy(update={"cell": ASKED}),)})
+
+
+def bench(**walls: float) -> list[Record]:
+    return [run(name.replace("_", ":"), round_, wall) for round_ in range(3) for name, wall in walls.items()]
+
+
+def test_fewer_steps_are_a_row_beside_what_runs_them_all() -> None:
+    label = "runs 2 steps where 4 are asked for"
+    fewer = [run("peer:steps-2", round_, 0.5, steps=2, labels=(label,)) for round_ in range(3)]
+    (group,) = groups(result([*bench(baseline=1.0), *fewer]))
+    assert group.workload is not None
+    assert group.workload.steps == 4
+    row = headline(group)[1]
+    assert (row.preset, row.labels) == ("peer:steps-2", (label,))
+    assert row.factor is not None
+    assert 1.9 < row.factor.value < 2.1
+    assert row.computed_steps is not None
+    assert (row.computed_steps.high, row.computed_steps.total) == (2, 2)
+
+
+def test_without_a_cell_the_steps_that_ran_are_all_that_is_known() -> None:
+    runs = [timed("baseline", 0, [1.0, 1.0]), timed("peer:steps-2", 0, [0.5, 0.5], of=workload(steps=2))]
+    assert len(groups(result(runs))) == 2
+
+
+def test_a_peer_that_is_faster_is_said_to_be_and_is_not_our_headline() -> None:
+    (group,) = groups(result(bench(baseline=1.0, fast=0.5, peer_magcache=0.25, peer_compiled=0.8)))
+    rows = headline(group)
+    best = fastest(rows, None)
+    assert best is not None
+    assert best.preset == "fast"
+    finding = speed_finding(rows)
+    assert finding.startswith("fast is 1.99")
+    assert "Of the peers, peer:magcache is fastest: 3.9" in finding
+
+
+def test_a_preset_of_ours_that_is_no_faster_does_not_hand_the_headline_to_a_peer() -> None:
+    (group,) = groups(result(bench(baseline=1.0, fast=1.0, peer_magcache=0.25)))
+    assert fastest(headline(group), None) is None
+    finding = speed_finding(headline(group))
+    assert finding.startswith("No preset is faster")
+    assert "Of the peers, peer:magcache is fastest" in finding
+
+
+def test_where_peers_alone_were_run_one_of_them_leads_and_is_named_once() -> None:
+    (group,) = groups(result(bench(baseline=1.0, peer_magcache=0.25)))
+    finding = speed_finding(headline(group))
+    assert finding.startswith("peer:magcache is 3.9")
+    assert finding.count("peer:magcache") == 1
+
+
+def test_the_charts_of_cost_price_our_cheapest_preset() -> None:
+    priced = report_of(result(bench(baseline=1.0, fast=0.5, peer_magcache=0.25))).comparison
+    assert isinstance(priced, HeadlineComparison)
+    assert priced.other.row.preset == "fast"
+    alone = report_of(result(bench(baseline=1.0, peer_magcache=0.25))).comparison
+    assert isinstance(alone, HeadlineComparison)
+    assert alone.other.row.preset == "peer:magcache"

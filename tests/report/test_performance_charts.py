@@ -1,0 +1,315 @@
+"""What each chart plots, against the same numbers computed a second time from the records, with scipy."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from kontext_fast.records.schema import CONTROL, AppliedOptimization, Cell, ResultFile
+from kontext_fast.report.charts.benchmark import (
+    ablation,
+    cold_start,
+    memory_usage,
+    resolution_scaling,
+    stage_breakdown,
+    step_resolution_heatmap,
+)
+from kontext_fast.report.plots import stacked, style
+from kontext_fast.report.plots.stacked import Part, StackedPanel, StackedRow
+from kontext_fast.stats.intervals import Estimate
+from tests.records.builder import record, result, timed
+from tests.report import suite_records
+from tests.report.reports import report_of, written
+from tests.report.suite_records import SIZES, STEPS, walls
+
+ORIGIN = re.compile(r"tiny on Imaginary CPU 9000, 2001-02-03, \d+ processes, \d+ measured calls")
+
+
+def assert_estimates(estimate: Estimate | None, values: Sequence[float]) -> None:
+    assert estimate is not None
+    assert estimate.n == len(values)
+    assert estimate.value == pytest.approx(np.mean(values))
+    expected = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    assert estimate.interval == pytest.approx(expected)
+
+
+def test_the_heatmap_has_the_mean_of_every_cell_and_a_place_for_what_was_not_reached() -> None:
+    stored = suite_records.sweep()
+    (panel,) = step_resolution_heatmap.plotted(report_of(stored))
+    assert ORIGIN.fullmatch(panel.subtitle)
+    assert panel.steps == (*STEPS, 50)
+    assert panel.sizes == SIZES
+    assert [table.preset for table in panel.tables] == ["baseline", "fast"]
+    for table in panel.tables:
+        assert set(table.cells) == {(steps, size) for steps in STEPS for size in SIZES}
+        for (steps, (width, height)), estimate in table.cells.items():
+            expected = walls(stored, table.preset, steps=steps, width=width, height=height)
+            assert_estimates(estimate, list(expected.values()))
+    chart = step_resolution_heatmap.draw(report_of(stored))
+    assert "3 cells not measured" in chart.takeaway
+
+
+def test_what_was_planned_elsewhere_leaves_no_place_in_the_heatmap() -> None:
+    stored = suite_records.sweep()
+    elsewhere = {"environment": {"cpu": "Another CPU"}, "run_id": "elsewhere"}
+    cold = {"compile_cache": "cold", "run_id": "cold"}
+    others = [
+        record("baseline", 7, order=90 + number, cells=(Cell(mode="edit", size="64x64", steps=4, batch=1),), **changes)
+        for number, changes in enumerate((elsewhere, cold))
+    ]
+    panels = step_resolution_heatmap.plotted(
+        report_of(stored.model_copy(update={"records": (*stored.records, *others)}))
+    )
+    assert panels == step_resolution_heatmap.plotted(report_of(stored))
+
+
+def test_scaling_places_every_size_by_the_tokens_that_ran() -> None:
+    stored = suite_records.sweep()
+    (panel,) = resolution_scaling.plotted(report_of(stored))
+    assert "28 steps" in panel.title
+    assert ORIGIN.fullmatch(panel.subtitle)
+    assert [line.preset for line in panel.lines] == ["baseline", "fast"]
+    for line in panel.lines:
+        assert [(point.size, point.tokens) for point in line.points] == [
+            (f"{width}x{height}", 512 + 2 * width * height // 256) for width, height in SIZES
+        ]
+        for point, (width, height) in zip(line.points, SIZES, strict=True):
+            expected = walls(stored, line.preset, steps=28, width=width, height=height)
+            assert_estimates(point.time, list(expected.values()))
+
+
+def test_the_scaling_page_needs_nothing_else_and_has_every_number(tmp_path: Path) -> None:
+    stored = suite_records.sweep()
+    written(resolution_scaling, stored, tmp_path)
+    page = (tmp_path / "performance" / "resolution_scaling.html").read_text()
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|src=|<link|@import|url\(", page)
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert data is not None
+    (panel,) = json.loads(data.group(1))
+    (plotted,) = resolution_scaling.plotted(report_of(stored))
+    assert [line["preset"] for line in panel["lines"]] == [line.preset for line in plotted.lines]
+    for line, expected in zip(panel["lines"], plotted.lines, strict=True):
+        for point, of in zip(line["points"], expected.points, strict=True):
+            assert point["time"]["value"] == of.time.value
+            assert tuple(point["time"]["interval"]) == of.time.interval
+    assert page.count('<th scope="row">') == 6
+
+
+def test_words_from_records_cannot_leave_the_script_of_the_page() -> None:
+    evil = "</script><script>alert(1)</script>"
+    stored = suite_records.sweep()
+    renamed = [run.model_copy(update={"preset": evil}) if run.preset == "fast" else run for run in stored.records]
+    page = resolution_scaling.draw(report_of(stored.model_copy(update={"records": tuple(renamed)}))).html
+    assert page is not None
+    assert "<script>alert" not in page
+    assert page.count("</script>") == 2
+
+
+def test_memory_is_the_highest_call_of_each_process() -> None:
+    stored = suite_records.sweep()
+    (panel,) = memory_usage.plotted(report_of(stored))
+    assert "1024x1024" in panel.title
+    assert ORIGIN.fullmatch(panel.subtitle)
+    assert {(bar.preset, bar.kind) for bar in panel.bars} == {
+        (preset, kind) for preset in ("baseline", CONTROL, "fast") for kind in suite_records.GIB
+    }
+    for bar in panel.bars:
+        peaks = [
+            max(getattr(s.memory, bar.kind) for s in m.samples if not s.warmup)
+            for run in stored.records
+            for m in run.measurements
+            if run.preset == bar.preset and (m.workload.steps, m.workload.width) == (28, 1024)
+        ]
+        assert_estimates(bar.peak, peaks)
+
+
+def test_memory_that_was_not_counted_is_not_drawn() -> None:
+    (panel,) = memory_usage.plotted(report_of(result([timed("baseline", 0, [1.0, 1.0])])))
+    assert [bar.kind for bar in panel.bars] == ["host_rss_peak_bytes"]
+
+
+def test_stages_add_up_to_the_call() -> None:
+    stored = suite_records.sweep()
+    (panel,) = stage_breakdown.plotted(report_of(stored))
+    assert ORIGIN.fullmatch(panel.subtitle)
+    for row in panel.rows:
+        expected = list(walls(stored, row.name, steps=28, width=1024).values())
+        assert_estimates(row.whole, expected)
+        assert sum(part.seconds for part in row.parts) == pytest.approx(np.mean(expected))
+        by_name = {part.name: part.seconds for part in row.parts}
+        assert by_name["denoise"] == pytest.approx(0.8 * np.mean(expected))
+        assert by_name["rest"] == pytest.approx(0.05 * np.mean(expected))
+    assert "denoise takes 80 % of a call of baseline" in stage_breakdown.draw(report_of(stored)).takeaway
+
+
+def test_stages_and_memory_go_from_slow_to_fast_as_the_speed_up_does() -> None:
+    walls_of = {"baseline": 2.0, "quick": 0.5, "slow": 1.0}
+    stored = result([timed(name, 0, [wall, wall], order=i) for i, (name, wall) in enumerate(walls_of.items())])
+    (stages,) = stage_breakdown.plotted(report_of(stored))
+    (memory,) = memory_usage.plotted(report_of(stored))
+    assert [row.name for row in stages.rows] == ["baseline", "slow", "quick"]
+    assert list(dict.fromkeys(bar.preset for bar in memory.bars)) == ["baseline", "slow", "quick"]
+
+
+def test_a_preset_without_a_time_is_a_row_with_its_reason() -> None:
+    stored = result([timed("baseline", 0, [1.0, 1.0]), record("x", 0, status="refused", reason="No compiler.")])
+    (panel,) = stage_breakdown.plotted(report_of(stored))
+    assert (panel.rows[1].whole, panel.rows[1].note) == (None, "refused: No compiler.")
+
+
+def test_a_start_is_load_apply_and_first_call_of_each_process() -> None:
+    stored = suite_records.cold()
+    (panel,) = cold_start.plotted(report_of(stored))
+    assert ORIGIN.fullmatch(panel.subtitle)
+    assert [row.name for row in panel.rows] == [
+        "baseline, cold cache",
+        "baseline, warm cache",
+        "compile, cold cache",
+        "compile, warm cache",
+    ]
+    for row in panel.rows:
+        preset, cache = re.fullmatch(r"(\w+), (\w+) cache", row.name).groups()  # type: ignore[union-attr]
+        runs = [run for run in stored.records if (run.preset, run.compile_cache) == (preset, cache)]
+        starts = [(run.load_s or 0, run.apply_s or 0, run.measurements[0].first_call_s or 0) for run in runs]
+        assert [part.seconds for part in row.parts] == pytest.approx(np.mean(starts, axis=0))
+        assert_estimates(row.whole, [sum(start) for start in starts])
+        unseen = np.mean([run.measurements[1].samples[0].wall_s for run in runs])
+        assert row.note is not None
+        assert float(re.findall(r"[\d.]+", row.note)[0]) == pytest.approx(unseen, rel=0.01)
+        assert row.note.endswith("then 1.00 s")
+
+
+def test_runs_with_the_users_cache_are_not_mixed_into_cold_and_warm_ones() -> None:
+    stored = suite_records.cold()
+    own = record("compile", 7, run_id="own", order=99).model_copy(
+        update={"measurements": stored.records[0].measurements}
+    )
+    (panel,) = cold_start.plotted(report_of(stored.model_copy(update={"records": (*stored.records, own)})))
+    assert not any("as it was" in row.name for row in panel.rows)
+
+
+def test_a_cache_that_is_no_part_of_the_experiment_is_not_named() -> None:
+    stored = suite_records.cold()
+    as_it_was = [one.model_copy(update={"compile_cache": "user"}) for one in stored.records]
+    (panel,) = cold_start.plotted(report_of(stored.model_copy(update={"records": tuple(as_it_was)})))
+    assert [row.name for row in panel.rows] == ["baseline", "compile"]
+
+
+def test_long_names_of_rows_lie_inside_of_the_picture() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for name in ("p", "first_block_cache, cold cache", "peer:compiled-float8-and-more, warm cache"):
+        figure = style.new_figure(3.0)
+        axes = figure.add_axes((style.name_left([name], 0.1), 0.2, 0.5, 0.6))
+        style.row_name(axes, 0.5, name)
+        FigureCanvasAgg(figure).draw()
+        left, right = axes.texts[0].get_window_extent().x0, axes.get_window_extent().x0
+        assert 0 < left < right
+
+
+def test_words_behind_a_wide_interval_lie_inside_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(style, "png", lambda figure: drawn.append(figure) or b"")
+    wide = StackedRow("classic, warm cache", (Part("p", 9.0),), Estimate(9.0, (0.0, 18.0), 5), "new size 2 s, then 1 s")
+    stacked.picture([StackedPanel("title", "subtitle", (wide,))], {"p": "black"})
+    (figure,) = drawn
+    (axes,) = figure.axes
+    (words,) = (text for text in axes.texts if "then 1 s" in text.get_text())
+    # What begins outside of the axes is not drawn at all.
+    assert words.xy[0] < axes.get_xlim()[1]
+    assert words.get_window_extent().x1 < figure.get_window_extent().x1
+
+
+def test_an_optimization_alone_is_against_baseline_and_added_last_against_the_preset_without_it() -> None:
+    stored = suite_records.ablation()
+    (panel,) = ablation.plotted(report_of(stored))
+    assert ORIGIN.fullmatch(panel.subtitle)
+    expected = {
+        ("p", "all together"): ("baseline", "p"),
+        ("helps", "alone"): ("baseline", "p-only-helps"),
+        ("helps", "added last"): ("p-without-helps", "p"),
+        ("idle", "alone"): ("baseline", "p-only-idle"),
+        ("idle", "added last"): ("p-without-idle", "p"),
+    }
+    points = {(point.optimization, point.how): point for point in panel.points}
+    assert set(points) == {*expected, ("picky", "alone")}
+    for key, (slower, faster) in expected.items():
+        factor = points[key].factor
+        assert factor is not None
+        slow, fast = walls(stored, slower), walls(stored, faster)
+        logs = [math.log(slow[r] / fast[r]) for r in slow]
+        interval = stats.t.interval(0.95, len(logs) - 1, np.mean(logs), stats.sem(logs))
+        assert factor.value == pytest.approx(math.exp(np.mean(logs)))
+        assert factor.interval == pytest.approx(np.exp(interval))
+    assert points["helps", "alone"].verdict == points["helps", "added last"].verdict == "faster"
+    assert points["idle", "alone"].verdict == "no difference found"
+    assert points["picky", "alone"].note == "p-only-picky refused: No compiler."
+    takeaway = ablation.draw(report_of(stored)).takeaway
+    assert "helps gains most" in takeaway
+    assert "no effect was found of idle alone" in takeaway
+
+
+def test_an_ablation_is_in_the_order_of_the_plan_however_a_block_was_shuffled() -> None:
+    plan = tuple(AppliedOptimization(name=name, effect="numeric") for name in ("idle", "helps"))
+    made = [
+        one.model_copy(update={"plan": plan}) if one.preset == "p" else one for one in suite_records.ablation().records
+    ]
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(made, len(made))
+        (panel,) = ablation.plotted(
+            report_of(result([one.model_copy(update={"order": i}) for i, one in enumerate(shuffled)]))
+        )
+        assert [(point.optimization, point.how) for point in panel.points] == [
+            ("p", "all together"), ("idle", "alone"), ("idle", "added last"),
+            ("helps", "alone"), ("helps", "added last"), ("picky", "alone"),
+        ]  # fmt: skip
+
+
+ALL = {
+    ablation: suite_records.ablation,
+    cold_start: suite_records.cold,
+    memory_usage: suite_records.sweep,
+    resolution_scaling: suite_records.sweep,
+    stage_breakdown: suite_records.sweep,
+    step_resolution_heatmap: suite_records.sweep,
+}
+
+
+@pytest.mark.parametrize("chart", ALL, ids=lambda chart: chart.__name__.rpartition(".")[2])
+def test_pictures_are_drawn_large_enough_to_be_halved_and_do_not_outlive_their_data(
+    chart: ModuleType, tmp_path: Path
+) -> None:
+    drawn = written(chart, ALL[chart](), tmp_path)
+    name = chart.__name__.rpartition(".")[2]
+    assert drawn.path == tmp_path / "performance" / f"{name}.png"
+    with Image.open(drawn.path) as image:
+        assert image.width >= 1600
+        assert len(image.convert("RGB").getcolors(maxcolors=10**6) or []) > 50
+    assert drawn.takeaway in drawn.alt
+    assert drawn.how_to_read
+    empty: ResultFile = result([record("baseline", 0, status="crash", reason="It fell over.")])
+    gone = written(chart, empty, tmp_path)
+    assert gone.path is None
+    assert gone.takeaway.startswith("Not drawn: ")
+    assert not list((tmp_path / "performance").iterdir())
+
+
+@pytest.mark.parametrize("chart", ALL, ids=lambda chart: chart.__name__.rpartition(".")[2])
+def test_names_that_look_like_formulas_are_drawn_as_they_stand(chart: ModuleType) -> None:
+    stored = ALL[chart]()
+    formula = "$\\frac{"
+    renamed = [run.model_copy(update={"preset": run.preset.replace("fast", formula).replace("p-", f"{formula}-")})
+               for run in stored.records]  # fmt: skip
+    renamed = [run.model_copy(update={"preset": formula}) if run.preset == "p" else run for run in renamed]
+    assert chart.draw(report_of(stored.model_copy(update={"records": tuple(renamed)}))).png

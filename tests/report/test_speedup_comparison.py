@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from kontext_fast.records.store import ResultStore
+from kontext_fast.report.charting import write_charts
+from kontext_fast.report.charts.benchmark import speedup_comparison
+from tests.records.builder import full, record, result, timed
+from tests.report import suite_records
+from tests.report.reports import report_of, written
+
+
+def test_what_is_plotted_is_what_the_records_say(tmp_path: Path) -> None:
+    """Computed here a second time, with scipy, from nothing but the records."""
+    stored = full(ResultStore(tmp_path))
+    (panel,) = speedup_comparison.plotted(report_of(stored))
+    means: dict[str, dict[int, float]] = {}
+    for run in stored.records:
+        walls = [s.wall_s for m in run.measurements for s in m.samples if not s.warmup]
+        if walls:
+            means.setdefault(run.preset, {})[run.round] = float(np.mean(walls))
+    assert [bar.preset for bar in panel.bars] == ["baseline", "fragile", "cache", "compile"]
+    for bar in panel.bars[:3]:
+        values = list(means[bar.preset].values())
+        assert bar.time is not None
+        assert bar.processes == pytest.approx(values)
+        assert bar.time.value == pytest.approx(np.mean(values))
+        expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert bar.time.interval == pytest.approx((expected.low, expected.high))
+    for bar in panel.bars[1:3]:
+        shared = means["baseline"].keys() & means[bar.preset].keys()
+        logs = [math.log(means["baseline"][r] / means[bar.preset][r]) for r in shared]
+        assert bar.factor is not None
+        assert bar.factor.value == pytest.approx(math.exp(np.mean(logs)))
+        assert bar.factor.n == len(shared)
+
+
+def test_failures_are_in_the_chart_with_their_reason(tmp_path: Path) -> None:
+    (panel,) = speedup_comparison.plotted(report_of(full(ResultStore(tmp_path))))
+    failed = panel.bars[-1]
+    assert failed.time is None
+    assert failed.note == "refused: There is no C++ compiler: install g++."
+
+
+def test_the_subtitle_says_machine_date_and_counts(tmp_path: Path) -> None:
+    (panel,) = speedup_comparison.plotted(report_of(full(ResultStore(tmp_path))))
+    assert panel.title == "edit, 128x128, 4 steps"
+    assert panel.subtitle == "tiny on Imaginary CPU 9000, 2001-02-03, 8 processes, 16 measured calls"
+
+
+def test_of_many_workloads_the_leading_one_is_drawn_first_and_the_rest_are_counted() -> None:
+    swept = suite_records.sweep()
+    panels = speedup_comparison.plotted(report_of(swept))
+    assert panels[0].title == "edit, 1024x1024, 28 steps"
+    assert len(panels) == speedup_comparison.MOST_PANELS == 3
+    assert speedup_comparison.draw(report_of(swept)).takeaway.endswith(" 3 other workloads stand in the tables.")
+
+
+def test_the_parts_of_a_preset_are_left_to_the_chart_of_ablation() -> None:
+    (panel,) = speedup_comparison.plotted(report_of(suite_records.ablation()))
+    assert [bar.preset for bar in panel.bars] == ["baseline", "baseline-again", "p"]
+
+
+def test_the_picture_is_drawn_large_enough_to_be_halved(tmp_path: Path) -> None:
+    chart = written(speedup_comparison, full(ResultStore(tmp_path)), tmp_path)
+    assert chart.path == tmp_path / "performance" / "speedup_comparison.png"
+    with Image.open(chart.path) as image:
+        assert image.width >= 1600
+        assert len(image.convert("RGB").getcolors(maxcolors=10**6) or []) > 50
+    assert "cache is 2.00x as fast as baseline" in chart.takeaway
+    assert "compile refused" in chart.alt
+
+
+def test_an_old_picture_does_not_outlive_its_data(tmp_path: Path) -> None:
+    path = written(speedup_comparison, full(ResultStore(tmp_path)), tmp_path).path
+    assert path is not None
+    chart = written(
+        speedup_comparison, result([record("baseline", 0, status="crash", reason="It fell over.")]), tmp_path
+    )
+    assert chart.path is None
+    assert not path.exists()
+
+
+def test_names_that_look_like_formulas_are_drawn_as_they_stand() -> None:
+    runs = [timed("baseline", 0, [1.0, 1.0]), timed("$\\frac{", 0, [1.0, 1.0])]
+    runs.append(record("x", 0, status="crash", reason="$\\undefined{ $"))
+    assert speedup_comparison.draw(report_of(result(runs))).png
+
+
+def test_charts_are_found_without_being_listed(tmp_path: Path) -> None:
+    source = Path(speedup_comparison.__file__).parent
+    modules = sorted(path.stem for path in source.glob("*.py") if path.stem != "__init__")
+    assert len(write_charts(report_of(full(ResultStore(tmp_path))), tmp_path)) == len(modules)
+    root = source.parents[2]
+    named = [
+        path.name
+        for path in root.rglob("*.py")
+        if source not in path.parents and re.search(r"\bspeedup_comparison\b", path.read_text())
+    ]
+    assert not named
+
+
+def test_the_takeaway_of_many_workloads_is_one_finding_and_a_range() -> None:
+    swept = suite_records.sweep()
+    takeaway = speedup_comparison.draw(report_of(swept)).takeaway
+    panels = speedup_comparison.plotted(report_of(swept))
+    assert takeaway.startswith("edit, 1024x1024, 28 steps: fast is ")
+    others = [b.factor.value for p in panels[1:] for b in p.bars if b.preset == "fast" and b.factor]
+    assert f"In {len(panels) - 1} other workloads: fast {min(others):.2f}" in takeaway
+    assert f"to {max(others):.2f}" in takeaway
+    assert takeaway.count("as fast as baseline") == 1

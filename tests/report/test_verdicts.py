@@ -1,0 +1,74 @@
+"""Verdicts of a verification stand beside the times of a benchmark, with the weights they were found on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kontext_fast.cli.main import run
+from kontext_fast.records.store import ResultStore
+from kontext_fast.report.charting import write_charts
+from kontext_fast.report.charts.benchmark import cost_summary
+from kontext_fast.report.text.quality import level_name
+from kontext_fast.report.verification import Verdicts, read_verdicts
+from kontext_fast.verify.analysis import analyze
+from tests.cost.gpu_records import gpu_result
+from tests.report.reports import report_of
+from tests.verify.rendered import noisy, verification
+
+AUDIENCES = {"page": "index.html", "blog": "blog.md", "paper": "paper.tex", "business": "business.md"}
+
+
+@pytest.fixture(scope="module")
+def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`classic` moved by noise, on very few items."""
+    return verification(tmp_path_factory.mktemp("verified"), {"classic": noisy(0.5)}, items=6, control_items=4).folder
+
+
+@pytest.fixture
+def benched(tmp_path: Path) -> Path:
+    ResultStore(tmp_path / "h200").write(gpu_result())
+    return tmp_path / "h200"
+
+
+def test_the_verdict_is_that_of_the_verification(verified: Path) -> None:
+    (one,) = analyze(ResultStore(verified).load()).presets
+    found = read_verdicts(verified)
+    assert found.keys() == {"classic"}
+    classic = found["classic"]
+    assert classic.name == level_name(one.verdict.level)
+    assert classic.reason == one.verdict.reason
+    assert classic.passes == one.verdict.level.passes
+    assert classic.where == "verified on tiny, 6 items"
+
+
+@pytest.mark.parametrize("audience", AUDIENCES)
+def test_every_document_has_it_beside_the_time_and_says_on_which_weights(
+    benched: Path, verified: Path, audience: str
+) -> None:
+    def written(*options: str) -> str:
+        assert run(["report", str(benched), "--for", audience, *options]) == 0
+        return (benched / "reports" / AUDIENCES[audience]).read_text(encoding="utf-8")
+
+    one = read_verdicts(verified)["classic"]
+    assert one.where not in written()
+    text = written("--verification", str(verified))
+    assert one.where in text
+    assert one.name in text
+    if audience != "blog":
+        assert one.reason.removesuffix(".").split(":")[0] in text.replace("\\", "")
+
+
+def test_the_summary_shows_it_above_the_money(benched: Path, verified: Path, tmp_path: Path) -> None:
+    def picture(verdicts: Verdicts) -> bytes | None:
+        return cost_summary.draw(report_of(gpu_result(), verdicts)).png
+
+    assert picture(read_verdicts(verified)) != picture({})
+    drawn = {chart.path.name: chart for chart in write_charts(report_of(gpu_result()), tmp_path) if chart.path}
+    assert "h200_summary.png" in drawn
+
+
+def test_records_of_a_benchmark_are_no_verification(benched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["report", str(benched), "--verification", str(benched)]) == 2
+    assert "not of a verification" in capsys.readouterr().err

@@ -1,0 +1,110 @@
+"""Passages on the numbers that scripts wrote: what is in the file, where it came from, and a word where there is none.
+
+Of what needs a GPU the files are made up, in the form that the scripts give them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tools.docs.blocks import attention, low_memory, precision, roofline, vae
+from tools.docs.doc_context import DocContext
+from tools.docs.result_tree import find_published
+
+VAE = {
+    "gpu": "Imaginary GPU",
+    "size": 1024,
+    "variants": {
+        "as it is": {"encode": {"ms": 46.7, "error": 0.0132}, "decode": {"ms": 85.1, "error": 0.0124}},
+        "fused_vae": {"encode": {"ms": 20.0, "error": 0.0109}, "decode": {"ms": 36.9, "error": 0.0108}},
+    },
+}
+STAGE = {"seconds": 2.5, "allocated_peak_gib": 16.25, "reserved_peak_gib": 17.0, "in_use_on_the_gpu_gib": 17.75}
+LOW_MEMORY = {"preset": "low_memory", "cap_gib": 22.0, "gpu": "Imaginary GPU", "load": STAGE, "first edit": STAGE}
+BOTH = {
+    truth: {"first step": step, "final latents": final}
+    for truth, step, final in (("against diffusers, bfloat16", 0.0, 0.03), ("against diffusers, float32", 0.0139, 0.1))
+}
+PRECISION = {
+    "checkpoint": "tiny", "items": 2, "steps": 28, "size": [128, 64], "torch": "2.0", "device": "cpu",
+    "errors": {"diffusers, bfloat16": BOTH, "balanced": BOTH},
+}  # fmt: skip
+
+
+def rendered(block: ModuleType, root: Path, name: str, content: Any) -> list[str]:
+    folder = root / "results" / "card"
+    folder.mkdir(parents=True)
+    (folder / name).write_text(json.dumps(content))
+    lines = block.render(DocContext(find_published(root / "results"), to_root="../")).splitlines()
+    assert f"(../results/card/{name})" in "".join(lines)
+    return [line for line in lines if line]
+
+
+def test_the_vae_in_each_layout(tmp_path: Path) -> None:
+    _, _, plain, fused, where = rendered(vae, tmp_path, "vae.json", VAE)
+    assert plain == "| as it is | 47 ms | 0.0132 | 85 ms | 0.0124 |"
+    assert fused == "| `fused_vae` | 20 ms | 0.0109 | 37 ms | 0.0108 |"
+    assert "1024x1024 in bfloat16 on Imaginary GPU" in where
+
+
+def test_memory_under_a_cap(tmp_path: Path) -> None:
+    _, _, load, first, where = rendered(low_memory, tmp_path, "low_memory.json", LOW_MEMORY)
+    assert load == "| load | 2.5 s | 16.2 GiB | 17.0 GiB | 17.8 GiB |"
+    assert first.startswith("| first edit |")
+    assert "under a cap of 22 GiB on Imaginary GPU" in where
+
+
+def test_distances_from_diffusers(tmp_path: Path) -> None:
+    _, _, plain, balanced, where = rendered(precision, tmp_path, "precision_tiny.json", PRECISION)
+    assert plain == "| diffusers, bfloat16 | equal | 0.03 | 0.014 | 0.1 |"
+    assert balanced.startswith("| `balanced` | equal |")
+    assert "`tiny` on a CPU, where plain PyTorch stands in for the kernels, 2 edits of 128x64, 28 steps" in where
+
+
+def test_attention_kernels_beside_the_default_one(tmp_path: Path) -> None:
+    found = {
+        "flop_per_second": 6e14, "seconds": 0.0014, "errors": {"even": 0.05, "peaked": 0.1, "outliers": 0.002},
+        "seconds_per_step": 0.19, "latents_apart": 0.0,
+    }  # fmt: skip
+    kernels = {"cudnn": found, "flash3_fp8": found | {"latents_apart": 0.0688}}
+    content = {"gpu": "Imaginary GPU", "torch": "2.0", "tokens": 8704, "steps": 8, "kernels": kernels}
+    content["refused"] = {"flash3": "it needs a package"}
+    _, _, default, other, where, refused = rendered(attention, tmp_path, "attention.json", content)
+    assert default == "| `cudnn` | 1.40 ms, 600 TFLOP/s | 0.05 | 0.1 | 0.002 | 190.0 ms | equal |"
+    assert other.endswith("| 0.069 |")
+    assert "Imaginary GPU, torch 2.0, 8704 tokens" in where
+    assert refused == "- `flash3` did not run: it needs a package."
+
+
+def test_times_of_a_step_beside_their_floors(tmp_path: Path) -> None:
+    kernels = [
+        {"name": "gemm", "category": "linear", "calls": 3, "seconds": 0.08, "floor_s": None},
+        {"name": "_gelu", "category": "element-wise", "calls": 1, "seconds": 0.01, "floor_s": 0.01},
+        {"name": "fmha", "category": "attention", "calls": 1, "seconds": 0.05, "floor_s": None},
+        {"name": "gemv", "category": "linear", "calls": 3, "seconds": 0.02, "floor_s": None},
+    ]
+    floors = {"linear": 0.09, "attention": 0.04, "element-wise": 0.01}
+    step = {"kind": "full", "step": 7, "kernels": kernels, "floors_s": floors, "idle_s": 0.002}
+    one = {
+        "preset": "faithful", "device": "Imaginary GPU", "tokens": {"text": 512, "image": 4096, "reference": 4000},
+        "ceilings": {"linear_flop": 8e14, "attention_flop": 6.5e14, "copy_bytes": 4.3e12}, "steps": [step],
+        "not_seen": [],
+    }  # fmt: skip
+    content = {"checkpoint": "random", "rooflines": [one], "refused": []}
+    _, _, row, where, best = rendered(roofline, tmp_path, "roofline.json", content)
+    cells = "`faithful` | full (7) | 162.0 ms | 140.0 ms | 100.0 ms (90%) | 50.0 ms (80%) | 10.0 ms (100%) | 2.0 ms"
+    assert row == f"| {cells} |"
+    assert "512 of text, 4096 of the image, 4000 of the reference" in where
+    assert "800 TFLOP/s in products, 650 in attention, and 4.30 TB/s" in best
+
+
+@pytest.mark.parametrize("block", [attention, vae, low_memory, precision, roofline])
+def test_what_was_not_run_is_said(block: ModuleType, tmp_path: Path) -> None:
+    text = block.render(DocContext(find_published(tmp_path)))
+    assert "|" not in text
+    assert "yet" in text

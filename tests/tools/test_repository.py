@@ -1,0 +1,230 @@
+"""What a project publishes is what its records say, and a document that says something else is found out."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.records.schema import ResultFile
+from kontext_fast.records.store import ResultStore
+from kontext_fast.report.text.quality import level_name
+from kontext_fast.verify.analysis import analyze
+from tests.records.builder import full
+from tests.tools.project_records import FEWER, REFUSED, project
+from tests.verify.rendered import losing, noisy, verification
+from tools.docs import blocks
+from tools.docs.doc_context import NOTHING, discover_blocks
+from tools.docs.repository import differences, render_repository
+
+ALWAYS = {"reports/index.html", "reports/blog.md", "reports/paper.tex", "reports/business.md", "results/samples.csv"}
+PERFORMANCE = {
+    "ablation.png", "cold_start.png", "memory_usage.png", "resolution_scaling.html", "resolution_scaling.png",
+    "speedup_comparison.png", "stage_breakdown.png", "step_resolution_heatmap.png",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes per preset, rendered once."""
+    root = project(tmp_path_factory.mktemp("rendered"), rounds=2)
+    render_repository(root)
+    return root
+
+
+@pytest.fixture
+def two(rendered: Path, tmp_path: Path) -> Path:
+    """A copy to be changed."""
+    return Path(shutil.copytree(rendered, tmp_path / "two"))
+
+
+def cells(root: Path, preset: str) -> list[str]:
+    """The row of a preset in the README's headline."""
+    rows = [line for line in (root / "README.md").read_text().splitlines() if line.startswith(f"| `{preset}`")]
+    return [cell.strip() for cell in rows[0].strip("|").split("|")]
+
+
+def records_file(root: Path) -> Path:
+    return root / "results" / "h200" / "peers" / "results" / "benchmark_results.json"
+
+
+def seconds(of: ResultFile, preset: str) -> list[float]:
+    """One value per process, computed from nothing but the records."""
+    found = []
+    for run in of.records:
+        if run.preset == preset and run.status == "ok":
+            by_item: dict[str, list[float]] = defaultdict(list)
+            for sample in run.measurements[0].samples:
+                if not sample.warmup:
+                    by_item[sample.item].append(sample.wall_s)
+            found.append(float(np.mean([np.mean(values) for values in by_item.values()])))
+    return found
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"\d+\.\d+", text)]
+
+
+def assert_written(text: str, values: Sequence[float]) -> None:
+    """Every value, to the digits that are written."""
+    written = numbers(text)
+    assert len(written) == len(values), text
+    for shown, value in zip(written, values, strict=True):
+        assert abs(shown - value) < 0.006 * value, (text, value)
+
+
+def test_without_records_nothing_is_claimed_and_nothing_drawn(tmp_path: Path) -> None:
+    root = project(tmp_path)
+    render_repository(root)
+    text = (root / "README.md").read_text()
+    assert text.count(NOTHING) == 2
+    assert "Words of a person." in text
+    assert next(line for line in text.splitlines() if line.startswith("| `fast`")).count("not measured") == 2
+    assert not re.search(r"\d+\.\d+x|\$\d", text)
+    assert "no records yet" in (root / "docs" / "results.md").read_text()
+    assert sorted(path.name for path in root.iterdir()) == ["README.md", "docs"]
+    assert differences(root) == []
+
+
+def test_the_headline_says_what_the_records_say(two: Path) -> None:
+    """Computed here a second time, with scipy, from nothing but the records."""
+    stored = ResultStore.find(records_file(two)).load()
+    baseline, fast = seconds(stored, "baseline"), seconds(stored, "fast")
+    _, time, factor, steps, quality, memory, saved, n = cells(two, "fast")
+    interval = stats.ttest_1samp(fast, 0).confidence_interval(0.95)
+    assert_written(time, [float(np.mean(fast)), interval.low, interval.high])
+    logs = np.log(baseline) - np.log(fast)
+    bounds = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    assert_written(factor, [math.exp(value) for value in (float(np.mean(logs)), bounds.low, bounds.high)])
+    assert (steps, quality, memory, n) == ("28 of 28", "not measured", "36.0 GiB", "2")
+    assert re.fullmatch(r"\$[\d,]+ \(\$[\d,]+ to \$[\d,]+\)", saved)
+
+
+def test_peers_failures_and_what_was_different_are_said(two: Path) -> None:
+    text = (two / "README.md").read_text()
+    assert "turbo is 4." in text
+    assert "Of the peers, peer:steps-8 is fastest: 5." in text
+    name, _, factor, steps, *_ = cells(two, "peer:steps-8")
+    (footnote,) = re.findall(r"<sup>(\d)</sup>", name)
+    assert f"- <sup>{footnote}</sup> {FEWER}" in text
+    assert (steps, factor.startswith("5.")) == ("8 of 8", True)
+    for preset, reason in REFUSED.items():
+        assert f"- `{preset}`: refused. " in text
+        assert re.sub(r"\W", "", reason) in re.sub(r"\W", "", text)
+    assert "A/A control: baseline against itself is 1." in text
+    assert "image quality is not measured" in text
+
+
+def test_one_process_gives_times_without_intervals_and_no_claim(tmp_path: Path) -> None:
+    root = project(tmp_path, rounds=1)
+    render_repository(root)
+    text = (root / "README.md").read_text()
+    assert "no preset can be called faster than baseline yet" in text
+    assert cells(root, "fast")[1].endswith("(no interval)")
+    assert cells(root, "fast")[2].endswith("(no interval)")
+    assert "turbo is 4." not in text
+
+
+def test_several_benchmarks_become_one_set_of_charts(tmp_path: Path) -> None:
+    root = project(tmp_path, rounds=2, suites=True)
+    render_repository(root)
+    assert {path.name for path in (root / "visualizations" / "performance").iterdir()} == PERFORMANCE
+    guide = (root / "docs" / "results.md").read_text()
+    links = re.findall(r"\]\(\.\./(visualizations/[^)]+)\)", guide)
+    assert {Path(link).name for link in links} >= PERFORMANCE
+    assert all((root / link).is_file() for link in links)
+    assert guide.count("Key takeaway: ") == guide.count("How to read it: ") >= len(PERFORMANCE) - 1
+    for suite in ("--peers", "--suite full", "--suite ablation", "--suite cold"):
+        assert f"- `kontext bench --checkpoint random {suite}`" in guide
+    # The sweep measured the centre as well: three more processes of baseline, and blocks of its own for the factor.
+    assert cells(root, "baseline")[-1] == "5"
+    assert cells(root, "balanced")[-1] == "2"
+    assert "-only-" not in (root / "README.md").read_text()
+    assert "results/h200/peers/results/benchmark_results.json and " not in guide
+    for document in ("blog.md", "index.html"):
+        assert "results/h200/peers/results/benchmark_results.json" in (root / "reports" / document).read_text()
+    assert differences(root) == []
+
+
+def test_rendering_again_changes_nothing(two: Path) -> None:
+    assert differences(two) == []
+    assert all((two / name).is_file() for name in ALWAYS)
+
+
+def test_a_number_that_was_typed_is_found(two: Path) -> None:
+    readme = two / "README.md"
+    time = cells(two, "fast")[1]
+    readme.write_text(readme.read_text().replace(time, time.replace("3.", "2.", 1)))
+    edited = ("reports/blog.md", "reports/index.html", "results/samples.csv")
+    for name in edited:
+        (two / name).write_text((two / name).read_text() + "and it is 9 times as fast\n")
+    assert differences(two) == [f"{name} differs from its records" for name in ("README.md", *edited)]
+
+
+def test_records_that_changed_are_found_in_every_document(two: Path) -> None:
+    path = records_file(two)
+    stored = ResultStore.find(path).load()
+    kept = tuple(record for record in stored.records if record.preset != "fast")
+    ResultStore.find(path).write(stored.model_copy(update={"records": kept}))
+    assert {
+        "README.md differs from its records",
+        "reports/index.html differs from its records",
+        "results/samples.csv differs from its records",
+    } <= set(differences(two))
+
+
+def test_what_outlived_its_records_and_what_is_missing_is_found(two: Path) -> None:
+    (two / "visualizations" / "performance" / "speedup_comparison.png").unlink()
+    assert differences(two) == ["visualizations/performance/speedup_comparison.png is not rendered"]
+    records_file(two).unlink()
+    found = differences(two)
+    assert "reports/blog.md is of records that are gone" in found
+    assert "README.md differs from its records" in found
+
+
+def test_times_of_a_cpu_are_nobodys_headline(tmp_path: Path) -> None:
+    root = project(tmp_path)
+    store = ResultStore(root / "results" / "laptop")
+    store.write(full(store))
+    render_repository(root)
+    assert (root / "README.md").read_text().count(NOTHING) == 2
+    assert "Imaginary CPU 9000" in (root / "docs" / "results.md").read_text()
+    assert (root / "reports" / "index.html").read_text().count("data:image/png") > 1
+
+
+def test_verdicts_of_a_verification_stand_beside_the_speed_of_a_preset(tmp_path: Path) -> None:
+    root = project(tmp_path)
+    presets = {"fast": noisy(0.5, seed=9), "turbo": losing(2)}
+    store = verification(root / "results" / "quality", presets, items=12, control_items=6)
+    render_repository(root)
+    rows = {line.split("`")[1]: line for line in (root / "README.md").read_text().splitlines() if "| `" in line}
+    verdicts = {one.preset: one.verdict.level for one in analyze(store.load()).presets}
+    assert set(verdicts) == set(presets)
+    for preset, level in verdicts.items():
+        assert rows[preset].split(" | ")[3] == f"**{level_name(level)}**"
+    assert rows["balanced"].split(" | ")[3] == "not measured"
+    assert (root / "visualizations" / "quality" / "index.html").is_file()
+    assert not (root / "reports").exists()
+    assert "verification on Imaginary CPU 9000, 12 items" in (root / "docs" / "results.md").read_text()
+    assert differences(root) == []
+
+
+def test_a_passage_that_nobody_renders_is_bad_input_that_names_those_there_are(tmp_path: Path) -> None:
+    root = project(tmp_path)
+    readme = root / "README.md"
+    readme.write_text(readme.read_text().replace("records: headline", "records: hedline"))
+    with pytest.raises(InvalidInput, match="no passage 'hedline'; choose attention, charts, first_image, headline"):
+        render_repository(root)
+
+
+def test_passages_are_found_without_being_listed() -> None:
+    modules = {path.stem for path in Path(blocks.__file__).parent.glob("*.py") if path.stem != "__init__"}
+    assert set(discover_blocks()) == modules
