@@ -22,7 +22,7 @@ from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 from kontext_fast.optimizations.techniques.fused_vae import FusedVae
-from kontext_fast.pipeline.random_weights import Architecture, _materialize
+from kontext_fast.pipeline.random_weights import Architecture, materialize
 
 VARIANTS: dict[str, tuple[Optimization, ...]] = {
     "as it is": (),
@@ -60,7 +60,7 @@ def _vae(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Any:
 
     with torch.device("meta"):
         vae = AutoencoderKL(**Architecture().vae())
-    return _materialize(vae, device, dtype, torch.Generator(device).manual_seed(0))
+    return materialize(vae, device, dtype, torch.Generator(device).manual_seed(0))
 
 
 def _measured(

@@ -1,4 +1,4 @@
-"""What the study of schedules compares: techniques with their parameters, the most telling ones first."""
+"""The candidates of the study of schedules: techniques with their parameters, the most informative ones first."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ MASKS: tuple[tuple[str, Literal["ultra"] | tuple[int, ...]], ...] = (("12 of 28"
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to make an image."""
+    """One way to edit an image."""
 
     family: str
     name: str
     steps: int
     optimizations: tuple[Optimization, ...]
     of_each_sample: bool = False
-    """Whether every sample decides for itself which steps it computes."""
+    """Whether the computed steps may differ between the samples of a batch."""
     tests_first_block: bool = False
     """Whether the first block runs at skipped steps as well."""
 
     def identity(self) -> dict[str, object]:
-        """All that decides what it makes, JSON-ready."""
-        applied = [[one.name, one.parameters()] for one in self.optimizations]
+        """Everything that affects its images, JSON-ready."""
+        applied = [[optimization.name, optimization.parameters()] for optimization in self.optimizations]
         return {"family": self.family, "name": self.name, "steps": self.steps, "optimizations": applied}
 
 
 def candidates(steps: int, engine: Engine) -> list[Candidate]:
-    """All of them at `steps` steps, the full run first, then one of each family in turn."""
-    families = (_fewer, _steps, _guesses, _caches, _cache_dit)
+    """All candidates at `steps` steps: the full run first, then the families in turn."""
+    families = (_fewer, _steps, _uncorrected, _caches, _cache_dit)
     turns = zip_longest(*(family(steps, engine) for family in families))
-    found = [one for turn in turns for one in turn if one is not None]
-    return [Candidate(FULL, f"{steps} steps", steps, (engine,)), *dict.fromkeys(found)]
+    others = [candidate for turn in turns for candidate in turn if candidate is not None]
+    return [Candidate(FULL, f"{steps} steps", steps, (engine,)), *dict.fromkeys(others)]
 
 
 def work_of(kinds: list[StepKind], *, tests_first_block: bool = False) -> Flops:
-    """Of one full-size image whose steps were of these kinds."""
+    """The work of one full-size image whose steps are of these kinds."""
     return request_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, kinds, tests_first_block=tests_first_block)
 
 
@@ -80,7 +80,7 @@ def _caches(steps: int, _engine: Engine) -> Iterator[Candidate]:
 
 
 def _cache_dit(steps: int, _engine: Engine) -> Iterator[Candidate]:
-    """Its masks alone, without a threshold: those would look at a batch as a whole."""
+    """Its masks without a threshold, which would apply to a batch as a whole."""
     if find_spec("cache_dit") is None or steps < 8:
         return
     for name, mask in MASKS:
@@ -97,8 +97,8 @@ def _steps(steps: int, engine: Engine) -> Iterator[Candidate]:
                 yield Candidate(STEPS, name, steps, (engine, reuse))
 
 
-def _guesses(steps: int, engine: Engine) -> Iterator[Candidate]:
-    """As many steps skipped, and never made up for."""
+def _uncorrected(steps: int, engine: Engine) -> Iterator[Candidate]:
+    """The same schedules without the corrector."""
     for every in EVERY[:3]:
         for order in ORDERS:
             reuse = StepReuse(order=order, computed=every, corrector=False)

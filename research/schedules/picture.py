@@ -1,11 +1,11 @@
-"""The statistics of a study of schedules, its table and its chart; what `study.py` wrote is all they read."""
+"""The statistics of a study of schedules, its table and its chart, from the file that `study.py` wrote."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from kontext_fast.stats.intervals import Estimate, acceptance, bootstrap_mean, p
 from research.schedules.candidates import CACHE, CACHE_DIT, FEWER, FULL, STEPS
 
 REFERENCE, BOTH = "reference_reuse", "both"
-"""Families of an earlier study, which is still drawn; see docs/research-log.md."""
+"""Families of an earlier study, which can still be drawn; see docs/research-log.md."""
 
 Verdict = Literal["better", "no difference seen", "worse", "not measured"]
 ByItem = dict[str, float]
@@ -28,16 +28,16 @@ _MARK = {FULL: "*", FEWER: "o", CACHE: "s", CACHE_DIT: "P", STEPS: "^", REFERENC
 
 @dataclass(frozen=True)
 class Finding:
-    """One candidate beside the fewer steps that take no less work."""
+    """One candidate, compared with the fewest steps that take at least as much work."""
 
     family: str
     name: str
     work: float
-    """Share of the full run's."""
+    """As a share of the full run's work."""
     accepted_open: Estimate | None
     accepted_single: Estimate | None
     distance: float
-    """Mean over items of the root mean square error to the full run's images, of 1."""
+    """Mean over items of the root mean square error to the full run's images, in units of the pixel range."""
     latent_distance: float
     rival: str | None
     """The fewest steps that take at least as much work."""
@@ -53,28 +53,27 @@ class Finding:
 
 def write_all(lines: Sequence[dict[str, Any]], folder: Path) -> str:
     """Write `pareto.json`, `pareto.md` and `pareto.png` into `folder` and return the table."""
-    found = findings(lines)
+    all_findings = findings(lines)
     setup = lines[0]["setup"]
-    (folder / "pareto.json").write_text(
-        json.dumps({"setup": setup, "findings": [asdict(one) for one in found]}, indent=1)
-    )
-    text = table(found, setup)
+    content = {"setup": setup, "findings": [asdict(finding) for finding in all_findings]}
+    (folder / "pareto.json").write_text(json.dumps(content, indent=1))
+    text = table(all_findings, setup)
     (folder / "pareto.md").write_text(text + "\n")
-    (folder / "pareto.png").write_bytes(picture(found, setup))
+    (folder / "pareto.png").write_bytes(picture(all_findings, setup))
     return text
 
 
 def findings(lines: Sequence[dict[str, Any]]) -> list[Finding]:
-    """Of every candidate of a study, by work. `lines` are those of `study.jsonl`."""
+    """The findings of a study, sorted by work. `lines` are those of `study.jsonl`."""
     runs = {(line["candidate"]["family"], line["candidate"]["name"]): line["rows"] for line in lines[1:]}
     full = next((rows for (family, _), rows in runs.items() if family == FULL), None)
     if full is None:
         raise SystemExit("The study has no full run yet; run it without --draw.")
     whole = _mean(full, "work")
     fewer = sorted((_mean(rows, "work"), name, rows) for (family, name), rows in runs.items() if family == FEWER)
-    found = [_finding(key, rows, full, whole, fewer) for key, rows in runs.items()]
-    found.sort(key=lambda one: (one.work, one.distance))
-    return [_placed(one, found) for one in found]
+    unplaced = [_finding(key, rows, full, whole, fewer) for key, rows in runs.items()]
+    unplaced.sort(key=lambda finding: (finding.work, finding.distance))
+    return [replace(finding, on_front=_is_on_front(finding, unplaced)) for finding in unplaced]
 
 
 def _finding(
@@ -87,7 +86,7 @@ def _finding(
     family, name = key
     work = _mean(rows, "work")
     ladder = [*fewer, (whole, "the full run", full)]
-    # With a grain of salt for sums in another order.
+    # The tolerance is for sums in another order.
     rival = next((step for step in ladder if step[0] >= work * (1 - 1e-9)), None)
     if family in (FULL, FEWER):
         rival = None
@@ -113,11 +112,11 @@ def _finding(
 
 
 def _verdict(opened: Estimate | None, both: Estimate | None, distance: Estimate | None) -> Verdict:
-    """Whether a technique beats fewer steps: judged more often right on open edits, or nearer and not less often.
+    """Whether a technique is better than fewer steps: a higher share of open edits accepted, or a smaller distance.
 
-    Nearness alone does not make up for edits that are rejected, nor open edits for those with one answer.
+    A smaller distance does not compensate for rejected edits, nor do open edits for those with a single answer.
     """
-    intervals = [one.interval if one else None for one in (opened, both, distance)]
+    intervals = [estimate.interval if estimate else None for estimate in (opened, both, distance)]
     if any(interval is None for interval in intervals):
         return "not measured"
     (open_low, open_high), (_, both_high), (near, far) = (interval or (0.0, 0.0) for interval in intervals)
@@ -128,15 +127,16 @@ def _verdict(opened: Estimate | None, both: Estimate | None, distance: Estimate 
     return "worse" if near > 0 else "no difference seen"
 
 
-def _placed(one: Finding, found: Sequence[Finding]) -> Finding:
-    def beats(other: Finding) -> bool:
-        return other.work < one.work and _share(other) >= _share(one) and other.distance <= one.distance
+def _is_on_front(finding: Finding, others: Sequence[Finding]) -> bool:
+    def dominates(other: Finding) -> bool:
+        nearer = other.distance <= finding.distance
+        return other.work < finding.work and _accepted_share(other) >= _accepted_share(finding) and nearer
 
-    return Finding(**{**vars(one), "on_front": not any(beats(other) for other in found)})
+    return not any(dominates(other) for other in others)
 
 
-def _share(one: Finding) -> float:
-    return one.accepted_open.value if one.accepted_open else 0.0
+def _accepted_share(finding: Finding) -> float:
+    return finding.accepted_open.value if finding.accepted_open else 0.0
 
 
 def _by_item(rows: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> ByItem:
@@ -160,7 +160,7 @@ def _mean(rows: list[dict[str, Any]], column: str) -> float:
     return sum(row[column] for row in rows) / len(rows)
 
 
-def _words(estimate: Estimate | None, digits: int = 1) -> str:
+def _percent(estimate: Estimate | None, digits: int = 1) -> str:
     if estimate is None:
         return ""
     if estimate.interval is None:
@@ -176,7 +176,7 @@ def _signed(estimate: Estimate | None) -> str:
     return f"{estimate.value:+.1%} ({low:+.1%} to {high:+.1%})"
 
 
-def table(found: Sequence[Finding], setup: dict[str, Any]) -> str:
+def table(findings: Sequence[Finding], setup: dict[str, Any]) -> str:
     """Markdown, by work."""
     lines = [
         f"{setup['items']} items, {setup['seeds']} seeds, {setup['steps']} steps in full, checkpoint "
@@ -187,21 +187,21 @@ def table(found: Sequence[Finding], setup: dict[str, Any]) -> str:
         "| distance, difference | against fewer steps | front |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for one in found:
-        apart = one.distance_against_rival
-        span = (
-            "" if apart is None or apart.interval is None else f"{apart.interval[0]:+.4f} to {apart.interval[1]:+.4f}"
-        )
+    for finding in findings:
+        difference = finding.distance_against_rival
+        interval = None if difference is None else difference.interval
+        span = "" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}"
         cells = (
-            f"{one.work:.1%}", one.family, one.name, _words(one.accepted_open), _words(one.accepted_single),
-            f"{one.distance:.4f}", one.rival or "", _signed(one.open_against_rival), span,
-            one.verdict if one.rival else "", "yes" if one.on_front else "",
+            f"{finding.work:.1%}", finding.family, finding.name,
+            _percent(finding.accepted_open), _percent(finding.accepted_single),
+            f"{finding.distance:.4f}", finding.rival or "", _signed(finding.open_against_rival), span,
+            finding.verdict if finding.rival else "", "yes" if finding.on_front else "",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def picture(found: Sequence[Finding], setup: dict[str, Any]) -> bytes:
+def picture(findings: Sequence[Finding], setup: dict[str, Any]) -> bytes:
     """Three panels over work: open edits, edits with one answer, and distance to the full run."""
     figure = new_figure(13.5)
     figure.text(
@@ -213,41 +213,45 @@ def picture(found: Sequence[Finding], setup: dict[str, Any]) -> bytes:
     )
     figure.text(0.06, 0.953, origin, fontsize=10.5, color=MUTED)
     panels: tuple[tuple[str, Callable[[Finding], Estimate | None]], ...] = (
-        ("open edits accepted", lambda one: one.accepted_open),
-        ("edits with one answer accepted", lambda one: one.accepted_single),
-        ("distance to the full run (RMS of 1)", lambda one: Estimate(one.distance, None, 1)),
+        ("open edits accepted", lambda finding: finding.accepted_open),
+        ("edits with one answer accepted", lambda finding: finding.accepted_single),
+        ("distance to the full run (RMS of 1)", lambda finding: Estimate(finding.distance, None, 1)),
     )
     for place, (what, value) in enumerate(panels):
         axes = figure.add_axes((0.08, 0.655 - 0.302 * place, 0.89, 0.25))
-        _panel(axes, found, value)
+        _panel(axes, findings, value)
         axes.set_title(what, loc="left", fontsize=12, color=INK)
         if place == len(panels) - 1:
             axes.set_xlabel("work, share of the full run (logarithmic)", fontsize=11, color=MUTED)
             axes.set_ylim(bottom=0)
-    _legend(figure, found)
+    _legend(figure, findings)
     return png(figure)
 
 
-def _panel(axes: Any, found: Sequence[Finding], value: Callable[[Finding], Estimate | None]) -> None:
-    for one in found:
-        estimate = value(one)
+def _panel(axes: Any, findings: Sequence[Finding], value: Callable[[Finding], Estimate | None]) -> None:
+    for finding in findings:
+        estimate = value(finding)
         if estimate is None:
             continue
-        color = _COLOR[one.family]
-        filled = one.verdict == "better" or one.family in (FULL, FEWER)
-        if estimate.interval is not None and one.family in (FULL, FEWER):
-            axes.plot([one.work] * 2, estimate.interval, color=color, linewidth=1.0, alpha=0.7, zorder=1)
+        color = _COLOR[finding.family]
+        filled = finding.verdict == "better" or finding.family in (FULL, FEWER)
+        if estimate.interval is not None and finding.family in (FULL, FEWER):
+            axes.plot([finding.work] * 2, estimate.interval, color=color, linewidth=1.0, alpha=0.7, zorder=1)
         axes.plot(
-            one.work, estimate.value, _MARK[one.family], color=color, markersize=11 if one.family == FULL else 6.5,
+            finding.work, estimate.value, _MARK[finding.family],
+            color=color, markersize=11 if finding.family == FULL else 6.5,
             markerfacecolor=color if filled else "white", markeredgewidth=1.2, zorder=3,
         )  # fmt: skip
-    ladder = [(one.work, value(one)) for one in found if one.family in (FULL, FEWER)]
+    ladder = [(finding.work, value(finding)) for finding in findings if finding.family in (FULL, FEWER)]
     axes.plot(
-        [work for work, _ in ladder], [one.value if one else None for _, one in ladder], color=GRAY, linewidth=1.2
+        [work for work, _ in ladder],
+        [estimate.value if estimate else None for _, estimate in ladder],
+        color=GRAY,
+        linewidth=1.2,
     )
     axes.set_xscale("log")
     ticks = [0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0]
-    axes.set_xlim(0.85 * min(one.work for one in found), 1.1)
+    axes.set_xlim(0.85 * min(finding.work for finding in findings), 1.1)
     shown = [tick for tick in ticks if tick >= axes.get_xlim()[0]]
     axes.set_xticks(shown, labels=[f"{tick:.0%}" for tick in shown])
     axes.set_xticks([], minor=True)
@@ -258,10 +262,10 @@ def _panel(axes: Any, found: Sequence[Finding], value: Callable[[Finding], Estim
         spine.set_visible(False)
 
 
-def _legend(figure: Any, found: Sequence[Finding]) -> None:
+def _legend(figure: Any, findings: Sequence[Finding]) -> None:
     from matplotlib.lines import Line2D
 
-    families = [family for family in _COLOR if any(one.family == family for one in found)]
+    families = [family for family in _COLOR if any(finding.family == family for finding in findings)]
     handles = [
         Line2D([], [], color=_COLOR[family], marker=_MARK[family], linestyle="none", label=family)
         for family in families

@@ -1,13 +1,13 @@
-"""What each lossy technique makes of the edits of `tiny`, against simply running fewer steps at the same work.
+"""Compare each lossy technique on the edits of `tiny` with fewer steps at the same work.
 
     python -m research.schedules.study --out DIR [--items 200] [--seeds 2] [--batch 64] [--minutes 20] [--device cuda]
 
-Every candidate makes the same items from the same noise; the judge looks at each image, and its distance to the image
-of the full run is taken. Work is counted for the full-size architecture (`kontext_fast.engine.flops`), for a
-1024x1024 edit, whatever `tiny` takes. `study.jsonl` in DIR has one line per candidate; the same command goes on where
-it was stopped. Afterwards, and any time in between, `--draw` writes `pareto.png`, `pareto.md` and `pareto.json`.
+Every candidate edits the same items from the same noise. The judge scores each image, and its distance to the image of
+the full run is measured. Work is counted for a 1024x1024 edit of the full-size architecture
+(`kontext_fast.engine.flops`), not for `tiny`. `study.jsonl` in DIR has one line per candidate; the same command resumes
+where it was stopped. At any time `--draw` writes `pareto.png`, `pareto.md` and `pareto.json`.
 
-Rerunning with another precision, checkpoint or number of items needs another DIR.
+Another precision, checkpoint or number of items needs another DIR.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Made:
-    """What one candidate made, in the order of items, then seeds."""
+class Outputs:
+    """The images of one candidate, in the order of items, then seeds."""
 
     pixels: Pixels
     """[n, height, width, 3]."""
@@ -46,7 +46,7 @@ class Made:
     works: list[float]
     """FLOP of each image at full size."""
     kinds: list[str] | None
-    """Of the steps; None where every sample decides for itself."""
+    """Of the steps; None if the samples of a batch may differ."""
     seconds: float
 
 
@@ -68,11 +68,11 @@ class Study:
         """(position of the item, seed) of every image."""
         return [(index, seed) for index, _, seed in self._pairs]
 
-    def make(self, candidate: Candidate) -> Made:
+    def run(self, candidate: Candidate) -> Outputs:
         """All images of `candidate`, in batches of different items."""
         from kontext_fast.optimizations.acceleration import accelerate
 
-        began = time.perf_counter()
+        started = time.perf_counter()
         parts = []
         with accelerate(self.pipe, candidate.optimizations, quiet=True) as acceleration:
             for start in range(0, len(self._pairs), self._batch):
@@ -80,13 +80,13 @@ class Study:
                 latents = self._latents(candidate, pairs)
                 parts.append((latents.float().cpu().numpy(), self._decoded(latents), _works(candidate, acceleration)))
             kinds = None if candidate.of_each_sample else acceleration.last_step_kinds()
-        works = [work for (latents, _, found) in parts for work in (found * len(latents) if len(found) == 1 else found)]
-        return Made(
+        works = [work for latents, _, part in parts for work in (part * len(latents) if len(part) == 1 else part)]
+        return Outputs(
             np.concatenate([part[1] for part in parts]),
             np.concatenate([part[0] for part in parts]),
             works,
             None if kinds is None else list(kinds),
-            time.perf_counter() - began,
+            time.perf_counter() - started,
         )
 
     def _latents(self, candidate: Candidate, pairs: Sequence[Any]) -> Any:
@@ -118,7 +118,7 @@ class Study:
 
 
 def _works(candidate: Candidate, acceleration: Any) -> list[float]:
-    """Of every sample of the last call, or one number where all samples did the same."""
+    """Work of every sample of the last call, or a single number if all samples ran the same steps."""
     if not candidate.of_each_sample:
         kinds = acceleration.last_step_kinds()
         return [work_of(kinds, tests_first_block=candidate.tests_first_block).total]
@@ -139,7 +139,7 @@ def _items(count: int) -> Any:
 
 
 def judged(pixels: Pixels, pairs: list[tuple[int, int]], items: int) -> list[Row]:
-    """What the judge says of each of `pixels`; runs in a process of its own, without torch."""
+    """The judge's scores of each of `pixels`; runs in a process of its own, without torch."""
     from kontext_fast.datasets.shapes.judge import judge
 
     rows = []
@@ -151,11 +151,11 @@ def judged(pixels: Pixels, pairs: list[tuple[int, int]], items: int) -> list[Row
     return rows
 
 
-class Book:
+class StudyFile:
     """The lines of a study on disk."""
 
     def __init__(self, folder: Path, setup: dict[str, Any]) -> None:
-        """Go on where a study of the same `setup` stopped; exits where another one is there."""
+        """Continue a study of the same `setup`; exits if the folder holds another study."""
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "study.jsonl"
         lines = read_lines(self._file)
@@ -167,7 +167,7 @@ class Book:
         self.done = {json.dumps(line["candidate"], sort_keys=True) for line in lines[1:]}
 
     def add(self, line: dict[str, Any]) -> None:
-        """One more, on disk before the next one is made."""
+        """Append a line; it is on disk when this returns."""
         with self._file.open("a") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
@@ -175,7 +175,7 @@ class Book:
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """All whole lines; one that was cut off is taken out of the file."""
+    """All complete lines; an incomplete last line is removed from the file."""
     if not file.is_file():
         return []
     content = file.read_bytes()
@@ -185,66 +185,65 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def _line(candidate: Candidate, made: Made, full: Made, rows: list[Row]) -> dict[str, Any]:
-    """What is stored of `candidate`, with the distance of each image to that of the full run."""
-    pixels = np.sqrt(((made.pixels / 255.0 - full.pixels / 255.0) ** 2).mean((1, 2, 3)))
-    apart = np.linalg.norm((made.latents - full.latents).reshape(len(rows), -1), axis=1)
-    latents = apart / np.linalg.norm(full.latents.reshape(len(rows), -1), axis=1)
-    for row, pixel, latent, work in zip(rows, pixels, latents, made.works, strict=True):
+def _line(candidate: Candidate, outputs: Outputs, full: Outputs, rows: list[Row]) -> dict[str, Any]:
+    """The line of `candidate`, with the distance of each image to that of the full run."""
+    pixels = np.sqrt(((outputs.pixels / 255.0 - full.pixels / 255.0) ** 2).mean((1, 2, 3)))
+    distances = np.linalg.norm((outputs.latents - full.latents).reshape(len(rows), -1), axis=1)
+    latents = distances / np.linalg.norm(full.latents.reshape(len(rows), -1), axis=1)
+    for row, pixel, latent, work in zip(rows, pixels, latents, outputs.works, strict=True):
         row |= {"pixel_distance": float(pixel), "latent_distance": float(latent), "work": work}
-    return {"candidate": candidate.identity(), "kinds": made.kinds, "seconds": made.seconds, "rows": rows}
+    return {"candidate": candidate.identity(), "kinds": outputs.kinds, "seconds": outputs.seconds, "rows": rows}
 
 
-def _full(study: Study, full: Candidate, folder: Path) -> Made:
-    """The full run, made again only if it is not beside the study."""
+def _full(study: Study, full: Candidate, folder: Path) -> Outputs:
+    """The full run, from the folder of the study if it is stored there."""
     file = folder / "full.npz"
     if file.is_file():
-        kept = np.load(file)
+        stored = np.load(file)
         kinds = ["full"] * full.steps
-        return Made(kept["pixels"], kept["latents"], kept["works"].tolist(), kinds, float(kept["seconds"]))
-    made = study.make(full)
+        return Outputs(stored["pixels"], stored["latents"], stored["works"].tolist(), kinds, float(stored["seconds"]))
+    outputs = study.run(full)
     unfinished = file.with_suffix(".part.npz")
-    np.savez(
-        unfinished, pixels=made.pixels, latents=made.latents, works=np.array(made.works), seconds=np.array(made.seconds)
-    )
+    arrays = {"pixels": outputs.pixels, "latents": outputs.latents}
+    np.savez(unfinished, **arrays, works=np.array(outputs.works), seconds=np.array(outputs.seconds))
     unfinished.replace(file)
-    return made
+    return outputs
 
 
-def run(study: Study, chosen: list[Candidate], book: Book, arguments: argparse.Namespace) -> None:
-    """Make, judge and store one candidate after the other; images are judged while the next ones are made."""
+def run(study: Study, chosen: list[Candidate], file: StudyFile, arguments: argparse.Namespace) -> None:
+    """Run, judge and store one candidate after the other; images are judged while the next candidate runs."""
     deadline = time.monotonic() + 60 * arguments.minutes
     full = _full(study, chosen[0], arguments.out)
-    todo = [one for one in chosen if json.dumps(one.identity(), sort_keys=True) not in book.done]
+    todo = [candidate for candidate in chosen if json.dumps(candidate.identity(), sort_keys=True) not in file.done]
     pairs, items = study.pairs, arguments.items
     with ProcessPoolExecutor(arguments.judges, mp_context=get_context("spawn")) as pool:
 
-        def send(made: Made) -> list[Future[list[Row]]]:
-            pieces = np.array_split(np.arange(len(pairs)), min(len(pairs), 2 * arguments.judges))
+        def submit(outputs: Outputs) -> list[Future[list[Row]]]:
+            parts = np.array_split(np.arange(len(pairs)), min(len(pairs), 2 * arguments.judges))
             return [
-                pool.submit(judged, made.pixels[piece], [pairs[place] for place in piece], items) for piece in pieces
+                pool.submit(judged, outputs.pixels[part], [pairs[index] for index in part], items) for part in parts
             ]
 
-        waiting: list[tuple[Candidate, Made, list[Future[list[Row]]]]] = []
+        waiting: list[tuple[Candidate, Outputs, list[Future[list[Row]]]]] = []
 
         def store() -> None:
-            candidate, made, futures = waiting.pop(0)
-            line = _line(candidate, made, full, [row for future in futures for row in future.result()])
-            book.add(line)
+            candidate, outputs, futures = waiting.pop(0)
+            line = _line(candidate, outputs, full, [row for future in futures for row in future.result()])
+            file.add(line)
             accepted = np.mean([row["done"] and row["kept"] for row in line["rows"]])
             distance = np.mean([row["pixel_distance"] for row in line["rows"]])
             print(
-                f"{candidate.family:18} {candidate.name:46} work {np.mean(made.works) / np.mean(full.works):5.1%} "
-                f"accepted {accepted:6.1%} distance {distance:.4f} in {made.seconds:.1f} s",
+                f"{candidate.family:18} {candidate.name:46} work {np.mean(outputs.works) / np.mean(full.works):5.1%} "
+                f"accepted {accepted:6.1%} distance {distance:.4f} in {outputs.seconds:.1f} s",
                 flush=True,
             )
 
-        for place, candidate in enumerate(todo):
+        for index, candidate in enumerate(todo):
             if time.monotonic() > deadline:
-                print(f"the time is over; {len(todo) - place} candidates are left, run the same again to go on")
+                print(f"the time is over; {len(todo) - index} candidates are left; run the same command to continue")
                 break
-            made = full if candidate.family == FULL else study.make(candidate)
-            waiting.append((candidate, made, send(made)))
+            outputs = full if candidate.family == FULL else study.run(candidate)
+            waiting.append((candidate, outputs, submit(outputs)))
             if len(waiting) > 1:
                 store()
         while waiting:
@@ -255,9 +254,9 @@ def _chosen(arguments: argparse.Namespace) -> Iterator[Candidate]:
     from kontext_fast.optimizations.techniques.engine import Engine
 
     families = None if arguments.families is None else {FULL, *arguments.families.split(",")}
-    for one in candidates(arguments.steps, Engine(precision=arguments.precision)):
-        if families is None or one.family in families:
-            yield one
+    for candidate in candidates(arguments.steps, Engine(precision=arguments.precision)):
+        if families is None or candidate.family in families:
+            yield candidate
 
 
 def _arguments() -> argparse.Namespace:
@@ -271,10 +270,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64, help="images per call")
     parser.add_argument("--precision", choices=("bf16", "fp8"), default="bf16", help="of the engine")
     parser.add_argument("--families", help="comma-separated: fewer steps,step_reuse,first_block_cache,...")
-    parser.add_argument("--first", type=int, help="only so many candidates; the most telling come first")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no candidate after this time")
+    parser.add_argument("--first", type=int, help="maximum number of candidates; the most informative come first")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no candidate after this time")
     parser.add_argument("--judges", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="processes that judge")
-    parser.add_argument("--draw", action="store_true", help="only write the table and the chart of what is there")
+    parser.add_argument("--draw", action="store_true", help="only write the table and the chart of the stored lines")
     return parser.parse_args()
 
 
@@ -292,7 +291,7 @@ def main() -> int:
         setup = {name: getattr(arguments, name) for name in names}
         setup |= {"checkpoint": facts.name, "weights_sha256": facts.weights_sha256, "dtype": facts.dtype}
         setup |= {"device": study.pipe.transformer.device.type, "guidance": GUIDANCE}
-        run(study, list(_chosen(arguments))[: arguments.first], Book(arguments.out, setup), arguments)
+        run(study, list(_chosen(arguments))[: arguments.first], StudyFile(arguments.out, setup), arguments)
     print(write_all(read_lines(arguments.out / "study.jsonl"), arguments.out))
     return 0
 

@@ -47,6 +47,15 @@ class FakeNvml(ModuleType):
             raise NVMLError("not found")
         return uuid
 
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return str(self._reading("driver", "580.95.05"))
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: str) -> int:
+        return int(self._reading("power", 700_000))
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: str, kind: int) -> int:
+        return int(self._reading("clocks", {1: 1980, 2: 3201}[kind]))
+
     def nvmlDeviceGetPowerUsage(self, handle: str) -> int:
         return int(self._reading("power", 612_500))
 
@@ -160,6 +169,18 @@ def test_unsupported_readings_are_none(nvml: FakeNvml) -> None:
     assert readings is not None
     assert set(readings.power_w) | set(readings.clock_sm_mhz) | set(readings.temperature_c) == {None}
     assert (readings.energy_j, readings.foreign_processes, readings.throttle_reasons) == (None, None, ())
+
+
+def test_facts_of_a_card_are_those_of_its_driver(nvml: FakeNvml) -> None:
+    card = NvmlDevice.find("GPU-0000")
+    assert card is not None
+    assert card.facts() == {
+        **{"driver": "580.95.05", "power_limit_w": 700, "temperature_c": 61},
+        **{"clock_sm_mhz": 1980, "clock_sm_max_mhz": 1980, "clock_memory_mhz": 3201},
+    }
+    nvml.unsupported = {"power", "clocks"}
+    missing = {name for name, value in card.facts().items() if value is None}
+    assert missing == {"power_limit_w", "clock_sm_mhz", "clock_sm_max_mhz", "clock_memory_mhz"}
 
 
 def test_without_a_card_there_are_no_readings(nvml: FakeNvml) -> None:

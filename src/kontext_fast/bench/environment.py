@@ -11,11 +11,11 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from kontext_fast.bench.nvml import NvmlDevice
 from kontext_fast.bench.schedule import Configuration
 from kontext_fast.errors import InvalidInput
 
@@ -125,35 +125,9 @@ def _torch(device: str) -> dict[str, Any]:
             "memory_bytes": properties.total_memory,
             "compute_capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
-            **_driver_facts(str(properties.uuid)),
+            "uuid_sha256": hashlib.sha256(str(properties.uuid).encode()).hexdigest(),
+            **(card.facts() if (card := NvmlDevice.of(torch.device(device))) is not None else {}),
         }
-    return facts
-
-
-def _driver_facts(uuid: str) -> dict[str, Any]:
-    """Facts that only the driver has. The card is found by its uuid, since its index in torch may differ."""
-    facts: dict[str, Any] = {"uuid_sha256": hashlib.sha256(uuid.encode()).hexdigest()}
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-    except pynvml.NVMLError:
-        return facts
-    readings: dict[str, Callable[[], Any]] = {
-        "driver": pynvml.nvmlSystemGetDriverVersion,
-        "power_limit_w": lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
-        "clock_sm_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-        "clock_sm_max_mhz": lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM),
-        "clock_memory_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-        "temperature_c": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
-    }
-    for name, read in readings.items():
-        try:
-            facts[name] = read()
-        except pynvml.NVMLError:
-            facts[name] = None
-    pynvml.nvmlShutdown()
     return facts
 
 

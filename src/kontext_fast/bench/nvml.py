@@ -57,6 +57,18 @@ class NvmlDevice:
         except pynvml.NVMLError:
             return None
 
+    def facts(self) -> dict[str, Any]:
+        """What only the driver knows of the card, as a record's environment stores it."""
+        limit_mw = self._read(self._nvml.nvmlDeviceGetEnforcedPowerLimit)
+        return {
+            "driver": self._read(lambda _handle: self._nvml.nvmlSystemGetDriverVersion()),
+            "power_limit_w": None if limit_mw is None else limit_mw / 1000,
+            "clock_sm_mhz": self.clock_sm_mhz(),
+            "clock_sm_max_mhz": self._count(self._nvml.nvmlDeviceGetMaxClockInfo, self._nvml.NVML_CLOCK_SM),
+            "clock_memory_mhz": self.clock_memory_mhz(),
+            "temperature_c": self.temperature_c(),
+        }
+
     def power_w(self) -> float | None:
         milliwatts = self._read(self._nvml.nvmlDeviceGetPowerUsage)
         return None if milliwatts is None else milliwatts / 1000

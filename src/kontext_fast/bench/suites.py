@@ -78,35 +78,6 @@ class Tier:
     rounds: int
 
 
-def cells_of(
-    modes: Sequence[Mode], sizes: Sequence[str], steps: Sequence[int], batches: Sequence[int]
-) -> tuple[Cell, ...]:
-    """All combinations, the last axis fastest."""
-    return tuple(
-        Cell(mode=mode, size=size, steps=count, batch=batch)
-        for mode, size, count, batch in product(modes, sizes, steps, batches)
-    )
-
-
-def tiers(own: tuple[Cell, ...], rounds: int, sweeps: Sequence[Sweep]) -> tuple[Tier, ...]:
-    """The suite's own cells, of which the first is the centre, and then the sweeps by priority, without duplicates."""
-    centre = own[0]
-    result = [Tier("centre", own, rounds)]
-    known = set(own)
-    for sweep in sorted(sweeps, key=lambda sweep: sweep.priority):
-        cells = cells_of(
-            sweep.modes or (centre.mode,),
-            sweep.sizes or (centre.size,),
-            sweep.steps or (centre.steps,),
-            sweep.batches or (centre.batch,),
-        )
-        new = tuple(cell for cell in cells if cell not in known)
-        known.update(new)
-        if new:
-            result.append(Tier(sweep.name, new, min(sweep.rounds or rounds, rounds)))
-    return tuple(result)
-
-
 class Suite(BaseModel):
     """What is run on one checkpoint: its own cells, the product of its axes, and then its sweeps."""
 
@@ -145,8 +116,24 @@ class Suite(BaseModel):
 
     @property
     def tiers(self) -> tuple[Tier, ...]:
-        """All cells, in the order in which a budget is spent on them."""
-        return tiers(cells_of(self.modes, self.sizes, self.steps, self.batches), self.rounds, self.sweeps)
+        """The suite's own cells, of which the first is the centre, and then the sweeps by priority, without duplicates.
+
+        A budget is spent on them in this order.
+        """
+        own = _cells(self.modes, self.sizes, self.steps, self.batches)
+        centre, known = own[0], set(own)
+        tiers = [Tier("centre", own, self.rounds)]
+        for sweep in sorted(self.sweeps, key=lambda sweep: sweep.priority):
+            cells = _cells(
+                sweep.modes or (centre.mode,),
+                sweep.sizes or (centre.size,),
+                sweep.steps or (centre.steps,),
+                sweep.batches or (centre.batch,),
+            )
+            if new := tuple(cell for cell in cells if cell not in known):
+                tiers.append(Tier(sweep.name, new, min(sweep.rounds or self.rounds, self.rounds)))
+            known.update(new)
+        return tuple(tiers)
 
     @field_validator("compile_caches")
     @classmethod
@@ -235,6 +222,16 @@ def read_suite(name_or_path: str) -> SuiteFile:
         return SuiteFile(path.read_text(encoding="utf-8"), path.name)
     except (OSError, UnicodeDecodeError):
         raise InvalidInput(f"The suite {name_or_path} cannot be read; give an existing TOML text file.") from None
+
+
+def _cells(
+    modes: Sequence[Mode], sizes: Sequence[str], steps: Sequence[int], batches: Sequence[int]
+) -> tuple[Cell, ...]:
+    """All combinations, the last axis fastest."""
+    return tuple(
+        Cell(mode=mode, size=size, steps=count, batch=batch)
+        for mode, size, count, batch in product(modes, sizes, steps, batches)
+    )
 
 
 def _indexed(location: tuple[str | int, ...]) -> str:

@@ -157,7 +157,7 @@ def build_random(
             "text_encoder_2": T5EncoderModel(T5Config(**architecture.t5())),
         }
     generator = torch.Generator(device).manual_seed(seed)
-    models = {name: _materialize(model, kept_on or device, dtype, generator) for name, model in shapes.items()}
+    models = {name: materialize(model, kept_on or device, dtype, generator) for name, model in shapes.items()}
     lengths = {"tokenizer": architecture.clip_tokens, "tokenizer_2": architecture.t5_tokens}
     return FluxKontextPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**architecture.scheduler()),
@@ -169,7 +169,8 @@ def build_random(
     )
 
 
-def _materialize(model: Any, device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Any:
+def materialize(model: Any, device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Any:
+    """Give `model`, which is on the meta device, random weights of `dtype` on `device`; frozen and in eval mode."""
     import torch
 
     # Not `model.to`: diffusers warns when loaded weights are cast, and here there are none yet.

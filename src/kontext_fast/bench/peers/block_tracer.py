@@ -29,9 +29,7 @@ def blocks_of(transformer: Any) -> list[Any]:
 
 
 class BlockTracer:
-    """Counts the blocks of one transformer. Create it before a peer wraps them, so that the peer's wrappers are
-    outside.
-    """
+    """Counts the blocks of one transformer. Create it before a peer adds its wrappers, which must be outside."""
 
     def __init__(self, transformer: Any, undo: ExitStack) -> None:
         self._transformer = transformer
@@ -41,8 +39,10 @@ class BlockTracer:
             set_attribute(block, "forward", self._counted(block), undo)
 
     def kind(self) -> StepKind:
-        """Of the pass that just ended. As in our own block cache, a pass without some of the blocks counts as skipped;
-        one without parts of blocks counts as full."""
+        """The kind of the pass that just ended.
+
+        As in our own block cache, a pass that left out blocks is skipped; one that left out parts of blocks is full.
+        """
         return "full" if all(id(block) in self._ran for block in self._blocks) else "skipped"
 
     def mark_passes(self, pipe: Any, undo: ExitStack, around: Around = lambda request, index: nullcontext()) -> None:
