@@ -44,8 +44,8 @@ def names(plan: Plan) -> list[str]:
     return [optimization.name for optimization in plan.optimizations]
 
 
-def test_discovery_finds_all_peers() -> None:
-    assert set(discover_peers()) == {
+def test_discovery_finds_the_peers_of_the_comparison() -> None:
+    assert set(discover_peers()) >= {
         *("peer:compiled", "peer:compiled-float8", "peer:flux-fast", "peer:flux-fast-per-tensor"),
         *("peer:cache-dit", "peer:cache-dit-ultra", "peer:cache-dit-12-of-28"),
         *("peer:first-block-cache", "peer:taylorseer", "peer:taylorseer-lite", "peer:magcache"),
