@@ -13,7 +13,7 @@ from kontext_fast import EditRequest, accelerate, edit, load
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.optimizations import DEFAULT_PRESET
 from kontext_fast.pipeline.load import default_checkpoint
-from kontext_fast.pipeline.png import save_png
+from kontext_fast.pipeline.png import PngFile
 
 SEED = 42
 
@@ -24,9 +24,9 @@ def timed_edit(pipe: object, request: EditRequest, preset: str, checkpoint: str)
     start = time.perf_counter()
     result = edit(pipe, request)
     seconds = time.perf_counter() - start
-    path = Path(f"kontext-{preset}.png")
-    save_png(result.images[0], path, seed=SEED, preset=preset, checkpoint=checkpoint, instruction=request.instruction)
-    print(f"{preset}: {seconds:.2f} s, {result.size.width}x{result.size.height}, {request.steps} steps, {path}")
+    file = PngFile(Path(f"kontext-{preset}.png"))
+    file.save(result.images[0], seed=SEED, preset=preset, checkpoint=checkpoint, instruction=request.instruction)
+    print(f"{preset}: {seconds:.2f} s, {result.size.width}x{result.size.height}, {request.steps} steps, {file.path}")
     return seconds
 
 

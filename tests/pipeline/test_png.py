@@ -6,14 +6,14 @@ import pytest
 from PIL import Image
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.pipeline.png import read_png_metadata, save_png
+from kontext_fast.pipeline.png import PngFile, read_png_metadata
 from kontext_fast.version import __version__
 
 
 def test_a_saved_image_says_where_it_comes_from(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "out.png"
     image = Image.effect_noise((32, 16), 50).convert("RGB")
-    save_png(image, path, seed=7, preset="classic", checkpoint="tiny", instruction="mach es gr\u00fcn")
+    PngFile(path).save(image, seed=7, preset="classic", checkpoint="tiny", instruction="mach es gr\u00fcn")
     assert read_png_metadata(path) == {
         "software": "kontext-fast",
         "version": __version__,
@@ -32,7 +32,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     for name, words in (("file/out.png", "cannot be written"), ("folder.png", "folder"), ("out.jpg", "end in .png")):
         with pytest.raises(InvalidInput, match=words):
-            save_png(image, tmp_path / name, seed=0, preset="baseline", checkpoint="tiny")
+            PngFile(tmp_path / name).save(image, seed=0, preset="baseline", checkpoint="tiny")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder.png"]
 
 
@@ -45,6 +45,6 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        save_png(Image.new("RGB", (16, 16)), path, seed=0, preset="baseline", checkpoint="tiny")
+        PngFile(path).save(Image.new("RGB", (16, 16)), seed=0, preset="baseline", checkpoint="tiny")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.png"]

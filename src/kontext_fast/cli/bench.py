@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json as json_format
 import shlex
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -161,6 +159,9 @@ def command(
 
 def _default_checkpoint(device: str | None) -> tuple[str, str]:
     """Chosen in a process of its own: torch must not take memory and threads during the runs that are measured."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     from kontext_fast.pipeline.load import default_checkpoint
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

@@ -28,7 +28,8 @@ def command(
     from kontext_fast.cli.session import Setup, open_session
     from kontext_fast.datasets.shapes import held_out
     from kontext_fast.metrics.scorer import judge_benchmark
-    from kontext_fast.pipeline.request import EditRequest
+    from kontext_fast.pipeline.edit import EditRequest
+    from kontext_fast.pipeline.png import PngFile
     from kontext_fast.records.store import ResultStore
     from kontext_fast.report.output.publish import publish
     from kontext_fast.report.output.terminal import print_headline
@@ -46,7 +47,7 @@ def command(
     item.image.save(folder / "input.png")
     request = EditRequest(item.instruction, item.image, seed=suite.seed)
     with open_session(Setup(checkpoint="tiny", preset=DEFAULT_PRESET, lora=None, device="cpu")) as session:
-        edited = session.save(request, folder / "edited.png", source=folder / "input.png")
+        edited = session.save(request, PngFile(folder / "edited.png"), source=folder / "input.png")
     print_headline(written.report.analysis, Console(highlight=False))
     if json:
         print(json_format.dumps({"folder": str(folder), "page": str(written.document), "edit": edited}))

@@ -41,14 +41,15 @@ def command(
     """Edit an image, or every image of a folder, as the instruction says."""
     from dataclasses import replace
 
-    from kontext_fast.cli.session import Setup, open_session, report
-    from kontext_fast.pipeline.inputs import to_rgb
-    from kontext_fast.pipeline.png import check_png_path
-    from kontext_fast.pipeline.request import EditRequest
+    from kontext_fast.cli.session import Setup, open_session
+    from kontext_fast.pipeline.edit import EditRequest
+    from kontext_fast.pipeline.png import PngFile
     from kontext_fast.pipeline.sizes import parse_size
 
+    is_folder = image.is_dir()
     request = EditRequest(
         instruction,
+        None if is_folder else image,
         steps=steps,
         guidance=guidance,
         seed=seed,
@@ -56,29 +57,26 @@ def command(
         true_cfg=true_cfg,
         size=parse_size(size) if size else None,
     )
-    jobs = _folder_jobs(image, out) if image.is_dir() else {image: _output_of(image, out)}
-    if not image.is_dir():
-        request = replace(request, image=to_rgb(image))
-        check_png_path(jobs[image])
-    setup = Setup(checkpoint=checkpoint, preset=preset, lora=lora, device=device)
-    made: list[dict[str, Any]] = []
+    outputs = _outputs_of_folder(image, out) if is_folder else {image: out or image.with_name(image.stem + _EDITED)}
+    files = {source: PngFile(output) for source, output in outputs.items()}
+    edited: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
-    with open_session(setup) as session:
-        for source, output in jobs.items():
+    with open_session(Setup(checkpoint=checkpoint, preset=preset, lora=lora, device=device)) as session:
+        for source, file in files.items():
             try:
-                given = request if request.image is not None else replace(request, image=to_rgb(source))
-                made.append(session.save(given, output, source=source))
+                this = replace(request, image=source) if is_folder else request
+                edited.append(session.save(this, file, source=source))
             except InvalidInput as error:
-                if not image.is_dir():
+                if not is_folder:
                     raise
                 failed.append({"input": str(source), "reason": str(error)})
                 print(error, file=sys.stderr)
-        report(made, session, setup, as_json=json, failed=failed)
+        session.report(edited, as_json=json, failed=failed)
     if failed:
-        raise InvalidInput(f"{len(failed)} of {len(jobs)} images were not edited; give intact copies of them.")
+        raise InvalidInput(f"{len(failed)} of {len(files)} images were not edited; give intact copies of them.")
 
 
-def _folder_jobs(folder: Path, out: Path | None) -> dict[Path, Path]:
+def _outputs_of_folder(folder: Path, out: Path | None) -> dict[Path, Path]:
     """Each image of `folder` and where its edit goes; earlier edits are not edited again."""
     if out is not None and out.exists() and not out.is_dir():
         raise InvalidInput(f"{out} is a file, and a folder of images needs a folder; give another name.")
@@ -93,7 +91,3 @@ def _folder_jobs(folder: Path, out: Path | None) -> dict[Path, Path]:
     return {
         path: (out or folder) / f"{path.stem if stems.count(path.stem) == 1 else path.name}{_EDITED}" for path in images
     }
-
-
-def _output_of(image: Path, out: Path | None) -> Path:
-    return out or image.with_name(image.stem + _EDITED)

@@ -27,9 +27,9 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Make an image from a description alone."""
-    from kontext_fast.cli.session import Setup, open_session, report
-    from kontext_fast.pipeline.png import check_png_path
-    from kontext_fast.pipeline.request import EditRequest
+    from kontext_fast.cli.session import Setup, open_session
+    from kontext_fast.pipeline.edit import EditRequest
+    from kontext_fast.pipeline.png import PngFile
     from kontext_fast.pipeline.sizes import parse_size
 
     request = EditRequest(
@@ -41,7 +41,6 @@ def command(
         true_cfg=true_cfg,
         size=parse_size(size) if size else None,
     )
-    check_png_path(out)
-    setup = Setup(checkpoint=checkpoint, preset=preset, lora=lora, device=device)
-    with open_session(setup) as session:
-        report([session.save(request, out)], session, setup, as_json=json)
+    file = PngFile(out)
+    with open_session(Setup(checkpoint=checkpoint, preset=preset, lora=lora, device=device)) as session:
+        session.report([session.save(request, file)], as_json=json)

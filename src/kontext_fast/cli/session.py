@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from kontext_fast.cli.options import parse_lora
 from kontext_fast.cli.progress import Bar, progress_bar
-from kontext_fast.pipeline.request import EditRequest
 
 if TYPE_CHECKING:
+    from kontext_fast.pipeline.edit import EditRequest
+    from kontext_fast.pipeline.png import PngFile
     from kontext_fast.pipeline.source import LoadedCheckpoint
 
 
@@ -32,24 +33,24 @@ class Setup:
 class Session:
     """A loaded and accelerated pipeline that edits one request after another."""
 
-    def __init__(self, loaded: LoadedCheckpoint, setup: Setup, load_s: float, bar: Bar) -> None:
+    def __init__(self, loaded: LoadedCheckpoint, setup: Setup, reason: str | None, load_s: float, bar: Bar) -> None:
+        """`reason` is why this checkpoint was chosen, where none was named."""
         self._loaded = loaded
         self._setup = setup
+        self._reason = reason
         self._load_s = load_s
         self._bar = bar
 
-    def save(self, request: EditRequest, output: Path, *, source: Path | None = None) -> dict[str, Any]:
+    def save(self, request: EditRequest, output: PngFile, *, source: Path | None = None) -> dict[str, Any]:
         """Run `request`, write its image to `output` and return the facts for `--json`."""
         from kontext_fast.pipeline.edit import edit
-        from kontext_fast.pipeline.png import save_png
 
-        self._bar.begin(output.name, request.steps)
+        self._bar.begin(output.path.name, request.steps)
         begin = time.perf_counter()
         result = edit(self._loaded.pipe, request, on_step=self._bar.step)
         seconds = time.perf_counter() - begin
-        save_png(
+        output.save(
             result.images[0],
-            output,
             seed=result.seeds[0],
             preset=self._setup.preset,
             checkpoint=self._loaded.facts.name,
@@ -57,15 +58,35 @@ class Session:
         )
         return {
             "input": None if source is None else str(source),
-            "path": str(output),
+            "path": str(output.path),
             "seed": result.seeds[0],
             "seconds": seconds,
             "size": asdict(result.size),
             "step_kinds": list(result.step_kinds),
         }
 
-    def facts(self) -> dict[str, Any]:
-        """What holds for every image of the session."""
+    def report(self, images: list[dict[str, Any]], *, as_json: bool, **more: Any) -> None:
+        """Print what `save` returned: JSON on stdout, or the paths on stdout and the choices behind them on stderr."""
+        from kontext_fast.optimizations import DEFAULT_PRESET
+        from kontext_fast.optimizations.presets import faster_presets
+
+        if as_json:
+            print(json.dumps({"images": images, **self._facts(), **more}))
+            return
+        for image in images:
+            print(image["path"])
+        for sentence in dict.fromkeys(image["size"]["explanation"] for image in images):
+            print(sentence, file=sys.stderr)
+        choice = f"checkpoint {self._loaded.facts.name}, preset {self._setup.preset}"
+        if self._reason is not None:
+            choice += f" (no checkpoint was named, and {self._reason})"
+        seeds = ", ".join(str(image["seed"]) for image in images)
+        print(f"Made with {choice}, seed {seeds}.", file=sys.stderr)
+        if self._setup.preset == DEFAULT_PRESET:
+            print(faster_presets(), file=sys.stderr)
+
+    def _facts(self) -> dict[str, Any]:
+        """What is the same for every image of the session."""
         return {
             "checkpoint": self._loaded.facts.model_dump(),
             "preset": self._setup.preset,
@@ -85,7 +106,7 @@ def open_session(setup: Setup) -> Iterator[Session]:
     from kontext_fast.pipeline.lora import load_lora
 
     device = choose_device(setup.device)
-    checkpoint = setup.checkpoint or default_checkpoint(setup.device)[0]
+    checkpoint, reason = (setup.checkpoint, None) if setup.checkpoint else default_checkpoint(setup.device)
     plan = resolve_for(checkpoint, setup.preset, Machine.detect(device))
     with progress_bar() as bar, ExitStack() as stack:
         bar.begin(f"loading {checkpoint}")
@@ -94,27 +115,4 @@ def open_session(setup: Setup) -> Iterator[Session]:
         if setup.lora is not None:
             stack.enter_context(load_lora(loaded.pipe, *parse_lora(setup.lora)))
         stack.enter_context(plan.apply(loaded.pipe, device))
-        yield Session(loaded, setup, time.perf_counter() - begin, bar)
-
-
-def report(images: list[dict[str, Any]], session: Session, setup: Setup, *, as_json: bool, **more: Any) -> None:
-    """Say what was made: JSON on stdout, or the paths on stdout and the choices behind them on stderr."""
-    from kontext_fast.optimizations import DEFAULT_PRESET
-    from kontext_fast.optimizations.presets import faster_presets
-    from kontext_fast.pipeline.load import default_checkpoint
-
-    if as_json:
-        print(json.dumps({"images": images, **session.facts(), **more}))
-        return
-    for image in images:
-        print(image["path"])
-    for sentence in dict.fromkeys(image["size"]["explanation"] for image in images):
-        print(sentence, file=sys.stderr)
-    facts = session.facts()
-    chosen = f"checkpoint {facts['checkpoint']['name']}, preset {setup.preset}"
-    if setup.checkpoint is None:
-        chosen += f" (no checkpoint was named, and {default_checkpoint(setup.device)[1]})"
-    seeds = ", ".join(str(image["seed"]) for image in images)
-    print(f"Made with {chosen}, seed {seeds}.", file=sys.stderr)
-    if setup.preset == DEFAULT_PRESET:
-        print(faster_presets(), file=sys.stderr)
+        yield Session(loaded, setup, reason, time.perf_counter() - begin, bar)

@@ -5,6 +5,8 @@ It gives `FluxKontextPipeline` sizes that it has no reason to change, and inputs
 
 from __future__ import annotations
 
+import math
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,14 +15,12 @@ from typing import TYPE_CHECKING, Any
 from kontext_fast.errors import Cancelled, InvalidInput
 from kontext_fast.pipeline.device import memory_errors
 from kontext_fast.pipeline.inputs import to_rgb
-from kontext_fast.pipeline.request import EditRequest
-from kontext_fast.pipeline.sizes import Size, SizePlan, plan_size
-from kontext_fast.records.schema import StepKind
+from kontext_fast.pipeline.sizes import Size, SizePlan, check_requested_size, plan_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["EditRequest", "EditResult", "edit", "edit_together", "plan_for", "text_length"]
+    from kontext_fast.records.schema import StepKind
 
 STEP_KINDS = "_kontext_fast_step_kinds"
 """Attribute of an accelerated pipeline: per step of its last call the kind of each sample of the batch, or one kind for
@@ -28,6 +28,80 @@ all of them. A pipeline without it computes every step in full."""
 
 _MAX_TEXT_TOKENS = 512
 """The pipeline refuses more."""
+
+MAX_STEPS = 1000
+"""The schedule has no more distinct times."""
+
+_SEED_LIMIT = 2**63
+_DRAWN_SEED_LIMIT = 2**32
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One instruction and how to follow it, valid as far as that does not depend on the checkpoint.
+
+    Raises InvalidInput on creation, for an image that cannot be read, too.
+    """
+
+    instruction: str
+    image: Any = None
+    """Anything that `inputs.to_rgb` takes, which the request holds as an upright RGB image; None for text-to-image."""
+    steps: int = 28
+    guidance: float = 2.5
+    seed: int | None = None
+    """Of the first image of the batch, each further one counts up; None draws one."""
+    negative: str | None = None
+    true_cfg: float = 1.0
+    """Above 1 every step runs the transformer a second time, on `negative`, and moves away from what that gives."""
+    size: Size | None = None
+    """(width, height) of the output in pixels; None for the native area in the aspect of the input."""
+    batch: int = 1
+    """Images made of the one instruction."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.instruction, str) or not self.instruction.strip():
+            raise InvalidInput('The instruction is empty; say what to change, for example "make the car red".')
+        if not _is_count(self.steps) or self.steps > MAX_STEPS:
+            raise InvalidInput(f"The number of steps is {self.steps}; give a whole number from 1 to {MAX_STEPS}.")
+        if not _is_finite(self.guidance) or self.guidance < 0:
+            raise InvalidInput(f"The guidance is {self.guidance}; give a number of at least 0, for example 2.5.")
+        if not _is_count(self.batch):
+            raise InvalidInput(f"The batch is {self.batch}; give a whole number of at least 1.")
+        if self.size is not None:
+            check_requested_size(self.size)
+        self._check_seed()
+        self._check_true_cfg()
+        if self.image is not None:
+            object.__setattr__(self, "image", to_rgb(self.image))
+
+    def _check_seed(self) -> None:
+        if self.seed is None:
+            return
+        highest = _SEED_LIMIT - self.batch
+        if not isinstance(self.seed, int) or not 0 <= self.seed <= highest:
+            raise InvalidInput(f"The seed is {self.seed}; give a whole number from 0 to {highest}.")
+
+    def _check_true_cfg(self) -> None:
+        if not _is_finite(self.true_cfg) or self.true_cfg < 1:
+            raise InvalidInput(f"The true CFG scale is {self.true_cfg}; give a number of at least 1.")
+        # The pipeline ignores either one without the other, without a word.
+        if self.true_cfg > 1 and self.negative is None:
+            raise InvalidInput("A true CFG scale above 1 needs a negative prompt; give one, or leave the scale at 1.")
+        if self.negative is not None and self.true_cfg == 1:
+            raise InvalidInput("A negative prompt needs a true CFG scale above 1; give one, for example 2.")
+
+    def seeds(self) -> tuple[int, ...]:
+        """One seed per image; each call draws anew where none was given."""
+        first = secrets.randbelow(_DRAWN_SEED_LIMIT) if self.seed is None else self.seed
+        return tuple(range(first, first + self.batch))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -51,8 +125,8 @@ def edit(
     """Run `request` on a `FluxKontextPipeline`; without an image it is text-to-image.
 
     The noise of each image is drawn on the CPU from its own seed, so it does not depend on the batch or the device.
-    `on_step(done, total)` is called after every step. `should_stop()` is asked before the first and after every step;
-    when it says yes, Cancelled is raised. The pipeline is usable again after any error.
+    `on_step(done, total)` is called after every step. `should_stop()` is called before the first and after every step;
+    where it returns True, Cancelled is raised. The pipeline is usable again after any error.
     Raises InvalidInput, OutOfMemory or Cancelled.
     """
     return edit_together(pipe, [request], on_step=on_step, should_stop=should_stop)[0]
@@ -73,8 +147,7 @@ def edit_together(
     """
     import torch
 
-    images = [None if request.image is None else to_rgb(request.image) for request in requests]
-    size = _common_size(pipe, requests, images)
+    size = _common_size(pipe, requests)
     for request in requests:
         for name, text in (("instruction", request.instruction), ("negative prompt", request.negative)):
             if text is not None:
@@ -90,8 +163,8 @@ def edit_together(
 
     _stop_if_asked(should_stop, 0, first.steps)
     with memory_errors(f"editing at {size.width}x{size.height}"), _hooks_freed_on_error(pipe), _no_progress_bar(pipe):
-        made = pipe(
-            **_inputs(requests, [_reference(image, size.reference_size) for image in images]),
+        images = pipe(
+            **_inputs(requests, [_reference(request.image, size.reference_size) for request in requests]),
             true_cfg_scale=first.true_cfg,
             width=size.width,
             height=size.height,
@@ -99,16 +172,16 @@ def edit_together(
             _auto_resize=False,
             num_inference_steps=first.steps,
             guidance_scale=first.guidance,
-            generator=[torch.Generator().manual_seed(seed) for of_request in seeds for seed in of_request],
+            generator=[torch.Generator().manual_seed(seed) for request_seeds in seeds for seed in request_seeds],
             max_sequence_length=size.text_tokens,
             callback_on_step_end=after_step,
             callback_on_step_end_tensor_inputs=[],
         ).images
     results, start = [], 0
-    for of_request in seeds:
-        samples = slice(start, start + len(of_request))
+    for request_seeds in seeds:
+        samples = slice(start, start + len(request_seeds))
         kinds = _step_kinds(pipe, first.steps, samples)
-        results.append(EditResult(tuple(made[samples]), of_request, size, kinds))
+        results.append(EditResult(tuple(images[samples]), request_seeds, size, kinds))
         start = samples.stop
     return tuple(results)
 
@@ -149,15 +222,15 @@ def _inputs(requests: Sequence[EditRequest], references: Sequence[Image | None])
     }
 
 
-def _common_size(pipe: Any, requests: Sequence[EditRequest], images: Sequence[Image | None]) -> SizePlan:
+def _common_size(pipe: Any, requests: Sequence[EditRequest]) -> SizePlan:
     """The size of all `requests`. Raises InvalidInput where they cannot be one batch, or there is none."""
     if not requests:
         raise InvalidInput("There is no request; give at least one.")
-    shared = {(one.steps, one.guidance, one.true_cfg, one.image is None, one.negative is None) for one in requests}
-    plans = [
-        plan_for(pipe, image.size if image else None, request.size)
-        for request, image in zip(requests, images, strict=True)
-    ]
+    shared = {
+        (request.steps, request.guidance, request.true_cfg, request.image is None, request.negative is None)
+        for request in requests
+    }
+    plans = [plan_for(pipe, request.image.size if request.image else None, request.size) for request in requests]
     sizes = {(plan.size, plan.reference_size) for plan in plans}
     if len(shared) > 1 or len(sizes) > 1:
         raise InvalidInput(

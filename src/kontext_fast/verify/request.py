@@ -10,8 +10,8 @@ from kontext_fast.datasets.base import Dataset
 from kontext_fast.datasets.shapes import held_out_dataset
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.presets import PRESETS, Preset
+from kontext_fast.pipeline.edit import EditRequest
 from kontext_fast.pipeline.load import kind_of
-from kontext_fast.pipeline.request import EditRequest
 from kontext_fast.records.schema import BASELINE
 from kontext_fast.verify.controls import CONTROL_ITEMS
 from kontext_fast.verify.margins import Margins, read_margins
