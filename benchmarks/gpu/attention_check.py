@@ -23,16 +23,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
 from benchmarks.gpu.latents import latents_of
 from kontext_fast.datasets.shapes import held_out
-from kontext_fast.engine.attention import AttentionKernel, attention
 from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
-from kontext_fast.engine.dispatch import refusal
+from kontext_fast.engine.dispatch import attention_kernel, refusal
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.pipeline.load import load
 
 T = TypeVar("T")
 
-KERNELS: tuple[AttentionKernel, ...] = ("cudnn", "flash3_fp8", "flash3")
+KERNELS = ("cudnn", "flash3_fp8", "flash3")
 """The first is the default of the engine."""
 TOKENS, SIDE = 8704, 1024
 _COMPARED = 512
@@ -54,20 +53,21 @@ def inputs(kind: str) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def alone(kernel: AttentionKernel) -> dict[str, Any]:
+def alone(kernel: str) -> dict[str, Any]:
     """Operations per second, and ||a - b|| / ||b|| for each kind of inputs."""
     errors = {kind: _error(kernel, *inputs(kind)) for kind in ("even", "peaked", "outliers")}
     query, key, value = inputs("even")
-    seconds = _seconds(lambda: attention(kernel, query, key, value))
+    run = attention_kernel(kernel, "cuda").run
+    seconds = _seconds(lambda: run(query, key, value))
     return {"flop_per_second": 4 * TOKENS**2 * FLUX_KONTEXT_DEV.width / seconds, "seconds": seconds, "errors": errors}
 
 
-def _error(kernel: AttentionKernel, query: Tensor, key: Tensor, value: Tensor) -> float:
+def _error(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> float:
     rows = query[:, :_COMPARED]
     reference = scaled_dot_product_attention(*(tensor.transpose(1, 2).float() for tensor in (rows, key, value)))
     reference = reference.transpose(1, 2)
     # By channel, since one large channel would hide the error of the others.
-    output = attention(kernel, query, key, value)[:, :_COMPARED].unflatten(-1, reference.shape[2:]).float()
+    output = attention_kernel(kernel, "cuda").run(query, key, value)[:, :_COMPARED].float()
     norm = partial(torch.linalg.vector_norm, dim=(0, 1, 2))
     return float((norm(output - reference) / norm(reference)).mean())
 
@@ -94,7 +94,7 @@ def _timed(call: Callable[[], T]) -> tuple[float, T]:
     return start.elapsed_time(end) / 1000, result
 
 
-def in_steps(pipe: Any, kernel: AttentionKernel, steps: int) -> tuple[float, Tensor]:
+def in_steps(pipe: Any, kernel: str, steps: int) -> tuple[float, Tensor]:
     """Seconds of a step, and the latents of an edit of `steps`."""
     item = held_out(1)[0]
 

@@ -13,100 +13,44 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu.kernel_stages import CHANNELS, DEVICE, HEADS, Draw, Stage, stages
-from kontext_fast.engine import fp8
-from kontext_fast.engine.dispatch import refusal
+from kontext_fast.engine.attention.pytorch import MATH
+from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
+from kontext_fast.engine.dispatch import attention_kernel, refusal
 from kontext_fast.engine.fp8 import Quantized, quantize
-from kontext_fast.engine.ops import JointQKV, Linear, Ops, PortableOps, QKNorm, Rope
+from kontext_fast.engine.kernels.registry import Call, Inputs, Operation, kernels
+from kontext_fast.engine.ops import Linear, Ops, PortableOps
 
 SIZES = [(1, 1, 3, 32), (2, 7, 5, 32), (1, 65, 9, 128), (3, 129, 24, 128), (1, 1003, 24, 128)]
 """Samples, rows, heads, channels of a head."""
 
 
 Size = tuple[int, int, int, int]
-Outputs = list[Tensor | Quantized]
 
 
-def _norm_modulate(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
-    batch, rows, heads, channels = size
-    x, (shift, scale) = draw.window(batch, rows, heads * channels), draw(batch, 2 * heads * channels).chunk(2, -1)
-    return [ops.norm_modulate(x, shift, scale, quantize=rounds)]
-
-
-def _prepare(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
-    batch, rows, heads, channels = size
-    return [ops.prepare(draw.window(batch, rows, heads * channels), quantize=rounds)]
-
-
-def _gelu(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
-    batch, rows, heads, channels = size
-    return [ops.gelu(draw(batch, rows, 4 * heads * channels), quantize=rounds)]
-
-
-def _join_gelu(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
-    batch, rows, heads, channels = size
-    attended, hidden = draw(batch, rows, heads * channels), draw.window(batch, rows, 4 * heads * channels)
-    return [ops.join_gelu(attended, hidden, quantize=rounds)]
-
-
-def _write_qkv(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
-    batch, rows, heads, channels = size
-    joint = JointQKV(
-        *torch.full((3, batch, rows + 9, heads, channels), torch.nan, dtype=draw.dtype, device=DEVICE).unbind()
+def _linear(inputs: Inputs) -> Call:
+    width = inputs.dimensions.width
+    x, weight, bias = (
+        inputs.draw(inputs.batch, inputs.rows, width),
+        inputs.draw(2 * width, width),
+        inputs.draw(2 * width),
     )
-    qkv = draw.window(batch, rows, 3 * heads * channels)
-    angles = draw(rows, channels // 2).float()
-    ops.write_qkv(qkv, QKNorm(draw(channels), draw(channels), 1e-6), Rope(angles.cos(), angles.sin()), joint, 5)
-    return [joint.query, joint.key, joint.value]
+
+    def call(ops: Ops, rounds: bool) -> list[Tensor]:
+        return [ops.linear(quantize(x) if rounds else x, Linear(quantize(weight) if rounds else weight, bias))]
+
+    return call
 
 
-def _add_gated(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
-    batch, rows, heads, channels = size
-    width = heads * channels
-    stream = draw.window(batch, rows, width)
-    ops.add_gated(stream, draw(batch, 2 * width).chunk(2, -1)[1], draw(batch, rows, width))
-    assert stream._base is not None
-    return [stream._base]
-
-
-def _heads(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
-    batch, rows, heads, channels = size
-    x = draw.window(batch, rows, heads * channels).unflatten(-1, (heads, channels))
-    if not rounds:
-        return [x]
-    if ops.kernel != "fused":
-        return [fp8.quantize_heads(x)]
-    from kontext_fast.engine.kernels.quantize_heads import quantize_heads
-
-    return [quantize_heads(x)]
-
-
-def _linear(ops: Ops, draw: Draw, size: Size, rounds: bool) -> Outputs:
-    batch, rows, heads, channels = size
-    width = heads * channels
-    x, weight, bias = draw(batch, rows, width), draw(2 * width, width), draw(2 * width)
-    if not rounds:
-        return [ops.linear(x, Linear(weight, bias))]
-    return [ops.linear(quantize(x), Linear(quantize(weight), bias))]
-
-
-OPERATIONS: dict[str, tuple[Callable[[Ops, Draw, Size, bool], Outputs], tuple[bool, ...]]] = {
-    "norm_modulate": (_norm_modulate, (False, True)),
-    "prepare": (_prepare, (True,)),
-    "quantize_heads": (_heads, (True,)),
-    "gelu": (_gelu, (False, True)),
-    "join_gelu": (_join_gelu, (False, True)),
-    "write_qkv": (_write_qkv, (False,)),
-    "add_gated": (_add_gated, (False,)),
-    "linear": (_linear, (False, True)),
-}
+LINEAR = Operation("linear", _linear, bytes_per_row=lambda *_: 0)
+"""Not a kernel of ours, but checked like them."""
 
 
 @dataclass(frozen=True)
@@ -131,32 +75,27 @@ class Check:
 
 def run_checks(fused: Ops, precisions: tuple[bool, ...]) -> Iterator[Check]:
     """All operations on all sizes, every byte that an operation allocates NaN beforehand."""
-    for name, (operation, both) in OPERATIONS.items():
-        for rounds in (one for one in both if one in precisions):
+    for operation in (*(operation for kernel in kernels().values() for operation in kernel.operations), LINEAR):
+        for rounds in sorted({*operation.bf16, *operation.fp8} & {*precisions}):
             for dtype in (torch.bfloat16, torch.float32):
-                if name == "linear" and rounds and dtype == torch.float32:
+                if operation is LINEAR and rounds and dtype == torch.float32:
                     continue  # refused: hardware gives bfloat16
                 for seed, size in enumerate(SIZES):
-                    yield _check(fused, name, operation, dtype, size, rounds, seed)
+                    yield _check(fused, operation, dtype, size, rounds, seed)
 
 
-def _check(
-    fused: Ops,
-    name: str,
-    operation: Callable[[Ops, Draw, Size, bool], Outputs],
-    dtype: torch.dtype,
-    size: Size,
-    rounds: bool,
-    seed: int,
-) -> Check:
+def _check(fused: Ops, operation: Operation, dtype: torch.dtype, size: Size, rounds: bool, seed: int) -> Check:
+    batch, rows, heads, channels = size
+    dimensions = replace(FLUX_KONTEXT_DEV, heads=heads, head_dim=channels)
+
     def outputs(ops: Ops, of: torch.dtype, quantized: bool) -> Tensor:
-        generator = torch.Generator(DEVICE).manual_seed(seed)
-        results = operation(ops, Draw(of, generator), size, quantized)
+        draw = Draw(of, torch.Generator(DEVICE).manual_seed(seed))
+        results = operation.bind(Inputs(dimensions, batch, rows, draw, draw.window))(ops, quantized)
         return torch.cat([(one.dequantized() if isinstance(one, Quantized) else one).flatten() for one in results])
 
-    plain = PortableOps("math", device=DEVICE)
+    plain = PortableOps(MATH)
     # A product of quantized matrices is held against the product of the same quantized matrices.
-    truth = outputs(plain, torch.float32, rounds and name == "linear").double()
+    truth = outputs(plain, torch.float32, rounds and operation is LINEAR).double()
     result, other = outputs(fused, dtype, rounds).double(), outputs(plain, dtype, rounds).double()
     written = ~truth.isnan()
 
@@ -164,7 +103,9 @@ def _check(
         return float((of[written] - truth[written]).norm() / truth[written].norm())
 
     untouched = bool((result.isnan() == truth.isnan()).all())
-    return Check(name, rounds, str(dtype).removeprefix("torch."), size, error(result), error(other), untouched)
+    return Check(
+        operation.name, rounds, str(dtype).removeprefix("torch."), size, error(result), error(other), untouched
+    )
 
 
 @dataclass(frozen=True)
@@ -309,16 +250,16 @@ def main() -> int:
 
     from kontext_fast.engine.kernels.fused import FusedOps
 
-    precisions = (False,) if refusal(DEVICE, capability, "fp8", "default") else (False, True)
+    precisions = (False,) if refusal(DEVICE, capability, "fp8") else (False, True)
     report = Report(torch.cuda.get_device_name(), capability, torch.__version__, triton.__version__, torch.version.cuda)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Fills memory that nobody has written with NaN.
         torch.use_deterministic_algorithms(True, warn_only=True)
-        report.checks = list(run_checks(FusedOps("math"), precisions))
+        report.checks = list(run_checks(FusedOps(MATH), precisions))
         torch.use_deterministic_algorithms(False)
     if not arguments.no_timing:
-        time_everything(FusedOps(arguments.attention), report, precisions)
+        time_everything(FusedOps(attention_kernel(arguments.attention, DEVICE)), report, precisions)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(asdict(report), indent=1))
     print(table(report))

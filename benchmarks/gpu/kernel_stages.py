@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
 from kontext_fast.engine.fp8 import quantize
-from kontext_fast.engine.ops import JointQKV, Linear, Ops, QKNorm, Rope
+from kontext_fast.engine.kernels.registry import Inputs, Operation, kernels
+from kontext_fast.engine.ops import Linear, Ops
 
 DEVICE = "cuda"
 W, M = FLUX_KONTEXT_DEV.width, FLUX_KONTEXT_DEV.mlp_width
@@ -53,46 +55,17 @@ class Stage:
 def stages(ops: Ops, text: int, image: int, rounds: bool) -> Iterator[Stage]:
     """Of a step with so many text and image tokens, those of the reference included."""
     draw = Draw(torch.bfloat16, torch.Generator(DEVICE).manual_seed(0))
-    total, item = text + image, 1 if rounds else 2
+    total = text + image
     doubles, singles = FLUX_KONTEXT_DEV.double_blocks, FLUX_KONTEXT_DEV.single_blocks
-    norm = QKNorm(draw(CHANNELS), draw(CHANNELS), 1e-6)
-    joint = JointQKV(*(draw(1, total, HEADS, CHANNELS) for _ in range(3)))
-    modulation = draw(1, 3 * W).chunk(3, -1)
 
-    def elementwise(rows: int, where: str, times: int) -> Iterator[Stage]:
-        angles = draw(rows, CHANNELS // 2).float()
-        rope = Rope(angles.cos(), angles.sin())
-
-        def write() -> Callable[[], object]:
-            qkv = draw(1, rows, 3 * W)
-            return lambda: ops.write_qkv(qkv, norm, rope, joint, 0)
-
-        def modulate() -> Callable[[], object]:
-            x = draw(1, rows, W)
-            return lambda: ops.norm_modulate(x, modulation[0], modulation[1], quantize=rounds)
-
-        def add() -> Callable[[], object]:
-            stream, update = draw(1, rows, W), draw(1, rows, W)
-            return lambda: ops.add_gated(stream, modulation[2], update)
-
-        often = times if where == "single" else 2 * times
-        yield Stage(f"norm_modulate {where}", often, rows * W * (2 + item), 0, modulate)
-        yield Stage(f"write_qkv {where}", times, rows * W * 12, 0, write)
-        yield Stage(f"add_gated {where}", often, rows * W * 6, 0, add)
-
-    def activation(rows: int, where: str, times: int) -> Iterator[Stage]:
-        def alone() -> Callable[[], object]:
-            x = draw(1, rows, M)
-            return lambda: ops.gelu(x, quantize=rounds)
-
-        def beside() -> Callable[[], object]:
-            attended, hidden = draw(1, rows, W), draw(1, rows, 3 * W + M)[..., 3 * W :]
-            return lambda: ops.join_gelu(attended, hidden, quantize=rounds)
-
-        if where == "single":
-            yield Stage("join_gelu single", times, rows * (W + M) * (2 + item), 0, beside)
-        else:
-            yield Stage(f"gelu {where}", times, rows * M * (2 + item), 0, alone)
+    def elementwise(rows: int, where: str) -> Iterator[Stage]:
+        inputs = Inputs(FLUX_KONTEXT_DEV, 1, rows, draw)
+        for operation in (operation for kernel in kernels().values() for operation in kernel.operations):
+            times = operation.per_single * singles if where == "single" else operation.per_double * doubles
+            for quantizes in operation.variants(quantized=rounds)[-1:] if times else ():
+                moved = rows * operation.bytes_per_row(FLUX_KONTEXT_DEV, 2, 1 if quantizes else 2)
+                call = partial(_bound, operation, inputs, ops, quantizes)
+                yield Stage(f"{operation.name} {where}", times, moved, 0, call)
 
     def products(rows: int, where: str, times: int, widths: list[tuple[int, int]]) -> Iterator[Stage]:
         for shared, out in widths:
@@ -106,18 +79,9 @@ def stages(ops: Ops, text: int, image: int, rounds: bool) -> Iterator[Stage]:
             yield Stage(f"linear {shared}x{out} {where}", times, 0, 2 * rows * shared * out, product)
 
     for rows, where in ((image, "image"), (text, "text")):
-        yield from elementwise(rows, where, doubles)
-        yield from activation(rows, where, doubles)
-        if rounds:
-
-            def prepare(rows: int = rows) -> Callable[[], object]:
-                x = draw(1, rows, W)
-                return lambda: ops.prepare(x, quantize=True)
-
-            yield Stage(f"prepare {where}", doubles, rows * W * 3, 0, prepare)
+        yield from elementwise(rows, where)
         yield from products(rows, where, doubles, [(W, 3 * W), (W, W), (W, M), (M, W)])
-    yield from elementwise(total, "single", singles)
-    yield from activation(total, "single", singles)
+    yield from elementwise(total, "single")
     yield from products(total, "single", singles, [(W, 3 * W + M), (W + M, W)])
 
     def attend() -> Callable[[], object]:
@@ -125,3 +89,8 @@ def stages(ops: Ops, text: int, image: int, rounds: bool) -> Iterator[Stage]:
         return lambda: ops.attention(query, key, value)
 
     yield Stage("attention", doubles + singles, 0, 4 * total * total * W, attend)
+
+
+def _bound(operation: Operation, inputs: Inputs, ops: Ops, quantizes: bool) -> Callable[[], object]:
+    call = operation.bind(inputs)
+    return lambda: call(ops, quantizes)

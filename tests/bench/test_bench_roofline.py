@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from kontext_fast.bench.roofline import Roofline, _measure, category_of
 from kontext_fast.cli.main import run
 from kontext_fast.cli.roofline_table import table
 from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
-from kontext_fast.engine.flops import FULL_SIZE_EDIT, elementwise_bytes
+from kontext_fast.engine.flops import FULL_SIZE_EDIT
+from kontext_fast.engine.kernels.registry import step_bytes
 from tools.docs.blocks import roofline
 from tools.docs.doc_context import DocContext
 from tools.docs.result_tree import find_published
@@ -41,9 +44,9 @@ def test_kernel_names_map_to_categories(name: str, category: str) -> None:
 
 @pytest.mark.parametrize(("kind", "quantized", "gigabytes"), [("full", True, 59), ("full", False, 67)])
 def test_full_size_step_moves_the_expected_bytes(kind: str, quantized: bool, gigabytes: int) -> None:
-    moved = elementwise_bytes(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, kind, quantized=quantized)  # type: ignore[arg-type]
+    moved = step_bytes(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, kind, quantized=quantized)  # type: ignore[arg-type]
     assert round(sum(moved.values()) / 1e9) == gigabytes
-    assert elementwise_bytes(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "skipped", quantized=quantized) == {}
+    assert step_bytes(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "skipped", quantized=quantized) == {}
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +93,13 @@ def test_command_prints_a_table_per_preset_and_stores_numbers(
     text = roofline.render(DocContext(find_published(tmp_path), None))
     assert "`baseline` | full" in text
     assert "`faithful` | full" in text
+
+
+def test_bytes_are_counted_where_triton_is_missing() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "from kontext_fast.bench.roofline import _our_functions, category_of\n"
+        "assert _our_functions()['_gelu_quantize'] == 'gelu'\n"
+        "assert category_of('_write_qkv') == 'element-wise'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

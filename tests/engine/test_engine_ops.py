@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
+from kontext_fast.engine.attention.base import AttentionKernel
+from kontext_fast.engine.attention.pytorch import MATH, NATIVE
 from kontext_fast.engine.fp8 import Quantized, quantize
 from kontext_fast.engine.ops import Activations, JointQKV, Linear, PortableOps, QKNorm, Rope
 from tests.engine.transformers import relative_error
@@ -95,8 +95,8 @@ def test_gated_addition_is_in_place_and_rounds_as_diffusers_does(dtype: torch.dt
     assert not wide[:, -1].any()
 
 
-@pytest.mark.parametrize("kernel", ["default", "math"])
-def test_attention_reads_buffers_that_are_longer_than_the_queries(kernel: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kernel", [NATIVE, MATH], ids=lambda kernel: kernel.name)
+def test_attention_reads_buffers_that_are_longer_than_the_queries(kernel: AttentionKernel, dtype: torch.dtype) -> None:
     query, key, value = noise(3, B, ROWS + 6, HEADS, HEAD_DIM, dtype=dtype)
     result = PortableOps(kernel).attention(query[:, :ROWS], key, value)
     weights = torch.einsum("bqhd,bkhd->bhqk", query[:, :ROWS].double(), key.double()) * HEAD_DIM**-0.5

@@ -312,7 +312,7 @@ def test_a_gpu_without_the_fused_kernels_never_emulates_fp8(monkeypatch: pytest.
     monkeypatch.setattr("kontext_fast.engine.dispatch.has_fused_kernels", lambda: False)
     gpu = machine(device="cuda", gpu="H200", capability=(9, 0))
     for preset in ("balanced", "fast", "turbo"):
-        with pytest.raises(Refused, match=r"need Triton; run `pip install triton`"):
+        with pytest.raises(Refused, match=r"needs the fused kernels and so Triton; run `pip install triton`"):
             resolve(preset, gpu)
     with pytest.raises(Refused, match=r"fused_vae on a GPU needs Triton"):
         resolve("faithful", gpu)
@@ -351,7 +351,7 @@ def test_emulation_is_stamped_on_the_plan_and_in_the_facts(pipe: Any) -> None:
 
 
 def test_the_effect_is_that_of_the_precision() -> None:
-    assert Engine.effect is Effect.NUMERIC
+    assert Engine().effect is Effect.NUMERIC
     effects = {name: resolve(name, machine()).applied[0].effect for name in ("faithful", "balanced")}
     assert effects == {"faithful": "numeric", "balanced": "lossy"}
 

@@ -83,7 +83,7 @@ class MeetsItsLaunches(Optimization):
     phase: ClassVar[Phase] = Phase.WEIGHTS
     together: ClassVar[Barrier]
 
-    def first_launches(self, pipe: Any) -> Sequence[Callable[[], object]]:
+    def precompile_calls(self, pipe: Any) -> Sequence[Callable[[], object]]:
         return [self.together.wait] * 2
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
@@ -104,7 +104,7 @@ def test_a_launch_that_fails_undoes_everything(pipe: Any) -> None:
         raise RuntimeError("no compiler")
 
     class Fails(MeetsItsLaunches):
-        def first_launches(self, pipe: Any) -> Sequence[Callable[[], object]]:
+        def precompile_calls(self, pipe: Any) -> Sequence[Callable[[], object]]:
             return [fail]
 
     Fails.together = Barrier(1)

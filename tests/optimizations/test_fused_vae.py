@@ -66,7 +66,7 @@ def test_every_width_is_launched_when_it_is_applied(pipe: Any, monkeypatch: pyte
     monkeypatch.setattr(
         kernel, "group_norm_silu", lambda x, groups, *_: launched.append((x.shape[1], groups, x.dtype)) or x
     )
-    for launch in fused_vae._first_launches(norms, torch.device("cpu")):
+    for launch in fused_vae._precompile_calls(norms, torch.device("cpu")):
         launch()
     first = sorted(map(str, launched))
     launched.clear()

@@ -11,12 +11,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from statistics import median
 from typing import Any, Literal
 
 from kontext_fast.engine.dimensions import Dimensions
-from kontext_fast.engine.flops import Tokens, elementwise_bytes, step_work
+from kontext_fast.engine.flops import Tokens, step_work
 from kontext_fast.records.schema import StepKind
 
 _REPEATS = 7
@@ -69,10 +70,10 @@ def _product(draw: Callable[..., Any], rows: int, width: int, fp8: bool) -> Call
 
 
 def _attend(query: Any) -> Any:
-    from kontext_fast.engine.attention import attention, resolve_kernel
+    from kontext_fast.engine.dispatch import DEFAULT_ATTENTION, attention_kernel
 
     tokens_first = query.transpose(1, 2)
-    return attention(resolve_kernel("default", query.device.type), tokens_first, tokens_first, tokens_first)
+    return attention_kernel(DEFAULT_ATTENTION, query.device.type).run(tokens_first, tokens_first, tokens_first)
 
 
 def _seconds(device: Any, call: Callable[[], Any]) -> float:
@@ -95,9 +96,14 @@ Category = Literal["linear", "attention", "element-wise"]
 
 _ATTENTION = ("flash", "fmha", "sdpa", "scaled_dot_product", "attention", "attn")
 _LINEAR = ("gemm", "nvjet", "cublas", "cutlass", "xmma", "splitk", "::addmm", "::mm", "::bmm", "linear", "scaled_mm")
-_OURS = {"_norm_modulate": "norm_modulate", "_write_qkv": "write_qkv", "_gelu": "gelu", "_gelu_quantize": "gelu",
-         "_quantize_rows": "quantize_rows", "_add_gated": "add_gated"}  # fmt: skip
-"""Our kernels by name, and the operation whose memory traffic they have."""
+
+
+@cache
+def _our_functions() -> dict[str, str]:
+    """The kernel that each function belongs to, by the name under which a profiler lists the function."""
+    from kontext_fast.engine.kernels.registry import kernels
+
+    return {function.__name__: kernel.name for kernel in kernels().values() for function in kernel.functions}
 
 
 @dataclass(frozen=True)
@@ -237,7 +243,9 @@ def _step(
     quantized: bool,
     itemsize: int,
 ) -> StepRoofline:
-    moved = elementwise_bytes(dimensions, tokens, kind, quantized=quantized, itemsize=itemsize)
+    from kontext_fast.engine.kernels.registry import step_bytes
+
+    moved = step_bytes(dimensions, tokens, kind, quantized=quantized, itemsize=itemsize)
     work = step_work(dimensions, tokens, kind)
     by_name: dict[str, list[float]] = defaultdict(list)
     for event in events:
@@ -259,7 +267,7 @@ def _step(
 
 def category_of(name: str) -> Category:
     """The category of a kernel or operator, by its name."""
-    if name in _OURS:
+    if name in _our_functions():
         return "element-wise"
     lower = name.lower()
     # Attention first: its kernels consist of parts of matrix products and have their names.
@@ -269,5 +277,5 @@ def category_of(name: str) -> Category:
 
 
 def _own_floor(name: str, moved: dict[str, float], ceilings: Ceilings) -> float | None:
-    operation = _OURS.get(name)
-    return None if operation is None else moved.get(operation, 0.0) / ceilings.copy_bytes
+    kernel = _our_functions().get(name)
+    return None if kernel is None else moved.get(kernel, 0.0) / ceilings.copy_bytes

@@ -76,7 +76,7 @@ def _optimizations(machine: Machine) -> list[dict[str, Any]]:
         {
             "name": name,
             "summary": found.summary,
-            "effect": found.effect.value,
+            "effect": found().effect.value,
             "parameters": found().parameters(),
             "refusal": found().refusal(machine),
             "conflicts": [

@@ -1,8 +1,10 @@
-"""Who computes on which device, decided before anything runs. Imports torch only when operations are made."""
+"""Who computes on which device, decided before anything runs."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +13,41 @@ from kontext_fast.errors import InvalidInput
 if TYPE_CHECKING:
     import torch
 
-    from kontext_fast.engine.attention import AttentionKernel
+    from kontext_fast.engine.attention.base import AttentionKernel
     from kontext_fast.engine.ops import KernelKind, Ops
     from kontext_fast.engine.weights import Precision
 
 FUSED = "kontext_fast.engine.kernels.fused"
 
+DEFAULT_ATTENTION = "default"
+"""cuDNN on CUDA, and on a CPU whatever PyTorch runs there."""
+
 _NEEDED = {"bf16": (8, 0), "fp8": (8, 9)}
 """Compute capability at which the hardware multiplies in a precision."""
 
-_CPU_ATTENTION = ("default", "math")
+
+@cache
+def attention_kernels() -> Mapping[str, AttentionKernel]:
+    """Every kernel of attention by name. Raises KontextError as `discovery.values` does."""
+    from kontext_fast import discovery
+    from kontext_fast.engine import attention
+    from kontext_fast.engine.attention.base import AttentionKernel
+
+    return discovery.values(attention, AttentionKernel, "attention kernel")
+
+
+def attention_kernel(name: str, device: str) -> AttentionKernel:
+    """The kernel of that name on a device type. Raises InvalidInput for a name that no kernel has."""
+    if name == DEFAULT_ATTENTION:
+        from kontext_fast.engine.attention import pytorch
+
+        return pytorch.CUDNN if device == "cuda" else pytorch.NATIVE
+    kernels = attention_kernels()
+    if name not in kernels:
+        from kontext_fast.discovery import unknown_name
+
+        raise InvalidInput(unknown_name("attention kernel", name, [DEFAULT_ATTENTION, *kernels]))
+    return kernels[name]
 
 
 def has_fused_kernels() -> bool:
@@ -29,15 +56,17 @@ def has_fused_kernels() -> bool:
 
 
 def refusal(
-    device: str, capability: tuple[int, int] | None, precision: Precision, attention: AttentionKernel
+    device: str, capability: tuple[int, int] | None, precision: Precision, attention: str = DEFAULT_ATTENTION
 ) -> str | None:
     """Why a device of this type cannot run the engine so, as one sentence that names the remedy, or None."""
-    if device == "cpu":
-        if attention not in _CPU_ATTENTION:
-            return f"the attention kernel {attention} needs a CUDA device; use attention=default"
-        return None
-    if device != "cuda":
+    if device not in ("cpu", "cuda"):
         return f"the engine is not supported on {device}; use the preset baseline"
+    kernel = attention_kernel(attention, device)
+    if device not in kernel.devices:
+        devices = " or ".join(name.replace("cuda", "CUDA device").replace("cpu", "CPU") for name in kernel.devices)
+        return f"the attention kernel {attention} needs a {devices}; use attention=default"
+    if device == "cpu":
+        return None
     if capability is not None and capability < _NEEDED[precision]:
         major, minor = _NEEDED[precision]
         instead = "the preset faithful" if precision == "fp8" else "the preset baseline"
@@ -45,19 +74,16 @@ def refusal(
             f"the engine in {precision} needs compute capability {major}.{minor}, "
             f"this GPU has {capability[0]}.{capability[1]}; use {instead}"
         )
-    if attention in ("flash3", "flash3_fp8"):
-        from kontext_fast.engine.attention import flash3_refusal
-
-        if (reason := flash3_refusal(attention, capability)) is not None:
-            return reason
+    if kernel.refusal is not None and (reason := kernel.refusal(capability)) is not None:
+        return reason
     if has_fused_kernels():
-        return _fused_refusal(capability, precision)
+        # Where nothing is known of the GPU, nothing is known of the machine around it.
+        reason = None if capability is None else _fused().refusal()
+        return None if reason is None else str(reason)
     if precision == "fp8":
         return "fp8 on a GPU needs the fused kernels and so Triton; run `pip install triton` or use the preset faithful"
-    if attention == "flash3_fp8":
-        return (
-            "flash3_fp8 needs the fused kernels, which need Triton; run `pip install triton` or use attention=default"
-        )
+    if kernel.launches:
+        return f"{attention} needs the fused kernels and so Triton; run `pip install triton` or use attention=default"
     return None
 
 
@@ -77,23 +103,16 @@ def kernel_kind(device: str, precision: Precision) -> KernelKind:
     return "emulated" if precision == "fp8" else "portable"
 
 
-def make_ops(device: str, precision: Precision, attention: AttentionKernel) -> Ops:
+def make_ops(device: str, precision: Precision, attention: str = DEFAULT_ATTENTION) -> Ops:
     """The operations for a device that `refusal` accepted."""
-    kind = kernel_kind(device, precision)
+    kind, kernel = kernel_kind(device, precision), attention_kernel(attention, device)
     if kind == "fused":
-        ops: Ops = _fused().FusedOps(attention)
+        ops: Ops = _fused().FusedOps(kernel)
         return ops
     from kontext_fast.engine.ops import PortableOps
 
-    return PortableOps(attention, device=device, emulates_fp8=kind == "emulated")
+    return PortableOps(kernel, emulates_fp8=kind == "emulated")
 
 
 def _fused() -> Any:
     return importlib.import_module(FUSED)
-
-
-def _fused_refusal(capability: tuple[int, int] | None, precision: Precision) -> str | None:
-    if capability is None:
-        return None
-    reason: str | None = _fused().refusal(capability, precision)
-    return reason

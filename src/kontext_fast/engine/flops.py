@@ -62,30 +62,6 @@ def step_work(dimensions: Dimensions, tokens: Tokens, kind: StepKind, *, tests_f
     )
 
 
-def elementwise_bytes(
-    dimensions: Dimensions, tokens: Tokens, kind: StepKind, *, quantized: bool, itemsize: int = 2
-) -> dict[str, float]:
-    """Fewest bytes that the operations between the products move in one pass of one sample, by operation.
-
-    Every number is read once, in `itemsize` bytes, and written once, in one byte where it is `quantized`. A skipped
-    step moves nothing.
-    """
-    if kind == "skipped":
-        return {}
-    doubles, singles = tokens.total * dimensions.double_blocks, tokens.total * dimensions.single_blocks
-    width, mlp = dimensions.width, dimensions.mlp_width
-    written = itemsize + (1 if quantized else itemsize)
-    moved = {
-        "norm_modulate": (2 * doubles + singles) * width * written,
-        "write_qkv": (doubles + singles) * 3 * width * 2 * itemsize,
-        "gelu": (doubles * mlp + singles * (width + mlp)) * written,
-        "add_gated": (2 * doubles + singles) * width * 3 * itemsize,
-    }
-    if quantized:
-        moved["quantize_rows"] = doubles * width * written
-    return {name: float(value) for name, value in moved.items()}
-
-
 def request_work(
     dimensions: Dimensions, tokens: Tokens, kinds: Iterable[StepKind], *, tests_first_block: bool = False
 ) -> Flops:

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from kontext_fast.engine import fp8
-from kontext_fast.engine.attention import AttentionKernel, attention, resolve_kernel
-from kontext_fast.engine.dimensions import Dimensions
+from kontext_fast.engine.attention.base import AttentionKernel
+from kontext_fast.engine.attention.pytorch import NATIVE
 from kontext_fast.engine.fp8 import Quantized
 
 Activations = Tensor | Quantized
@@ -80,14 +80,17 @@ class JointQKV:
 class Ops(Protocol):
     """Every operation of a step. Implementations hold no state that depends on a size."""
 
+    attention_kernel: AttentionKernel
+
     @property
     def kernel(self) -> KernelKind: ...
 
-    def first_launches(
-        self, dimensions: Dimensions, dtype: torch.dtype, device: torch.device, *, quantize: bool
+    def precompile_calls(
+        self, transformer: Any, device: torch.device, *, quantize: bool
     ) -> Sequence[Callable[[], object]]:
-        """What has to be compiled before a step of any size can run, as calls that may run at once. `quantize` is
-        whether the large products are in fp8."""
+        """What has to be compiled before a step of any size can run on `device`, as calls that may run at once.
+
+        `transformer` is diffusers', `quantize` whether the large products are in fp8."""
 
     def norm_modulate(self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
         """[B, rows, W] layer norm of `x` without weights, times (1 + `scale`), plus `shift` (both [B, W])."""
@@ -119,18 +122,16 @@ class Ops(Protocol):
 class PortableOps:
     """Every operation in plain PyTorch: the path of a CPU, and what kernels are tested against."""
 
-    def __init__(
-        self, attention: AttentionKernel = "default", *, device: str = "cpu", emulates_fp8: bool = False
-    ) -> None:
-        self._attention = resolve_kernel(attention, device)
+    def __init__(self, attention: AttentionKernel = NATIVE, *, emulates_fp8: bool = False) -> None:
+        self.attention_kernel = attention
         self._emulates_fp8 = emulates_fp8
 
     @property
     def kernel(self) -> KernelKind:
         return "emulated" if self._emulates_fp8 else "portable"
 
-    def first_launches(
-        self, dimensions: Dimensions, dtype: torch.dtype, device: torch.device, *, quantize: bool
+    def precompile_calls(
+        self, transformer: Any, device: torch.device, *, quantize: bool
     ) -> Sequence[Callable[[], object]]:
         return ()
 
@@ -147,7 +148,7 @@ class PortableOps:
         joint.value[:, rows] = value
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return attention(self._attention, query, key, value)
+        return self.attention_kernel.run(query, key, value).flatten(2)
 
     def prepare(self, x: Tensor, *, quantize: bool) -> Activations:
         return fp8.quantize(x) if quantize else x

@@ -82,7 +82,7 @@ class Acceleration:
             if device is not None:
                 _run_on(pipe, plan, device, undo)
             # Kernels compile side by side while weights are on their way; in the first image they would in a row.
-            with run_concurrently([launch for one in plan.optimizations for launch in one.first_launches(pipe)]):
+            with run_concurrently([launch for one in plan.optimizations for launch in one.precompile_calls(pipe)]):
                 facts = {one.name: one.apply(pipe, undo) for one in plan.optimizations}
             acceleration = cls(plan, facts, requests, undo.pop_all())
         # On the class made for this pipeline, so that it lives and dies with it.

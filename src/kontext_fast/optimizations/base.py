@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -87,6 +87,7 @@ class Optimization(BaseModel, ABC):
     summary: ClassVar[str]
     """One line for people."""
     effect: ClassVar[Effect]
+    """Where it depends on the parameters, a property."""
     phase: ClassVar[Phase]
     conflicts: ClassVar[tuple[Conflict, ...]] = ()
     """Declared on one side of a pair only; the planner checks both directions."""
@@ -106,6 +107,15 @@ class Optimization(BaseModel, ABC):
     def parameters(self) -> dict[str, Any]:
         """The parameters that matter, JSON-ready; building the class from them gives an equal optimization."""
         return self.model_dump(mode="json")
+
+    @classmethod
+    def choices(cls) -> dict[str, tuple[str, ...]]:
+        """The values of every parameter that takes one of a few words."""
+        return {
+            name: get_args(field.annotation)
+            for name, field in cls.model_fields.items()
+            if get_origin(field.annotation) is Literal
+        }
 
     def on_random_weights(self) -> Optimization:
         """The variant that presets declare for random weights, where deciding by data means nothing."""
@@ -135,7 +145,7 @@ class Optimization(BaseModel, ABC):
             return f"{self.name} needs the package {module}; run `pip install kontext-fast[{extra}]` and try again"
         return None
 
-    def first_launches(self, pipe: Any) -> Sequence[Callable[[], object]]:
+    def precompile_calls(self, pipe: Any) -> Sequence[Callable[[], object]]:
         """What compiles when it first runs on `pipe`, as calls that run at once in threads while plans are applied.
 
         They change nothing. Whatever is wrong with `pipe` is for `apply` to say.

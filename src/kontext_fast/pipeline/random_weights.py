@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
 from kontext_fast.errors import OutOfMemory, Refused
 from kontext_fast.pipeline.device import choose_dtype, memory_errors
 from kontext_fast.pipeline.folder import TINY_FOLDER
@@ -27,28 +28,29 @@ class Architecture:
     Smaller ones build the same network in small, for tests.
     """
 
-    double_blocks: int = 19
-    single_blocks: int = 38
-    heads: int = 24
-    head_dim: int = 128
+    double_blocks: int = FLUX_KONTEXT_DEV.double_blocks
+    single_blocks: int = FLUX_KONTEXT_DEV.single_blocks
+    heads: int = FLUX_KONTEXT_DEV.heads
+    head_dim: int = FLUX_KONTEXT_DEV.head_dim
     rope_axes: tuple[int, int, int] = (16, 56, 56)
     """Channels of a head that encode the image index, the row and the column; they add up to `head_dim`."""
 
     vae_channels: tuple[int, ...] = (128, 256, 512, 512)
     vae_layers_per_block: int = 2
-    latent_channels: int = 16
+    latent_channels: int = FLUX_KONTEXT_DEV.latent_channels // 4
+    """Of the VAE; a token is four of its pixels."""
     vae_scaling: float = 0.3611
     vae_shift: float = 0.1159
     native_size: int = 1024
     """Side in pixels of the square that the checkpoint is made for."""
 
-    clip_width: int = 768
+    clip_width: int = FLUX_KONTEXT_DEV.pooled_channels
     clip_layers: int = 12
     clip_heads: int = 12
     clip_vocabulary: int = 49408
     clip_tokens: int = 77
 
-    t5_width: int = 4096
+    t5_width: int = FLUX_KONTEXT_DEV.text_channels
     t5_inner: int = 10240
     t5_layers: int = 24
     t5_heads: int = 64

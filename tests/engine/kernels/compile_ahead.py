@@ -22,12 +22,13 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
+from kontext_fast.engine.attention.pytorch import MATH
 from kontext_fast.engine.dimensions import Dimensions
 from kontext_fast.engine.fp8 import Quantized
 from kontext_fast.engine.kernels.fused import FusedOps
 from kontext_fast.engine.kernels.group_norm_silu import group_norm_silu
-from kontext_fast.engine.kernels.quantize_heads import quantize_heads
-from kontext_fast.engine.ops import Activations, JointQKV, Linear, QKNorm, Rope
+from kontext_fast.engine.kernels.registry import Inputs, kernels, precompile_calls
+from kontext_fast.engine.ops import Activations, Linear
 from kontext_fast.engine.transformer import EngineTransformer
 from kontext_fast.engine.weights import Precision, take_weights
 from tests.engine.transformers import Shape, inputs_for, prepare, random_transformer, stepped
@@ -59,37 +60,37 @@ class Variants:
         self.sources[key] = ASTSource(kernel, signature, constants, alignment), arguments
 
 
-def run_every_operation(tokens: int, heads: int, channels: int, *, fp8: bool) -> None:
-    """As a step does, on tensors without memory."""
-    ops, width = FusedOps("math"), heads * channels
-
-    def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    stream, wide = empty(2, tokens, width), empty(2, tokens, 7 * width)
-    shift, scale, gate = empty(2, 3 * width).chunk(3, -1)
-    rope = Rope(*(empty(tokens, channels // 2, dtype=torch.float32) for _ in range(2)))
-    joint = JointQKV(*(empty(2, tokens, heads, channels) for _ in range(3)))
-    ops.write_qkv(wide[..., : 3 * width], QKNorm(empty(channels), empty(channels), 1e-6), rope, joint, tokens // 3)
-    for quantize in (False, True) if fp8 else (False,):
-        ops.norm_modulate(stream[:, 5:], shift, scale, quantize=quantize)
-        ops.prepare(stream[:, 5:], quantize=quantize)
-        ops.gelu(empty(2, tokens, 4 * width), quantize=quantize)
-        ops.join_gelu(stream, wide[..., 3 * width :], quantize=quantize)
-    if fp8:
-        quantize_heads(joint.query[:, :tokens])
-    ops.add_gated(stream[:, 5:], gate, empty(2, tokens - 5, width))
-
-
-def run_first_launches(heads: int, channels: int, precision: Precision) -> None:
-    """As applying the engine does."""
-    shape = Dimensions(
+def _dimensions(heads: int, channels: int) -> Dimensions:
+    return Dimensions(
         double_blocks=1, single_blocks=1, heads=heads, head_dim=channels, latent_channels=64, text_channels=64,
         pooled_channels=64,
     )  # fmt: skip
-    quantize = precision == "fp8"
-    for launch in FusedOps("math").first_launches(shape, torch.bfloat16, torch.device("cpu"), quantize=quantize):
-        launch()
+
+
+def run_every_operation(tokens: int, heads: int, channels: int, *, fp8: bool) -> None:
+    """Every operation of every kernel, on tensors without memory."""
+    ops = FusedOps(MATH)
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+    def view(batch: int, rows: int, width: int) -> torch.Tensor:
+        return empty(batch, rows + 5, width)[:, 5:]
+
+    inputs = Inputs(_dimensions(heads, channels), 2, tokens, empty, view)
+    for operation in (operation for kernel in kernels().values() for operation in kernel.operations):
+        for quantize in {*operation.bf16, *operation.fp8}:
+            if fp8 or not quantize:
+                operation.bind(inputs)(ops, quantize)
+
+
+def run_precompiled(heads: int, channels: int, precision: Precision) -> None:
+    """As applying the engine does."""
+    device, quantize = torch.device("cpu"), precision == "fp8"
+    for call in precompile_calls(
+        FusedOps(MATH), _dimensions(heads, channels), torch.bfloat16, device, quantize=quantize
+    ):
+        call()
 
 
 def run_step(heads: int, channels: int, precision: Precision) -> None:
@@ -98,7 +99,7 @@ def run_step(heads: int, channels: int, precision: Precision) -> None:
     transformer = random_transformer(shape, torch.bfloat16)
     inputs = inputs_for(transformer, batch=2, text=3, image=(2, 2), reference=(1, 2))
     with ExitStack() as undo:
-        engine = EngineTransformer(take_weights(transformer, precision, undo), _Unlinked("math"))
+        engine = EngineTransformer(take_weights(transformer, precision, undo), _Unlinked(MATH))
         stepped(engine, prepare(engine, inputs), inputs)
 
 
@@ -170,7 +171,7 @@ def main(capability: int) -> dict[str, Any]:
             kernels[f"{size} {source.name} {number}"] = report(source, options, capability)
     first, later = (
         {precision: sorted(map(str, launched(run, 5, 32, precision).sources)) for precision in _PRECISIONS[: 1 + fp8]}
-        for run in (run_first_launches, run_step)
+        for run in (run_precompiled, run_step)
     )
     return {"variants": counts, "kernels": kernels, "first": first, "step": later}
 

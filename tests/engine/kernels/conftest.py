@@ -24,7 +24,7 @@ if INTERPRETED:
     # Read when a kernel is defined, here and in what Triton imports late; no other test or process shall see it.
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TRITON_INTERPRET", "1")
-        importlib.import_module("kontext_fast.engine.kernels.fused")
+        importlib.import_module("kontext_fast.engine.kernels.registry").kernels()
 
 
 def _converted(values: Any, source: Any, target: Any, _rounding: Any) -> Any:

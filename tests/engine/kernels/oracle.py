@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kontext_fast.engine.attention.pytorch import MATH
 from kontext_fast.engine.fp8 import E4M3_MAX, Quantized
 from kontext_fast.engine.ops import PortableOps
 
@@ -26,7 +27,7 @@ portable = PortableOps()
 
 def fused() -> FusedOps:
     """With the one attention kernel that every device has."""
-    return FusedOps("math")
+    return FusedOps(MATH)
 
 
 def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import pytest
 import torch
+from torch import Tensor
 
-from kontext_fast.engine.attention import (
-    AttentionKernel,
-    _flash3_function,
-    attention,
-    flash3_interface,
-    flash3_refusal,
-    resolve_kernel,
-)
+from kontext_fast.engine.attention.flash3 import FLASH3, FLASH3_FP8, _function, installed_interface
+from kontext_fast.engine.attention.pytorch import CUDNN, MATH
 from kontext_fast.engine.dispatch import refusal
 from kontext_fast.optimizations.base import Effect
 from kontext_fast.optimizations.techniques.engine import Engine
 from tests.engine.kernels.oracle import DEVICE
 
-KERNELS: Final[tuple[AttentionKernel, ...]] = ("flash3", "flash3_fp8")
+KERNELS = (FLASH3, FLASH3_FP8)
 
 STAND_IN = """
 import torch
@@ -43,30 +37,25 @@ def flash_attn_func(query, key, value, q_descale=None, k_descale=None, v_descale
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "fa3_fwd_interface.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    _flash3_function.cache_clear()
+    _function.cache_clear()
     yield
-    _flash3_function.cache_clear()
+    _function.cache_clear()
 
 
-def test_no_device_gets_it_unasked() -> None:
-    assert resolve_kernel("default", "cuda") == "cudnn"
-    assert resolve_kernel("default", "cpu") == "native"
-
-
-@pytest.mark.skipif(flash3_interface() is not None, reason="FlashAttention-3 is installed here")
+@pytest.mark.skipif(installed_interface() is not None, reason="FlashAttention-3 is installed here")
 def test_without_the_package_it_is_refused_with_its_name() -> None:
     for kernel in KERNELS:
-        assert f"{kernel} needs FlashAttention-3; run `pip install fa3-fwd`" in str(
-            refusal("cuda", (9, 0), "bf16", kernel)
-        )
+        reason = refusal("cuda", (9, 0), "bf16", kernel.name)
+        assert f"{kernel.name} needs FlashAttention-3; run `pip install fa3-fwd`" in str(reason)
 
 
 def test_with_the_package_it_needs_a_hopper_gpu(installed: None) -> None:
     for kernel in KERNELS:
         for capability in ((8, 0), (8, 9), (10, 0), (12, 0)):
-            assert f"{kernel} runs on Hopper" in str(refusal("cuda", capability, "bf16", kernel))
-        assert flash3_refusal(kernel, (9, 0)) is None
-        assert "use attention=default" in str(refusal("cpu", None, "bf16", kernel))
+            assert f"{kernel.name} runs on Hopper" in str(refusal("cuda", capability, "bf16", kernel.name))
+        assert kernel.refusal is not None
+        assert kernel.refusal((9, 0)) is None
+        assert "use attention=default" in str(refusal("cpu", None, "bf16", kernel.name))
 
 
 def test_in_float8_it_needs_triton_too(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,8 +66,8 @@ def test_in_float8_it_needs_triton_too(installed: None, monkeypatch: pytest.Monk
 
 def test_it_is_called_with_tokens_before_heads(installed: None) -> None:
     query, key, value = (torch.randn(2, tokens, 3, 8) for tokens in (5, 7, 7))
-    expected = attention("math", query, key, value)
-    torch.testing.assert_close(attention("flash3", query, key, value), expected, rtol=1e-5, atol=1e-5)
+    expected = MATH.run(query, key, value)
+    torch.testing.assert_close(FLASH3.run(query, key, value), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("magnified", [1.0, 1000.0])
@@ -86,9 +75,7 @@ def test_in_float8_every_head_has_a_scale_of_its_own(installed: None, magnified:
     query, key, value = (torch.randn(2, tokens, 3, 16, device=DEVICE) for tokens in (50, 70, 70))
     # A thousand times as large is beyond what e4m3 holds without a scale, and as exact with one.
     value[:, :, 1] *= magnified
-    exact, rounded = (
-        attention(kernel, query, key, value).unflatten(-1, (3, 16)).unbind(2) for kernel in ("math", "flash3_fp8")
-    )
+    exact, rounded = (kernel.run(query, key, value).unbind(2) for kernel in (MATH, FLASH3_FP8))
     for one, other in zip(rounded, exact, strict=True):
         assert 0.005 < (one - other).norm() / other.norm() < 0.06
 
@@ -96,16 +83,16 @@ def test_in_float8_every_head_has_a_scale_of_its_own(installed: None, magnified:
 def test_in_float8_it_makes_the_engine_lossy_and_nothing_else_does_so_unasked() -> None:
     assert Engine(attention="flash3_fp8").effect == Effect.LOSSY
     assert Engine(attention="flash3").effect == Effect.NUMERIC
-    assert Engine.effect == Effect.NUMERIC
+    assert Engine().effect == Effect.NUMERIC
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(
-    flash3_interface() is None or not torch.cuda.is_available(), reason="needs FlashAttention-3 and a GPU"
+    installed_interface() is None or not torch.cuda.is_available(), reason="needs FlashAttention-3 and a GPU"
 )
 def test_it_agrees_with_exact_attention_on_a_gpu() -> None:
     query, key, value = (torch.randn(1, tokens, 24, 128, device="cuda").bfloat16() for tokens in (4608, 8704, 8704))
-    expected = attention("cudnn", query, key, value).float()
-    for kernel, allowed in (("flash3", 0.01), ("flash3_fp8", 0.06)):
-        result = attention(kernel, query, key, value).float()
+    expected = CUDNN.run(query, key, value).float()
+    for kernel, allowed in ((FLASH3, 0.01), (FLASH3_FP8, 0.06)):
+        result: Tensor = kernel.run(query, key, value).float()
         assert (result - expected).norm() / expected.norm() < allowed

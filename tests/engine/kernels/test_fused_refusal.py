@@ -18,10 +18,8 @@ from tests.engine.kernels import oracle  # noqa: F401 (skips without triton)
 def test_a_card_needs_the_precision(
     capability: tuple[int, int], precision: str, reason: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from kontext_fast.engine.kernels import fused
-
     _with_headers(monkeypatch, tmp_path)
-    refused = fused.refusal(capability, precision)  # type: ignore[arg-type]
+    refused = dispatch.refusal("cuda", capability, precision)  # type: ignore[arg-type]
     assert refused is None if reason is None else reason in str(refused)
 
 
@@ -29,7 +27,7 @@ def test_amd_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from kontext_fast.engine.kernels import fused
 
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert "NVIDIA" in str(fused.refusal((9, 4), "bf16"))
+    assert "NVIDIA" in str(fused.refusal())
 
 
 def test_what_triton_builds_its_launcher_with_must_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -37,12 +35,12 @@ def test_what_triton_builds_its_launcher_with_must_be_there(monkeypatch: pytest.
 
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    assert "install gcc" in str(fused.refusal((9, 0), "fp8"))
+    assert "install gcc" in str(fused.refusal())
     monkeypatch.setenv("CC", "some-compiler")
     monkeypatch.setattr(fused, "_python_headers", lambda: tmp_path)
-    assert "Python.h" in str(fused.refusal((9, 0), "fp8"))
+    assert "Python.h" in str(fused.refusal())
     (tmp_path / "Python.h").touch()
-    assert fused.refusal((9, 0), "fp8") is None
+    assert fused.refusal() is None
 
 
 def test_they_are_chosen_on_cuda_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

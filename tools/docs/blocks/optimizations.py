@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args, get_origin
-
 from kontext_fast.optimizations.base import Effect, Optimization
 from kontext_fast.optimizations.registry import conflicts_by_name, discover
 from kontext_fast.report.text.markup import table
@@ -35,11 +33,10 @@ def _cells(one: Optimization, against: list[str]) -> tuple[str, ...]:
 def _other_effects(one: Optimization) -> dict[Effect, list[str]]:
     """Choices of a parameter, each with the rest at its default, by what else they do to the output."""
     effects: dict[Effect, list[str]] = {}
-    for name, field in type(one).model_fields.items():
-        if get_origin(field.annotation) is Literal:
-            for choice in get_args(field.annotation):
-                if (effect := type(one)(**{name: choice}).effect) != one.effect:
-                    effects.setdefault(effect, []).append(choice)
+    for name, choices in one.choices().items():
+        for choice in choices:
+            if (effect := type(one)(**{name: choice}).effect) != one.effect:
+                effects.setdefault(effect, []).append(choice)
     return effects
 
 

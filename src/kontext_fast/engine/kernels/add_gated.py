@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import triton
 from torch import Tensor
-from triton import language as tl
 
+from kontext_fast.engine.kernels.language import tl, triton
+from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
 from kontext_fast.engine.kernels.rows import block_of, device_of, options_for, require_dense_rows, row_of
+from kontext_fast.engine.ops import Ops
 
 
 def add_gated(stream: Tensor, gate: Tensor, update: Tensor) -> None:
@@ -56,3 +57,30 @@ def _add_gated(
         before = tl.load(target + place).to(tl.float32)
         added = tl.load(gate + place).to(tl.float32) * tl.load(source + place).to(tl.float32)
         tl.store(target + place, (before + added).to(stream.dtype.element_ty))
+
+
+def _example(inputs: Inputs) -> Call:
+    stream, (_, gate) = inputs.stream(), inputs.vectors(2)
+    update = inputs.draw(*stream.shape)
+
+    def call(ops: Ops, _quantize: bool) -> list[Tensor]:
+        ops.add_gated(stream, gate, update)
+        return [stream if stream._base is None else stream._base]
+
+    return call
+
+
+KERNEL = Kernel(
+    "add_gated",
+    functions=(_add_gated,),
+    operations=(
+        Operation(
+            "add_gated",
+            _example,
+            bytes_per_row=lambda dimensions, read, _written: 3 * dimensions.width * read,
+            per_double=2,
+            per_single=1,
+            fp8=(False,),
+        ),
+    ),
+)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import triton
-from triton import language as tl
-
 from kontext_fast.engine import fp8
+from kontext_fast.engine.kernels.language import tl, triton
 
 E4M3_MAX = tl.constexpr(fp8.E4M3_MAX)
 SMALLEST_ABSMAX = tl.constexpr(fp8.SMALLEST_ABSMAX)

@@ -10,38 +10,30 @@ import shutil
 import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kontext_fast.engine.attention import AttentionKernel, attention, resolve_kernel
+from kontext_fast.engine.attention.base import AttentionKernel
+from kontext_fast.engine.attention.pytorch import CUDNN
 from kontext_fast.engine.dimensions import Dimensions
 from kontext_fast.engine.fp8 import Quantized
 from kontext_fast.engine.kernels.add_gated import add_gated
-from kontext_fast.engine.kernels.first_launches import first_launches
 from kontext_fast.engine.kernels.fp8_linear import fp8_linear
 from kontext_fast.engine.kernels.gelu import gelu
 from kontext_fast.engine.kernels.norm_modulate import norm_modulate
-from kontext_fast.engine.kernels.quantize_heads import quantize_heads
 from kontext_fast.engine.kernels.quantize_rows import quantize_rows
+from kontext_fast.engine.kernels.registry import precompile_calls
 from kontext_fast.engine.kernels.write_qkv import write_qkv
 from kontext_fast.engine.ops import LAYER_NORM_EPS, Activations, JointQKV, KernelKind, Linear, QKNorm, Rope
 
-if TYPE_CHECKING:
-    from kontext_fast.engine.weights import Precision
 
-_NEEDED = {"bf16": (8, 0), "fp8": (8, 9)}
-
-
-def refusal(capability: tuple[int, int], precision: Precision) -> str | None:
-    """Why a GPU of that compute capability cannot run them, as one sentence that names the remedy, or None."""
+def refusal() -> str | None:
+    """Why this machine cannot build and run them, as one sentence that names the remedy, or None."""
     if torch.version.hip is not None:
         return "the fused kernels are written for NVIDIA GPUs; use the preset baseline"
-    if capability < _NEEDED[precision]:
-        major, minor = _NEEDED[precision]
-        return f"fused kernels in {precision} need compute capability {major}.{minor}; use the preset baseline"
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "Triton compiles its launcher with a C compiler and finds none; install gcc or set CC"
     if not (_python_headers() / "Python.h").is_file():
@@ -58,21 +50,24 @@ def _python_headers() -> Path:
 class FusedOps:
     """`kontext_fast.engine.ops.Ops` on one CUDA device. Keeps float32 within an operation and rounds once."""
 
-    def __init__(self, attention: AttentionKernel = "default") -> None:
-        self._attention = resolve_kernel(attention, "cuda")
+    def __init__(self, attention: AttentionKernel = CUDNN) -> None:
+        self.attention_kernel = attention
 
     @property
     def kernel(self) -> KernelKind:
         return "fused"
 
-    def first_launches(
-        self, dimensions: Dimensions, dtype: torch.dtype, device: torch.device, *, quantize: bool
+    def precompile_calls(
+        self, transformer: Any, device: torch.device, *, quantize: bool
     ) -> Sequence[Callable[[], object]]:
-        launches = first_launches(self, dimensions, dtype, device, quantize=quantize)
-        if self._attention != "flash3_fp8":
-            return launches
-        shape = 1, 1, dimensions.heads, dimensions.head_dim
-        return lambda: quantize_heads(torch.zeros(shape, dtype=dtype, device=device)), *launches
+        return precompile_calls(
+            self,
+            Dimensions.of(transformer),
+            transformer.dtype,
+            device,
+            quantize=quantize,
+            attention_launches=self.attention_kernel.launches,
+        )
 
     def norm_modulate(self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
         return norm_modulate(x, shift, scale, LAYER_NORM_EPS, quantize=quantize)
@@ -81,7 +76,7 @@ class FusedOps:
         write_qkv(qkv, norm, rope, joint, offset)
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return attention(self._attention, query, key, value)
+        return self.attention_kernel.run(query, key, value).flatten(2)
 
     def prepare(self, x: Tensor, *, quantize: bool) -> Activations:
         return quantize_rows(x) if quantize else x

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 
 import torch
-import triton
 from torch import Tensor
-from triton import language as tl
 
 from kontext_fast.engine.fp8 import Quantized
 from kontext_fast.engine.kernels.e4m3 import larger_magnitude, store_quantized
+from kontext_fast.engine.kernels.language import tl, triton
+from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
 from kontext_fast.engine.kernels.rows import (
     block_of,
     device_of,
@@ -111,3 +111,36 @@ def _gelu(
     else:
         block = tl.load(row_of(hidden, hidden_batch, hidden_row) + start - COPIED + columns).to(tl.float32)
         tl.store(target, _activated(block).to(out.dtype.element_ty))
+
+
+def _example_alone(inputs: Inputs) -> Call:
+    hidden = inputs.stream(inputs.dimensions.mlp_width)
+    return lambda ops, quantize: [ops.gelu(hidden, quantize=quantize)]
+
+
+def _example_beside(inputs: Inputs) -> Call:
+    qkv_width, mlp_width = 3 * inputs.dimensions.width, inputs.dimensions.mlp_width
+    attended, hidden = inputs.stream(), inputs.stream(qkv_width + mlp_width)[..., qkv_width:]
+    return lambda ops, quantize: [ops.join_gelu(attended, hidden, quantize=quantize)]
+
+
+KERNEL = Kernel(
+    "gelu",
+    functions=(_gelu, _gelu_quantize),
+    operations=(
+        Operation(
+            "gelu",
+            _example_alone,
+            bytes_per_row=lambda dimensions, read, written: dimensions.mlp_width * (read + written),
+            per_double=1,
+        ),
+        Operation(
+            "join_gelu",
+            _example_beside,
+            bytes_per_row=lambda dimensions, read, written: (
+                (dimensions.width + dimensions.mlp_width) * (read + written)
+            ),
+            per_single=1,
+        ),
+    ),
+)

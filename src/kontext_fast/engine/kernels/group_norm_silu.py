@@ -7,10 +7,10 @@ each norm then costs two transpositions beside its own passes and that of SiLU.
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
-from triton import language as tl
 
+from kontext_fast.engine.kernels.language import tl, triton
+from kontext_fast.engine.kernels.registry import Kernel
 from kontext_fast.engine.kernels.rows import device_of
 
 _TILE = 4096
@@ -155,3 +155,6 @@ def _apply(
         # The difference first: where a channel is far from zero, two products would cancel.
         block = (tl.load(x + place, mask=mask, other=0.0).to(tl.float32) - middle) * multiplied + added
         tl.store(out + place, (block / (1.0 + tl.exp(-block))).to(out.dtype.element_ty), mask=mask)
+
+
+KERNEL = Kernel("group_norm_silu", functions=(_moments, _combine, _apply))

@@ -6,12 +6,12 @@ Reads each number once and writes it once; the vectors of the modulation come fr
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
-from triton import language as tl
 
 from kontext_fast.engine.fp8 import Quantized
 from kontext_fast.engine.kernels.e4m3 import larger_magnitude, store_quantized
+from kontext_fast.engine.kernels.language import tl, triton
+from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
 from kontext_fast.engine.kernels.rows import (
     block_of,
     device_of,
@@ -104,3 +104,25 @@ def _norm_modulate(
             modulated += (block,)
     if row_scale is not None:
         store_quantized(modulated, largest, out + row * WIDTH, row_scale + row, BLOCK)
+
+
+def _example(inputs: Inputs) -> Call:
+    x, (shift, scale) = inputs.stream(), inputs.vectors(2)
+    return lambda ops, quantize: [ops.norm_modulate(x, shift, scale, quantize=quantize)]
+
+
+KERNEL = Kernel(
+    "norm_modulate",
+    functions=(_norm_modulate,),
+    operations=(
+        Operation(
+            "norm_modulate",
+            _example,
+            bytes_per_row=lambda dimensions, read, written: dimensions.width * (read + written),
+            per_double=2,
+            per_single=1,
+            # The output layer is never quantized, so its norm is not, either.
+            fp8=(False, True),
+        ),
+    ),
+)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
-from triton import language as tl
 
+from kontext_fast.engine import fp8
 from kontext_fast.engine.fp8 import Quantized
 from kontext_fast.engine.kernels.e4m3 import E4M3_MAX, SMALLEST_ABSMAX
+from kontext_fast.engine.kernels.language import tl, triton
+from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
 from kontext_fast.engine.kernels.rows import device_of, options_for
 from kontext_fast.errors import KontextError
 
@@ -100,3 +101,24 @@ def _quantize_heads(
     row = (tl.program_id(2).to(tl.int64) * tokens + token) * tl.num_programs(1) + tl.program_id(1)
     targets = values + row * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     tl.store(targets, (numbers * inverse).to(tl.float8e4nv), token < tokens)
+
+
+def _example(inputs: Inputs) -> Call:
+    tokens = inputs.stream()
+    x = tokens.view(*tokens.shape[:-1], inputs.dimensions.heads, inputs.dimensions.head_dim)
+    return lambda ops, _quantize: [quantize_heads(x) if ops.kernel == "fused" else fp8.quantize_heads(x)]
+
+
+KERNEL = Kernel(
+    "quantize_heads",
+    functions=(_absmax_heads, _quantize_heads),
+    operations=(
+        Operation(
+            "quantize_heads",
+            _example,
+            bytes_per_row=lambda dimensions, read, written: dimensions.width * (2 * read + written),
+            # A step has it only where its kernel of attention launches it.
+            bf16=(True,),
+        ),
+    ),
+)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import triton
 from torch import Tensor
-from triton import language as tl
 
 from kontext_fast.engine.fp8 import Quantized
 from kontext_fast.engine.kernels.e4m3 import larger_magnitude, store_quantized
+from kontext_fast.engine.kernels.language import tl, triton
+from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
 from kontext_fast.engine.kernels.rows import (
     block_of,
     device_of,
@@ -52,3 +52,23 @@ def _quantize_rows(
         blocks += (block,)
     row = row_index()
     store_quantized(blocks, largest, values + row * WIDTH, scale + row, BLOCK)
+
+
+def _example(inputs: Inputs) -> Call:
+    x = inputs.stream()
+    return lambda ops, quantize: [ops.prepare(x, quantize=quantize)]
+
+
+KERNEL = Kernel(
+    "quantize_rows",
+    functions=(_quantize_rows,),
+    operations=(
+        Operation(
+            "prepare",
+            _example,
+            bytes_per_row=lambda dimensions, read, written: dimensions.width * (read + written),
+            per_double=1,
+            bf16=(),
+        ),
+    ),
+)

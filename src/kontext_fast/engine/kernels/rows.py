@@ -5,10 +5,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 import torch
-import triton
 from torch import Tensor
-from triton import language as tl
 
+from kontext_fast.engine.kernels.language import tl, triton
 from kontext_fast.errors import KontextError
 
 _WIDEST = 1024

@@ -5,12 +5,12 @@ Reads each number once and writes it once, so text and image tokens are never co
 
 from __future__ import annotations
 
-import triton
 from torch import Tensor
-from triton import language as tl
 
+from kontext_fast.engine.kernels.language import tl, triton
+from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
 from kontext_fast.engine.kernels.rows import block_of, device_of, options_for, require_dense_rows, row_of
-from kontext_fast.engine.ops import JointQKV, QKNorm, Rope
+from kontext_fast.engine.ops import JointQKV, Ops, QKNorm, Rope
 from kontext_fast.errors import InvalidInput, KontextError
 
 
@@ -112,3 +112,30 @@ def _write_qkv(
     tl.store(query + target, queries.to(query.dtype.element_ty))
     tl.store(key + target, keys.to(key.dtype.element_ty))
     tl.store(value + target, values)
+
+
+def _example(inputs: Inputs) -> Call:
+    qkv, joint, rope = inputs.stream(3 * inputs.dimensions.width), inputs.joint(2 * inputs.rows + 4), inputs.rope()
+    norm = QKNorm(inputs.draw(inputs.dimensions.head_dim), inputs.draw(inputs.dimensions.head_dim), 1e-6)
+
+    def call(ops: Ops, _quantize: bool) -> list[Tensor]:
+        ops.write_qkv(qkv, norm, rope, joint, inputs.rows // 3)
+        return [joint.query, joint.key, joint.value]
+
+    return call
+
+
+KERNEL = Kernel(
+    "write_qkv",
+    functions=(_write_qkv,),
+    operations=(
+        Operation(
+            "write_qkv",
+            _example,
+            bytes_per_row=lambda dimensions, read, _written: 3 * dimensions.width * 2 * read,
+            per_double=1,
+            per_single=1,
+            fp8=(False,),
+        ),
+    ),
+)

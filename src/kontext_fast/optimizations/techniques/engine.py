@@ -11,8 +11,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from kontext_fast.discovery import unknown_name
+from kontext_fast.engine.dispatch import (
+    DEFAULT_ATTENTION,
+    attention_kernels,
+    kernel_kind,
+    make_ops,
+    refusal,
+    require_dtype,
+)
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Conflict, Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import track_calls
@@ -22,21 +31,12 @@ if TYPE_CHECKING:
     from kontext_fast.optimizations.machine import Machine
 
 
-class _ByChoice:
-    """The effect of the defaults on the class, of what was chosen on an instance."""
-
-    def __get__(self, one: Engine | None, owner: type[Engine]) -> Effect:
-        rounds = one is not None and (one.precision == "fp8" or one.attention == "flash3_fp8")
-        return Effect.LOSSY if rounds else Effect.NUMERIC
-
-
 class Engine(Optimization):
     """Our own forward. In bf16 it rounds where sums are split differently; in fp8 it also rounds every operand of the
     large matrix products to 4 significant bits."""
 
     name: ClassVar[str] = "engine"
     summary: ClassVar[str] = "our own transformer forward: fused operations, nothing to compile, bf16 or fp8"
-    effect: ClassVar[Effect] = _ByChoice()  # type: ignore[assignment]
     phase: ClassVar[Phase] = Phase.WEIGHTS
     conflicts: ClassVar[tuple[Conflict, ...]] = (
         Conflict("fuse_qkv", because="the engine fuses projections itself; leave fuse_qkv out"),
@@ -47,13 +47,19 @@ class Engine(Optimization):
     precision: Literal["bf16", "fp8"] = "bf16"
     """`bf16`: the precision the pipeline was loaded in, nothing is quantized; `fp8`: e4m3 inside of the blocks, with
     one scale per token and per output channel."""
-    attention: Literal["default", "cudnn", "flash", "efficient", "math", "flash3", "flash3_fp8"] = "default"
-    """`default` is cuDNN on CUDA and PyTorch's own choice on a CPU; `flash3` is FlashAttention-3 of the package
-    `fa3-fwd`, refused where that is missing; `flash3_fp8` is the same in e4m3, with one scale per sample and head; the
-    others name one of PyTorch's kernels."""
+    attention: str = DEFAULT_ATTENTION
+    """The name of a kernel in `engine.attention`, refused where that cannot run; `default` is cuDNN on CUDA and
+    PyTorch's own choice on a CPU."""
     quantized_file: Path | None = Field(default=None, exclude=True)
     """A file that `save_quantized` wrote, read instead of quantizing again. No parameter of a record: the numbers are
     the same either way, since a file made from other weights is refused."""
+
+    @field_validator("attention")
+    @classmethod
+    def _is_a_kernel(cls, name: str) -> str:
+        if name not in (known := cls.choices()["attention"]):
+            raise ValueError(unknown_name("attention kernel", name, known))
+        return name
 
     @model_validator(mode="after")
     def _file_is_fp8(self) -> Engine:
@@ -61,10 +67,20 @@ class Engine(Optimization):
             raise ValueError("quantized_file holds fp8 weights; choose precision=fp8 or leave it out")
         return self
 
+    @property
+    def effect(self) -> Effect:  # type: ignore[override]
+        """Lossy in fp8, or with a kernel of attention that is."""
+        named = self.attention != DEFAULT_ATTENTION
+        lossy = self.precision == "fp8" or (named and attention_kernels()[self.attention].effect == "lossy")
+        return Effect.LOSSY if lossy else Effect.NUMERIC
+
+    @classmethod
+    def choices(cls) -> dict[str, tuple[str, ...]]:
+        """The kernels of attention as well."""
+        return {**super().choices(), "attention": (DEFAULT_ATTENTION, *attention_kernels())}
+
     def label_on(self, machine: Machine) -> str | None:
         """That nothing here is fast, where the fused kernels do not run."""
-        from kontext_fast.engine.dispatch import kernel_kind
-
         kind = kernel_kind(machine.device, self.precision)
         if kind == "emulated":
             return EMULATED
@@ -74,20 +90,13 @@ class Engine(Optimization):
 
     def refusal(self, machine: Machine) -> str | None:
         """fp8 needs compute capability 8.9 and the fused kernels, or a CPU, where it is emulated."""
-        from kontext_fast.engine.dispatch import refusal
-
         return refusal(machine.device, machine.capability, self.precision, self.attention)
 
-    def first_launches(self, pipe: Any) -> Sequence[Callable[[], object]]:
+    def precompile_calls(self, pipe: Any) -> Sequence[Callable[[], object]]:
         """The kernels of a step."""
-        from kontext_fast.engine.dimensions import Dimensions
-        from kontext_fast.engine.dispatch import make_ops
-
-        place, transformer = pipe._execution_device, pipe.transformer
-        ops = make_ops(place.type, self.precision, self.attention)
-        return ops.first_launches(
-            Dimensions.of(transformer), transformer.dtype, place, quantize=self.precision == "fp8"
-        )
+        device = pipe._execution_device
+        ops = make_ops(device.type, self.precision, self.attention)
+        return ops.precompile_calls(pipe.transformer, device, quantize=self.precision == "fp8")
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Replace `forward` on the instance `pipe.transformer` while a request runs.
@@ -95,8 +104,6 @@ class Engine(Optimization):
         Raises InvalidInput if the transformer is not plain (LoRA adapters, quantized layers, hooks, float16), and in a
         request if it stopped being so or if that uses ControlNet or IP-Adapter.
         """
-        from kontext_fast.engine.attention import resolve_kernel
-        from kontext_fast.engine.dispatch import make_ops, require_dtype
         from kontext_fast.engine.quantized_file import QuantizedFile
         from kontext_fast.engine.transformer import EngineTransformer
         from kontext_fast.engine.weights import take_weights
@@ -115,7 +122,7 @@ class Engine(Optimization):
         install(transformer, EngineTransformer(weights, ops), track_calls(pipe, undo), undo)
         return {
             "kernel": ops.kernel,
-            "attention_kernel": resolve_kernel(self.attention, device),
+            "attention_kernel": ops.attention_kernel.name,
             "quantized": None if self.precision == "bf16" else "now" if stored is None else "loaded",
             "host_bytes": weights.sources.host_bytes,
         }

@@ -36,12 +36,12 @@ class FusedVae(Optimization):
 
         if machine.device == "cuda" and not has_fused_kernels():
             return "fused_vae on a GPU needs Triton; run `pip install triton` or leave fused_vae out"
-        return refusal(machine.device, machine.capability, "bf16", "default")
+        return refusal(machine.device, machine.capability, "bf16")
 
-    def first_launches(self, pipe: Any) -> Sequence[Callable[[], object]]:
+    def precompile_calls(self, pipe: Any) -> Sequence[Callable[[], object]]:
         """The kernels, for every width that the VAE has."""
         device = pipe._execution_device
-        return _first_launches([norm for norm, _ in _pairs(pipe.vae)], device) if device.type == "cuda" else ()
+        return _precompile_calls([norm for norm, _ in _pairs(pipe.vae)], device) if device.type == "cuda" else ()
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Replace `forward` of the norms and activations on the instance `pipe.vae`.
@@ -86,7 +86,7 @@ def _pairs(vae: Any) -> Iterator[tuple[Any, Any]]:
             yield norm, activation
 
 
-def _first_launches(norms: Sequence[Any], device: Any) -> Sequence[Callable[[], object]]:
+def _precompile_calls(norms: Sequence[Any], device: Any) -> Sequence[Callable[[], object]]:
     """What compiles the kernel for every width among `norms`, as calls that may run at once."""
     import torch
 

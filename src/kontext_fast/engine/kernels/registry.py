@@ -1,0 +1,153 @@
+"""What a fused kernel says about itself: for compiling it ahead, checking it, timing it and counting its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kontext_fast.engine.fp8 import Quantized
+from kontext_fast.engine.ops import JointQKV, Ops, Rope
+
+if TYPE_CHECKING:
+    from kontext_fast.engine.dimensions import Dimensions
+    from kontext_fast.engine.flops import Tokens
+    from kontext_fast.records.schema import StepKind
+
+_ROWS = 16
+"""Of what is compiled ahead: kernels are compiled for no number of rows."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where an operation gets its inputs from: B samples of `rows` tokens of a model of these dimensions."""
+
+    dimensions: Dimensions
+    batch: int
+    rows: int
+    draw: Callable[..., Tensor]
+    """A tensor of the shape given, in the dtype and on the device of all inputs."""
+    draw_view: Callable[[int, int, int], Tensor] | None = None
+    """[B, rows, K], a view into a larger buffer; None: what `draw` gives."""
+
+    def stream(self, width: int | None = None) -> Tensor:
+        """[B, rows, `width`], W by default; a view, where there are views."""
+        return (self.draw_view or self.draw)(self.batch, self.rows, width or self.dimensions.width)
+
+    def vectors(self, count: int) -> Sequence[Tensor]:
+        """`count` vectors [B, W], views of one."""
+        return self.draw(self.batch, count * self.dimensions.width).chunk(count, -1)
+
+    def rope(self) -> Rope:
+        """Of every row."""
+        angles = self.draw(self.rows, self.dimensions.head_dim // 2).float()
+        return Rope(angles.cos(), angles.sin())
+
+    def joint(self, rows: int) -> JointQKV:
+        """Buffers of `rows` tokens, not yet written."""
+        like = self.draw(1)
+        shape = 3, self.batch, rows, self.dimensions.heads, self.dimensions.head_dim
+        return JointQKV(*torch.empty(shape, dtype=like.dtype, device=like.device))
+
+
+Call = Callable[[Ops, bool], Sequence[Tensor | Quantized]]
+"""An operation on inputs that were drawn: given who computes and whether to quantize, all that it wrote."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a kernel stands in for: an operation of `engine.ops.Ops`, and how a step uses it."""
+
+    name: str
+    bind: Callable[[Inputs], Call]
+    bytes_per_row: Callable[[Dimensions, int, int], int]
+    """Fewest bytes that one call moves, given the bytes of a number that is read and of one that is written."""
+    per_double: int = 0
+    """Calls in a double block, each of them for both streams."""
+    per_single: int = 0
+    bf16: tuple[bool, ...] = (False,)
+    """Whether a step in that precision has it quantize its result; both where some calls do, none where it is not
+    called."""
+    fp8: tuple[bool, ...] = (True,)
+
+    def variants(self, *, quantized: bool) -> tuple[bool, ...]:
+        """What it does in a step whose large products are in fp8, or are not."""
+        return self.fp8 if quantized else self.bf16
+
+    def calls(self, dimensions: Dimensions) -> int:
+        """In a step, for every token."""
+        return self.per_double * dimensions.double_blocks + self.per_single * dimensions.single_blocks
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A public value of this type in a module of this package is a kernel."""
+
+    name: str
+    functions: tuple[Any, ...]
+    """Everything it launches."""
+    operations: tuple[Operation, ...] = ()
+    """None for a kernel that no step launches."""
+
+
+@cache
+def kernels() -> Mapping[str, Kernel]:
+    """Every kernel by name. Raises KontextError as `discovery.values` does."""
+    from kontext_fast import discovery
+    from kontext_fast.engine import kernels as package
+
+    return discovery.values(package, Kernel, "kernel")
+
+
+def precompile_calls(
+    ops: Ops,
+    dimensions: Dimensions,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    quantize: bool,
+    attention_launches: Sequence[str] = (),
+) -> Sequence[Callable[[], object]]:
+    """Calls that may run in any order and at once; each compiles one kernel of a step, if that was never done before.
+
+    What compiles here is what a step of any size runs. `quantize` is whether the large products are in fp8, and
+    `attention_launches` names the kernels that the kernel of attention launches.
+    """
+    inputs = Inputs(dimensions, 1, _ROWS, partial(torch.zeros, dtype=dtype, device=device))
+    return [
+        partial(_run, ops, operation, inputs, variant)
+        for kernel in kernels().values()
+        for operation in kernel.operations
+        if operation.calls(dimensions) or kernel.name in attention_launches
+        for variant in operation.variants(quantized=quantize)
+    ]
+
+
+def _run(ops: Ops, operation: Operation, inputs: Inputs, variant: bool) -> None:
+    operation.bind(inputs)(ops, variant)
+
+
+def step_bytes(
+    dimensions: Dimensions, tokens: Tokens, kind: StepKind, *, quantized: bool, itemsize: int = 2
+) -> dict[str, float]:
+    """Fewest bytes that the operations between the products move in one pass of one sample, by kernel.
+
+    Every number is read once, in `itemsize` bytes, and written once, in one byte where it is `quantized`. A skipped
+    step moves nothing.
+    """
+    return {} if kind == "skipped" else dict(_step_bytes(dimensions, tokens.total, quantized, itemsize))
+
+
+def _step_bytes(dimensions: Dimensions, rows: int, quantized: bool, itemsize: int) -> Iterator[tuple[str, float]]:
+    for kernel in kernels().values():
+        moved = 0
+        for operation in kernel.operations:
+            for quantizes in operation.variants(quantized=quantized)[-1:]:
+                each = operation.bytes_per_row(dimensions, itemsize, 1 if quantizes else itemsize)
+                moved += rows * operation.calls(dimensions) * each
+        if moved:
+            yield kernel.name, float(moved)

@@ -1,0 +1,67 @@
+"""What kernels say about themselves holds: their operations are those of plain PyTorch, and write what they should."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
+from kontext_fast.engine.fp8 import Quantized
+from kontext_fast.engine.kernels.registry import Inputs, Operation, kernels, precompile_calls
+from tests.engine.kernels.oracle import DEVICE, fused, noise, portable
+
+SMALL = replace(FLUX_KONTEXT_DEV, heads=3, head_dim=32)
+OPERATIONS = [operation for kernel in kernels().values() for operation in kernel.operations]
+VARIANTS = [
+    pytest.param(operation, quantize, id=f"{operation.name}{'-quantized' if quantize else ''}")
+    for operation in OPERATIONS
+    for quantize in sorted({*operation.bf16, *operation.fp8})
+]
+
+
+def _inputs(device: str) -> Inputs:
+    def draw(*shape: int) -> Tensor:
+        return noise(*shape).to(device)
+
+    def draw_view(batch: int, rows: int, width: int) -> Tensor:
+        larger = torch.full((batch, rows + 3, width + 32), torch.nan, device=device)
+        view = larger[:, 2 : 2 + rows, 16 : 16 + width]
+        return view.copy_(noise(batch, rows, width))
+
+    return Inputs(SMALL, batch=2, rows=5, draw=draw, draw_view=draw_view)
+
+
+def _numbers(outputs: object) -> Tensor:
+    parts = (part.dequantized() if isinstance(part, Quantized) else part for part in outputs)  # type: ignore[attr-defined]
+    return torch.cat([part.flatten().double().cpu() for part in parts])
+
+
+@pytest.mark.parametrize(("operation", "quantize"), VARIANTS)
+def test_an_operation_is_that_of_plain_pytorch(operation: Operation, quantize: bool) -> None:
+    expected = _numbers(operation.bind(_inputs("cpu"))(portable, quantize))
+    result = _numbers(operation.bind(_inputs(DEVICE))(fused(), quantize))
+    assert torch.equal(result.isnan(), expected.isnan()), "wrote something else, or not all of it"
+    written = ~expected.isnan()
+    error = float((result - expected)[written].norm() / expected[written].norm())
+    # A number half-way between two of e4m3 may round to either.
+    assert error < (0.01 if quantize else 1e-5)
+
+
+def test_every_function_belongs_to_one_kernel() -> None:
+    names = [function.__name__ for kernel in kernels().values() for function in kernel.functions]
+    assert len(names) == len(set(names)) >= 11
+    assert {name for name in names if not name.startswith("_")} == set()
+
+
+@pytest.mark.parametrize(("quantize", "count"), [(False, 5), (True, 7)])
+def test_what_a_step_launches_is_compiled_ahead(quantize: bool, count: int) -> None:
+    device, dtype = torch.device(DEVICE), torch.float32
+    calls = precompile_calls(fused(), SMALL, dtype, device, quantize=quantize)
+    assert len(calls) == count
+    more = precompile_calls(fused(), SMALL, dtype, device, quantize=quantize, attention_launches=["quantize_heads"])
+    assert len(more) == count + 1
+    for call in more:
+        call()

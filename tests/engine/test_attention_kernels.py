@@ -1,0 +1,71 @@
+"""Kernels of attention are found in their package: a new one is a file, and the engine takes it by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from kontext_fast.engine import attention
+from kontext_fast.engine.dispatch import attention_kernel, attention_kernels, refusal
+from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations.base import Effect
+from kontext_fast.optimizations.techniques.engine import Engine
+
+NEW_KERNEL = """
+from kontext_fast.engine.attention.base import AttentionKernel
+
+MEAN = AttentionKernel(
+    "mean",
+    lambda query, key, value: value.mean(1, keepdim=True).expand_as(query),
+    devices=("cpu",),
+    refusal=lambda capability: "never",
+    effect="lossy",
+)
+"""
+
+
+@pytest.fixture
+def with_new_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "mean_of_values.py").write_text(NEW_KERNEL)
+    monkeypatch.setattr(attention, "__path__", [*attention.__path__, str(tmp_path)])
+    attention_kernels.cache_clear()
+    yield
+    attention_kernels.cache_clear()
+
+
+def test_default_is_cudnn_on_cuda_and_native_on_a_cpu() -> None:
+    assert attention_kernel("default", "cuda").name == "cudnn"
+    assert attention_kernel("default", "cpu").name == "native"
+
+
+def test_every_kernel_is_found_by_its_name() -> None:
+    names = {"cudnn", "efficient", "flash", "flash3", "flash3_fp8", "math", "native"}
+    assert attention_kernels().keys() == names
+    assert {attention_kernel(name, "cuda").name for name in names} == names
+    with pytest.raises(InvalidInput, match="no attention kernel 'flash2'; did you mean flash or flash3"):
+        attention_kernel("flash2", "cuda")
+
+
+def test_a_kernel_is_refused_on_other_devices() -> None:
+    assert refusal("cpu", None, "bf16", "math") is None
+    assert refusal("cuda", None, "bf16", "math") is None
+    assert "cudnn needs a CUDA device" in str(refusal("cpu", None, "bf16", "cudnn"))
+    assert "native needs a CPU" in str(refusal("cuda", (9, 0), "bf16", "native"))
+    assert "not supported on mps" in str(refusal("mps", None, "bf16", "math"))
+
+
+def test_a_new_kernel_is_one_file(with_new_kernel: None) -> None:
+    engine = Engine(attention="mean")
+    assert engine.effect is Effect.LOSSY
+    assert "mean" in Engine.choices()["attention"]
+    assert refusal("cpu", None, "bf16", "mean") is None
+    value = torch.arange(6.0).view(1, 3, 1, 2)
+    assert attention_kernel("mean", "cpu").run(value[:, :1], value, value).tolist() == [[[[2.0, 3.0]]]]
+
+
+def test_a_kernel_that_left_is_a_bad_parameter() -> None:
+    with pytest.raises(InvalidInput, match="attention: There is no attention kernel 'mean'"):
+        Engine(attention="mean")
