@@ -12,7 +12,7 @@ from selenium.webdriver.common.keys import Keys
 from kontext_fast.report.output.quality_page import write_quality_page
 from tests.browser.chromium import look, requested
 from tests.browser.test_browser_page import AXE, WIDTHS
-from tests.verify.rendered import losing, untouched, verification
+from tests.verify.synthetic_results import losing, untouched, verification
 
 
 @pytest.fixture(scope="module")

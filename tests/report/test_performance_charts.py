@@ -252,8 +252,8 @@ def test_an_optimization_alone_is_against_baseline_and_added_last_against_the_pr
         interval = stats.t.interval(0.95, len(logs) - 1, np.mean(logs), stats.sem(logs))
         assert factor.value == pytest.approx(math.exp(np.mean(logs)))
         assert factor.interval == pytest.approx(np.exp(interval))
-    assert points["helps", "alone"].verdict == points["helps", "added last"].verdict == "faster"
-    assert points["idle", "alone"].verdict == "no difference found"
+    assert points["helps", "alone"].claim == points["helps", "added last"].claim == "faster"
+    assert points["idle", "alone"].claim == "no difference found"
     assert points["picky", "alone"].note == "p-only-picky refused: No compiler."
     takeaway = ablation.draw(report_of(stored)).takeaway
     assert "helps gains most" in takeaway

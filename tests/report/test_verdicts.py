@@ -15,7 +15,7 @@ from kontext_fast.report.verification import Verdicts, read_verdicts
 from kontext_fast.verify.analysis import analyze
 from tests.cost.gpu_records import gpu_result
 from tests.report.reports import report_of
-from tests.verify.rendered import noisy, verification
+from tests.verify.synthetic_results import noisy, verification
 
 AUDIENCES = {"page": "index.html", "blog": "blog.md", "paper": "paper.tex", "business": "business.md"}
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy import stats
 
-from kontext_fast.stats.claims import Verdict, resolution, smallest_found, speed_verdict
+from kontext_fast.stats.claims import SpeedClaim, detectable_slowdown, resolution, speed_claim
 from kontext_fast.stats.intervals import Estimate
 
 
@@ -33,22 +33,22 @@ def test_resolution_is_the_far_end_of_the_control(interval: tuple[float, float] 
     ],
 )
 def test_claim_needs_an_interval_beyond_the_control(
-    value: float, interval: tuple[float, float] | None, limit: float | None, verdict: Verdict
+    value: float, interval: tuple[float, float] | None, limit: float | None, verdict: SpeedClaim
 ) -> None:
-    assert speed_verdict(Estimate(value, interval, 5), limit) == verdict
+    assert speed_claim(Estimate(value, interval, 5), limit) == verdict
 
 
 def test_limit_is_symmetric_around_one() -> None:
     for value in (1.03, 1 / 1.03):
         estimate = Estimate(value, (value - 0.001, value + 0.001), 5)
-        assert speed_verdict(estimate, math.expm1(math.log(1.03) + 1e-9)) == "no difference found"
-        assert speed_verdict(estimate, math.expm1(math.log(1.03) - 1e-9)) in ("faster", "slower")
+        assert speed_claim(estimate, math.expm1(math.log(1.03) + 1e-9)) == "no difference found"
+        assert speed_claim(estimate, math.expm1(math.log(1.03) - 1e-9)) in ("faster", "slower")
 
 
 @pytest.mark.parametrize("power", [0.06, 0.5, 0.8, 0.99])
-def test_smallest_found_matches_a_second_implementation(power: float) -> None:
+def test_detectable_slowdown_matches_a_second_implementation(power: float) -> None:
     error, freedom = 0.014 / math.sqrt(5), 4
-    shift = math.log1p(smallest_found(error, freedom, power)) / error
+    shift = math.log1p(detectable_slowdown(error, freedom, power)) / error
     critical = stats.t.ppf(0.975, freedom)
     found = stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
     assert found == pytest.approx(power, abs=1e-6)

@@ -38,8 +38,8 @@ def test_drift_matches_the_exact_test_and_the_rise() -> None:
     # All 15 pairs in order: 2 of 6! permutations are at least as extreme.
     assert rising.p_value == pytest.approx(2 / math.factorial(6))
     assert rising.change == pytest.approx(0.05 / 1.025)
-    assert rising.found
+    assert rising.significant
     same = drift([1.0] * 6)
     assert same is not None
-    assert (same.p_value, same.change, same.found) == (1.0, 0.0, False)
+    assert (same.p_value, same.change, same.significant) == (1.0, 0.0, False)
     assert drift([1.0] * (MIN_VALUES - 1)) is None

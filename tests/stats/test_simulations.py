@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kontext_fast.stats.claims import Verdict, resolution, smallest_found, speed_verdict
+from kontext_fast.stats.claims import SpeedClaim, detectable_slowdown, resolution, speed_claim
 from kontext_fast.stats.intervals import Estimate, bootstrap_mean, ratio_interval, unpaired_log_ratio
 from kontext_fast.stats.series import drift
 
@@ -36,13 +36,13 @@ def rate_interval(hits: int) -> tuple[float, float]:
     return interval.low, interval.high
 
 
-def verdicts(true_factor: float, seed: int) -> list[Verdict]:
+def verdicts(true_factor: float, seed: int) -> list[SpeedClaim]:
     rng = np.random.default_rng(seed)
-    found: list[Verdict] = []
+    claims: list[SpeedClaim] = []
     for _ in range(SIMULATIONS):
         baseline, again, other = simulate(rng, [1.0, 1.0, true_factor])
-        found.append(speed_verdict(factor(baseline, other), resolution(factor(baseline, again))))
-    return found
+        claims.append(speed_claim(factor(baseline, other), resolution(factor(baseline, again))))
+    return claims
 
 
 def test_aa_control_lowers_the_false_alarm_rate() -> None:
@@ -50,9 +50,9 @@ def test_aa_control_lowers_the_false_alarm_rate() -> None:
     assert rate_interval(alarms)[0] < 0.02
 
 
-def test_smallest_found_slowdown_is_found_at_its_power() -> None:
+def test_detectable_slowdown_slowdown_is_found_at_its_power() -> None:
     rng = np.random.default_rng(3)
-    slowdown = smallest_found(OWN * math.sqrt(2 / ROUNDS), ROUNDS - 1, power=0.8)
+    slowdown = detectable_slowdown(OWN * math.sqrt(2 / ROUNDS), ROUNDS - 1, power=0.8)
     detected = 0
     for _ in range(SIMULATIONS):
         estimate = factor(*simulate(rng, [1.0, 1 / (1 + slowdown)]))
@@ -98,7 +98,7 @@ def test_drift_test_has_its_rate_and_power() -> None:
     warming = noise * (1 + np.linspace(0, 0.04, 12))
 
     def found(series: np.ndarray) -> int:
-        return sum(result is not None and result.found for result in map(drift, series.tolist()))
+        return sum(result is not None and result.significant for result in map(drift, series.tolist()))
 
     assert rate_interval(found(noise))[0] <= 0.05
     assert found(warming) > 0.9 * SIMULATIONS

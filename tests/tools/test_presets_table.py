@@ -9,7 +9,7 @@ from kontext_fast.optimizations.presets import PRESETS
 from kontext_fast.records.schema import EMULATED, AppliedOptimization
 from kontext_fast.report.verification import VerificationReport, build_verification_report
 from tests.records.builder import result, timed
-from tests.verify.rendered import losing, untouched, verification
+from tests.verify.synthetic_results import losing, untouched, verification
 from tools.docs.presets_table import CHANGED, ON_YOUR_WEIGHTS, SHOWN, presets_table
 
 

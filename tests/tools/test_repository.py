@@ -20,7 +20,7 @@ from kontext_fast.report.text.quality import level_name
 from kontext_fast.verify.analysis import analyze
 from tests.records.builder import full
 from tests.tools.project_records import FEWER, REFUSED, project
-from tests.verify.rendered import losing, noisy, verification
+from tests.verify.synthetic_results import losing, noisy, verification
 from tools.docs import blocks
 from tools.docs.doc_context import NOTHING, discover_blocks
 from tools.docs.repository import differences, render_repository

@@ -11,12 +11,12 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report.output.item_cards import arbitrary, difference_map, worst
 from kontext_fast.report.output.quality_page import write_quality_page
-from kontext_fast.verify.analysis import PresetVerdict, analyze
+from kontext_fast.verify.analysis import PresetAnalysis, analyze
 from kontext_fast.verify.margins import Margins, read_margins
 from kontext_fast.verify.verdict import Level
 from tests.metrics.cases import noise
 from tests.records.builder import full
-from tests.verify.rendered import losing, noisy, untouched, verification
+from tests.verify.synthetic_results import losing, noisy, untouched, verification
 
 
 def _wider(margins: Margins) -> Margins:
@@ -31,7 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ResultStore:
     return verification(folder, presets, items=30, margins=_wider(read_margins()))
 
 
-def _verdicts(store: ResultStore) -> dict[str, PresetVerdict]:
+def _verdicts(store: ResultStore) -> dict[str, PresetAnalysis]:
     return {one.preset: one for one in analyze(store.load()).presets}
 
 
@@ -40,7 +40,7 @@ def test_each_synthetic_preset_gets_its_verdict(store: ResultStore) -> None:
     levels = {name: one.verdict.level for name, one in verdicts.items()}
     assert levels == {"near": Level.EQUIVALENT, "farther": Level.NON_INFERIOR, "losing": Level.LOSS}
     assert "judge_kept is 0.33" in verdicts["losing"].verdict.reason
-    assert not analyze(store.load()).blind
+    assert not analyze(store.load()).insensitive
 
 
 def test_worst_items_first_and_random_ones_independent(store: ResultStore) -> None:
@@ -98,7 +98,7 @@ def test_insensitive_judge_carries_no_verdict(tmp_path: Path) -> None:
     margins = _wider(read_margins())
     store = verification(tmp_path, presets, items=6, control_items=6, margins=margins, blind=True)
     found = analyze(store.load())
-    assert {"judge_done", "judge_kept"} <= set(found.blind)
+    assert {"judge_done", "judge_kept"} <= set(found.insensitive)
     levels = {one.preset: one.verdict.level for one in found.presets}
     assert levels == {"losing": Level.NOT_MEASURED, "same": Level.IDENTICAL}
 

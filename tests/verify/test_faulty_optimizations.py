@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kontext_fast.verify.analysis import PresetVerdict, VerificationAnalysis, analyze
+from kontext_fast.verify.analysis import PresetAnalysis, VerificationAnalysis, analyze
 from kontext_fast.verify.comparisons import Outcome
 from kontext_fast.verify.margins import read_margins
 from kontext_fast.verify.request import Request
@@ -28,14 +28,14 @@ PLANTED = (
 )
 
 
-# Images per call at most: those of one item, and of more than the control items make in one.
+# Images per call at most: those of one item, and of more than the control items of one call.
 @pytest.fixture(scope="module", params=[2, 12])
-def found(
+def analysis(
     request: pytest.FixtureRequest, dense_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> VerificationAnalysis:
     folder = tmp_path_factory.mktemp("verified")
     margins = read_margins()
-    asked = Request(
+    verification = Request(
         presets=tuple(faulty.preset(optimization()) for optimization in PLANTED),
         checkpoint=str(dense_checkpoint),
         dataset=write_dataset(folder / "data", 6),
@@ -45,50 +45,50 @@ def found(
         margins=margins.model_copy(update={"floor": margins.floor.model_copy(update={"min_items": 6})}),
         device="cpu",
     )
-    return analyze(verify(asked, folder / "out"))
+    return analyze(verify(verification, folder / "out"))
 
 
-def _of(found: VerificationAnalysis, name: str) -> PresetVerdict:
-    (one,) = (one for one in found.presets if one.preset == name)
-    return one
+def _of(analysis: VerificationAnalysis, name: str) -> PresetAnalysis:
+    (preset,) = (preset for preset in analysis.presets if preset.preset == name)
+    return preset
 
 
-def test_fidelity_metrics_detect_every_control(found: VerificationAnalysis) -> None:
-    assert not set(found.blind) & {"latent_error", "psnr", "ssim"}, found.blind
+def test_fidelity_metrics_detect_every_control(analysis: VerificationAnalysis) -> None:
+    assert not set(analysis.insensitive) & {"latent_error", "psnr", "ssim"}, analysis.insensitive
 
 
 @pytest.mark.parametrize("name", ["block skipped", "head swapped", "scale off", "cache not reset", "seeds shifted"])
-def test_faulty_optimization_is_detected(name: str, found: VerificationAnalysis) -> None:
-    one = _of(found, name)
-    assert not one.verdict.level.passes
-    outcomes = [finding.outcome for finding in one.verdict.floor]
-    assert Outcome.FAILED in outcomes, one.verdict
-    assert Outcome.PASSED not in outcomes, one.verdict
+def test_faulty_optimization_is_detected(name: str, analysis: VerificationAnalysis) -> None:
+    preset = _of(analysis, name)
+    assert not preset.verdict.level.passes
+    outcomes = [comparison.outcome for comparison in preset.verdict.floor]
+    assert Outcome.FAILED in outcomes, preset.verdict
+    assert Outcome.PASSED not in outcomes, preset.verdict
 
 
-def test_leaking_cache_depends_on_other_requests(found: VerificationAnalysis) -> None:
-    one = _of(found, "cache not reset")
-    assert one.verdict.level is Level.LOSS
-    assert "depend on other requests" in one.verdict.reason
+def test_leaking_cache_depends_on_other_requests(analysis: VerificationAnalysis) -> None:
+    preset = _of(analysis, "cache not reset")
+    assert preset.verdict.level is Level.LOSS
+    assert "depend on other requests" in preset.verdict.reason
     for other in ("block skipped", "head swapped", "scale off"):
-        assert "other requests" not in _of(found, other).verdict.reason
+        assert "other requests" not in _of(analysis, other).verdict.reason
 
 
-def test_failing_item_is_a_loss_and_spares_the_others(found: VerificationAnalysis) -> None:
-    one = _of(found, "fails on one")
-    assert one.verdict.level is Level.LOSS
-    assert one.evidence is not None
-    assert len(one.evidence.failures) == 1
-    assert all(len(fidelity.to_baseline) == 5 for fidelity in one.evidence.fidelity)
+def test_failing_item_is_a_loss_and_spares_the_others(analysis: VerificationAnalysis) -> None:
+    preset = _of(analysis, "fails on one")
+    assert preset.verdict.level is Level.LOSS
+    assert preset.evidence is not None
+    assert len(preset.evidence.failures) == 1
+    assert all(len(fidelity.to_baseline) == 5 for fidelity in preset.evidence.fidelity)
 
 
-def test_failing_call_is_a_loss_even_if_retries_succeed(found: VerificationAnalysis) -> None:
-    one = _of(found, "fails once")
-    assert one.verdict.level is Level.LOSS
-    assert one.evidence is not None
-    assert one.evidence.failures
+def test_failing_call_is_a_loss_even_if_retries_succeed(analysis: VerificationAnalysis) -> None:
+    preset = _of(analysis, "fails once")
+    assert preset.verdict.level is Level.LOSS
+    assert preset.evidence is not None
+    assert preset.evidence.failures
 
 
-def test_harmless_optimizations_are_identical_or_equivalent(found: VerificationAnalysis) -> None:
-    assert _of(found, "untouched").verdict.level is Level.IDENTICAL
-    assert _of(found, "rounded").verdict.level is Level.EQUIVALENT
+def test_harmless_optimizations_are_identical_or_equivalent(analysis: VerificationAnalysis) -> None:
+    assert _of(analysis, "untouched").verdict.level is Level.IDENTICAL
+    assert _of(analysis, "rounded").verdict.level is Level.EQUIVALENT

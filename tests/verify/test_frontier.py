@@ -16,16 +16,16 @@ from kontext_fast.report.output.quality_page import write_quality_page
 from kontext_fast.report.text import quality as words
 from kontext_fast.report.verification import build_verification_report
 from kontext_fast.verify.analysis import analyze
-from kontext_fast.verify.frontier import Change, Frontier, Point, frontier, quality_of_fewer_steps
+from kontext_fast.verify.frontier import Change, Frontier, FrontierPoint, frontier, quality_of_fewer_steps
 from kontext_fast.verify.verdict import Level
-from tests.verify.rendered import losing, untouched, verification
+from tests.verify.synthetic_results import losing, untouched, verification
 
 METRIC = "judge_kept"
 
 
-def _point(name: str, kind: str, edit_s: float | None, mean: float = 0.0, reach: float = 0.02) -> Point:
+def _point(name: str, kind: str, edit_s: float | None, mean: float = 0.0, reach: float = 0.02) -> FrontierPoint:
     changes = {METRIC: Change(mean, mean - reach, mean + reach)}
-    return Point(name, kind, Level.LOSS, edit_s, edit_s, edit_s, None if edit_s else "no clock", changes)  # type: ignore[arg-type]
+    return FrontierPoint(name, kind, Level.LOSS, edit_s, edit_s, edit_s, None if edit_s else "no clock", changes)  # type: ignore[arg-type]
 
 
 LINE = (
@@ -35,7 +35,7 @@ LINE = (
 )
 
 
-def _with(*presets: Point) -> Frontier:
+def _with(*presets: FrontierPoint) -> Frontier:
     return Frontier((LINE[0], *presets, *LINE[1:]), (METRIC,), 2.9)
 
 
@@ -64,7 +64,7 @@ def test_preset_is_compared_with_the_steps_of_its_time(edit_s: float | None, mea
 
 
 def test_metrics_that_disagree_are_mixed() -> None:
-    def both(point: Point, mean: float) -> Point:
+    def both(point: FrontierPoint, mean: float) -> FrontierPoint:
         return replace(point, changes={**point.changes, "judge_done": Change(mean, mean - 0.02, mean + 0.02)})
 
     preset = both(_point("fast", "preset", 1.4, -0.01), -0.5)

@@ -16,7 +16,7 @@ from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 from kontext_fast.metrics.base import Control
 from kontext_fast.records.schema import Record, ResultFile
 from kontext_fast.verify.analysis import analyze
-from kontext_fast.verify.controls import FLOORS, OTHER_PRECISION
+from kontext_fast.verify.controls import FLOOR_ARMS, OTHER_PRECISION
 from kontext_fast.verify.frontier import frontier
 from kontext_fast.verify.image_generator import TIMED_EDITS
 from kontext_fast.verify.journal import FOLDER
@@ -51,7 +51,7 @@ def _outputs(result: ResultFile) -> set[tuple[str, str, int, str | None]]:
 
 def test_every_arm_is_a_record_with_scores(result: ResultFile, request_of: Request) -> None:
     arms = _arms(result)
-    assert set(arms) == {"baseline", "rounded", "rounded, other order", *FLOORS, *(one.value for one in Control)}
+    assert set(arms) == {"baseline", "rounded", "rounded, other order", *FLOOR_ARMS, *(one.value for one in Control)}
     assert all(record.status == "ok" and record.scores for record in arms.values())
     assert len(arms["baseline"].outputs) == len(arms["rounded"].outputs) == 3 * 2
     assert len(arms["re-run"].outputs) == 2 * 2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kontext_fast.stats.intervals import wilson
-from kontext_fast.verify.comparisons import ByItem, Fidelity, Outcome, Quality
+from kontext_fast.verify.comparisons import ByItem, FidelityDistances, Outcome, QualityDifferences
 from kontext_fast.verify.margins import Margins, read_margins
 from kontext_fast.verify.verdict import Evidence, Level, decide
 
@@ -24,26 +24,28 @@ def _around(middle: float, n: int, seed: int = 0) -> ByItem:
     return _items(middle * np.random.default_rng(seed).lognormal(0, 0.2, n))
 
 
-def _distances(to_baseline: float, *, n: int = 100, metric: str = "latent_error", **changes: ByItem) -> Fidelity:
+def _distances(
+    to_baseline: float, *, n: int = 100, metric: str = "latent_error", **changes: ByItem
+) -> FidelityDistances:
     """The floor is 0.01 and two seeds are 0.4 apart."""
     floors = {"re-run": _items([0.0] * 16), "other precision": _around(0.01, 16, seed=1)}
     return replace(
-        Fidelity(metric, _around(to_baseline, n), floors, between_seeds=_around(0.4, n, seed=2)),
+        FidelityDistances(metric, _around(to_baseline, n), floors, between_seeds=_around(0.4, n, seed=2)),
         **changes,  # type: ignore[arg-type]
     )
 
 
-def _answers(change: float, n: int = 100, metric: str = "judge_done") -> Quality:
+def _answers(change: float, n: int = 100, metric: str = "judge_done") -> QualityDifferences:
     """Yes-or-no scores: 6 % of the items change for better or worse, and `change` of all lose."""
     values = np.zeros(n)
     changing = max(2, int(0.06 * n))
     values[:changing] = np.where(np.arange(changing) % 2, 1.0, -1.0)
     lost = round(-change * n)
     values[changing : changing + lost] = -1.0
-    return Quality(metric, _items(values), bounded=True)
+    return QualityDifferences(metric, _items(values), bounded=True)
 
 
-def _evidence(fidelity: Fidelity, *quality: Quality, **changes: object) -> Evidence:
+def _evidence(fidelity: FidelityDistances, *quality: QualityDifferences, **changes: object) -> Evidence:
     return replace(Evidence(False, (fidelity,), quality), **changes)  # type: ignore[arg-type]
 
 
@@ -54,7 +56,7 @@ def _level(evidence: Evidence, margins: Margins = MARGINS) -> Level:
 def test_equal_outputs_are_identical_for_insensitive_metrics() -> None:
     equal = _evidence(_distances(0.0), identical=True)
     assert _level(equal) is Level.IDENTICAL
-    assert _level(replace(equal, blind={"latent_error": "it missed blur"})) is Level.IDENTICAL
+    assert _level(replace(equal, insensitive={"latent_error": "it missed blur"})) is Level.IDENTICAL
 
 
 def test_outputs_within_rounding_are_equivalent() -> None:
@@ -73,20 +75,20 @@ def test_outputs_within_rounding_are_equivalent() -> None:
         pytest.param(_distances(0.009, floors={"re-run": _items([0.0] * 16)}), id="a floor of zero"),
     ],
 )
-def test_outputs_beyond_rounding_are_not_equivalent(fidelity: Fidelity) -> None:
+def test_outputs_beyond_rounding_are_not_equivalent(fidelity: FidelityDistances) -> None:
     assert _level(_evidence(fidelity)) is Level.NOT_MEASURED
 
 
 def test_too_few_items_near_the_floor_cannot_tell() -> None:
     verdict = decide(_evidence(_distances(0.009, n=4)), MARGINS)
     assert verdict.level is Level.CANNOT_TELL
-    assert "it takes 8 items to say so, 4 were used; and no primary metric was measured" in verdict.reason
+    assert "8 items are needed, 4 were used; and no primary metric was measured" in verdict.reason
 
 
 def test_one_metric_beyond_the_floor_prevents_equivalence() -> None:
     near, far = _distances(0.009), _distances(0.05, metric="ssim")
     assert _level(Evidence(False, (near, far), ())) is Level.NOT_MEASURED
-    assert _level(Evidence(False, (near, far), (), blind={"ssim": "it missed blur"})) is Level.EQUIVALENT
+    assert _level(Evidence(False, (near, far), (), insensitive={"ssim": "it missed blur"})) is Level.EQUIVALENT
 
 
 def test_no_loss_within_seed_noise_is_non_inferior() -> None:
@@ -96,10 +98,13 @@ def test_no_loss_within_seed_noise_is_non_inferior() -> None:
 
 def test_small_significant_loss_is_reported() -> None:
     lost = np.where(np.arange(200) % 20 == 0, -0.3, 0.0)
-    clip = Quality("clip_text", _items(lost), bounded=False)
+    clip = QualityDifferences("clip_text", _items(lost), bounded=False)
     verdict = decide(_evidence(_distances(0.1, n=200), _answers(0.0, 200), clip), MARGINS)
     assert verdict.level is Level.NON_INFERIOR
-    assert "A loss inside of the margin is seen in clip_text: 0.015, at most 0.0227" in verdict.reason
+    assert (
+        "A loss within the margin was measured in clip_text: 0.015, at most 0.0227, with a margin of 0.5"
+        in verdict.reason
+    )
     assert "judge_done:" not in verdict.reason
 
 
@@ -137,56 +142,58 @@ def test_each_item_is_compared_with_its_own_seed_noise() -> None:
 
 def test_seed_noise_within_rounding_decides_nothing() -> None:
     answers = (_answers(0.0, 200), _answers(0.0, 200, "judge_kept"))
-    drowned = _distances(0.3, n=200, metric="ssim", floors={"other precision": _around(0.25, 16, seed=1)})
-    telling = _distances(0.1, n=200)
-    verdict = decide(Evidence(False, (telling, drowned), answers), MARGINS)
+    within_rounding = _distances(0.3, n=200, metric="ssim", floors={"other precision": _around(0.25, 16, seed=1)})
+    sensitive = _distances(0.1, n=200)
+    verdict = decide(Evidence(False, (sensitive, within_rounding), answers), MARGINS)
     assert verdict.level is Level.NON_INFERIOR
-    assert "which rounding alone reaches there: ssim" in verdict.reason
+    assert "seed noise, whose limit rounding alone may exceed: ssim" in verdict.reason
     far = _distances(0.5, n=200, metric="ssim", floors={"other precision": _around(0.25, 16, seed=1)})
     alone = decide(Evidence(False, (far,), answers), MARGINS)
     assert alone.level is Level.CANNOT_TELL
-    assert "ounding alone reaches the noise of seeds in ssim" in alone.reason
+    assert "ounding alone may exceed the seed-noise limit in ssim" in alone.reason
 
 
 def test_outputs_as_far_as_another_seed_are_a_loss() -> None:
     verdict = decide(_evidence(_distances(0.4), _answers(0.0, 100)), MARGINS)
     assert verdict.level is Level.LOSS
-    assert "noise of seeds" in verdict.reason
+    assert "seed noise" in verdict.reason
 
 
 @pytest.mark.parametrize("n", [12, 60])
 def test_too_few_items_for_the_margin_cannot_tell(n: int) -> None:
     verdict = decide(_evidence(_distances(0.1, n=n), _answers(0.0, n)), MARGINS)
     assert verdict.level is Level.CANNOT_TELL
-    (finding,) = verdict.losses
-    assert finding.outcome is Outcome.UNDECIDED
-    assert f"about {finding.needed} items would tell, {n} were used" in verdict.reason
-    assert finding.needed > n
+    (comparison,) = verdict.losses
+    assert comparison.outcome is Outcome.UNDECIDED
+    assert f"about {comparison.needed} items are needed, {n} were used" in verdict.reason
+    assert comparison.needed > n
 
 
 def test_quality_without_a_sensitive_metric_is_not_measured() -> None:
-    blind = {"judge_done": "it missed unedited input"}
-    verdict = decide(_evidence(_distances(0.1), _answers(0.0, 200), blind=blind), MARGINS)
+    insensitive = {"judge_done": "it missed unedited input"}
+    verdict = decide(_evidence(_distances(0.1), _answers(0.0, 200), insensitive=insensitive), MARGINS)
     assert verdict.level is Level.NOT_MEASURED
-    assert "blind here (judge_done)" in verdict.reason
+    assert "insensitive here (judge_done)" in verdict.reason
     assert _level(_evidence(_distances(0.1))) is Level.NOT_MEASURED
     not_primary = _evidence(_distances(0.1), _answers(0.0, 200, metric="something else"))
     assert _level(not_primary) is Level.NOT_MEASURED
 
 
 def test_verdict_rests_on_sensitive_metrics() -> None:
-    blind = {"judge_kept": "it missed swapped instructions"}
-    evidence = _evidence(_distances(0.1, n=200), _answers(0.0, 200), _answers(-0.5, 200, "judge_kept"), blind=blind)
+    insensitive = {"judge_kept": "it missed swapped instructions"}
+    evidence = _evidence(
+        _distances(0.1, n=200), _answers(0.0, 200), _answers(-0.5, 200, "judge_kept"), insensitive=insensitive
+    )
     verdict = decide(evidence, MARGINS)
     assert verdict.level is Level.NON_INFERIOR
-    assert verdict.reason.endswith("Blind here and left out: judge_kept.")
+    assert verdict.reason.endswith("Insensitive here and left out: judge_kept.")
 
 
 def test_without_seed_noise_nothing_is_non_inferior() -> None:
     evidence = _evidence(_distances(0.1, n=200, between_seeds={}), _answers(0.0, 200))
     verdict = decide(evidence, MARGINS)
     assert verdict.level is Level.CANNOT_TELL
-    assert "noise of seeds was not measured" in verdict.reason
+    assert "eed noise was not measured" in verdict.reason
 
 
 def test_failure_where_baseline_succeeded_is_a_loss() -> None:
@@ -217,7 +224,8 @@ def test_simulated_false_losses_are_at_the_nominal_rate() -> None:
     levels = []
     for _ in range(1000):
         quality = [
-            Quality(name, _items(rng.normal(0, 6, 200)), bounded=False) for name in ("clip_text", "mask_preservation")
+            QualityDifferences(name, _items(rng.normal(0, 6, 200)), bounded=False)
+            for name in ("clip_text", "mask_preservation")
         ]
         levels.append(_level(_evidence(fidelity, *quality)))
     losses = sum(level is Level.LOSS for level in levels)
@@ -230,7 +238,7 @@ def test_simulated_loss_of_the_margin_rarely_passes() -> None:
     rng = np.random.default_rng(22)
     fidelity = _distances(0.1, n=40)
     passed = [
-        _level(_evidence(fidelity, Quality("clip_text", _items(rng.normal(-0.5, 2, 200)), bounded=False)))
+        _level(_evidence(fidelity, QualityDifferences("clip_text", _items(rng.normal(-0.5, 2, 200)), bounded=False)))
         is Level.NON_INFERIOR
         for _ in range(1000)
     ]

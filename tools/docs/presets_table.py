@@ -16,7 +16,7 @@ from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import BASELINE, EMULATED, Record, ResultFile
 from kontext_fast.report.text.quality import level_name
 from kontext_fast.report.verification import VerificationReport
-from kontext_fast.verify.analysis import PresetVerdict
+from kontext_fast.verify.analysis import PresetAnalysis
 
 SHOWN = ("faithful", "balanced", "fast", "turbo", "classic")
 """Presets that are a choice of several techniques, and what was measured besides after them."""
@@ -58,7 +58,7 @@ def _effect(optimizations: Sequence[Optimization]) -> str:
     return max((optimization.effect for optimization in optimizations), key=_STRENGTH.index, default=Effect.EXACT).value
 
 
-def _verdict(preset: Preset, judged: PresetVerdict | None, verified: ResultFile | None) -> str:
+def _verdict(preset: Preset, judged: PresetAnalysis | None, verified: ResultFile | None) -> str:
     if judged is None or verified is None:
         return fmt.NOT_MEASURED
     record = next(record for record in verified.records if record.arm and record.arm.name == preset.name)
@@ -119,8 +119,8 @@ def _of_verdicts(report: VerificationReport | None) -> Iterator[str]:
         f"{machine_name(records[0].environment) or 'an unnamed machine'}, {fmt.date(records[0].created_at)}, margins "
         f"sha256 `{verification.margins_sha256[:12]}`."
     )
-    if analysis.blind:
-        yield f"Blind there, so that no verdict rests on them: {', '.join(sorted(analysis.blind))}."
+    if analysis.insensitive:
+        yield f"Insensitive there, so that no verdict rests on them: {', '.join(sorted(analysis.insensitive))}."
     for preset in analysis.presets:
         record = next(record for record in records if record.arm and record.arm.name == preset.preset)
         if preset.preset in PRESETS and _is_current(PRESETS[preset.preset], record):

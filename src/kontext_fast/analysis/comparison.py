@@ -16,7 +16,7 @@ from kontext_fast.analysis.names import group_name
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import BASELINE, CONTROL, EMULATED, Checkpoint, ResultFile
-from kontext_fast.stats.claims import smallest_found
+from kontext_fast.stats.claims import detectable_slowdown
 from kontext_fast.stats.intervals import (
     Estimate,
     exponential_of,
@@ -157,7 +157,7 @@ def _detectable(before: Sequence[float], after: Sequence[float]) -> float | None
     if min(len(before), len(after)) < 2:
         return None
     error, freedom = welch_error(before, after)
-    return smallest_found(error, freedom) if error > 0 else 0.0
+    return detectable_slowdown(error, freedom) if error > 0 else 0.0
 
 
 def _outcome(ratio: Estimate | None, threshold: float, limit: float) -> Outcome:

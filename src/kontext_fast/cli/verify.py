@@ -175,8 +175,8 @@ def _print(found: VerificationAnalysis, points: Frontier | None) -> None:
         from kontext_fast.report.text.quality import frontier_finding
 
         console.print(Text(frontier_finding(points)))
-    for metric, reason in found.blind.items():
-        console.print(Text(f"{metric} is blind here: {reason}."))
+    for metric, reason in found.insensitive.items():
+        console.print(Text(f"{metric} is insensitive here: {reason}."))
     for facts in found.metrics:
         if facts.not_measured:
             console.print(Text(f"{facts.name}: {facts.not_measured}"))
@@ -199,7 +199,7 @@ def _machine_readable(found: VerificationAnalysis, folder: Path, page: Path, poi
             for one in found.presets
         ],
         "frontier": None if points is None else [asdict(point) for point in points.points],
-        "blind": dict(found.blind),
+        "blind": dict(found.insensitive),
         "not_measured": {facts.name: facts.not_measured for facts in found.metrics if facts.not_measured},
     }
 

@@ -11,7 +11,7 @@ from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import ResultStore
 
 if TYPE_CHECKING:
-    from kontext_fast.verify.analysis import Arms, VerificationAnalysis
+    from kontext_fast.verify.analysis import ArmScores, VerificationAnalysis
     from kontext_fast.verify.frontier import Frontier
 
 
@@ -21,7 +21,7 @@ class VerificationReport:
 
     result: ResultFile
     analysis: VerificationAnalysis
-    arms: Arms
+    arms: ArmScores
     frontier: Frontier | None
     """None for a verification that was not asked for one."""
 
@@ -29,11 +29,11 @@ class VerificationReport:
 def build_verification_report(result: ResultFile) -> VerificationReport:
     """Raises InvalidInput for records of anything else."""
     # Late, because a report without a verification needs none of the metrics, which take a second to import.
-    from kontext_fast.verify.analysis import Arms, analyze
+    from kontext_fast.verify.analysis import ArmScores, analyze
     from kontext_fast.verify.frontier import frontier
 
     analysis = analyze(result)
-    return VerificationReport(result, analysis, Arms(result.records), frontier(result, analysis))
+    return VerificationReport(result, analysis, ArmScores(result.records), frontier(result, analysis))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from scipy.special import nctdtr, stdtrit
 
 from kontext_fast.stats.intervals import CONFIDENCE, Estimate
 
-Verdict = Literal["faster", "slower", "no difference found", "cannot tell"]
+SpeedClaim = Literal["faster", "slower", "no difference found", "cannot tell"]
 
 
 def resolution(control: Estimate | None) -> float | None:
@@ -23,7 +23,7 @@ def resolution(control: Estimate | None) -> float | None:
     return math.expm1(max(abs(math.log(bound)) for bound in control.interval))
 
 
-def speed_verdict(factor: Estimate, limit: float | None) -> Verdict:
+def speed_claim(factor: Estimate, limit: float | None) -> SpeedClaim:
     """What may be said of `factor` (above 1 is faster) beside a control that resolves `limit`, from `resolution`.
 
     Without a limit nothing is called faster or slower: the same machine might say so of equals.
@@ -38,7 +38,7 @@ def speed_verdict(factor: Estimate, limit: float | None) -> Verdict:
 USUAL_POWER = 0.8
 
 
-def smallest_found(standard_error: float, freedom: float, power: float = USUAL_POWER) -> float:
+def detectable_slowdown(standard_error: float, freedom: float, power: float = USUAL_POWER) -> float:
     """The slow-down, as a fraction, that is found with `power`.
 
     `standard_error` is that of the logarithm of the factor, above 0, and `freedom` its degrees of freedom.

@@ -25,7 +25,7 @@ class Drift:
     n: int
 
     @property
-    def found(self) -> bool:
+    def significant(self) -> bool:
         return self.p_value < 1 - CONFIDENCE
 
 

@@ -1,4 +1,4 @@
-"""From the records of a verification to what its verdicts rest on: scores paired by item and seed, never by order."""
+"""The analysis of a verification: from its records to verdicts, with scores paired by item and seed, never by order."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from dataclasses import dataclass
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.metrics.base import Metric, Role, discover
-from kontext_fast.records.schema import MetricFacts, Record, ResultFile, Verification
-from kontext_fast.verify.comparisons import ByItem, Fidelity, Quality
-from kontext_fast.verify.controls import RERUN, Sighting, blindness, sightings
+from kontext_fast.records.schema import ArmRole, MetricFacts, Record, ResultFile, Verification
+from kontext_fast.verify.comparisons import ByItem, FidelityDistances, QualityDifferences
+from kontext_fast.verify.controls import RERUN, ControlCheck, insensitivity, sensitivity_checks
 from kontext_fast.verify.margins import Margins
-from kontext_fast.verify.verdict import Evidence, Level, Verdict, decide
+from kontext_fast.verify.verdict import Evidence, Level, QualityVerdict, decide
 
 BETWEEN_SEEDS = " between seeds"
-"""Ends the name of a score that compares two outputs of baseline for one item."""
+"""Suffix of the name of a score that compares two outputs of baseline for one item."""
+
+_Key = tuple[str, int]
+"""Item and seed."""
 
 
 @dataclass(frozen=True)
-class PresetVerdict:
+class PresetAnalysis:
     preset: str
-    verdict: Verdict
+    verdict: QualityVerdict
     evidence: Evidence | None
-    """None where the preset made no output."""
+    """None where the preset has no output."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,12 @@ class VerificationAnalysis:
 
     verification: Verification
     margins: Margins
-    presets: tuple[PresetVerdict, ...]
-    fewer_steps: tuple[PresetVerdict, ...]
+    presets: tuple[PresetAnalysis, ...]
+    fewer_steps: tuple[PresetAnalysis, ...]
     """Of baseline with fewer steps; empty without a frontier."""
-    sightings: tuple[Sighting, ...]
-    blind: Mapping[str, str]
+    control_checks: tuple[ControlCheck, ...]
+    insensitive: Mapping[str, str]
+    """Metrics on which no verdict rests, and why."""
     metrics: tuple[MetricFacts, ...]
 
 
@@ -46,172 +50,175 @@ def analyze(result: ResultFile) -> VerificationAnalysis:
     if verification is None:
         raise InvalidInput("These records are not of a verification; run `kontext verify` first.")
     margins = Margins.model_validate(verification.margins)
-    arms = Arms(result.records)
+    arms = ArmScores(result.records)
     metrics = [metric for metric in discover().values() if arms.measured(metric.name)]
-    fidelity = {metric.name: arms.fidelity(metric) for metric in metrics if metric.role is Role.FIDELITY}
-    found = [
-        sightings(
+    checks = {
+        metric.name: sensitivity_checks(
             metric,
             margins,
-            fidelity=fidelity.get(metric.name),
+            fidelity=arms.fidelity(metric) if metric.role is Role.FIDELITY else None,
             distances={name: arms.distances(metric, name) for name in arms.controls},
             differences={name: arms.differences(metric, name) for name in (*arms.controls, *arms.floors)},
-            idle=arms.idle_controls(),
+            inert=arms.inert_controls(),
         )
         for metric in metrics
-    ]
-    blind = {
-        metric.name: reason
-        for metric, seen in zip(metrics, found, strict=True)
-        if (reason := blindness(seen)) is not None
     }
+    insensitive = {
+        metric: reason for metric, of_metric in checks.items() if (reason := insensitivity(of_metric)) is not None
+    }
+
+    def analyzed(record: Record) -> PresetAnalysis:
+        if not any(output.image for output in record.outputs):
+            failures = [output.failure for output in record.outputs if output.failure]
+            reason = record.reason or (failures[0] if failures else "It made no output.")
+            return PresetAnalysis(record.preset, QualityVerdict(Level.NOT_MEASURED, reason), None)
+        evidence = arms.evidence(record.preset, metrics, insensitive)
+        return PresetAnalysis(record.preset, decide(evidence, margins), evidence)
+
     return VerificationAnalysis(
         verification=verification,
         margins=margins,
-        presets=tuple(_judged(arms, record, metrics, margins, blind) for record in arms.presets),
-        fewer_steps=tuple(_judged(arms, record, metrics, margins, blind) for record in arms.fewer_steps),
-        sightings=tuple(sighting for of_metric in found for sighting in of_metric),
-        blind=blind,
-        metrics=tuple(_as_it_was(facts, arms) for facts in verification.metrics),
+        presets=tuple(map(analyzed, arms.presets)),
+        fewer_steps=tuple(map(analyzed, arms.fewer_steps)),
+        control_checks=tuple(check for of_metric in checks.values() for check in of_metric),
+        insensitive=insensitive,
+        metrics=tuple(_with_missing_needs(facts, arms) for facts in verification.metrics),
     )
 
 
-def _as_it_was(facts: MetricFacts, arms: Arms) -> MetricFacts:
+def _with_missing_needs(facts: MetricFacts, arms: ArmScores) -> MetricFacts:
     if facts.not_measured or arms.measured(facts.name) or arms.measured(facts.name + BETWEEN_SEEDS):
         return facts
     return facts.model_copy(update={"not_measured": "Not measured: no output came with what it needs."})
 
 
-def _judged(
-    arms: Arms, record: Record, metrics: Iterable[type[Metric]], margins: Margins, blind: Mapping[str, str]
-) -> PresetVerdict:
-    name = record.preset
-    evidence = arms.evidence(name, metrics, blind)
-    if not any(output.image for output in record.outputs):
-        failures = [output.failure for output in record.outputs if output.failure]
-        reason = record.reason or (failures[0] if failures else "It made no output.")
-        return PresetVerdict(name, Verdict(Level.NOT_MEASURED, reason), None)
-    return PresetVerdict(name, decide(evidence, margins), evidence)
-
-
-class Arms:
+class ArmScores:
     """The arms of a verification with their scores."""
 
     def __init__(self, records: Iterable[Record]) -> None:
         self._records = {record.arm.name: record for record in records if record.arm is not None}
-        self._scores: dict[str, dict[str, dict[tuple[str, int], float]]] = {
-            name: _by_metric(record) for name, record in self._records.items()
-        }
+        self._scores = {name: _by_metric(record) for name, record in self._records.items()}
         self.presets = self._of_role("preset")
         self.fewer_steps = self._of_role("steps")
-        self.controls = [name for name, record in self._records.items() if record.arm and record.arm.role == "control"]
-        self.floors = [name for name, record in self._records.items() if record.arm and record.arm.role == "floor"]
-        self.repeated = [record for record in self._of_role("floor") if record.preset == RERUN]
-        baselines = self._of_role("baseline")
-        self.baseline = baselines[0] if baselines else None
+        self.controls = self._names_of_role("control")
+        self.floors = self._names_of_role("floor")
+        self.rerun = [record for record in self._of_role("floor") if record.preset == RERUN]
+        self.baseline = next(iter(self._of_role("baseline")), None)
 
-    def _of_role(self, role: str) -> list[Record]:
-        return [record for record in self._records.values() if record.arm and record.arm.role == role]
+    def _names_of_role(self, role: ArmRole) -> list[str]:
+        return [name for name, record in self._records.items() if record.arm and record.arm.role == role]
 
-    def idle_controls(self) -> set[str]:
+    def _of_role(self, role: ArmRole) -> list[Record]:
+        return [self._records[name] for name in self._names_of_role(role)]
+
+    def inert_controls(self) -> set[str]:
         """Controls all of whose outputs are baseline's, bit for bit."""
-        baseline = _images(self.baseline)[0] if self.baseline else {}
-        made = {name: _images(self._records[name])[0] for name in self.controls}
+        baseline = _images(self.baseline)
+        images = {name: _images(self._records[name]) for name in self.controls}
         return {
             name
-            for name, images in made.items()
-            if images and all(baseline.get(key) == image for key, image in images.items())
+            for name, of_control in images.items()
+            if of_control and all(baseline.get(key) == image for key, image in of_control.items())
         }
 
     def measured(self, metric: str) -> bool:
         return any(scores.get(metric) for scores in self._scores.values())
 
-    def scores(self, arm: str, metric: str) -> Mapping[tuple[str, int], float]:
-        """By item and seed."""
+    def scores(self, arm: str, metric: str) -> Mapping[_Key, float]:
         return self._scores.get(arm, {}).get(metric, {})
 
     def distances(self, metric: type[Metric], arm: str) -> ByItem:
-        """Of an arm to baseline; empty for a metric of quality."""
+        """Of an arm to baseline; empty for a quality metric."""
         if metric.role is not Role.FIDELITY:
             return {}
-        return _grouped({key: metric.distance(score) for key, score in self.scores(arm, metric.name).items()})
+        return _by_item({key: metric.distance(score) for key, score in self.scores(arm, metric.name).items()})
 
     def differences(self, metric: type[Metric], arm: str) -> ByItem:
-        """Scores of an arm minus those of baseline for the same item and seed; empty for a metric of fidelity."""
-        if metric.role is not Role.QUALITY or self.baseline is None or self.baseline.arm is None:
+        """Scores of an arm minus those of baseline for the same item and seed; empty for a fidelity metric."""
+        if metric.role is not Role.QUALITY:
             return {}
-        baseline = self.scores(self.baseline.arm.name, metric.name)
-        of_arm = self.scores(arm, metric.name)
-        return _grouped({key: of_arm[key] - baseline[key] for key in of_arm.keys() & baseline.keys()})
+        baseline = self.scores(_arm_name(self.baseline), metric.name)
+        scores = self.scores(arm, metric.name)
+        return _by_item({key: scores[key] - baseline[key] for key in scores.keys() & baseline.keys()})
 
-    def fidelity(self, metric: type[Metric], preset: str | None = None) -> Fidelity:
+    def fidelity(self, metric: type[Metric], preset: str | None = None) -> FidelityDistances:
         """All distances of one metric; those of a preset are empty without one."""
-        baseline = self.baseline.arm.name if self.baseline and self.baseline.arm else ""
-        between = self.scores(baseline, metric.name + BETWEEN_SEEDS)
-        reordered = self._reordered(preset)
-        return Fidelity(
+        between_seeds = self.scores(_arm_name(self.baseline), metric.name + BETWEEN_SEEDS)
+        reordered = _arm_name(self._reordered(preset))
+        return FidelityDistances(
             metric=metric.name,
             to_baseline=self.distances(metric, preset) if preset else {},
             floors={name: self.distances(metric, name) for name in self.floors},
-            between_seeds=_grouped({key: metric.distance(score) for key, score in between.items()}),
-            reordered=self.distances(metric, reordered.arm.name) if reordered and reordered.arm else {},
+            between_seeds=_by_item({key: metric.distance(score) for key, score in between_seeds.items()}),
+            reordered=self.distances(metric, reordered),
         )
 
     def _reordered(self, preset: str | None) -> Record | None:
         """The arm of `preset` with its requests in another order."""
-        found = (record for record in self._of_role("order") if record.arm and record.arm.preset == preset)
-        return next(found, None) if preset else None
+        if preset is None:
+            return None
+        return next((record for record in self._of_role("order") if record.arm and record.arm.preset == preset), None)
 
-    def evidence(self, preset: str, metrics: Iterable[type[Metric]], blind: Mapping[str, str]) -> Evidence:
+    def evidence(self, preset: str, metrics: Iterable[type[Metric]], insensitive: Mapping[str, str]) -> Evidence:
         metrics = list(metrics)
-        made, failed = _images(self._records[preset])
-        baseline, failed_too = _images(self.baseline) if self.baseline else ({}, set())
-        paired = made.keys() & baseline.keys()
-        latents = self.scores(preset, "latent_error")
-        reordered = self._reordered(preset)
-        _, failed_reordered = _images(reordered) if reordered else ({}, set())
+        record, reordered = self._records[preset], self._reordered(preset)
+        images, baseline = _images(record), _images(self.baseline)
+        failed = _failed(record)
+        paired = images.keys() & baseline.keys()
         return Evidence(
             identical=bool(paired)
             and _differ_by_seed(baseline)
-            and all(baseline[key] == made[key] for key in paired)
-            and all(error == 0 for error in latents.values()),
+            and all(baseline[key] == images[key] for key in paired)
+            and all(error == 0 for error in self.scores(preset, "latent_error").values()),
             fidelity=tuple(self.fidelity(metric, preset) for metric in metrics if metric.role is Role.FIDELITY),
             quality=tuple(
-                Quality(metric.name, differences, metric.bounded)
+                QualityDifferences(metric.name, differences, metric.bounded)
                 for metric in metrics
-                if metric.role is Role.QUALITY and (differences := self.differences(metric, preset))
+                if (differences := self.differences(metric, preset))
             ),
-            failures=tuple(sorted({item for item, seed in failed - failed_too if (item, seed) in baseline})),
-            reordered_failures=tuple(
-                sorted({item for item, seed in failed_reordered - failed if (item, seed) in made})
-            ),
-            blind=blind,
+            failures=_items(failed - _failed(self.baseline), baseline),
+            reordered_failures=_items(_failed(reordered) - failed, images),
+            insensitive=insensitive,
         )
 
 
-def _by_metric(record: Record) -> dict[str, dict[tuple[str, int], float]]:
-    found: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
+def _by_metric(record: Record) -> dict[str, dict[_Key, float]]:
+    scores: dict[str, dict[_Key, float]] = defaultdict(dict)
     for score in record.scores:
         if score.value is not None:
-            found[score.metric][score.item, score.seed] = float(score.value)
-    return dict(found)
+            scores[score.metric][score.item, score.seed] = float(score.value)
+    return dict(scores)
 
 
-def _grouped(values: Mapping[tuple[str, int], float]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = defaultdict(list)
+def _by_item(values: Mapping[_Key, float]) -> dict[str, list[float]]:
+    by_item: dict[str, list[float]] = defaultdict(list)
     for item, seed in sorted(values):
-        found[item].append(values[item, seed])
-    return dict(found)
+        by_item[item].append(values[item, seed])
+    return dict(by_item)
 
 
-def _images(record: Record) -> tuple[dict[tuple[str, int], str], set[tuple[str, int]]]:
-    """Images by item and seed, and the items and seeds that failed, at the first attempt at least."""
-    made = {(output.item, output.seed): output.image for output in record.outputs if output.image}
-    return made, {(output.item, output.seed) for output in record.outputs if output.failure or not output.image}
+def _arm_name(record: Record | None) -> str:
+    return record.arm.name if record and record.arm else ""
 
 
-def _differ_by_seed(images: Mapping[tuple[str, int], str]) -> bool:
-    """Whether any item came out differently with another seed: a pipeline that always draws the same proves nothing."""
+def _images(record: Record | None) -> dict[_Key, str]:
+    outputs = record.outputs if record else ()
+    return {(output.item, output.seed): output.image for output in outputs if output.image}
+
+
+def _failed(record: Record | None) -> set[_Key]:
+    """Outputs that failed, at the first attempt at least."""
+    outputs = record.outputs if record else ()
+    return {(output.item, output.seed) for output in outputs if output.failure or not output.image}
+
+
+def _items(failed: Iterable[_Key], succeeded: Mapping[_Key, str]) -> tuple[str, ...]:
+    """The items of `failed` outputs that are among those that succeeded elsewhere."""
+    return tuple(sorted({item for item, seed in failed if (item, seed) in succeeded}))
+
+
+def _differ_by_seed(images: Mapping[_Key, str]) -> bool:
+    """Whether any item has different images for different seeds; a pipeline that ignores the seed shows nothing."""
     by_item: dict[str, set[str]] = defaultdict(set)
     for (item, _), image in images.items():
         by_item[item].add(image)

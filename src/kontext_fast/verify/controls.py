@@ -1,7 +1,7 @@
-"""What keeps the metrics honest: outputs that are worse on purpose, and others that are not.
+"""Checks of the metrics themselves: outputs that are worse on purpose, and others that differ by rounding only.
 
-A metric that does not see a control that it must see, or that sees a loss where there is none, is blind in that
-verification, and no verdict rests on it. What each metric must see is declared beside it.
+A metric that misses a control which it must detect, or that finds a loss where there is none, is insensitive in that
+verification, and no verdict rests on it. Which controls a metric must detect is declared in its own file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy.stats import binom
 
 from kontext_fast.metrics.base import Control, Metric, Role
 from kontext_fast.stats.bounds import mean_bounds
-from kontext_fast.verify.comparisons import ByItem, Fidelity, item_means
+from kontext_fast.verify.comparisons import ByItem, FidelityDistances, item_means
 from kontext_fast.verify.margins import Margins
 
 if TYPE_CHECKING:
@@ -34,31 +34,31 @@ RERUN = "re-run"
 OTHER_ATTENTION = "other attention backend"
 OTHER_POSITION = "other batch position"
 OTHER_PRECISION = "other precision"
-FLOORS = (RERUN, OTHER_ATTENTION, OTHER_POSITION, OTHER_PRECISION)
+FLOOR_ARMS = (RERUN, OTHER_ATTENTION, OTHER_POSITION, OTHER_PRECISION)
 """Baseline again, differing by rounding at most: the floor of every distance."""
-POSITIVE = (RERUN, OTHER_ATTENTION)
-"""Those in which a metric of quality must see no loss."""
+NO_LOSS_ARMS = (RERUN, OTHER_ATTENTION)
+"""Arms of the floor in which a quality metric must find no loss."""
 
 
 @dataclass(frozen=True)
-class Sighting:
-    """What a metric made of one control."""
+class ControlCheck:
+    """Whether a metric found a difference in one control."""
 
     metric: str
     control: str
-    due: bool
-    """True where it had to be seen, False where nothing was to be seen."""
-    seen: bool | None
-    """None where it could not be looked at."""
-    idle: bool = False
-    """True where the control changed no output, bit for bit: then it tries no metric."""
+    expected: bool
+    """True for a difference that must be detected, False where there is none."""
+    detected: bool | None
+    """None where it could not be tested."""
+    inert: bool = False
+    """True where the control changed no output, bit for bit, so that it tests no metric."""
 
     @property
-    def right(self) -> bool | None:
-        return None if self.seen is None else self.seen is self.due
+    def passed(self) -> bool | None:
+        return None if self.detected is None else self.detected is self.expected
 
 
-def spoiled(output: Image, control: Control, source: Image) -> Image:
+def degrade(output: Image, control: Control, source: Image) -> Image:
     """A copy of an output, made worse as `control` says, with the input image `source`; for PICTURE_CONTROLS."""
     from PIL import Image as PILImage
     from PIL import ImageFilter
@@ -75,59 +75,59 @@ def spoiled(output: Image, control: Control, source: Image) -> Image:
     raise ValueError(f"{control} is not made from images alone")
 
 
-def sightings(
+def sensitivity_checks(
     metric: type[Metric],
     margins: Margins,
     *,
-    fidelity: Fidelity | None,
+    fidelity: FidelityDistances | None,
     distances: Mapping[str, ByItem],
     differences: Mapping[str, ByItem],
-    idle: Collection[str] = (),
-) -> tuple[Sighting, ...]:
-    """What `metric` made of each control, from its values by control.
+    inert: Collection[str] = (),
+) -> tuple[ControlCheck, ...]:
+    """Checks of `metric` with every control, from its values by control.
 
-    `distances` to baseline are for a metric of fidelity and `differences` of scores for one of quality. `idle` are the
+    `distances` to baseline are for a fidelity metric and `differences` of scores for a quality metric. `inert` are the
     controls that changed no output, such as a cache which never found anything to reuse.
     """
-    found = []
+    checks = []
     for control in sorted(metric.must_detect):
-        if control in idle:
-            found.append(Sighting(metric.name, control.value, True, None, idle=True))
+        if control in inert:
+            checks.append(ControlCheck(metric.name, control.value, expected=True, detected=None, inert=True))
             continue
         if metric.role is Role.FIDELITY:
-            seen = _farther_than_rounding(fidelity, distances.get(control, {}), margins.confidence)
+            detected = _is_beyond_rounding(fidelity, distances.get(control, {}), margins.confidence)
         else:
-            seen = _shows_loss(differences.get(control, {}), margins, bounded=metric.bounded)
-        found.append(Sighting(metric.name, control.value, True, seen))
+            detected = _has_loss(differences.get(control, {}), margins, bounded=metric.bounded)
+        checks.append(ControlCheck(metric.name, control.value, expected=True, detected=detected))
     if metric.role is Role.QUALITY:
-        # Rounding may lower a score a little, item after item; that it would cost a verdict is what must not happen.
-        harmless = margins.primary.get(metric.name, 0.0)
-        for control_name in POSITIVE:
-            seen = _shows_loss(differences.get(control_name, {}), margins, bounded=metric.bounded, beyond=harmless)
-            found.append(Sighting(metric.name, control_name, False, seen))
-    return tuple(found)
+        # Rounding may lower a score a little, item after item; it must not cost a verdict.
+        tolerated = margins.primary.get(metric.name, 0.0)
+        for arm in NO_LOSS_ARMS:
+            detected = _has_loss(differences.get(arm, {}), margins, bounded=metric.bounded, beyond=tolerated)
+            checks.append(ControlCheck(metric.name, arm, expected=False, detected=detected))
+    return tuple(checks)
 
 
-def blindness(found: Sequence[Sighting]) -> str | None:
-    """Why a metric is blind, as a clause, from its sightings; None where it is not."""
-    missed = [one.control for one in found if one.due and one.seen is False]
-    unseen = [one.control for one in found if one.due and one.seen is None and not one.idle]
-    imagined = [one.control for one in found if not one.due and one.seen]
+def insensitivity(checks: Sequence[ControlCheck]) -> str | None:
+    """Why a metric is insensitive, as a clause, from its checks; None where it is not."""
+    missed = [check.control for check in checks if check.expected and check.detected is False]
+    untested = [check.control for check in checks if check.expected and check.detected is None and not check.inert]
+    false_losses = [check.control for check in checks if not check.expected and check.detected]
     if missed:
         return f"it missed {', '.join(missed)}"
-    if imagined:
-        return f"it saw a loss in {', '.join(imagined)}"
-    # Nothing shows that it can see: a control that failed must not make a metric trusted.
-    if unseen:
-        return f"it could not be tried on {', '.join(unseen)}"
-    return None if any(one.due and one.seen for one in found) else "no control had any effect"
+    if false_losses:
+        return f"it found a loss in {', '.join(false_losses)}"
+    # A control that failed must not make a metric trusted.
+    if untested:
+        return f"it could not be tested with {', '.join(untested)}"
+    return None if any(check.expected and check.detected for check in checks) else "no control had any effect"
 
 
-def _farther_than_rounding(fidelity: Fidelity | None, distances: ByItem, confidence: float) -> bool | None:
-    """Whether more than half of the items lie farther from baseline than rounding takes them, by a sign test.
+def _is_beyond_rounding(fidelity: FidelityDistances | None, distances: ByItem, confidence: float) -> bool | None:
+    """Whether more than half of the items are farther from baseline than rounding takes them, by a sign test.
 
-    Every item is held against itself: items differ in what a change does to them far more than controls do, so that
-    one whose picture turns out otherwise by rounding alone would hide the rest in a comparison of means.
+    Every item is compared with itself: items differ far more in their response to a change than controls do, so that
+    in a comparison of means, one item which rounding alone turns into another image would hide all others.
     """
     if fidelity is None:
         return None
@@ -142,10 +142,10 @@ def _farther_than_rounding(fidelity: Fidelity | None, distances: ByItem, confide
     return bool(binom.sf(farther - 1, len(shared), 0.5) < 1 - confidence)
 
 
-def _shows_loss(differences: ByItem, margins: Margins, *, bounded: bool, beyond: float = 0.0) -> bool | None:
-    """Whether the mean loss is larger than `beyond`, and no accident."""
+def _has_loss(differences: ByItem, margins: Margins, *, bounded: bool, beyond: float = 0.0) -> bool | None:
+    """Whether the mean loss is significant and larger than `beyond`."""
     values = item_means(differences)
     if len(values) < 2:
         return None
-    found = mean_bounds(values, margins.confidence, bounded=bounded)
-    return bool(np.all((found.upper < 0) & (found.mean < -beyond)))
+    bounds = mean_bounds(values, margins.confidence, bounded=bounded)
+    return bool(np.all((bounds.upper < 0) & (bounds.mean < -beyond)))

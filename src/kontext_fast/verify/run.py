@@ -26,7 +26,7 @@ from kontext_fast.records.schema import BASELINE, EMULATED, Arm, Output, ResultF
 from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.arm_pipeline import ArmPipeline
 from kontext_fast.verify.arms import ArmSpec, arm_specs
-from kontext_fast.verify.controls import OTHER_POSITION, spoiled
+from kontext_fast.verify.controls import OTHER_POSITION, degrade
 from kontext_fast.verify.image_generator import ImageGenerator
 from kontext_fast.verify.journal import Journal
 from kontext_fast.verify.recorder import ArmRecorder
@@ -251,7 +251,7 @@ class _Run:
                 if output.item not in inputs or not output.image:
                     continue
                 with Image.open(self._store.image_path(output.image)) as image:
-                    worse = spoiled(image.convert("RGB"), control, inputs[output.item].image)
+                    worse = degrade(image.convert("RGB"), control, inputs[output.item].image)
                 outputs.append(Output(item=output.item, seed=output.seed, image=self._store.put_image(worse)))
             self._recorder.add(Arm(name=control.value, role="control"), control.value, outputs)
 

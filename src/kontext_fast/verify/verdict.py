@@ -1,8 +1,8 @@
-"""What may be said of a preset's outputs, computed from distances and differences per item. Pure; knows no torch.
+"""The quality verdict on a preset, decided from its distances and differences by item. Pure; knows no torch.
 
 L0 identical; L1 numerically equivalent, as close to baseline as rounding brings it; L2 non-inferior, on every primary
-metric and inside the noise of seeds; L3 measured loss; L4 not measured; and "cannot tell" where items are too few.
-That no difference was found is never taken for equality: L1 and L2 need bounds within margins that were fixed before.
+metric and within seed noise; L3 measured loss; L4 not measured; and "cannot tell" where there are too few items. A
+difference that was not found does not count as equality: L1 and L2 need bounds within margins that were fixed before.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kontext_fast.verify.comparisons import (
-    Fidelity,
-    FloorFinding,
-    LossFinding,
-    NoiseFinding,
+    FidelityDistances,
+    FloorComparison,
+    MarginComparison,
     Outcome,
-    Quality,
-    against_floor,
-    against_margins,
-    against_seeds,
+    QualityDifferences,
+    SeedNoiseComparison,
+    compare_with_floor,
+    compare_with_margins,
+    compare_with_seed_noise,
 )
 from kontext_fast.verify.margins import Margins
 
@@ -54,149 +54,172 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that the verdict on one preset rests on."""
+    """All measurements on which the verdict on one preset rests."""
 
     identical: bool
-    """All images, and all latents where there are any; this rests on hashes, so no metric has to see it."""
-    fidelity: tuple[Fidelity, ...]
-    quality: tuple[Quality, ...]
+    """All images, and all latents where there are any, by their hashes: this needs no metric."""
+    fidelity: tuple[FidelityDistances, ...]
+    quality: tuple[QualityDifferences, ...]
     failures: tuple[str, ...] = ()
-    """Items that baseline made and the preset did not, or at the second attempt only."""
+    """Items on which baseline succeeded and the preset did not, or at the second attempt only."""
     reordered_failures: tuple[str, ...] = ()
-    """Items that the preset made, and did not in another order."""
-    blind: Mapping[str, str] = field(default_factory=dict)
-    """Metrics that no verdict may rest on, and why."""
+    """Items on which the preset succeeded, but not in another order."""
+    insensitive: Mapping[str, str] = field(default_factory=dict)
+    """Metrics on which no verdict may rest, and why."""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class QualityVerdict:
     level: Level
     reason: str
-    floor: tuple[FloorFinding, ...] = ()
-    noise: tuple[NoiseFinding, ...] = ()
-    losses: tuple[LossFinding, ...] = ()
+    floor: tuple[FloorComparison, ...] = ()
+    seed_noise: tuple[SeedNoiseComparison, ...] = ()
+    losses: tuple[MarginComparison, ...] = ()
 
 
-def decide(evidence: Evidence, margins: Margins) -> Verdict:
-    """The verdict. Blind metrics are left out, and what is left has to carry it."""
-    fidelity = [one for one in evidence.fidelity if one.metric not in evidence.blind and one.to_baseline]
-    floor = tuple(finding for one in fidelity if (finding := against_floor(one, one.to_baseline, margins)) is not None)
+def decide(evidence: Evidence, margins: Margins) -> QualityVerdict:
+    """The verdict. Insensitive metrics are left out; it rests on the others."""
+    fidelity = [
+        distances
+        for distances in evidence.fidelity
+        if distances.metric not in evidence.insensitive and distances.to_baseline
+    ]
+    floor = tuple(
+        comparison
+        for distances in fidelity
+        if (comparison := compare_with_floor(distances, distances.to_baseline, margins)) is not None
+    )
     if evidence.failures:
         names = ", ".join(evidence.failures[:3])
-        return Verdict(Level.LOSS, f"It failed on {len(evidence.failures)} items that baseline made ({names}).", floor)
-    if (reason := _depends_on_order(evidence, fidelity, margins)) is not None:
-        return Verdict(Level.LOSS, reason, floor)
+        reason = f"It failed on {len(evidence.failures)} items on which baseline succeeded ({names})."
+        return QualityVerdict(Level.LOSS, reason, floor)
+    if (order_reason := _depends_on_order(evidence, fidelity, margins)) is not None:
+        return QualityVerdict(Level.LOSS, order_reason, floor)
     if evidence.identical:
-        return Verdict(Level.IDENTICAL, "Every output is the same, bit for bit.", floor)
-    if floor and all(finding.outcome is Outcome.PASSED for finding in floor):
-        return Verdict(Level.EQUIVALENT, f"{_farthest(floor)}, within the limit of {margins.floor.ratio:g}.", floor)
-    return _about_quality(evidence, margins, fidelity, floor)
+        return QualityVerdict(Level.IDENTICAL, "Every output is the same, bit for bit.", floor)
+    if floor and all(comparison.outcome is Outcome.PASSED for comparison in floor):
+        reason = f"{_largest_ratio(floor)}, within the limit of {margins.floor.ratio:g}."
+        return QualityVerdict(Level.EQUIVALENT, reason, floor)
+    return _decide_quality(evidence, margins, fidelity, floor)
 
 
-def _about_quality(
-    evidence: Evidence, margins: Margins, fidelity: Sequence[Fidelity], floor: tuple[FloorFinding, ...]
-) -> Verdict:
-    beyond = f" {_farthest(floor)}, where the limit is {margins.floor.ratio:g}." if floor else ""
-    measured = [one for one in evidence.quality if one.metric in margins.primary and len(one.differences) >= 2]
-    usable = [one for one in measured if one.metric not in evidence.blind]
-    if not usable:
-        names = ", ".join(one.metric for one in measured)
-        why = f"the primary metrics are blind here ({names})" if names else "no primary metric was measured"
-        if floor and all(finding.outcome is not Outcome.FAILED for finding in floor):
-            n, least = min(finding.n for finding in floor), margins.floor.min_items
-            few = f"it takes {least} items to say so, {n} were used" if n < least else "more items would tell"
-            return Verdict(Level.CANNOT_TELL, f"{beyond.strip().rstrip('.')}: {few}; and {why}.", floor)
-        return Verdict(Level.NOT_MEASURED, f"Quality is not measured: {why}.{beyond}", floor)
-    losses = against_margins(usable, margins)
-    noise = tuple(finding for one in fidelity if (finding := against_seeds(one, margins)) is not None)
-    telling = [finding for finding in noise if finding.outcome is not Outcome.BLIND]
-    outcomes = [*(finding.outcome for finding in losses), *(finding.outcome for finding in telling)]
+def _decide_quality(
+    evidence: Evidence,
+    margins: Margins,
+    fidelity: Sequence[FidelityDistances],
+    floor: tuple[FloorComparison, ...],
+) -> QualityVerdict:
+    beyond = f" {_largest_ratio(floor)}, where the limit is {margins.floor.ratio:g}." if floor else ""
+    measured = [
+        quality for quality in evidence.quality if quality.metric in margins.primary and len(quality.differences) >= 2
+    ]
+    sensitive = [quality for quality in measured if quality.metric not in evidence.insensitive]
+    if not sensitive:
+        names = ", ".join(quality.metric for quality in measured)
+        why = f"the primary metrics are insensitive here ({names})" if names else "no primary metric was measured"
+        if floor and all(comparison.outcome is not Outcome.FAILED for comparison in floor):
+            n, least = min(comparison.n for comparison in floor), margins.floor.min_items
+            few = f"{least} items are needed, {n} were used" if n < least else "more items are needed"
+            return QualityVerdict(Level.CANNOT_TELL, f"{beyond.strip().rstrip('.')}: {few}; and {why}.", floor)
+        return QualityVerdict(Level.NOT_MEASURED, f"Quality is not measured: {why}.{beyond}", floor)
+    losses = compare_with_margins(sensitive, margins)
+    noise = tuple(
+        comparison for distances in fidelity if (comparison := compare_with_seed_noise(distances, margins)) is not None
+    )
+    usable = [comparison for comparison in noise if comparison.outcome is not Outcome.INSENSITIVE]
+    outcomes = [*(loss.outcome for loss in losses), *(comparison.outcome for comparison in usable)]
     if Outcome.FAILED in outcomes:
-        return Verdict(Level.LOSS, _loss_sentence(losses, noise, margins), floor, noise, losses)
-    if telling and all(outcome is Outcome.PASSED for outcome in outcomes):
-        names = ", ".join(finding.metric for finding in losses)
-        left_out = [one.metric for one in measured if one.metric in evidence.blind]
-        caveat = f" Blind here and left out: {', '.join(left_out)}." if left_out else ""
-        drowned = [finding.metric for finding in noise if finding.outcome is Outcome.BLIND]
-        if drowned:
-            caveat += f" Not held against the noise of seeds, which rounding alone reaches there: {', '.join(drowned)}."
-        seen = "".join(f" {_inside(one)}" for one in losses if one.upper < 0)
-        return Verdict(
-            Level.NON_INFERIOR, f"No loss beyond the margins of {names}.{seen}{caveat}", floor, noise, losses
-        )
-    return Verdict(Level.CANNOT_TELL, _doubt_sentence(losses, noise, margins), floor, noise, losses)
+        return QualityVerdict(Level.LOSS, _loss_sentence(losses, noise, margins), floor, noise, losses)
+    if not usable or any(outcome is not Outcome.PASSED for outcome in outcomes):
+        return QualityVerdict(Level.CANNOT_TELL, _doubt_sentence(losses, noise), floor, noise, losses)
+    sentences = [f"No loss beyond the margins of {', '.join(loss.metric for loss in losses)}."]
+    sentences += [_small_loss_sentence(loss) for loss in losses if loss.upper < 0]
+    if left_out := [quality.metric for quality in measured if quality.metric in evidence.insensitive]:
+        sentences.append(f"Insensitive here and left out: {', '.join(left_out)}.")
+    if unused := [comparison.metric for comparison in noise if comparison.outcome is Outcome.INSENSITIVE]:
+        sentences.append(f"Not compared with seed noise, whose limit rounding alone may exceed: {', '.join(unused)}.")
+    return QualityVerdict(Level.NON_INFERIOR, " ".join(sentences), floor, noise, losses)
 
 
-def _depends_on_order(evidence: Evidence, fidelity: Iterable[Fidelity], margins: Margins) -> str | None:
+def _depends_on_order(evidence: Evidence, fidelity: Iterable[FidelityDistances], margins: Margins) -> str | None:
     if evidence.reordered_failures:
         names = ", ".join(evidence.reordered_failures[:3])
         count = len(evidence.reordered_failures)
         return f"Its outputs depend on other requests: in another order it failed on {count} items ({names})."
-    for one in fidelity:
-        finding = against_floor(one, one.reordered, margins)
-        if finding is not None and finding.outcome is Outcome.FAILED:
+    for distances in fidelity:
+        comparison = compare_with_floor(distances, distances.reordered, margins)
+        if comparison is not None and comparison.outcome is Outcome.FAILED:
             return (
-                f"Its outputs depend on other requests: in another order {one.metric} differs by "
-                f"{_times(finding.ratio.value)} the floor."
+                f"Its outputs depend on other requests: in another order {distances.metric} differs by "
+                f"{_times(comparison.ratio.value)} the floor."
             )
     return None
 
 
-def _farthest(floor: Sequence[FloorFinding]) -> str:
-    """Of all ratios to the floor, in the mean and of the median item, the one with the highest bound."""
-    ratios = [(one, what, ratio) for one in floor for what, ratio in (("", one.ratio), (" at the median", one.usual))]
-    worst, what, ratio = max(ratios, key=lambda found: found[2].upper)
+def _largest_ratio(floor: Sequence[FloorComparison]) -> str:
+    """Of all ratios to the floor, of the mean and of the median item, the one with the highest bound."""
+    ratios = [
+        (comparison, place, ratio)
+        for comparison in floor
+        for place, ratio in (("", comparison.ratio), (" at the median", comparison.median_ratio))
+    ]
+    largest, place, ratio = max(ratios, key=lambda entry: entry[2].upper)
     return (
-        f"The distance to baseline is {_times(ratio.value)} the floor ({worst.arm}) in {worst.metric}{what}, "
+        f"The distance to baseline is {_times(ratio.value)} the floor ({largest.arm}) in {largest.metric}{place}, "
         f"with an upper bound of {_times(ratio.upper)}"
     )
 
 
-def _loss_sentence(losses: Sequence[LossFinding], noise: Sequence[NoiseFinding], margins: Margins) -> str:
+def _loss_sentence(losses: Sequence[MarginComparison], noise: Sequence[SeedNoiseComparison], margins: Margins) -> str:
     parts = [
-        f"the loss in {one.metric} is {-one.mean:.3g} (at least {-one.upper:.3g}, at most {-one.lower:.3g}, "
-        f"with a margin of {one.margin:g})"
-        for one in losses
-        if one.outcome is Outcome.FAILED
+        f"the loss in {loss.metric} is {-loss.mean:.3g} (at least {-loss.upper:.3g}, at most {-loss.lower:.3g}, "
+        f"with a margin of {loss.margin:g})"
+        for loss in losses
+        if loss.outcome is Outcome.FAILED
     ]
     parts += [
-        f"in {one.metric} the outputs are {one.median:.2f} of the noise of seeds from baseline at the median and "
-        f"{one.p90:.2f} at the 90th percentile (limits {margins.seed_noise.median:g} and {margins.seed_noise.p90:g})"
-        for one in noise
-        if one.outcome is Outcome.FAILED
+        f"in {comparison.metric} the distance to baseline is {comparison.median:.2f} of the seed noise at the median "
+        f"and {comparison.p90:.2f} at the 90th percentile (limits {margins.seed_noise.median:g} and "
+        f"{margins.seed_noise.p90:g})"
+        for comparison in noise
+        if comparison.outcome is Outcome.FAILED
     ]
-    sentence = "; ".join(parts)
-    return sentence[0].upper() + sentence[1:] + "."
+    return _sentence(parts)
 
 
-def _inside(one: LossFinding) -> str:
-    """A loss that is there, and small."""
+def _small_loss_sentence(loss: MarginComparison) -> str:
     return (
-        f"A loss inside of the margin is seen in {one.metric}: {-one.mean:.3g}, at most {-one.lower:.3g}, "
-        f"where the margin is {one.margin:g}."
+        f"A loss within the margin was measured in {loss.metric}: {-loss.mean:.3g}, at most {-loss.lower:.3g}, "
+        f"with a margin of {loss.margin:g}."
     )
 
 
-def _doubt_sentence(losses: Sequence[LossFinding], noise: Sequence[NoiseFinding], margins: Margins) -> str:
+def _doubt_sentence(losses: Sequence[MarginComparison], noise: Sequence[SeedNoiseComparison]) -> str:
     parts = [
-        f"the change in {one.metric} is {one.mean:+.3g} and its bound of {one.lower:+.3g} is beyond {-one.margin:g}; "
+        f"the change in {loss.metric} is {loss.mean:+.3g} and its bound of {loss.lower:+.3g} is beyond "
+        f"{-loss.margin:g}; "
         + (
-            f"about {one.needed} items would tell, {one.n} were used"
-            if one.needed > one.n
-            else f"{one.n} items were used"
+            f"about {loss.needed} items are needed, {loss.n} were used"
+            if loss.needed > loss.n
+            else f"{loss.n} items were used"
         )
-        for one in losses
-        if one.outcome is Outcome.UNDECIDED
+        for loss in losses
+        if loss.outcome is Outcome.UNDECIDED
     ]
     parts += [
-        f"in {one.metric} the items are too few to hold the outputs against the noise of seeds"
-        for one in noise
-        if one.outcome is Outcome.UNDECIDED
+        f"in {comparison.metric} there are too few items to compare the distance to baseline with seed noise"
+        for comparison in noise
+        if comparison.outcome is Outcome.UNDECIDED
     ]
     if not noise:
-        parts.append("the noise of seeds was not measured")
-    elif all(one.outcome is Outcome.BLIND for one in noise):
-        parts.append("rounding alone reaches the noise of seeds in " + " and ".join(one.metric for one in noise))
+        parts.append("seed noise was not measured")
+    elif all(comparison.outcome is Outcome.INSENSITIVE for comparison in noise):
+        names = " and ".join(comparison.metric for comparison in noise)
+        parts.append(f"rounding alone may exceed the seed-noise limit in {names}")
+    return _sentence(parts)
+
+
+def _sentence(parts: Sequence[str]) -> str:
     sentence = "; ".join(parts)
     return sentence[0].upper() + sentence[1:] + "."
 

@@ -15,7 +15,7 @@ from kontext_fast.records.store import ResultStore
 from kontext_fast.report.output.images import image_uri, stored_image_uri
 from kontext_fast.report.text.quality import change, title
 from kontext_fast.report.verification import VerificationReport
-from kontext_fast.verify.analysis import PresetVerdict, VerificationAnalysis
+from kontext_fast.verify.analysis import PresetAnalysis, VerificationAnalysis
 
 MOST_CARDS = 12
 """Of the worst items, and of random ones."""
@@ -39,14 +39,14 @@ class ItemCard:
     height: int
 
 
-def worst(preset: PresetVerdict, analysis: VerificationAnalysis) -> list[str]:
+def worst(preset: PresetAnalysis, analysis: VerificationAnalysis) -> list[str]:
     """Items that lost most, in units of the margins, and among equals the ones farthest from baseline."""
     if preset.evidence is None:
         return []
     losses: dict[str, float] = {}
     for quality in preset.evidence.quality:
         margin = analysis.margins.primary.get(quality.metric)
-        if margin is None or quality.metric in analysis.blind:
+        if margin is None or quality.metric in analysis.insensitive:
             continue
         for item, differences in quality.differences.items():
             losses[item] = min(losses.get(item, 0.0), float(np.mean(differences)) / margin)
@@ -60,7 +60,7 @@ def arbitrary(items: Sequence[str], seed: int) -> list[str]:
 
 
 def item_cards(
-    items: Sequence[str], preset: PresetVerdict, report: VerificationReport, store: ResultStore
+    items: Sequence[str], preset: PresetAnalysis, report: VerificationReport, store: ResultStore
 ) -> list[ItemCard]:
     """At most `MOST_CARDS` of `items` in their order; those whose pictures are missing are left out."""
     baseline = report.arms.baseline
@@ -133,24 +133,24 @@ def _images(record: Record, item: str) -> Mapping[int, str]:
     return {output.seed: output.image for output in record.outputs if output.item == item and output.image}
 
 
-def _distances(preset: PresetVerdict, analysis: VerificationAnalysis) -> dict[str, float]:
-    """By the first metric of fidelity that is not blind, else by the first one."""
+def _distances(preset: PresetAnalysis, analysis: VerificationAnalysis) -> dict[str, float]:
+    """By the first fidelity metric that is sensitive, else by the first one."""
     if preset.evidence is None:
         return {}
     measured = [fidelity for fidelity in preset.evidence.fidelity if fidelity.to_baseline]
-    usable = [fidelity for fidelity in measured if fidelity.metric not in analysis.blind]
+    usable = [fidelity for fidelity in measured if fidelity.metric not in analysis.insensitive]
     by_item = (usable or measured)[0].to_baseline if measured else {}
     return {item: float(np.mean(distances)) for item, distances in by_item.items()}
 
 
-def _notes(item: str, preset: PresetVerdict, analysis: VerificationAnalysis) -> tuple[str, ...]:
+def _notes(item: str, preset: PresetAnalysis, analysis: VerificationAnalysis) -> tuple[str, ...]:
     """What the metrics say of an item, its seeds averaged."""
     if preset.evidence is None:
         return ()
     notes = [
         f"{title(quality.metric)} {change(quality.metric, float(np.mean(quality.differences[item])))}"
         for quality in preset.evidence.quality
-        if item in quality.differences and quality.metric not in analysis.blind
+        if item in quality.differences and quality.metric not in analysis.insensitive
     ]
     notes += [
         f"{fidelity.metric} distance {float(np.mean(fidelity.to_baseline[item])):.2g}"

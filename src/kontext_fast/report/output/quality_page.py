@@ -20,8 +20,8 @@ from kontext_fast.report.output.images import png_uri
 from kontext_fast.report.output.item_cards import GAIN, ItemCard, arbitrary, item_cards, worst
 from kontext_fast.report.text import quality as words
 from kontext_fast.report.verification import VerificationReport, build_verification_report
-from kontext_fast.verify.analysis import PresetVerdict
-from kontext_fast.verify.controls import POSITIVE, Sighting
+from kontext_fast.verify.analysis import PresetAnalysis
+from kontext_fast.verify.controls import NO_LOSS_ARMS, ControlCheck
 
 PAGE = Path("visualizations") / "quality" / "index.html"
 
@@ -30,7 +30,7 @@ PAGE = Path("visualizations") / "quality" / "index.html"
 class PresetSection:
     """One preset as the page shows it."""
 
-    preset: PresetVerdict
+    preset: PresetAnalysis
     computed: str
     worst: tuple[ItemCard, ...]
     random: tuple[ItemCard, ...]
@@ -71,8 +71,8 @@ def render(report: VerificationReport, charts: Sequence[Chart], store: ResultSto
         },
         facts=_facts(report),
         caution=next((record.checkpoint.caution for record in result.records if record.checkpoint), None),
-        controls=[control.value for control in Control] + list(POSITIVE),
-        sightings=_by_metric(analysis.sightings),
+        controls=[control.value for control in Control] + list(NO_LOSS_ARMS),
+        control_checks=_by_metric(analysis.control_checks),
         failed=[record for record in result.records if record.status != "ok"],
         lost=_lost(result),
         words=words,
@@ -81,7 +81,7 @@ def render(report: VerificationReport, charts: Sequence[Chart], store: ResultSto
     )
 
 
-def _section(preset: PresetVerdict, report: VerificationReport, store: ResultStore) -> PresetSection:
+def _section(preset: PresetAnalysis, report: VerificationReport, store: ResultStore) -> PresetSection:
     outputs = [
         output
         for record in report.arms.presets
@@ -114,10 +114,10 @@ def _facts(report: VerificationReport) -> list[Fact]:
     ]
 
 
-def _by_metric(sightings: Sequence[Sighting]) -> dict[str, dict[str, Sighting]]:
-    by_metric: dict[str, dict[str, Sighting]] = {}
-    for sighting in sightings:
-        by_metric.setdefault(sighting.metric, {})[sighting.control] = sighting
+def _by_metric(control_checks: Sequence[ControlCheck]) -> dict[str, dict[str, ControlCheck]]:
+    by_metric: dict[str, dict[str, ControlCheck]] = {}
+    for check in control_checks:
+        by_metric.setdefault(check.metric, {})[check.control] = check
     return by_metric
 
 

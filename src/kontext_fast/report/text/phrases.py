@@ -17,7 +17,7 @@ from kontext_fast.analysis.names import cell_name
 from kontext_fast.analysis.rows import Row
 from kontext_fast.records.names import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL, Sample
-from kontext_fast.stats.claims import speed_verdict
+from kontext_fast.stats.claims import speed_claim
 from kontext_fast.stats.series import drift, outliers, percentile
 
 _PERCENTILES = (90, 95, 99)
@@ -51,7 +51,7 @@ def _control(group: AnalyzedGroup) -> str:
 def _of_preset(preset: str, runs: Sequence[Run]) -> Iterator[str]:
     values = [run.seconds for run in sorted(runs, key=lambda run: run.record.order)]
     moved = drift(values)
-    if moved is not None and moved.found:
+    if moved is not None and moved.significant:
         yield (
             f"{preset} drifted by {100 * moved.change:+.1f} % from its first process to its last "
             f"(Mann-Kendall, p = {moved.p_value:.3f}, n = {moved.n})."
@@ -178,7 +178,7 @@ def _fastest_of(rows: Iterable[Row], limit: float | None) -> Row | None:
     faster = [
         (row.factor.value, row)
         for row in rows
-        if row.preset != CONTROL and row.factor is not None and speed_verdict(row.factor, limit or 0.0) == "faster"
+        if row.preset != CONTROL and row.factor is not None and speed_claim(row.factor, limit or 0.0) == "faster"
     ]
     return max(faster, key=lambda one: one[0])[1] if faster else None
 

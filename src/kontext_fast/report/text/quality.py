@@ -8,7 +8,7 @@ from kontext_fast.analysis import format as fmt
 from kontext_fast.metrics.base import Metric, discover
 from kontext_fast.verify.analysis import VerificationAnalysis
 from kontext_fast.verify.comparisons import Outcome
-from kontext_fast.verify.frontier import Frontier, Point, quality_of_fewer_steps
+from kontext_fast.verify.frontier import Frontier, FrontierPoint, quality_of_fewer_steps
 from kontext_fast.verify.verdict import Level
 
 LEVELS = {
@@ -52,7 +52,7 @@ def answer(outcome: Outcome) -> str:
         Outcome.PASSED: "within",
         Outcome.FAILED: "beyond",
         Outcome.UNDECIDED: "undecided",
-        Outcome.BLIND: "rounding reaches it",
+        Outcome.INSENSITIVE: "rounding reaches it",
     }[outcome]
 
 
@@ -85,7 +85,7 @@ SLOWER = "no faster than baseline"
 BEYOND = "faster than any number of steps that was tried"
 
 
-def standing(frontier: Frontier, point: Point) -> str | None:
+def standing(frontier: Frontier, point: FrontierPoint) -> str | None:
     """Where a preset stands against the steps that fit into its time; None where that was not measured.
 
     A difference counts where the steps' mean lies outside of the preset's bounds.

@@ -16,7 +16,7 @@ from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
 from kontext_fast.report.text.phrases import provenance
-from kontext_fast.stats.claims import Verdict, speed_verdict
+from kontext_fast.stats.claims import SpeedClaim, speed_claim
 from kontext_fast.stats.intervals import Estimate, ratio_interval
 
 SECTION = "ablation"
@@ -38,7 +38,7 @@ class Point:
     how: How
     factor: Estimate | None
     """alone: baseline over only this one; added last: the preset without it over the whole preset."""
-    verdict: Verdict | None
+    claim: SpeedClaim | None
     note: str | None
     """Why there is no factor."""
 
@@ -96,7 +96,7 @@ def _panel(group: AnalyzedGroup, preset: str) -> Panel:
 def _point(group: AnalyzedGroup, name: str, how: How, slower: str, faster: str) -> Point:
     factor = ratio_interval(group.by_round(slower), group.by_round(faster))
     if factor is not None:
-        return Point(name, how, factor, speed_verdict(factor, group.smallest_claim), None)
+        return Point(name, how, factor, speed_claim(factor, group.smallest_claim), None)
     for preset in (slower, faster):
         if failures := group.failures_of(preset):
             return Point(name, how, None, None, f"{preset} {failures[0].status}: {failures[0].reason}")
@@ -105,8 +105,8 @@ def _point(group: AnalyzedGroup, name: str, how: How, slower: str, faster: str) 
 
 def _takeaway(panel: Panel) -> str:
     alone = [point for point in panel.points if point.how == "alone" and point.factor]
-    nothing = [point.optimization for point in alone if point.verdict == "no difference found"]
-    helps = [point for point in alone if point.verdict == "faster" and point.factor]
+    nothing = [point.optimization for point in alone if point.claim == "no difference found"]
+    helps = [point for point in alone if point.claim == "faster" and point.factor]
     sentences = []
     if helps:
         best = max(helps, key=lambda point: point.factor.value if point.factor else 0)

@@ -7,7 +7,7 @@ from kontext_fast.report.charting import Chart
 from kontext_fast.report.plots.frontier import Dot, Panel, picture
 from kontext_fast.report.text.quality import frontier_finding, without_time
 from kontext_fast.report.verification import VerificationReport
-from kontext_fast.verify.frontier import Frontier, Point
+from kontext_fast.verify.frontier import Frontier, FrontierPoint
 
 SECTION = "frontier"
 FILE = "quality/frontier.png"
@@ -55,7 +55,7 @@ def _nothing(frontier: Frontier | None) -> str:
     return f"Nothing but baseline was timed. {without_time(frontier)}"
 
 
-def _dot(point: Point, metric: str) -> Dot | None:
+def _dot(point: FrontierPoint, metric: str) -> Dot | None:
     if point.edit_s is None or point.fastest_s is None or point.slowest_s is None or metric not in point.changes:
         return None
     change = point.changes[metric]

@@ -32,10 +32,10 @@ def plotted(report: VerificationReport) -> tuple[Panel, ...]:
             bounds = mean_bounds(values, analysis.margins.confidence, bounded=metric.bounded)
             rows.append(Row(name, kind, tuple(values.tolist()), (float(bounds.lower), float(bounds.upper))))
         if rows:
-            blind = f" (blind here: {analysis.blind[metric.name]})" if metric.name in analysis.blind else ""
+            reason = analysis.insensitive.get(metric.name)
             panels.append(
                 Panel(
-                    metric.title + blind,
+                    metric.title + (f" (insensitive here: {reason})" if reason else ""),
                     "difference from baseline per item; left of zero is worse",
                     tuple(rows),
                     margin=analysis.margins.primary.get(metric.name),
@@ -51,7 +51,7 @@ def draw(report: VerificationReport) -> Chart:
         how_to_read=(
             "A dot is an item, its seeds averaged. The bar runs from the lower to the upper 95 % bound of the mean, "
             "each one-sided. A preset passes where its bar stays right of the left end of the green band, "
-            "which is the margin. Controls are worse on purpose: a metric in which they do not fall is blind."
+            "which is the margin. Controls are worse on purpose: a metric in which they do not fall is insensitive."
         ),
         takeaway=finding(report.analysis) if panels else "No metric of quality was measured.",
         alt="; ".join(f"{panel.title}: {', '.join(row.label for row in panel.rows)}" for panel in panels),

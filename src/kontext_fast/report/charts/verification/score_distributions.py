@@ -9,7 +9,7 @@ from kontext_fast.report.charting import Chart
 from kontext_fast.report.plots.dots import Kind, Panel, Row, picture
 from kontext_fast.report.text.quality import finding
 from kontext_fast.report.verification import VerificationReport
-from kontext_fast.verify.analysis import Arms
+from kontext_fast.verify.analysis import ArmScores
 
 SECTION = "quality"
 FILE = "quality/score_distributions.png"
@@ -18,13 +18,13 @@ TITLE = "Distances to baseline, and scores, of every output"
 
 def plotted(report: VerificationReport) -> tuple[Panel, ...]:
     """Panels of fidelity first."""
-    blind, arms = report.analysis.blind, report.arms
+    insensitive, arms = report.analysis.insensitive, report.arms
     metrics = sorted(discover().values(), key=lambda metric: metric.role is not Role.FIDELITY)
     panels = []
     for metric in metrics:
         if not arms.measured(metric.name):
             continue
-        stamp = f" (blind here: {blind[metric.name]})" if metric.name in blind else ""
+        stamp = f" (insensitive here: {insensitive[metric.name]})" if metric.name in insensitive else ""
         if metric.role is Role.FIDELITY:
             rows, axis = _distances(arms, metric), f"distance to baseline by {metric.name}, logarithmic"
         else:
@@ -33,13 +33,13 @@ def plotted(report: VerificationReport) -> tuple[Panel, ...]:
     return tuple(panel for panel in panels if any(value > 0 for row in panel.rows for value in row.values))
 
 
-def _arms(arms: Arms) -> Iterable[tuple[Kind, str]]:
+def _arms(arms: ArmScores) -> Iterable[tuple[Kind, str]]:
     yield from (("preset", record.preset) for record in arms.presets)
     yield from (("floor", name) for name in arms.floors)
     yield from (("control", name) for name in arms.controls)
 
 
-def _distances(arms: Arms, metric: type[Metric]) -> list[Row]:
+def _distances(arms: ArmScores, metric: type[Metric]) -> list[Row]:
     rows = [
         Row(name, kind, values)
         for kind, name in _arms(arms)
@@ -49,7 +49,7 @@ def _distances(arms: Arms, metric: type[Metric]) -> list[Row]:
     return [*rows, Row("another seed", "baseline", between)] if between else rows
 
 
-def _scores(arms: Arms, metric: type[Metric]) -> list[Row]:
+def _scores(arms: ArmScores, metric: type[Metric]) -> list[Row]:
     baseline: list[tuple[Kind, str]] = [("baseline", arms.baseline.preset)] if arms.baseline else []
     return [
         Row(name, kind, values)

@@ -17,7 +17,7 @@ from kontext_fast.metrics.base import Control, Setting
 from kontext_fast.metrics.scorer import Scorer
 from kontext_fast.records.schema import Arm, ArmRole, Output, Record, ResultFile, StoredItem, Verification
 from kontext_fast.records.store import ResultStore
-from kontext_fast.verify.controls import FLOORS, spoiled
+from kontext_fast.verify.controls import FLOOR_ARMS, degrade
 from kontext_fast.verify.journal import Journal
 from kontext_fast.verify.margins import Margins, read_margins
 from kontext_fast.verify.scoring import ArmOutputs, score_arms
@@ -119,15 +119,16 @@ def verification(
         records.append(record(f"{name}, other order", "order", few, make, preset=name))
     records += [record(name, "steps", chosen, make) for name, make in (fewer or {}).items()]
     records += [
-        record(name, "floor", few, noisy(0.6, seed=index) if index else untouched) for index, name in enumerate(FLOORS)
+        record(name, "floor", few, noisy(0.6, seed=index) if index else untouched)
+        for index, name in enumerate(FLOOR_ARMS)
     ]
     by_id = {item.id: few[index - 1] for index, item in enumerate(few)}
     controls: dict[Control, Make] = {
         Control.HALF_STEPS: noisy(9),
         Control.CACHE_X4: noisy(12),
         Control.SWAPPED: lambda item, image, index: by_id[item.id].target,
-        Control.BLUR: lambda item, image, index: spoiled(image, Control.BLUR, item.image),
-        Control.JPEG: lambda item, image, index: spoiled(image, Control.JPEG, item.image),
+        Control.BLUR: lambda item, image, index: degrade(image, Control.BLUR, item.image),
+        Control.JPEG: lambda item, image, index: degrade(image, Control.JPEG, item.image),
         Control.UNEDITED: lambda item, image, index: item.image,
     }
     records += [record(control.value, "control", few, make) for control, make in controls.items()]
