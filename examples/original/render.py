@@ -8,7 +8,7 @@ from pathlib import Path
 from examples.original.charts import analysis_picture, summary_picture
 from examples.original.figures import published
 from examples.original.page import page
-from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.store import write_atomically
 
 FOLDER = Path("examples/original")
 

@@ -5,7 +5,7 @@ import pytest
 from kontext_fast.analysis.groups import groups
 from kontext_fast.analysis.rows import headline
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.merge import merged
+from kontext_fast.records.merge import merge_results
 from kontext_fast.records.schema import Cell, Record, ResultFile
 from tests.records.builder import item, record, result, timed
 
@@ -32,7 +32,7 @@ def bench(name: str, day: int, baseline: list[float], fast: list[float], **chang
 def test_blocks_are_never_mixed_so_factors_stay_those_within_blocks() -> None:
     # Twice as slow a machine on the second day: pairing across files would give 1x and 4x.
     slow = bench("p", 2, [4.0, 4.2], [2.0, 2.1])
-    both = merged([slow, bench("q", 1, [2.0, 2.2], [1.0, 1.1])])
+    both = merge_results([slow, bench("q", 1, [2.0, 2.2], [1.0, 1.1])])
     (group,) = groups(both)
     factors = {row.preset: row.factor for row in headline(group)}
     assert [len(group.runs_of(preset)) for preset in ("baseline", "p", "q")] == [4, 2, 2]
@@ -44,7 +44,7 @@ def test_blocks_are_never_mixed_so_factors_stay_those_within_blocks() -> None:
 
 
 def test_runs_are_in_the_order_in_which_they_were_made() -> None:
-    both = merged([bench("late", 2, [1.0, 1.0], [1.0, 1.0]), bench("early", 1, [1.0], [1.0])])
+    both = merge_results([bench("late", 2, [1.0, 1.0], [1.0, 1.0]), bench("early", 1, [1.0], [1.0])])
     assert [record.order for record in both.records] == list(range(6))
     assert [record.run_id.split()[0] for record in both.records] == ["early"] * 2 + ["late"] * 4
     assert both.suite == "late and early"
@@ -53,7 +53,7 @@ def test_runs_are_in_the_order_in_which_they_were_made() -> None:
 
 def test_an_item_keeps_the_image_that_one_of_them_stored() -> None:
     with_image = bench("a", 1, [1.0], [1.0], items=(item("a", "0" * 64),))
-    both = merged([bench("b", 2, [1.0], [1.0]), with_image])
+    both = merge_results([bench("b", 2, [1.0], [1.0]), with_image])
     assert {one.id: one.image for one in both.items} == {"a": "0" * 64, "b": None}
 
 
@@ -62,11 +62,11 @@ def test_a_cell_that_another_benchmark_measured_is_not_missing() -> None:
         return record(preset, 0, status="not measured", reason="Budget.", cells=(CELL,), run_id=f"left out {preset}")
 
     done = timed("fast", 0, [1.0, 1.0], cells=(CELL,))
-    both = merged([result([left_out("fast"), left_out("slow")]), result([done])])
+    both = merge_results([result([left_out("fast"), left_out("slow")]), result([done])])
     assert [one.run_id for one in both.records if one.status == "not measured"] == ["left out slow"]
 
 
 def test_a_run_that_was_copied_counts_once_or_not_at_all() -> None:
     one = bench("a", 1, [1.0], [1.0])
     with pytest.raises(InvalidInput, match="a baseline 0 is in two folders"):
-        merged([one, one])
+        merge_results([one, one])

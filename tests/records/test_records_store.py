@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kontext_fast.errors import InvalidInput, KontextError
+from kontext_fast.errors import InvalidInput
 from kontext_fast.records.samples_csv import COLUMNS
 from kontext_fast.records.schema import Score
 from kontext_fast.records.store import ResultStore
@@ -138,16 +138,6 @@ def test_images_of_every_mode_can_be_stored(store: ResultStore, mode: str) -> No
 def test_what_is_no_hash_names_no_file(store: ResultStore, digest: str) -> None:
     with pytest.raises(InvalidInput, match="not an image hash"):
         store.image_path(digest)
-
-
-def test_append_adds_a_run_once(store: ResultStore) -> None:
-    store.write(result([timed("baseline", 1, [1.0])]))
-    run = timed("cache", 1, [0.5])
-    store.append(run)
-    assert store.load().records[-1] == run
-    with pytest.raises(KontextError, match="already recorded"):
-        store.append(run)
-    assert len(store.load().records) == 2
 
 
 def test_scores_are_added_to_their_run_and_replace_earlier_ones_of_the_same_output(store: ResultStore) -> None:

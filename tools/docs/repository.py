@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.store import write_atomically
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report, build_report, usual_question
 from kontext_fast.report.output.documents import DOCUMENTS

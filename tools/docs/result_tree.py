@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from kontext_fast.records.merge import merged
+from kontext_fast.records.merge import merge_results
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import RECORDS_NAME, ResultStore
 
@@ -52,6 +52,6 @@ def find_published(folder: Path) -> Published:
     return Published(
         folder=folder,
         stores=stores,
-        speed=merged(benches) if benches else None,
+        speed=merge_results(benches) if benches else None,
         verifications=tuple(verifications),
     )

@@ -54,8 +54,7 @@ def cost(
     from kontext_fast.cost.billing import Demand
     from kontext_fast.cost.export import as_csv, as_json
     from kontext_fast.cost.prices import load_prices
-    from kontext_fast.records.atomic import write_atomically
-    from kontext_fast.records.store import ResultStore
+    from kontext_fast.records.store import ResultStore, write_atomically
     from kontext_fast.report.output.terminal import print_cost
 
     question = Question(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.store import write_atomically
 from kontext_fast.version import __version__
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import CompileCache, Record, ResultFile, StoredItem
 
 
-def merged(results: Sequence[ResultFile]) -> ResultFile:
-    """All records of `results`, at least one, in the order in which they were made.
+def merge_results(results: Sequence[ResultFile]) -> ResultFile:
+    """All records of `results`, at least one, in the order in which they were created.
 
-    Blocks stay what they were: each keeps a number of its own, so that factors are still paired within blocks. A cell
-    that one benchmark did not reach and another one measured is measured.
+    Each block gets a number of its own, so that factors are still paired within blocks. A cell that one benchmark did
+    not reach and another one measured counts as measured.
     Raises InvalidInput where a run is in two of them.
     """
     records: list[Record] = []
@@ -22,13 +22,13 @@ def merged(results: Sequence[ResultFile]) -> ResultFile:
         records += [record.model_copy(update={"round": record.round + blocks}) for record in result.records]
         blocks = max((record.round + 1 for record in records), default=0)
     _check_distinct(records)
-    records = _without_what_another_reached(records)
+    records = _without_cells_measured_elsewhere(records)
     # Stable, so that runs which began within the same second keep the order of their own file.
     records.sort(key=lambda record: record.created_at)
     return ResultFile(
-        kontext_fast_version=_joined(result.kontext_fast_version for result in results),
+        kontext_fast_version=_join(result.kontext_fast_version for result in results),
         command="; ".join(dict.fromkeys(result.command for result in results)),
-        suite=_joined(result.suite for result in results),
+        suite=_join(result.suite for result in results),
         suite_sha256=hashlib.sha256("\n".join(result.suite_sha256 for result in results).encode()).hexdigest(),
         seed=results[0].seed,
         items=_items(results),
@@ -44,28 +44,28 @@ def _check_distinct(records: Iterable[Record]) -> None:
         seen.add(record.run_id)
 
 
-def _without_what_another_reached(records: Sequence[Record]) -> list[Record]:
-    reached = {key for record in records if record.status != "not measured" for key in _cells(record)}
+def _without_cells_measured_elsewhere(records: Sequence[Record]) -> list[Record]:
+    reached = {key for record in records if record.status != "not measured" for key in _keys(record)}
     return [
         record
         for record in records
-        if record.status != "not measured" or not record.cells or not set(_cells(record)) <= reached
+        if record.status != "not measured" or not record.cells or not set(_keys(record)) <= reached
     ]
 
 
-def _cells(record: Record) -> list[tuple[str, CompileCache, object]]:
+def _keys(record: Record) -> list[tuple[str, CompileCache, object]]:
     return [(record.preset, record.compile_cache, cell) for cell in record.cells]
 
 
 def _items(results: Iterable[ResultFile]) -> tuple[StoredItem, ...]:
     """Each item once, with its image where one of the benchmarks kept it."""
-    found: dict[str, StoredItem] = {}
+    items: dict[str, StoredItem] = {}
     for result in results:
         for item in result.items:
-            if item.id not in found or (found[item.id].image is None and item.image is not None):
-                found[item.id] = item
-    return tuple(found.values())
+            if item.id not in items or (items[item.id].image is None and item.image is not None):
+                items[item.id] = item
+    return tuple(items.values())
 
 
-def _joined(names: Iterable[str]) -> str:
+def _join(names: Iterable[str]) -> str:
     return " and ".join(dict.fromkeys(names))

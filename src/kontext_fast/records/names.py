@@ -1,4 +1,4 @@
-"""Names that records carry: ablations of a preset, peers, and the machine that a run was made on."""
+"""Names in records, as they are written and read: ablations of a preset, peers, and the machine of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WITHOUT: Final = "-without-"
 
 @dataclass(frozen=True)
 class Ablation:
-    """A preset's name taken apart."""
+    """What the name of an ablation says."""
 
     preset: str
     kind: str
@@ -23,31 +23,31 @@ class Ablation:
 def parse_ablation(name: str) -> Ablation | None:
     """What the name of an ablation means; None for the name of any other preset."""
     for kind in (ONLY, WITHOUT):
-        preset, found, optimization = name.partition(kind)
-        if found and preset and optimization:
+        preset, separator, optimization = name.partition(kind)
+        if separator and preset and optimization:
             return Ablation(preset, kind, optimization)
     return None
 
 
-PREFIX: Final = "peer:"
+PEER_PREFIX: Final = "peer:"
 
 
 def is_peer(preset: str) -> bool:
     """Whether a record's preset is a peer; no preset of ours has such a name."""
-    return preset.startswith(PREFIX)
+    return preset.startswith(PEER_PREFIX)
 
 
 def machine_name(environment: Mapping[str, Any]) -> str | None:
-    """The name of the card that ran, or of the CPU where no card did; None where the run ended before it knew."""
+    """The name of the GPU that ran, or of the CPU where none did; None where the run ended before it was known."""
     gpu = environment.get("gpu")
     name = gpu.get("name") if isinstance(gpu, Mapping) else environment.get("cpu")
     return name if isinstance(name, str) and name else None
 
 
 def machine_identity(environment: Mapping[str, Any]) -> str | None:
-    """Tells this very machine from another one of the same name: by its card, or by the host where no card ran.
+    """Tells a machine from others of the same name: by its GPU, or by the host where no GPU ran.
 
-    None where the run ended before it knew. Blocks of a benchmark never span two identities.
+    None where the run ended before it was known. Blocks of a benchmark never span two identities.
     """
     gpu = environment.get("gpu")
     identity = gpu.get("uuid_sha256") if isinstance(gpu, Mapping) else environment.get("host_sha256")
@@ -55,5 +55,5 @@ def machine_identity(environment: Mapping[str, Any]) -> str | None:
 
 
 def ran_on_gpu(environment: Mapping[str, Any]) -> bool:
-    """Whether a card did the work; False also where the run ended before it knew."""
+    """Whether a GPU ran; False, too, where the run ended before that was known."""
     return isinstance(environment.get("gpu"), Mapping)

@@ -292,7 +292,7 @@ class Record(Stored):
     checkpoint: Checkpoint | None
     """None where the process ended before it loaded one."""
     environment: dict[str, Any]
-    """Facts of machine and software. Runs are compared only on the same machine: see `machine.machine_name`."""
+    """Facts of machine and software. Runs are compared only on the same machine: see `names.machine_identity`."""
     round: int
     """Block of the randomized design this run belongs to; all runs of a block were on one and the same machine."""
     order: int

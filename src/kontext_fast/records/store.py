@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from kontext_fast.errors import InvalidInput, KontextError
-from kontext_fast.records.atomic import write_atomically
+from kontext_fast.errors import InvalidInput
 from kontext_fast.records.samples_csv import samples_csv
 from kontext_fast.records.schema import SCHEMA_VERSION, Record, ResultFile, Score
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 RECORDS_NAME = "benchmark_results.json"
 FOLDERS = ("results/images", "visualizations/performance", "visualizations/quality", "visualizations/cost", "reports")
-KEPT_MODES = ("RGB", "RGBA", "L")
+STORED_MODES = ("RGB", "RGBA", "L")
 HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -43,10 +44,10 @@ class ResultStore:
             records_file = records
         elif records.is_dir():
             candidates = (records / "results" / RECORDS_NAME, records / RECORDS_NAME)
-            found = [path for path in candidates if path.is_file()]
-            if not found:
+            existing = [path for path in candidates if path.is_file()]
+            if not existing:
                 raise InvalidInput(f"There are no records in {records}: name a folder that `kontext bench` wrote.")
-            records_file = found[0]
+            records_file = existing[0]
         else:
             raise InvalidInput(f"{records} does not exist: name a folder that `kontext bench` wrote.")
         results = records_file.absolute().parent
@@ -91,15 +92,6 @@ class ResultStore:
         write_atomically(self.records_file, (result.model_dump_json(indent=1) + "\n").encode())
         write_atomically(self.samples_file, samples_csv(result).encode())
 
-    def append(self, record: Record) -> None:
-        """Add one run to records that were written before. Raises KontextError if the run is already there."""
-        result = self.load()
-        if any(known.run_id == record.run_id for known in result.records):
-            raise KontextError(
-                f"Run {record.run_id} is already recorded in {self.records_file}: give each run its own id."
-            )
-        self.write(result.model_copy(update={"records": (*result.records, record)}))
-
     def add_scores(self, run_id: str, scores: Iterable[Score]) -> None:
         """Attach scores to a run. A score of the same output by the same metric takes the place of an earlier one.
 
@@ -111,20 +103,20 @@ class ResultStore:
         new = tuple(scores)
         replaced = {_score_key(score) for score in new}
 
-        def scored(record: Record) -> Record:
+        def with_scores(record: Record) -> Record:
             if record.run_id != run_id:
                 return record
-            kept = tuple(score for score in record.scores if _score_key(score) not in replaced)
-            return record.model_copy(update={"scores": kept + new})
+            others = tuple(score for score in record.scores if _score_key(score) not in replaced)
+            return record.model_copy(update={"scores": others + new})
 
-        self.write(result.model_copy(update={"records": tuple(map(scored, result.records))}))
+        self.write(result.model_copy(update={"records": tuple(map(with_scores, result.records))}))
 
     def put_image(self, image: Image) -> str:
         """Store an image once and return its hash. Modes other than RGB, RGBA and L are stored as RGB."""
-        if image.mode not in KEPT_MODES:
+        if image.mode not in STORED_MODES:
             image = image.convert("RGB")
-        facts = f"{image.mode} {image.width}x{image.height}\n".encode()
-        digest = hashlib.sha256(facts + image.tobytes()).hexdigest()
+        header = f"{image.mode} {image.width}x{image.height}\n".encode()
+        digest = hashlib.sha256(header + image.tobytes()).hexdigest()
         path = self.image_path(digest)
         if not path.exists():
             png = io.BytesIO()
@@ -155,3 +147,33 @@ def _check_version(path: Path, data: Any) -> None:
 
 def _score_key(score: Score) -> tuple[str, int, str, str]:
     return (score.item, score.seed, score.image, score.metric)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` through a temporary file in the same folder, which is created if missing.
+
+    Raises OSError, and then leaves `path` as it was and no temporary file behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut, where folders can be opened for that."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -13,7 +13,7 @@ from types import ModuleType
 
 from kontext_fast.discovery import modules_with
 from kontext_fast.errors import KontextError
-from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.store import write_atomically
 from kontext_fast.report.charts import benchmark, verification
 from kontext_fast.report.model import Report
 from kontext_fast.report.verification import VerificationReport

@@ -14,7 +14,7 @@ from kontext_fast.discovery import values
 from kontext_fast.errors import KontextError
 from kontext_fast.optimizations import presets
 from kontext_fast.optimizations.presets import Preset
-from kontext_fast.records.names import PREFIX, is_peer
+from kontext_fast.records.names import PEER_PREFIX, is_peer
 
 
 @cache
@@ -26,7 +26,7 @@ def discover_peers() -> Mapping[str, Preset]:
     peers: Mapping[str, Preset] = values(recipes, Preset, "peer")
     for name in peers:
         if not is_peer(name):
-            raise KontextError(f"The name of the peer {name!r} has no prefix; call it {PREFIX + name!r}.")
+            raise KontextError(f"The name of the peer {name!r} has no prefix; call it {PEER_PREFIX + name!r}.")
     return peers
 
 

@@ -19,7 +19,7 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Conflict, Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import PipelineCall, track_calls
 from kontext_fast.optimizations.patching import keep_attribute
-from kontext_fast.records.atomic import write_atomically
+from kontext_fast.records.store import write_atomically
 
 if TYPE_CHECKING:
     from kontext_fast.optimizations.machine import Machine

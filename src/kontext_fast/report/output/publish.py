@@ -8,9 +8,8 @@ from pathlib import Path
 
 from kontext_fast.cost.analysis import Question
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.samples_csv import samples_csv
-from kontext_fast.records.store import ResultStore
+from kontext_fast.records.store import ResultStore, write_atomically
 from kontext_fast.report.charting import Chart, write_charts
 from kontext_fast.report.model import Report, build_report
 from kontext_fast.report.output import documents, page

@@ -9,10 +9,9 @@ from pathlib import Path
 from kontext_fast.analysis import format as fmt
 from kontext_fast.errors import InvalidInput
 from kontext_fast.metrics.base import Control
-from kontext_fast.records.atomic import write_atomically
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import ResultFile
-from kontext_fast.records.store import ResultStore
+from kontext_fast.records.store import ResultStore, write_atomically
 from kontext_fast.report import templates
 from kontext_fast.report.charting import Chart, write_verification_charts
 from kontext_fast.report.environment import Fact
