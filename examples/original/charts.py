@@ -6,8 +6,9 @@ from examples.original import figures
 from examples.original.figures import Published
 from kontext_fast.analysis import format as fmt
 from kontext_fast.cost.billing import Demand, cost
-from kontext_fast.report.plots import money as pictures
-from kontext_fast.report.plots.money import Line, Money, Pair, Tile, Words
+from kontext_fast.report.plots import money as plots
+from kontext_fast.report.plots import style
+from kontext_fast.report.plots.money import Caption, Money, ProviderPair, Tile, VolumeLine
 
 STAMP = "As published, not measured here"
 SCENARIOS = (1_000, 10_000, 100_000)
@@ -27,7 +28,7 @@ def summary_picture(of: Published) -> bytes:
     )
     price = of.reference_usd_per_hour
     bars = [Money(_named(volume), figures.month(of, price, images_per_day=volume)) for volume in SCENARIOS]
-    return pictures.summary(_words(of, "FLUX.1-Kontext on an H100 PCIe"), tiles, bars, "Saved a month")
+    return plots.summary_picture(_caption(of, "FLUX.1-Kontext on an H100 PCIe"), tiles, bars, "Saved a month")
 
 
 def analysis_picture(of: Published) -> bytes:
@@ -41,17 +42,17 @@ def analysis_picture(of: Published) -> bytes:
             for seconds in (of.baseline_s, of.optimized_s)
         )
         label = f"{name}\n{fmt.usd_rate(price)} per GPU-hour"
-        pairs.append(Pair(label, Money("baseline", slow), Money("optimized", fast)))
+        pairs.append(ProviderPair(label, Money("baseline", slow), Money("optimized", fast)))
     price = of.reference_usd_per_hour
     points = tuple((float(volume), figures.month(of, price, images_per_day=volume)) for volume in of.volumes)
-    line = Line(f"billed by use, {of.reference_price}", points, pictures.PRESET_COLOR)
+    line = VolumeLine(f"billed by use, {of.reference_price}", points, style.PRESET_COLOR)
     titles = (f"A month of {of.images_per_day:,.0f} images a day", "Saved a month by volume")
     names = (f"baseline, {of.baseline_s:g} s", f"optimized, {of.optimized_s:g} s")
-    return pictures.analysis(_words(of, "Six prices, one time"), pairs, [line], titles, names)
+    return plots.analysis_picture(_caption(of, "Six prices, one time"), pairs, [line], titles, names)
 
 
-def _words(of: Published, title: str) -> Words:
-    return Words(
+def _caption(of: Published, title: str) -> Caption:
+    return Caption(
         title=title,
         subtitle=f"{of.steps} steps, 1024x1024, {of.day}. {of.source}",
         foot=(

@@ -30,7 +30,7 @@ As published, not measured here. Source: {of.source}.
 
 {of.baseline_s:g} s and {of.optimized_s:g} s per image, {of.steps} steps, {of.card}, {of.day}.
 Its benchmark passed no input image, so these are times of text-to-image, not of editing.
-This page is rendered by `python -m kontext_fast.cost.original`; nothing on it is typed by hand.
+This page is rendered by `python -m examples.original.render`; nothing on it is typed by hand.
 
 ![Summary of the published figures](h100_summary.png)
 ![Published prices and savings](h100_cost_analysis.png)"""

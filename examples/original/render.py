@@ -1,4 +1,4 @@
-"""`python -m kontext_fast.cost.original [FOLDER]`: write the page and the two charts, examples/original by default."""
+"""`python -m examples.original.render [FOLDER]`: write the page and the two charts, examples/original by default."""
 
 from __future__ import annotations
 

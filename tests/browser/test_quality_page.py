@@ -11,7 +11,7 @@ from selenium.webdriver.common.keys import Keys
 
 from kontext_fast.report.output.quality_page import write_quality_page
 from tests.browser.chromium import look, requested
-from tests.browser.test_browser_page import AXE, WIDTHS
+from tests.browser.test_page import AXE, WIDTHS
 from tests.verify.synthetic_results import losing, untouched, verification
 
 

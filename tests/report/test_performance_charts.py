@@ -25,8 +25,8 @@ from kontext_fast.report.charts.benchmark import (
     stage_breakdown,
     step_resolution_heatmap,
 )
-from kontext_fast.report.plots import stacked, style
-from kontext_fast.report.plots.stacked import Part, StackedPanel, StackedRow
+from kontext_fast.report.plots import style
+from kontext_fast.report.plots.bars import Part, StackedPanel, StackedRow, stacked_picture
 from kontext_fast.stats.intervals import Estimate
 from tests.records.builder import record, result, timed
 from tests.report import suite_records
@@ -222,7 +222,7 @@ def test_words_behind_a_wide_interval_lie_inside_of_the_picture(monkeypatch: pyt
     drawn: list[Any] = []
     monkeypatch.setattr(style, "png", lambda figure: drawn.append(figure) or b"")
     wide = StackedRow("classic, warm cache", (Part("p", 9.0),), Estimate(9.0, (0.0, 18.0), 5), "new size 2 s, then 1 s")
-    stacked.picture([StackedPanel("title", "subtitle", (wide,))], {"p": "black"})
+    stacked_picture([StackedPanel("title", "subtitle", (wide,))], {"p": "black"})
     (figure,) = drawn
     (axes,) = figure.axes
     (words,) = (text for text in axes.texts if "then 1 s" in text.get_text())

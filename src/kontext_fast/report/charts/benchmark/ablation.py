@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.benchmark import AnalyzedGroup
@@ -24,15 +23,15 @@ FILE = "performance/ablation.png"
 TITLE = "What each optimization of a preset is worth"
 How = Literal["alone", "added last", "all together"]
 COLORS: dict[How, str] = {
-    "alone": style.COLORS[0],
-    "added last": style.COLORS[5],
+    "alone": style.BLUE,
+    "added last": style.VERMILION,
     "all together": style.INK,
 }
 ROW_IN = 0.42
 
 
 @dataclass(frozen=True)
-class Point:
+class AblationPoint:
     optimization: str
     """The preset's own name where all are together."""
     how: How
@@ -44,13 +43,13 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Panel:
+class AblationPanel:
     title: str
     subtitle: str
-    points: tuple[Point, ...]
+    points: tuple[AblationPoint, ...]
 
 
-def plotted(report: Report) -> tuple[Panel, ...]:
+def plotted(report: Report) -> tuple[AblationPanel, ...]:
     """One panel per preset that was taken apart and workload."""
     return tuple(
         _panel(group, preset)
@@ -78,7 +77,7 @@ def draw(report: Report) -> Chart:
     )
 
 
-def _panel(group: AnalyzedGroup, preset: str) -> Panel:
+def _panel(group: AnalyzedGroup, preset: str) -> AblationPanel:
     parts = (part for part in map(parse_ablation, group.presets) if part and part.preset == preset)
     # As the preset applies them, whatever order the blocks were shuffled into.
     places = {one.name: place for place, one in enumerate(group.plans.get(preset, ()))}
@@ -90,20 +89,20 @@ def _panel(group: AnalyzedGroup, preset: str) -> Panel:
             points.append(_point(group, name, "alone", BASELINE, only))
         if without in group.presets:
             points.append(_point(group, name, "added last", without, preset))
-    return Panel(f"{preset}: {group_name(group)}", provenance([group]), tuple(points))
+    return AblationPanel(f"{preset}: {group_name(group)}", provenance([group]), tuple(points))
 
 
-def _point(group: AnalyzedGroup, name: str, how: How, slower: str, faster: str) -> Point:
+def _point(group: AnalyzedGroup, name: str, how: How, slower: str, faster: str) -> AblationPoint:
     factor = ratio_interval(group.by_round(slower), group.by_round(faster))
     if factor is not None:
-        return Point(name, how, factor, speed_claim(factor, group.smallest_claim), None)
+        return AblationPoint(name, how, factor, speed_claim(factor, group.smallest_claim), None)
     for preset in (slower, faster):
         if failures := group.failures_of(preset):
-            return Point(name, how, None, None, f"{preset} {failures[0].status}: {failures[0].reason}")
-    return Point(name, how, None, None, fmt.NOT_MEASURED)
+            return AblationPoint(name, how, None, None, f"{preset} {failures[0].status}: {failures[0].reason}")
+    return AblationPoint(name, how, None, None, fmt.NOT_MEASURED)
 
 
-def _takeaway(panel: Panel) -> str:
+def _takeaway(panel: AblationPanel) -> str:
     alone = [point for point in panel.points if point.how == "alone" and point.factor]
     nothing = [point.optimization for point in alone if point.claim == "no difference found"]
     helps = [point for point in alone if point.claim == "faster" and point.factor]
@@ -119,40 +118,26 @@ def _takeaway(panel: Panel) -> str:
     return f"{panel.title}: {'; '.join(sentences)}."
 
 
-def _picture(panels: Sequence[Panel]) -> bytes:
-    heights = [style.HEAD_IN + style.FOOT_IN + ROW_IN * len(panel.points) for panel in panels]
-    figure = style.new_figure(sum(heights))
-    top = sum(heights)
-    for panel, height in zip(panels, heights, strict=True):
-        style.heading(figure, top, panel.title, panel.subtitle)
-        axes = style.panel_axes(figure, top, height, left=0.28, right=0.985)
-        style.bare(axes, "times as fast")
-        axes.set_ylim(len(panel.points) - 0.4, -0.6)
-        for y, point in enumerate(panel.points):
-            style.row_name(axes, y, f"{point.optimization}, {point.how}")
-            if point.factor is None:
-                style.row_words(axes, 1.0, y, point.note or "", style.FAILURE)
-                continue
-            low, high = point.factor.interval or (point.factor.value, point.factor.value)
-            style.whisker(axes, y, low, high)
-            axes.plot([point.factor.value], [y], "o", markersize=9, color=COLORS[point.how])
-            interval = fmt.factor_range(point.factor) or "no interval"
-            words = f"{fmt.factor(point.factor)} ({interval}, n={point.factor.n})"
-            style.row_words(axes, max(high, point.factor.value), y, words)
-        _scale(axes, panel)
-        top -= height
-    style.legend(figure, sum(heights), list(COLORS.items()))
-    return style.png(figure)
+def _picture(panels: Sequence[AblationPanel]) -> bytes:
+    return style.draw_panels(
+        panels,
+        lambda panel: style.HEAD_IN + style.FOOT_IN + ROW_IN * len(panel.points),
+        _draw_panel,
+        list(COLORS.items()),
+    )
 
 
-def _scale(axes: object, panel: Panel) -> None:
-    from matplotlib.axes import Axes
-
-    assert isinstance(axes, Axes)
-    ends = [1.0]
-    for point in panel.points:
-        if point.factor:
-            ends += [point.factor.value, *(point.factor.interval or ())]
-    span = max(math.log(max(ends) / min(ends)), math.log(1.3))
-    style.factor_ticks(axes, min(ends) * math.exp(-0.1 * span), max(ends) * math.exp(0.6 * span))
-    axes.axvline(1, color=style.INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+def _draw_panel(figure: Any, panel: AblationPanel, top_in: float, height_in: float) -> None:
+    axes = style.panel_axes(figure, top_in, height_in, left=0.28, right=0.985)
+    style.rows(axes, len(panel.points), "times as fast")
+    for y, point in enumerate(panel.points):
+        style.row_name(axes, y, f"{point.optimization}, {point.how}")
+        if point.factor is None:
+            style.row_words(axes, 1.0, y, point.note or "", style.FAILURE)
+            continue
+        style.whisker(axes, y, point.factor.interval)
+        axes.plot([point.factor.value], [y], "o", markersize=9, color=COLORS[point.how])
+        words = f"{fmt.factor(point.factor)} ({fmt.factor_range(point.factor) or fmt.NO_INTERVAL}, n={point.factor.n})"
+        style.row_words(axes, style.end_of(point.factor.value, point.factor.interval), y, words)
+    factors = [point.factor for point in panel.points if point.factor]
+    style.factor_scale(axes, (end for factor in factors for end in (factor.value, *(factor.interval or ()))), right=0.6)

@@ -15,8 +15,8 @@ from kontext_fast.cost.prices import Price
 from kontext_fast.cost.work import Work
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
-from kontext_fast.report.plots import money as pictures
-from kontext_fast.report.plots.money import Line, Words
+from kontext_fast.report.plots import style
+from kontext_fast.report.plots.money import Caption, VolumeLine, volume_picture
 
 SECTION = "cost"
 FILE = "cost/billing_models.png"
@@ -26,7 +26,7 @@ HOW = (
     "GPUs; an API is bought image by image. Where lines cross, the cheaper way changes."
 )
 LEAST, MOST, POINTS = 100, 100_000, 721
-COLORS = (pictures.PRESET_COLOR, pictures.THIRD_COLOR, pictures.FOURTH_COLOR)
+COLORS = (style.BLUE, style.VERMILION, style.GREEN)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Plotted:
     tariffs: tuple[Tariff, ...]
     api: Price | None
     """The API that charges least."""
-    panels: tuple[tuple[str, tuple[Line, ...]], ...]
+    panels: tuple[tuple[str, tuple[VolumeLine, ...]], ...]
     """One per preset."""
 
 
@@ -66,22 +66,24 @@ def draw(report: Report) -> Chart:
         f"Prices: {priced}.\nEven load, at most {100 * RHO_MAX:.0f} % busy at the peak, 365/12 days "
         f"a month, no cold starts, no licence of the weights. Time: {shown.runs}."
     )
-    words = Words(f"Ways to pay on {shown.card}", shown.subtitle, foot, shown.stamp)
+    caption = Caption(f"Ways to pay on {shown.card}", shown.subtitle, foot, shown.stamp)
     takeaway = _takeaway(data)
-    return Chart(TITLE, HOW, takeaway, alt=takeaway, png=pictures.volumes(words, data.panels, "dollars a month"))
+    return Chart(TITLE, HOW, takeaway, alt=takeaway, png=volume_picture(caption, data.panels, "dollars a month"))
 
 
-def _lines(shown: HeadlineComparison, work: Work, tariffs: list[Tariff], api: Price | None) -> tuple[Line, ...]:
+def _lines(shown: HeadlineComparison, work: Work, tariffs: list[Tariff], api: Price | None) -> tuple[VolumeLine, ...]:
     volumes = [float(volume) for volume in np.geomspace(LEAST, MOST, POINTS)]
     lines = []
     for tariff, color in zip(tariffs, COLORS, strict=False):
         points = tuple((v, _month(shown, work, tariff, v)) for v in volumes)
         name = f"{tariff.billing}, {fmt.usd_rate(tariff.price.usd_per_gpu_hour)} per GPU-hour"
-        lines.append(Line(name, points, color, stepped=tariff.billing != "by-use"))
+        lines.append(VolumeLine(name, points, color, stepped=tariff.billing != "by-use"))
     if api is not None and api.usd_per_image is not None:
         days = Demand(images_per_day=1).days_per_month
         bought = tuple((v, v * days * api.usd_per_image) for v in volumes)
-        lines.append(Line(f"{api.provider} API, ${api.usd_per_image:g} an image", bought, pictures.MUTED, dashed=True))
+        lines.append(
+            VolumeLine(f"{api.provider} API, ${api.usd_per_image:g} an image", bought, style.MUTED, dashed=True)
+        )
     return tuple(lines)
 
 

@@ -12,7 +12,7 @@ from kontext_fast.records.schema import CONTROL, CompileCache, Record
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
-from kontext_fast.report.plots.stacked import Part, StackedPanel, StackedRow, picture
+from kontext_fast.report.plots.bars import Part, StackedPanel, StackedRow, stacked_picture
 from kontext_fast.report.text.phrases import provenance
 from kontext_fast.stats.intervals import Estimate, mean_estimate
 
@@ -20,7 +20,7 @@ SECTION = "cold"
 FILE = "performance/cold_start.png"
 TITLE = "What a process pays before its second call"
 LOAD, APPLY, FIRST = "load", "apply", "first call"
-COLORS = {LOAD: style.COLORS[0], APPLY: style.COLORS[2], FIRST: style.COLORS[5]}
+COLORS = {LOAD: style.BLUE, APPLY: style.GREEN, FIRST: style.VERMILION}
 _CACHES: dict[CompileCache, str] = {"cold": ", cold cache", "warm": ", warm cache", "user": ""}
 
 
@@ -43,7 +43,7 @@ def draw(report: Report) -> Chart:
         ),
         takeaway=takeaway,
         alt=f"Stacked bars of seconds to load, apply and make the first call. {takeaway}",
-        png=picture(panels, COLORS) if panels else None,
+        png=stacked_picture(panels, COLORS) if panels else None,
     )
 
 

@@ -11,8 +11,8 @@ from kontext_fast.cost.cards import slug
 from kontext_fast.cost.headline_comparison import HeadlineComparison
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
-from kontext_fast.report.plots import money as pictures
-from kontext_fast.report.plots.money import Line, Money, Pair, Words
+from kontext_fast.report.plots import style
+from kontext_fast.report.plots.money import Caption, Money, ProviderPair, VolumeLine, analysis_picture
 from kontext_fast.stats.intervals import Estimate
 
 SECTION = "cost"
@@ -29,8 +29,8 @@ VOLUMES = (100, 1_000, 5_000, 10_000, 50_000, 100_000)
 @dataclass(frozen=True)
 class Plotted:
     shown: HeadlineComparison
-    pairs: tuple[Pair, ...]
-    lines: tuple[Line, ...]
+    pairs: tuple[ProviderPair, ...]
+    lines: tuple[VolumeLine, ...]
 
 
 def plotted(report: Report) -> Plotted | str:
@@ -45,10 +45,10 @@ def plotted(report: Report) -> Plotted | str:
         slow, fast = (cost(work, demand, tariff, today=shown.today).per_month for work in shown.works)
         stale = ", stale" if price.is_stale(shown.today) else ""
         name = f"{price.provider}, {price.product}\n{fmt.usd_rate(price.usd_per_gpu_hour)} per h, {price.day}{stale}"
-        pairs.append(Pair(name, _money("baseline", slow), _money(shown.other.row.preset, fast)))
+        pairs.append(ProviderPair(name, _money("baseline", slow), _money(shown.other.row.preset, fast)))
     lines = (
-        Line("billed by use", _saved(shown, "by-use"), pictures.PRESET_COLOR),
-        Line("always on, even load", _saved(shown, "always-on"), pictures.THIRD_COLOR, joined=False),
+        VolumeLine("billed by use", _saved(shown, "by-use"), style.BLUE),
+        VolumeLine("always on, even load", _saved(shown, "always-on"), style.VERMILION, joined=False),
     )
     return Plotted(shown, tuple(pairs), lines)
 
@@ -59,7 +59,7 @@ def draw(report: Report) -> Chart:
         return Chart(TITLE, HOW, takeaway=f"Not drawn: {data}.", alt=f"None: {data}.", png=None)
     shown = data.shown
     price = shown.price
-    words = Words(
+    caption = Caption(
         title=f"Cost of {shown.other.row.preset} and baseline on {shown.card}",
         subtitle=shown.subtitle,
         foot=(
@@ -72,7 +72,7 @@ def draw(report: Report) -> Chart:
     titles = (f"A month of {IMAGES_PER_DAY:,} images a day, billed by use", "Saved a month by volume")
     names = ("baseline", shown.other.row.preset)
     takeaway = _takeaway(data)
-    png = pictures.analysis(words, data.pairs, data.lines, titles, names)
+    png = analysis_picture(caption, data.pairs, data.lines, titles, names)
     return Chart(TITLE, HOW, takeaway, alt=takeaway, png=png, name=slug(shown.card))
 
 

@@ -10,8 +10,7 @@ from kontext_fast.cost.cards import slug
 from kontext_fast.cost.headline_comparison import HeadlineComparison
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
-from kontext_fast.report.plots import money as pictures
-from kontext_fast.report.plots.money import Money, Tile, Words
+from kontext_fast.report.plots.money import Caption, Money, Tile, summary_picture
 from kontext_fast.report.quality import PresetQuality
 
 SECTION = "cost"
@@ -38,7 +37,7 @@ def draw(report: Report) -> Chart:
     if isinstance(data, str):
         return Chart(TITLE, HOW, takeaway=f"Not drawn: {data}.", alt=f"None: {data}.", png=None)
     shown, bars = data
-    words = Words(
+    caption = Caption(
         title=f"{shown.other.row.preset} on {shown.card}",
         subtitle=shown.subtitle,
         foot=_foot(shown),
@@ -47,7 +46,7 @@ def draw(report: Report) -> Chart:
     group = next(group for group in report.groups if group.group is shown.group)
     tiles = _tiles(shown, group.quality[shown.other.preset])
     takeaway = _takeaway(shown, bars)
-    png = pictures.summary(words, tiles, bars, "Saved a month, against baseline")
+    png = summary_picture(caption, tiles, bars, "Saved a month, against baseline")
     return Chart(TITLE, HOW, takeaway, alt=takeaway, png=png, name=slug(shown.card))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.benchmark import AnalyzedGroup
@@ -28,11 +29,13 @@ KINDS = {
     "host_rss_peak_bytes": "host, resident",
 }
 COLORS = dict(zip(KINDS, style.COLORS, strict=False))
-ROW_IN = 0.34
+ROW_IN, GAP = 0.34, 0.6
+"""Of a bar, and between the bars of two presets as a share of it."""
+GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Bar:
+class MemoryBar:
     preset: str
     kind: str
     """A key of `KINDS`."""
@@ -41,13 +44,13 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Panel:
+class MemoryPanel:
     title: str
     subtitle: str
-    bars: tuple[Bar, ...]
+    bars: tuple[MemoryBar, ...]
 
 
-def plotted(report: Report) -> tuple[Panel, ...]:
+def plotted(report: Report) -> tuple[MemoryPanel, ...]:
     """Of each checkpoint and machine the group that a report leads with: the centre of a suite."""
     panels = map(_panel, leading_groups(report.analysis))
     return tuple(panel for panel in panels if panel.bars)
@@ -69,14 +72,14 @@ def draw(report: Report) -> Chart:
     )
 
 
-def _panel(group: AnalyzedGroup) -> Panel:
+def _panel(group: AnalyzedGroup) -> MemoryPanel:
     bars = [
-        Bar(row.preset, kind, peak)
+        MemoryBar(row.preset, kind, peak)
         for row in group.ranked
         for kind in KINDS
         if (peak := _peak(group.runs_of(row.preset), kind)) is not None
     ]
-    return Panel(group_name(group), provenance([group]), tuple(bars))
+    return MemoryPanel(group_name(group), provenance([group]), tuple(bars))
 
 
 def _peak(runs: Sequence[Run], kind: str) -> Estimate | None:
@@ -89,7 +92,7 @@ def _peak(runs: Sequence[Run], kind: str) -> Estimate | None:
     return mean_estimate(highest) if highest else None
 
 
-def _takeaway(panel: Panel) -> str:
+def _takeaway(panel: MemoryPanel) -> str:
     """The preset that needs most and the one that needs least, by the first kind that was counted."""
     kind = panel.bars[0].kind
     peaks = {bar.preset: bar.peak.value for bar in panel.bars if bar.kind == kind}
@@ -103,45 +106,34 @@ def _takeaway(panel: Panel) -> str:
     )
 
 
-def _picture(panels: Sequence[Panel]) -> bytes:
-    heights = [style.HEAD_IN + style.FOOT_IN + ROW_IN * _rows(panel) for panel in panels]
-    figure = style.new_figure(sum(heights))
-    top = sum(heights)
-    for panel, height in zip(panels, heights, strict=True):
-        style.heading(figure, top, panel.title, panel.subtitle)
-        axes = style.panel_axes(figure, top, height, left=0.2, right=0.985)
-        style.bare(axes, "GiB")
-        axes.set_ylim(_rows(panel) - 0.4, -0.6)
-        _draw_bars(axes, panel)
-        top -= height
+def _picture(panels: Sequence[MemoryPanel]) -> bytes:
     used = [kind for kind in KINDS if any(bar.kind == kind for panel in panels for bar in panel.bars)]
-    style.legend(figure, sum(heights), [(KINDS[kind], COLORS[kind]) for kind in used])
-    return style.png(figure)
+    return style.draw_panels(
+        panels,
+        lambda panel: style.HEAD_IN + style.FOOT_IN + ROW_IN * _row_count(panel),
+        _draw_panel,
+        [(KINDS[kind], COLORS[kind]) for kind in used],
+    )
 
 
-def _rows(panel: Panel) -> float:
-    return len(panel.bars) + 0.6 * len({bar.preset for bar in panel.bars})
+def _row_count(panel: MemoryPanel) -> float:
+    return len(panel.bars) + GAP * len({bar.preset for bar in panel.bars})
 
 
-def _draw_bars(axes: object, panel: Panel) -> None:
-    from matplotlib.axes import Axes
-
-    assert isinstance(axes, Axes)
-    by_preset: dict[str, list[Bar]] = defaultdict(list)
-    for bar in panel.bars:
-        by_preset[bar.preset].append(bar)
+def _draw_panel(figure: Any, panel: MemoryPanel, top_in: float, height_in: float) -> None:
+    axes = style.panel_axes(figure, top_in, height_in, left=0.2, right=0.985)
+    style.rows(axes, _row_count(panel), "GiB")
     y = 0.0
-    for preset, bars in by_preset.items():
+    for preset, of_preset in groupby(panel.bars, key=lambda bar: bar.preset):
+        bars = list(of_preset)
         style.row_name(axes, y + (len(bars) - 1) / 2, preset)
         for bar in bars:
-            size = bar.peak.value / 2**30
+            size = bar.peak.value / GIB
+            interval = bar.peak.interval and (bar.peak.interval[0] / GIB, bar.peak.interval[1] / GIB)
             axes.barh(y, size, height=0.82, color=COLORS[bar.kind], linewidth=0)
-            end = size
-            if bar.peak.interval:
-                low, high = (bound / 2**30 for bound in bar.peak.interval)
-                style.whisker(axes, y, low, high)
-                end = max(end, high)
-            style.row_words(axes, end, y, f"{fmt.gib(int(bar.peak.value))}  n={bar.peak.n}")
+            style.whisker(axes, y, interval)
+            words = f"{fmt.gib(int(bar.peak.value))}  n={bar.peak.n}"
+            style.row_words(axes, style.end_of(size, interval), y, words)
             y += 1
-        y += 0.6
-    axes.set_xlim(0, max(bar.peak.value for bar in panel.bars) / 2**30 * 1.3)
+        y += GAP
+    axes.set_xlim(0, max(bar.peak.value for bar in panel.bars) / GIB * 1.3)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
+from typing import Any
 
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.benchmark import AnalyzedGroup
@@ -23,7 +25,7 @@ HEIGHT_IN = 6.4
 
 
 @dataclass(frozen=True)
-class Point:
+class ScalingPoint:
     size: str
     """Width x height of the output, in pixels."""
     tokens: int
@@ -33,20 +35,20 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Line:
+class ScalingLine:
     preset: str
-    points: tuple[Point, ...]
+    points: tuple[ScalingPoint, ...]
     """By tokens."""
 
 
 @dataclass(frozen=True)
-class Panel:
+class ScalingPanel:
     title: str
     subtitle: str
-    lines: tuple[Line, ...]
+    lines: tuple[ScalingLine, ...]
 
 
-def plotted(report: Report) -> tuple[Panel, ...]:
+def plotted(report: Report) -> tuple[ScalingPanel, ...]:
     """One panel per checkpoint and machine: the step count with the most sizes, two at least; the first of equals."""
     panels = []
     for of in by_machine(filter(_is_shown, report.analysis)):
@@ -74,7 +76,7 @@ def draw(report: Report) -> Chart:
         ),
         takeaway=takeaway,
         alt=f"Lines of seconds per call over tokens. {takeaway}",
-        png=_picture(panels) if panels else None,
+        png=style.draw_panels(panels, lambda _: HEIGHT_IN, _draw_panel) if panels else None,
         html=_page(panels) if panels else None,
     )
 
@@ -84,27 +86,29 @@ def _is_shown(group: AnalyzedGroup) -> bool:
     return workload is not None and workload.mode == "edit" and workload.batch == 1 and group.compile_cache == "user"
 
 
-def _panel(steps: int, groups: Sequence[AnalyzedGroup]) -> Panel:
-    lines: dict[str, list[Point]] = {}
+def _panel(steps: int, groups: Sequence[AnalyzedGroup]) -> ScalingPanel:
+    lines: dict[str, list[ScalingPoint]] = {}
     for group in groups:
         workload = group.workload
         assert workload is not None
         tokens = workload.text_tokens + workload.image_tokens + workload.reference_tokens
         for row in group.rows:
             if row.preset != CONTROL and row.time:
-                point = Point(f"{workload.width}x{workload.height}", tokens, row.time.mean)
+                point = ScalingPoint(f"{workload.width}x{workload.height}", tokens, row.time.mean)
                 lines.setdefault(row.preset, []).append(point)
     # A point alone says nothing of scaling.
     lines = {name: points for name, points in lines.items() if len(points) > 1} or lines
-    by_tokens = (Line(name, tuple(sorted(points, key=lambda point: point.tokens))) for name, points in lines.items())
-    return Panel(
+    by_tokens = (
+        ScalingLine(name, tuple(sorted(points, key=lambda point: point.tokens))) for name, points in lines.items()
+    )
+    return ScalingPanel(
         title=f"Edits, {fmt.count(steps, 'step')}, one image per call",
         subtitle=provenance(groups),
         lines=tuple(by_tokens),
     )
 
 
-def _takeaway(panel: Panel) -> str:
+def _takeaway(panel: ScalingPanel) -> str:
     """How much more the largest size costs than the smallest, for the first preset that has both."""
     line = max(panel.lines, key=lambda line: len(line.points))
     small, large = line.points[0], line.points[-1]
@@ -116,41 +120,22 @@ def _takeaway(panel: Panel) -> str:
     )
 
 
-def _picture(panels: Sequence[Panel]) -> bytes:
-    figure = style.new_figure(HEIGHT_IN * len(panels))
-    top = HEIGHT_IN * len(panels)
-    for panel in panels:
-        style.heading(figure, top, panel.title, panel.subtitle)
-        axes = style.panel_axes(figure, top, HEIGHT_IN, left=0.07, right=0.86)
-        axes.set_xlabel("tokens of one transformer call", fontsize=11, color=style.MUTED)
-        axes.set_ylabel("seconds per call", fontsize=11, color=style.MUTED)
-        axes.tick_params(labelsize=10.5, colors=style.MUTED, length=0)
-        axes.grid(color=style.GRID, linewidth=0.8)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        for index, line in enumerate(panel.lines):
-            _draw_line(axes, line, style.COLORS[index % len(style.COLORS)])
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
-        top -= HEIGHT_IN
-    return style.png(figure)
+def _draw_panel(figure: Any, panel: ScalingPanel, top_in: float, height_in: float) -> None:
+    axes = style.panel_axes(figure, top_in, height_in, left=0.07, right=0.86)
+    style.clean(axes, "both", x="tokens of one transformer call", y="seconds per call")
+    for line, color in zip(panel.lines, cycle(style.COLORS), strict=False):
+        tokens = [point.tokens for point in line.points]
+        axes.plot(tokens, [point.time.value for point in line.points], "o-", color=color, linewidth=1.8, markersize=6)
+        for point in line.points:
+            if point.time.interval:
+                axes.plot([point.tokens] * 2, point.time.interval, color=style.INK, linewidth=1.4)
+        last = line.points[-1]
+        style.row_words(axes, last.tokens, last.time.value, f"{line.preset} (n={last.time.n})", color)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
 
 
-def _draw_line(axes: object, line: Line, color: str) -> None:
-    from matplotlib.axes import Axes
-
-    assert isinstance(axes, Axes)
-    tokens = [point.tokens for point in line.points]
-    axes.plot(tokens, [point.time.value for point in line.points], "o-", color=color, linewidth=1.8, markersize=6)
-    for point in line.points:
-        if point.time.interval:
-            axes.plot([point.tokens] * 2, point.time.interval, color=style.INK, linewidth=1.4)
-    last = line.points[-1]
-    words = f"{line.preset} (n={last.time.n})"
-    style.row_words(axes, last.tokens, last.time.value, words, color)
-
-
-def _page(panels: Sequence[Panel]) -> str:
+def _page(panels: Sequence[ScalingPanel]) -> str:
     return templates.render(
         "resolution_scaling.html.j2",
         title=TITLE,

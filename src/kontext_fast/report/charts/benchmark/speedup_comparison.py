@@ -16,7 +16,7 @@ from kontext_fast.records.names import parse_ablation
 from kontext_fast.records.schema import CONTROL
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
-from kontext_fast.report.plots.bars import Bar, Panel, picture
+from kontext_fast.report.plots.bars import SpeedBar, SpeedPanel, speed_picture
 from kontext_fast.report.text.phrases import provenance, speed_finding
 from kontext_fast.stats.intervals import Estimate
 
@@ -26,7 +26,7 @@ TITLE = "Time per call, and how many times as fast as baseline"
 MOST_PANELS = 3
 
 
-def plotted(report: Report) -> tuple[Panel, ...]:
+def plotted(report: Report) -> tuple[SpeedPanel, ...]:
     """The data of the picture: the group that a report leads with, then those that compare most presets."""
     measured = _measured(report)
     # Stable, so that of equals the first measured one is shown.
@@ -49,7 +49,7 @@ def draw(report: Report) -> Chart:
         ),
         takeaway=_takeaway(panels) + more,
         alt=_spoken(panels),
-        png=picture(panels) if panels else None,
+        png=speed_picture(panels) if panels else None,
     )
 
 
@@ -62,14 +62,14 @@ def _shown(group: Group) -> list[str]:
     return list(dict.fromkeys(run.record.preset for run in group.runs if parse_ablation(run.record.preset) is None))
 
 
-def _panel(group: AnalyzedGroup) -> Panel:
+def _panel(group: AnalyzedGroup) -> SpeedPanel:
     rows = [row for row in group.ranked if parse_ablation(row.preset) is None]
     finding = speed_finding(rows, group.smallest_claim)
-    return Panel(group_name(group), provenance([group]), tuple(map(_bar, rows)), finding)
+    return SpeedPanel(group_name(group), provenance([group]), tuple(map(_bar, rows)), finding)
 
 
-def _bar(row: Row) -> Bar:
-    return Bar(
+def _bar(row: Row) -> SpeedBar:
+    return SpeedBar(
         preset=row.preset,
         time=row.time.mean if row.time else None,
         processes=row.time.values if row.time else (),
@@ -78,7 +78,7 @@ def _bar(row: Row) -> Bar:
     )
 
 
-def _takeaway(panels: Sequence[Panel]) -> str:
+def _takeaway(panels: Sequence[SpeedPanel]) -> str:
     """The finding of the leading panel, and how far the factors of presets reach in the others."""
     if not panels:
         return ""
@@ -100,7 +100,7 @@ def _reach(factors: Sequence[Estimate]) -> str:
     return " to ".join(dict.fromkeys((fmt.factor(low), fmt.factor(high))))
 
 
-def _spoken(panels: Sequence[Panel]) -> str:
+def _spoken(panels: Sequence[SpeedPanel]) -> str:
     """The leading panel in full; whoever cannot see the others finds their numbers in the tables of the report."""
     if not panels:
         return ""
@@ -116,6 +116,6 @@ def _spoken(panels: Sequence[Panel]) -> str:
     return f"Bars of time per call and points of factors for {panel.title}: {'; '.join(parts)}.{others}"
 
 
-def _leading(panels: Sequence[Panel]) -> Panel:
+def _leading(panels: Sequence[SpeedPanel]) -> SpeedPanel:
     """The one that compares most."""
     return max(panels, key=lambda panel: sum(bar.factor is not None for bar in panel.bars))

@@ -12,7 +12,7 @@ from kontext_fast.records.schema import BASELINE
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
-from kontext_fast.report.plots.stacked import Part, StackedPanel, StackedRow, picture
+from kontext_fast.report.plots.bars import Part, StackedPanel, StackedRow, stacked_picture
 from kontext_fast.report.text.phrases import provenance
 
 SECTION = "speed"
@@ -26,10 +26,10 @@ NAMES = {
 }
 REST = "rest"
 COLORS = {
-    NAMES["text_encode"]: style.COLORS[1],
-    NAMES["vae_encode"]: style.COLORS[2],
-    NAMES["denoise"]: style.COLORS[0],
-    NAMES["vae_decode"]: style.COLORS[3],
+    NAMES["text_encode"]: style.ORANGE,
+    NAMES["vae_encode"]: style.GREEN,
+    NAMES["denoise"]: style.BLUE,
+    NAMES["vae_decode"]: style.PURPLE,
     REST: style.GRAY,
 }
 
@@ -53,7 +53,7 @@ def draw(report: Report) -> Chart:
         ),
         takeaway=takeaway,
         alt=f"Stacked bars of seconds per stage. {takeaway}",
-        png=picture(panels, COLORS) if panels else None,
+        png=stacked_picture(panels, COLORS) if panels else None,
     )
 
 

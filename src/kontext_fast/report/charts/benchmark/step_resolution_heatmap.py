@@ -28,7 +28,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Table:
+class HeatmapTable:
     """One preset."""
 
     preset: str
@@ -37,16 +37,16 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Panel:
+class HeatmapPanel:
     title: str
     subtitle: str
     steps: tuple[int, ...]
     sizes: tuple[Size, ...]
     """By area."""
-    tables: tuple[Table, ...]
+    tables: tuple[HeatmapTable, ...]
 
 
-def plotted(report: Report) -> tuple[Panel, ...]:
+def plotted(report: Report) -> tuple[HeatmapPanel, ...]:
     """One panel per checkpoint and machine where edits were measured at two sizes and two step counts at least."""
     panels = (_panel(of, _planned(report.result, of[0])) for of in by_machine(filter(_is_shown, report.analysis)))
     return tuple(panel for panel in panels if len(panel.steps) > 1 and len(panel.sizes) > 1)
@@ -91,7 +91,7 @@ def _planned(result: ResultFile, group: Group) -> list[tuple[int, Size]]:
     return found
 
 
-def _panel(groups: Sequence[AnalyzedGroup], planned: Sequence[tuple[int, Size]]) -> Panel:
+def _panel(groups: Sequence[AnalyzedGroup], planned: Sequence[tuple[int, Size]]) -> HeatmapPanel:
     tables: dict[str, dict[tuple[int, Size], Estimate]] = {}
     places = set(planned)
     for group in groups:
@@ -104,16 +104,16 @@ def _panel(groups: Sequence[AnalyzedGroup], planned: Sequence[tuple[int, Size]])
     # A single cell is no table; and presets that were measured everywhere come first, where there are too many.
     tables = {name: cells for name, cells in tables.items() if len(cells) > 1} or tables
     names = sorted(tables, key=lambda name: -len(tables[name]))[:MOST_PRESETS]
-    return Panel(
+    return HeatmapPanel(
         title="Edits, one image per call",
         subtitle=provenance(groups),
         steps=tuple(sorted({steps for steps, _ in places})),
         sizes=tuple(sorted({size for _, size in places}, key=lambda size: (size[0] * size[1], size))),
-        tables=tuple(Table(name, tables[name]) for name in tables if name in names),
+        tables=tuple(HeatmapTable(name, tables[name]) for name in tables if name in names),
     )
 
 
-def _takeaway(panel: Panel) -> str:
+def _takeaway(panel: HeatmapPanel) -> str:
     sentences = []
     single = [table.preset for table in panel.tables if len(table.cells) == 1]
     for table in panel.tables:
@@ -136,25 +136,22 @@ def _place(place: tuple[int, Size]) -> str:
     return f"{width}x{height}, {fmt.count(steps, 'step')}"
 
 
-def _picture(panels: Sequence[Panel]) -> bytes:
-    heights = [_HEAD_IN + len(panel.tables) * _table_in(panel) + 0.1 for panel in panels]
-    figure = style.new_figure(sum(heights))
-    top = sum(heights)
-    for panel, height in zip(panels, heights, strict=True):
-        style.heading(figure, top, panel.title, panel.subtitle)
-        slowest = max(estimate.value for table in panel.tables for estimate in table.cells.values())
-        for index, table in enumerate(panel.tables):
-            lower = top - _HEAD_IN - (index + 1) * _table_in(panel) + 0.1
-            _draw_table(figure, lower, panel, table, slowest)
-        top -= height
-    return style.png(figure)
+def _picture(panels: Sequence[HeatmapPanel]) -> bytes:
+    return style.draw_panels(panels, lambda panel: _HEAD_IN + len(panel.tables) * _table_in(panel) + 0.1, _draw_panel)
 
 
-def _table_in(panel: Panel) -> float:
+def _draw_panel(figure: Any, panel: HeatmapPanel, top_in: float, height_in: float) -> None:
+    slowest = max(estimate.value for table in panel.tables for estimate in table.cells.values())
+    for index, table in enumerate(panel.tables):
+        lower = top_in - _HEAD_IN - (index + 1) * _table_in(panel) + 0.1
+        _draw_table(figure, lower, panel, table, slowest)
+
+
+def _table_in(panel: HeatmapPanel) -> float:
     return ROW_IN * len(panel.steps) + TABLE_HEAD_IN
 
 
-def _draw_table(figure: Any, lower_in: float, panel: Panel, table: Table, slowest: float) -> None:
+def _draw_table(figure: Any, lower_in: float, panel: HeatmapPanel, table: HeatmapTable, slowest: float) -> None:
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kontext_fast.metrics.base import discover
 from kontext_fast.report.charting import Chart
-from kontext_fast.report.plots.frontier import Dot, Panel, picture
+from kontext_fast.report.plots.dots import FrontierDot, FrontierPanel, frontier_picture
 from kontext_fast.report.text.quality import frontier_finding, without_time
 from kontext_fast.report.verification import VerificationReport
 from kontext_fast.verify.frontier import Frontier, FrontierPoint
@@ -14,19 +14,18 @@ FILE = "quality/frontier.png"
 TITLE = "Quality against time: presets, and plain fewer steps"
 
 
-def plotted(report: VerificationReport) -> tuple[Panel, ...]:
+def plotted(report: VerificationReport) -> tuple[FrontierPanel, ...]:
     """One panel per primary metric that sees; empty without a frontier, and where nothing was timed."""
     if report.frontier is None:
         return ()
     panels = []
     for metric in report.frontier.metrics:
-        dots = tuple(dot for point in report.frontier.points if (dot := _dot(point, metric)) is not None)
-        if len(dots) < 2:
-            continue
         kind = discover()[metric]
         scale, unit = (100.0, "points") if kind.bounded else (1.0, "units of the score")
-        axis = f"change from baseline, {unit}"
-        panels.append(Panel(kind.title, axis, dots, scale, report.analysis.margins.primary[metric]))
+        dots = tuple(dot for point in report.frontier.points if (dot := _dot(point, metric, scale)) is not None)
+        if len(dots) > 1:
+            margin = scale * report.analysis.margins.primary[metric]
+            panels.append(FrontierPanel(kind.title, f"change from baseline, {unit}", dots, margin))
     return tuple(panels)
 
 
@@ -43,7 +42,7 @@ def draw(report: VerificationReport) -> Chart:
         ),
         takeaway=frontier_finding(report.frontier) if report.frontier and panels else _nothing(report.frontier),
         alt="; ".join(f"{panel.title}: {', '.join(dot.label for dot in panel.dots)}" for panel in panels),
-        png=picture(panels) if panels else None,
+        png=frontier_picture(panels) if panels else None,
     )
 
 
@@ -55,15 +54,15 @@ def _nothing(frontier: Frontier | None) -> str:
     return f"Nothing but baseline was timed. {without_time(frontier)}"
 
 
-def _dot(point: FrontierPoint, metric: str) -> Dot | None:
+def _dot(point: FrontierPoint, metric: str, scale: float) -> FrontierDot | None:
     if point.edit_s is None or point.fastest_s is None or point.slowest_s is None or metric not in point.changes:
         return None
     change = point.changes[metric]
-    return Dot(
-        point.name,
-        point.kind,
-        point.edit_s,
-        (point.fastest_s, point.slowest_s),
-        change.mean,
-        (change.lower, change.upper),
+    return FrontierDot(
+        label=point.name,
+        kind=point.kind,
+        time_s=point.edit_s,
+        time_range_s=(point.fastest_s, point.slowest_s),
+        change=scale * change.mean,
+        bounds=(scale * change.lower, scale * change.upper),
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from kontext_fast.metrics.base import Metric, Role, discover
 from kontext_fast.report.charting import Chart
-from kontext_fast.report.plots.dots import Kind, Panel, Row, picture
+from kontext_fast.report.plots.dots import DotKind, DotPanel, DotRow, dot_picture
 from kontext_fast.report.text.quality import finding
 from kontext_fast.report.verification import VerificationReport
 from kontext_fast.verify.analysis import ArmScores
@@ -16,7 +16,7 @@ FILE = "quality/score_distributions.png"
 TITLE = "Distances to baseline, and scores, of every output"
 
 
-def plotted(report: VerificationReport) -> tuple[Panel, ...]:
+def plotted(report: VerificationReport) -> tuple[DotPanel, ...]:
     """Panels of fidelity first."""
     insensitive, arms = report.analysis.insensitive, report.arms
     metrics = sorted(discover().values(), key=lambda metric: metric.role is not Role.FIDELITY)
@@ -29,30 +29,30 @@ def plotted(report: VerificationReport) -> tuple[Panel, ...]:
             rows, axis = _distances(arms, metric), f"distance to baseline by {metric.name}, logarithmic"
         else:
             rows, axis = _scores(arms, metric), "score of each output"
-        panels.append(Panel(metric.title + stamp, axis, tuple(rows), log=metric.role is Role.FIDELITY))
+        panels.append(DotPanel(metric.title + stamp, axis, tuple(rows), log=metric.role is Role.FIDELITY))
     return tuple(panel for panel in panels if any(value > 0 for row in panel.rows for value in row.values))
 
 
-def _arms(arms: ArmScores) -> Iterable[tuple[Kind, str]]:
+def _arms(arms: ArmScores) -> Iterable[tuple[DotKind, str]]:
     yield from (("preset", record.preset) for record in arms.presets)
     yield from (("floor", name) for name in arms.floors)
     yield from (("control", name) for name in arms.controls)
 
 
-def _distances(arms: ArmScores, metric: type[Metric]) -> list[Row]:
+def _distances(arms: ArmScores, metric: type[Metric]) -> list[DotRow]:
     rows = [
-        Row(name, kind, values)
+        DotRow(name, kind, values)
         for kind, name in _arms(arms)
         if (values := tuple(v for of_item in arms.distances(metric, name).values() for v in of_item))
     ]
     between = tuple(v for of_item in arms.fidelity(metric).between_seeds.values() for v in of_item)
-    return [*rows, Row("another seed", "baseline", between)] if between else rows
+    return [*rows, DotRow("another seed", "baseline", between)] if between else rows
 
 
-def _scores(arms: ArmScores, metric: type[Metric]) -> list[Row]:
-    baseline: list[tuple[Kind, str]] = [("baseline", arms.baseline.preset)] if arms.baseline else []
+def _scores(arms: ArmScores, metric: type[Metric]) -> list[DotRow]:
+    baseline: list[tuple[DotKind, str]] = [("baseline", arms.baseline.preset)] if arms.baseline else []
     return [
-        Row(name, kind, values)
+        DotRow(name, kind, values)
         for kind, name in [*baseline, *_arms(arms)]
         if (values := tuple(arms.scores(name, metric.name).values()))
     ]
@@ -69,5 +69,5 @@ def draw(report: VerificationReport) -> Chart:
         ),
         takeaway=finding(report.analysis) if panels else "Nothing was scored.",
         alt="; ".join(f"{panel.title}: {', '.join(row.label for row in panel.rows)}" for panel in panels),
-        png=picture(panels) if panels else None,
+        png=dot_picture(panels) if panels else None,
     )
