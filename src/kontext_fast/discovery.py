@@ -1,5 +1,5 @@
-"""Discovery of plugins: every module of a package is imported and asked what it defines, so that adding one edits no
-list. A module that does not import is an error: a plugin never just vanishes."""
+"""Discovery of plugins: every module of a package is imported and searched for what it defines, so that adding a plugin
+edits no list. A module that does not import is an error, so that no plugin disappears unnoticed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kontext_fast.errors import KontextError
 
 
 class Named(Protocol):
-    """What is found by its name."""
+    """A value that is registered under its name."""
 
     @property
     def name(self) -> str: ...
@@ -91,9 +91,9 @@ def _values_of(module: ModuleType, of: type[_Value]) -> Iterator[tuple[ModuleTyp
                 yield module, member
 
 
-def _by_name(found: Iterable[Iterable[tuple[ModuleType, Any]]], kind: str, *, of_class: bool) -> dict[str, Any]:
+def _by_name(by_module: Iterable[Iterable[tuple[ModuleType, Any]]], kind: str, *, of_class: bool) -> dict[str, Any]:
     named: dict[str, tuple[ModuleType, Any]] = {}
-    for members in found:
+    for members in by_module:
         for module, member in members:
             other = named.get(member.name)
             if other is not None and (of_class or other[1] is not member):

@@ -1,11 +1,11 @@
-"""Every error that a user can cause or meet, and the exit code each one ends with.
+"""Every error that a user can cause or meet, and its exit code.
 
     KontextError             4   our fault
     |- InvalidInput          2   bad input or usage; the message says what to write instead
     |  `- CheckpointUnavailable  2   missing, gated or unreachable weights
     |- Refused               3   this machine cannot do it; the message names the remedy
     |  `- OutOfMemory        3
-    |- GateFailed            1   the work was done and the answer is no
+    |- GateFailed            1   the command completed, but a requested check failed
     `- Cancelled           130   interrupted by the user
 
 A message is one sentence that says what to do next. Front ends print it and nothing else.
@@ -21,7 +21,7 @@ class KontextError(Exception):
 
 
 class InvalidInput(KontextError):
-    """The caller asked for something that cannot be right, whatever the machine."""
+    """The request is wrong on any machine."""
 
     exit_code = 2
 
@@ -41,7 +41,7 @@ class OutOfMemory(Refused):
 
 
 class GateFailed(KontextError):
-    """The work finished and a check that was asked for said no."""
+    """The command completed, but a requested check failed."""
 
     exit_code = 1
 

@@ -118,7 +118,7 @@ def test_every_preset_is_verified_once() -> None:
         (("--seeds", "1"), "at least 2 seeds"),
         (("--dataset", "nowhere"), "There is no data set nowhere"),
         (("--margins", "nowhere.toml"), "cannot be read"),
-        (("--resume",), "Name the folder"),
+        (("--resume",), "--resume needs the folder"),
         (("--resume", "--out", "nowhere"), "no verification to resume"),
         (("--checkpoint", "someone/model"), "--dataset"),
         (("--seed", "-1"), "The seed is -1"),

@@ -6,8 +6,8 @@ Exit codes: 0 all runs ended well or were refused with a reason; 1 a run crashed
 
 from __future__ import annotations
 
-import json as json_format
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,12 +15,13 @@ import typer
 
 from kontext_fast.bench import bundled_suites
 from kontext_fast.cli import options
-from kontext_fast.cli.progress import progress_bar
-from kontext_fast.cli.suite_run import Display, free_folder, raise_for_failures, say
-from kontext_fast.errors import InvalidInput
+from kontext_fast.cli.output import command_line, print_json, result_folder, say
+from kontext_fast.cli.progress import Bar, StageDisplay, progress_bar, time_left
+from kontext_fast.errors import GateFailed, InvalidInput, Refused
 
 if TYPE_CHECKING:
-    from kontext_fast.records.schema import ResultFile
+    from kontext_fast.bench.runner import SuiteProgress
+    from kontext_fast.records.schema import Record, ResultFile
 
 
 _OF_A_RUN = {"run_id", "preset", "round", "status", "reason"}
@@ -97,18 +98,16 @@ def command(
     from kontext_fast.records.store import ResultStore
 
     suite_file = read_suite(suite)
-    if resume and out is None:
-        raise InvalidInput("--resume needs the folder of the benchmark; add --out.")
     if budget is not None and not budget > 0:
         raise InvalidInput(f"The budget is {budget:g} minutes; give a number above 0.")
-    folder = out if resume and out is not None else free_folder(out, "bench")
+    folder = result_folder(out, "bench", resume=resume)
     if checkpoint is None:
         checkpoint, reason = _default_checkpoint(device)
         say(f"The checkpoint is {checkpoint}, since {reason}.")
     named = suite_file.resolve(find_source(checkpoint).kind)
     chosen = named.override(
-        **{"ablate" if named.ablate else "presets": _split(presets)},
-        sizes=_split(sizes),
+        **{"ablate" if named.ablate else "presets": options.split(presets)},
+        sizes=options.split(sizes),
         steps=_split_counts(steps, "step counts"),
         batches=_split_counts(batch, "batch sizes"),
         rounds=rounds,
@@ -123,30 +122,31 @@ def command(
 
         run_rooflines(chosen, folder, checkpoint=checkpoint, device=device, as_json=json)
         return
-    command_line = _command_line(
-        suite=suite,
-        checkpoint=checkpoint,
-        presets=presets,
-        sizes=sizes,
-        steps=steps,
-        batch=batch,
-        rounds=rounds,
-        items=items,
-        calls=calls,
-        warmup=warmup,
-        peers=peers,
-        no_control=not control,
-    )
+    # The folder, the device and the budget do not change what is measured.
+    choices = {
+        "suite": suite,
+        "checkpoint": checkpoint,
+        "presets": presets,
+        "sizes": sizes,
+        "steps": steps,
+        "batch": batch,
+        "rounds": rounds,
+        "items": items,
+        "calls": calls,
+        "warmup": warmup,
+        "peers": peers,
+        "no-control": not control,
+    }
     with progress_bar() as bar:
         result = run_suite(
             chosen,
             folder,
             checkpoint=checkpoint,
             device=device,
-            command=command_line,
+            command=command_line("bench", choices),
             resume=resume,
             budget_s=None if budget is None else 60 * budget,
-            on_progress=Display(bar).show,
+            on_progress=suite_display(bar),
         )
         if any(record.checkpoint and record.checkpoint.has_judge for record in result.records):
             bar.begin("judging the outputs")
@@ -155,6 +155,40 @@ def command(
             result = store.load()
     _print_result(result, folder, as_json=json)
     raise_for_failures(result.records, folder)
+
+
+def suite_display(bar: Bar) -> Callable[[SuiteProgress], None]:
+    """What shows the progress of a suite on `bar`."""
+    display = StageDisplay(bar)
+
+    def show(suite: SuiteProgress) -> None:
+        run = f"block {suite.round + 1}/{suite.rounds} {suite.preset}"
+        line = f"run {suite.run + 1} of {suite.runs}: {run}"
+        display.show(suite.run, line, " ".join([run, *_details(suite)]), suite.run, suite.runs)
+
+    return show
+
+
+def _details(suite: SuiteProgress) -> list[str]:
+    details: list[str] = []
+    if (progress := suite.progress) is not None:
+        details.append(progress.phase)
+        if progress.call:
+            details.append(f"{progress.call}/{progress.calls}")
+        if progress.step:
+            details.append(f"step {progress.step}/{progress.steps}")
+    return [*details, time_left(suite.left_s)]
+
+
+def raise_for_failures(records: tuple[Record, ...], folder: Path) -> None:
+    """Raise GateFailed where runs failed, and Refused where this machine could run none of them."""
+    records = tuple(record for record in records if record.status != "not measured")
+    failed = [record for record in records if record.status not in ("ok", "refused")]
+    if failed:
+        names = ", ".join(dict.fromkeys(record.preset for record in failed))
+        raise GateFailed(f"{len(failed)} of {len(records)} runs failed ({names}); see the reasons in {folder}.")
+    if records and all(record.status == "refused" for record in records):
+        raise Refused("This machine refused every preset; kontext doctor says what it can run.")
 
 
 def _default_checkpoint(device: str | None) -> tuple[str, str]:
@@ -166,17 +200,6 @@ def _default_checkpoint(device: str | None) -> tuple[str, str]:
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(default_checkpoint, device).result()
-
-
-def _command_line(*, peers: bool, no_control: bool, **choices: str | int | None) -> str:
-    """The command that measures the same again; it leaves out the folder, the device and the budget."""
-    words = [word for name, value in choices.items() if value is not None for word in (f"--{name}", str(value))]
-    switches = [name for name, is_set in (("--peers", peers), ("--no-control", no_control)) if is_set]
-    return shlex.join(["kontext", "bench", *words, *switches])
-
-
-def _split(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(part.strip() for part in text.split(","))
 
 
 def _split_counts(text: str | None, what: str) -> tuple[int, ...] | None:
@@ -195,6 +218,6 @@ def _print_result(result: ResultFile, folder: Path, *, as_json: bool) -> None:
     print_headline(analyze_benchmark(result), Console(highlight=False))
     if as_json:
         runs = [record.model_dump(mode="json", include=_OF_A_RUN) for record in result.records]
-        print(json_format.dumps({"folder": str(folder), "suite": result.suite, "runs": runs}))
+        print_json({"folder": str(folder), "suite": result.suite, "runs": runs})
     else:
         print(f"Records are in {folder}; render them with: kontext report {shlex.quote(str(folder))}")

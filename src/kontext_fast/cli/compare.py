@@ -5,13 +5,13 @@ Exit codes: 0 nothing became slower; 1 a regression; 2 records that cannot be co
 
 from __future__ import annotations
 
-import json as json_format
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kontext_fast.cli.options import Json
+from kontext_fast.cli.output import print_json
 from kontext_fast.errors import GateFailed, InvalidInput
 
 
@@ -34,7 +34,7 @@ def command(
     comparison = compare(before, after, threshold / 100)
     print(markdown(comparison, before, after, threshold / 100))
     if json:
-        print(json_format.dumps(as_data(comparison)))
+        print_json(as_data(comparison))
     if comparison.regressions:
         names = ", ".join(dict.fromkeys(change.preset for change in comparison.regressions))
         raise GateFailed(f"Slower or failing in B: {names}; see the table.")

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import json as json_format
 from datetime import date
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kontext_fast.cli.options import Json
-from kontext_fast.cost import Billing
+from kontext_fast.cli import options
+from kontext_fast.cli.output import print_json
 from kontext_fast.errors import InvalidInput
 
 
-def cost(
-    records: Annotated[
-        Path,
-        typer.Argument(metavar="RECORDS", help="A folder that a bench wrote, or a JSON file of records in it."),
-    ],
-    images_per_day: Annotated[float, typer.Option(help="Volume.")] = 10_000,
-    billing: Annotated[Billing, typer.Option(help="How the GPUs are paid.")] = "by-use",
-    price: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ID|USD",
-            help="A row of the price table, or dollars per GPU-hour. [default: the card's middle price]",
-            show_default=False,
-        ),
-    ] = None,
+def command(
+    records: options.Records,
+    images_per_day: options.ImagesPerDay = 10_000,
+    billing: options.BillingModel = "by-use",
+    price: options.Price = None,
     prices: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Your own [[price]] rows in TOML.", show_default=False)
     ] = None,
@@ -37,14 +26,12 @@ def cost(
         typer.Option(help="Of a day's images, what falls into the busiest hour.", show_default="1/24, an even load"),
     ] = 1 / 24,
     cold_starts: Annotated[float, typer.Option(help="Cold starts a day, paid by use.")] = 1,
-    development_usd: Annotated[
-        float | None, typer.Option(help="What it took to get there, for the payback.", show_default=False)
-    ] = None,
-    upkeep_usd: Annotated[float, typer.Option(help="What it takes every month, for the payback.")] = 0,
+    development_usd: options.DevelopmentUsd = None,
+    upkeep_usd: options.UpkeepUsd = 0,
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write one line per preset here.", show_default=False)
     ] = None,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Price what records measured."""
     from rich.console import Console
@@ -74,12 +61,9 @@ def cost(
         except OSError as error:
             raise InvalidInput(f"{csv} cannot be written ({error.strerror}): choose another file.") from error
     console = Console(highlight=False)
-    for of_group in costs:
-        print_cost(of_group, console)
+    for cost in costs:
+        print_cost(cost, console)
     for note in table.licence_notes():
         console.print(note, markup=False)
     if json:
-        print(json_format.dumps(as_json(costs, table, question)))
-
-
-command = cost
+        print_json(as_json(costs, table, question))

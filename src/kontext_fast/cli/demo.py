@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json as json_format
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kontext_fast.cli.bench import raise_for_failures, suite_display
 from kontext_fast.cli.options import Json
-from kontext_fast.cli.suite_run import Display, free_folder, raise_for_failures
+from kontext_fast.cli.output import print_json, result_folder
+from kontext_fast.cli.progress import progress_bar
 from kontext_fast.optimizations import DEFAULT_PRESET
 
 
@@ -24,7 +25,6 @@ def command(
 
     from kontext_fast.bench.runner import run_suite
     from kontext_fast.bench.suites import read_suite
-    from kontext_fast.cli.progress import progress_bar
     from kontext_fast.cli.session import Setup, open_session
     from kontext_fast.datasets.shapes import held_out
     from kontext_fast.metrics.scorer import judge_benchmark
@@ -34,11 +34,11 @@ def command(
     from kontext_fast.report.output.publish import publish
     from kontext_fast.report.output.terminal import print_headline
 
-    folder = free_folder(out, "demo")
+    folder = result_folder(out, "demo")
     # Two rounds are enough for intervals, and the whole job stays within five minutes on two cores.
     suite = read_suite("quick").resolve("tiny").override(control=False, rounds=2)
     with progress_bar() as bar:
-        run_suite(suite, folder, device="cpu", command="kontext demo", on_progress=Display(bar).show)
+        run_suite(suite, folder, device="cpu", command="kontext demo", on_progress=suite_display(bar))
         bar.begin("judging the outputs")
         judge_benchmark(ResultStore(folder))
         bar.begin("writing the report")
@@ -50,7 +50,7 @@ def command(
         edited = session.save(request, PngFile(folder / "edited.png"), source=folder / "input.png")
     print_headline(written.report.analysis, Console(highlight=False))
     if json:
-        print(json_format.dumps({"folder": str(folder), "page": str(written.document), "edit": edited}))
+        print_json({"folder": str(folder), "page": str(written.document), "edit": edited})
     else:
         print(f'"{item.instruction}": {folder / "input.png"} became {edited["path"]}.')
         print(f"The page is {written.document}.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_format
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.cli.options import Json
+from kontext_fast.cli.output import print_json
 from kontext_fast.errors import KontextError, Refused
 from kontext_fast.optimizations import DEFAULT_PRESET
 from kontext_fast.pipeline.hub import KONTEXT_DEV
@@ -37,7 +37,7 @@ def command(json: Json = False) -> None:
         "presets": _presets(machine),
     }
     if json:
-        print(json_format.dumps(findings))
+        print_json(findings)
     else:
         _print(findings, machine)
     if (reason := checkpoints["tiny"]) is not None:
@@ -90,7 +90,7 @@ def _why_not_hub(machine: Machine) -> str | None:
     elif machine.memory_bytes < RANDOM_NEEDS_GIB * _GIB:
         memory_gib = machine.memory_bytes / _GIB
         return f"It needs about {RANDOM_NEEDS_GIB} GiB of memory and this device has {memory_gib:.1f}; use tiny here."
-    # The Hub is not asked: a doctor without a network must not hang.
+    # The Hub is not queried, so that the command does not hang without a network.
     if cached_folder(KONTEXT_DEV) is not None:
         return None
     if get_token() is None:
@@ -118,8 +118,8 @@ def _print(findings: dict[str, Any], machine: Machine) -> None:
     print(f"kontext-fast {__version__}, Python {findings['python']}, {machine.platform}")
     print(f"device: {device}, {machine.memory_bytes / _GIB:.1f} GiB of memory")
     print(f"C++ compiler: {machine.cxx or 'none'}, C compiler: {machine.cc or 'none'}")
-    for name, found in findings["packages"].items():
-        print(f"{name} {found or 'not installed'}")
+    for name, installed in findings["packages"].items():
+        print(f"{name} {installed or 'not installed'}")
     for kind in ("checkpoints", "presets"):
         print(f"\n{kind}")
         for name, reason in findings[kind].items():

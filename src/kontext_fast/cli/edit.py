@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from kontext_fast.cli import options
+from kontext_fast.cli.output import say
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations import DEFAULT_PRESET
 
@@ -70,7 +70,7 @@ def command(
                 if not is_folder:
                     raise
                 failed.append({"input": str(source), "reason": str(error)})
-                print(error, file=sys.stderr)
+                say(str(error))
         session.report(edited, as_json=json, failed=failed)
     if failed:
         raise InvalidInput(f"{len(failed)} of {len(files)} images were not edited; give intact copies of them.")

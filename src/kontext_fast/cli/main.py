@@ -1,4 +1,4 @@
-"""Front door of `kontext`: finds the commands and turns every error into one line and an exit code."""
+"""The command `kontext`: finds its subcommands and turns every error into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def run(arguments: list[str]) -> int:
     _silence_libraries()
     try:
         code = _invoke(arguments or ["--help"])
-        # Here, not when Python ends: only here can a reader that left be handled.
+        # Here and not at interpreter exit, where a closed pipe can no longer be handled.
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Nobody is left to tell, and what is still buffered must not fail again when Python ends.
+        # The reader closed the pipe; what is still buffered must not fail again at interpreter exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where every error ends
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place that handles every error
         if debug:
             traceback.print_exc()
         code, sentence = _explain(error)
@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _invoke(arguments: list[str]) -> int:
-    # Not `app()`: it answers Ctrl-C and usage errors in several lines of its own.
+    # Not `app()`, which prints several lines of its own for Ctrl-C and usage errors.
     command = typer.main.get_command(_build_app())
     try:
         with command.make_context("kontext", arguments) as context:
@@ -84,7 +84,7 @@ def _global_options(
     ] = False,
     debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Only for `--help`: the first option is done by its callback, the second is taken off before."""
+    """Only for `--help`: a callback handles the first option, and `run` removes the second one before parsing."""
 
 
 def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
@@ -94,7 +94,7 @@ def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
 
 
 def _silence_libraries() -> None:
-    """Their remarks on missing extras would bury our one sentence; what the user has set stays."""
+    """Their remarks on missing extras would hide our one sentence; settings of the user are kept."""
     for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(variable, "error")
     # diffusers imports torchao where it is installed, which then reports every kernel that it cannot load.
@@ -103,7 +103,7 @@ def _silence_libraries() -> None:
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
-    """Exit code and sentence of whatever ended a command."""
+    """Exit code and sentence for the error that ended a command."""
     if isinstance(error, KontextError):
         return error.exit_code, str(error)
     if isinstance(error, _UsageError):
@@ -125,6 +125,6 @@ def _usage_sentence(error: Any) -> str:
 
 
 def _is_gpu_memory_error(error: BaseException) -> bool:
-    # Only looked up where a command has imported torch anyway.
+    # Not imported here, since that takes seconds.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(error, torch.OutOfMemoryError)

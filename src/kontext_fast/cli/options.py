@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kontext_fast.cost import Billing
 from kontext_fast.errors import InvalidInput
 from kontext_fast.pipeline.hub import KONTEXT_DEV
 
@@ -36,7 +38,29 @@ Lora = Annotated[str | None, typer.Option(metavar="PATH[:STRENGTH]", help="A LoR
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N. [default: the first GPU, else cpu]", show_default=False)
 ]
+Records = Annotated[
+    Path, typer.Argument(metavar="RECORDS", help="A folder that a bench wrote, or a JSON file of records in it.")
+]
+ImagesPerDay = Annotated[float, typer.Option(help="Volume to price.")]
+BillingModel = Annotated[Billing, typer.Option("--billing", help="How the GPUs are paid.")]
+Price = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ID|USD",
+        help="A row of the price table, or dollars per GPU-hour. [default: the card's middle price]",
+        show_default=False,
+    ),
+]
+DevelopmentUsd = Annotated[
+    float | None, typer.Option(help="What the development cost, for the payback time.", show_default=False)
+]
+UpkeepUsd = Annotated[float, typer.Option(help="What the upkeep costs every month, for the payback time.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the last line of stdout.")]
+
+
+def split(text: str | None) -> tuple[str, ...] | None:
+    """The parts of a list with commas; None where there is none."""
+    return None if text is None else tuple(part.strip() for part in text.split(","))
 
 
 def parse_lora(text: str) -> tuple[str, float]:

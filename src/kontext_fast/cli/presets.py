@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json as json_format
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.cli.options import Json
+from kontext_fast.cli.output import print_json
 
 if TYPE_CHECKING:
+    from kontext_fast.optimizations.base import Optimization
     from kontext_fast.optimizations.machine import Machine
+    from kontext_fast.optimizations.presets import Preset
 
 _READY = "ready"
 
@@ -20,52 +23,56 @@ def command(json: Json = False) -> None:
     machine = Machine.detect()
     optimizations, presets = _optimizations(machine), _presets(machine)
     if json:
-        print(json_format.dumps({"presets": presets, "optimizations": optimizations}))
+        print_json({"presets": presets, "optimizations": optimizations})
         return
     print("Presets")
     for preset in presets:
         print(f"  {preset['name']}: {preset['summary']}")
-        for one in preset["optimizations"]:
-            print(f"    {one['name']} {_written(one['parameters'])}".rstrip())
-        for one in preset["on_random"] or ():
-            if one in preset["optimizations"]:
-                continue
-            print(f"    on the checkpoint random: {one['name']} {_written(one['parameters'])}".rstrip())
+        for optimization in preset["optimizations"]:
+            print(f"    {_with_parameters(optimization)}")
+        for optimization in preset["on_random"] or ():
+            if optimization not in preset["optimizations"]:
+                print(f"    on the checkpoint random: {_with_parameters(optimization)}")
         print(f"    here: {preset['refusal'] or _READY}")
     print("\nOptimizations")
-    for one in optimizations:
-        print(f"  {one['name']} ({one['effect']}): {one['summary']}")
-        print(f"    here: {one['refusal'] or _READY}")
-        for conflict in one["conflicts"]:
+    for optimization in optimizations:
+        print(f"  {optimization['name']} ({optimization['effect']}): {optimization['summary']}")
+        print(f"    here: {optimization['refusal'] or _READY}")
+        for conflict in optimization["conflicts"]:
             print(f"    conflict: {conflict['between']} exclude each other, {conflict['because']}")
 
 
 def _presets(machine: Machine) -> list[dict[str, Any]]:
-    from kontext_fast.errors import KontextError
-    from kontext_fast.optimizations.base import Optimization
-    from kontext_fast.optimizations.plan import resolve
-    from kontext_fast.optimizations.presets import PRESETS, Preset
-
-    def listed(chosen: tuple[Optimization, ...]) -> list[dict[str, Any]]:
-        return [{"name": one.name, "effect": one.effect.value, "parameters": one.parameters()} for one in chosen]
-
-    def refusal(preset: Preset) -> str | None:
-        try:
-            resolve(preset, machine)
-        except KontextError as error:
-            return str(error)
-        return None
+    from kontext_fast.optimizations.presets import PRESETS
 
     return [
         {
             "name": preset.name,
             "summary": preset.summary,
-            "optimizations": listed(preset.optimizations),
-            "on_random": None if preset.on_random is None else listed(preset.on_random),
-            "refusal": refusal(preset),
+            "optimizations": _as_data(preset.optimizations),
+            "on_random": None if preset.on_random is None else _as_data(preset.on_random),
+            "refusal": _refusal(preset, machine),
         }
         for preset in PRESETS.values()
     ]
+
+
+def _as_data(optimizations: Iterable[Optimization]) -> list[dict[str, Any]]:
+    return [
+        {"name": optimization.name, "effect": optimization.effect.value, "parameters": optimization.parameters()}
+        for optimization in optimizations
+    ]
+
+
+def _refusal(preset: Preset, machine: Machine) -> str | None:
+    from kontext_fast.errors import KontextError
+    from kontext_fast.optimizations.plan import resolve
+
+    try:
+        resolve(preset, machine)
+    except KontextError as error:
+        return str(error)
+    return None
 
 
 def _optimizations(machine: Machine) -> list[dict[str, Any]]:
@@ -75,10 +82,10 @@ def _optimizations(machine: Machine) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "summary": found.summary,
-            "effect": found().effect.value,
-            "parameters": found().parameters(),
-            "refusal": found().refusal(machine),
+            "summary": optimization.summary,
+            "effect": optimization.effect.value,
+            "parameters": optimization().parameters(),
+            "refusal": optimization().refusal(machine),
             "conflicts": [
                 {
                     "other": side.other,
@@ -88,9 +95,10 @@ def _optimizations(machine: Machine) -> list[dict[str, Any]]:
                 for side in conflicts[name]
             ],
         }
-        for name, found in discover().items()
+        for name, optimization in discover().items()
     ]
 
 
-def _written(parameters: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in parameters.items() if value is not None)
+def _with_parameters(optimization: dict[str, Any]) -> str:
+    parameters = (f"{key}={value}" for key, value in optimization["parameters"].items() if value is not None)
+    return f"{optimization['name']} {', '.join(parameters)}".rstrip()

@@ -1,4 +1,4 @@
-"""A bar on stderr for work that takes over two seconds, where someone can see it."""
+"""Progress on stderr: a bar in a terminal once work takes over two seconds, else a line per stage."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock, Timer
 from typing import TYPE_CHECKING
+
+from kontext_fast.cli.output import say
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -30,7 +32,7 @@ class Bar:
             self._timer.start()
 
     def begin(self, description: str, total: int | None = None) -> None:
-        """Start the next piece of work; without a `total` only that it runs is shown."""
+        """Start the next piece of work; without a `total` the bar shows only that it runs."""
         with self._lock:
             self._description, self._done, self._total = description, 0, total
             if self._shown is not None:
@@ -46,7 +48,7 @@ class Bar:
                 progress.update(task, completed=done, total=total)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._timer.cancel()
         with self._lock:
             self._closed = True
@@ -66,9 +68,31 @@ class Bar:
             progress.start()
 
 
+class StageDisplay:
+    """Shows the stages of long work: on the bar in a terminal; where stderr is a file, as a line when one begins."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._stage: object = None
+
+    def show(self, stage: object, line: str, description: str, done: int, total: int) -> None:
+        """Show `description` and `done` of `total` on the bar, or `line` where `stage` is another one than before."""
+        if sys.stderr.isatty():
+            self._bar.begin(description, total)
+            self._bar.step(done, total)
+        elif stage != self._stage:
+            say(line)
+        self._stage = stage
+
+
+def time_left(seconds: float | None) -> str:
+    """An estimate as minutes and seconds; empty where there is none."""
+    return "" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
+
+
 @contextmanager
 def progress_bar() -> Iterator[Bar]:
-    """A `Bar` that is gone when the context ends."""
+    """A `Bar` that is removed when the context ends."""
     bar = Bar()
     try:
         yield bar

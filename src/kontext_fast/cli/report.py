@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json as json_format
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from kontext_fast.cli.options import Json
+from kontext_fast.cli import options
+from kontext_fast.cli.output import print_json
 from kontext_fast.cli.progress import progress_bar
-from kontext_fast.cost import Billing
 
 
-def report(
-    records: Annotated[
-        Path, typer.Argument(metavar="RECORDS", help="A folder that a bench wrote, or a JSON file of records in it.")
-    ],
+def command(
+    records: options.Records,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder of the report. [default: RECORDS]", show_default=False)
     ] = None,
@@ -31,21 +28,12 @@ def report(
             metavar="DIR", help="A folder that a verify wrote: its verdicts stand beside the times.", show_default=False
         ),
     ] = None,
-    images_per_day: Annotated[float, typer.Option(help="Volume that is priced.")] = 10_000,
-    billing: Annotated[Billing, typer.Option(help="How the GPUs are paid.")] = "by-use",
-    price: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ID|USD",
-            help="A row of the price table, or dollars per GPU-hour. [default: the card's middle price]",
-            show_default=False,
-        ),
-    ] = None,
-    development_usd: Annotated[
-        float | None, typer.Option(help="What it took to get there, for the business case.", show_default=False)
-    ] = None,
-    upkeep_usd: Annotated[float, typer.Option(help="What it takes every month, for the business case.")] = 0,
-    json: Json = False,
+    images_per_day: options.ImagesPerDay = 10_000,
+    billing: options.BillingModel = "by-use",
+    price: options.Price = None,
+    development_usd: options.DevelopmentUsd = None,
+    upkeep_usd: options.UpkeepUsd = 0,
+    json: options.Json = False,
 ) -> None:
     """Render charts and a document from records."""
     from rich.console import Console
@@ -69,9 +57,6 @@ def report(
     print_headline(written.report.analysis, Console(highlight=False))
     if json:
         charts = [str(chart.path) for chart in written.charts if chart.path]
-        print(json_format.dumps({audience: str(written.document), "charts": charts}))
+        print_json({audience: str(written.document), "charts": charts})
     else:
         print(f"The {audience} is {written.document}.")
-
-
-command = report

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kontext_fast.cli.suite_run import say
+from kontext_fast.cli.output import print_json, say
 from kontext_fast.errors import Refused
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def run_rooflines(suite: Suite, out: Path, *, checkpoint: str, device: str | Non
     out.mkdir(parents=True, exist_ok=True)
     (out / FILE).write_text(json.dumps(content, indent=1) + "\n")
     if as_json:
-        print(json.dumps(content))
+        print_json(content)
     else:
         print(f"All numbers are in {out / FILE}.")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.cli.options import parse_lora
+from kontext_fast.cli.output import print_json, say
 from kontext_fast.cli.progress import Bar, progress_bar
 
 if TYPE_CHECKING:
@@ -71,19 +70,19 @@ class Session:
         from kontext_fast.optimizations.presets import faster_presets
 
         if as_json:
-            print(json.dumps({"images": images, **self._facts(), **more}))
+            print_json({"images": images, **self._facts(), **more})
             return
         for image in images:
             print(image["path"])
         for sentence in dict.fromkeys(image["size"]["explanation"] for image in images):
-            print(sentence, file=sys.stderr)
+            say(sentence)
         choice = f"checkpoint {self._loaded.facts.name}, preset {self._setup.preset}"
         if self._reason is not None:
             choice += f" (no checkpoint was named, and {self._reason})"
         seeds = ", ".join(str(image["seed"]) for image in images)
-        print(f"Made with {choice}, seed {seeds}.", file=sys.stderr)
+        say(f"Made with {choice}, seed {seeds}.")
         if self._setup.preset == DEFAULT_PRESET:
-            print(faster_presets(), file=sys.stderr)
+            say(faster_presets())
 
     def _facts(self) -> dict[str, Any]:
         """What is the same for every image of the session."""

@@ -1,4 +1,4 @@
-"""`kontext verify`: whether presets change the images, as a verdict that can say yes.
+"""`kontext verify`: a non-inferiority test of presets, which a preset can fail.
 
 Exit codes: 0 every verdict is L0, L1 or L2; 1 one is L3, L4 or "cannot tell"; 2 bad input; 3 this machine cannot do it;
 130 interrupted, and --resume goes on.
@@ -6,24 +6,19 @@ Exit codes: 0 every verdict is L0, L1 or L2; 1 one is L3, L4 or "cannot tell"; 2
 
 from __future__ import annotations
 
-import json as json_format
-import shlex
-import sys
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kontext_fast.cli import options
-from kontext_fast.cli.progress import Bar, progress_bar
-from kontext_fast.cli.suite_run import free_folder, say
-from kontext_fast.errors import GateFailed, InvalidInput
+from kontext_fast.cli.output import command_line, print_json, result_folder, say
+from kontext_fast.cli.progress import Bar, StageDisplay, progress_bar, time_left
+from kontext_fast.errors import GateFailed
 from kontext_fast.optimizations import DEFAULT_PRESET
 
 if TYPE_CHECKING:
-    from kontext_fast.verify.analysis import VerificationAnalysis
-    from kontext_fast.verify.frontier import Frontier
     from kontext_fast.verify.run import Progress
 
 
@@ -71,25 +66,25 @@ def command(
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Say whether presets change the images: a verdict with margins, controls and a page of pictures."""
+    """Test whether presets make the images worse: a verdict with margins, controls and a page of images."""
+    from rich.console import Console
+
     from kontext_fast.pipeline.load import default_checkpoint
     from kontext_fast.report.output.quality_page import write_quality_page
+    from kontext_fast.report.output.terminal import print_verdicts, verdicts_as_data
     from kontext_fast.verify.analysis import analyze
     from kontext_fast.verify.frontier import frontier as frontier_of
     from kontext_fast.verify.margins import read_margins
     from kontext_fast.verify.request import Request, every_preset
     from kontext_fast.verify.run import verify
 
-    if resume and out is None:
-        raise InvalidInput("Name the folder to go on with as --out.")
-    folder = out if resume and out is not None else free_folder(out, "verify")
-    chosen = checkpoint
-    if chosen is None:
-        chosen, reason = default_checkpoint(device)
-        say(f"The checkpoint is {chosen}, since {reason}.")
+    folder = result_folder(out, "verify", resume=resume)
+    if checkpoint is None:
+        checkpoint, reason = default_checkpoint(device)
+        say(f"The checkpoint is {checkpoint}, since {reason}.")
     request = Request(
-        presets=_presets(preset, every_preset() if frontier else (DEFAULT_PRESET,)),
-        checkpoint=chosen,
+        presets=options.split(preset) or (every_preset() if frontier else (DEFAULT_PRESET,)),
+        checkpoint=checkpoint,
         items=items,
         seeds=seeds,
         dataset=dataset,
@@ -102,109 +97,46 @@ def command(
         weights=weights,
         margins=read_margins(margins),
     )
+    # The folder and the device do not change what is verified, and a path is of this machine alone.
+    choices: dict[str, str | float | bool | None] = {
+        "checkpoint": checkpoint,
+        "preset": ",".join(map(str, request.presets)),
+        "items": items,
+        "seeds": seeds,
+        "steps": steps,
+        "guidance": guidance,
+        "seed": seed,
+        "batch": batch,
+        "frontier": frontier,
+        "dataset": None if dataset is None else dataset.name,
+        "weights": None if weights is None else weights.name,
+    }
     with progress_bar() as bar:
-        display = _Display(bar)
-        result = verify(request, folder, resume=resume, command=_command_line(request), on_progress=display.show)
+        command = command_line("verify", choices)
+        result = verify(request, folder, resume=resume, command=command, on_progress=_display(bar))
         bar.begin("writing the page")
         page = write_quality_page(folder)
-    found = analyze(result)
-    for reason in found.verification.rejected:
+    analysis = analyze(result)
+    for reason in analysis.verification.rejected:
         say(reason)
-    points = frontier_of(result, found)
-    _print(found, points)
+    points = frontier_of(result, analysis)
+    print_verdicts(analysis, points, Console(highlight=False))
     if json:
-        print(json_format.dumps(_machine_readable(found, folder, page, points)))
+        print_json({"folder": str(folder), "page": str(page), **verdicts_as_data(analysis, points)})
     else:
         print(f"The page is {page}.")
-    _raise_unless_passed(found)
+    failing = [preset for preset in analysis.presets if not preset.verdict.level.passes]
+    if failing:
+        failed = ", ".join(f"{preset.preset} ({preset.verdict.level.value})" for preset in failing)
+        raise GateFailed(f"Not verified as harmless: {failed}; the page says why.")
 
 
-def _presets(asked: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
-    return usual if asked is None else tuple(part.strip() for part in asked.split(","))
+def _display(bar: Bar) -> Callable[[Progress], None]:
+    display = StageDisplay(bar)
 
+    def show(progress: Progress) -> None:
+        left = time_left(progress.left_s)
+        line = f"{progress.arm}: {progress.done} of {progress.total} done{left and ', ' + left}"
+        display.show(progress.arm, line, f"{progress.arm} {left}", progress.done, progress.total)
 
-class _Display:
-    """A bar where someone can see it; where stderr is a file, a line per arm."""
-
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
-        self._arm: str | None = None
-
-    def show(self, progress: Progress) -> None:
-        left = "" if progress.left_s is None else f" {_clock(progress.left_s)} left"
-        self._bar.begin(f"{progress.arm}{left}", progress.total)
-        self._bar.step(progress.done, progress.total)
-        if progress.arm != self._arm:
-            self._arm = progress.arm
-            if not sys.stderr.isatty():
-                say(f"{progress.arm}: {progress.done} of {progress.total} done{',' + left if left else ''}")
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def _command_line(request: Any) -> str:
-    """What to type to verify the same again; the folder and the device are of this machine."""
-    words = ["kontext", "verify", "--checkpoint", request.checkpoint, "--preset", ",".join(map(str, request.presets))]
-    for name in ("items", "seeds", "steps", "guidance", "seed"):
-        words += [f"--{name}", f"{getattr(request, name):g}"]
-    words += [] if request.batch is None else ["--batch", str(request.batch)]
-    words += ["--frontier"] if request.frontier else []
-    for name in ("dataset", "weights"):
-        if (path := getattr(request, name)) is not None:
-            words += [f"--{name}", Path(path).name]
-    return shlex.join(words)
-
-
-def _print(found: VerificationAnalysis, points: Frontier | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name in ("preset", "verdict", "because"):
-        table.add_column(name, no_wrap=name == "preset", overflow="fold")
-    for one in found.presets:
-        level = one.verdict.level
-        shown = level.meaning if level.value == level.meaning else f"{level.value} {level.meaning}"
-        table.add_row(*map(Text, (one.preset, shown, one.verdict.reason)))
-    console.print(table)
-    if points is not None:
-        from kontext_fast.report.text.quality import frontier_finding
-
-        console.print(Text(frontier_finding(points)))
-    for metric, reason in found.insensitive.items():
-        console.print(Text(f"{metric} is insensitive here: {reason}."))
-    for facts in found.metrics:
-        if facts.not_measured:
-            console.print(Text(f"{facts.name}: {facts.not_measured}"))
-        elif facts.model:
-            console.print(Text(f"{facts.name}: {facts.model}, weights {(facts.weights_sha256 or '')[:12]}"))
-
-
-def _machine_readable(found: VerificationAnalysis, folder: Path, page: Path, points: Frontier | None) -> dict[str, Any]:
-    return {
-        "folder": str(folder),
-        "page": str(page),
-        "margins_sha256": found.verification.margins_sha256,
-        "presets": [
-            {
-                "preset": one.preset,
-                "level": one.verdict.level.value,
-                "meaning": one.verdict.level.meaning,
-                "reason": one.verdict.reason,
-            }
-            for one in found.presets
-        ],
-        "frontier": None if points is None else [asdict(point) for point in points.points],
-        "blind": dict(found.insensitive),
-        "not_measured": {facts.name: facts.not_measured for facts in found.metrics if facts.not_measured},
-    }
-
-
-def _raise_unless_passed(found: VerificationAnalysis) -> None:
-    bad = [f"{one.preset} ({one.verdict.level.value})" for one in found.presets if not one.verdict.level.passes]
-    if bad:
-        raise GateFailed(f"Not verified as harmless: {', '.join(bad)}; the page says why.")
+    return show

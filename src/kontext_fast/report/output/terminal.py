@@ -1,4 +1,4 @@
-"""Results for a terminal: the headline in 80 columns, and the cost of every preset.
+"""Results for a terminal: the headline in 80 columns, the cost of every preset, and the verdicts of a verification.
 
 Names, labels and reasons come from records, so they are printed as plain text and never read as markup.
 """
@@ -6,7 +6,8 @@ Names, labels and reasons come from records, so they are printed as plain text a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.benchmark import AnalyzedGroup
@@ -15,12 +16,16 @@ from kontext_fast.analysis.rows import REFERENCE, Row
 from kontext_fast.cost.analysis import GroupCost, PresetCost
 from kontext_fast.cost.billing import Cost, Demand
 from kontext_fast.report.text.phrases import of_other_plans, speed_finding
+from kontext_fast.report.text.quality import frontier_finding, level_name
 from kontext_fast.stats.intervals import Estimate
+from kontext_fast.verify.analysis import VerificationAnalysis
+from kontext_fast.verify.frontier import Frontier
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 HEADLINE_COLUMNS = ("preset", "time", "vs baseline", "steps", "judge", "memory")
+VERDICT_COLUMNS = ("preset", "verdict", "because")
 COST_COLUMNS = ("preset", "per image", "per day", "per month", "saved/month", "GPUs")
 
 
@@ -55,14 +60,55 @@ def print_cost(cost: GroupCost, console: Console) -> None:
     _print_lines(lines, console)
 
 
+def print_verdicts(analysis: VerificationAnalysis, frontier: Frontier | None, console: Console) -> None:
+    """Print the verdict of every preset, the frontier's finding, and which metrics were used with which weights."""
+    rows = [(preset.preset, level_name(preset.verdict.level), preset.verdict.reason) for preset in analysis.presets]
+    _print_table(None, VERDICT_COLUMNS, rows, console)
+    metrics = (
+        f"{metric.name}: {metric.not_measured}"
+        if metric.not_measured
+        else f"{metric.name}: {metric.model}, weights {(metric.weights_sha256 or '')[:12]}"
+        for metric in analysis.metrics
+        if metric.not_measured or metric.model
+    )
+    _print_lines(
+        [
+            *([] if frontier is None else [frontier_finding(frontier)]),
+            *(f"{metric} is insensitive here: {reason}." for metric, reason in analysis.insensitive.items()),
+            *metrics,
+        ],
+        console,
+    )
+
+
+def verdicts_as_data(analysis: VerificationAnalysis, frontier: Frontier | None) -> dict[str, Any]:
+    """The same, ready for JSON."""
+    return {
+        "margins_sha256": analysis.verification.margins_sha256,
+        "presets": [
+            {
+                "preset": preset.preset,
+                "level": preset.verdict.level.value,
+                "meaning": preset.verdict.level.meaning,
+                "reason": preset.verdict.reason,
+            }
+            for preset in analysis.presets
+        ],
+        "frontier": None if frontier is None else [asdict(point) for point in frontier.points],
+        "blind": dict(analysis.insensitive),
+        "not_measured": {metric.name: metric.not_measured for metric in analysis.metrics if metric.not_measured},
+    }
+
+
 def _print_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console, *, least_width: int = 0
+    title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console, *, least_width: int = 0
 ) -> None:
     """A column is at least `least_width` letters wide, so that its numbers stay on one line."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table = Table(title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.title = None if title is None else Text(title)
     for name in columns:
         table.add_column(name, no_wrap=name == "preset", overflow="fold", min_width=least_width or None)
     for row in rows:
