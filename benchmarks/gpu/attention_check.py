@@ -14,30 +14,33 @@ import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
+from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, timed, write_report
 from benchmarks.gpu.latents import latents_of
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
-from kontext_fast.engine.dispatch import attention_kernel, refusal
+from kontext_fast.engine.dispatch import DEFAULT_ATTENTION, attention_kernel, attention_kernels, refusal
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.pipeline.load import load
 
-T = TypeVar("T")
-
-KERNELS = ("cudnn", "flash3_fp8", "flash3")
-"""The first is the default of the engine."""
 TOKENS, SIDE = 8704, 1024
 _COMPARED = 512
 """Queries that are computed in float32, too."""
 _SHORT = 2
 """Steps of the edit that is subtracted, so that the time of a call outside its steps does not count."""
+
+
+def kernels() -> list[str]:
+    """The kernels that are for GPUs only; the default of the engine is first."""
+    default = attention_kernel(DEFAULT_ATTENTION, "cuda").name
+    others = [name for name, kernel in attention_kernels().items() if kernel.devices == ("cuda",) and name != default]
+    return [default, *others]
 
 
 def inputs(kind: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,17 +84,7 @@ def _seconds(call: Callable[[], object], *, launches: int = 30) -> float:
 
     for _ in range(3):
         call()
-    return statistics.median(_timed(series)[0] for _ in range(3)) / launches
-
-
-def _timed(call: Callable[[], T]) -> tuple[float, T]:
-    """Seconds on the GPU, and the result."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    result = call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000, result
+    return statistics.median(timed(series)[0] for _ in range(3)) / launches
 
 
 def in_steps(pipe: Any, kernel: str, steps: int) -> tuple[float, Tensor]:
@@ -100,7 +93,7 @@ def in_steps(pipe: Any, kernel: str, steps: int) -> tuple[float, Tensor]:
 
     def run(count: int) -> tuple[float, Tensor]:
         generator = [Generator().manual_seed(0)]
-        return _timed(
+        return timed(
             lambda: latents_of(pipe, [item.render(SIDE)], [item.instruction], steps=count, generator=generator).float()
         )
 
@@ -122,7 +115,7 @@ def main() -> int:
         "gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "tokens": TOKENS, "steps": arguments.steps,
         "kernels": {}, "refused": {},
     }  # fmt: skip
-    for kernel in KERNELS:
+    for kernel in kernels():
         if reason := refusal("cuda", torch.cuda.get_device_capability(), "fp8", kernel):
             report["refused"][kernel] = reason
         else:

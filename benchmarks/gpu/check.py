@@ -1,13 +1,15 @@
-"""What the checks of this package share: their options, the test for a GPU, and their report as JSON."""
+"""What the checks of this package share: their options, the test for a GPU, times on it, and their report as JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 NO_GPU: Final = 3
 """Exit code where there is no CUDA device."""
@@ -28,6 +30,18 @@ def has_gpu() -> bool:
         print("This machine has no CUDA device; run this on one that has.", file=sys.stderr)
         return False
     return True
+
+
+def timed(call: Callable[[], T]) -> tuple[float, T]:
+    """Seconds on the GPU that `call` takes, and its result."""
+    import torch
+
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    result = call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000, result
 
 
 def write_report(report: Mapping[str, Any], out: Path | None) -> None:

@@ -2,24 +2,22 @@
 
 Usage: python -m benchmarks.gpu.kernel_check [--out FILE.json] [--no-timing] [--attention KERNEL]
 
-Exit code 0: all right; 1: a kernel is wrong; 3: this machine cannot run them.
+Exit code 0: all kernels are right; 1: a kernel is wrong; 3: this machine cannot run them.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, timed, write_report
 from benchmarks.gpu.kernel_stages import CHANNELS, DEVICE, HEADS, Draw, Stage, stages
 from kontext_fast.engine.attention.pytorch import MATH
 from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
@@ -30,7 +28,6 @@ from kontext_fast.engine.ops import Linear, Ops, PortableOps
 
 SIZES = [(1, 1, 3, 32), (2, 7, 5, 32), (1, 65, 9, 128), (3, 129, 24, 128), (1, 1003, 24, 128)]
 """Samples, rows, heads, channels of a head."""
-
 
 Size = tuple[int, int, int, int]
 
@@ -50,12 +47,12 @@ def _linear(inputs: Inputs) -> Call:
 
 
 LINEAR = Operation("linear", _linear, bytes_per_row=lambda *_: 0)
-"""Not a kernel of ours, but checked like them."""
+"""PyTorch's matrix products, which are checked like our kernels."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One operation on one input: distance to float32, of the kernel and of plain PyTorch in the same dtype."""
+    """One operation on one input: the error against float32 of the kernel and of plain PyTorch in the same dtype."""
 
     operation: str
     quantized: bool
@@ -67,19 +64,19 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        # Hopper's fast accumulation of float8 products keeps fewer bits of a sum than float32 has; an H200 gave 1.53
-        # times plain PyTorch's error at 3,072 channels, a twentieth of what rounding the operands costs.
+        # Hopper's fast accumulation of float8 products keeps fewer bits of a sum than float32; on an H200 the error was
+        # 1.53 times that of plain PyTorch at 3,072 channels, a twentieth of the error of rounding the operands.
         allowed = 1.75 if self.operation == "linear" and self.quantized else 1.25
         return self.writes_what_it_should and self.error <= allowed * self.error_of_plain_pytorch + 2e-6
 
 
 def run_checks(fused: Ops, precisions: tuple[bool, ...]) -> Iterator[Check]:
-    """All operations on all sizes, every byte that an operation allocates NaN beforehand."""
+    """All operations on all sizes, with all memory that an operation allocates filled with NaN beforehand."""
     for operation in (*(operation for kernel in kernels().values() for operation in kernel.operations), LINEAR):
         for rounds in sorted({*operation.bf16, *operation.fp8} & {*precisions}):
             for dtype in (torch.bfloat16, torch.float32):
                 if operation is LINEAR and rounds and dtype == torch.float32:
-                    continue  # refused: hardware gives bfloat16
+                    continue  # refused: the hardware returns bfloat16
                 for seed, size in enumerate(SIZES):
                     yield _check(fused, operation, dtype, size, rounds, seed)
 
@@ -88,29 +85,35 @@ def _check(fused: Ops, operation: Operation, dtype: torch.dtype, size: Size, rou
     batch, rows, heads, channels = size
     dimensions = replace(FLUX_KONTEXT_DEV, heads=heads, head_dim=channels)
 
-    def outputs(ops: Ops, of: torch.dtype, quantized: bool) -> Tensor:
-        draw = Draw(of, torch.Generator(DEVICE).manual_seed(seed))
+    def outputs(ops: Ops, input_dtype: torch.dtype, quantized: bool) -> Tensor:
+        draw = Draw(input_dtype, torch.Generator(DEVICE).manual_seed(seed))
         results = operation.bind(Inputs(dimensions, batch, rows, draw, draw.window))(ops, quantized)
-        return torch.cat([(one.dequantized() if isinstance(one, Quantized) else one).flatten() for one in results])
+        tensors = [result.dequantized() if isinstance(result, Quantized) else result for result in results]
+        return torch.cat([tensor.flatten() for tensor in tensors])
 
     plain = PortableOps(MATH)
-    # A product of quantized matrices is held against the product of the same quantized matrices.
-    truth = outputs(plain, torch.float32, rounds and operation is LINEAR).double()
-    result, other = outputs(fused, dtype, rounds).double(), outputs(plain, dtype, rounds).double()
-    written = ~truth.isnan()
+    # The reference for a product of quantized matrices is the product of the same quantized matrices.
+    reference = outputs(plain, torch.float32, rounds and operation is LINEAR).double()
+    fused_result, plain_result = (outputs(ops, dtype, rounds).double() for ops in (fused, plain))
+    written = ~reference.isnan()
 
-    def error(of: Tensor) -> float:
-        return float((of[written] - truth[written]).norm() / truth[written].norm())
+    def error(result: Tensor) -> float:
+        return float((result[written] - reference[written]).norm() / reference[written].norm())
 
-    untouched = bool((result.isnan() == truth.isnan()).all())
     return Check(
-        operation.name, rounds, str(dtype).removeprefix("torch."), size, error(result), error(other), untouched
+        operation.name,
+        rounds,
+        str(dtype).removeprefix("torch."),
+        size,
+        error(fused_result),
+        error(plain_result),
+        writes_what_it_should=bool((fused_result.isnan() == reference.isnan()).all()),
     )
 
 
 @dataclass(frozen=True)
 class Timing:
-    """`seconds` is the median of one call among many in a CUDA graph, over inputs that no cache holds."""
+    """`seconds` is the median of a call among many in a CUDA graph, over inputs that are in no cache."""
 
     step: str
     stage: str
@@ -135,10 +138,10 @@ def run_timing(step: str, stage: Stage, *, launches: int = 8, replays: int = 9) 
     """Warm up, capture `launches` calls in a graph, replay it."""
     calls = [stage.inputs() for _ in range(max(2, round(400e6 / max(stage.moved, 100e6))))]
     torch.cuda.synchronize()
-    began = time.perf_counter()
+    start = time.perf_counter()
     calls[0]()
     torch.cuda.synchronize()
-    first = time.perf_counter() - began
+    first_call_s = time.perf_counter() - start
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         for call in calls:
@@ -146,45 +149,36 @@ def run_timing(step: str, stage: Stage, *, launches: int = 8, replays: int = 9) 
     side.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kept = [calls[index % len(calls)]() for index in range(launches)]
-    samples = [_replayed(graph) / launches for _ in range(replays + 2)][2:]
-    del kept
+        outputs = [calls[index % len(calls)]() for index in range(launches)]
+    samples = [timed(graph.replay)[0] / launches for _ in range(replays + 2)][2:]
+    del outputs
     seconds = statistics.median(samples)
     return Timing(
         step,
         stage.name,
         stage.times,
-        first,
+        first_call_s,
         seconds,
         stage.moved / seconds if stage.moved else None,
         stage.flop / seconds if stage.flop else None,
     )
 
 
-def _replayed(graph: torch.cuda.CUDAGraph) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
-
-
 def copy_bandwidth() -> float:
-    """Bytes per second, read and written, of a copy on the device: the ceiling of everything element by element."""
+    """Bytes per second, read and written, of a copy on the device: the ceiling of element-wise kernels."""
     source = torch.randn(2**28, device=DEVICE)
     target = torch.empty_like(source)
     graph = torch.cuda.CUDAGraph()
-    # A kernel like those it is the ceiling of: `copy_` becomes a copy engine's work in a graph, which is slower.
+    # An element-wise kernel, since a graph runs `copy_` on a copy engine, which is slower.
     torch.neg(source, out=target)
     with torch.cuda.graph(graph):
         torch.neg(source, out=target)
-    return 2 * source.nbytes / statistics.median(_replayed(graph) for _ in range(9))
+    return 2 * source.nbytes / statistics.median(timed(graph.replay)[0] for _ in range(9))
 
 
 @dataclass
 class Report:
-    """All that was found."""
+    """All results."""
 
     gpu: str
     capability: tuple[int, int]
@@ -194,7 +188,7 @@ class Report:
     checks: list[Check] = field(default_factory=list)
     copy_bytes_per_second: float | None = None
     attention_leaves_rows_in_place: bool | None = None
-    """Whether the next layer reads attention's output as it lies, instead of a copy."""
+    """Whether the next layer can read attention's output without a copy."""
     timings: list[Timing] = field(default_factory=list)
 
 
@@ -211,21 +205,22 @@ def time_everything(ops: Ops, report: Report, precisions: tuple[bool, ...]) -> N
 
 
 def table(report: Report) -> str:
-    """What to read first, last."""
+    """The report as text; the most important lines are last."""
     lines = []
-    for step in dict.fromkeys(one.step for one in report.timings):
-        timings = [one for one in report.timings if one.step == step]
-        total = sum(one.seconds_per_step for one in timings)
-        lines.append(f"\n{step} step: {1000 * total:.1f} ms in {sum(one.times_per_step for one in timings)} calls")
-        for one in sorted(timings, key=lambda one: -one.seconds_per_step):
+    for step in dict.fromkeys(timing.step for timing in report.timings):
+        timings = [timing for timing in report.timings if timing.step == step]
+        total = sum(timing.seconds_per_step for timing in timings)
+        calls = sum(timing.times_per_step for timing in timings)
+        lines.append(f"\n{step} step: {1000 * total:.1f} ms in {calls} calls")
+        for timing in sorted(timings, key=lambda timing: -timing.seconds_per_step):
             lines.append(
-                f"  {one.stage:28} {one.times_per_step:4} x {1e6 * one.seconds:8.1f} us"
-                f" {one.seconds_per_step / total:6.1%}  {one.rate(report.copy_bytes_per_second)}"
+                f"  {timing.stage:28} {timing.times_per_step:4} x {1e6 * timing.seconds:8.1f} us"
+                f" {timing.seconds_per_step / total:6.1%}  {timing.rate(report.copy_bytes_per_second)}"
             )
     if report.timings:
-        in_place = "in place" if report.attention_leaves_rows_in_place else "to be copied for the next layer"
-        first = sum(one.first_call_seconds for one in report.timings)
-        lines.append(f"\nattention leaves its output {in_place}; all first calls together took {first:.1f} s")
+        copied = "without a copy" if report.attention_leaves_rows_in_place else "from a copy"
+        first_calls_s = sum(timing.first_call_seconds for timing in report.timings)
+        lines.append(f"\nthe next layer reads attention's output {copied}; all first calls took {first_calls_s:.1f} s")
     failed = [check for check in report.checks if not check.passed]
     lines.append(f"{len(report.checks) - len(failed)} of {len(report.checks)} checks passed on {report.gpu}")
     lines += [f"  WRONG: {check}" for check in failed]
@@ -234,18 +229,16 @@ def table(report: Report) -> str:
 
 def main() -> int:
     """Check, time, print and store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="where to write all numbers, as JSON")
+    parser = option_parser(__doc__)
     parser.add_argument("--attention", default="default", help="kernel to time: default, flash, flash3, ...")
     parser.add_argument("--no-timing", action="store_true", help="check only")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("There is no CUDA device here; run this where the kernels are to run.", file=sys.stderr)
-        return 3
+    if not has_gpu():
+        return NO_GPU
     capability = torch.cuda.get_device_capability()
     if reason := refusal(DEVICE, capability, "bf16", arguments.attention):
         print(f"The fused kernels cannot run here: {reason}.", file=sys.stderr)
-        return 3
+        return NO_GPU
     import triton
 
     from kontext_fast.engine.kernels.fused import FusedOps
@@ -254,14 +247,13 @@ def main() -> int:
     report = Report(torch.cuda.get_device_name(), capability, torch.__version__, triton.__version__, torch.version.cuda)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # Fills memory that nobody has written with NaN.
+        # Fills newly allocated memory with NaN.
         torch.use_deterministic_algorithms(True, warn_only=True)
         report.checks = list(run_checks(FusedOps(MATH), precisions))
         torch.use_deterministic_algorithms(False)
     if not arguments.no_timing:
         time_everything(FusedOps(attention_kernel(arguments.attention, DEVICE)), report, precisions)
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(asdict(report), indent=1))
+    write_report(asdict(report), arguments.out)
     print(table(report))
     return 0 if all(check.passed for check in report.checks) else 1
 

@@ -1,4 +1,4 @@
-"""The operations of one step of a 1024x1024 edit at real sizes, on random inputs: what `kernel_check.py` times."""
+"""The operations of one step of a 1024x1024 edit at real sizes, on random inputs, which `kernel_check.py` times."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADS, CHANNELS = FLUX_KONTEXT_DEV.heads, FLUX_KONTEXT_DEV.head_dim
 
 @dataclass(frozen=True)
 class Draw:
-    """Random inputs: the same numbers in either dtype, and views whose surroundings are NaN."""
+    """Random inputs: the same numbers in either dtype, and views that are surrounded by NaN."""
 
     dtype: torch.dtype
     generator: torch.Generator
@@ -41,7 +41,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Stage:
-    """One operation of a step at its real size; `moved` are the fewest bytes, `flop` its operations."""
+    """One operation of a step at its real size; `moved` is its least memory traffic in bytes, `flop` its work."""
 
     name: str
     times: int
@@ -49,11 +49,11 @@ class Stage:
     moved: float
     flop: float
     inputs: Callable[[], Callable[[], object]]
-    """Draws inputs and gives the call on them."""
+    """Draws inputs and returns the call on them."""
 
 
 def stages(ops: Ops, text: int, image: int, rounds: bool) -> Iterator[Stage]:
-    """Of a step with so many text and image tokens, those of the reference included."""
+    """The stages of a step with these numbers of text and image tokens, the reference's included."""
     draw = Draw(torch.bfloat16, torch.Generator(DEVICE).manual_seed(0))
     total = text + image
     doubles, singles = FLUX_KONTEXT_DEV.double_blocks, FLUX_KONTEXT_DEV.single_blocks
