@@ -159,7 +159,7 @@ class CompileCaches:
             shutil.rmtree(folder, ignore_errors=True)
         elif not folder.is_dir():
             raise InvalidInput(
-                f"The compiled code that the cold run of {configuration.name} left is gone; "
+                f"The compile cache of the cold run of {configuration.name} does not exist any more; "
                 "measure again in a new folder."
             )
         for name in _VARIABLES.values():

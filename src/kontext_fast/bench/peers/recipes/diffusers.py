@@ -71,7 +71,7 @@ MAGCACHE = declare_preset(
 FEWER_STEPS = tuple(
     declare_preset(
         f"peer:steps-{steps}",
-        f"{steps} steps where 28 are asked for, and no cache: what every cache has to be better than",
+        f"{steps} steps for a request of 28, and no cache: every cache has to be better than this",
         (FewerSteps(steps_of_28=steps),),
         optional=GPU_BASE,
         source="https://huggingface.co/docs/diffusers/main/en/api/pipelines/flux",

@@ -119,7 +119,7 @@ class CacheDit(Optimization):
         try:
             mask: list[int] = cache_dit.steps_mask(total_steps=total, mask_policy=self.mask)
         except AssertionError:
-            raise Refused(f"cache-dit has no mask {self.mask} for {total} steps; ask for at least 8 steps.") from None
+            raise Refused(f"cache-dit has no mask {self.mask} for {total} steps; use at least 8 steps.") from None
         return mask
 
 
