@@ -84,8 +84,8 @@ def _optimizations(machine: Machine) -> list[dict[str, Any]]:
             "name": name,
             "summary": optimization.summary,
             "effect": optimization.effect.value,
-            "parameters": optimization().parameters(),
-            "refusal": optimization().refusal(machine),
+            "parameters": optimization.parameters(),
+            "refusal": optimization.refusal(machine),
             "conflicts": [
                 {
                     "other": side.other,
@@ -95,7 +95,7 @@ def _optimizations(machine: Machine) -> list[dict[str, Any]]:
                 for side in conflicts[name]
             ],
         }
-        for name, optimization in discover().items()
+        for name, optimization in ((name, technique()) for name, technique in discover().items())
     ]
 
 
