@@ -181,15 +181,15 @@ def test_the_finding_names_the_fastest_and_what_the_judge_says(tmp_path: Path) -
     finding = speed_finding(list(rows(full(ResultStore(tmp_path))).values()))
     assert finding.startswith("cache is 2.00x as fast as baseline (95 % interval")
     assert "accepts 50 % of its edits, and 100 % of baseline's" in finding
-    assert "Without a time: compile (refused)." in finding
+    assert "Not timed: compile (refused)." in finding
 
 
 def test_many_without_a_time_are_counted_by_what_happened() -> None:
     runs = [timed("baseline", 0, [1.0, 1.0])]
     runs += [record(name, 0, status="refused", reason="No compiler.") for name in "abc"]
-    assert "Without a time: a (refused), b (refused), c (refused)." in speed_finding(list(rows(result(runs)).values()))
+    assert "Not timed: a (refused), b (refused), c (refused)." in speed_finding(list(rows(result(runs)).values()))
     runs.append(record("d", 0, status="timeout", reason="It hung."))
-    assert "Without a time: 4 presets (3 refused, 1 timeout)." in speed_finding(list(rows(result(runs)).values()))
+    assert "Not timed: 4 presets (3 refused, 1 timeout)." in speed_finding(list(rows(result(runs)).values()))
 
 
 def test_no_finding_where_intervals_include_one() -> None:

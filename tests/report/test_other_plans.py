@@ -29,7 +29,7 @@ def plan(**parameters: Any) -> Plan:
 
 OLD, NEW = plan(threshold=0.5), plan(threshold=0.25)
 HUNG = "It did not end."
-DIFFERENCE = "cache: threshold 0.5, not 0.25"
+DIFFERENCE = "cache.threshold=0.5 instead of 0.25"
 
 
 def changed() -> list[Record]:
@@ -67,7 +67,7 @@ def test_a_newer_plan_that_measured_nothing_does_not_take_the_place_of_one_that_
     _, cache = headline(group)
     assert cache.time is not None
     assert cache.time.values == (1.0, 1.0)
-    assert "cache: threshold 0.125, not 0.25): cache (1 timeout)." in of_other_plans(group)[1]
+    assert "cache.threshold=0.125 instead of 0.25): cache (1 timeout)." in of_other_plans(group)[1]
 
 
 def test_the_same_plan_is_never_set_apart() -> None:
@@ -78,7 +78,8 @@ def test_the_same_plan_is_never_set_apart() -> None:
 
 
 def test_runs_of_another_plan_are_named_wherever_times_are(tmp_path: Path) -> None:
-    sentence = f"With another plan than is counted ({DIFFERENCE}): cache (2 ok), cache (1 timeout)."
+    runs = "cache (2 ok), cache (1 timeout)"
+    sentence = f"Excluded, since they ran another version of the recipe ({DIFFERENCE}): {runs}."
     (group,) = analyze_benchmark(result(changed()))
     assert of_other_plans(group) == (sentence,)
     assert sentence in checks(group)
@@ -96,7 +97,11 @@ def test_runs_of_another_plan_are_named_wherever_times_are(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("own", "counted", "words"),
     [
-        (plan(threshold=1), plan(threshold=2, order=True), "cache: threshold 1, not 2; cache: order unset, not true"),
+        (
+            plan(threshold=1),
+            plan(threshold=2, order=True),
+            "cache.threshold=1 instead of 2; cache.order=unset instead of true",
+        ),
         (plan(), (), "with cache"),
         ((), plan(), "without cache"),
         ((*plan(), AppliedOptimization(name="vae", effect="numeric")), plan(), "with vae"),

@@ -54,7 +54,7 @@ def test_a_peer_that_is_faster_is_said_to_be_and_is_not_our_headline() -> None:
     assert best.preset == "fast"
     finding = speed_finding(rows)
     assert finding.startswith("fast is 1.99")
-    assert "Of the peers, peer:magcache is fastest: 3.9" in finding
+    assert "The fastest peer is peer:magcache: 3.9" in finding
 
 
 def test_a_preset_of_ours_that_is_no_faster_does_not_hand_the_headline_to_a_peer() -> None:
@@ -62,7 +62,7 @@ def test_a_preset_of_ours_that_is_no_faster_does_not_hand_the_headline_to_a_peer
     assert fastest(headline(group), None) is None
     finding = speed_finding(headline(group))
     assert finding.startswith("No preset is faster")
-    assert "Of the peers, peer:magcache is fastest" in finding
+    assert "The fastest peer is peer:magcache" in finding
 
 
 def test_where_peers_alone_were_run_one_of_them_leads_and_is_named_once() -> None:

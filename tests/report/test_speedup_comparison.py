@@ -60,7 +60,7 @@ def test_of_many_workloads_the_leading_one_is_drawn_first_and_the_rest_are_count
     panels = speedup_comparison.plotted(report_of(swept))
     assert panels[0].title == "edit, 1024x1024, 28 steps"
     assert len(panels) == speedup_comparison.MOST_PANELS == 3
-    assert speedup_comparison.draw(report_of(swept)).takeaway.endswith(" 3 other workloads stand in the tables.")
+    assert speedup_comparison.draw(report_of(swept)).takeaway.endswith(" 3 other workloads are in the tables.")
 
 
 def test_the_parts_of_a_preset_are_left_to_the_chart_of_ablation() -> None:

@@ -111,7 +111,7 @@ def test_the_headline_says_what_the_records_say(two: Path) -> None:
 def test_peers_failures_and_what_was_different_are_said(two: Path) -> None:
     text = (two / "README.md").read_text()
     assert "turbo is 4." in text
-    assert "Of the peers, peer:steps-8 is fastest: 5." in text
+    assert "The fastest peer is peer:steps-8: 5." in text
     name, _, factor, steps, *_ = cells(two, "peer:steps-8")
     (footnote,) = re.findall(r"<sup>(\d)</sup>", name)
     assert f"- <sup>{footnote}</sup> {FEWER}" in text
@@ -119,7 +119,7 @@ def test_peers_failures_and_what_was_different_are_said(two: Path) -> None:
     for preset, reason in REFUSED.items():
         assert f"- `{preset}`: refused. " in text
         assert re.sub(r"\W", "", reason) in re.sub(r"\W", "", text)
-    assert "A/A control: baseline against itself is 1." in text
+    assert "A/A control: baseline against baseline is 1." in text
     assert "image quality is not measured" in text
 
 

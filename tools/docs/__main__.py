@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def main(arguments: list[str]) -> int:
     try:
         if arguments == ["--check"]:
-            found = differences(ROOT)
-            print("\n".join([*found, "Run `make docs`."] if found else ["Everything is as the records say."]))
-            return 1 if found else 0
+            changes = differences(ROOT)
+            print("\n".join([*changes, "Run `make docs`."] if changes else ["Everything is as the records say."]))
+            return 1 if changes else 0
         if arguments:
             print(__doc__, file=sys.stderr)
             return 2

@@ -50,13 +50,13 @@ def differences(root: Path) -> list[str]:
         out = Path(folder)
         render_repository(root, out)
         rendered, present = _files(out), _files(root)
-        found = [f"{name} is not rendered" for name in sorted(rendered.keys() - present.keys())]
+        changes = [f"{name} is not rendered" for name in sorted(rendered.keys() - present.keys())]
         gone = sorted(name for name in present.keys() - rendered.keys() if _is_rendered(name))
-        found += [f"{name} is of records that are gone" for name in gone]
+        changes += [f"{name} is of records that are gone" for name in gone]
         for name in sorted(rendered.keys() & present.keys()):
             if (rendered[name].suffix != ".png") and _comparable(rendered[name]) != _comparable(root / name):
-                found.append(f"{name} differs from its records")
-        return found
+                changes.append(f"{name} differs from its records")
+        return changes
 
 
 def _verification(published: Published, out: Path) -> VerificationReport | None:
@@ -90,9 +90,9 @@ def _documents(root: Path) -> Iterator[Path]:
 
 def _files(root: Path) -> dict[str, Path]:
     """What may be rendered, by its place in the project."""
-    found = [*_documents(root), *(root / RESULTS).glob("samples.csv")]
-    found += [path for folder in RENDERED for path in (root / folder).rglob("*") if path.is_file()]
-    return {path.relative_to(root).as_posix(): path for path in found}
+    files = [*_documents(root), *(root / RESULTS).glob("samples.csv")]
+    files += [path for folder in RENDERED for path in (root / folder).rglob("*") if path.is_file()]
+    return {path.relative_to(root).as_posix(): path for path in files}
 
 
 def _is_rendered(name: str) -> bool:

@@ -48,7 +48,7 @@ def find_published(folder: Path) -> Published:
     read = [(store, store.load()) for store in stores]
     benches = [result for _, result in read if result.verification is None]
     verifications = [(store, result) for store, result in read if result.verification is not None]
-    verifications.sort(key=lambda one: max((record.created_at for record in one[1].records), default=""))
+    verifications.sort(key=lambda stored: max((record.created_at for record in stored[1].records), default=""))
     return Published(
         folder=folder,
         stores=stores,

@@ -49,9 +49,9 @@ class AnalyzedGroup(Group):
 
 def analyze_benchmark(result: ResultFile) -> tuple[AnalyzedGroup, ...]:
     """The groups in the order in which they were first measured; see `groups`."""
-    found = [(group, headline(group)) for group in groups(result)]
-    controls = [(group, resolution(_control_factor(rows))) for group, rows in found]
-    return tuple(_analyzed(group, rows, _smallest_claim(group, controls)) for group, rows in found)
+    measured = [(group, headline(group)) for group in groups(result)]
+    controls = [(group, resolution(_control_factor(rows))) for group, rows in measured]
+    return tuple(_analyzed(group, rows, _smallest_claim(group, controls)) for group, rows in measured)
 
 
 def _analyzed(group: Group, rows: tuple[Row, ...], limit: float | None) -> AnalyzedGroup:

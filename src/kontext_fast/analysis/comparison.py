@@ -93,7 +93,7 @@ def _check_alike(before: ResultFile, after: ResultFile) -> None:
         raise InvalidInput(f"A was measured on {a}, B on {b}; measure both on the same card to compare them.")
     weights = [{_weights(record.checkpoint) for record in result.records} - {None} for result in (before, after)]
     if not weights[0] & weights[1]:
-        a, b = (" and ".join(sorted(map(_named, found))) or "no weights" for found in weights)
+        a, b = (" and ".join(sorted(map(_named, names))) or "no weights" for names in weights)
         raise InvalidInput(f"A ran {a}, B {b}; measure the same weights in the same precision to compare them.")
 
 

@@ -152,9 +152,9 @@ def peak_memory_kind(memory: Memory) -> str | None:
     return None if memory.host_rss_peak_bytes is None else "host, resident"
 
 
-def count(n: int, one: str, many: str | None = None) -> str:
-    """`1 process`, `5 processes`; `many` is `one` plus s unless given."""
-    return f"{n} {one if n == 1 else many or one + 's'}"
+def count(n: int, singular: str, plural: str | None = None) -> str:
+    """`1 process`, `5 processes`; `plural` is `singular` with an s by default."""
+    return f"{n} {singular if n == 1 else plural or singular + 's'}"
 
 
 def joules(estimate: Estimate) -> str:

@@ -1,7 +1,7 @@
-"""Which runs may be compared: those of one checkpoint on one machine that measured the same workload.
+"""Which runs may be compared: those of the same checkpoint on the same machine that measured the same workload.
 
-Runs that found compiled code and runs that were made to find none are told apart too: they pay differently at first.
-A preset whose plan was changed between two runs is not one configuration: the plan that was measured last counts.
+Runs with a cold, a warm and the user's own compile cache are in different groups, since their first calls differ.
+Where the plan of a preset changed between runs, only the runs with the plan that was measured last are compared.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Group:
     """None, like the two below, where no run measured anything of what `failures` were to."""
     machine: str | None
     workload: Workload | None
-    """As it was asked for: a peer whose recipe is fewer steps is here among those that ran them all."""
+    """As requested: a peer whose recipe is fewer steps is in the group of those that ran all of them."""
     presets: tuple[str, ...]
     """Baseline first, then ours in the order in which they were first scheduled, then peers; failed ones included."""
     runs: tuple[Run, ...]
@@ -72,7 +72,7 @@ class Group:
     plans: Mapping[str, Plan] = field(default_factory=dict)
     """Of each preset that had one the plan that counts."""
     of_other_plans: tuple[Record, ...] = ()
-    """Runs with other plans than those, whatever came of them: in neither `runs` nor `failures`."""
+    """Runs with other plans, of any status; they are in neither `runs` nor `failures`."""
 
     @property
     def on_a_card(self) -> bool:
@@ -98,20 +98,20 @@ def groups(result: ResultFile) -> tuple[Group, ...]:
     Runs that were to measure what nothing measured are in a last group without workload.
     """
     records = sorted(result.records, key=lambda record: record.order)
-    found: dict[_Key, list[Run]] = {}
+    by_key: dict[_Key, list[Run]] = {}
     for record in records:
         for measurement in record.measurements:
             if _is_complete(measurement):
                 machine = machine_name(record.environment)
-                key = (record.checkpoint, machine, _asked_for(measurement), record.compile_cache)
-                found.setdefault(key, []).append(Run(record, measurement))
-    measured = tuple(_group(key, runs, records, found) for key, runs in found.items())
-    rest = tuple(record for record in records if not any(_belongs(record, key, runs) for key, runs in found.items()))
+                key = (record.checkpoint, machine, _requested_workload(measurement), record.compile_cache)
+                by_key.setdefault(key, []).append(Run(record, measurement))
+    measured = tuple(_group(key, runs, records, by_key) for key, runs in by_key.items())
+    rest = tuple(record for record in records if not any(_belongs(record, key, runs) for key, runs in by_key.items()))
     return (*measured, Group(None, None, None, _presets(rest), (), rest)) if rest else measured
 
 
-def _asked_for(measurement: Measurement) -> Workload:
-    """The workload with the steps that were asked for: who runs fewer is a rival of those who run them all.
+def _requested_workload(measurement: Measurement) -> Workload:
+    """The workload with the requested steps: a recipe that runs fewer is compared with those that run them all.
 
     Each such run carries a label that says so, and its own workload still has the steps that were run.
     """
@@ -126,13 +126,13 @@ def _is_complete(measurement: Measurement) -> bool:
     return bool(measured) and measured >= set(measurement.workload.items)
 
 
-def _group(key: _Key, runs: list[Run], records: list[Record], found: dict[_Key, list[Run]]) -> Group:
+def _group(key: _Key, runs: list[Run], records: list[Record], by_key: dict[_Key, list[Run]]) -> Group:
     checkpoint, machine, workload, cache = key
     belonging = [record for record in records if _belongs(record, key, runs)]
-    # Those that measured decide over those that failed: a group has the plan that it has times of.
+    # Runs that measured come last, so that their plan wins over the plan of runs that failed.
     plans = _plans([*belonging, *(run.record for run in runs)])
     here = [record for record in belonging if _has_plan(record, plans)]
-    siblings = [other for (c, m, _, k), other in found.items() if (c, m, k) == (checkpoint, machine, cache)]
+    siblings = [other for (c, m, _, k), other in by_key.items() if (c, m, k) == (checkpoint, machine, cache)]
     measured_here = {run.record.run_id for run in runs}
     failures = tuple(
         record
@@ -195,8 +195,8 @@ AnyGroup = TypeVar("AnyGroup", bound=Group)
 
 def by_machine(of: Iterable[AnyGroup]) -> list[list[AnyGroup]]:
     """Groups with runs, gathered by checkpoint and machine, whose numbers may stand in one chart."""
-    found: dict[object, list[AnyGroup]] = {}
+    gathered: dict[object, list[AnyGroup]] = {}
     for group in of:
         if group.runs:
-            found.setdefault((group.checkpoint, group.machine), []).append(group)
-    return list(found.values())
+            gathered.setdefault((group.checkpoint, group.machine), []).append(group)
+    return list(gathered.values())

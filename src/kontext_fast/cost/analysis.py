@@ -128,8 +128,8 @@ def choose_price(
     if question.price is None:
         price = table.typical(card, kind)
     else:
-        given = user_price(question.price, billing_kind=kind, today=question.today)
-        price = given or _of_card(table.named(question.price), machine, card)
+        typed = user_price(question.price, billing_kind=kind, today=question.today)
+        price = typed or _of_card(table.named(question.price), machine, card)
     if price is not None:
         _check_memory(price, works)
     return price
@@ -212,16 +212,18 @@ def _payback(saved: Estimate | None, question: Question) -> Payback | None:
 def _crossovers(work: Work, tariff: Tariff, table: PriceTable, question: Question) -> tuple[Crossover, ...]:
     """By use against both kinds of fleet where the prices are known, and against every API price."""
     demand, price = question.demand, tariff.price
-    found: list[Crossover] = []
+    crossovers: list[Crossover] = []
     if price.kind != "reserved":
         by_use = Tariff(billing="by-use", price=price, rho_max=tariff.rho_max)
         fleets = [Tariff(billing="always-on", price=price, rho_max=tariff.rho_max)]
         if reserved := table.typical(price.card, "reserved"):
             fleets.append(Tariff(billing="reserved", price=reserved, rho_max=tariff.rho_max))
-        found += [fleet_instead_of_use(work, demand, by_use, fleet) for fleet in fleets]
+        crossovers += [fleet_instead_of_use(work, demand, by_use, fleet) for fleet in fleets]
     licence = sum(row.usd_per_month or 0.0 for row in table.of_kind("licence"))
-    found += [hosting_instead_of_api(work, demand, tariff, api, licence_usd_per_month=licence) for api in table.apis()]
-    return tuple(found)
+    crossovers += [
+        hosting_instead_of_api(work, demand, tariff, api, licence_usd_per_month=licence) for api in table.apis()
+    ]
+    return tuple(crossovers)
 
 
 def _per_image(work: Work | None) -> Estimate | None:

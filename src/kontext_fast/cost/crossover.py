@@ -51,9 +51,9 @@ def hosting_instead_of_api(
     bought = api.usd_per_image
     price = tariff.price.usd_per_gpu_hour
     if tariff.billing == "by-use":
-        made = price * work.seconds.value / (SECONDS_PER_HOUR * work.images_per_call)
+        usd_per_image = price * work.seconds.value / (SECONDS_PER_HOUR * work.images_per_call)
         starting = price * demand.cold_starts_per_day * (work.cold_start_s or 0.0) / SECONDS_PER_HOUR
-        volume = (licence + starting) / (bought - made) if made < bought else NEVER
+        volume = (licence + starting) / (bought - usd_per_image) if usd_per_image < bought else NEVER
     else:
         volume = _fleet_against_api(work, demand, tariff, bought, licence)
     return Crossover(_named(tariff), api.id, volume)

@@ -84,8 +84,8 @@ class PriceTable:
 
     def of_card(self, card: str | None, kind: Kind) -> tuple[Price, ...]:
         """Cheapest GPU first; no row where the card is unknown."""
-        found = [row for row in self.rows if card is not None and row.card == card and row.kind == kind]
-        return tuple(sorted(found, key=lambda row: (row.usd_per_gpu_hour, row.id)))
+        rows = [row for row in self.rows if card is not None and row.card == card and row.kind == kind]
+        return tuple(sorted(rows, key=lambda row: (row.usd_per_gpu_hour, row.id)))
 
     def typical(self, card: str | None, kind: Kind) -> Price | None:
         """The row in the middle, the cheaper one of two, None where there is no row.

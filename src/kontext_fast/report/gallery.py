@@ -13,7 +13,7 @@ MOST_ITEMS = 12
 
 
 @dataclass(frozen=True)
-class Picture:
+class GalleryPicture:
     caption: str
     image: str | None
     """Hash of the stored image."""
@@ -25,21 +25,21 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Card:
+class GalleryItem:
     item: StoredItem
     seed: int
-    pictures: tuple[Picture, ...]
+    pictures: tuple[GalleryPicture, ...]
 
     @property
     def comparable(self) -> bool:
         """Whether there are outputs of baseline and of another preset."""
-        made = [picture.preset for picture in self.pictures if picture.image and picture.preset]
-        return BASELINE in made and len(made) > 1
+        presets = [picture.preset for picture in self.pictures if picture.image and picture.preset]
+        return BASELINE in presets and len(presets) > 1
 
 
 @dataclass(frozen=True)
 class Gallery:
-    cards: tuple[Card, ...]
+    cards: tuple[GalleryItem, ...]
     items: int
     """Items with stored outputs, of which the cards are an evenly spaced choice that looks at no result."""
 
@@ -52,41 +52,41 @@ def gallery(group: Group, items: Sequence[StoredItem]) -> Gallery:
     return Gallery(tuple(_evenly_spaced(cards, MOST_ITEMS)), len(cards))
 
 
-def _card(group: Group, item: StoredItem) -> Card | None:
+def _card(group: Group, item: StoredItem) -> GalleryItem | None:
     seed = next((s.seed for run in group.runs for s in run.samples if s.item == item.id and s.images), None)
     if seed is None:
         return None
-    pictures = [Picture("input", item.image, None if item.image else "no input image")]
+    pictures = [GalleryPicture("input", item.image, None if item.image else "no input image")]
     if item.target:
-        pictures.append(Picture("target", item.target, None))
+        pictures.append(GalleryPicture("target", item.target, None))
     pictures += [_output(group, preset, item.id, seed) for preset in group.presets]
-    return Card(item, seed, tuple(pictures))
+    return GalleryItem(item, seed, tuple(pictures))
 
 
-def _output(group: Group, preset: str, item: str, seed: int) -> Picture:
+def _output(group: Group, preset: str, item: str, seed: int) -> GalleryPicture:
     runs = sorted(group.runs_of(preset), key=lambda run: run.record.round)
     for run in runs:
         image = _images(run, item).get(seed)
         if image is not None:
-            return Picture(preset, image, None, preset, judgement_of(run.record, item, seed, image))
+            return GalleryPicture(preset, image, None, preset, judgement_of(run.record, item, seed, image))
     failures = group.failures_of(preset)
     if runs:
         absent = "output not kept"
     else:
         absent = failures[0].status if failures else "not measured"
-    return Picture(preset, None, absent)
+    return GalleryPicture(preset, None, absent)
 
 
 def _images(run: Run, item: str) -> Mapping[int, str]:
     """The first stored output of each seed."""
-    found: dict[int, str] = {}
+    first: dict[int, str] = {}
     for sample in run.samples:
         if sample.item == item and sample.images:
-            found.setdefault(sample.seed, sample.images[0])
-    return found
+            first.setdefault(sample.seed, sample.images[0])
+    return first
 
 
-def _evenly_spaced(cards: Sequence[Card], most: int) -> Sequence[Card]:
+def _evenly_spaced(cards: Sequence[GalleryItem], most: int) -> Sequence[GalleryItem]:
     if len(cards) <= most:
         return cards
     return [cards[index * len(cards) // most] for index in range(most)]

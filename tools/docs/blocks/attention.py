@@ -1,4 +1,4 @@
-"""The engine's attention kernels side by side, as `attention_check` found them."""
+"""The engine's attention kernels compared, as measured by `attention_check`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ HEADER = ("kernel", "alone", *(f"error, {kind}" for kind in _INPUTS), "a step in
 
 def render(context: DocContext) -> str:
     """A table for each file below the folder of results."""
-    return paragraphs(_of_one(*found) for found in context.stored("attention.json")) or "Not measured on a GPU yet."
+    return (
+        paragraphs(_of_report(*stored) for stored in context.stored("attention.json")) or "Not measured on a GPU yet."
+    )
 
 
-def _of_one(link: str, report: dict[str, Any]) -> str:
+def _of_report(link: str, report: dict[str, Any]) -> str:
     steps = fmt.count(report["steps"], "step")
     return paragraphs(
         [
-            table(HEADER, (tuple(_cells(name, found)) for name, found in report["kernels"].items())),
+            table(HEADER, (tuple(_cells(name, kernel)) for name, kernel in report["kernels"].items())),
             bullets(
                 [
                     f"{report['gpu']}, torch {report['torch']}, {report['tokens']} tokens of one sample: {link}. "
@@ -34,9 +36,9 @@ def _of_one(link: str, report: dict[str, Any]) -> str:
     )
 
 
-def _cells(name: str, found: dict[str, Any]) -> Iterator[str]:
+def _cells(name: str, kernel: dict[str, Any]) -> Iterator[str]:
     yield f"`{name}`"
-    yield f"{1e3 * found['seconds']:.2f} ms, {found['flop_per_second'] / 1e12:.0f} TFLOP/s"
-    yield from (f"{found['errors'][kind]:.2g}" for kind in _INPUTS)
-    yield f"{1e3 * found['seconds_per_step']:.1f} ms"
-    yield "equal" if found["latents_apart"] == 0 else f"{found['latents_apart']:.2g}"
+    yield f"{1e3 * kernel['seconds']:.2f} ms, {kernel['flop_per_second'] / 1e12:.0f} TFLOP/s"
+    yield from (f"{kernel['errors'][kind]:.2g}" for kind in _INPUTS)
+    yield f"{1e3 * kernel['seconds_per_step']:.1f} ms"
+    yield "equal" if kernel["latents_apart"] == 0 else f"{kernel['latents_apart']:.2g}"

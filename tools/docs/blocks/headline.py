@@ -34,8 +34,8 @@ def render(context: DocContext) -> str:
             bullets(f"<sup>{number}</sup> {escape(label)}" for number, label in enumerate(labels, 1)),
             _failures(failed),
             _not_counted(measured, group),
-            f"{escape(group.title)}: {escape(provenance([group.group]))}. In brackets are 95 % intervals over "
-            "processes, of which there are n.",
+            f"{escape(group.title)}: {escape(provenance([group.group]))}. Ranges in brackets are 95 % intervals "
+            "over n processes.",
             escape(group.caution) if group.caution else None,
             escape(group.checks[0]) if group.checks else None,
             _money(group, report),
@@ -63,7 +63,7 @@ def _failures(rows: Sequence[Row]) -> str | None:
     if not rows:
         return None
     return paragraphs(
-        ["Without a time:", bullets(f"`{row.preset}`: {row.status}. {escape(row.reason or '')}" for row in rows)]
+        ["Not timed:", bullets(f"`{row.preset}`: {row.status}. {escape(row.reason or '')}" for row in rows)]
     )
 
 
@@ -75,7 +75,7 @@ def _not_counted(rows: Sequence[Row], group: GroupReport) -> str | None:
         for (status, reason), n in row.failures_alike.items()
     ]
     sentences = [*ended, *map(escape, of_other_plans(group.group))]
-    return paragraphs(["Beside the times above:", bullets(sentences)]) if sentences else None
+    return paragraphs(["Not part of the times above:", bullets(sentences)]) if sentences else None
 
 
 def _money(group: GroupReport, report: Report) -> str:

@@ -1,4 +1,4 @@
-"""What the kernels of one step took, as `benchmarks/gpu/kernel_check.py --out FILE` found it, by what they do."""
+"""Times of the kernels of one step by what they do, as written by `benchmarks/gpu/kernel_check.py --out FILE`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ HEADER = ("step", "attention", "matrix products", "element by element", "all ker
 
 def render(context: DocContext) -> str:
     """A table for each file below the folder of results; each stage is timed alone, so gaps between them are not in."""
-    return paragraphs(_of_one(*found) for found in context.stored(FILE)) or "The kernels were not timed on a GPU yet."
+    return (
+        paragraphs(_of_report(*stored) for stored in context.stored(FILE)) or "The kernels were not timed on a GPU yet."
+    )
 
 
-def _of_one(link: str, report: dict[str, Any]) -> str:
+def _of_report(link: str, report: dict[str, Any]) -> str:
     steps: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for timing in report["timings"]:
         # Earlier reports have a step without the tokens of the reference, too, which no preset runs.
@@ -26,6 +28,12 @@ def _of_one(link: str, report: dict[str, Any]) -> str:
             steps[timing["step"]].append(timing)
     wrong = [check for check in report["checks"] if not check["writes_what_it_should"]]
     worst = max(report["checks"], key=_excess)
+    total = len(report["checks"])
+    passed = (
+        f"{len(wrong)} of {total} kernel checks failed"
+        if wrong
+        else f"All {total} kernel checks passed, with no out-of-bounds writes"
+    )
     return paragraphs(
         [
             table(HEADER, (tuple(_cells(name, timings)) for name, timings in steps.items())),
@@ -33,9 +41,8 @@ def _of_one(link: str, report: dict[str, Any]) -> str:
                 [
                     f"{report['gpu']}, torch {report['torch']}, Triton {report['triton']}: {link}, with "
                     "every kernel by itself.",
-                    f"{len(report['checks']) - len(wrong)} of {len(report['checks'])} checks wrote what they should "
-                    f"and no more; furthest from plain PyTorch in the same dtype was `{worst['operation']}`, whose "
-                    f"error was {_excess(worst):.2f} times as large.",
+                    f"{passed}. Largest error relative to eager PyTorch in the same dtype: `{worst['operation']}`, "
+                    f"{_excess(worst):.2f}x.",
                 ]
             ),
         ]

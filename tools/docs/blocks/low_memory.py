@@ -1,4 +1,4 @@
-"""The memory of an edit under a cap, as `benchmarks/gpu/low_memory_check.py --out .../low_memory.json` found it."""
+"""Memory of an edit under a cap, as written by `benchmarks/gpu/low_memory_check.py --out .../low_memory.json`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ HEADER = ("", "time", "allocated at most", "reserved at most", "in use on the GP
 
 def render(context: DocContext) -> str:
     """A table for each file below the folder of results."""
-    return paragraphs(_of_one(*found) for found in context.stored("low_memory.json")) or "Not run on a GPU yet."
+    return paragraphs(_of_report(*stored) for stored in context.stored("low_memory.json")) or "Not run on a GPU yet."
 
 
-def _of_one(link: str, report: dict[str, Any]) -> str:
+def _of_report(link: str, report: dict[str, Any]) -> str:
     stages = {name: stage for name, stage in report.items() if isinstance(stage, dict)}
     rows = (
         (

@@ -1,4 +1,4 @@
-"""Every optimization: what it does, to the output too, its parameters and what it cannot be with."""
+"""Every optimization: what it does, its effect on the output, its parameters, needs and conflicts."""
 
 from __future__ import annotations
 
@@ -13,29 +13,34 @@ HEADER = ("optimization", "what it does", "effect", "parameters", "needs", "not 
 def render(context: DocContext) -> str:
     """One row each, from the classes themselves."""
     conflicts = conflicts_by_name()
-    against = {name: sorted(f"`{one.other}`{one.conflict.condition}" for one in conflicts[name]) for name in conflicts}
-    return table(HEADER, (_cells(one(), against[name]) for name, one in discover().items()))
+    against = {
+        name: sorted(f"`{other.other}`{other.conflict.condition}" for other in conflicts[name]) for name in conflicts
+    }
+    return table(HEADER, (_cells(optimization(), against[name]) for name, optimization in discover().items()))
 
 
-def _cells(one: Optimization, against: list[str]) -> tuple[str, ...]:
+def _cells(optimization: Optimization, against: list[str]) -> tuple[str, ...]:
     return (
-        f"`{one.name}`",
-        one.summary,
+        f"`{optimization.name}`",
+        optimization.summary,
         "; ".join(
-            [str(one.effect), *(f"{effect} in {', '.join(choices)}" for effect, choices in _other_effects(one).items())]
+            [
+                str(optimization.effect),
+                *(f"{effect} in {', '.join(choices)}" for effect, choices in _other_effects(optimization).items()),
+            ]
         ),
-        ", ".join(f"`{name}={_written(value)}`" for name, value in one.parameters().items()),
-        ", ".join(f"`{name}`" for name in sorted(one.requires)),
+        ", ".join(f"`{name}={_written(value)}`" for name, value in optimization.parameters().items()),
+        ", ".join(f"`{name}`" for name in sorted(optimization.requires)),
         ", ".join(against),
     )
 
 
-def _other_effects(one: Optimization) -> dict[Effect, list[str]]:
+def _other_effects(optimization: Optimization) -> dict[Effect, list[str]]:
     """Choices of a parameter, each with the rest at its default, by what else they do to the output."""
     effects: dict[Effect, list[str]] = {}
-    for name, choices in one.choices().items():
+    for name, choices in optimization.choices().items():
         for choice in choices:
-            if (effect := type(one)(**{name: choice}).effect) != one.effect:
+            if (effect := type(optimization)(**{name: choice}).effect) != optimization.effect:
                 effects.setdefault(effect, []).append(choice)
     return effects
 

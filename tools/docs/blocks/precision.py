@@ -1,4 +1,4 @@
-"""How far results lie from those of diffusers, as `precision_check --out FILE` found it."""
+"""Errors relative to diffusers, as written by `precision_check --out FILE`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _STAGES = ("first step", "final latents")
 
 def render(context: DocContext) -> str:
     """A table for each file below the folder of results: relative errors, as means over items."""
-    return paragraphs(_of_one(*found) for found in context.stored("precision*.json")) or "Not measured yet."
+    return paragraphs(_of_report(*stored) for stored in context.stored("precision*.json")) or "Not measured yet."
 
 
-def _of_one(link: str, report: dict[str, Any]) -> str:
+def _of_report(link: str, report: dict[str, Any]) -> str:
     width, height = report["size"]
     size, steps = f"{width}x{height}", fmt.count(report["steps"], "step")
     edits = fmt.count(report["items"], "edit")

@@ -1,4 +1,4 @@
-"""Where the time of a step goes and the least it could be, as `kontext bench --roofline` wrote it."""
+"""Where the time of a step goes and its lower bound, as written by `kontext bench --roofline`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ _CATEGORIES = ("linear", "attention", "element-wise")
 
 def render(context: DocContext) -> str:
     """A table for each file below the folder of results."""
-    return paragraphs(_of_one(*found) for found in context.stored("roofline.json")) or "Not measured on a GPU yet."
+    return paragraphs(_of_report(*stored) for stored in context.stored("roofline.json")) or "Not measured on a GPU yet."
 
 
-def _of_one(link: str, report: dict[str, Any]) -> str:
+def _of_report(link: str, report: dict[str, Any]) -> str:
     rooflines = report["rooflines"]
     first, best = rooflines[0], rooflines[0]["ceilings"]
     tokens = first["tokens"]
     return paragraphs(
         [
-            table(HEADER, (tuple(_cells(one["preset"], step)) for one in rooflines for step in one["steps"])),
+            table(
+                HEADER,
+                (tuple(_cells(roofline["preset"], step)) for roofline in rooflines for step in roofline["steps"]),
+            ),
             bullets(
                 [
                     f"`{report['checkpoint']}` on {first['device']}; tokens: {tokens['text']} of text, "

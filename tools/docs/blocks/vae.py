@@ -1,4 +1,4 @@
-"""What the VAE takes in each layout, as `benchmarks/gpu/vae_check.py --out .../vae.json` found it."""
+"""Times and errors of the VAE in each layout, as written by `benchmarks/gpu/vae_check.py --out .../vae.json`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ HEADER = ("", "encode", "error", "decode", "error")
 
 def render(context: DocContext) -> str:
     """A table for each file below the folder of results; errors are relative to float32."""
-    return paragraphs(_of_one(*found) for found in context.stored("vae.json")) or "Not measured on a GPU yet."
+    return paragraphs(_of_report(*stored) for stored in context.stored("vae.json")) or "Not measured on a GPU yet."
 
 
-def _of_one(link: str, report: dict[str, Any]) -> str:
+def _of_report(link: str, report: dict[str, Any]) -> str:
     rows = (
         (
             name if name == "as it is" else f"`{name}`",

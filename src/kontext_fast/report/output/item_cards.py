@@ -115,10 +115,10 @@ def _difference(store: ResultStore, first: str, second: str) -> float:
     """Mean over pixels; below 0 where it cannot be computed."""
     if first == second:
         return 0.0
-    one, other = _opened(store, first), _opened(store, second)
-    if one is None or other is None or one.size != other.size:
+    images = _opened(store, first), _opened(store, second)
+    if images[0] is None or images[1] is None or images[0].size != images[1].size:
         return -1.0
-    return float(np.abs(np.asarray(one, np.float64) - np.asarray(other, np.float64)).mean())
+    return float(np.abs(np.asarray(images[0], np.float64) - np.asarray(images[1], np.float64)).mean())
 
 
 def _opened(store: ResultStore, digest: str) -> Image.Image | None:

@@ -12,7 +12,7 @@ from kontext_fast.analysis.stages import STEP_KINDS
 from kontext_fast.cost import BILLINGS
 from kontext_fast.report import templates
 from kontext_fast.report.charting import SECTIONS, Chart
-from kontext_fast.report.gallery import Picture
+from kontext_fast.report.gallery import GalleryPicture
 from kontext_fast.report.model import Report
 from kontext_fast.report.output.cost_form import form_data
 from kontext_fast.report.output.images import ImageFolder, png_uri, stored_image_uri
@@ -24,7 +24,7 @@ SCRIPTS = ("cost.js", "compare.js")
 def render(report: Report, charts: Sequence[Chart], images: ImageFolder) -> str:
     """The page as text. Pictures are read from `images`; one that is missing there is said to be."""
 
-    def picture_uri(picture: Picture) -> str | None:
+    def picture_uri(picture: GalleryPicture) -> str | None:
         return stored_image_uri(images.image_path(picture.image)) if picture.image else None
 
     script = "\n".join(

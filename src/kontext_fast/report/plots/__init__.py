@@ -1,1 +1,1 @@
-"""plots."""
+"""Drawing in one style; what is drawn was computed by the charts."""

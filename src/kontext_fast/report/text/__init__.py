@@ -1,1 +1,1 @@
-"""text."""
+"""Sentences that depend on the numbers, each worded once."""

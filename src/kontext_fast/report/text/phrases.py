@@ -38,29 +38,30 @@ def checks(group: AnalyzedGroup) -> tuple[str, ...]:
 def _control(group: AnalyzedGroup) -> str:
     control, limit = group.control_factor, group.smallest_claim
     if control is not None and control.interval is not None:
-        verdict = "which excludes 1 and should not" if control.excludes_one else "which contains 1 as it should"
+        verdict = "excludes 1, which it should not" if control.excludes_one else "contains 1, as expected"
         return (
-            f"A/A control: baseline against itself is {fmt.factor(control)} ({fmt.factor_range(control)}), {verdict}; "
-            f"no difference below {100 * (limit or 0):.1f} % is claimed."
+            f"A/A control: baseline against baseline is {fmt.factor(control)}, with an interval "
+            f"({fmt.factor_range(control)}) that {verdict}. "
+            f"Differences below {100 * (limit or 0):.1f} % are not claimed."
         )
     if limit is not None:
-        return f"A/A control: measured at the centre of the suite; no difference below {100 * limit:.1f} % is claimed."
-    return "A/A control: none with an interval, so small factors may be those of equals."
+        return f"A/A control: from the centre of the suite. Differences below {100 * limit:.1f} % are not claimed."
+    return "A/A control: none with an interval, so a small factor may be noise."
 
 
 def _of_preset(preset: str, runs: Sequence[Run]) -> Iterator[str]:
     values = [run.seconds for run in sorted(runs, key=lambda run: run.record.order)]
-    moved = drift(values)
-    if moved is not None and moved.significant:
+    trend = drift(values)
+    if trend is not None and trend.significant:
         yield (
-            f"{preset} drifted by {100 * moved.change:+.1f} % from its first process to its last "
-            f"(Mann-Kendall, p = {moved.p_value:.3f}, n = {moved.n})."
+            f"{preset} drifted by {100 * trend.change:+.1f} % from its first process to its last "
+            f"(Mann-Kendall, p = {trend.p_value:.3f}, n = {trend.n})."
         )
-    if far := outliers(values):
-        # In percent: what lies far from values that are close together may look like them in seconds.
+    if indices := outliers(values):
+        # In percent, since an outlier among values that are close together may look the same as them in seconds.
         middle = median(values)
-        apart = ", ".join(f"{100 * (values[index] / middle - 1):+.1f} %" for index in far)
-        yield f"{preset} has processes far from its median ({apart}); they are kept."
+        deviations = ", ".join(f"{100 * (values[index] / middle - 1):+.1f} %" for index in indices)
+        yield f"{preset} has outliers ({deviations} from the median of its processes), which are not removed."
     calls = [sample.wall_s for run in runs for sample in run.samples]
     known = [(percent, value) for percent in _PERCENTILES if (value := percentile(calls, percent)) is not None]
     if known:
@@ -68,7 +69,7 @@ def _of_preset(preset: str, runs: Sequence[Run]) -> Iterator[str]:
         yield f"{preset}: {times} of {len(calls)} calls."
     compiled = sum((sample.graphs_compiled or 0) > 0 for run in runs for sample in run.samples)
     if compiled:
-        yield f"{preset} compiled something in {fmt.count(compiled, 'measured call')}, which its time includes."
+        yield f"{preset} compiled graphs in {fmt.count(compiled, 'measured call')}, and its times include that."
 
 
 def _of_the_card(samples: Sequence[Sample]) -> Iterator[str]:
@@ -78,29 +79,28 @@ def _of_the_card(samples: Sequence[Sample]) -> Iterator[str]:
     reasons = sorted({reason for reading in readings for reason in reading.throttle_reasons})
     if reasons:
         calls = sum(bool(reading.throttle_reasons) for reading in readings)
-        why = ", ".join(reasons)
-        yield f"The card held its clocks back in {fmt.count(calls, 'call')} of {len(readings)} ({why})."
+        yield f"The GPU throttled in {calls} of {fmt.count(len(readings), 'call')} ({', '.join(reasons)})."
     foreign = sum((reading.foreign_processes or 0) > 0 for reading in readings)
     if foreign:
-        yield f"Other processes computed on the card in {fmt.count(foreign, 'call')} of {len(readings)}."
+        yield f"Other processes used the GPU in {foreign} of {fmt.count(len(readings), 'call')}."
 
 
 def of_other_plans(group: Group) -> tuple[str, ...]:
-    """One sentence per difference, with every preset that ran so and how often its runs ended how."""
-    found: dict[str, Counter[tuple[str, str]]] = {}
+    """One sentence per difference, with every preset that ran with it and how many runs ended in which status."""
+    outcomes: dict[str, Counter[tuple[str, str]]] = {}
     for record in group.of_other_plans:
         difference = plan_difference(record.plan, group.plans[record.preset])
-        found.setdefault(difference, Counter())[record.preset, record.status] += 1
+        outcomes.setdefault(difference, Counter())[record.preset, record.status] += 1
     return tuple(
-        f"With another plan than is counted ({difference}): "
-        f"{', '.join(f'{preset} ({n} {status})' for (preset, status), n in ends.items())}."
-        for difference, ends in found.items()
+        f"Excluded, since they ran another version of the recipe ({difference}): "
+        f"{', '.join(f'{preset} ({n} {status})' for (preset, status), n in runs.items())}."
+        for difference, runs in outcomes.items()
     )
 
 
 def plan_difference(plan: Plan, counted: Plan) -> str:
-    """How `plan` differs from the one that counts: `torchao_float8: coordinate_descent true, not false`."""
-    own, other = ({one.name: one.parameters for one in of} for of in (plan, counted))
+    """How `plan` differs from the counted one: `torchao_float8.coordinate_descent=true instead of false`."""
+    own, other = ({step.name: step.parameters for step in steps} for steps in (plan, counted))
     clauses = [f"without {name}" for name in other if name not in own]
     for name, parameters in own.items():
         if name not in other:
@@ -108,7 +108,7 @@ def plan_difference(plan: Plan, counted: Plan) -> str:
             continue
         keys = dict.fromkeys([*parameters, *other[name]])
         values = [(key, _value(parameters, key), _value(other[name], key)) for key in keys]
-        clauses += [f"{name}: {key} {one}, not {another}" for key, one, another in values if one != another]
+        clauses += [f"{name}.{key}={value} instead of {usual}" for key, value, usual in values if value != usual]
     return "; ".join(clauses) or "in another order"
 
 
@@ -146,9 +146,9 @@ def speed_finding(rows: Sequence[Row], limit: float | None = None) -> str:
     failed = [row for row in rows if row.time is None]
     sentences = [_fastest(compared, rows, limit)] if compared else ["No preset could be compared with baseline."]
     if (peer := _fastest_of(filter(_of_a_peer, rows), limit)) is not None and peer is not fastest(rows, limit):
-        sentences.append(f"Of the peers, {peer.preset} is fastest: {_claim(peer)}.")
+        sentences.append(f"The fastest peer is {peer.preset}: {_claim(peer)}.")
     if failed:
-        sentences.append(f"Without a time: {_those(failed)}.")
+        sentences.append(f"Not timed: {_those(failed)}.")
     return " ".join(sentences)
 
 
@@ -180,7 +180,7 @@ def _fastest_of(rows: Iterable[Row], limit: float | None) -> Row | None:
         for row in rows
         if row.preset != CONTROL and row.factor is not None and speed_claim(row.factor, limit or 0.0) == "faster"
     ]
-    return max(faster, key=lambda one: one[0])[1] if faster else None
+    return max(faster, key=lambda candidate: candidate[0])[1] if faster else None
 
 
 def _fastest(compared: Sequence[Row], rows: Sequence[Row], limit: float | None) -> str:
@@ -188,9 +188,9 @@ def _fastest(compared: Sequence[Row], rows: Sequence[Row], limit: float | None) 
     if best is not None:
         return f"{best.preset} is {_claim(best)}. " + _judged(best, rows)
     if all(row.factor and row.factor.interval is None for row in compared):
-        return "One round gives factors without intervals, so no preset can be called faster than baseline yet."
-    beyond = "" if limit is None else f" and the {100 * limit:.1f} % by which baseline may differ from itself here"
-    return f"No preset is faster than baseline beyond its 95 % interval{beyond}."
+        return "One round gives no intervals, so no preset can be called faster than baseline yet."
+    control = "" if limit is None else f" and the {100 * limit:.1f} % that the A/A control resolves"
+    return f"No preset is faster than baseline beyond its 95 % interval{control}."
 
 
 def _claim(row: Row) -> str:
@@ -202,7 +202,7 @@ def _claim(row: Row) -> str:
 
 def _judged(best: Row, rows: Sequence[Row]) -> str:
     if best.accepted is None:
-        return "What that does to its images is not measured."
+        return "Its effect on the images was not measured."
     baseline = next((row.accepted for row in rows if row.preset == BASELINE and row.accepted), None)
     against = f", and {fmt.percent(baseline.value)} of baseline's" if baseline else ""
     items = fmt.count(best.accepted.n, "item")
@@ -229,7 +229,7 @@ def not_measured(group: AnalyzedGroup, unpriced: str | None) -> tuple[str, ...]:
             missing.append(f"the judge's acceptance of {', '.join(unjudged)}")
         missing.append("image quality beyond the judge's verdict")
     if measured and all(row.memory.allocated_peak_bytes is None for row in measured):
-        missing.append("memory of a GPU")
+        missing.append("GPU memory")
     if measured and all(row.energy is None for row in measured):
         missing.append("energy")
     if unpriced:

@@ -13,10 +13,10 @@ from kontext_fast.verify.verdict import Level
 
 LEVELS = {
     Level.IDENTICAL: "every output is bit-identical to baseline's",
-    Level.EQUIVALENT: "as close to baseline as rounding alone brings baseline to itself",
-    Level.NON_INFERIOR: "no loss beyond margins that were fixed before, and inside the noise of seeds",
+    Level.EQUIVALENT: "as close to baseline as a second run of baseline that differs in rounding only",
+    Level.NON_INFERIOR: "no loss beyond margins that were fixed before the run, and within seed noise",
     Level.LOSS: "a loss was measured, with its size",
-    Level.NOT_MEASURED: "nothing that could see a loss was measured",
+    Level.NOT_MEASURED: "no metric that can detect a loss was measured",
     Level.CANNOT_TELL: "too few items for the margins",
 }
 
@@ -79,10 +79,10 @@ def joined(names: Sequence[str]) -> str:
 
 AHEAD = "ahead of fewer steps"
 BEHIND = "behind fewer steps"
-ALIKE = "not to be told from fewer steps with these items"
+ALIKE = "indistinguishable from fewer steps with these items"
 MIXED = "ahead of fewer steps in one metric and behind in another"
 SLOWER = "no faster than baseline"
-BEYOND = "faster than any number of steps that was tried"
+BEYOND = "faster than every step count that was tried"
 
 
 def standing(frontier: Frontier, point: FrontierPoint) -> str | None:
@@ -131,8 +131,8 @@ def repeatable(frontier: Frontier) -> str | None:
     (baseline,) = frontier.of("baseline")
     if baseline.edit_s is None or frontier.again_s is None:
         return None
-    apart = frontier.again_s / baseline.edit_s - 1
+    change = frontier.again_s / baseline.edit_s - 1
     return (
         f"Baseline took {fmt.seconds(baseline.edit_s)} at the beginning and {fmt.seconds(frontier.again_s)} at the "
-        f"end ({100 * apart:+.1f} %): no smaller difference of times means anything here."
+        f"end ({100 * change:+.1f} %): smaller differences of times are noise."
     )

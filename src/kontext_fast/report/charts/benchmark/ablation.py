@@ -80,7 +80,7 @@ def draw(report: Report) -> Chart:
 def _panel(group: AnalyzedGroup, preset: str) -> AblationPanel:
     parts = (part for part in map(parse_ablation, group.presets) if part and part.preset == preset)
     # As the preset applies them, whatever order the blocks were shuffled into.
-    places = {one.name: place for place, one in enumerate(group.plans.get(preset, ()))}
+    places = {step.name: place for place, step in enumerate(group.plans.get(preset, ()))}
     names = sorted(dict.fromkeys(part.optimization for part in parts), key=lambda name: places.get(name, len(places)))
     points = [_point(group, preset, "all together", BASELINE, preset)]
     for name in names:
@@ -114,7 +114,7 @@ def _takeaway(panel: AblationPanel) -> str:
     if nothing:
         sentences.append(f"no effect was found of {', '.join(nothing)} alone")
     if not sentences:
-        sentences.append("nothing can be told from these runs: they have no intervals or no A/A control")
+        sentences.append("these runs support no claim, since they have no intervals or no A/A control")
     return f"{panel.title}: {'; '.join(sentences)}."
 
 

@@ -18,7 +18,7 @@ from kontext_fast.stats.intervals import Estimate, mean_estimate
 
 SECTION = "cold"
 FILE = "performance/cold_start.png"
-TITLE = "What a process pays before its second call"
+TITLE = "Start of a process: load, apply the preset, first call"
 LOAD, APPLY, FIRST = "load", "apply", "first call"
 COLORS = {LOAD: style.BLUE, APPLY: style.GREEN, FIRST: style.VERMILION}
 _CACHES: dict[CompileCache, str] = {"cold": ", cold cache", "warm": ", warm cache", "user": ""}
@@ -36,10 +36,10 @@ def draw(report: Report) -> Chart:
     return Chart(
         title=TITLE,
         how_to_read=(
-            "Each bar is the start of one process: loading the weights, applying the preset, and its first call, which "
-            "includes all compilation. With a cold cache nothing compiled is on disk; with a warm one, everything that "
-            "a process like it left; where neither is said, with what was there. Beside the bar: the first call at a "
-            "size the process had not seen, and the calls after. Whiskers are 95 % intervals of the whole."
+            "Each bar is the start of one process: loading the weights, applying the preset, and the first call, which "
+            "includes all compilation. A cold cache has nothing compiled on disk, a warm one all that an earlier run "
+            "of the same preset compiled; without either word it is the user's own cache. Right of the bar: the first "
+            "call at a size that is new to the process, and later calls. Whiskers are 95 % intervals of the whole."
         ),
         takeaway=takeaway,
         alt=f"Stacked bars of seconds to load, apply and make the first call. {takeaway}",
@@ -106,6 +106,6 @@ def _takeaway(panel: StackedPanel) -> str:
     # A name that has its cache in it has one comma already.
     subject = f"{slowest.name}," if "," in slowest.name else slowest.name
     return (
-        f"{subject} starts slowest: {fmt.seconds_estimate(slowest.whole)} until its first image is there, "
-        f"{fmt.seconds(first)} of it in the first call."
+        f"{subject} starts slowest: {fmt.seconds_estimate(slowest.whole)} to its first image, "
+        f"{fmt.seconds(first)} of that in the first call."
     )

@@ -37,15 +37,15 @@ def plotted(report: Report) -> tuple[SpeedPanel, ...]:
 def draw(report: Report) -> Chart:
     panels = plotted(report)
     left_out = len(_measured(report)) - len(panels)
-    more = f" {fmt.count(left_out, 'other workload')} stand in the tables." if left_out > 0 else ""
+    more = f" {fmt.count(left_out, 'other workload')} are in the tables." if left_out > 0 else ""
     return Chart(
         title=TITLE,
         how_to_read=(
             "Left: the mean wall time of one call (image in, image out), shorter is better; dots are single processes. "
             "Right: baseline's time over the preset's, paired by round; right of the line at 1 is faster, "
             "on a logarithmic scale. "
-            "Whiskers are 95 % intervals over processes; a preset is faster only where they stay right of 1. "
-            "Gray is baseline, blue are our presets, orange what other projects publish."
+            "Whiskers are 95 % intervals over processes; a preset is faster only where its whisker stays right of 1. "
+            "Gray is baseline, blue are presets of kontext-fast, orange are recipes of other projects."
         ),
         takeaway=_takeaway(panels) + more,
         alt=_spoken(panels),
@@ -90,7 +90,7 @@ def _takeaway(panels: Sequence[SpeedPanel]) -> str:
     for bar in (bar for panel in others for bar in panel.bars):
         if bar.factor is not None and bar.preset != CONTROL:
             factors.setdefault(bar.preset, []).append(bar.factor)
-    reach = "; ".join(f"{preset} {_reach(found)} as fast" for preset, found in factors.items())
+    reach = "; ".join(f"{preset} {_reach(estimates)} as fast" for preset, estimates in factors.items())
     elsewhere = f" In {fmt.count(len(others), 'other workload')}: {reach}." if reach else ""
     return f"{first.title}: {first.finding}{elsewhere}"
 
@@ -101,7 +101,7 @@ def _reach(factors: Sequence[Estimate]) -> str:
 
 
 def _spoken(panels: Sequence[SpeedPanel]) -> str:
-    """The leading panel in full; whoever cannot see the others finds their numbers in the tables of the report."""
+    """The leading panel in full; the numbers of the others are in the tables of the report."""
     if not panels:
         return ""
     panel = _leading(panels)

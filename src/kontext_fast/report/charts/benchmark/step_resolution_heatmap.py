@@ -83,12 +83,12 @@ def _planned(result: ResultFile, group: Group) -> list[tuple[int, Size]]:
         and record.checkpoint in (None, group.checkpoint)
         for cell in record.cells
     )
-    found = []
+    planned = []
     for cell in cells:
         width, _, height = cell.size.partition("x")
         if cell.mode == "edit" and cell.batch == 1 and height:
-            found.append((cell.steps, (int(width), int(height))))
-    return found
+            planned.append((cell.steps, (int(width), int(height))))
+    return planned
 
 
 def _panel(groups: Sequence[AnalyzedGroup], planned: Sequence[tuple[int, Size]]) -> HeatmapPanel:
@@ -127,7 +127,7 @@ def _takeaway(panel: HeatmapPanel) -> str:
             f"{fmt.seconds_estimate(table.cells[slow])} ({_place(slow)}){note}."
         )
     if single:
-        sentences.append(f"Measured at one place only: {', '.join(single)}.")
+        sentences.append(f"Measured at a single size and step count: {', '.join(single)}.")
     return " ".join(sentences)
 
 
