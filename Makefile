@@ -14,7 +14,7 @@ help:
 	@echo "make docs       render README, docs, visualizations and reports from the records in results/"
 	@echo "make test       install, then the tests"
 	@echo "make test-full  the slow tests as well"
-	@echo "make check      linter, format and types"
+	@echo "make check      linter, format, types and who imports whom"
 	@echo "make wheel      build the wheel and install it into an empty environment"
 
 install: $(INSTALLED)
@@ -43,6 +43,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -28,7 +28,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
         install()
     found = executables()
     if found is None:
-        reason = f"there is no Chromium with chromedriver: apt-get install {' '.join(PACKAGES)}"
+        reason = f"needs Chromium with chromedriver: apt-get install {' '.join(PACKAGES)}"
         if required:
             pytest.fail(reason)
         pytest.skip(reason)

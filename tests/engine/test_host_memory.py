@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from kontext_fast.engine.source_weights import _BUFFER_BYTES, HostMemory
+from tests import needs
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs.gpu
 @pytest.mark.parametrize("numbers", [1, 7, _BUFFER_BYTES // 2, _BUFFER_BYTES // 2 + 1, 2 * _BUFFER_BYTES + 5])
 def test_a_copy_has_every_bit(numbers: int) -> None:
     memory = HostMemory()

@@ -107,7 +107,9 @@ def test_weights_of_another_format_are_not_measured(weights: Path) -> None:
         Dino(replace(Setting(), weights=weights, device="cpu")).prepare()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("torchvision") is not None, reason="needs no torchvision: pip uninstall torchvision"
+)
 def test_lpips_without_torchvision_is_not_measured() -> None:
     with pytest.raises(NotMeasured, match="pip install torchvision"):
         Lpips(Setting()).prepare()

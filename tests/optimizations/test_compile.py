@@ -17,11 +17,8 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.techniques.compile import Compile, cache_root, directory_for
+from tests import needs
 from tests.pipelines import render, small_pipeline
-
-needs_compiler = pytest.mark.skipif(
-    Compile().refusal(Machine.detect("cpu")) is not None, reason="no C++ compiler on this machine"
-)
 
 # One matrix product stands for the transformer: the store does not care what was compiled, and no C++ is generated.
 PROCESS = """
@@ -48,7 +45,7 @@ def _run_process(store: Path, inductor: Path) -> list[Any]:
     return result
 
 
-@needs_compiler
+@needs.cxx_compiler
 def test_artifacts_survive_the_process_and_damage_is_discarded_and_rebuilt(tmp_path: Path) -> None:
     store = tmp_path / "store"
     assert _run_process(store, tmp_path / "one") == ["none", False, True, False, 0]
@@ -64,7 +61,7 @@ def test_artifacts_survive_the_process_and_damage_is_discarded_and_rebuilt(tmp_p
     assert _run_process(store, tmp_path / "four")[0] == "loaded"
 
 
-@needs_compiler
+@needs.cxx_compiler
 def test_the_facts_say_what_happened_and_the_transformer_is_really_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +90,7 @@ def test_the_facts_say_what_happened_and_the_transformer_is_really_compiled(
     np.testing.assert_allclose(images, untouched, rtol=0, atol=1e-3)
 
 
-@needs_compiler
+@needs.cxx_compiler
 def test_a_cache_that_cannot_be_written_costs_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("KONTEXT_FAST_CACHE", str(tmp_path / "file"))
@@ -105,7 +102,7 @@ def test_a_cache_that_cannot_be_written_costs_no_image(tmp_path: Path, monkeypat
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
-@needs_compiler
+@needs.cxx_compiler
 @pytest.mark.slow
 def test_the_whole_transformer_compiles_as_one_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters

@@ -14,6 +14,7 @@ from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.techniques import fused_vae
 from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 from kontext_fast.optimizations.techniques.fused_vae import FusedVae
+from tests import needs
 from tests.pipelines import small_pipeline
 
 CHOSEN = (ChannelsLast(), FusedVae())
@@ -45,7 +46,7 @@ def test_no_norm_and_no_activation_runs_by_itself_any_more(pipe: Any, monkeypatc
 
 
 def test_with_the_kernel_in_it_the_numbers_are_the_same(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason=needs.TRITON)
     if not torch.cuda.is_available():
         monkeypatch.setenv("TRITON_INTERPRET", "1")
     expected = _there_and_back(pipe)
@@ -59,7 +60,7 @@ def test_with_the_kernel_in_it_the_numbers_are_the_same(pipe: Any, monkeypatch: 
 def test_every_width_is_launched_when_it_is_applied(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     norms = [norm for norm, _ in fused_vae._pairs(pipe.vae)]
     launched: list[tuple[int, int, torch.dtype]] = []
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason=needs.TRITON)
     if not torch.cuda.is_available():
         monkeypatch.setenv("TRITON_INTERPRET", "1")
     kernel = importlib.import_module("kontext_fast.engine.kernels.group_norm_silu")

@@ -14,6 +14,7 @@ from kontext_fast.errors import CheckpointUnavailable, InvalidInput, Refused
 from kontext_fast.pipeline.edit import EditRequest, edit
 from kontext_fast.pipeline.folder import TINY_FOLDER, weight_files, weights_sha256
 from kontext_fast.pipeline.load import load
+from tests import needs
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -136,7 +137,7 @@ def test_an_unknown_device_is_refused(device: str) -> None:
         load("tiny", device=device)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+@needs.no_gpu
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(Refused, match="no GPU"):
         load("tiny", device="cuda")

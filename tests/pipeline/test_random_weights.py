@@ -12,6 +12,7 @@ from kontext_fast.pipeline.edit import EditRequest, edit
 from kontext_fast.pipeline.folder import TINY_FOLDER
 from kontext_fast.pipeline.load import load
 from kontext_fast.pipeline.random_weights import RANDOM_NEEDS_GIB, Architecture, build_random
+from tests import needs
 
 SMALL = Architecture(
     double_blocks=3,
@@ -140,8 +141,7 @@ def test_the_full_size_is_refused_on_a_full_gpu(monkeypatch: pytest.MonkeyPatch)
         load("random", device="cuda")
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs.gpu
 def test_the_full_size_fits_what_it_asks_for() -> None:
     torch.cuda.reset_peak_memory_stats()
     loaded = load("random")

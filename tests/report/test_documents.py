@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from kontext_fast.cost.prices import load_prices
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report.text.markup import escape_latex, escape_markdown
+from tests import needs
 from tests.cost.gpu_records import gpu_result, gpu_run
 from tests.records.builder import full, record, result, timed
 from tests.report.suite_records import sweep
@@ -181,7 +181,7 @@ def test_many_workloads_are_one_table_and_what_holds_for_all_is_said_once(tmp_pa
         assert f"edit, {size}, 10 steps & fast &" in paper
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex")
+@needs.pdflatex
 def test_the_paper_compiles(tmp_path: Path) -> None:
     evil = gpu_run("compile", 9, order=99).model_copy(
         update={"preset": r"50_% of {it} & \more $ #1 ~ ^", "run_id": "e"}

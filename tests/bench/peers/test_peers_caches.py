@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -28,14 +27,13 @@ from kontext_fast.optimizations.call_tracking import track_calls
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import resolve
 from kontext_fast.records.schema import StepKind
+from tests import needs
 from tests.contract.test_optimizations_contract import _traces
 from tests.pipelines import render, small_pipeline
 
 CPU = Machine.detect("cpu")
 
 MASK = (1, 1, 0, 1, 0, 0)
-
-needs_cache_dit = pytest.mark.skipif(find_spec("cache_dit") is None, reason="the extra `peers` is not installed")
 
 
 def kinds_of(pattern: str) -> list[StepKind]:
@@ -52,13 +50,13 @@ CASES = [
     pytest.param(DiffusersMagCache(max_skips=0), "RRRRRR", id="magcache-never"),
     pytest.param(
         CacheDit(first_blocks=1, mask=MASK, policy="static", taylorseer_order=1), "RR.R..", id="cache-dit-static",
-        marks=needs_cache_dit,
+        marks=needs.cache_dit,
     ),
     pytest.param(
         CacheDit(first_blocks=2, mask=MASK, threshold=1e-9), "RRRRRR", id="cache-dit-dynamic-never",
-        marks=needs_cache_dit,
+        marks=needs.cache_dit,
     ),
-    pytest.param(CacheDit(first_blocks=1), "RRRRRR", id="cache-dit-warm-up", marks=needs_cache_dit),
+    pytest.param(CacheDit(first_blocks=1), "RRRRRR", id="cache-dit-warm-up", marks=needs.cache_dit),
 ]  # fmt: skip
 
 
@@ -153,7 +151,7 @@ def test_passes_of_true_cfg_share_no_cache_state(technique: Optimization, patter
     np.testing.assert_allclose(twice, once, rtol=0, atol=1e-5)
 
 
-@needs_cache_dit
+@needs.cache_dit
 def test_cache_dit_refuses_unsupported_requests(pipe: Any) -> None:
     with applied(pipe, CacheDit(first_blocks=1)), pytest.raises(Refused, match="true CFG"):
         render(pipe, negative="blurry")
@@ -163,7 +161,7 @@ def test_cache_dit_refuses_unsupported_requests(pipe: Any) -> None:
         applied(pipe, CacheDit())
 
 
-@needs_cache_dit
+@needs.cache_dit
 @pytest.mark.parametrize("steps", [8, 28])
 def test_mask_ultra_is_the_published_one(steps: int, pipe: Any) -> None:
     published = {8: "RR..R..R", 28: "RRRR..R.....R......R.......R"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -27,11 +26,9 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import Acceleration
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.plan import Plan
+from tests import needs
 from tests.contract.test_optimizations_contract import _traces
 from tests.pipelines import render, small_pipeline
-
-needs_cache_dit = pytest.mark.skipif(find_spec("cache_dit") is None, reason="the extra `peers` is not installed")
-needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="the extra `peers` is not installed")
 
 GRAPHS = 3
 """Graphs of four blocks: one per class, and one more for later single blocks, whose inputs are slices of a joint
@@ -96,7 +93,7 @@ def test_whole_compile_is_one_graph_and_restores_flags(pipe: Any, graphs: list[A
 CACHES = [
     pytest.param(DiffusersFirstBlockCache(threshold=1e9), id="first-block"),
     pytest.param(DiffusersMagCache(threshold=1e9, max_skips=1), id="magcache"),
-    pytest.param(CacheDit(first_blocks=1, mask=(1, 1, 0, 1), policy="static"), id="cache-dit", marks=needs_cache_dit),
+    pytest.param(CacheDit(first_blocks=1, mask=(1, 1, 0, 1), policy="static"), id="cache-dit", marks=needs.cache_dit),
 ]
 
 
@@ -177,7 +174,7 @@ def test_irreversible_technique_raises_but_hides_no_error() -> None:
         fail()
 
 
-@needs_torchao
+@needs.torchao
 @pytest.mark.parametrize("granularity", ["row", "tensor"])
 def test_float8_quantizes_all_weights_and_is_irreversible(granularity: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """torchao quantizes on a CPU if its check of the hardware is disabled."""
@@ -198,7 +195,7 @@ def test_float8_quantizes_all_weights_and_is_irreversible(granularity: Any, monk
         acceleration.revert()
 
 
-@needs_torchao
+@needs.torchao
 @pytest.mark.parametrize("tunes", [True, False])
 def test_coordinate_descent_follows_its_parameter(tunes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import config

@@ -11,8 +11,9 @@ from torch import Tensor
 from kontext_fast.engine.attention.pytorch import MATH
 from kontext_fast.engine.fp8 import E4M3_MAX, Quantized
 from kontext_fast.engine.ops import PortableOps
+from tests import needs
 
-pytest.importorskip("triton", reason="kernels need triton, which CUDA builds of PyTorch bring: pip install triton")
+pytest.importorskip("triton", reason=needs.TRITON)
 
 from kontext_fast.engine.kernels.fused import FusedOps  # (after the skip)
 

@@ -14,6 +14,7 @@ from kontext_fast.engine.attention.pytorch import CUDNN, MATH
 from kontext_fast.engine.dispatch import refusal
 from kontext_fast.optimizations.base import Effect
 from kontext_fast.optimizations.techniques.engine import Engine
+from tests import needs
 from tests.engine.kernels.oracle import DEVICE
 
 KERNELS = (FLASH3, FLASH3_FP8)
@@ -42,7 +43,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     _function.cache_clear()
 
 
-@pytest.mark.skipif(installed_interface() is not None, reason="FlashAttention-3 is installed here")
+@pytest.mark.skipif(installed_interface() is not None, reason="needs no FlashAttention-3: pip uninstall fa3-fwd")
 def test_without_the_package_it_is_refused_with_its_name() -> None:
     for kernel in KERNELS:
         reason = refusal("cuda", (9, 0), "bf16", kernel.name)
@@ -86,10 +87,8 @@ def test_in_float8_it_makes_the_engine_lossy_and_nothing_else_does_so_unasked() 
     assert Engine().effect == Effect.NUMERIC
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(
-    installed_interface() is None or not torch.cuda.is_available(), reason="needs FlashAttention-3 and a GPU"
-)
+@needs.gpu
+@needs.flash_attention_3
 def test_it_agrees_with_exact_attention_on_a_gpu() -> None:
     query, key, value = (torch.randn(1, tokens, 24, 128, device="cuda").bfloat16() for tokens in (4608, 8704, 8704))
     expected = CUDNN.run(query, key, value).float()
