@@ -60,7 +60,7 @@ def test_no_arguments_mean_help(kontext: Any) -> None:
     assert kontext() == kontext("--help")
 
 
-def test_the_version_is_printed(kontext: Any) -> None:
+def test_version_is_printed(kontext: Any) -> None:
     outcome = kontext("--version")
     assert (outcome.code, outcome.out) == (0, f"kontext-fast {__version__}\n")
 
@@ -69,7 +69,7 @@ def test_the_version_is_printed(kontext: Any) -> None:
     "arguments",
     [["nonsense"], ["edit"], ["edit", "a.png"], ["edit", "a.png", "x", "--steps", "many"], ["edit", "--nonsense"]],
 )
-def test_wrong_usage_is_one_line_that_names_the_help(kontext: Any, arguments: list[str]) -> None:
+def test_usage_error_is_one_line_that_names_the_help(kontext: Any, arguments: list[str]) -> None:
     outcome = kontext(*arguments)
     assert (outcome.code, outcome.out) == (2, "")
     assert len(outcome.err.splitlines()) == 1
@@ -119,12 +119,12 @@ def test_every_error_is_one_line_and_its_code(
     assert debugged.err.endswith(outcome.err)
 
 
-def test_debug_belongs_to_us_only_before_a_lone_dash_dash() -> None:
+def test_debug_is_an_option_only_before_a_lone_dash_dash() -> None:
     assert front_door._without_debug(["edit", "--debug", "a"]) == (["edit", "a"], True)
     assert front_door._without_debug(["edit", "--", "--debug"]) == (["edit", "--", "--debug"], False)
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_closed_pipe_is_no_error() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
         [sys.executable, "-c", START, "--help"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE

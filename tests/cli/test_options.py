@@ -16,11 +16,11 @@ from kontext_fast.errors import InvalidInput
         ("C:/a.safetensors:2", ("C:/a.safetensors", 2.0)),
     ],
 )
-def test_a_lora_is_a_path_and_perhaps_a_strength(text: str, expected: tuple[str, float]) -> None:
+def test_lora_is_a_path_with_an_optional_strength(text: str, expected: tuple[str, float]) -> None:
     assert parse_lora(text) == expected
 
 
 @pytest.mark.parametrize("text", [":0.5", "a.safetensors:nan", "a.safetensors:inf"])
-def test_a_strength_that_is_none_is_refused(text: str) -> None:
+def test_strength_that_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match="STRENGTH"):
         parse_lora(text)

@@ -36,26 +36,26 @@ def gpu(memory_gib: float, capability: tuple[int, int] | None = (8, 9), **facts:
     )
 
 
-def test_nothing_lossy_is_the_default() -> None:
+def test_default_preset_is_not_lossy() -> None:
     assert DEFAULT_PRESET in PRESETS
     assert {optimization.effect.value for optimization in PRESETS[DEFAULT_PRESET].optimizations} <= {"exact", "numeric"}
 
 
 @pytest.mark.parametrize("checkpoint", [HUB_ID, "random"])
-def test_a_small_card_is_refused_with_the_preset_that_fits(checkpoint: str) -> None:
+def test_small_card_is_refused_with_the_preset_that_fits(checkpoint: str) -> None:
     with pytest.raises(Refused, match=SMALL_CARD):
         resolve_for(checkpoint, DEFAULT_PRESET, gpu(24))
     assert resolve_for(checkpoint, "low_memory", gpu(24)).preset == "low_memory"
     assert resolve_for(checkpoint, DEFAULT_PRESET, gpu(44)).preset == DEFAULT_PRESET
 
 
-def test_a_small_checkpoint_fits_a_small_card(tmp_path: Path) -> None:
+def test_small_checkpoint_fits_a_small_card(tmp_path: Path) -> None:
     assert resolve_for("tiny", DEFAULT_PRESET, gpu(4)).preset == DEFAULT_PRESET
     assert resolve_for("org/small", DEFAULT_PRESET, gpu(4)).preset == DEFAULT_PRESET
     assert resolve_for(str(tmp_path), DEFAULT_PRESET, gpu(4)).preset == DEFAULT_PRESET
 
 
-def test_a_large_folder_counts_as_full_size(tmp_path: Path) -> None:
+def test_large_folder_counts_as_full_size(tmp_path: Path) -> None:
     (tmp_path / "transformer").mkdir()
     with (tmp_path / "transformer" / "model.safetensors").open("wb") as file:
         file.truncate(30 * 2**30)
@@ -73,29 +73,29 @@ def test_a_large_folder_counts_as_full_size(tmp_path: Path) -> None:
         (gpu(16), None),
     ],
 )
-def test_the_preset_named_instead_is_one_that_runs(machine: Machine, expected: str | None) -> None:
+def test_fallback_is_a_preset_that_runs_and_fits(machine: Machine, expected: str | None) -> None:
     assert preset_that_fits(machine) == expected
 
 
 @pytest.mark.parametrize("machine", [gpu(16), gpu(24, (8, 6))])
-def test_where_no_preset_fits_that_is_said(machine: Machine) -> None:
+def test_card_too_small_for_all_presets_is_refused(machine: Machine) -> None:
     with pytest.raises(Refused, match="no preset fits, so use a larger card or the checkpoint tiny"):
         resolve_for("random", DEFAULT_PRESET, machine)
 
 
 @pytest.mark.parametrize("machine", [gpu(24, device="mps", capability=None), gpu(48, (7, 5))])
-def test_what_the_engine_cannot_run_on_is_told_of_baseline(machine: Machine) -> None:
+def test_device_without_the_engine_is_referred_to_baseline(machine: Machine) -> None:
     with pytest.raises(Refused, match=r"^[^;]*; use the preset baseline\.$"):
         resolve(DEFAULT_PRESET, machine)
     assert resolve("baseline", machine).preset == "baseline"
 
 
-def test_a_cpu_runs_the_default_in_plain_pytorch() -> None:
+def test_cpu_accepts_the_default_preset() -> None:
     machine = gpu(8, device="cpu", gpu=None, capability=None, cxx=None, cc=None, triton=False)
     assert resolve_for("random", DEFAULT_PRESET, machine).preset == DEFAULT_PRESET
 
 
-def test_a_session_is_refused_before_anything_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_is_refused_before_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Machine, "detect", lambda _device: gpu(24))
     monkeypatch.setattr(load, "load", lambda *_, **__: pytest.fail("the checkpoint was loaded"))
     setup = Setup(checkpoint=HUB_ID, preset=DEFAULT_PRESET, lora=None, device="cpu")
@@ -103,7 +103,7 @@ def test_a_session_is_refused_before_anything_loads(monkeypatch: pytest.MonkeyPa
         pass
 
 
-def test_a_pipeline_is_refused_before_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accelerate_refuses_before_changing_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = small_pipeline()
     monkeypatch.setattr(Machine, "detect", lambda _device: gpu(24))
     monkeypatch.setattr(acceleration, "FULL_SIZE_BYTES", 1000)
@@ -112,7 +112,7 @@ def test_a_pipeline_is_refused_before_it_changes(monkeypatch: pytest.MonkeyPatch
         accelerate(pipe, quiet=True)
 
 
-def test_the_default_says_what_faster_presets_bring(capsys: pytest.CaptureFixture[str]) -> None:
+def test_default_preset_prints_the_faster_ones(capsys: pytest.CaptureFixture[str]) -> None:
     accelerate(small_pipeline()).revert()
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == faster_presets()
@@ -134,14 +134,14 @@ def _published(preset: str) -> list[tuple[float, int]]:
     ]
 
 
-def test_the_table_of_memory_is_what_was_measured() -> None:
+def test_memory_table_equals_the_records() -> None:
     checks = json.loads((H100 / "2026-11-25-checks" / "low_memory.json").read_text())
     assert PEAK_GIB["low_memory"] == checks["cap_gib"]
     for preset in PEAK_GIB.keys() - {"low_memory"}:
         assert PEAK_GIB[preset] == math.ceil(max(peak for _, peak in _published(preset)) / 2**30)
 
 
-def test_the_factors_are_what_was_measured() -> None:
+def test_factors_equal_the_records() -> None:
     seconds = {
         preset: sum(times) / len(times)
         for preset in ("faithful", *TIMES_FAITHFUL)

@@ -18,11 +18,11 @@ def request(image: Any, **changes: Any) -> EditRequest:
     return EditRequest(**{"instruction": INSTRUCTION, "image": image, "steps": 2, "seed": 3, **changes})
 
 
-def pixels(pipe: Any, asked: EditRequest, **hooks: Any) -> list[bytes]:
-    return [image.tobytes() for image in edit(pipe, asked, **hooks).images]
+def pixels(pipe: Any, edit_request: EditRequest, **hooks: Any) -> list[bytes]:
+    return [image.tobytes() for image in edit(pipe, edit_request, **hooks).images]
 
 
-def test_an_edit_is_what_the_stock_pipeline_makes_of_the_same_sizes(tiny: Any, picture: Image.Image) -> None:
+def test_edit_equals_the_stock_pipeline_at_equal_sizes(tiny: Any, picture: Image.Image) -> None:
     stock = tiny(
         image=picture,
         prompt=INSTRUCTION,
@@ -42,7 +42,7 @@ def test_an_edit_is_what_the_stock_pipeline_makes_of_the_same_sizes(tiny: Any, p
     assert result.step_kinds == ("full", "full")
 
 
-def test_the_same_seed_gives_the_same_image_and_another_does_not(tiny: Any, picture: Image.Image) -> None:
+def test_image_depends_on_the_seed_alone(tiny: Any, picture: Image.Image) -> None:
     first = pixels(tiny, request(picture))
     assert pixels(tiny, request(picture)) == first
     assert pixels(tiny, request(picture, seed=4)) != first
@@ -58,7 +58,7 @@ def test_each_image_of_a_batch_has_its_own_seed(tiny: Any, picture: Image.Image)
     assert np.abs(alone[0] - alone[1]).max() > 20
 
 
-def test_a_seed_is_drawn_and_reported(tiny: Any, picture: Image.Image) -> None:
+def test_seed_is_drawn_and_reported(tiny: Any, picture: Image.Image) -> None:
     drawn = edit(tiny, request(picture, seed=None))
     again = edit(tiny, request(picture, seed=drawn.seeds[0]))
     assert again.images[0].tobytes() == drawn.images[0].tobytes()
@@ -71,7 +71,7 @@ def test_text_to_image_carries_no_reference(tiny: Any) -> None:
     assert result.images[0].size == (128, 128)
 
 
-def test_a_negative_prompt_and_its_scale_change_the_image(tiny: Any, picture: Image.Image) -> None:
+def test_negative_prompt_and_its_scale_change_the_image(tiny: Any, picture: Image.Image) -> None:
     plain = pixels(tiny, request(picture))
     guided = pixels(tiny, request(picture, negative="blurry", true_cfg=4.0))
     assert guided != plain
@@ -82,7 +82,7 @@ def test_guidance_changes_the_image(tiny: Any, picture: Image.Image) -> None:
     assert pixels(tiny, request(picture, guidance=0.0)) != pixels(tiny, request(picture, guidance=6.0))
 
 
-def test_progress_is_reported_and_the_settings_of_the_user_come_back(tiny: Any, picture: Image.Image) -> None:
+def test_progress_is_reported_and_user_settings_restored(tiny: Any, picture: Image.Image) -> None:
     seen: list[tuple[int, int]] = []
     tiny.set_progress_bar_config(desc="mine", disable=False)
     try:
@@ -95,12 +95,12 @@ def test_progress_is_reported_and_the_settings_of_the_user_come_back(tiny: Any, 
     assert not hasattr(tiny, "_progress_bar_config")
 
 
-def test_the_edit_is_silent(tiny: Any, picture: Image.Image, capfd: pytest.CaptureFixture[str]) -> None:
+def test_edit_is_silent(tiny: Any, picture: Image.Image, capfd: pytest.CaptureFixture[str]) -> None:
     edit(tiny, request(picture))
     assert capfd.readouterr() == ("", "")
 
 
-def test_stopping_takes_one_step_and_leaves_the_pipeline_as_new(tiny: Any, picture: Image.Image) -> None:
+def test_stop_takes_one_step_and_leaves_pipeline_usable(tiny: Any, picture: Image.Image) -> None:
     fresh = pixels(tiny, request(picture))
     done: list[int] = []
     with pytest.raises(Cancelled, match="2 of 4 steps"):
@@ -114,14 +114,14 @@ def test_stopping_takes_one_step_and_leaves_the_pipeline_as_new(tiny: Any, pictu
     assert pixels(tiny, request(picture)) == fresh
 
 
-def test_stopping_before_the_first_step_runs_nothing(tiny: Any, picture: Image.Image) -> None:
+def test_stop_before_the_first_step_runs_nothing(tiny: Any, picture: Image.Image) -> None:
     done: list[int] = []
     with pytest.raises(Cancelled, match="0 of 2 steps"):
         edit(tiny, request(picture), on_step=lambda step, _: done.append(step), should_stop=lambda: True)
     assert not done
 
 
-def test_an_exception_in_mid_edit_leaves_the_pipeline_as_new(tiny: Any, picture: Image.Image) -> None:
+def test_exception_in_mid_edit_leaves_pipeline_usable(tiny: Any, picture: Image.Image) -> None:
     fresh = pixels(tiny, request(picture))
 
     def interrupt(_done: int, _total: int) -> None:
@@ -133,7 +133,7 @@ def test_an_exception_in_mid_edit_leaves_the_pipeline_as_new(tiny: Any, picture:
     assert pixels(tiny, request(picture)) == fresh
 
 
-def test_an_early_end_frees_the_hooks_of_the_pipeline(tiny: Any, picture: Image.Image) -> None:
+def test_early_end_frees_the_hooks_of_the_pipeline(tiny: Any, picture: Image.Image) -> None:
     freed: list[bool] = []
     tiny.maybe_free_model_hooks = lambda: freed.append(True)
     try:
@@ -146,7 +146,7 @@ def test_an_early_end_frees_the_hooks_of_the_pipeline(tiny: Any, picture: Image.
     assert freed == [True]
 
 
-def test_a_failed_allocation_is_out_of_memory(tiny: Any, picture: Image.Image) -> None:
+def test_failed_allocation_raises_out_of_memory(tiny: Any, picture: Image.Image) -> None:
     hook = tiny.transformer.register_forward_pre_hook(lambda *_: torch.empty(2**50))
     try:
         with pytest.raises(OutOfMemory, match="128x128"):
@@ -155,7 +155,7 @@ def test_a_failed_allocation_is_out_of_memory(tiny: Any, picture: Image.Image) -
         hook.remove()
 
 
-def test_other_failures_are_not_taken_for_memory(tiny: Any, picture: Image.Image) -> None:
+def test_other_errors_are_not_out_of_memory(tiny: Any, picture: Image.Image) -> None:
     hook = tiny.transformer.register_forward_pre_hook(lambda *_: torch.zeros(2) @ torch.zeros(3))
     try:
         with pytest.raises(RuntimeError, match="size"):
@@ -164,7 +164,7 @@ def test_other_failures_are_not_taken_for_memory(tiny: Any, picture: Image.Image
         hook.remove()
 
 
-def test_step_kinds_are_those_that_the_pipeline_tells(
+def test_step_kinds_are_read_from_the_pipeline(
     tiny: Any, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiny, STEP_KINDS, (("full",), ("skipped",)), raising=False)
@@ -177,7 +177,7 @@ def test_step_kinds_are_those_that_the_pipeline_tells(
         edit(tiny, request(picture))
 
 
-def test_a_text_that_would_be_cut_off_is_refused(tiny: Any, picture: Image.Image) -> None:
+def test_text_that_would_be_truncated_is_refused(tiny: Any, picture: Image.Image) -> None:
     limit = text_length(tiny)
     assert limit == 48
     long = "red " * 200
@@ -212,11 +212,11 @@ def test_a_text_that_would_be_cut_off_is_refused(tiny: Any, picture: Image.Image
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_request_that_cannot_be_right_does_not_exist(changes: dict[str, Any], words: str) -> None:
+def test_invalid_request_cannot_be_created(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidInput, match=words) as caught:
         request(None, **changes)
     assert "\n" not in str(caught.value)
 
 
-def test_the_highest_seeds_are_valid() -> None:
+def test_highest_seeds_are_valid() -> None:
     assert request(None, seed=2**63 - 2, batch=2).seeds() == (2**63 - 2, 2**63 - 1)

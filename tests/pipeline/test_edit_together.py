@@ -41,35 +41,35 @@ REQUESTS = (
 @pytest.fixture(scope="module")
 def pipe() -> Any:
     """Small, with weights large enough that every input reaches the output."""
-    made = small_pipeline(double=2, single=2)
+    pipe = small_pipeline(double=2, single=2)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for weight in made.transformer.parameters():
+        for weight in pipe.transformer.parameters():
             if weight.ndim == 2:
                 weight.copy_(torch.randn(weight.shape, generator=generator) / weight.shape[1] ** 0.5)
-    made.vae.register_to_config(sample_size=SIDE)
-    return made
+    pipe.vae.register_to_config(sample_size=SIDE)
+    return pipe
 
 
 @contextmanager
 def latents_of(pipe: Any) -> Iterator[list[np.ndarray]]:
     """What is decoded, before rounding to 8 bits hides small differences and clipping large ones."""
-    found: list[np.ndarray] = []
+    captured: list[np.ndarray] = []
     decode = pipe.vae.decode
 
     def recording(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        found.extend(latents.numpy().copy())
+        captured.extend(latents.numpy().copy())
         return decode(latents, *args, **kwargs)
 
     vars(pipe.vae)["decode"] = recording
     try:
-        yield found
+        yield captured
     finally:
         del vars(pipe.vae)["decode"]
 
 
 @pytest.mark.parametrize("preset", ROUNDING)
-def test_each_sample_of_a_batch_gets_what_it_gets_alone(preset: str, pipe: Any) -> None:
+def test_batched_images_equal_single_ones(preset: str, pipe: Any) -> None:
     with accelerate(pipe, preset, quiet=True):
         with latents_of(pipe) as together:
             results = edit_together(pipe, REQUESTS)
@@ -78,8 +78,8 @@ def test_each_sample_of_a_batch_gets_what_it_gets_alone(preset: str, pipe: Any) 
     assert [result.seeds for result in results] == [(3, 4), (11,), (3,)]
     assert [len(result.images) for result in results] == [2, 1, 1]
     assert [result.step_kinds for result in results] == [result.step_kinds for result in single]
-    for one, other in zip(together, alone, strict=True):
-        assert np.abs(one - other).max() < ROUNDING[preset] * np.abs(other).max()
+    for batched, single in zip(together, alone, strict=True):
+        assert np.abs(batched - single).max() < ROUNDING[preset] * np.abs(single).max()
     # The comparison could fail: no two of the four are alike.
     scale = np.abs(alone[0]).max()
     assert min(np.abs(a - b).max() for i, a in enumerate(alone) for b in alone[:i]) > 0.3 * scale
@@ -113,6 +113,6 @@ def test_requests_that_cannot_share_a_batch_are_refused(changes: dict[str, Any],
         edit_together(pipe, [REQUESTS[0], replace(REQUESTS[0], **changes)])
 
 
-def test_no_request_is_no_batch(pipe: Any) -> None:
+def test_empty_batch_is_refused(pipe: Any) -> None:
     with pytest.raises(InvalidInput, match="at least one"):
         edit_together(pipe, [])

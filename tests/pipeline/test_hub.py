@@ -106,7 +106,7 @@ def ask(hub_id: str, endpoint: str, cache: Path, **variables: str) -> str:
         ("a--b/model", "neither a local folder"),
     ],
 )
-def test_what_the_hub_answers_becomes_one_sentence(hub: str, tmp_path: Path, hub_id: str, words: str) -> None:
+def test_each_hub_error_becomes_one_sentence(hub: str, tmp_path: Path, hub_id: str, words: str) -> None:
     sentence = ask(hub_id, hub, tmp_path)
     assert words in sentence
     assert hub_id in sentence
@@ -116,13 +116,13 @@ def test_what_the_hub_answers_becomes_one_sentence(hub: str, tmp_path: Path, hub
 @pytest.mark.parametrize(
     "variables", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}], ids=["offline", "unreachable"]
 )
-def test_without_a_network_it_says_so_at_once(tmp_path: Path, variables: dict[str, str]) -> None:
+def test_missing_network_is_reported_at_once(tmp_path: Path, variables: dict[str, str]) -> None:
     sentence = ask("org/name", variables.pop("HF_ENDPOINT", "http://127.0.0.1:9"), tmp_path, **variables)
     assert "cannot be reached" in sentence
     assert "tiny" in sentence
 
 
-def test_what_reads_like_a_hub_id() -> None:
+def test_hub_ids_are_recognized_by_form() -> None:
     assert is_hub_id("black-forest-labs/FLUX.1-Kontext-dev")
     for other in ("tiny", "./a", "/a/b", "a/b/c", "a/", "~/b", "", "a b/c", "-a/b"):
         assert not is_hub_id(other)

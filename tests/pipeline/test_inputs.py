@@ -28,17 +28,17 @@ def test_every_mode_becomes_rgb_of_the_same_size(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "HSV"])
-def test_color_survives(mode: str) -> None:
+def test_color_is_preserved(mode: str) -> None:
     color = np.asarray(to_rgb(Image.new("RGB", (16, 16), RED).convert(mode)))[0, 0]
     assert np.abs(color.astype(int) - RED).max() <= 2
 
 
-def test_transparency_is_white() -> None:
+def test_transparency_becomes_white() -> None:
     assert to_rgb(Image.new("RGBA", (16, 16), (*RED, 0))).getpixel((0, 0)) == (255, 255, 255)
     assert to_rgb(Image.new("LA", (16, 16), (0, 128))).getpixel((0, 0)) == (127, 127, 127)
 
 
-def test_a_transparent_palette_color_is_white() -> None:
+def test_transparent_palette_color_becomes_white() -> None:
     image = Image.new("P", (16, 16), 0)
     image.putpalette([*RED, 0, 0, 255])
     image.info["transparency"] = 0
@@ -53,7 +53,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     assert to_rgb(Image.fromarray(values)).getpixel((0, 0)) == (128, 128, 128)
 
 
-def test_a_photo_is_turned_upright(tmp_path: Path) -> None:
+def test_photo_is_rotated_by_its_exif(tmp_path: Path) -> None:
     image = Image.new("RGB", (32, 16), "blue")
     image.paste(RED, (0, 0, 16, 16))
     exif = Image.Exif()
@@ -75,7 +75,7 @@ def profile_with_red_and_blue_swapped() -> bytes:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_a_color_profile_is_applied(mode: str) -> None:
+def test_color_profile_is_applied(mode: str) -> None:
     image = Image.new("RGB", (16, 16), RED).convert(mode)
     image.info["icc_profile"] = profile_with_red_and_blue_swapped()
     red, _, blue = np.asarray(to_rgb(image))[0, 0]
@@ -87,7 +87,7 @@ def test_a_color_profile_is_applied(mode: str) -> None:
     "profile", [b"not a profile", ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()]
 )
 @pytest.mark.parametrize("mode", ["L", "P", "RGB", "CMYK"])
-def test_a_profile_that_is_broken_or_srgb_or_of_other_channels_changes_nothing(profile: bytes, mode: str) -> None:
+def test_unusable_color_profile_changes_nothing(profile: bytes, mode: str) -> None:
     image = Image.new("RGB", (16, 16), (10, 20, 30)).convert(mode)
     plain = to_rgb(image)
     image.info["icc_profile"] = profile
@@ -146,13 +146,13 @@ def test_gray_arrays_are_read() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_not_one_image_is_refused(image: Any, words: str) -> None:
+def test_anything_but_one_image_is_refused(image: Any, words: str) -> None:
     with pytest.raises(InvalidInput, match=words) as caught:
         to_rgb(image)
     assert "\n" not in str(caught.value)
 
 
-def test_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tmp_path / "text.png"
     text.write_text("no image")
     whole = tmp_path / "whole.png"
@@ -165,9 +165,9 @@ def test_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path, "is a folder"),
         (tmp_path / "no", "no image"),
     ):
-        for given in (path, str(path)):
+        for source in (path, str(path)):
             with pytest.raises(InvalidInput, match=words):
-                to_rgb(given)
+                to_rgb(source)
     for limit in (3000, 1000):  # Pillow warns below twice its limit and raises above
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(InvalidInput, match="too many pixels"):

@@ -31,7 +31,7 @@ def image_of(pipe: Any) -> bytes:
     return edit(pipe, EditRequest("make it red", steps=1, seed=0)).images[0].tobytes()
 
 
-def test_tiny_comes_with_its_facts() -> None:
+def test_tiny_has_name_kind_precision_and_hash() -> None:
     loaded = load("tiny", device="cpu")
     facts = loaded.facts
     assert (facts.name, facts.kind, facts.dtype) == ("tiny", "tiny", "float32")
@@ -41,7 +41,7 @@ def test_tiny_comes_with_its_facts() -> None:
     assert loaded.pipe.transformer.dtype == torch.float32
 
 
-def test_the_precision_can_be_chosen() -> None:
+def test_precision_can_be_chosen() -> None:
     loaded = load("tiny", device="cpu", dtype="bfloat16")
     assert loaded.facts.dtype == "bfloat16"
     assert loaded.pipe.vae.dtype == torch.bfloat16
@@ -49,14 +49,14 @@ def test_the_precision_can_be_chosen() -> None:
         load("tiny", device="cpu", dtype=torch.float64)
 
 
-def test_a_folder_is_known_by_its_name_alone(folder: Path, tiny: Any) -> None:
+def test_folder_is_recorded_by_its_name_alone(folder: Path, tiny: Any) -> None:
     loaded = load(str(folder), device="cpu")
     assert (loaded.facts.name, loaded.facts.kind) == ("my-kontext", "folder")
     assert str(folder.parent) not in loaded.facts.model_dump_json()
     assert image_of(loaded.pipe) == image_of(tiny)
 
 
-def test_a_transformer_file_replaces_that_of_its_folder(folder: Path, tiny: Any) -> None:
+def test_transformer_file_replaces_that_of_its_folder(folder: Path, tiny: Any) -> None:
     weights = load_file(folder / "transformer" / WEIGHTS)
     weights["proj_out.weight"] = -weights["proj_out.weight"]
     file = folder / "other.safetensors"
@@ -79,7 +79,7 @@ def refused(checkpoint: Path | str) -> str:
     return sentence
 
 
-def test_a_transformer_file_needs_the_rest(folder: Path, tmp_path: Path) -> None:
+def test_transformer_file_needs_the_rest(folder: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone.safetensors"
     shutil.copy(folder / "transformer" / WEIGHTS, alone)
     assert "transformer alone" in refused(alone)
@@ -88,7 +88,7 @@ def test_a_transformer_file_needs_the_rest(folder: Path, tmp_path: Path) -> None
     assert "not a .safetensors file" in refused(pickled)
 
 
-def test_a_transformer_file_that_does_not_fit_is_refused(folder: Path) -> None:
+def test_transformer_file_that_does_not_fit_is_refused(folder: Path) -> None:
     weights = load_file(folder / "transformer" / WEIGHTS)
     file = folder / "wrong.safetensors"
     del weights["proj_out.weight"]
@@ -100,7 +100,7 @@ def test_a_transformer_file_that_does_not_fit_is_refused(folder: Path) -> None:
     assert "float8" in refused(file)
 
 
-def test_what_is_not_a_kontext_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_folder_of_another_pipeline_is_refused(folder: Path, tmp_path: Path) -> None:
     assert "no model_index.json" in refused(tmp_path)
     index = folder / "model_index.json"
     description = json.loads(index.read_text())
@@ -125,25 +125,25 @@ def test_missing_and_damaged_weights_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["", "huge", "./nowhere", "/no/such/folder", "a/b/c"])
-def test_an_unknown_word_names_the_choices(word: str) -> None:
+def test_unknown_checkpoint_lists_the_choices(word: str) -> None:
     sentence = refused(word)
     for choice in ("tiny", "random", "diffusers folder", "Hub id"):
         assert choice in sentence
 
 
 @pytest.mark.parametrize("device", ["gpu", "cpu:x", "meta", ""])
-def test_an_unknown_device_is_refused(device: str) -> None:
+def test_unknown_device_is_refused(device: str) -> None:
     with pytest.raises(InvalidInput, match="use cpu, cuda or cuda:N"):
         load("tiny", device=device)
 
 
 @needs.no_gpu
-def test_a_gpu_that_is_not_there_is_refused() -> None:
+def test_missing_gpu_is_refused() -> None:
     with pytest.raises(Refused, match="no GPU"):
         load("tiny", device="cuda")
 
 
-def test_loading_is_silent_and_leaves_the_bars_of_others_on(capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_is_silent_and_restores_progress_bars(capfd: pytest.CaptureFixture[str]) -> None:
     import diffusers.utils.logging
     import transformers.utils.logging
 
@@ -153,7 +153,7 @@ def test_loading_is_silent_and_leaves_the_bars_of_others_on(capfd: pytest.Captur
     assert transformers.utils.logging.is_progress_bar_enabled()
 
 
-def test_the_hash_covers_all_shards_in_order(tmp_path: Path) -> None:
+def test_hash_covers_all_shards_in_order(tmp_path: Path) -> None:
     for name, content in (("b.safetensors", b"2"), ("a.safetensors", b"1"), ("c.bin", b"3")):
         (tmp_path / name).write_bytes(content)
     files = weight_files(tmp_path)
@@ -164,7 +164,7 @@ def test_the_hash_covers_all_shards_in_order(tmp_path: Path) -> None:
     assert weights_sha256(files[:1]) == hashlib.sha256(b"1").hexdigest()
 
 
-def test_the_name_of_a_cached_blob_is_its_hash(tmp_path: Path) -> None:
+def test_name_of_a_cached_blob_is_its_hash(tmp_path: Path) -> None:
     blob = tmp_path / "blobs" / ("ab" * 32)
     blob.parent.mkdir()
     blob.write_bytes(b"large")

@@ -45,7 +45,7 @@ def state(pipe: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
 
 
-def test_it_does_what_diffusers_does_with_it(tiny: Any, lora: Path, picture: Image.Image) -> None:
+def test_lora_changes_weights_as_diffusers_does(tiny: Any, lora: Path, picture: Image.Image) -> None:
     plain = run(tiny, picture)
     for strength in (1.0, 0.3):
         with load_lora(tiny, lora, strength):
@@ -57,7 +57,7 @@ def test_it_does_what_diffusers_does_with_it(tiny: Any, lora: Path, picture: Ima
         assert np.abs(merged - plain).max() > 10
 
 
-def test_removal_is_bit_identical_also_after_an_error(tiny: Any, lora: Path, picture: Image.Image) -> None:
+def test_removal_is_bit_identical_even_after_an_error(tiny: Any, lora: Path, picture: Image.Image) -> None:
     before, weights = run(tiny, picture), state(tiny)
     with load_lora(tiny, lora, 0.7):
         assert not torch.equal(tiny.transformer.x_embedder.weight, weights["x_embedder.weight"])
@@ -69,7 +69,7 @@ def test_removal_is_bit_identical_also_after_an_error(tiny: Any, lora: Path, pic
     assert (run(tiny, picture) == before).all()
 
 
-def test_two_are_added_and_come_off_in_reverse(tiny: Any, lora: Path) -> None:
+def test_two_loras_add_up_and_are_removed_in_reverse(tiny: Any, lora: Path) -> None:
     weights = state(tiny)["x_embedder.weight"]
     with load_lora(tiny, lora, 0.5):
         with load_lora(tiny, lora, 0.5):
@@ -79,7 +79,7 @@ def test_two_are_added_and_come_off_in_reverse(tiny: Any, lora: Path) -> None:
     assert torch.equal(tiny.transformer.x_embedder.weight, weights)
 
 
-def test_a_failure_in_the_middle_changes_nothing(tiny: Any, lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_while_merging_changes_nothing(tiny: Any, lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from kontext_fast.pipeline import lora as module
 
     weights = state(tiny)
@@ -98,7 +98,7 @@ def test_a_failure_in_the_middle_changes_nothing(tiny: Any, lora: Path, monkeypa
     assert all(torch.equal(after[name], weights[name]) for name in weights)
 
 
-def test_the_files_of_other_trainers_are_scaled_by_their_alpha(tiny: Any, tmp_path: Path) -> None:
+def test_files_of_other_trainers_are_scaled_by_their_alpha(tiny: Any, tmp_path: Path) -> None:
     weight = tiny.transformer.transformer_blocks[0].attn.to_q.weight
     before = weight.clone()
     down, up = torch.randn(4, 160), torch.randn(160, 4)
@@ -109,7 +109,7 @@ def test_the_files_of_other_trainers_are_scaled_by_their_alpha(tiny: Any, tmp_pa
             torch.testing.assert_close(weight - before, scale * up @ down, atol=1e-5, rtol=1e-4)
 
 
-def test_it_is_refused_where_fused_projections_would_bypass_it(tiny: Any, lora: Path) -> None:
+def test_lora_is_refused_on_fused_projections(tiny: Any, lora: Path) -> None:
     tiny.transformer.fuse_qkv_projections()
     try:
         with pytest.raises(InvalidInput, match="before accelerating"), load_lora(tiny, lora):
@@ -119,12 +119,12 @@ def test_it_is_refused_where_fused_projections_would_bypass_it(tiny: Any, lora: 
 
 
 @pytest.mark.parametrize("strength", [math.nan, math.inf, "strong"])
-def test_a_strength_is_a_number(tiny: Any, lora: Path, strength: Any) -> None:
+def test_strength_must_be_a_number(tiny: Any, lora: Path, strength: Any) -> None:
     with pytest.raises(InvalidInput, match="strength"), load_lora(tiny, lora, strength):
         pass
 
 
-def test_what_is_no_lora_for_this_model_is_refused(tiny: Any, lora: Path, tmp_path: Path) -> None:
+def test_file_for_another_model_is_refused(tiny: Any, lora: Path, tmp_path: Path) -> None:
     def refused(path: Path) -> str:
         weights = state(tiny)
         with pytest.raises(InvalidInput) as caught, load_lora(tiny, path):

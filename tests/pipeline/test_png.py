@@ -10,7 +10,7 @@ from kontext_fast.pipeline.png import PngFile, read_png_metadata
 from kontext_fast.version import __version__
 
 
-def test_a_saved_image_says_where_it_comes_from(tmp_path: Path) -> None:
+def test_saved_image_carries_its_origin(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "out.png"
     image = Image.effect_noise((32, 16), 50).convert("RGB")
     PngFile(path).save(image, seed=7, preset="classic", checkpoint="tiny", instruction="mach es gr\u00fcn")
@@ -26,7 +26,7 @@ def test_a_saved_image_says_where_it_comes_from(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["out.png"]
 
 
-def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_save_leaves_nothing(tmp_path: Path) -> None:
     image = Image.new("RGB", (16, 16))
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "folder.png").mkdir()
@@ -36,7 +36,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder.png"]
 
 
-def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "out.png"
     path.write_bytes(b"old")
 

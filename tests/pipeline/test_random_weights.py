@@ -40,7 +40,7 @@ def build(architecture: Architecture = SMALL, seed: int = 0) -> Any:
     return build_random(architecture, tokenizers=TINY_FOLDER, device=device, dtype=torch.bfloat16, seed=seed)
 
 
-def test_the_defaults_are_flux_1_kontext_dev() -> None:
+def test_defaults_are_flux_1_kontext_dev() -> None:
     from diffusers import AutoencoderKL, FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
@@ -60,7 +60,7 @@ def test_the_defaults_are_flux_1_kontext_dev() -> None:
     assert sum(real.rope_axes) == real.head_dim
 
 
-def test_an_edit_is_finite_and_shows_something_in_bfloat16() -> None:
+def test_edit_is_finite_and_shows_something_in_bfloat16() -> None:
     pipe = build()
     spreads: list[float] = []
     hook = pipe.transformer.register_forward_hook(lambda _m, _i, output: spreads.append(output[0].float().std().item()))
@@ -84,7 +84,7 @@ def test_an_edit_is_finite_and_shows_something_in_bfloat16() -> None:
     }
 
 
-def test_texts_have_the_real_lengths_and_matter() -> None:
+def test_texts_have_real_lengths_and_an_effect() -> None:
     pipe = build()
     (first, pooled, _), (second, other_pooled, _) = (
         pipe.encode_prompt(text, max_sequence_length=512) for text in ("make it red", "remove the star")
@@ -97,7 +97,7 @@ def test_texts_have_the_real_lengths_and_matter() -> None:
         assert (left - right).abs().max() > 0.1
 
 
-def test_the_image_and_the_instruction_reach_the_output(picture: Any) -> None:
+def test_image_and_the_instruction_reach_the_output(picture: Any) -> None:
     pipe = build()
     base = edit(pipe, EditRequest("make it red", picture, steps=2, seed=0))
     assert base.size.text_tokens == 512
@@ -115,7 +115,7 @@ def test_one_seed_gives_one_set_of_weights() -> None:
     assert not torch.equal(first["proj_out.weight"], other["proj_out.weight"])
 
 
-def test_nothing_is_left_uninitialized() -> None:
+def test_every_parameter_is_initialized() -> None:
     pipe = build()
     for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
         for parameter_name, parameter in getattr(pipe, name).named_parameters():
@@ -128,12 +128,12 @@ def test_nothing_is_left_uninitialized() -> None:
     assert pipe.text_encoder_2.encoder.embed_tokens.weight.data_ptr() == shared.data_ptr()
 
 
-def test_the_full_size_is_refused_without_a_gpu() -> None:
+def test_full_size_is_refused_without_a_gpu() -> None:
     with pytest.raises(Refused, match=r"34 GiB .* use tiny"):
         load("random", device="cpu")
 
 
-def test_the_full_size_is_refused_on_a_full_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_size_is_refused_on_a_full_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (10 * 2**30, 80 * 2**30))
@@ -142,7 +142,7 @@ def test_the_full_size_is_refused_on_a_full_gpu(monkeypatch: pytest.MonkeyPatch)
 
 
 @needs.gpu
-def test_the_full_size_fits_what_it_asks_for() -> None:
+def test_full_size_fits_the_memory_it_requires() -> None:
     torch.cuda.reset_peak_memory_stats()
     loaded = load("random")
     result = edit(loaded.pipe, EditRequest("make it red", steps=2, seed=0))

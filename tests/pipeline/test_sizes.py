@@ -17,12 +17,12 @@ def plan(image: tuple[int, int] | None, requested: tuple[int, int] | None = None
     return plan_size(image, requested=requested, native=native, text_tokens=512)
 
 
-def test_the_trained_sizes_are_those_of_diffusers() -> None:
+def test_trained_sizes_are_those_of_diffusers() -> None:
     assert list(TRAINED_SIZES) == PREFERRED_KONTEXT_RESOLUTIONS
 
 
 @pytest.mark.parametrize("size", TRAINED_SIZES)
-def test_an_image_of_a_trained_size_runs_as_it_is(size: tuple[int, int]) -> None:
+def test_image_of_a_trained_size_is_not_resized(size: tuple[int, int]) -> None:
     planned = plan(size)
     assert planned.size == planned.reference_size == size
     assert planned.image_tokens == planned.reference_tokens == size[0] * size[1] // 256
@@ -37,23 +37,23 @@ def test_text_to_image_has_no_reference() -> None:
     assert (planned.image_tokens, planned.reference_tokens, planned.text_tokens) == (4096, 0, 512)
 
 
-def test_a_small_output_gets_a_small_reference() -> None:
+def test_small_output_gets_a_small_reference() -> None:
     planned = plan((4000, 4000), (512, 512))
     assert planned.reference_size == (512, 512)
     assert planned.reference_tokens == planned.image_tokens == 1024
 
 
-def test_a_large_output_keeps_the_reference_at_its_trained_size() -> None:
+def test_large_output_keeps_the_reference_at_its_trained_size() -> None:
     assert plan((3000, 2000), (2048, 2048)).reference_size == (1248, 832)
 
 
-def test_the_reference_keeps_the_aspect_of_the_image_not_of_the_output() -> None:
+def test_reference_keeps_the_aspect_of_the_image() -> None:
     assert plan((1536, 1024), (1024, 1024)).reference_size == (1248, 832)
     width, height = plan((300, 900), (512, 512)).reference_size or (0, 0)
     assert width / height == pytest.approx(1 / 3, rel=0.05)
 
 
-def test_a_panorama_is_not_squeezed_into_a_trained_size() -> None:
+def test_panorama_is_not_squeezed_into_a_trained_size() -> None:
     width, height = plan((3000, 1000)).size
     assert width / height == pytest.approx(3, rel=0.03)
 
@@ -63,9 +63,7 @@ def test_a_panorama_is_not_squeezed_into_a_trained_size() -> None:
     st.sampled_from([128, 256, 512, 1024]),
     st.none() | st.tuples(st.integers(1, 32), st.integers(1, 32)),
 )
-def test_every_plan_holds_what_it_promises(
-    image: tuple[int, int], native: int, columns_rows: tuple[int, int] | None
-) -> None:
+def test_every_plan_keeps_its_bounds(image: tuple[int, int], native: int, columns_rows: tuple[int, int] | None) -> None:
     requested = (columns_rows[0] * 16, columns_rows[1] * 16) if columns_rows else None
     planned = plan(image, requested, native)
     reference = planned.reference_size
@@ -106,7 +104,7 @@ def test_aspects_are_nearly_kept(aspect: float, native: int) -> None:
         ((4000, 100), None, "too elongated"),
     ],
 )
-def test_what_cannot_run_is_refused_in_one_sentence(
+def test_impossible_size_is_refused_in_one_sentence(
     image: tuple[int, int] | None, requested: tuple[int, int] | None, words: str
 ) -> None:
     with pytest.raises(InvalidInput, match=words) as caught:
@@ -114,7 +112,7 @@ def test_what_cannot_run_is_refused_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-def test_a_stretch_that_shows_is_said() -> None:
+def test_visible_stretch_is_reported() -> None:
     assert "stretched" in plan((1090, 1010)).explanation
     assert "stretched" not in plan((1200, 800)).explanation
 
@@ -126,6 +124,6 @@ def test_sizes_are_read_as_width_by_height() -> None:
             parse_size(wrong)
 
 
-def test_planning_needs_no_torch() -> None:
+def test_planning_imports_no_torch() -> None:
     code = "import sys, kontext_fast.pipeline.sizes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -55,13 +55,13 @@ def train(line: Line, of: Run) -> bool:
     return loop.train("line", {"line": line.model}, line.draw, line.loss, of, average_decay=0.9)
 
 
-def test_learns_and_leaves_the_average(tmp_path: Path) -> None:
+def test_training_learns_and_stores_the_average(tmp_path: Path) -> None:
     line = Line()
     assert train(line, run(tmp_path, steps=400))
     assert line.model.weight.item() == pytest.approx(3.0, abs=0.05)
 
 
-def test_an_interrupted_training_ends_where_another_does(tmp_path: Path) -> None:
+def test_interrupted_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole, first, rest = Line(), Line(pause=0.01), Line()
     train(whole, run(tmp_path / "whole"))
     assert not train(first, run(tmp_path / "parts", stop_after_s=0.1))
@@ -71,7 +71,7 @@ def test_an_interrupted_training_ends_where_another_does(tmp_path: Path) -> None
     assert rest.model.weight.item() == pytest.approx(whole.model.weight.item(), rel=1e-6)
 
 
-def test_fits_the_time_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_fits_its_time_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "PROBE", (5, 15))
     line = Line(pause=0.01)
     began = time.monotonic()
@@ -80,7 +80,7 @@ def test_fits_the_time_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert time.monotonic() - began == pytest.approx(1.0, abs=0.35)
 
 
-def test_a_fitted_length_survives_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fitted_length_survives_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "PROBE", (5, 15))
     assert not train(Line(pause=0.01), run(tmp_path, steps=10_000, within_s=1.0, stop_after_s=0.4))
     rest = Line()
@@ -88,7 +88,7 @@ def test_a_fitted_length_survives_an_interruption(tmp_path: Path, monkeypatch: p
     assert 30 < rest.steps[-1] + 1 <= 100
 
 
-def test_a_loss_that_is_not_finite_ends_it(tmp_path: Path) -> None:
+def test_loss_that_is_not_finite_ends_training(tmp_path: Path) -> None:
     line = Line()
     torch.nn.init.constant_(line.model.weight, math.nan)
     with pytest.raises(FloatingPointError, match="lower learning rate"):

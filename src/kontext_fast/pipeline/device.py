@@ -1,4 +1,4 @@
-"""Where a checkpoint runs and in which precision, and what running out of memory there is called."""
+"""The device and the precision of a checkpoint, and failed allocations as errors of this package."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 DTYPES = ("bfloat16", "float16", "float32")
 
 _CPU_FLOAT32_LIMIT_BYTES = 4 * 2**30
-"""Up to this much on disk a checkpoint runs in float32 on a CPU; a larger one would not fit when its size doubles."""
+"""Checkpoints up to this size on disk run in float32 on a CPU; a larger one may not fit when its size doubles."""
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:
-    """The device named, or the first GPU, or the CPU. Raises InvalidInput or Refused."""
+    """The device `name`; None for the first GPU, or the CPU where there is none. Raises InvalidInput or Refused."""
     import torch
 
     if name is None:
@@ -46,7 +46,7 @@ def _check_gpu(device: torch.device) -> None:
 
 
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device, weights_bytes: int) -> torch.dtype:
-    """The precision named, or bfloat16, or float32 for small checkpoints on a CPU. Raises InvalidInput."""
+    """The precision `dtype`; None for bfloat16, or float32 for a small checkpoint on a CPU. Raises InvalidInput."""
     import torch
 
     if dtype is None:
@@ -61,7 +61,7 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device, weights_
 
 @contextmanager
 def memory_errors(activity: str) -> Iterator[None]:
-    """Turn every failed allocation of torch inside into OutOfMemory; `activity` reads like "loading tiny"."""
+    """Raise OutOfMemory for every allocation of torch that fails inside; `activity` reads like "loading tiny"."""
     import torch
 
     try:
@@ -78,7 +78,7 @@ def memory_errors(activity: str) -> Iterator[None]:
 
 
 def is_out_of_host_memory(error: BaseException) -> bool:
-    """Whether torch's CPU allocator failed, which has no exception of its own, or a thread had no room for a stack."""
+    """Whether torch's CPU allocator failed, which has no exception of its own, or a thread could not get a stack."""
     return isinstance(error, MemoryError) or any(
         sign in str(error) for sign in ("DefaultCPUAllocator", "can't start new thread")
     )

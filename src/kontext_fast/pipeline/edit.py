@@ -1,6 +1,6 @@
 """The single call path of an edit: everything that runs a pipeline runs it through `edit`.
 
-It gives `FluxKontextPipeline` sizes that it has no reason to change, and inputs that it cannot misread.
+It passes `FluxKontextPipeline` sizes that the pipeline does not change, and inputs that it cannot misread.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class EditRequest:
     steps: int = 28
     guidance: float = 2.5
     seed: int | None = None
-    """Of the first image of the batch, each further one counts up; None draws one."""
+    """Of the first image of the batch; each further image has the next one. None draws one."""
     negative: str | None = None
     true_cfg: float = 1.0
     """Above 1 every step runs the transformer a second time, on `negative`, and moves away from what that gives."""
     size: Size | None = None
     """(width, height) of the output in pixels; None for the native area in the aspect of the input."""
     batch: int = 1
-    """Images made of the one instruction."""
+    """Number of images."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.instruction, str) or not self.instruction.strip():
@@ -84,14 +84,14 @@ class EditRequest:
     def _check_true_cfg(self) -> None:
         if not _is_finite(self.true_cfg) or self.true_cfg < 1:
             raise InvalidInput(f"The true CFG scale is {self.true_cfg}; give a number of at least 1.")
-        # The pipeline ignores either one without the other, without a word.
+        # The pipeline silently ignores either one without the other.
         if self.true_cfg > 1 and self.negative is None:
             raise InvalidInput("A true CFG scale above 1 needs a negative prompt; give one, or leave the scale at 1.")
         if self.negative is not None and self.true_cfg == 1:
             raise InvalidInput("A negative prompt needs a true CFG scale above 1; give one, for example 2.")
 
     def seeds(self) -> tuple[int, ...]:
-        """One seed per image; each call draws anew where none was given."""
+        """One seed per image; without a seed, each call draws new ones."""
         first = secrets.randbelow(_DRAWN_SEED_LIMIT) if self.seed is None else self.seed
         return tuple(range(first, first + self.batch))
 
@@ -139,11 +139,11 @@ def edit_together(
     on_step: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> tuple[EditResult, ...]:
-    """Run several requests as one batch of one call; each gets what it gets alone, within rounding.
+    """Run several requests as one batch in one call; each gets the same images as alone, within rounding.
 
-    On a small checkpoint a GPU waits for launches, not for arithmetic, so that a batch takes hardly longer than an
-    edit. Requests may differ in image, instruction, negative prompt, seed and batch, and have to agree in everything
-    else, the size that is really run included. Raises InvalidInput where they do not, and what `edit` raises.
+    On a small checkpoint the time is that of kernel launches, so that a batch takes hardly longer than one edit.
+    Requests may differ in image, instruction, negative prompt, seed and batch, and have to agree in everything else,
+    the size that is really run included. Raises InvalidInput where they do not, and what `edit` raises.
     """
     import torch
 
@@ -158,10 +158,10 @@ def edit_together(
     def after_step(_pipe: Any, index: int, _time: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
         if on_step is not None:
             on_step(index + 1, first.steps)
-        _stop_if_asked(should_stop, index + 1, first.steps)
+        _raise_if_stopped(should_stop, index + 1, first.steps)
         return {}
 
-    _stop_if_asked(should_stop, 0, first.steps)
+    _raise_if_stopped(should_stop, 0, first.steps)
     with memory_errors(f"editing at {size.width}x{size.height}"), _hooks_freed_on_error(pipe), _no_progress_bar(pipe):
         images = pipe(
             **_inputs(requests, [_reference(request.image, size.reference_size) for request in requests]),
@@ -205,7 +205,7 @@ def joint_kind(kinds: Sequence[StepKind]) -> StepKind:
 
 
 def _inputs(requests: Sequence[EditRequest], references: Sequence[Image | None]) -> dict[str, Any]:
-    """What the pipeline calls its images and texts: for one request as any caller would, else one of each an image."""
+    """Images and texts as arguments of the pipeline: of one request as any caller passes them, else one per image."""
     if len(requests) == 1:
         (request,), (reference,) = requests, references
         return {
@@ -252,7 +252,7 @@ def text_length(pipe: Any) -> int:
 
 
 def _check_text(pipe: Any, name: str, text: str) -> None:
-    """The pipeline would cut a long text off, and the end of an instruction is often what matters."""
+    """Raise InvalidInput for a long text, which the pipeline would truncate."""
     length = len(pipe.tokenizer_2(text, verbose=False).input_ids)
     limit = text_length(pipe)
     if length > limit:
@@ -267,14 +267,14 @@ def _reference(image: Image | None, size: Size | None) -> Image | None:
     return image.resize(size, Resampling.LANCZOS)
 
 
-def _stop_if_asked(should_stop: Callable[[], bool] | None, done: int, total: int) -> None:
+def _raise_if_stopped(should_stop: Callable[[], bool] | None, done: int, total: int) -> None:
     if should_stop is not None and should_stop():
         raise Cancelled(f"The edit was stopped after {done} of {total} steps; run it again to get the image.")
 
 
 @contextmanager
 def _hooks_freed_on_error(pipe: Any) -> Iterator[None]:
-    """An edit that ends early skips the pipeline's own last act: to move offloaded models back, to reset caches."""
+    """Let the pipeline move offloaded models back and reset caches, which it skips when a call ends early."""
     try:
         yield
     except BaseException:
@@ -284,7 +284,7 @@ def _hooks_freed_on_error(pipe: Any) -> Iterator[None]:
 
 @contextmanager
 def _no_progress_bar(pipe: Any) -> Iterator[None]:
-    """Progress is reported through `on_step`; the user's own settings come back afterwards."""
+    """Disable the pipeline's own bar, since `on_step` reports progress; the user's settings are restored."""
     missing = object()
     before = getattr(pipe, "_progress_bar_config", missing)
     pipe._progress_bar_config = {**(before if isinstance(before, dict) else {}), "disable": True}

@@ -32,7 +32,7 @@ MODELS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 def check_folder(folder: Path, name: str, *, weights: bool = True, own_transformer: bool = True) -> None:
     """Raise CheckpointUnavailable unless `folder` is a diffusers folder of FLUX.1-Kontext in safetensors.
 
-    `name` is what messages call it. Without `weights` only its index is checked; without `own_transformer` the
+    Messages call it `name`. Without `weights` only its index is checked; without `own_transformer` the
     weights of the transformer may be missing.
     """
     index = folder / INDEX
@@ -147,7 +147,7 @@ def _loading_errors(name: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    # What diffusers, transformers and torch raise for missing, damaged and ill-shaped files.
+    # Raised by diffusers, transformers and torch for missing, damaged and mismatched files.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         if is_out_of_host_memory(error):
             raise
@@ -159,7 +159,7 @@ def _loading_errors(name: str) -> Iterator[None]:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Loading is reported by whoever called, not by the bars of two libraries."""
+    """Disable the progress bars of two libraries, since the caller reports the loading."""
     import diffusers.utils.logging
     import transformers.utils.logging
 
@@ -186,7 +186,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_sha256(files: list[Path]) -> str:
-    """One hash of the contents of `files`: of the file itself where it is one, else of the files' hashes in order."""
+    """One hash of `files`: the hash of a single file, else the hash of all their hashes in order."""
     hashes = [_file_sha256(file) for file in files]
     if len(hashes) == 1:
         return hashes[0]
@@ -194,7 +194,7 @@ def weights_sha256(files: list[Path]) -> str:
 
 
 def _file_sha256(file: Path) -> str:
-    # The cache of the Hub names a large file by its sha256 and links to it: no need to read 24 GB again.
+    # The cache of the Hub names large files by their sha256, which saves reading 24 GB again.
     blob = file.resolve()
     if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
         return blob.name

@@ -1,6 +1,6 @@
 """Checkpoints from the Hugging Face Hub: downloaded once into its cache, then a diffusers folder like any other.
 
-The token is read from HF_TOKEN by huggingface_hub itself, so that it never passes through here.
+The package huggingface_hub reads HF_TOKEN itself, so this module never handles the token.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ KONTEXT_DEV = "black-forest-labs/FLUX.1-Kontext-dev"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _COMPONENT_FILES = ("*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
-"""Of the folders only: repositories also hold the whole transformer a second time beside them."""
+"""Only of subfolders: repositories also hold a second copy of the whole transformer at the top."""
 
 _REACH_S = 10.0
 
 
 def is_hub_id(checkpoint: str) -> bool:
-    """Whether it reads like "organization/name"."""
+    """Whether `checkpoint` has the form "organization/name"."""
     return _HUB_ID.fullmatch(checkpoint) is not None
 
 
@@ -48,7 +48,7 @@ HUB = CheckpointSource(
 
 
 def cached_folder(hub_id: str) -> Path | None:
-    """Where the local cache has this checkpoint, judged by its index, which is fetched first; asks no network."""
+    """Where the local cache has the index of this checkpoint, which is downloaded first; uses no network."""
     from huggingface_hub import try_to_load_from_cache
 
     index = try_to_load_from_cache(hub_id, INDEX)
@@ -56,7 +56,7 @@ def cached_folder(hub_id: str) -> Path | None:
 
 
 def download(hub_id: str) -> Path:
-    """The local folder of a checkpoint, downloaded where the cache lacks it. Raises CheckpointUnavailable."""
+    """The local folder of a checkpoint, after downloading what the cache lacks. Raises CheckpointUnavailable."""
     import httpx
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
@@ -70,7 +70,7 @@ def download(hub_id: str) -> Path:
     )
 
     try:
-        # The index first: it is small, so whatever is wrong is found before gigabytes are fetched.
+        # The index is small, so it reveals what is wrong before gigabytes are downloaded.
         offline = not _is_reachable(HfApi(), hub_id)
         index = Path(hf_hub_download(hub_id, INDEX, local_files_only=offline))
         check_folder(index.parent, hub_id, weights=False)
@@ -109,7 +109,7 @@ def download(hub_id: str) -> Path:
 
 
 def _is_reachable(api: Any, hub_id: str) -> bool:
-    """Ask once, since downloads retry for half a minute before they give up. Raises what the Hub answers."""
+    """One request, since downloads retry for half a minute before they fail. Raises the Hub's errors."""
     import httpx
     from huggingface_hub.errors import OfflineModeIsEnabled
 

@@ -1,6 +1,6 @@
-"""Whatever a user calls an image becomes one upright RGB image, or one sentence that says what to give instead.
+"""Converts input images of any type to one upright RGB image, or raises an error that says what to give instead.
 
-`FluxKontextPipeline` crashes on most of these inputs and misreads some of them in silence (a tensor in 0..255).
+`FluxKontextPipeline` crashes on most of these inputs and silently misreads some of them (a tensor in 0..255).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _read(path: Path) -> Image:
         raise InvalidInput(f"{path} is a folder, not an image; give one image file.")
     try:
         with warnings.catch_warnings():
-            # Pillow only warns about images of suspicious size until they are twice as large.
+            # Below twice the limit of its decompression-bomb check Pillow only warns.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 return _upright_rgb(image, str(path))
@@ -197,7 +197,7 @@ def _unit_range(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if not np.isfinite(values).all():
         raise InvalidInput("The input image has values that are not finite; give floats in 0..1.")
     low, high = values.min(), values.max()
-    # Resampling overshoots a little; that is not another range.
+    # Resampling overshoots slightly, which does not mean another range.
     if low < -0.05 or high > 1.05:
         raise InvalidInput(
             f"The input image has floats from {low:g} to {high:g}, which must lie in 0..1; "

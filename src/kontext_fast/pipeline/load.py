@@ -37,15 +37,15 @@ def load(
 
 @cache
 def sources() -> tuple[CheckpointSource, ...]:
-    """Every kind of checkpoint, in the order in which they are asked. Raises KontextError as `discovery.values`."""
+    """Every kind of checkpoint, in the order in which they are tried. Raises KontextError as `discovery.values`."""
     from kontext_fast import pipeline
 
-    found = values(pipeline, CheckpointSource, "checkpoint source")
-    return tuple(sorted(found.values(), key=lambda source: source.precedence))
+    by_name = values(pipeline, CheckpointSource, "checkpoint source")
+    return tuple(sorted(by_name.values(), key=lambda source: source.precedence))
 
 
 def find_source(checkpoint: str) -> CheckpointSource:
-    """What can load `checkpoint`, as a user wrote it. Raises CheckpointUnavailable where nothing can."""
+    """The source that can load `checkpoint`, as a user wrote it. Raises CheckpointUnavailable where there is none."""
     for source in sources():
         if source.matches(checkpoint):
             return source
@@ -62,7 +62,7 @@ def is_full_size(checkpoint: str) -> bool:
 
 
 def default_checkpoint(device: str | None) -> tuple[str, str]:
-    """The checkpoint where none is named, and why it is that one. Imports torch."""
+    """The checkpoint to use where none is named, and the reason for it. Imports torch."""
     import torch
     from huggingface_hub import get_token
 

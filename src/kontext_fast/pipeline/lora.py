@@ -1,7 +1,7 @@
-"""A LoRA, merged into the weights for as long as it is wanted.
+"""A LoRA, merged into the weights while a context is open.
 
-Merging costs nothing per step and suits every optimization, unlike wrapped layers, which a fused projection would
-bypass without a word. What it overwrites is kept in host memory and put back: up to the size of the transformer.
+Merging costs nothing per step and works with every optimization, unlike wrapped layers, which a fused projection would
+silently bypass. The overwritten weights are kept in host memory and restored: up to the size of the transformer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Update:
 
 @contextmanager
 def load_lora(pipe: Any, path: str | Path, strength: float = 1.0) -> Iterator[None]:
-    """Apply the LoRA in the .safetensors file at `path` to `pipe` inside the context, bit-identically removed after.
+    """Apply the LoRA in the .safetensors file at `path` to `pipe` inside the context; its removal is bit-identical.
 
     Enter it before `accelerate`, which may rewrite the weights that it changes. Raises InvalidInput or OutOfMemory.
     """
@@ -72,13 +72,13 @@ def _read_updates(pipe: Any, path: Path) -> list[_Update]:
     names = {key.removesuffix(_DOWN) for key in tensors if key.endswith(_DOWN)}
     unread = [key for key in tensors if not key.endswith((_DOWN, _UP)) or key.rpartition(".lora_")[0] not in names]
     if not names or unread:
-        what = f"holds {unread[0]}" if unread and names else "has no LoRA layers"
-        raise InvalidInput(f"{path} is not a plain LoRA for FLUX.1-Kontext, since it {what}; give another one.")
+        reason = f"holds {unread[0]}" if unread and names else "has no LoRA layers"
+        raise InvalidInput(f"{path} is not a plain LoRA for FLUX.1-Kontext, since it {reason}; give another one.")
     return [_update(pipe, name, tensors, _scale(name, tensors, alphas, metadata), path) for name in sorted(names)]
 
 
 def _read_file(pipe: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Tensors and alphas under diffusers' names, whichever trainer wrote them, and the settings stored with them."""
+    """Tensors and alphas under the names of diffusers, whichever trainer wrote them, and the stored settings."""
     from safetensors import SafetensorError
 
     try:
@@ -97,7 +97,7 @@ def _read_file(pipe: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any], d
 
 
 def _scale(name: str, tensors: dict[str, Any], alphas: dict[str, Any], metadata: dict[str, Any]) -> float:
-    """alpha / rank, where the file says so; 1 where it does not, as in training tools that fold it in."""
+    """alpha / rank where the file has an alpha, else 1, as in files whose trainer already applied it."""
     rank = int(tensors[name + _DOWN].shape[0])
     component, _, layer = name.partition(".")
     settings = {key.removeprefix(f"{component}."): value for key, value in metadata.items()}

@@ -1,4 +1,4 @@
-"""Saved images say where they come from, and a file either exists whole or not at all."""
+"""PNG files with the origin of their image in text chunks, written atomically."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 RANDOM_NEEDS_GIB = 34
-"""31.4 GiB of bfloat16 weights, and what one edit at 1024x1024 needs beside them."""
+"""31.4 GiB of bfloat16 weights, and the activations of one edit at 1024x1024."""
 
 _GIB = 2**30
 
@@ -140,9 +140,9 @@ def build_random(
     seed: int,
     kept_on: torch.device | None = None,
 ) -> Any:
-    """A `FluxKontextPipeline` on `device` that never existed on the CPU.
+    """A `FluxKontextPipeline` whose weights are drawn on `device` and never exist as a whole anywhere else.
 
-    With `kept_on` it is there instead, with the same weights: `device` draws them one at a time.
+    With `kept_on` the pipeline is on that device instead, with the same weights, drawn one tensor at a time.
 
     `tokenizers` is a diffusers folder whose two tokenizers are used, padded to the lengths of the architecture. One
     seed gives one set of weights per kind of device, since random streams differ between kinds.
@@ -180,7 +180,7 @@ def materialize(model: Any, device: torch.device, dtype: torch.dtype, generator:
     model.to_empty(device=device)
     for name, buffer in model.named_buffers():
         if not name.endswith("position_ids"):
-            # Values of buffers are lost on the meta device, so one that a new version adds must not pass unseen.
+            # Values of buffers are lost on the meta device, so a buffer that a new version adds has to be an error.
             raise RuntimeError(f"the buffer {name} of {type(model).__name__} cannot be rebuilt")
         buffer.copy_(torch.arange(buffer.shape[-1], device=device))
     if hasattr(model, "tie_weights"):
@@ -192,7 +192,7 @@ def materialize(model: Any, device: torch.device, dtype: torch.dtype, generator:
 
 
 def _fill(module: torch.nn.Module, generator: torch.Generator) -> None:
-    """Weights that keep the variance of what passes through, so that no width or depth overflows or dies out."""
+    """Draw weights that keep the variance of activations, so that they neither overflow nor vanish at any depth."""
     import torch
 
     def draw(parameter: torch.nn.Parameter, std: float) -> None:

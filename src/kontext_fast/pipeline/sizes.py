@@ -1,10 +1,10 @@
-"""What will really run: output size, reference size and token counts, decided before anything is loaded.
+"""The sizes that are really run: output, reference and token counts, decided before anything is loaded.
 
 `FluxKontextPipeline` changes sizes by itself: it rescales every output to one megapixel and stretches every input
-image to one of 17 sizes, whatever the output. The planner decides instead, and `edit` makes the pipeline obey.
+image to one of 17 sizes, whatever the output. The planner decides instead, and `edit` enforces its plan.
 
-- No size asked for: the native area in the aspect of the input image, square without one.
-- A size asked for: exactly that size, in multiples of 16, or an error that names the nearest valid ones.
+- No size requested: the native area in the aspect of the input image, square without one.
+- A size requested: exactly that size, in multiples of 16, or an error that names the nearest valid ones.
 - The reference keeps the aspect of the input image. It has the native area, since that is what Kontext was trained
   on, but never clearly more tokens than the output: a 512x512 edit carries a 512x512 reference, so that small edits
   are really cheaper, and a 2048x2048 edit still carries a reference of one megapixel.
@@ -22,10 +22,10 @@ MULTIPLE = 16
 """Pixels per side of one token: the VAE reduces by 8 and 2x2 latents make a token."""
 
 MAX_ASPECT = 4.0
-"""Input images longer than 4:1 are refused: at one area, little of their short side would be left."""
+"""Input images longer than 4:1 are refused: at the native area their short side would be too short."""
 
 MAX_ENLARGEMENT = 4
-"""The root of the area of an output may be this many times the native size."""
+"""Limit of the square root of an output's area, as a multiple of the native size."""
 
 TRAINED_SIZES = (
     (672, 1568),
@@ -51,13 +51,13 @@ TRAINED_SIZES = (
 _TRAINED_NATIVE = 1024
 
 _TRAINED_STRETCH = 1.09
-"""Neighbours in TRAINED_SIZES differ in aspect by up to 17 %, so within their range none is further away than this."""
+"""Neighbours in TRAINED_SIZES differ in aspect by up to 17 %, so any aspect in their range is within this of one."""
 
 _VISIBLE_STRETCH = 1.03
-"""Stretching by less than 3 % is not worth a word."""
+"""Stretching by less than 3 % is not reported."""
 
 _TOKEN_TOLERANCE = 1.02
-"""The trained sizes differ by up to 2 % in area; that is no reason to give one up for a smaller reference."""
+"""The trained sizes differ by up to 2 % in area, which alone is no reason to use a smaller reference."""
 
 Size = tuple[int, int]
 
@@ -75,7 +75,7 @@ class SizePlan:
     image_tokens: int
     reference_tokens: int
     explanation: str
-    """One sentence for people: what will run and what that changes about the input."""
+    """One sentence for people: which sizes are run and how the input is changed."""
 
     @property
     def size(self) -> Size:
@@ -175,7 +175,7 @@ def _native_size(image_size: Size, native: int) -> Size:
 
 
 def _nearest_size(aspect: float, area: int) -> Size:
-    """The pair of multiples of 16 nearest to both; the aspect counts twice, for a stretched image shows at once."""
+    """The pair of multiples of 16 nearest to both; the aspect counts twice, because stretching is easy to see."""
     columns = math.sqrt(area * aspect) / MULTIPLE
     rows = math.sqrt(area / aspect) / MULTIPLE
     candidates = [(column * MULTIPLE, row * MULTIPLE) for column in _neighbours(columns) for row in _neighbours(rows)]
@@ -211,8 +211,8 @@ def _tokens(size: Size) -> int:
 
 
 def _explain(image_size: Size | None, output: Size, reference: Size | None, *, requested: bool) -> str:
-    chosen = "as asked" if requested else "the native size of this checkpoint"
-    sentence = f"The output is {output[0]}x{output[1]} pixels, {chosen}"
+    origin = "as requested" if requested else "the native size of this checkpoint"
+    sentence = f"The output is {output[0]}x{output[1]} pixels, {origin}"
     if image_size is None or reference is None:
         return sentence + "."
     if not requested:

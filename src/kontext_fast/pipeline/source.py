@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 FULL_SIZE_BYTES = 28 * 2**30
-"""Weights of this size are taken for a FLUX.1-Kontext-dev, which has 31.4 GiB of them in bfloat16."""
+"""From this size on, weights are taken for those of FLUX.1-Kontext-dev, which has 31.4 GiB in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class CheckpointSource:
     kind: str
     """As records and the sections of suites call it; see `records.schema.kind_facts`."""
     precedence: int
-    """Sources are asked in ascending order: words of our own below 10, paths from 10, the network from 30."""
+    """Sources are tried in ascending order: reserved names below 10, paths from 10, the network from 30."""
     matches: Callable[[str], bool]
-    """Whether what a user wrote names a checkpoint of this kind. Asks neither the network nor torch."""
+    """Whether what a user wrote names a checkpoint of this kind. Uses neither the network nor torch."""
     full_size: Callable[[str], bool] = lambda _: False
     """Whether the weights are as large as FLUX.1-Kontext-dev's, as far as that is known without the network."""
     load: Callable[[str, Target], LoadedCheckpoint]

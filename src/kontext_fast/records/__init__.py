@@ -1,1 +1,1 @@
-"""The one record of what was run, and its store. Knows nothing of torch."""
+"""The record of what was run, and its store. Imports no torch."""

@@ -1,4 +1,4 @@
-"""The raw samples as a table for people with spreadsheets: nothing left out, nothing averaged.
+"""The raw samples as a table for spreadsheets: complete, and without averages.
 
 One row per sample, warm-ups included and marked. A run without samples (failed, refused) is one row with its status
 and reason and empty measurement cells.
@@ -89,8 +89,8 @@ def _workload_cells(measurement: Measurement) -> dict[str, Any]:
     pixels = {
         f"{name}_px": getattr(workload, name) for name in ("width", "height", "reference_width", "reference_height")
     }
-    rest = {name: getattr(workload, name) for name in WORKLOAD_COLUMNS if hasattr(workload, name)}
-    return pixels | rest | {"first_call_s": measurement.first_call_s}
+    others = {name: getattr(workload, name) for name in WORKLOAD_COLUMNS if hasattr(workload, name)}
+    return pixels | others | {"first_call_s": measurement.first_call_s}
 
 
 def _sample_cells(sample: Sample) -> dict[str, Any]:

@@ -39,14 +39,14 @@ Effect = Literal["exact", "numeric", "lossy"]
 Mode = Literal["edit", "text-to-image"]
 
 CompileCache = Literal["user", "cold", "warm"]
-"""Where a run found compiled artifacts: whatever the user has, nothing, or all that a `cold` run left before it."""
+"""Which compiled artifacts a run found: the user's, none, or those that a `cold` run before it wrote."""
 
 BASELINE: Final = "baseline"
 CONTROL: Final = "baseline-again"
-"""The A/A control: baseline once more, under a name of its own."""
+"""The A/A control: baseline a second time, under another name."""
 
 EMULATED: Final = "kernel: emulated"
-"""Label of runs whose rounding is real and whose time is not: they get no factor."""
+"""Label of runs whose rounding is real but whose time is not, so that they get no factor."""
 
 
 class Stored(BaseModel):
@@ -132,7 +132,7 @@ class StoredItem(Stored):
 
 
 class Cell(Stored):
-    """One point of a suite, as asked for: what a checkpoint really runs for it is a `Workload`."""
+    """One point of a suite, as requested: what a checkpoint really runs for it is a `Workload`."""
 
     mode: Mode
     size: str
@@ -169,7 +169,7 @@ class Memory(Stored):
 
 
 class GpuReadings(Stored):
-    """What the driver said during one call: series in the order of time, None where it does not say that."""
+    """Readings of the driver during one call, as time series; None where the driver has no such reading."""
 
     at_s: tuple[float, ...]
     """When each reading was taken, since the call began; the other series have as many entries."""
@@ -178,7 +178,7 @@ class GpuReadings(Stored):
     clock_memory_mhz: tuple[int | None, ...]
     temperature_c: tuple[int | None, ...]
     throttle_reasons: tuple[str, ...]
-    """Every reason that was given at any reading; idling is none."""
+    """Every reason of any reading, without idling."""
     energy_j: float | None
     """Of the whole card, by its own counter."""
     foreign_processes: int | None
@@ -199,11 +199,11 @@ class Sample(Stored):
     step_kinds: tuple[_StoredKind, ...]
     memory: Memory
     images: tuple[str, ...]
-    """Hashes of the stored outputs, one per image of the batch; empty where images were not kept."""
+    """Hashes of the stored outputs, one per image of the batch; empty where images were not stored."""
     graphs_compiled: int | None = None
     """Graphs that torch.compile compiled during the call; a measured call should have none."""
     gpu: GpuReadings | None = None
-    """None on a CPU and where the driver cannot be asked."""
+    """None on a CPU and where the driver cannot be queried."""
 
 
 class Measurement(Stored):
@@ -212,11 +212,11 @@ class Measurement(Stored):
     """Wall time of the very first call in the process, compilation included."""
     samples: tuple[Sample, ...]
     cell: Cell | None = None
-    """The point of the suite that asked for this workload."""
+    """The point of the suite that requested this workload."""
 
 
 class Score(Stored):
-    """What a metric or the judge said of one stored output; appended after the run."""
+    """The score of a metric or of the judge for one stored output; added after the run."""
 
     item: str
     seed: int
@@ -228,7 +228,7 @@ class Score(Stored):
 
 
 class Output(Stored):
-    """One image that a verification made to be looked at, so it carries no time."""
+    """One image of a verification, which is compared and not timed."""
 
     item: str
     seed: int
@@ -264,7 +264,7 @@ class MetricFacts(Stored):
 
 
 class Verification(Stored):
-    """What every arm of a verification had in common, fixed before the first image was made."""
+    """What all arms of a verification have in common, fixed before the first image."""
 
     dataset: str
     steps: int
@@ -294,7 +294,7 @@ class Record(Stored):
     environment: dict[str, Any]
     """Facts of machine and software. Runs are compared only on the same machine: see `names.machine_identity`."""
     round: int
-    """Block of the randomized design this run belongs to; all runs of a block were on one and the same machine."""
+    """Block of the randomized design; all runs of a block were on the same machine."""
     order: int
     """Position of the run in time."""
     status: Status
@@ -309,13 +309,13 @@ class Record(Stored):
     measurements: tuple[Measurement, ...] = ()
     arm: Arm | None = None
     outputs: tuple[Output, ...] = ()
-    """What an arm of a verification made."""
+    """The images of an arm of a verification."""
     edits_s: tuple[float, ...] = ()
     """Wall times of single edits of an arm, one after another in the verification's own process: for the frontier
     only, since a claim about speed takes processes of its own (`measurements`)."""
     scores: tuple[Score, ...] = ()
     labels: tuple[str, ...] = ()
-    """Stamps that must be shown beside every number of this run, e.g. `fixed schedule`, `hit rate meaningless`."""
+    """Labels that must be shown with every number of this run, e.g. `fixed schedule`, `hit rate meaningless`."""
 
 
 class ResultFile(Stored):

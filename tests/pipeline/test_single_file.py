@@ -96,6 +96,6 @@ def test_the_original_layout_is_converted(tmp_path: Path) -> None:
     loaded = load(str(file), device="cpu", dtype="bfloat16")
 
     assert loaded.facts.name == "kontext/original.safetensors"
-    found = loaded.pipe.transformer.state_dict()
-    assert found.keys() == weights.keys()
-    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    tensors = loaded.pipe.transformer.state_dict()
+    assert tensors.keys() == weights.keys()
+    assert all(torch.equal(tensors[name], weights[name]) for name in weights)

@@ -34,20 +34,20 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sources.cache_clear()
 
 
-def test_each_name_finds_its_kind(tmp_path: Path) -> None:
+def test_each_checkpoint_name_has_its_kind(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.touch()
     names = ("tiny", "random", str(tmp_path), str(file), "org/name")
     assert [find_source(name).kind for name in names] == ["tiny", "random", "folder", "folder", "hub"]
 
 
-def test_a_folder_called_tiny_does_not_hide_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_named_tiny_does_not_hide_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny").mkdir()
     monkeypatch.chdir(tmp_path)
     assert find_source("tiny").kind == "tiny"
 
 
-def test_only_tiny_has_a_judge_and_only_random_random_weights() -> None:
+def test_only_tiny_has_a_judge_only_random_is_random() -> None:
     kinds = {name: kind_of(name) for name in ("tiny", "random", "org/name")}
     assert [name for name, kind in kinds.items() if kind.has_judge] == ["tiny"]
     assert [name for name, kind in kinds.items() if kind.random_weights] == ["random"]
@@ -55,7 +55,7 @@ def test_only_tiny_has_a_judge_and_only_random_random_weights() -> None:
 
 
 @pytest.mark.usefixtures("plugin")
-def test_a_new_kind_takes_one_module(tmp_path: Path) -> None:
+def test_new_kind_of_checkpoint_is_one_module(tmp_path: Path) -> None:
     file = tmp_path / "flux.gguf"
     file.touch()
     loaded = load(str(file), device="cpu")

@@ -21,7 +21,7 @@ from kontext_fast.pipeline.png import read_png_metadata
 QUICK = ("--steps", "1", "--checkpoint", "tiny", "--seed", "5")
 
 
-def test_an_image_is_edited_beside_the_input(kontext: Any, picture: Path) -> None:
+def test_image_is_edited_beside_the_input(kontext: Any, picture: Path) -> None:
     outcome = kontext("edit", picture, "make it red", *QUICK)
     output = picture.with_name("cat.edited.png")
     assert (outcome.code, outcome.out) == (0, f"{output}\n")
@@ -35,7 +35,7 @@ def test_an_image_is_edited_beside_the_input(kontext: Any, picture: Path) -> Non
     assert metadata["instruction"] == "make it red"
 
 
-def test_the_last_line_of_stdout_is_the_result_as_json(kontext: Any, picture: Path) -> None:
+def test_last_line_of_stdout_is_the_result_as_json(kontext: Any, picture: Path) -> None:
     outcome = kontext("edit", picture, "make it red", "-o", "new/out.png", "--size", "64x48", *QUICK, "--json")
     result = json.loads(outcome.out.splitlines()[-1])
     assert outcome.err == ""
@@ -49,14 +49,14 @@ def test_the_last_line_of_stdout_is_the_result_as_json(kontext: Any, picture: Pa
     assert Path("new/out.png").is_file()
 
 
-def test_without_a_gpu_the_checkpoint_is_tiny_and_it_says_why(kontext: Any, picture: Path) -> None:
+def test_default_checkpoint_without_gpu_is_tiny_with_reason(kontext: Any, picture: Path) -> None:
     outcome = kontext("edit", picture, "make it red", "--steps", "1")
     assert outcome.code == 0
     assert "checkpoint tiny" in outcome.err
     assert "there is no GPU" in outcome.err
 
 
-def test_a_preset_is_in_force_during_the_edit(kontext: Any, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preset_is_applied_during_the_edit(kontext: Any, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_force: list[str | None] = []
 
     def watched(pipe: Any, *args: Any, **kwargs: Any) -> Any:
@@ -70,7 +70,7 @@ def test_a_preset_is_in_force_during_the_edit(kontext: Any, picture: Path, monke
     assert read_png_metadata(Path(result["images"][0]["path"]))["preset"] == "fuse_qkv"
 
 
-def test_a_folder_is_edited_in_order_without_its_earlier_edits(kontext: Any, tmp_path: Path) -> None:
+def test_folder_is_edited_in_order_without_earlier_edits(kontext: Any, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("b.png", "a.png", "a.jpg", "old.edited.png"):
@@ -78,12 +78,12 @@ def test_a_folder_is_edited_in_order_without_its_earlier_edits(kontext: Any, tmp
     (folder / "notes.txt").write_text("no image")
     outcome = kontext("edit", folder, "make it red", *QUICK, "-o", tmp_path / "out")
     assert outcome.code == 0
-    made = ["a.jpg.edited.png", "a.png.edited.png", "b.edited.png"]
-    assert outcome.out.split() == [str(tmp_path / "out" / name) for name in made]
-    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == made
+    names = ["a.jpg.edited.png", "a.png.edited.png", "b.edited.png"]
+    assert outcome.out.split() == [str(tmp_path / "out" / name) for name in names]
+    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == names
 
 
-def test_a_broken_image_in_a_folder_does_not_stop_the_others(kontext: Any, tmp_path: Path) -> None:
+def test_broken_image_does_not_stop_a_folder(kontext: Any, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.png").write_text("no image")
@@ -126,7 +126,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("arguments", "code", "words"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_line_and_nothing_is_written(
+def test_invalid_edit_is_one_line_and_writes_nothing(
     kontext: Any, picture: Path, arguments: list[str], code: int, words: str
 ) -> None:
     folder = picture.parent

@@ -9,7 +9,7 @@ from PIL import Image
 from kontext_fast.pipeline.png import read_png_metadata
 
 
-def test_an_image_is_made_from_words_alone(kontext: Any) -> None:
+def test_image_is_generated_from_text_alone(kontext: Any) -> None:
     outcome = kontext("generate", "a red circle", "--steps", "1", "--checkpoint", "tiny", "--seed", "9")
     assert (outcome.code, outcome.out) == (0, "generated.png\n")
     with Image.open("generated.png") as image:
@@ -17,7 +17,7 @@ def test_an_image_is_made_from_words_alone(kontext: Any) -> None:
     assert read_png_metadata(Path("generated.png"))["seed"] == "9"
 
 
-def test_the_json_says_that_there_was_no_reference(kontext: Any) -> None:
+def test_json_of_text_to_image_has_no_reference(kontext: Any) -> None:
     options = ("--negative", "a star", "--true-cfg", "2", "--size", "96x64", "--json", "-o", "here.png")
     outcome = kontext("generate", "a red circle", "--steps", "2", "--checkpoint", "tiny", *options)
     (image,) = json.loads(outcome.out.splitlines()[-1])["images"]
@@ -27,7 +27,7 @@ def test_the_json_says_that_there_was_no_reference(kontext: Any) -> None:
     assert len(image["step_kinds"]) == 2
 
 
-def test_bad_input_is_one_line_and_nothing_is_written(kontext: Any) -> None:
+def test_invalid_prompt_is_one_line_and_writes_nothing(kontext: Any) -> None:
     for arguments in (["  "], ["x", "--steps", "0"], ["x", "--size", "100x100"], ["x", "-o", "a.gif"]):
         outcome = kontext("generate", *arguments)
         assert (outcome.code, outcome.out) == (2, "")

@@ -11,12 +11,12 @@ from kontext_fast.records import schema
 from tests.records.builder import result, sample, timed
 
 
-def test_records_survive_a_round_trip_through_json() -> None:
+def test_records_round_trip_through_json() -> None:
     written = result([timed("baseline", 1, [1.0, 1.1]), timed("cache", 1, [0.5, 0.6], skipped=2)])
     assert schema.ResultFile.model_validate(json.loads(written.model_dump_json())) == written
 
 
-def test_the_schema_has_no_place_for_a_statistic() -> None:
+def test_schema_has_no_field_for_a_statistic() -> None:
     models = [m for m in vars(schema).values() if isinstance(m, type) and issubclass(m, BaseModel)]
     fields = {name for model in models for name in model.model_fields}
     assert "wall_s" in fields
@@ -25,7 +25,7 @@ def test_the_schema_has_no_place_for_a_statistic() -> None:
 
 
 @pytest.mark.parametrize("wall_s", [math.nan, math.inf, 0.0, -1.0])
-def test_a_time_is_finite_and_positive(wall_s: float) -> None:
+def test_time_must_be_finite_and_positive(wall_s: float) -> None:
     with pytest.raises(ValidationError):
         sample("a", wall_s)
 

@@ -29,13 +29,13 @@ def rows(store: ResultStore) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(store.samples_file.read_text())))
 
 
-def test_what_is_written_is_read_back(store: ResultStore) -> None:
+def test_written_records_are_read_back(store: ResultStore) -> None:
     written = full(store)
     store.write(written)
     assert store.load() == written
 
 
-def test_the_layout_of_a_result_folder(store: ResultStore) -> None:
+def test_write_creates_the_folder_layout(store: ResultStore) -> None:
     store.write(result([]))
     for name in ("performance", "quality", "cost"):
         assert (store.folder / "visualizations" / name).is_dir()
@@ -43,24 +43,24 @@ def test_the_layout_of_a_result_folder(store: ResultStore) -> None:
     assert (store.folder / "results" / "benchmark_results.json").is_file()
 
 
-def test_records_are_found_by_folder_results_folder_or_file(store: ResultStore) -> None:
+def test_find_takes_folder_results_folder_or_file(store: ResultStore) -> None:
     written = full(store)
     store.write(written)
     digest = written.items[0].image or ""
     for name in (".", "results", "results/benchmark_results.json"):
-        found = ResultStore.find(store.folder / name)
-        assert found.load() == written
-        assert found.folder.resolve() == store.folder.resolve()
-        assert found.image_path(digest).is_file()
+        opened = ResultStore.find(store.folder / name)
+        assert opened.load() == written
+        assert opened.folder.resolve() == store.folder.resolve()
+        assert opened.image_path(digest).is_file()
 
 
-def test_a_renamed_file_of_records_is_found_with_its_images(store: ResultStore) -> None:
+def test_renamed_record_file_keeps_its_images(store: ResultStore) -> None:
     written = full(store)
     store.write(written)
     renamed = store.records_file.rename(store.results / "h200.json")
-    found = ResultStore.find(renamed)
-    assert found.load() == written
-    assert found.image_path(written.items[0].image or "").is_file()
+    opened = ResultStore.find(renamed)
+    assert opened.load() == written
+    assert opened.image_path(written.items[0].image or "").is_file()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_renamed_file_of_records_is_found_with_its_images(store: ResultStore) 
         ('{"schema_version": 3, "anything": 1}', "upgrade kontext-fast"),
     ],
 )
-def test_a_file_that_is_no_record_file_is_one_sentence(tmp_path: Path, content: str, says: str) -> None:
+def test_other_json_is_refused_in_one_sentence(tmp_path: Path, content: str, says: str) -> None:
     path = tmp_path / "file.json"
     path.write_text(content)
     with pytest.raises(InvalidInput, match=says) as error:
@@ -100,14 +100,14 @@ def test_steps_of_schema_1_are_read_as_full_or_skipped(tmp_path: Path) -> None:
     assert loaded.records[0].outputs[0].step_kinds == ("full", "full")
 
 
-def test_bytes_that_are_no_text_are_one_sentence(tmp_path: Path) -> None:
+def test_binary_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidInput, match="not readable JSON"):
         ResultStore.find(path).load()
 
 
-def test_a_folder_without_records_and_a_missing_one(tmp_path: Path) -> None:
+def test_missing_records_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no records in"):
         ResultStore.find(tmp_path)
     with pytest.raises(InvalidInput, match="does not exist"):
@@ -116,7 +116,7 @@ def test_a_folder_without_records_and_a_missing_one(tmp_path: Path) -> None:
         ResultStore(tmp_path).load()
 
 
-def test_an_image_is_stored_once_under_the_hash_of_its_pixels_and_size(store: ResultStore) -> None:
+def test_image_is_stored_once_under_its_hash(store: ResultStore) -> None:
     image = Image.new("RGB", (4, 2), "red")
     digest = store.put_image(image)
     first = store.image_path(digest).stat()
@@ -129,18 +129,18 @@ def test_an_image_is_stored_once_under_the_hash_of_its_pixels_and_size(store: Re
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "1", "LA"])
-def test_images_of_every_mode_can_be_stored(store: ResultStore, mode: str) -> None:
+def test_put_image_takes_every_mode(store: ResultStore, mode: str) -> None:
     with Image.open(store.image_path(store.put_image(Image.new(mode, (3, 3))))) as stored:
         assert stored.size == (3, 3)
 
 
 @pytest.mark.parametrize("digest", ["../../secret", "", "A" * 64, "0" * 63, "0" * 64 + "\n"])
-def test_what_is_no_hash_names_no_file(store: ResultStore, digest: str) -> None:
+def test_image_path_refuses_anything_but_a_hash(store: ResultStore, digest: str) -> None:
     with pytest.raises(InvalidInput, match="not an image hash"):
         store.image_path(digest)
 
 
-def test_scores_are_added_to_their_run_and_replace_earlier_ones_of_the_same_output(store: ResultStore) -> None:
+def test_scores_replace_earlier_ones_of_the_same_output(store: ResultStore) -> None:
     store.write(result([timed("baseline", 1, [1.0]), timed("cache", 1, [0.5])]))
     other = Score(item="a", seed=0, image="1" * 64, metric="judge_done", value=False)
     store.add_scores("cache-1", [*judged("a", "0" * 64, done=True, kept=False), other])
@@ -152,7 +152,7 @@ def test_scores_are_added_to_their_run_and_replace_earlier_ones_of_the_same_outp
         store.add_scores("nobody", [])
 
 
-def test_the_csv_has_every_sample_with_warmups_marked_and_a_row_per_failed_run(store: ResultStore) -> None:
+def test_csv_has_every_sample_and_failed_run(store: ResultStore) -> None:
     ok = timed("cache", 1, [0.5, 0.75], skipped=1)
     failed = record("compile", 1, status="refused", reason="There is no C++ compiler, install g++.", checkpoint=None)
     store.write(result([ok, failed]))
@@ -171,13 +171,13 @@ def test_the_csv_has_every_sample_with_warmups_marked_and_a_row_per_failed_run(s
     assert table[3]["wall_s"] == table[3]["warmup"] == table[3]["checkpoint"] == ""
 
 
-def test_the_csv_has_stable_columns_with_units() -> None:
+def test_csv_columns_are_stable_and_have_units() -> None:
     assert COLUMNS[:4] == ("run_id", "created_at", "round", "order")
     assert {"wall_s", "text_encode_s", "load_s", "width_px", "allocated_peak_bytes"} <= set(COLUMNS)
     assert len(set(COLUMNS)) == len(COLUMNS)
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rest(store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_only_the_old_file(store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.write(result([timed("baseline", 1, [1.0])]))
     before = store.records_file.read_bytes()
 
@@ -206,7 +206,7 @@ while True:
 """
 
 
-def test_a_kill_at_any_time_leaves_a_whole_file(store: ResultStore) -> None:
+def test_kill_at_any_time_leaves_a_complete_file(store: ResultStore) -> None:
     store.write(result([]))
     for delay_s in (0.0, 0.011, 0.023, 0.05, 0.08):
         command = [sys.executable, "-c", WRITER, str(store.folder)]
@@ -220,7 +220,7 @@ def test_a_kill_at_any_time_leaves_a_whole_file(store: ResultStore) -> None:
         json.loads(store.records_file.read_text())
 
 
-def test_the_records_load_no_torch() -> None:
+def test_records_import_no_torch() -> None:
     code = (
         "import sys, kontext_fast.records.store, kontext_fast.stats.intervals, kontext_fast.stats.intervals\n"
         "sys.exit('torch' in sys.modules)"

@@ -17,7 +17,7 @@ def bench(name: str, day: int, baseline: list[float], fast: list[float], **chang
     records: list[Record] = []
     for round_, times in enumerate(zip(baseline, fast, strict=True)):
         for preset, wall in zip(("baseline", name), times, strict=True):
-            made = timed(
+            run = timed(
                 preset,
                 round_,
                 [wall, wall],
@@ -25,11 +25,11 @@ def bench(name: str, day: int, baseline: list[float], fast: list[float], **chang
                 order=len(records),
                 created_at=f"2001-02-{day:02d}T04:0{len(records)}:00+00:00",
             )
-            records.append(made)
+            records.append(run)
     return result(records).model_copy(update={"suite": name, "command": f"kontext bench --suite {name}", **changes})
 
 
-def test_blocks_are_never_mixed_so_factors_stay_those_within_blocks() -> None:
+def test_factors_of_merged_files_are_paired_within_blocks() -> None:
     # Twice as slow a machine on the second day: pairing across files would give 1x and 4x.
     slow = bench("p", 2, [4.0, 4.2], [2.0, 2.1])
     both = merge_results([slow, bench("q", 1, [2.0, 2.2], [1.0, 1.1])])
@@ -43,7 +43,7 @@ def test_blocks_are_never_mixed_so_factors_stay_those_within_blocks() -> None:
         assert factor.n == 2
 
 
-def test_runs_are_in_the_order_in_which_they_were_made() -> None:
+def test_merged_runs_are_ordered_by_creation() -> None:
     both = merge_results([bench("late", 2, [1.0, 1.0], [1.0, 1.0]), bench("early", 1, [1.0], [1.0])])
     assert [record.order for record in both.records] == list(range(6))
     assert [record.run_id.split()[0] for record in both.records] == ["early"] * 2 + ["late"] * 4
@@ -51,22 +51,22 @@ def test_runs_are_in_the_order_in_which_they_were_made() -> None:
     assert both.command == "kontext bench --suite late; kontext bench --suite early"
 
 
-def test_an_item_keeps_the_image_that_one_of_them_stored() -> None:
+def test_merged_item_keeps_the_stored_image() -> None:
     with_image = bench("a", 1, [1.0], [1.0], items=(item("a", "0" * 64),))
     both = merge_results([bench("b", 2, [1.0], [1.0]), with_image])
-    assert {one.id: one.image for one in both.items} == {"a": "0" * 64, "b": None}
+    assert {item.id: item.image for item in both.items} == {"a": "0" * 64, "b": None}
 
 
-def test_a_cell_that_another_benchmark_measured_is_not_missing() -> None:
+def test_cell_measured_elsewhere_is_not_missing() -> None:
     def left_out(preset: str) -> Record:
         return record(preset, 0, status="not measured", reason="Budget.", cells=(CELL,), run_id=f"left out {preset}")
 
     done = timed("fast", 0, [1.0, 1.0], cells=(CELL,))
     both = merge_results([result([left_out("fast"), left_out("slow")]), result([done])])
-    assert [one.run_id for one in both.records if one.status == "not measured"] == ["left out slow"]
+    assert [run.run_id for run in both.records if run.status == "not measured"] == ["left out slow"]
 
 
-def test_a_run_that_was_copied_counts_once_or_not_at_all() -> None:
-    one = bench("a", 1, [1.0], [1.0])
+def test_copied_run_is_refused() -> None:
+    benchmark = bench("a", 1, [1.0], [1.0])
     with pytest.raises(InvalidInput, match="a baseline 0 is in two folders"):
-        merge_results([one, one])
+        merge_results([benchmark, benchmark])

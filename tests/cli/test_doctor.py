@@ -14,38 +14,36 @@ from kontext_fast.pipeline import folder
 TOKEN = "hf_" + "s" * 34
 
 
-def test_it_says_what_runs_and_why_the_rest_does_not(kontext: Any) -> None:
+def test_doctor_lists_what_runs_and_why_the_rest_does_not(kontext: Any) -> None:
     outcome = kontext("doctor", "--json")
     assert outcome.code == 0
-    found = json.loads(outcome.out.splitlines()[-1])
-    assert found["packages"]["torch"] == torch.__version__
-    assert found["checkpoints"]["tiny"] is None
-    assert "34 GiB" in found["checkpoints"]["random"]
-    assert found["presets"].keys() == PRESETS.keys()
-    assert found["presets"]["baseline"] is None
+    findings = json.loads(outcome.out.splitlines()[-1])
+    assert findings["packages"]["torch"] == torch.__version__
+    assert findings["checkpoints"]["tiny"] is None
+    assert "34 GiB" in findings["checkpoints"]["random"]
+    assert findings["presets"].keys() == PRESETS.keys()
+    assert findings["presets"]["baseline"] is None
     plain = kontext("doctor")
     assert plain.code == 0
     for word in ("tiny: ready", "baseline: ready", torch.__version__):
         assert word in plain.out
 
 
-def test_a_preset_without_its_compiler_is_refused_with_the_reason(
-    kontext: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_preset_without_its_compiler_has_the_reason(kontext: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     presets = json.loads(kontext("doctor", "--json").out)["presets"]
     assert "compiler" in presets["compile"]
     assert presets["fuse_qkv"] is None
 
 
-def test_the_token_is_never_shown(kontext: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_is_never_shown(kontext: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     for arguments in (["doctor"], ["doctor", "--json"], ["doctor", "--debug"]):
         outcome = kontext(*arguments)
         assert TOKEN not in outcome.out + outcome.err
 
 
-def test_without_tiny_it_is_refused(kontext: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_without_tiny_is_refused(kontext: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "tiny"
     shutil.copytree(folder.TINY_FOLDER, broken)
     shutil.rmtree(broken / "vae")
