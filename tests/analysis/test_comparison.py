@@ -39,7 +39,7 @@ def of(comparison: Comparison, preset: str) -> Change:
     return change
 
 
-def test_a_slow_down_of_three_percent_in_one_preset_is_a_regression_of_that_preset() -> None:
+def test_three_percent_slowdown_is_a_regression_of_that_preset() -> None:
     comparison = compare(bench(1), bench(2, cache=0.515), 0.02)
     assert [change.preset for change in comparison.regressions] == ["cache"]
     change = of(comparison, "cache")
@@ -51,7 +51,7 @@ def test_a_slow_down_of_three_percent_in_one_preset_is_a_regression_of_that_pres
     assert 0.001 < change.detectable < 0.02
 
 
-def test_the_change_of_a_preset_is_that_of_its_time_relative_to_baseline() -> None:
+def test_change_of_a_preset_is_relative_to_baseline() -> None:
     """Computed a second time from the records, with scipy."""
     before, after = bench(3), bench(4, cache=0.55)
 
@@ -68,28 +68,28 @@ def test_the_change_of_a_preset_is_that_of_its_time_relative_to_baseline() -> No
     assert ratio.interval == pytest.approx((np.exp(expected.low), np.exp(expected.high)))
 
 
-def test_a_slower_day_is_no_regression_of_a_preset_but_of_baseline() -> None:
+def test_slower_day_is_a_regression_of_baseline_only() -> None:
     comparison = compare(bench(5), bench(6, day=1.3), 0.02)
     assert [change.preset for change in comparison.regressions] == ["baseline"]
     assert not of(comparison, "baseline").relative
     assert of(comparison, "cache").outcome == "no change found"
 
 
-def test_the_same_benchmark_twice_shows_no_change_and_the_control_is_not_compared() -> None:
+def test_same_benchmark_twice_shows_no_change() -> None:
     comparison = compare(bench(7), bench(7), 0.02)
     assert [change.preset for change in comparison.changes] == ["baseline", "cache"]
     # Baseline has no baseline: its times carry the drift of the rounds, which the preset's do not.
     assert [change.outcome for change in comparison.changes] == ["cannot tell", "no change found"]
 
 
-def test_a_small_change_is_said_and_is_no_regression() -> None:
+def test_small_change_is_reported_without_regression() -> None:
     comparison = compare(bench(8), bench(9, cache=0.515), 0.05)
     assert not comparison.regressions
     assert of(comparison, "cache").outcome == "slower, below the threshold"
     assert of(compare(bench(9, cache=0.515), bench(8), 0.02), "cache").outcome == "faster"
 
 
-def test_nothing_below_the_a_a_control_is_called_a_change() -> None:
+def test_changes_below_the_control_are_not_claimed() -> None:
     def uneven(found: ResultFile) -> ResultFile:
         """A control that says that this benchmark calls equals up to 10 % different."""
         records = [
@@ -103,7 +103,7 @@ def test_nothing_below_the_a_a_control_is_called_a_change() -> None:
     assert of(compare(uneven(bench(10)), bench(11, cache=0.505), 0.05), "cache").outcome == "no change found"
 
 
-def test_an_interval_that_does_not_rule_a_regression_out_cannot_tell() -> None:
+def test_wide_interval_cannot_tell() -> None:
     noisy = [bench(seed, rounds=3, noise=0.2, cache=cache) for seed, cache in ((30, 0.5), (31, 0.55))]
     change = of(compare(*noisy, 0.02), "cache")
     assert change.outcome == "cannot tell"
@@ -116,7 +116,7 @@ def test_one_round_cannot_tell() -> None:
     assert (change.outcome, change.detectable) == ("cannot tell", None)
 
 
-def test_a_preset_that_fails_now_is_a_regression_and_one_that_is_gone_is_said() -> None:
+def test_failing_preset_is_a_regression_missing_one_is_listed() -> None:
     before, after = bench(12), bench(13)
     kept = tuple(one for one in after.records if one.preset != "cache")
     crashed = record("cache", 0, status="crash", reason="It fell over.")
@@ -140,12 +140,12 @@ def test_a_preset_that_fails_now_is_a_regression_and_one_that_is_gone_is_said() 
         ({"of": workload(width=256, height=256)}, "share no workload"),
     ],
 )
-def test_what_is_not_the_same_is_refused(changes: dict[str, Any], said: str) -> None:
+def test_unlike_benchmarks_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         compare(bench(1), bench(2, **changes), 0.02)
 
 
-def test_workloads_that_only_one_has_are_said() -> None:
+def test_workloads_of_one_side_are_listed() -> None:
     other = bench(14, of=workload(steps=28))
     records = [one.model_copy(update={"run_id": f"{one.run_id}-28"}) for one in other.records]
     both = bench(15)
@@ -171,7 +171,7 @@ def folders(tmp_path: Path) -> tuple[str, str, str]:
     return str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "c")
 
 
-def test_the_command_writes_a_table_and_fails_on_a_regression(
+def test_compare_prints_a_table_and_fails_on_regression(
     folders: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b, c = folders

@@ -37,7 +37,7 @@ def test_seconds_have_three_digits(value: float | None, text: str) -> None:
         (Estimate(2.0, None, 1), "2.00 s", None),
     ],
 )
-def test_a_time_has_the_digits_that_its_interval_supports(estimate: Estimate, value: str, interval: str | None) -> None:
+def test_seconds_estimate_has_digits_of_its_interval(estimate: Estimate, value: str, interval: str | None) -> None:
     assert fmt.seconds_estimate(estimate) == value
     assert fmt.seconds_range(estimate) == interval
 
@@ -53,11 +53,11 @@ def test_factors() -> None:
 @pytest.mark.parametrize(
     ("fraction", "text"), [(0.0, "0 %"), (1.0, "100 %"), (0.996, "99.6 %"), (0.004, "0.4 %"), (0.93, "93 %")]
 )
-def test_a_percentage_never_rounds_to_all_or_nothing(fraction: float, text: str) -> None:
+def test_percent_never_rounds_to_all_or_nothing(fraction: float, text: str) -> None:
     assert fmt.percent(fraction) == text
 
 
-def test_memory_is_in_gib_and_says_whose_it_is() -> None:
+def test_peak_memory_is_in_gib_with_its_kind() -> None:
     assert fmt.gib(2**30) == "1.00 GiB"
     assert fmt.gib(36 * 2**30) == "36.0 GiB"
     assert fmt.gib(None) == "not measured"
@@ -66,7 +66,7 @@ def test_memory_is_in_gib_and_says_whose_it_is() -> None:
     assert (fmt.peak_memory(Memory()), fmt.peak_memory_kind(Memory())) == ("not measured", None)
 
 
-def test_steps_say_when_calls_differ() -> None:
+def test_computed_steps_show_differing_calls() -> None:
     same, differing = ComputedSteps(28, 28.0, 28, 28), ComputedSteps(12, 14.24, 16, 28)
     assert (fmt.computed_steps(same), fmt.computed_steps_range(same)) == ("28 of 28", None)
     assert fmt.computed_steps(differing) == "14.2 of 28"

@@ -10,7 +10,7 @@ from tests.records.builder import judged, record, result, sample
 GOOD, BAD = "0" * 64, "1" * 64
 
 
-def test_an_output_is_accepted_if_done_and_kept() -> None:
+def test_output_is_accepted_if_done_and_kept() -> None:
     scores = judged("a", GOOD, done=True, kept=True) + judged("b", BAD, done=True, kept=False)
     samples = [sample("a", 1.0, images=[GOOD]), sample("b", 1.0, images=[BAD])]
     run = record("baseline", 0, samples, scores=scores)
@@ -24,7 +24,7 @@ def test_an_output_is_accepted_if_done_and_kept() -> None:
     assert judgement_of(run, "a", 1, GOOD) is None
 
 
-def test_records_that_stored_acceptance_read_the_same() -> None:
+def test_records_with_stored_acceptance_read_the_same() -> None:
     new = judged("a", GOOD, done=True, kept=False)
     old = (*new, Score(item="a", seed=0, image=GOOD, metric="judge_accepted", value=False, note=new[0].note))
     samples = [sample("a", 1.0, images=[GOOD]), sample("b", 1.0)]
@@ -34,7 +34,7 @@ def test_records_that_stored_acceptance_read_the_same() -> None:
     assert judgement_of(runs[0], "a", 0, GOOD) == judgement_of(runs[1], "a", 0, GOOD)
 
 
-def test_an_answer_that_is_missing_leaves_acceptance_open() -> None:
+def test_missing_answer_leaves_acceptance_unknown() -> None:
     (done, _) = judged("a", GOOD, done=True, kept=True)
     run = record("baseline", 0, [sample("a", 1.0, images=[GOOD]), sample("b", 1.0)], scores=(done,))
     (group,) = groups(result([run]))

@@ -20,7 +20,7 @@ def rows(of: ResultFile) -> dict[str, Row]:
     return {row.preset: row for row in headline(group)}
 
 
-def test_times_and_factors_are_those_of_the_raw_samples() -> None:
+def test_times_and_factors_equal_raw_samples() -> None:
     table = rows(
         result(
             [
@@ -41,7 +41,7 @@ def test_times_and_factors_are_those_of_the_raw_samples() -> None:
     assert cache.factor.n == 2
 
 
-def test_warm_ups_count_for_nothing() -> None:
+def test_warm_ups_are_excluded() -> None:
     table = rows(result([timed("baseline", 0, [1.0, 1.0])]))
     assert table["baseline"].time is not None
     assert table["baseline"].time.values == (1.0,)
@@ -53,21 +53,21 @@ def test_calls_of_one_process_are_one_value() -> None:
     assert (table["baseline"].time.mean.n, table["baseline"].time.mean.interval) == (1, None)
 
 
-def test_a_single_round_gives_a_factor_without_an_interval_and_no_claim() -> None:
+def test_single_round_gives_factor_without_interval() -> None:
     table = rows(result([timed("baseline", 0, [1.0, 1.0]), timed("cache", 0, [0.5, 0.5])]))
     assert table["cache"].factor is not None
     assert table["cache"].factor.interval is None
     assert "no preset can be called faster" in speed_finding(list(table.values()))
 
 
-def test_without_baseline_times_stand_alone() -> None:
+def test_rows_without_baseline_have_times_only() -> None:
     table = rows(result([timed("cache", 0, [0.5, 0.5]), timed("cache", 1, [0.5, 0.5])]))
     assert table["cache"].time is not None
     assert (table["cache"].factor, table["cache"].factor_note) == (None, "no baseline")
     assert speed_finding(list(table.values())) == "No preset could be compared with baseline."
 
 
-def test_a_failed_baseline_is_a_row_and_leaves_the_others_without_factor() -> None:
+def test_failed_baseline_leaves_other_rows_without_factor() -> None:
     failed = record("baseline", 0, status="oom", reason="The GPU has too little memory: choose a smaller size.")
     table = rows(result([failed, timed("cache", 0, [0.5, 0.5])]))
     assert (table["baseline"].status, table["baseline"].time) == ("oom", None)
@@ -75,7 +75,7 @@ def test_a_failed_baseline_is_a_row_and_leaves_the_others_without_factor() -> No
     assert table["cache"].factor_note == "no baseline"
 
 
-def test_failures_are_rows_and_partial_failures_are_counted(tmp_path: Path) -> None:
+def test_failed_presets_are_rows_and_partial_failures_count(tmp_path: Path) -> None:
     table = rows(full(ResultStore(tmp_path)))
     assert list(table) == ["baseline", "cache", "fragile", "compile"]
     assert (table["compile"].status, table["compile"].reason) == ("refused", "There is no C++ compiler: install g++.")
@@ -86,7 +86,7 @@ def test_failures_are_rows_and_partial_failures_are_counted(tmp_path: Path) -> N
     assert table["fragile"].factor.n == 2
 
 
-def test_a_file_of_failures_only_still_has_its_rows() -> None:
+def test_file_of_failures_only_has_rows() -> None:
     table = rows(result([record("baseline", 0, status="crash", reason="It fell over.", checkpoint=None)]))
     assert (table["baseline"].status, table["baseline"].time) == ("crash", None)
 
@@ -95,7 +95,7 @@ def test_no_records_no_groups() -> None:
     assert groups(result([])) == ()
 
 
-def test_emulated_kernels_are_never_a_speed() -> None:
+def test_emulated_kernels_have_no_factor() -> None:
     runs = [timed("baseline", r, [1.0, 1.0]) for r in (0, 1)]
     runs += [timed("float8", r, [0.5, 0.5 + 0.01 * r], labels=(EMULATED,)) for r in (0, 1)]
     table = rows(result(runs))
@@ -104,7 +104,7 @@ def test_emulated_kernels_are_never_a_speed() -> None:
     assert "float8" not in speed_finding(list(table.values()))
 
 
-def test_computed_steps_memory_and_cold_numbers() -> None:
+def test_row_has_computed_steps_memory_and_cold_times() -> None:
     samples = [
         sample("a", 9.0, warmup=True, memory=Memory(allocated_peak_bytes=99)),
         sample("a", 1.0, skipped=1, memory=Memory(allocated_peak_bytes=5, host_rss_peak_bytes=7)),
@@ -121,7 +121,7 @@ def test_computed_steps_memory_and_cold_numbers() -> None:
     assert row.first_call.value == 9.0
 
 
-def test_acceptance_counts_items_once_however_often_rounds_repeat_an_output(tmp_path: Path) -> None:
+def test_acceptance_counts_repeated_outputs_once(tmp_path: Path) -> None:
     table = rows(full(ResultStore(tmp_path)))
     assert table["baseline"].accepted is not None
     assert (table["baseline"].accepted.value, table["baseline"].accepted.n) == (1.0, 2)
@@ -132,7 +132,7 @@ def test_acceptance_counts_items_once_however_often_rounds_repeat_an_output(tmp_
     assert table["compile"].accepted is None
 
 
-def test_scores_of_another_workload_do_not_count() -> None:
+def test_scores_of_another_workload_are_ignored() -> None:
     def measured(steps: int, image: str) -> Measurement:
         samples = (sample("a", 1.0, images=[image], steps=steps), sample("b", 1.0, steps=steps))
         return Measurement(workload=workload(steps=steps), first_call_s=1.0, samples=samples)
@@ -144,7 +144,7 @@ def test_scores_of_another_workload_do_not_count() -> None:
     assert [estimate and estimate.value for estimate in accepted] == [1.0, 0.0]
 
 
-def test_only_equal_workloads_checkpoints_and_machines_are_compared() -> None:
+def test_groups_need_equal_workload_checkpoint_and_machine() -> None:
     runs = [
         timed("baseline", 0, [1.0, 1.0]),
         timed("cache", 0, [0.5, 0.5], of=workload(steps=8)),
@@ -156,7 +156,7 @@ def test_only_equal_workloads_checkpoints_and_machines_are_compared() -> None:
     assert all(row.factor is None for group in found for row in headline(group))
 
 
-def test_a_size_that_ran_out_of_memory_keeps_the_size_that_was_measured() -> None:
+def test_out_of_memory_at_one_size_keeps_the_other() -> None:
     both = [timed("cache", 0, [1.0, 1.0]), timed("cache", 1, [4.0, 4.0], of=workload(width=256, height=256))]
     died: dict[str, Any] = {"status": "oom", "reason": "Too little memory for 256x256."}
     small, large = groups(result([timed("baseline", 0, [2.0, 2.0], **died), *both]))
@@ -166,25 +166,25 @@ def test_a_size_that_ran_out_of_memory_keeps_the_size_that_was_measured() -> Non
     assert headline(large)[0].time is None
 
 
-def test_a_run_that_failed_after_measuring_everything_is_still_said_to_have_failed() -> None:
+def test_run_that_failed_after_measuring_is_a_failure() -> None:
     (group,) = groups(result([timed("baseline", 0, [1.0, 1.0], status="crash", reason="It fell over at the end.")]))
     assert [failure.status for failure in headline(group)[0].failures] == ["crash"]
 
 
-def test_a_run_that_missed_an_item_is_not_measured() -> None:
+def test_run_that_missed_an_item_is_not_measured() -> None:
     table = rows(result([record("cache", 0, [sample("a", 1.0)]), timed("baseline", 0, [1.0, 1.0])]))
     assert (table["cache"].status, table["cache"].time) == ("not measured", None)
     assert table["cache"].reason == "No run measured this workload in full."
 
 
-def test_the_finding_names_the_fastest_and_what_the_judge_says(tmp_path: Path) -> None:
+def test_finding_names_fastest_preset_and_its_acceptance(tmp_path: Path) -> None:
     finding = speed_finding(list(rows(full(ResultStore(tmp_path))).values()))
     assert finding.startswith("cache is 2.00x as fast as baseline (95 % interval")
     assert "accepts 50 % of its edits, and 100 % of baseline's" in finding
     assert "Not timed: compile (refused)." in finding
 
 
-def test_many_without_a_time_are_counted_by_what_happened() -> None:
+def test_many_untimed_presets_are_counted_by_status() -> None:
     runs = [timed("baseline", 0, [1.0, 1.0])]
     runs += [record(name, 0, status="refused", reason="No compiler.") for name in "abc"]
     assert "Not timed: a (refused), b (refused), c (refused)." in speed_finding(list(rows(result(runs)).values()))
@@ -192,7 +192,7 @@ def test_many_without_a_time_are_counted_by_what_happened() -> None:
     assert "Not timed: 4 presets (3 refused, 1 timeout)." in speed_finding(list(rows(result(runs)).values()))
 
 
-def test_no_finding_where_intervals_include_one() -> None:
+def test_no_preset_is_faster_when_intervals_include_one() -> None:
     walls = {0: (1.0, 0.6), 1: (1.0, 1.6), 2: (1.0, 0.9)}
     runs = [timed("baseline", r, [b, b]) for r, (b, _) in walls.items()]
     runs += [timed("cache", r, [c, c]) for r, (_, c) in walls.items()]

@@ -14,14 +14,14 @@ def test_stages_and_rest_add_up_to_the_call() -> None:
     assert sum(row.stages.values()) + row.rest == pytest.approx(2.0)
 
 
-def test_steps_are_told_apart_by_kind_and_absent_kinds_are_absent() -> None:
+def test_steps_are_grouped_by_kind() -> None:
     slow_then_fast = sample("a", 1.0, skipped=2).model_copy(update={"steps_s": (0.4, 0.2, 0.01, 0.03)})
     (group,) = groups(result([record("cache", 0, [slow_then_fast, slow_then_fast.model_copy(update={"item": "b"})])]))
     (row,) = stage_rows(group)
     assert row.steps == {"full": pytest.approx(0.3), "skipped": pytest.approx(0.02)}
 
 
-def test_a_preset_that_was_not_measured_has_no_row() -> None:
+def test_stages_have_no_row_for_unmeasured_preset() -> None:
     (group,) = groups(
         result([timed("baseline", 0, [1.0, 1.0]), record("compile", 0, status="refused", reason="No compiler.")])
     )

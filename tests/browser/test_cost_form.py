@@ -95,7 +95,7 @@ CASES: list[tuple[dict[str, str], list[str], str]] = [
 
 
 @pytest.mark.parametrize(("inputs", "options", "workload"), CASES, ids=[" ".join(map(str, c[1])) or "-" for c in CASES])
-def test_the_figures_follow_the_inputs_and_are_those_of_the_command(
+def test_form_figures_follow_inputs_and_equal_the_command(
     driver: webdriver.Chrome,
     h200: Path,
     h200_page: Path,
@@ -111,7 +111,7 @@ def test_the_figures_follow_the_inputs_and_are_those_of_the_command(
     assert_same(shown(driver), priced(h200, capsys, *options)[workload], inputs.get("billing", "by-use"))
 
 
-def test_the_headline_says_what_the_form_says_at_first(driver: webdriver.Chrome, h200_page: Path) -> None:
+def test_headline_and_form_show_the_same_savings(driver: webdriver.Chrome, h200_page: Path) -> None:
     look(driver, h200_page)
     table = driver.find_element(By.CSS_SELECTOR, "#results table").text
     for preset in ("compile", "classic"):
@@ -120,7 +120,7 @@ def test_the_headline_says_what_the_form_says_at_first(driver: webdriver.Chrome,
         assert note in table
 
 
-def test_a_cpu_has_no_price_until_one_is_typed(
+def test_form_prices_a_cpu_only_with_typed_price(
     driver: webdriver.Chrome, cpu: Path, cpu_page: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     look(driver, cpu_page)
@@ -143,7 +143,7 @@ def test_a_cpu_has_no_price_until_one_is_typed(
         ({"billing": "reserved", "usd": ""}, "Type dollars per GPU-hour"),
     ],
 )
-def test_what_cannot_be_priced_is_said_and_no_figure_stays(
+def test_form_without_price_shows_reason_and_no_figures(
     driver: webdriver.Chrome, h200_page: Path, inputs: dict[str, str], words: str
 ) -> None:
     look(driver, h200_page)
@@ -152,7 +152,7 @@ def test_what_cannot_be_priced_is_said_and_no_figure_stays(
     assert not any(shown(driver).values())
 
 
-def test_the_price_is_named_with_its_day_and_source(driver: webdriver.Chrome, h200_page: Path) -> None:
+def test_form_names_price_with_day_and_source(driver: webdriver.Chrome, h200_page: Path) -> None:
     look(driver, h200_page)
     fill(driver, price="runpod-secure-h200")
     words = driver.find_element(By.ID, "cost-basis").text

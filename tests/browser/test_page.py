@@ -42,7 +42,7 @@ def test_no_request_leaves_the_page(driver: webdriver.Chrome, page: Path) -> Non
     assert driver.get_log("browser") == []
 
 
-def test_the_page_forbids_what_it_does_not_need(driver: webdriver.Chrome, page: Path) -> None:
+def test_page_policy_forbids_added_scripts(driver: webdriver.Chrome, page: Path) -> None:
     """Its policy stops a script that was added and a request that such a script would make."""
     look(driver, page)
     driver.execute_script(
@@ -69,9 +69,7 @@ def test_the_page_fits_the_screen(driver: webdriver.Chrome, page: Path, width: i
 
 
 @pytest.mark.parametrize("region", ["Results: edit, 1024x1024, 28 steps", "Cost of every preset"])
-def test_on_a_phone_a_row_is_a_card_whose_cells_are_labelled(
-    driver: webdriver.Chrome, h200_page: Path, region: str
-) -> None:
+def test_phone_shows_rows_as_labelled_cards(driver: webdriver.Chrome, h200_page: Path, region: str) -> None:
     """Every number is on the screen, below or beside its name, without scrolling sideways."""
     look(driver, h200_page, width=390)
     found = driver.find_element(By.CSS_SELECTOR, f'.scroll[aria-label="{region}"]')
@@ -85,7 +83,7 @@ def test_on_a_phone_a_row_is_a_card_whose_cells_are_labelled(
     assert driver.find_element(By.CSS_SELECTOR, f'.scroll[aria-label="{region}"] thead th').is_displayed()
 
 
-def test_on_a_desktop_every_column_of_the_published_results_is_seen(driver: webdriver.Chrome) -> None:
+def test_published_results_show_every_column_on_a_desktop(driver: webdriver.Chrome) -> None:
     """However many processes a preset has had: the last column is what a month costs."""
     look(driver, PUBLISHED, width=1280)
     found = driver.find_element(By.CSS_SELECTOR, '.scroll[aria-label="Results: edit, 1024x1024, 28 steps"]')
@@ -109,7 +107,7 @@ def test_axe_finds_nothing_serious(driver: webdriver.Chrome, page: Path, width: 
     assert serious == []
 
 
-def test_dark_is_dark(driver: webdriver.Chrome, h200_page: Path) -> None:
+def test_dark_scheme_is_dark(driver: webdriver.Chrome, h200_page: Path) -> None:
     def brightness(dark: bool) -> int:
         look(driver, h200_page, dark=dark)
         colour = driver.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
@@ -118,7 +116,7 @@ def test_dark_is_dark(driver: webdriver.Chrome, h200_page: Path) -> None:
     assert brightness(dark=True) < 150 < 600 < brightness(dark=False)
 
 
-def test_every_link_arrives_and_a_record_is_one_of_them(driver: webdriver.Chrome, page: Path) -> None:
+def test_every_link_of_the_page_has_a_target(driver: webdriver.Chrome, page: Path) -> None:
     look(driver, page)
     nowhere = (
         "return [...document.querySelectorAll('a[href^=\"#\"]')].map((link) => link.getAttribute('href'))"
@@ -133,7 +131,7 @@ def test_every_link_arrives_and_a_record_is_one_of_them(driver: webdriver.Chrome
     assert "baseline-0" in target.text
 
 
-def test_the_slider_uncovers_the_chosen_preset(driver: webdriver.Chrome, h200_page: Path) -> None:
+def test_slider_uncovers_the_chosen_preset(driver: webdriver.Chrome, h200_page: Path) -> None:
     look(driver, h200_page)
     compare = driver.find_element(By.CSS_SELECTOR, "details.compare")
     driver.execute_script("arguments[0].open = true", compare)

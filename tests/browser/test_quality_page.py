@@ -42,7 +42,7 @@ def test_the_page_fits_the_screen(driver: webdriver.Chrome, page: Path, width: i
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
 
 
-def test_a_slider_uncovers_one_picture_as_far_as_it_is_moved(driver: webdriver.Chrome, page: Path) -> None:
+def test_quality_slider_uncovers_the_picture(driver: webdriver.Chrome, page: Path) -> None:
     look(driver, page)
     slider = driver.find_element(By.CSS_SELECTOR, ".slider")
     over, handle = (slider.find_element(By.CSS_SELECTOR, name) for name in (".over", "input"))
@@ -55,9 +55,7 @@ def test_a_slider_uncovers_one_picture_as_far_as_it_is_moved(driver: webdriver.C
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_nothing_is_wrong_for_those_who_see_little_or_use_no_mouse(
-    driver: webdriver.Chrome, page: Path, dark: bool
-) -> None:
+def test_quality_page_is_accessible(driver: webdriver.Chrome, page: Path, dark: bool) -> None:
     look(driver, page, dark=dark)
     driver.execute_script(AXE.read_text())
     found = driver.execute_async_script(

@@ -32,7 +32,7 @@ def process_values(preset: str) -> np.ndarray[Any, Any]:
     return SECONDS[preset] * (1 + 0.02 * np.arange(ROUNDS))
 
 
-def test_money_is_that_of_the_raw_samples() -> None:
+def test_costs_equal_raw_samples() -> None:
     """Computed here a second time, with scipy, from the times that the records were made of."""
     for name, preset in presets(analysed(gpu_result())).items():
         values = process_values(name) * 2.0
@@ -53,7 +53,7 @@ def test_savings_are_paired_by_round() -> None:
     assert presets(analysed(gpu_result()))["baseline"].savings_per_month is None
 
 
-def test_a_single_round_gives_money_without_an_interval() -> None:
+def test_single_round_gives_cost_without_interval() -> None:
     classic = presets(analysed(gpu_result(rounds=1)))["classic"]
     assert classic.cost is not None
     assert classic.cost.per_month.interval is None
@@ -61,13 +61,13 @@ def test_a_single_round_gives_money_without_an_interval() -> None:
     assert classic.savings_per_month.interval is None
 
 
-def test_the_preparation_is_apply_and_first_call_beyond_an_ordinary_one() -> None:
+def test_preparation_is_apply_and_first_call_overhead() -> None:
     classic = presets(analysed(gpu_result(rounds=1)))["classic"]
     assert classic.cold_start_s == 30.0 + 1.0 + 204.0 - 4.0
     assert classic.images_to_repay_start == pytest.approx(((204 - 4) - (12 - 10)) / (10 - 4))
 
 
-def test_the_typical_price_of_the_measured_card_is_taken() -> None:
+def test_default_price_is_typical_for_the_measured_card() -> None:
     group = analysed(gpu_result(), price=None)
     assert group.card == "H200"
     assert group.price == load_prices().typical("H200", "on-demand")
@@ -80,25 +80,25 @@ def test_a_cpu_has_no_price() -> None:
     assert group.presets[0].seconds_per_image is not None
 
 
-def test_dollars_of_ones_own_price_any_machine() -> None:
+def test_typed_price_applies_to_any_machine() -> None:
     group = analysed(result([timed("baseline", 0, [1.0, 1.0])]), price="0.36")
     assert group.presets[0].cost is not None
     assert group.presets[0].cost.per_image.value == pytest.approx(0.0001)
 
 
 @pytest.mark.parametrize("device", ["NVIDIA H100 80GB HBM3", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "Some CPU"])
-def test_the_price_of_another_card_is_refused(device: str) -> None:
+def test_price_of_another_card_is_refused(device: str) -> None:
     with pytest.raises(InvalidInput, match="lambda-h100-pcie is for H100 PCIe"):
         analysed(gpu_result(device=device), price="lambda-h100-pcie")
     assert analysed(gpu_result(device="NVIDIA H100 PCIe"), price="lambda-h100-pcie").price is not None
 
 
-def test_a_price_of_an_image_is_no_price_of_a_card() -> None:
+def test_image_price_is_not_a_card_price() -> None:
     with pytest.raises(InvalidInput, match="not of a GPU"):
         analysed(gpu_result(), price="bfl-kontext-pro")
 
 
-def test_a_card_with_less_memory_than_the_peak_is_refused() -> None:
+def test_price_of_card_with_too_little_memory_is_refused() -> None:
     with pytest.raises(InvalidInput, match=r"held 30\.0 GiB .* 24 GiB"):
         analysed(gpu_result(device="NVIDIA GeForce RTX 4090", peak_gib=30.0), price=None)
 
@@ -121,7 +121,7 @@ def test_an_emulated_kernel_is_not_a_cost() -> None:
     assert "emulated" in (classic.note or "")
 
 
-def test_failures_are_rows_with_their_reason() -> None:
+def test_failed_presets_have_a_cost_row_with_reason() -> None:
     failed = record("compile", 0, status="refused", reason="There is no compiler: install g++.", checkpoint=None)
     group = presets(analysed(result([gpu_run("baseline", 0), failed.model_copy(update={"environment": {}})])))
     assert group["compile"].cost is None
@@ -141,7 +141,7 @@ def test_crossovers_name_both_sides() -> None:
     assert any(crossing.cheaper.startswith("always-on at ") for crossing in crossings)
 
 
-def test_nobody_pays_for_the_control() -> None:
+def test_control_is_not_priced() -> None:
     again = [
         run.model_copy(update={"preset": CONTROL, "run_id": f"again-{run.round}"})
         for run in gpu_result().records

@@ -40,14 +40,14 @@ def test_cost_grows_with_time_volume_and_price(
 
 
 @given(SECONDS, VOLUMES, PRICES)
-def test_by_use_every_second_and_every_image_costs(seconds: float, volume: float, usd: float) -> None:
+def test_by_use_costs_every_second_and_image(seconds: float, volume: float, usd: float) -> None:
     before = month("by-use", seconds, volume, usd)
     assert month("by-use", seconds * 1.01, volume, usd) > before
     assert month("by-use", seconds, volume * 1.01, usd) > before
 
 
 @given(st.sampled_from(["always-on", "reserved"]), SECONDS, VOLUMES, SHARES, st.floats(0.01, 1))
-def test_an_image_never_gets_cheaper_when_the_same_fleet_is_used_less(
+def test_cost_per_image_rises_when_fleet_is_used_less(
     billing: Billing, seconds: float, volume: float, share: float, less: float
 ) -> None:
     plan = tariff(billing)
@@ -60,7 +60,7 @@ def test_an_image_never_gets_cheaper_when_the_same_fleet_is_used_less(
 
 
 @given(SECONDS, VOLUMES, SHARES, LOADS, BATCHES, st.integers(1, 8))
-def test_the_fleet_suffices_at_the_peak_and_is_not_larger_than_needed(
+def test_fleet_suffices_at_peak_with_no_spare_gpu(
     seconds: float, volume: float, share: float, load: float, batch: int, sold_by: int
 ) -> None:
     peak = volume * share
@@ -72,7 +72,7 @@ def test_the_fleet_suffices_at_the_peak_and_is_not_larger_than_needed(
 
 
 @given(SECONDS, st.integers(1, 50), PRICES, BATCHES)
-def test_by_use_is_always_on_at_full_utilization(seconds: float, gpus: int, usd: float, batch: int) -> None:
+def test_by_use_equals_always_on_at_full_utilization(seconds: float, gpus: int, usd: float, batch: int) -> None:
     volume = 24 * gpus * images_per_hour(seconds, batch)
     demand = Demand(images_per_day=volume)
     of = work(seconds, images_per_call=batch)
@@ -84,9 +84,7 @@ def test_by_use_is_always_on_at_full_utilization(seconds: float, gpus: int, usd:
 
 
 @given(HOW, SECONDS, VOLUMES, PRICES, SHARES)
-def test_the_parts_agree_with_each_other(
-    billing: Billing, seconds: float, volume: float, usd: float, share: float
-) -> None:
+def test_cost_command_parts_agree(billing: Billing, seconds: float, volume: float, usd: float, share: float) -> None:
     demand = Demand(images_per_day=volume, peak_share=share)
     priced = cost(work(seconds), demand, tariff(billing, usd), today=TODAY)
     assert priced.per_day.value == pytest.approx(priced.per_image.value * volume)
@@ -115,7 +113,7 @@ def test_cold_starts_are_paid_by_use_only() -> None:
     assert cost(cold, demand, tariff("always-on", 5.0), today=TODAY).per_day.value == 5.0 * 24
 
 
-def test_a_machine_of_eight_is_rented_whole_unless_billed_by_use() -> None:
+def test_eight_gpu_machine_is_rented_whole_unless_by_use() -> None:
     demand = Demand(images_per_day=100)
     whole = cost(work(1.0), demand, tariff("always-on", 80.0, count=8), today=TODAY)
     assert (whole.gpus, whole.per_day.value) == (8, 80.0 * 24)
@@ -124,7 +122,7 @@ def test_a_machine_of_eight_is_rented_whole_unless_billed_by_use() -> None:
     assert used.per_image.value == pytest.approx(10.0 / 3600)
 
 
-def test_the_interval_of_the_time_becomes_that_of_the_money() -> None:
+def test_interval_of_time_becomes_interval_of_cost() -> None:
     demand = Demand(images_per_day=3600)
     used = cost(work(2.0, (1.5, 2.5)), demand, tariff("by-use", 4.0), today=TODAY)
     assert used.per_day == Estimate(8.0, (6.0, 10.0), 3)
@@ -133,17 +131,17 @@ def test_the_interval_of_the_time_becomes_that_of_the_money() -> None:
     assert fleet.per_day.interval == (24.0, 48.0)
 
 
-def test_an_interval_below_zero_costs_nothing_less_than_nothing() -> None:
+def test_interval_below_zero_costs_at_least_nothing() -> None:
     used = cost(work(1.0, (-3.0, 5.0)), Demand(images_per_day=10), tariff("by-use"), today=TODAY)
     assert used.per_day.interval is not None
     assert used.per_day.interval[0] == 0
 
 
-def test_without_an_interval_there_is_none() -> None:
+def test_range_without_interval_is_none() -> None:
     assert cost(work(1.0), Demand(images_per_day=10), tariff("by-use"), today=TODAY).per_day.interval is None
 
 
-def test_every_cost_says_what_it_stands_on() -> None:
+def test_every_cost_has_its_basis() -> None:
     priced = cost(work(1.0, run_ids=("r1", "r2")), Demand(images_per_day=10), tariff("by-use"), today=TODAY)
     said = str(priced.basis)
     for word in ("by-use", "made-up", str(TODAY), "$3.00 per GPU-hour", "r1", "r2"):
@@ -154,7 +152,7 @@ def test_every_cost_says_what_it_stands_on() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_time_that_is_none_is_refused(seconds: float) -> None:
+def test_invalid_time_is_refused(seconds: float) -> None:
     with pytest.raises(InvalidInput):
         work(seconds)
 
@@ -171,19 +169,19 @@ def test_a_time_that_is_none_is_refused(seconds: float) -> None:
         {"images_per_day": 5, "days_per_month": 0},
     ],
 )
-def test_a_demand_that_makes_no_sense_is_refused(changes: dict[str, float]) -> None:
+def test_invalid_demand_is_refused(changes: dict[str, float]) -> None:
     with pytest.raises(InvalidInput):
         Demand(**changes)
 
 
-def test_a_work_that_makes_no_sense_is_refused() -> None:
+def test_invalid_work_is_refused() -> None:
     with pytest.raises(InvalidInput):
         work(1.0, images_per_call=0)
     with pytest.raises(InvalidInput):
         work(1.0, load_s=-1.0)
 
 
-def test_a_tariff_that_makes_no_sense_is_refused() -> None:
+def test_invalid_tariff_is_refused() -> None:
     with pytest.raises(InvalidInput):
         tariff("by-use", rho_max=0)
     with pytest.raises(InvalidInput, match="reserved"):

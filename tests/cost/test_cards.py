@@ -38,7 +38,7 @@ def test_device_names_are_cards(device: str, card: str) -> None:
         "NVIDIA GH200 480GB",
     ],
 )
-def test_what_is_not_known_for_sure_is_no_card(device: str | None) -> None:
+def test_unknown_device_is_no_card(device: str | None) -> None:
     assert card_of(device) is None
 
 

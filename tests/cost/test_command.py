@@ -51,7 +51,7 @@ def test_records_of_a_gpu_are_priced(kontext: Kontext, h200: Path) -> None:
     assert "by-use, user" in found["classic"]["basis"]
 
 
-def test_the_table_names_model_price_day_and_runs(kontext: Kontext, h200: Path) -> None:
+def test_cost_table_names_billing_price_day_and_runs(kontext: Kontext, h200: Path) -> None:
     out = kontext("cost", h200).out
     assert "Billed by-use at " in out
     assert "2026-10-01" in out
@@ -60,7 +60,7 @@ def test_the_table_names_model_price_day_and_runs(kontext: Kontext, h200: Path) 
     assert "bfl-kontext-pro" in out
 
 
-def test_the_licence_is_always_said(kontext: Kontext, h200: Path) -> None:
+def test_cost_command_states_the_licence(kontext: Kontext, h200: Path) -> None:
     outcome = kontext("cost", h200, "--json")
     assert "non-commercial use by default" in outcome.out.splitlines()[-2]
     assert "non-commercial" in answer(outcome.out)["licence"][0]
@@ -74,7 +74,7 @@ def test_a_cpu_has_no_price(kontext: Kontext, tmp_path: Path) -> None:
     assert answer(outcome.out)["groups"][0]["refusal"] == "no price for this machine"
 
 
-def test_the_price_of_another_card_is_bad_input(kontext: Kontext, h200: Path) -> None:
+def test_cost_command_refuses_price_of_another_card(kontext: Kontext, h200: Path) -> None:
     outcome = kontext("cost", h200, "--price", "lambda-h100-pcie")
     assert (outcome.code, outcome.out) == (2, "")
     assert "H100 PCIe" in outcome.err
@@ -105,7 +105,7 @@ def test_missing_records_are_bad_input(kontext: Kontext) -> None:
     assert kontext("cost", "nowhere").code == 2
 
 
-def test_an_old_price_is_stamped(kontext: Kontext, h200: Path, tmp_path: Path) -> None:
+def test_old_price_is_stamped_stale(kontext: Kontext, h200: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text(OLD, encoding="utf-8")
     outcome = kontext("cost", h200, "--prices", own, "--json")
@@ -115,7 +115,7 @@ def test_an_old_price_is_stamped(kontext: Kontext, h200: Path, tmp_path: Path) -
     assert "This price is stale" not in kontext("cost", h200, "--price", "2").out
 
 
-def test_payback_is_said_and_never_where_it_never_pays(kontext: Kontext, h200: Path) -> None:
+def test_cost_command_prints_payback_or_never(kontext: Kontext, h200: Path) -> None:
     paid = kontext("cost", h200, "--price", "2", "--development-usd", 6000, "--json")
     assert "pays the development back after: " in paid.out
     never = kontext("cost", h200, "--price", "2", "--development-usd", 6000, "--upkeep-usd", 1e6, "--json")
@@ -125,7 +125,7 @@ def test_payback_is_said_and_never_where_it_never_pays(kontext: Kontext, h200: P
     assert presets["baseline"]["payback"] is None
 
 
-def test_billing_models_give_other_fleets(kontext: Kontext, h200: Path) -> None:
+def test_billing_models_need_different_fleets(kontext: Kontext, h200: Path) -> None:
     outcome = kontext("cost", h200, "--billing", "always-on", "--peak-share", 0.4, "--price", "2", "--json")
     gpus = {preset["preset"]: preset["gpus"] for preset in answer(outcome.out)["groups"][0]["presets"]}
     assert gpus == {"baseline": 17, "compile": 10, "classic": 7}

@@ -22,7 +22,7 @@ def month(of: Work, plan: Tariff, volume: float, starts: float = 0) -> float:
     return cost(of, demand, plan, today=TODAY).per_month.value
 
 
-def test_a_reserved_card_at_half_the_price_is_cheaper_from_half_the_load_on() -> None:
+def test_reserved_at_half_price_is_cheaper_from_half_load() -> None:
     of = work(3.6)
     by_use, reserved = tariff("by-use", 2.0), tariff("reserved", 1.0)
     crossing = fleet_instead_of_use(of, EVEN, by_use, reserved)
@@ -31,13 +31,13 @@ def test_a_reserved_card_at_half_the_price_is_cheaper_from_half_the_load_on() ->
     assert month(of, reserved, 11_900) > month(of, by_use, 11_900)
 
 
-def test_at_one_price_a_fleet_with_headroom_never_beats_paying_by_use() -> None:
+def test_fleet_with_headroom_never_beats_by_use_at_one_price() -> None:
     crossing = fleet_instead_of_use(work(3.6), EVEN, tariff("by-use"), tariff("always-on"))
     assert crossing.images_per_day == math.inf
 
 
 @given(st.floats(0.1, 60), st.floats(0.1, 1.5), st.floats(0, 20))
-def test_where_a_fleet_crosses_both_cost_the_same(seconds: float, ratio: float, starts: float) -> None:
+def test_costs_are_equal_at_the_fleet_crossover(seconds: float, ratio: float, starts: float) -> None:
     of = work(seconds, load_s=100.0)
     demand = Demand(images_per_day=1, cold_starts_per_day=starts)
     by_use, fleet = tariff("by-use", 2.0), tariff("reserved", 2.0 * ratio)
@@ -51,7 +51,7 @@ def test_where_a_fleet_crosses_both_cost_the_same(seconds: float, ratio: float, 
 
 
 @given(st.floats(0.1, 60), st.floats(0.5, 20), st.floats(0, 3000), st.sampled_from(["by-use", "always-on"]))
-def test_from_the_crossover_on_hosting_costs_no_more_than_the_api(
+def test_hosting_costs_no_more_than_api_from_crossover_on(
     seconds: float, usd: float, licence: float, billing: str
 ) -> None:
     plan = tariff("by-use" if billing == "by-use" else "always-on", usd)
@@ -72,13 +72,13 @@ def test_from_the_crossover_on_hosting_costs_no_more_than_the_api(
         assert more(at * (1 + 1e-9)) <= 1e-6 * at or billing == "always-on"
 
 
-def test_a_dearer_gpu_never_beats_the_api() -> None:
+def test_expensive_gpu_never_beats_the_api() -> None:
     slow = work(60.0)
     assert hosting_instead_of_api(slow, EVEN, tariff("by-use", 5.0), API).images_per_day == math.inf
     assert hosting_instead_of_api(slow, EVEN, tariff("always-on", 5.0), API).images_per_day == math.inf
 
 
-def test_an_always_on_gpu_beats_the_api_when_a_day_of_it_is_bought() -> None:
+def test_always_on_beats_api_above_a_day_of_images() -> None:
     crossing = hosting_instead_of_api(work(3.0), EVEN, tariff("always-on", 3.0), API)
     assert crossing.images_per_day == pytest.approx(24 * 3.0 / 0.03)
     with_licence = hosting_instead_of_api(
@@ -87,7 +87,7 @@ def test_an_always_on_gpu_beats_the_api_when_a_day_of_it_is_bought() -> None:
     assert with_licence.images_per_day == pytest.approx((24 * 3.0 + 30) / 0.03)
 
 
-def test_the_wrong_kinds_are_refused() -> None:
+def test_crossover_of_wrong_kinds_is_refused() -> None:
     with pytest.raises(InvalidInput):
         fleet_instead_of_use(work(1.0), EVEN, tariff("always-on"), tariff("reserved"))
     with pytest.raises(InvalidInput):

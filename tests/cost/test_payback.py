@@ -23,21 +23,21 @@ def test_equal_times_save_nothing(billing: Billing, seconds: float, volume: floa
 
 
 @given(st.sampled_from(BILLINGS), st.floats(0.1, 100), st.floats(0.1, 100), st.floats(1, 1e6))
-def test_savings_are_the_difference_of_two_costs(billing: Billing, slow: float, fast: float, volume: float) -> None:
+def test_savings_are_the_difference_of_costs(billing: Billing, slow: float, fast: float, volume: float) -> None:
     demand, plan = Demand(images_per_day=volume), tariff(billing)
     before, after = (cost(work(s), demand, plan, today=TODAY).per_month.value for s in (slow, fast))
     saved = savings_per_month(work(slow), work(fast), demand, plan).value
     assert saved == pytest.approx(before - after, abs=1e-6 * before)
 
 
-def test_by_use_the_interval_is_that_of_the_seconds_saved_in_pairs() -> None:
+def test_by_use_interval_is_that_of_paired_seconds() -> None:
     slow, fast = work(10.0, (9.0, 11.0)), work(4.0, (3.0, 5.0))
     saved = savings_per_month(slow, fast, DEMAND, tariff("by-use", 3.6), paired_half_s=0.5)
     assert saved.value == pytest.approx(1800.0)
     assert saved.interval == pytest.approx((1650.0, 1950.0))
 
 
-def test_a_fleet_saves_in_steps_and_its_interval_spans_the_worst_and_the_best_case() -> None:
+def test_fleet_savings_interval_spans_worst_and_best_case() -> None:
     slow, fast = work(10.0, (9.5, 10.5)), work(4.0, (3.9, 4.1))
     saved = savings_per_month(slow, fast, DEMAND, tariff("always-on", 1.0), paired_half_s=0.001)
     assert saved.value == 30 * 24 * (2 - 1)
@@ -47,18 +47,18 @@ def test_a_fleet_saves_in_steps_and_its_interval_spans_the_worst_and_the_best_ca
     assert unsure.interval == (-30 * 24, 30 * 24)
 
 
-def test_without_intervals_of_the_times_savings_have_none() -> None:
+def test_savings_without_time_intervals_have_none() -> None:
     assert savings_per_month(work(2.0), work(1.0), DEMAND, tariff("by-use")).interval is None
 
 
-def test_payback_is_the_expense_over_what_is_left_after_upkeep() -> None:
+def test_payback_is_expense_over_savings_after_upkeep() -> None:
     paid = payback(Estimate(1000.0, (500.0, 2000.0), 3), development_usd=6000, upkeep_usd_per_month=250)
     assert paid.months == 8.0
     assert paid.months_interval == pytest.approx((6000 / 1750, 24.0))
     assert paid.first_year_return == pytest.approx((12 * 750 - 6000) / 6000)
 
 
-def test_what_saves_nothing_never_pays() -> None:
+def test_payback_without_savings_is_never() -> None:
     for saved in (0.0, -10.0, 100.0):
         assert payback(Estimate(saved, None, 1), development_usd=6000, upkeep_usd_per_month=100).months == NEVER
     unsure = payback(Estimate(100.0, (-50.0, 250.0), 3), development_usd=1000)
@@ -66,23 +66,23 @@ def test_what_saves_nothing_never_pays() -> None:
 
 
 @pytest.mark.parametrize(("development", "upkeep"), [(0, 0), (-1, 0), (math.nan, 0), (1, -1)])
-def test_an_expense_that_makes_no_sense_is_refused(development: float, upkeep: float) -> None:
+def test_invalid_expense_is_refused(development: float, upkeep: float) -> None:
     with pytest.raises(InvalidInput):
         payback(Estimate(1.0, None, 1), development_usd=development, upkeep_usd_per_month=upkeep)
 
 
-def test_images_until_a_compile_has_paid_for_itself() -> None:
+def test_images_until_compilation_is_repaid() -> None:
     """1,480 s of compilation and 2.38 s saved on each image: 622 images."""
     repaid = images_to_repay_start(work(7.15, prepare_s=0.0), work(4.77, prepare_s=1480.0))
     assert repaid == pytest.approx(1480 / 2.38)
     assert math.ceil(repaid or 0) == 622
 
 
-def test_loading_is_no_part_of_what_a_preset_has_to_repay() -> None:
+def test_images_to_repay_exclude_loading() -> None:
     assert images_to_repay_start(work(2.0, load_s=10.0), work(1.0, load_s=900.0)) == 0
 
 
-def test_a_start_that_is_never_repaid_or_was_not_measured() -> None:
+def test_start_never_repaid_or_not_measured() -> None:
     assert images_to_repay_start(work(1.0), work(1.0, prepare_s=5.0)) == NEVER
     assert images_to_repay_start(work(1.0), work(2.0, prepare_s=5.0)) == NEVER
     assert images_to_repay_start(work(2.0), work(1.0, prepare_s=None)) is None

@@ -32,7 +32,7 @@ def own(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_every_card_that_people_rent_has_a_dated_row_with_a_source() -> None:
+def test_every_card_has_dated_price_with_source() -> None:
     table = load_prices()
     priced = {row.card for row in table.rows if row.kind == "on-demand"}
     assert {"H100 PCIe", "H100 SXM", "H100 NVL", "H200", "L40S", "RTX 4090"} <= priced
@@ -42,7 +42,7 @@ def test_every_card_that_people_rent_has_a_dated_row_with_a_source() -> None:
     assert all(row.day > date(2025, 1, 1) for row in table.rows)
 
 
-def test_every_source_is_an_address_that_somebody_can_look_up() -> None:
+def test_every_price_source_is_an_address() -> None:
     for row in load_prices().rows:
         assert re.search(r"\b[a-z0-9-]+\.[a-z]{2,}(/|\b)", row.source), row.id
         # A day that is not of the source is said to be none; nobody else's row may have one.
@@ -59,7 +59,7 @@ def test_apis_and_the_licence_are_rows() -> None:
     assert "non-commercial" in licence.terms
 
 
-def test_of_services_at_one_price_the_newest_row_speaks(tmp_path: Path) -> None:
+def test_api_rows_of_equal_price_use_the_newest(tmp_path: Path) -> None:
     table = load_prices()
     apis = table.apis()
     assert [row.usd_per_image for row in apis] == sorted({row.usd_per_image for row in table.of_kind("api")})
@@ -73,12 +73,12 @@ def test_a_machine_is_priced_per_gpu() -> None:
     assert load_prices().named("gcp-a3-ultragpu-8g").usd_per_gpu_hour == pytest.approx(10.4365)
 
 
-def test_an_api_has_no_price_per_hour() -> None:
+def test_api_price_has_no_hourly_rate() -> None:
     with pytest.raises(InvalidInput, match="not of a GPU"):
         _ = load_prices().named("bfl-kontext-pro").usd_per_gpu_hour
 
 
-def test_a_row_is_stale_the_day_after_the_limit() -> None:
+def test_price_is_stale_the_day_after_the_limit() -> None:
     row = price()
     last = row.day + timedelta(days=STALE_AFTER_DAYS)
     assert not row.is_stale(last)
@@ -86,7 +86,7 @@ def test_a_row_is_stale_the_day_after_the_limit() -> None:
     assert row.dated(last + timedelta(days=1)).endswith("(stale)")
 
 
-def test_the_typical_row_is_the_middle_of_those_sold_singly() -> None:
+def test_typical_price_is_the_median_of_single_gpus() -> None:
     table = load_prices()
     rows = [row for row in table.of_card("H200", "on-demand") if row.count == 1]
     typical = table.typical("H200", "on-demand")
@@ -98,7 +98,7 @@ def test_the_typical_row_is_the_middle_of_those_sold_singly() -> None:
     assert table.typical("L40S", "reserved") is None
 
 
-def test_own_rows_come_first_and_replace_rows_of_their_id(tmp_path: Path) -> None:
+def test_own_price_rows_come_first_and_replace_ids(tmp_path: Path) -> None:
     table = load_prices(own(tmp_path, ROW + ROW.replace('"mine"', '"runpod-secure-h200"').replace("1.5", "9.5")))
     typical = table.typical("H200", "on-demand")
     assert typical is not None
@@ -123,13 +123,13 @@ def test_own_rows_come_first_and_replace_rows_of_their_id(tmp_path: Path) -> Non
         (('region = "cellar"', 'region = "cellar"\ncolour = "red"'), "mine.*colour"),
     ],
 )
-def test_a_wrong_row_is_named(tmp_path: Path, change: tuple[str, str], said: str) -> None:
+def test_invalid_price_row_is_named(tmp_path: Path, change: tuple[str, str], said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         load_prices(own(tmp_path, ROW.replace(*change)))
 
 
 @pytest.mark.parametrize("text", ["", "price = 3", "[[price]", 'x = 1\n[[price]]\nid = "a"', ROW + ROW])
-def test_what_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
+def test_invalid_price_table_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(InvalidInput):
         load_prices(own(tmp_path, text))
 
@@ -139,12 +139,12 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         load_prices(tmp_path / "none.toml")
 
 
-def test_an_unknown_id_lists_the_known_ones() -> None:
+def test_unknown_price_id_lists_known_ones() -> None:
     with pytest.raises(InvalidInput, match="runpod-secure-h200"):
         load_prices().named("no-such-price")
 
 
-def test_a_number_is_a_price_of_today() -> None:
+def test_typed_number_is_a_price_of_today() -> None:
     given = user_price("2.28", billing_kind="on-demand", today=TODAY)
     assert given is not None
     assert (given.usd_per_gpu_hour, given.day, given.card) == (2.28, TODAY, None)
@@ -152,6 +152,6 @@ def test_a_number_is_a_price_of_today() -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-2", "nan", "inf"])
-def test_a_number_that_is_no_price_is_refused(text: str) -> None:
+def test_number_that_is_no_price_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
         user_price(text, billing_kind="on-demand", today=TODAY)

@@ -37,7 +37,7 @@ def test_the_five_published_savings() -> None:
     assert found[8303] == pytest.approx(8303.00, abs=0.005)
 
 
-def test_the_break_even_that_was_published_and_the_one_that_was_meant() -> None:
+def test_published_and_intended_break_even() -> None:
     assert round(figures.published_break_even(OF), 2) == 0.72
     mean = figures.month(OF, OF.mean_usd_per_hour)
     assert round(figures.break_even(OF, mean), 2) == 3.44
@@ -49,7 +49,7 @@ def test_floored_gpus_exaggerate_the_reduction() -> None:
     assert [round(gpus, 2) for gpus in figures.gpus_wanted(OF)] == [7.5, 2.84]
 
 
-def test_the_example_is_what_the_command_writes(tmp_path: Path) -> None:
+def test_example_equals_what_the_command_writes(tmp_path: Path) -> None:
     write(tmp_path)
     assert (EXAMPLE / "README.md").read_text(encoding="utf-8") == page(OF)
     rendered = sorted(file.name for file in EXAMPLE.iterdir() if file.suffix in (".md", ".png"))
@@ -60,7 +60,7 @@ def test_the_example_is_what_the_command_writes(tmp_path: Path) -> None:
             assert drawn.width >= 1600
 
 
-def test_the_page_says_that_nothing_was_measured_here() -> None:
+def test_original_page_says_nothing_was_measured_here() -> None:
     text = page(OF)
     assert "As published, not measured here" in text
     for published in ("$831", "$1,091", "$1,210", "$1,742", "$8,303", "0.72", "3.44", "71.4 %", "62.1 %"):

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from kontext_fast.analysis.benchmark import analyze_benchmark
-from kontext_fast.analysis.groups import groups
-from kontext_fast.analysis.rows import headline
 from kontext_fast.records.schema import CONTROL, Cell, GpuReadings, Record, Sample
 from kontext_fast.report.text.phrases import checks, not_measured, speed_finding
 from tests.records.builder import record, result, sample, timed, workload
@@ -42,7 +40,7 @@ def finding(records: list[Record]) -> str:
     return speed_finding(group.rows, group.smallest_claim)
 
 
-def test_a_preset_is_called_faster_only_beyond_the_control() -> None:
+def test_preset_is_faster_only_beyond_the_control() -> None:
     assert finding(bench(noise=0.003, cache=0.9)).startswith("cache is 1.110x as fast as baseline")
     # Apart from 1 by its interval, but not by more than baseline may be from itself.
     noisy = list(bench(noise=0.003, cache=0.97))
@@ -53,85 +51,22 @@ def test_a_preset_is_called_faster_only_beyond_the_control() -> None:
     assert "that the A/A control resolves" in finding(noisy)
 
 
-def test_the_control_is_never_the_fastest_preset() -> None:
+def test_control_is_never_the_fastest_preset() -> None:
     records = list(bench(noise=0.003, cache=1.2))
     fast = [timed(CONTROL, one.round, [0.5, 0.5]) if one.preset == CONTROL else one for one in records]
     assert CONTROL not in finding(fast)
 
 
-def test_sweeps_are_held_to_the_control_of_the_centre() -> None:
-    def at(cell: Cell, records: list[Record]) -> list[Record]:
-        return [
-            one.model_copy(
-                update={
-                    "run_id": f"{one.run_id} {cell.steps}",
-                    "round": one.round + cell.steps,
-                    "cells": (cell,),
-                    "measurements": tuple(
-                        m.model_copy(update={"cell": cell, "workload": workload(steps=cell.steps)})
-                        for m in one.measurements
-                    ),
-                }
-            )
-            for one in records
-        ]
-
-    centre = at(CENTRE, bench(noise=0.01, cache=0.5))
-    sweep = at(LATER, [one for one in bench(noise=0.01, cache=0.5) if one.preset != CONTROL])
-    found = analyze_benchmark(result([*centre, *sweep]))
-    assert [group.workload and group.workload.steps for group in found] == [4, 28]
-    limits = [group.smallest_claim for group in found]
-    assert limits[0] is not None
-    assert limits == [limits[0], limits[0]]
-    assert "from the centre of the suite" in checks(found[1])[0]
-
-
-def test_runs_of_other_cells_are_no_failures_of_a_workload_and_unmeasured_cells_are_told() -> None:
-    good = timed("baseline", 0, [1.0, 1.0])
-    good = good.model_copy(
-        update={
-            "cells": (CENTRE,),
-            "measurements": tuple(m.model_copy(update={"cell": CENTRE}) for m in good.measurements),
-        }
-    )
-    crashed = record("cache", 1, status="crash", reason="It fell over.", cells=(CENTRE,), checkpoint=None)
-    left_out = record(
-        "baseline",
-        2,
-        status="not measured",
-        reason="The budget ended.",
-        cells=(LATER,),
-        checkpoint=None,
-        environment={},
-    )
-    centre, rest = groups(result([good, crashed, left_out]))
-    assert centre.presets == ("baseline", "cache")
-    assert centre.failures == (crashed,)
-    assert (rest.workload, rest.failures) == (None, (left_out,))
-    (row,) = headline(rest)
-    assert (row.status, row.reason) == ("not measured", "The budget ended.")
-
-
-def test_cold_and_warm_caches_are_different_groups() -> None:
-    runs = [
-        timed("baseline", 0, [1.0, 1.0], compile_cache=cache, run_id=cache, load_s=load)
-        for cache, load in (("cold", 9.0), ("warm", 2.0))
-    ]
-    cold, warm = groups(result(runs))
-    assert [headline(group)[0].load.value for group in (cold, warm) if headline(group)[0].load] == [9.0, 2.0]
-    assert (cold.compile_cache, warm.compile_cache) == ("cold", "warm")
-
-
-def test_no_control_is_said() -> None:
+def test_missing_control_is_reported() -> None:
     assert "A/A control: none" in said([timed("baseline", r, [1.0, 1.0]) for r in range(2)])
 
 
-def test_a_control_that_contradicts_itself_is_said() -> None:
+def test_control_that_excludes_one_is_reported() -> None:
     drifting = [timed(p, r, [w + 0.001 * r] * 2) for r in range(5) for p, w in (("baseline", 1.0), (CONTROL, 1.2))]
     assert "excludes 1, which it should not" in said(drifting)
 
 
-def test_drift_outliers_and_percentiles_are_told() -> None:
+def test_checks_report_drift_outliers_and_percentiles() -> None:
     text = said([timed("baseline", r, [1.0 + 0.01 * r] * 2) for r in range(8)])
     assert "baseline drifted by +6.8 % from its first process to its last" in text
     assert "p90" not in text
@@ -164,7 +99,7 @@ def gpu(**changes: Any) -> GpuReadings:
         ({"graphs_compiled": 3}, "baseline compiled graphs in 1 measured call"),
     ],
 )
-def test_what_disturbed_a_call_is_told(change: dict[str, Any], words: str) -> None:
+def test_checks_report_disturbed_calls(change: dict[str, Any], words: str) -> None:
     quiet = {"gpu": gpu(), "graphs_compiled": 0}
 
     def taken(item: str, update: dict[str, Any], *, warmup: bool = False) -> Sample:
@@ -180,3 +115,30 @@ def test_unmeasured_cells_are_named() -> None:
     (rest,) = analyze_benchmark(result([unmeasured("cache")]))
     missing = not_measured(rest, None)
     assert "cache: The budget ended. (edit native, 28 steps)" in missing
+
+
+def test_sweeps_use_the_control_of_the_centre() -> None:
+    def at(cell: Cell, records: list[Record]) -> list[Record]:
+        return [
+            one.model_copy(
+                update={
+                    "run_id": f"{one.run_id} {cell.steps}",
+                    "round": one.round + cell.steps,
+                    "cells": (cell,),
+                    "measurements": tuple(
+                        m.model_copy(update={"cell": cell, "workload": workload(steps=cell.steps)})
+                        for m in one.measurements
+                    ),
+                }
+            )
+            for one in records
+        ]
+
+    centre = at(CENTRE, bench(noise=0.01, cache=0.5))
+    sweep = at(LATER, [one for one in bench(noise=0.01, cache=0.5) if one.preset != CONTROL])
+    found = analyze_benchmark(result([*centre, *sweep]))
+    assert [group.workload and group.workload.steps for group in found] == [4, 28]
+    limits = [group.smallest_claim for group in found]
+    assert limits[0] is not None
+    assert limits == [limits[0], limits[0]]
+    assert "from the centre of the suite" in checks(found[1])[0]

@@ -28,12 +28,12 @@ def shown(records: ResultFile) -> HeadlineComparison:
     return found
 
 
-def test_the_cheapest_preset_is_shown() -> None:
+def test_comparison_shows_the_cheapest_preset() -> None:
     found = shown(gpu_result())
     assert (found.baseline.row.preset, found.other.row.preset, found.card) == ("baseline", "classic", "H200")
 
 
-def test_the_card_is_that_with_which_a_report_leads() -> None:
+def test_cost_charts_show_the_leading_card() -> None:
     """A card with more presets leads, even if another one was measured first."""
     first = [gpu_run(name, r, order=r) for r in range(2) for name in ("baseline", "compile")]
     then = [
@@ -45,7 +45,7 @@ def test_the_card_is_that_with_which_a_report_leads() -> None:
     assert (leading.machine, shown(both).card) == ("NVIDIA H100 80GB HBM3", "H100 SXM")
 
 
-def test_the_summary_shows_savings_at_three_volumes() -> None:
+def test_summary_shows_savings_at_three_volumes() -> None:
     data = cost_summary.plotted(report_of(gpu_result()))
     assert not isinstance(data, str)
     found, bars = data
@@ -57,7 +57,7 @@ def test_the_summary_shows_savings_at_three_volumes() -> None:
         assert bar.interval[0] < bar.usd < bar.interval[1]
 
 
-def test_the_analysis_shows_every_on_demand_price_of_the_card() -> None:
+def test_cost_analysis_shows_every_on_demand_price() -> None:
     data = cost_analysis.plotted(report_of(gpu_result()))
     assert not isinstance(data, str)
     prices = load_prices().of_card("H200", "on-demand")
@@ -70,7 +70,7 @@ def test_the_analysis_shows_every_on_demand_price_of_the_card() -> None:
     assert fleet.points[0][1] == 0
 
 
-def test_the_billing_models_grow_with_the_volume() -> None:
+def test_billing_models_grow_with_volume() -> None:
     data = billing_models.plotted(report_of(gpu_result()))
     assert not isinstance(data, str)
     assert [name for name, _ in data.panels] == ["baseline", "classic"]
@@ -85,7 +85,7 @@ def test_the_billing_models_grow_with_the_volume() -> None:
     assert [tariff.billing for tariff in without_reserved.tariffs] == ["by-use", "always-on"]
 
 
-def test_pictures_are_large_and_named_after_the_card(tmp_path: Path) -> None:
+def test_cost_charts_are_large_and_named_after_card(tmp_path: Path) -> None:
     names = []
     for module in CHARTS:
         chart = written(module, gpu_result(device="NVIDIA H100 PCIe"), tmp_path)
@@ -98,7 +98,7 @@ def test_pictures_are_large_and_named_after_the_card(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", CHARTS)
-def test_without_a_price_none_is_drawn_and_an_earlier_one_goes(tmp_path: Path, module: ModuleType) -> None:
+def test_cost_charts_without_price_are_removed(tmp_path: Path, module: ModuleType) -> None:
     earlier = written(module, gpu_result(), tmp_path).path
     assert earlier is not None
     assert earlier.is_file()
@@ -108,23 +108,23 @@ def test_without_a_price_none_is_drawn_and_an_earlier_one_goes(tmp_path: Path, m
     assert not earlier.exists()
 
 
-def test_without_a_preset_beside_baseline_the_reason_is_said() -> None:
+def test_comparison_without_preset_gives_the_reason() -> None:
     assert "no baseline and preset" in str(report_of(result([gpu_run("baseline", 0)])).comparison)
 
 
-def test_a_workload_too_large_for_its_price_does_not_stop_the_report(tmp_path: Path) -> None:
+def test_workload_too_large_for_price_keeps_the_report(tmp_path: Path) -> None:
     too_large = gpu_result(device="NVIDIA GeForce RTX 4090", peak_gib=30.0)
     charts = write_charts(report_of(too_large), tmp_path)
     assert [chart.path for chart in charts if chart.path and chart.path.parent.name == "cost"] == []
     assert any("30.0 GiB" in chart.takeaway for chart in charts)
 
 
-def test_the_report_finds_the_charts(tmp_path: Path) -> None:
+def test_report_discovers_cost_charts(tmp_path: Path) -> None:
     drawn = {chart.path.name for chart in write_charts(report_of(gpu_result()), tmp_path) if chart.path}
     assert {"h200_summary.png", "h200_cost_analysis.png", "billing_models.png"} <= drawn
 
 
-def test_labels_of_the_runs_are_stamped_on_the_picture() -> None:
+def test_cost_charts_are_stamped_with_labels() -> None:
     records = result([gpu_run("baseline", 0), gpu_run("classic", 0, labels=("fixed schedule",))])
     assert shown(records).stamp == "fixed schedule"
     stale = build_report(gpu_result(), usual_question(TODAY.replace(year=2028))).comparison

@@ -43,12 +43,12 @@ def priced(records: Path, capsys: pytest.CaptureFixture[str], *options: str) -> 
 
 
 @pytest.mark.parametrize("audience", AUDIENCES)
-def test_every_document_states_the_licence_of_the_weights(h200: Path, audience: str) -> None:
+def test_every_document_states_the_licence(h200: Path, audience: str) -> None:
     assert "non-commercial use by default" in written(h200, audience)
 
 
 @pytest.mark.parametrize("audience", AUDIENCES)
-def test_every_document_has_the_savings_of_the_command(
+def test_every_document_has_savings_of_the_command(
     h200: Path, audience: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("--images-per-day", "4321", "--price", "2.5")
@@ -71,14 +71,14 @@ def test_every_document_has_the_savings_of_the_command(
     ],
     ids=["nothing", "interrupted", "no baseline", "one failed", "one round"],
 )
-def test_there_is_a_document_for_whatever_was_stored(tmp_path: Path, audience: str, records: list[object]) -> None:
+def test_documents_render_for_any_records(tmp_path: Path, audience: str, records: list[object]) -> None:
     text = written(stored(tmp_path / "out", result(records)), audience)  # type: ignore[arg-type]
     assert "non-commercial" in text
     assert "Undefined" not in text
 
 
 @pytest.mark.parametrize("audience", ["blog", "paper", "business"])
-def test_without_a_price_the_document_says_so(tmp_path: Path, audience: str) -> None:
+def test_documents_without_price_give_the_reason(tmp_path: Path, audience: str) -> None:
     store = ResultStore(tmp_path / "cpu")
     store.write(full(store))
     text = written(store.folder, audience)
@@ -86,7 +86,7 @@ def test_without_a_price_the_document_says_so(tmp_path: Path, audience: str) -> 
     assert not re.search(r"\$\d", text)
 
 
-def test_the_post_begins_with_what_was_found_and_a_picture_that_exists(h200: Path) -> None:
+def test_blog_begins_with_finding_and_existing_picture(h200: Path) -> None:
     text = written(h200, "blog")
     title, hero = re.split(r"\n\n", text)[:2]
     assert "classic: image editing 2.500x as fast on NVIDIA H200" in title
@@ -97,7 +97,7 @@ def test_the_post_begins_with_what_was_found_and_a_picture_that_exists(h200: Pat
 
 
 @pytest.mark.parametrize("audience", ["blog", "business"])
-def test_tables_have_the_same_number_of_cells_in_every_row(h200: Path, audience: str) -> None:
+def test_document_tables_have_equal_cells_in_every_row(h200: Path, audience: str) -> None:
     tables = re.findall(r"(?:^\|.*\n)+", written(h200, audience), flags=re.MULTILINE)
     assert tables
     for table in tables:
@@ -105,7 +105,7 @@ def test_tables_have_the_same_number_of_cells_in_every_row(h200: Path, audience:
         assert len(cells) == 1, table
 
 
-def test_the_paper_has_a_table_per_workload_and_balanced_latex(tmp_path: Path) -> None:
+def test_paper_has_balanced_latex_and_full_tables(tmp_path: Path) -> None:
     evil = r"50_% of {it} & \more $ #1 ~ ^"
     runs = [
         *gpu_result().records,
@@ -120,9 +120,7 @@ def test_the_paper_has_a_table_per_workload_and_balanced_latex(tmp_path: Path) -
     assert {line.count("&") + 4 * line.count("multicolumn") for line in rows} == {5}
 
 
-def test_the_timeline_pays_the_development_back_when_the_command_says(
-    h200: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_timeline_payback_equals_the_command(h200: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--development-usd", "6000", "--upkeep-usd", "100")
     preset = priced(h200, capsys, *options)["classic"]
     saved, payback = preset["saved_usd_per_month"], preset["payback"]
@@ -140,28 +138,28 @@ def test_the_timeline_pays_the_development_back_when_the_command_says(
     assert not gained[12].startswith("-")
 
 
-def test_without_a_development_the_case_says_what_it_may_cost(h200: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_case_without_development_names_affordable_cost(h200: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = priced(h200, capsys)["classic"]["saved_usd_per_month"]
     assert isinstance(saved, dict)
     assert f"up to ${12 * saved['value']:,.0f} pays back within twelve months" in written(h200, "business")
 
 
-def test_without_a_faster_preset_there_is_no_case(tmp_path: Path) -> None:
+def test_business_case_needs_a_faster_preset(tmp_path: Path) -> None:
     slow = [gpu_run("baseline", r, order=r) for r in range(3)]
     assert "nothing to buy" in written(stored(tmp_path / "slow", result(slow)), "business")
 
 
-def test_a_price_of_another_card_is_refused(h200: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_command_refuses_price_of_another_card(h200: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["report", str(h200), "--price", "lambda-h100-pcie"]) == 2
     assert "choose a price of the card that was measured" in capsys.readouterr().err
 
 
-def test_words_stay_words() -> None:
+def test_escapes_keep_words_literal() -> None:
     assert escape_markdown("a|b *c* <d> [e](f)\n# g") == r"a\|b \*c\* \<d\> \[e\](f) \# g"
     assert escape_latex("50 % of {a_b} & $1") == r"50 \% of \{a\_b\} \& \$1"
 
 
-def test_the_case_compares_with_buying(h200: Path) -> None:
+def test_business_case_compares_with_apis(h200: Path) -> None:
     text = written(h200, "business", "--images-per-day", "2000")
     for price in load_prices().apis():
         assert price.usd_per_image is not None
@@ -169,7 +167,7 @@ def test_the_case_compares_with_buying(h200: Path) -> None:
         assert f"| ${2000 * price.usd_per_image * 365 / 12:,.0f} |" in row
 
 
-def test_many_workloads_are_one_table_and_what_holds_for_all_is_said_once(tmp_path: Path) -> None:
+def test_documents_list_many_workloads_in_one_table(tmp_path: Path) -> None:
     folder = stored(tmp_path / "sweep", sweep())
     blog, paper = written(folder, "blog"), written(folder, "paper")
     assert len(re.findall(r"(?:^\|.*\n)+", blog, flags=re.MULTILINE)) == 2

@@ -50,7 +50,7 @@ def changed() -> list[Record]:
     ]
 
 
-def test_only_the_plan_that_was_measured_last_counts() -> None:
+def test_only_the_last_measured_plan_counts() -> None:
     (group,) = groups(result(changed()))
     _, cache = headline(group)
     assert cache.time is not None
@@ -61,7 +61,7 @@ def test_only_the_plan_that_was_measured_last_counts() -> None:
     assert [one.order for one in group.of_other_plans] == [1, 3, 4]
 
 
-def test_a_newer_plan_that_measured_nothing_does_not_take_the_place_of_one_that_did() -> None:
+def test_newer_plan_without_times_does_not_count() -> None:
     hung = record("cache", 7, status="timeout", reason=HUNG, order=11, plan=plan(threshold=0.125))
     (group,) = groups(result([*changed(), hung]))
     _, cache = headline(group)
@@ -70,14 +70,14 @@ def test_a_newer_plan_that_measured_nothing_does_not_take_the_place_of_one_that_
     assert "cache.threshold=0.125 instead of 0.25): cache (1 timeout)." in of_other_plans(group)[1]
 
 
-def test_the_same_plan_is_never_set_apart() -> None:
+def test_runs_of_the_same_plan_stay_together() -> None:
     (group,) = groups(result([one.model_copy(update={"plan": one.plan and NEW}) for one in changed()]))
     assert group.of_other_plans == ()
     assert of_other_plans(group) == ()
     assert len(group.runs_of("cache")) == 4
 
 
-def test_runs_of_another_plan_are_named_wherever_times_are(tmp_path: Path) -> None:
+def test_runs_of_another_plan_are_named_in_every_output(tmp_path: Path) -> None:
     runs = "cache (2 ok), cache (1 timeout)"
     sentence = f"Excluded, since they ran another version of the recipe ({DIFFERENCE}): {runs}."
     (group,) = analyze_benchmark(result(changed()))
@@ -107,10 +107,10 @@ def test_runs_of_another_plan_are_named_wherever_times_are(tmp_path: Path) -> No
         ((*plan(), AppliedOptimization(name="vae", effect="numeric")), plan(), "with vae"),
     ],
 )
-def test_a_difference_is_said_by_technique_and_parameter(own: Plan, counted: Plan, words: str) -> None:
+def test_plan_difference_names_technique_and_parameter(own: Plan, counted: Plan, words: str) -> None:
     assert plan_difference(own, counted) == words
 
 
-def test_an_order_is_a_difference_too() -> None:
+def test_plan_difference_reports_order() -> None:
     both = (*plan(), AppliedOptimization(name="vae", effect="numeric"))
     assert plan_difference(both, both[::-1]) == "in another order"

@@ -73,7 +73,7 @@ def store(tmp_path: Path) -> ResultStore:
     return ResultStore(tmp_path / "out")
 
 
-def test_the_page_tells_the_whole_story(store: ResultStore) -> None:
+def test_page_contains_every_part_of_the_report(store: ResultStore) -> None:
     text = page_of(full(store), store).text
     for words in (
         "cache is 2.00x as fast as baseline",
@@ -96,7 +96,7 @@ def test_the_page_tells_the_whole_story(store: ResultStore) -> None:
         assert words in text, words
 
 
-def test_the_page_needs_nothing_else(store: ResultStore) -> None:
+def test_page_is_self_contained(store: ResultStore) -> None:
     page = page_of(full(store), store)
     assert page.images
     assert all(image["src"].startswith("data:image/") for image in page.images)
@@ -110,7 +110,7 @@ def test_headings_do_not_skip_a_level(store: ResultStore) -> None:
     assert all(after - before <= 1 for before, after in pairwise(headings))
 
 
-def test_the_pictures_are_the_stored_ones_pixel_for_pixel(store: ResultStore) -> None:
+def test_page_shows_stored_pictures_pixel_for_pixel(store: ResultStore) -> None:
     stored = full(store)
     page = page_of(stored, store)
     inlined = [
@@ -130,7 +130,7 @@ def test_large_pictures_are_scaled_down(store: ResultStore) -> None:
     assert Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).size == (512, 384)
 
 
-def test_words_from_records_are_never_markup(store: ResultStore) -> None:
+def test_page_escapes_words_from_records(store: ResultStore) -> None:
     evil = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
     digest = store.put_image(Image.new("RGB", (8, 8)))
     items = [item("a").model_copy(update={"instruction": evil}), item("b")]
@@ -143,13 +143,13 @@ def test_words_from_records_are_never_markup(store: ResultStore) -> None:
     assert evil in page.text
 
 
-def test_without_pictures_the_gallery_says_so(store: ResultStore) -> None:
+def test_gallery_without_pictures_says_not_measured(store: ResultStore) -> None:
     page = page_of(result([timed("baseline", 0, [1.0, 1.0])]), store)
     assert "not measured: no outputs were kept" in page.text
     assert "the judge's acceptance of baseline" in page.text
 
 
-def test_a_lost_picture_is_said_to_be_missing(store: ResultStore) -> None:
+def test_page_reports_missing_picture(store: ResultStore) -> None:
     stored = full(store)
     store.write(stored)
     store.image_path(stored.items[0].image or "").unlink()
@@ -168,7 +168,7 @@ def test_a_lost_picture_is_said_to_be_missing(store: ResultStore) -> None:
         [timed("cache", 0, [1.0, 1.0])],
     ],
 )
-def test_there_is_a_page_for_whatever_was_stored(store: ResultStore, records: list[object]) -> None:
+def test_page_renders_for_any_records(store: ResultStore, records: list[object]) -> None:
     page = page_of(result(records), store)  # type: ignore[arg-type]
     assert "not measured" in page.text
 
@@ -186,7 +186,7 @@ def test_every_group_has_its_own_table(store: ResultStore) -> None:
     assert source.index("1 other workload<") < source.index('aria-label="Results: edit, 128x128, 4 steps"')
 
 
-def test_facts_that_differ_between_runs_are_said_to_differ(store: ResultStore) -> None:
+def test_differing_environment_facts_are_reported(store: ResultStore) -> None:
     runs = [
         timed(
             "baseline", r, [1.0, 1.0], environment={"cpu": "C", "gpu": None, "clock": f"{r} MHz", "flags": {"A": r % 2}}
@@ -198,7 +198,7 @@ def test_facts_that_differ_between_runs_are_said_to_differ(store: ResultStore) -
     assert "flags.A 0 / 1" in text
 
 
-def test_the_gallery_chooses_by_place_not_by_result() -> None:
+def test_gallery_picks_items_by_position() -> None:
     names = [f"i{number}" for number in range(30)]
     runs = [record("baseline", 0, [sample(n, 1.0, images=["0" * 64]) for n in names], of=workload(names))]
     (group,) = groups(result(runs, [item(name) for name in names]))
@@ -208,9 +208,7 @@ def test_the_gallery_chooses_by_place_not_by_result() -> None:
     assert [card.item.id for card in shown.cards][:3] == ["i0", "i2", "i5"]
 
 
-def test_a_report_can_go_to_a_folder_of_its_own_and_leaves_the_records_alone(
-    store: ResultStore, tmp_path: Path
-) -> None:
+def test_report_in_another_folder_leaves_records_unchanged(store: ResultStore, tmp_path: Path) -> None:
     store.write(full(store))
     before = {path: path.stat().st_mtime_ns for path in store.folder.rglob("*") if path.is_file()}
     page = publish(store.records_file, tmp_path / "elsewhere").document
@@ -224,23 +222,21 @@ def test_a_report_can_go_to_a_folder_of_its_own_and_leaves_the_records_alone(
     assert {path: path.stat().st_mtime_ns for path in store.folder.rglob("*") if path.is_file()} == before
 
 
-def test_where_nothing_can_be_written_is_one_sentence(store: ResultStore, tmp_path: Path) -> None:
+def test_unwritable_folder_is_one_sentence(store: ResultStore, tmp_path: Path) -> None:
     store.write(full(store))
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInput, match="choose another folder"):
         publish(store.folder, tmp_path / "file")
 
 
-def test_the_same_records_give_the_same_page(store: ResultStore) -> None:
+def test_same_records_give_the_same_page(store: ResultStore) -> None:
     store.write(full(store))
     page = publish(store.folder).document
     first = page.read_bytes()
     assert publish(store.folder).document.read_bytes() == first
 
 
-def test_the_command_prints_the_table_and_ends_with_json(
-    store: ResultStore, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_command_prints_table_and_json(store: ResultStore, capsys: pytest.CaptureFixture[str]) -> None:
     store.write(full(store))
     assert run(["report", str(store.folder), "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -251,12 +247,12 @@ def test_the_command_prints_the_table_and_ends_with_json(
     assert [Path(chart).name for chart in answer["charts"]] == [f"{name}.png" for name in DRAWN]
 
 
-def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_command_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["report", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_report_loads_no_torch(store: ResultStore) -> None:
+def test_report_does_not_import_torch(store: ResultStore) -> None:
     store.write(full(store))
     code = (
         "import sys; from pathlib import Path; from kontext_fast.report.output.publish import publish; "

@@ -27,7 +27,7 @@ def bench(**walls: float) -> list[Record]:
     return [run(name.replace("_", ":"), round_, wall) for round_ in range(3) for name, wall in walls.items()]
 
 
-def test_fewer_steps_are_a_row_beside_what_runs_them_all() -> None:
+def test_fewer_steps_are_grouped_with_full_runs() -> None:
     label = "runs 2 steps where 4 are asked for"
     fewer = [run("peer:steps-2", round_, 0.5, steps=2, labels=(label,)) for round_ in range(3)]
     (group,) = groups(result([*bench(baseline=1.0), *fewer]))
@@ -41,12 +41,12 @@ def test_fewer_steps_are_a_row_beside_what_runs_them_all() -> None:
     assert (row.computed_steps.high, row.computed_steps.total) == (2, 2)
 
 
-def test_without_a_cell_the_steps_that_ran_are_all_that_is_known() -> None:
+def test_record_without_cell_is_grouped_by_steps_run() -> None:
     runs = [timed("baseline", 0, [1.0, 1.0]), timed("peer:steps-2", 0, [0.5, 0.5], of=workload(steps=2))]
     assert len(groups(result(runs))) == 2
 
 
-def test_a_peer_that_is_faster_is_said_to_be_and_is_not_our_headline() -> None:
+def test_faster_peer_is_named_but_does_not_lead() -> None:
     (group,) = groups(result(bench(baseline=1.0, fast=0.5, peer_magcache=0.25, peer_compiled=0.8)))
     rows = headline(group)
     best = fastest(rows, None)
@@ -57,7 +57,7 @@ def test_a_peer_that_is_faster_is_said_to_be_and_is_not_our_headline() -> None:
     assert "The fastest peer is peer:magcache: 3.9" in finding
 
 
-def test_a_preset_of_ours_that_is_no_faster_does_not_hand_the_headline_to_a_peer() -> None:
+def test_peer_does_not_lead_when_our_preset_is_not_faster() -> None:
     (group,) = groups(result(bench(baseline=1.0, fast=1.0, peer_magcache=0.25)))
     assert fastest(headline(group), None) is None
     finding = speed_finding(headline(group))
@@ -65,14 +65,14 @@ def test_a_preset_of_ours_that_is_no_faster_does_not_hand_the_headline_to_a_peer
     assert "The fastest peer is peer:magcache" in finding
 
 
-def test_where_peers_alone_were_run_one_of_them_leads_and_is_named_once() -> None:
+def test_best_peer_leads_when_no_preset_ran() -> None:
     (group,) = groups(result(bench(baseline=1.0, peer_magcache=0.25)))
     finding = speed_finding(headline(group))
     assert finding.startswith("peer:magcache is 3.9")
     assert finding.count("peer:magcache") == 1
 
 
-def test_the_charts_of_cost_price_our_cheapest_preset() -> None:
+def test_cost_charts_use_our_cheapest_preset() -> None:
     priced = report_of(result(bench(baseline=1.0, fast=0.5, peer_magcache=0.25))).comparison
     assert isinstance(priced, HeadlineComparison)
     assert priced.other.row.preset == "fast"

@@ -44,7 +44,7 @@ def assert_estimates(estimate: Estimate | None, values: Sequence[float]) -> None
     assert estimate.interval == pytest.approx(expected)
 
 
-def test_the_heatmap_has_the_mean_of_every_cell_and_a_place_for_what_was_not_reached() -> None:
+def test_heatmap_has_every_mean_and_a_cell_for_unreached_steps() -> None:
     stored = suite_records.sweep()
     (panel,) = step_resolution_heatmap.plotted(report_of(stored))
     assert ORIGIN.fullmatch(panel.subtitle)
@@ -60,7 +60,7 @@ def test_the_heatmap_has_the_mean_of_every_cell_and_a_place_for_what_was_not_rea
     assert "3 cells not measured" in chart.takeaway
 
 
-def test_what_was_planned_elsewhere_leaves_no_place_in_the_heatmap() -> None:
+def test_heatmap_ignores_cells_planned_on_other_machines() -> None:
     stored = suite_records.sweep()
     elsewhere = {"environment": {"cpu": "Another CPU"}, "run_id": "elsewhere"}
     cold = {"compile_cache": "cold", "run_id": "cold"}
@@ -74,7 +74,7 @@ def test_what_was_planned_elsewhere_leaves_no_place_in_the_heatmap() -> None:
     assert panels == step_resolution_heatmap.plotted(report_of(stored))
 
 
-def test_scaling_places_every_size_by_the_tokens_that_ran() -> None:
+def test_scaling_places_sizes_by_tokens_run() -> None:
     stored = suite_records.sweep()
     (panel,) = resolution_scaling.plotted(report_of(stored))
     assert "28 steps" in panel.title
@@ -89,7 +89,7 @@ def test_scaling_places_every_size_by_the_tokens_that_ran() -> None:
             assert_estimates(point.time, list(expected.values()))
 
 
-def test_the_scaling_page_needs_nothing_else_and_has_every_number(tmp_path: Path) -> None:
+def test_scaling_page_is_self_contained_and_complete(tmp_path: Path) -> None:
     stored = suite_records.sweep()
     written(resolution_scaling, stored, tmp_path)
     page = (tmp_path / "performance" / "resolution_scaling.html").read_text()
@@ -106,7 +106,7 @@ def test_the_scaling_page_needs_nothing_else_and_has_every_number(tmp_path: Path
     assert page.count('<th scope="row">') == 6
 
 
-def test_words_from_records_cannot_leave_the_script_of_the_page() -> None:
+def test_scaling_page_escapes_words_from_records() -> None:
     evil = "</script><script>alert(1)</script>"
     stored = suite_records.sweep()
     renamed = [run.model_copy(update={"preset": evil}) if run.preset == "fast" else run for run in stored.records]
@@ -116,7 +116,7 @@ def test_words_from_records_cannot_leave_the_script_of_the_page() -> None:
     assert page.count("</script>") == 2
 
 
-def test_memory_is_the_highest_call_of_each_process() -> None:
+def test_memory_chart_shows_highest_call_per_process() -> None:
     stored = suite_records.sweep()
     (panel,) = memory_usage.plotted(report_of(stored))
     assert "1024x1024" in panel.title
@@ -134,12 +134,12 @@ def test_memory_is_the_highest_call_of_each_process() -> None:
         assert_estimates(bar.peak, peaks)
 
 
-def test_memory_that_was_not_counted_is_not_drawn() -> None:
+def test_uncounted_memory_is_not_drawn() -> None:
     (panel,) = memory_usage.plotted(report_of(result([timed("baseline", 0, [1.0, 1.0])])))
     assert [bar.kind for bar in panel.bars] == ["host_rss_peak_bytes"]
 
 
-def test_stages_add_up_to_the_call() -> None:
+def test_stages_chart_adds_up_to_the_call() -> None:
     stored = suite_records.sweep()
     (panel,) = stage_breakdown.plotted(report_of(stored))
     assert ORIGIN.fullmatch(panel.subtitle)
@@ -153,7 +153,7 @@ def test_stages_add_up_to_the_call() -> None:
     assert "denoise takes 80 % of a call of baseline" in stage_breakdown.draw(report_of(stored)).takeaway
 
 
-def test_stages_and_memory_go_from_slow_to_fast_as_the_speed_up_does() -> None:
+def test_stages_and_memory_charts_rank_slow_to_fast() -> None:
     walls_of = {"baseline": 2.0, "quick": 0.5, "slow": 1.0}
     stored = result([timed(name, 0, [wall, wall], order=i) for i, (name, wall) in enumerate(walls_of.items())])
     (stages,) = stage_breakdown.plotted(report_of(stored))
@@ -162,13 +162,13 @@ def test_stages_and_memory_go_from_slow_to_fast_as_the_speed_up_does() -> None:
     assert list(dict.fromkeys(bar.preset for bar in memory.bars)) == ["baseline", "slow", "quick"]
 
 
-def test_a_preset_without_a_time_is_a_row_with_its_reason() -> None:
+def test_stages_chart_shows_failed_preset_with_reason() -> None:
     stored = result([timed("baseline", 0, [1.0, 1.0]), record("x", 0, status="refused", reason="No compiler.")])
     (panel,) = stage_breakdown.plotted(report_of(stored))
     assert (panel.rows[1].whole, panel.rows[1].note) == (None, "refused: No compiler.")
 
 
-def test_a_start_is_load_apply_and_first_call_of_each_process() -> None:
+def test_start_is_load_apply_and_first_call() -> None:
     stored = suite_records.cold()
     (panel,) = cold_start.plotted(report_of(stored))
     assert ORIGIN.fullmatch(panel.subtitle)
@@ -190,7 +190,7 @@ def test_a_start_is_load_apply_and_first_call_of_each_process() -> None:
         assert row.note.endswith("then 1.00 s")
 
 
-def test_runs_with_the_users_cache_are_not_mixed_into_cold_and_warm_ones() -> None:
+def test_user_cache_runs_are_not_mixed_with_cold_and_warm() -> None:
     stored = suite_records.cold()
     own = record("compile", 7, run_id="own", order=99).model_copy(
         update={"measurements": stored.records[0].measurements}
@@ -199,14 +199,14 @@ def test_runs_with_the_users_cache_are_not_mixed_into_cold_and_warm_ones() -> No
     assert not any("as it was" in row.name for row in panel.rows)
 
 
-def test_a_cache_that_is_no_part_of_the_experiment_is_not_named() -> None:
+def test_user_cache_is_not_named_in_rows() -> None:
     stored = suite_records.cold()
     as_it_was = [one.model_copy(update={"compile_cache": "user"}) for one in stored.records]
     (panel,) = cold_start.plotted(report_of(stored.model_copy(update={"records": tuple(as_it_was)})))
     assert [row.name for row in panel.rows] == ["baseline", "compile"]
 
 
-def test_long_names_of_rows_lie_inside_of_the_picture() -> None:
+def test_long_row_names_are_inside_the_picture() -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     for name in ("p", "first_block_cache, cold cache", "peer:compiled-float8-and-more, warm cache"):
@@ -218,7 +218,7 @@ def test_long_names_of_rows_lie_inside_of_the_picture() -> None:
         assert 0 < left < right
 
 
-def test_words_behind_a_wide_interval_lie_inside_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_after_wide_interval_are_inside_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(style, "png", lambda figure: drawn.append(figure) or b"")
     wide = StackedRow("classic, warm cache", (Part("p", 9.0),), Estimate(9.0, (0.0, 18.0), 5), "new size 2 s, then 1 s")
@@ -231,7 +231,7 @@ def test_words_behind_a_wide_interval_lie_inside_of_the_picture(monkeypatch: pyt
     assert words.get_window_extent().x1 < figure.get_window_extent().x1
 
 
-def test_an_optimization_alone_is_against_baseline_and_added_last_against_the_preset_without_it() -> None:
+def test_ablation_compares_alone_and_added_last() -> None:
     stored = suite_records.ablation()
     (panel,) = ablation.plotted(report_of(stored))
     assert ORIGIN.fullmatch(panel.subtitle)
@@ -260,7 +260,7 @@ def test_an_optimization_alone_is_against_baseline_and_added_last_against_the_pr
     assert "no effect was found of idle alone" in takeaway
 
 
-def test_an_ablation_is_in_the_order_of_the_plan_however_a_block_was_shuffled() -> None:
+def test_ablation_keeps_the_order_of_the_plan() -> None:
     plan = tuple(AppliedOptimization(name=name, effect="numeric") for name in ("idle", "helps"))
     made = [
         one.model_copy(update={"plan": plan}) if one.preset == "p" else one for one in suite_records.ablation().records
@@ -287,9 +287,7 @@ ALL = {
 
 
 @pytest.mark.parametrize("chart", ALL, ids=lambda chart: chart.__name__.rpartition(".")[2])
-def test_pictures_are_drawn_large_enough_to_be_halved_and_do_not_outlive_their_data(
-    chart: ModuleType, tmp_path: Path
-) -> None:
+def test_pictures_are_large_and_removed_without_data(chart: ModuleType, tmp_path: Path) -> None:
     drawn = written(chart, ALL[chart](), tmp_path)
     name = chart.__name__.rpartition(".")[2]
     assert drawn.path == tmp_path / "performance" / f"{name}.png"
@@ -306,7 +304,7 @@ def test_pictures_are_drawn_large_enough_to_be_halved_and_do_not_outlive_their_d
 
 
 @pytest.mark.parametrize("chart", ALL, ids=lambda chart: chart.__name__.rpartition(".")[2])
-def test_names_that_look_like_formulas_are_drawn_as_they_stand(chart: ModuleType) -> None:
+def test_names_that_look_like_formulas_are_drawn_as_text(chart: ModuleType) -> None:
     stored = ALL[chart]()
     formula = "$\\frac{"
     renamed = [run.model_copy(update={"preset": run.preset.replace("fast", formula).replace("p-", f"{formula}-")})

@@ -17,7 +17,7 @@ from tests.report import suite_records
 from tests.report.reports import report_of, written
 
 
-def test_what_is_plotted_is_what_the_records_say(tmp_path: Path) -> None:
+def test_plotted_speedups_equal_the_records(tmp_path: Path) -> None:
     """Computed here a second time, with scipy, from nothing but the records."""
     stored = full(ResultStore(tmp_path))
     (panel,) = speedup_comparison.plotted(report_of(stored))
@@ -42,20 +42,20 @@ def test_what_is_plotted_is_what_the_records_say(tmp_path: Path) -> None:
         assert bar.factor.n == len(shared)
 
 
-def test_failures_are_in_the_chart_with_their_reason(tmp_path: Path) -> None:
+def test_speedup_chart_shows_failures_with_reason(tmp_path: Path) -> None:
     (panel,) = speedup_comparison.plotted(report_of(full(ResultStore(tmp_path))))
     failed = panel.bars[-1]
     assert failed.time is None
     assert failed.note == "refused: There is no C++ compiler: install g++."
 
 
-def test_the_subtitle_says_machine_date_and_counts(tmp_path: Path) -> None:
+def test_subtitle_has_machine_date_and_counts(tmp_path: Path) -> None:
     (panel,) = speedup_comparison.plotted(report_of(full(ResultStore(tmp_path))))
     assert panel.title == "edit, 128x128, 4 steps"
     assert panel.subtitle == "tiny on Imaginary CPU 9000, 2001-02-03, 8 processes, 16 measured calls"
 
 
-def test_of_many_workloads_the_leading_one_is_drawn_first_and_the_rest_are_counted() -> None:
+def test_leading_workload_is_drawn_first_and_others_are_counted() -> None:
     swept = suite_records.sweep()
     panels = speedup_comparison.plotted(report_of(swept))
     assert panels[0].title == "edit, 1024x1024, 28 steps"
@@ -63,12 +63,12 @@ def test_of_many_workloads_the_leading_one_is_drawn_first_and_the_rest_are_count
     assert speedup_comparison.draw(report_of(swept)).takeaway.endswith(" 3 other workloads are in the tables.")
 
 
-def test_the_parts_of_a_preset_are_left_to_the_chart_of_ablation() -> None:
+def test_speedup_chart_leaves_out_parts_of_a_preset() -> None:
     (panel,) = speedup_comparison.plotted(report_of(suite_records.ablation()))
     assert [bar.preset for bar in panel.bars] == ["baseline", "baseline-again", "p"]
 
 
-def test_the_picture_is_drawn_large_enough_to_be_halved(tmp_path: Path) -> None:
+def test_speedup_picture_is_large(tmp_path: Path) -> None:
     chart = written(speedup_comparison, full(ResultStore(tmp_path)), tmp_path)
     assert chart.path == tmp_path / "performance" / "speedup_comparison.png"
     with Image.open(chart.path) as image:
@@ -78,7 +78,7 @@ def test_the_picture_is_drawn_large_enough_to_be_halved(tmp_path: Path) -> None:
     assert "compile refused" in chart.alt
 
 
-def test_an_old_picture_does_not_outlive_its_data(tmp_path: Path) -> None:
+def test_speedup_picture_without_data_is_removed(tmp_path: Path) -> None:
     path = written(speedup_comparison, full(ResultStore(tmp_path)), tmp_path).path
     assert path is not None
     chart = written(
@@ -88,13 +88,13 @@ def test_an_old_picture_does_not_outlive_its_data(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_names_that_look_like_formulas_are_drawn_as_they_stand() -> None:
+def test_names_that_look_like_formulas_are_drawn_as_text() -> None:
     runs = [timed("baseline", 0, [1.0, 1.0]), timed("$\\frac{", 0, [1.0, 1.0])]
     runs.append(record("x", 0, status="crash", reason="$\\undefined{ $"))
     assert speedup_comparison.draw(report_of(result(runs))).png
 
 
-def test_charts_are_found_without_being_listed(tmp_path: Path) -> None:
+def test_charts_are_discovered(tmp_path: Path) -> None:
     source = Path(speedup_comparison.__file__).parent
     modules = sorted(path.stem for path in source.glob("*.py") if path.stem != "__init__")
     assert len(write_charts(report_of(full(ResultStore(tmp_path))), tmp_path)) == len(modules)
@@ -107,7 +107,7 @@ def test_charts_are_found_without_being_listed(tmp_path: Path) -> None:
     assert not named
 
 
-def test_the_takeaway_of_many_workloads_is_one_finding_and_a_range() -> None:
+def test_takeaway_of_many_workloads_has_finding_and_range() -> None:
     swept = suite_records.sweep()
     takeaway = speedup_comparison.draw(report_of(swept)).takeaway
     panels = speedup_comparison.plotted(report_of(swept))

@@ -13,7 +13,7 @@ from tests.records.builder import full, record, result, timed
 from tests.report.reports import report_of
 
 
-def test_an_h200_says_speed_quality_memory_and_money() -> None:
+def test_takeaways_of_gpu_records_have_all_numbers() -> None:
     report = report_of(gpu_result())
     assert title(report.lead) == "classic: 2.500x as fast on NVIDIA H200"
     speed, quality, memory, saved = takeaways(report)
@@ -34,7 +34,7 @@ def test_an_h200_says_speed_quality_memory_and_money() -> None:
     assert {run_id for one in (speed, quality, memory, saved) for run_id in one.run_ids} == runs
 
 
-def test_a_cpu_has_judged_edits_and_no_price(tmp_path: Path) -> None:
+def test_takeaways_of_cpu_records_have_no_price(tmp_path: Path) -> None:
     report = report_of(full(ResultStore(tmp_path)))
     found = {one.name: one for one in takeaways(report)}
     assert found["Quality"].value == "50 % accepted"
@@ -43,7 +43,7 @@ def test_a_cpu_has_judged_edits_and_no_price(tmp_path: Path) -> None:
     assert "no price for this machine" in found["Saved a month"].detail
 
 
-def test_what_may_not_be_called_faster_is_no_headline() -> None:
+def test_unproven_speedup_is_no_headline() -> None:
     alike = result([timed(name, r, [1.0, 1.0 + 0.05 * r]) for r in range(3) for name in ("baseline", "cache")])
     for records in (alike, result([]), result([record("baseline", 0, status="crash", reason="gone")])):
         report = report_of(records)
@@ -51,7 +51,7 @@ def test_what_may_not_be_called_faster_is_no_headline() -> None:
         assert title(report.lead) == "How fast, and what it cost the image"
 
 
-def test_rows_go_from_what_is_compared_with_to_the_fastest_and_the_failed() -> None:
+def test_rows_are_ranked_baseline_first_failed_last() -> None:
     runs: list[Record] = []
     for name in ("classic", "compile", "baseline"):
         runs.append(gpu_run(name, 0, order=len(runs)))

@@ -20,7 +20,7 @@ def printed(of: ResultFile) -> list[str]:
     return text.getvalue().splitlines()
 
 
-def test_long_labels_stand_below_the_table_and_leave_room_for_the_numbers() -> None:
+def test_long_labels_are_printed_below_the_table() -> None:
     lines = printed(
         result(
             [
@@ -41,7 +41,7 @@ def test_long_labels_stand_below_the_table_and_leave_room_for_the_numbers() -> N
     assert all(len(line) <= 80 for line in lines)
 
 
-def test_baseline_comes_first_and_peers_last_however_a_block_was_shuffled() -> None:
+def test_headline_lists_baseline_first_and_peers_last() -> None:
     names = ["peer:steps-8", "cache", "peer:magcache", "baseline", "another"]
     runs = [timed(name, 0, [1.0, 1.0], order=order) for order, name in enumerate(names)]
     shown = [line.split()[0] for line in printed(result(runs)) if line.split() and line.split()[0] in names]

@@ -32,7 +32,7 @@ def benched(tmp_path: Path) -> Path:
     return tmp_path / "h200"
 
 
-def test_the_verdict_is_that_of_the_verification(verified: Path) -> None:
+def test_verdict_summary_equals_the_verification(verified: Path) -> None:
     (one,) = analyze(ResultStore(verified).load()).presets
     found = read_verdicts(verified)
     assert found.keys() == {"classic"}
@@ -44,9 +44,7 @@ def test_the_verdict_is_that_of_the_verification(verified: Path) -> None:
 
 
 @pytest.mark.parametrize("audience", AUDIENCES)
-def test_every_document_has_it_beside_the_time_and_says_on_which_weights(
-    benched: Path, verified: Path, audience: str
-) -> None:
+def test_every_document_shows_the_verdict_and_its_weights(benched: Path, verified: Path, audience: str) -> None:
     def written(*options: str) -> str:
         assert run(["report", str(benched), "--for", audience, *options]) == 0
         return (benched / "reports" / AUDIENCES[audience]).read_text(encoding="utf-8")
@@ -60,7 +58,7 @@ def test_every_document_has_it_beside_the_time_and_says_on_which_weights(
         assert one.reason.removesuffix(".").split(":")[0] in text.replace("\\", "")
 
 
-def test_the_summary_shows_it_above_the_money(benched: Path, verified: Path, tmp_path: Path) -> None:
+def test_summary_chart_shows_the_verdict(benched: Path, verified: Path, tmp_path: Path) -> None:
     def picture(verdicts: Verdicts) -> bytes | None:
         return cost_summary.draw(report_of(gpu_result(), verdicts)).png
 
@@ -69,6 +67,6 @@ def test_the_summary_shows_it_above_the_money(benched: Path, verified: Path, tmp
     assert "h200_summary.png" in drawn
 
 
-def test_records_of_a_benchmark_are_no_verification(benched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmark_records_are_not_a_verification(benched: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["report", str(benched), "--verification", str(benched)]) == 2
     assert "not of a verification" in capsys.readouterr().err

@@ -31,7 +31,7 @@ def readings(power_w: tuple[float | None, ...], *reasons: str) -> GpuReadings:
     )  # fmt: skip
 
 
-def test_a_full_step_and_what_held_it_back(tmp_path: Path) -> None:
+def test_steps_block_shows_full_step_and_throttling(tmp_path: Path) -> None:
     watched = [
         sample("a", 2.0, skipped=2).model_copy(update={"gpu": readings((600.0, None, 700.0), "power cap")}),
         sample("b", 2.0, skipped=2).model_copy(update={"gpu": readings((650.0,), "heat", "power cap")}),
@@ -51,11 +51,11 @@ def test_a_full_step_and_what_held_it_back(tmp_path: Path) -> None:
     assert "The card's limits: 700 W, 1980 MHz." in text
 
 
-def test_without_a_card_there_are_no_steps(tmp_path: Path) -> None:
+def test_steps_block_without_gpu_is_empty(tmp_path: Path) -> None:
     assert steps.render(DocContext(find_published(tmp_path))) == NOTHING
 
 
-def test_first_calls_beside_later_ones(tmp_path: Path) -> None:
+def test_first_image_block_compares_first_and_later_calls(tmp_path: Path) -> None:
     text = first_image.render(context(tmp_path, suite_records.cold().records))
     rows = [line for line in text.splitlines() if line.startswith("| `compile`")]
     # First calls take 62, 63 and 64 s cold, and half of that at a size that was not seen.
@@ -66,6 +66,6 @@ def test_first_calls_beside_later_ones(tmp_path: Path) -> None:
     assert "- NVIDIA H200" in text
 
 
-def test_runs_with_whatever_was_compiled_before_are_no_first_images(tmp_path: Path) -> None:
+def test_user_cache_runs_are_not_first_images(tmp_path: Path) -> None:
     usual = [record("baseline", 0, [sample("a", 4.0), sample("b", 4.0)])]
     assert first_image.render(context(tmp_path, usual)) == "Not measured on a GPU yet."

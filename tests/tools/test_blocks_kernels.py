@@ -40,7 +40,7 @@ def write(folder: Path) -> None:
     (folder / "kernel_timing.json").write_text(json.dumps(report))
 
 
-def test_adds_up_by_what_kernels_do(tmp_path: Path) -> None:
+def test_kernels_block_sums_by_category(tmp_path: Path) -> None:
     write(tmp_path / "results" / "card")
     text = kernels.render(DocContext(find_published(tmp_path / "results"), to_root="../"))
     row = next(line for line in text.splitlines() if line.startswith("| full"))
@@ -51,5 +51,5 @@ def test_adds_up_by_what_kernels_do(tmp_path: Path) -> None:
     assert "(../results/card/kernel_timing.json)" in text
 
 
-def test_says_so_where_nothing_was_timed(tmp_path: Path) -> None:
+def test_kernels_block_without_timings_says_so(tmp_path: Path) -> None:
     assert "not timed on a GPU yet" in kernels.render(DocContext(find_published(tmp_path)))

@@ -45,28 +45,28 @@ def rendered(block: ModuleType, root: Path, name: str, content: Any) -> list[str
     return [line for line in lines if line]
 
 
-def test_the_vae_in_each_layout(tmp_path: Path) -> None:
+def test_vae_block_shows_each_layout(tmp_path: Path) -> None:
     _, _, plain, fused, where = rendered(vae, tmp_path, "vae.json", VAE)
     assert plain == "| as it is | 47 ms | 0.0132 | 85 ms | 0.0124 |"
     assert fused == "| `fused_vae` | 20 ms | 0.0109 | 37 ms | 0.0108 |"
     assert "1024x1024 in bfloat16 on Imaginary GPU" in where
 
 
-def test_memory_under_a_cap(tmp_path: Path) -> None:
+def test_low_memory_block_shows_the_cap(tmp_path: Path) -> None:
     _, _, load, first, where = rendered(low_memory, tmp_path, "low_memory.json", LOW_MEMORY)
     assert load == "| load | 2.5 s | 16.2 GiB | 17.0 GiB | 17.8 GiB |"
     assert first.startswith("| first edit |")
     assert "under a cap of 22 GiB on Imaginary GPU" in where
 
 
-def test_distances_from_diffusers(tmp_path: Path) -> None:
+def test_precision_block_shows_errors(tmp_path: Path) -> None:
     _, _, plain, balanced, where = rendered(precision, tmp_path, "precision_tiny.json", PRECISION)
     assert plain == "| diffusers, bfloat16 | equal | 0.03 | 0.014 | 0.1 |"
     assert balanced.startswith("| `balanced` | equal |")
     assert "`tiny` on a CPU, where plain PyTorch stands in for the kernels, 2 edits of 128x64, 28 steps" in where
 
 
-def test_attention_kernels_beside_the_default_one(tmp_path: Path) -> None:
+def test_attention_block_compares_kernels(tmp_path: Path) -> None:
     found = {
         "flop_per_second": 6e14, "seconds": 0.0014, "errors": {"even": 0.05, "peaked": 0.1, "outliers": 0.002},
         "seconds_per_step": 0.19, "latents_apart": 0.0,
@@ -81,7 +81,7 @@ def test_attention_kernels_beside_the_default_one(tmp_path: Path) -> None:
     assert refused == "- `flash3` did not run: it needs a package."
 
 
-def test_times_of_a_step_beside_their_floors(tmp_path: Path) -> None:
+def test_roofline_block_compares_times_with_floors(tmp_path: Path) -> None:
     kernels = [
         {"name": "gemm", "category": "linear", "calls": 3, "seconds": 0.08, "floor_s": None},
         {"name": "_gelu", "category": "element-wise", "calls": 1, "seconds": 0.01, "floor_s": 0.01},
@@ -104,7 +104,7 @@ def test_times_of_a_step_beside_their_floors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [attention, vae, low_memory, precision, roofline])
-def test_what_was_not_run_is_said(block: ModuleType, tmp_path: Path) -> None:
+def test_block_without_reports_says_not_measured(block: ModuleType, tmp_path: Path) -> None:
     text = block.render(DocContext(find_published(tmp_path)))
     assert "|" not in text
     assert "yet" in text

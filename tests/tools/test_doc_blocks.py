@@ -16,23 +16,23 @@ words between
 the end, without a newline"""
 
 
-def test_only_what_stands_between_the_marks_is_replaced() -> None:
+def test_inject_replaces_only_marked_passages() -> None:
     assert inject(TEXT, lambda name: f"\nnew {name}\n\n", "README.md") == (
         "# Title\n<!-- records: headline -->\nnew headline\n<!-- /records: headline -->\nwords between\n"
         "<!-- records: presets -->\nnew presets\n<!-- /records: presets -->\nthe end, without a newline"
     )
 
 
-def test_filling_twice_is_filling_once() -> None:
+def test_inject_twice_equals_once() -> None:
     once = inject(TEXT, str.upper, "README.md")
     assert inject(once, str.upper, "README.md") == once
 
 
-def test_a_text_without_marks_is_left_as_it_is() -> None:
+def test_text_without_marks_is_unchanged() -> None:
     assert inject("a <!-- comment -->\n", str.upper, "README.md") == "a <!-- comment -->\n"
 
 
-def test_what_people_wrote_can_be_told_from_what_was_rendered() -> None:
+def test_without_passages_keeps_only_written_text() -> None:
     assert block_names(TEXT) == ["headline", "presets"]
     assert "2.59x" not in without_passages(TEXT)
     assert "words between" in without_passages(TEXT)
@@ -47,6 +47,6 @@ def test_what_people_wrote_can_be_told_from_what_was_rendered() -> None:
         ("<!-- records: a -->\n<!-- /records: b -->\n", "line 2"),
     ],
 )
-def test_marks_that_do_not_match_are_said_with_their_line(text: str, said: str) -> None:
+def test_mismatched_marks_are_reported_with_their_line(text: str, said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         inject(text, str.upper, "README.md")

@@ -53,7 +53,7 @@ def _cells(table: str) -> dict[str, list[str]]:
     return {cells[0].strip("`"): cells for cells in rows}
 
 
-def test_without_records_nothing_is_measured() -> None:
+def test_presets_table_without_records_is_not_measured() -> None:
     table = presets_table(None, [])
     assert list(_cells(table)) == list(SHOWN)
     assert all(cells[3:] == ["not measured", "not measured"] for cells in _cells(table).values())
@@ -61,7 +61,7 @@ def test_without_records_nothing_is_measured() -> None:
     assert "run `kontext verify`" in table
 
 
-def test_verdicts_and_speeds_are_those_of_the_records(
+def test_presets_table_has_verdicts_and_speeds_of_records(
     verified: VerificationReport, benched: tuple[AnalyzedGroup, ...]
 ) -> None:
     table = presets_table(verified, benched)
@@ -75,7 +75,7 @@ def test_verdicts_and_speeds_are_those_of_the_records(
     assert all(line.count(" | ") == 4 for line in table.splitlines() if line.startswith("| "))
 
 
-def test_what_was_measured_of_another_plan_is_not_shown(
+def test_presets_table_hides_results_of_changed_presets(
     verified: VerificationReport, benched: tuple[AnalyzedGroup, ...]
 ) -> None:
     cells = _cells(presets_table(verified, benched))

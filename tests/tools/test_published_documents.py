@@ -32,7 +32,7 @@ def test_documents_and_records_agree() -> None:
     assert differences(ROOT) == []
 
 
-def test_where_there_are_records_the_readme_shows_them() -> None:
+def test_readme_shows_records_where_there_are_some() -> None:
     if not list((ROOT / "results").glob(f"**/{RECORDS_NAME}")):
         # Without any, the documents say so; the test above holds them, and the reports, to that.
         assert not (ROOT / "reports").exists()
@@ -41,7 +41,7 @@ def test_where_there_are_records_the_readme_shows_them() -> None:
     assert {"headline", "presets"} <= set(block_names(README.read_text()))
 
 
-def test_no_number_of_the_readme_was_typed() -> None:
+def test_readme_has_no_typed_numbers() -> None:
     typed = [line for line in without_passages(README.read_text()).splitlines() if CLAIMS.search(line)]
     assert typed == []
 
@@ -49,12 +49,12 @@ def test_no_number_of_the_readme_was_typed() -> None:
 @pytest.mark.parametrize(
     "claim", ["2.59x faster", "1.5 x", "saves $1,091 a month", "takes 2.74 s", "36.2 GiB", "24 GiB"]
 )
-def test_typed_numbers_would_be_found(claim: str) -> None:
+def test_claims_pattern_finds_typed_numbers(claim: str) -> None:
     assert CLAIMS.search(claim)
 
 
 @pytest.mark.parametrize("words", ["128x128", "1024x1024 pixels", "26.8 dB", "Python 3.11 to 3.13", "FLUX.1-Kontext"])
-def test_other_numbers_are_none(words: str) -> None:
+def test_claims_pattern_ignores_other_numbers(words: str) -> None:
     assert not CLAIMS.search(words)
 
 
@@ -74,7 +74,7 @@ def shrinking(run: Record) -> list[str]:
     ]
 
 
-def test_on_a_card_times_grow_with_the_tokens_really_run() -> None:
+def test_gpu_times_grow_with_tokens_run() -> None:
     speed = find_published(ROOT / "results").speed
     assert speed is not None
     runs = [one for one in speed.records if ran_on_gpu(one.environment) and len(one.measurements) > 1]
@@ -82,7 +82,7 @@ def test_on_a_card_times_grow_with_the_tokens_really_run() -> None:
     assert [line for one in runs for line in shrinking(one)] == []
 
 
-def test_times_that_do_not_grow_would_be_found() -> None:
+def test_shrinking_times_would_be_found() -> None:
     """As those of the original, whose every "resolution" ran at about one megapixel."""
     (large,) = timed("baseline", 0, [1.0, 1.0]).measurements
     wider = large.workload.model_copy(update={"image_tokens": 2 * large.workload.image_tokens})

@@ -81,7 +81,7 @@ def assert_written(text: str, values: Sequence[float]) -> None:
         assert abs(shown - value) < 0.006 * value, (text, value)
 
 
-def test_without_records_nothing_is_claimed_and_nothing_drawn(tmp_path: Path) -> None:
+def test_project_without_records_has_no_claims_and_charts(tmp_path: Path) -> None:
     root = project(tmp_path)
     render_repository(root)
     text = (root / "README.md").read_text()
@@ -94,7 +94,7 @@ def test_without_records_nothing_is_claimed_and_nothing_drawn(tmp_path: Path) ->
     assert differences(root) == []
 
 
-def test_the_headline_says_what_the_records_say(two: Path) -> None:
+def test_headline_equals_the_records(two: Path) -> None:
     """Computed here a second time, with scipy, from nothing but the records."""
     stored = ResultStore.find(records_file(two)).load()
     baseline, fast = seconds(stored, "baseline"), seconds(stored, "fast")
@@ -108,7 +108,7 @@ def test_the_headline_says_what_the_records_say(two: Path) -> None:
     assert re.fullmatch(r"\$[\d,]+ \(\$[\d,]+ to \$[\d,]+\)", saved)
 
 
-def test_peers_failures_and_what_was_different_are_said(two: Path) -> None:
+def test_headline_shows_peers_failures_and_labels(two: Path) -> None:
     text = (two / "README.md").read_text()
     assert "turbo is 4." in text
     assert "The fastest peer is peer:steps-8: 5." in text
@@ -123,7 +123,7 @@ def test_peers_failures_and_what_was_different_are_said(two: Path) -> None:
     assert "image quality is not measured" in text
 
 
-def test_one_process_gives_times_without_intervals_and_no_claim(tmp_path: Path) -> None:
+def test_one_process_gives_no_interval_and_no_claim(tmp_path: Path) -> None:
     root = project(tmp_path, rounds=1)
     render_repository(root)
     text = (root / "README.md").read_text()
@@ -159,7 +159,7 @@ def test_rendering_again_changes_nothing(two: Path) -> None:
     assert all((two / name).is_file() for name in ALWAYS)
 
 
-def test_a_number_that_was_typed_is_found(two: Path) -> None:
+def test_differences_find_typed_numbers(two: Path) -> None:
     readme = two / "README.md"
     time = cells(two, "fast")[1]
     readme.write_text(readme.read_text().replace(time, time.replace("3.", "2.", 1)))
@@ -169,7 +169,7 @@ def test_a_number_that_was_typed_is_found(two: Path) -> None:
     assert differences(two) == [f"{name} differs from its records" for name in ("README.md", *edited)]
 
 
-def test_records_that_changed_are_found_in_every_document(two: Path) -> None:
+def test_differences_find_changed_records_in_documents(two: Path) -> None:
     path = records_file(two)
     stored = ResultStore.find(path).load()
     kept = tuple(record for record in stored.records if record.preset != "fast")
@@ -181,7 +181,7 @@ def test_records_that_changed_are_found_in_every_document(two: Path) -> None:
     } <= set(differences(two))
 
 
-def test_what_outlived_its_records_and_what_is_missing_is_found(two: Path) -> None:
+def test_differences_find_stale_and_missing_files(two: Path) -> None:
     (two / "visualizations" / "performance" / "speedup_comparison.png").unlink()
     assert differences(two) == ["visualizations/performance/speedup_comparison.png is not rendered"]
     records_file(two).unlink()
@@ -190,7 +190,7 @@ def test_what_outlived_its_records_and_what_is_missing_is_found(two: Path) -> No
     assert "README.md differs from its records" in found
 
 
-def test_times_of_a_cpu_are_nobodys_headline(tmp_path: Path) -> None:
+def test_cpu_times_are_never_the_headline(tmp_path: Path) -> None:
     root = project(tmp_path)
     store = ResultStore(root / "results" / "laptop")
     store.write(full(store))
@@ -200,7 +200,7 @@ def test_times_of_a_cpu_are_nobodys_headline(tmp_path: Path) -> None:
     assert (root / "reports" / "index.html").read_text().count("data:image/png") > 1
 
 
-def test_verdicts_of_a_verification_stand_beside_the_speed_of_a_preset(tmp_path: Path) -> None:
+def test_presets_table_shows_verdicts_of_a_verification(tmp_path: Path) -> None:
     root = project(tmp_path)
     presets = {"fast": noisy(0.5, seed=9), "turbo": losing(2)}
     store = verification(root / "results" / "quality", presets, items=12, control_items=6)
@@ -217,7 +217,7 @@ def test_verdicts_of_a_verification_stand_beside_the_speed_of_a_preset(tmp_path:
     assert differences(root) == []
 
 
-def test_a_passage_that_nobody_renders_is_bad_input_that_names_those_there_are(tmp_path: Path) -> None:
+def test_unknown_passage_is_bad_input_that_lists_known_ones(tmp_path: Path) -> None:
     root = project(tmp_path)
     readme = root / "README.md"
     readme.write_text(readme.read_text().replace("records: headline", "records: hedline"))
@@ -225,6 +225,6 @@ def test_a_passage_that_nobody_renders_is_bad_input_that_names_those_there_are(t
         render_repository(root)
 
 
-def test_passages_are_found_without_being_listed() -> None:
+def test_passages_are_discovered() -> None:
     modules = {path.stem for path in Path(blocks.__file__).parent.glob("*.py") if path.stem != "__init__"}
     assert set(discover_blocks()) == modules
