@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from kontext_fast.optimizations.acceleration import current
 from kontext_fast.optimizations.presets import faster_presets
 from kontext_fast.pipeline.edit import edit
-from kontext_fast.pipeline.png import read_png_metadata
+from kontext_fast.pipeline.png import PngFile, read_png_metadata
 
 QUICK = ("--steps", "1", "--checkpoint", "tiny", "--seed", "5")
 
@@ -33,6 +34,18 @@ def test_image_is_edited_beside_the_input(kontext: Any, picture: Path) -> None:
     metadata = read_png_metadata(output)
     assert (metadata["seed"], metadata["preset"], metadata["checkpoint"]) == ("5", "faithful", "tiny")
     assert metadata["instruction"] == "make it red"
+
+
+def test_image_is_opened_and_output_checked_once(kontext: Any, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, function: Any) -> Any:
+        return lambda *arguments, **options: (calls.update([name]), function(*arguments, **options))[1]
+
+    monkeypatch.setattr(Image, "open", counted("open", Image.open))
+    monkeypatch.setattr(PngFile, "__post_init__", counted("check", PngFile.__post_init__))
+    assert kontext("edit", picture, "make it red", *QUICK).code == 0
+    assert calls == {"open": 1, "check": 1}
 
 
 def test_last_line_of_stdout_is_the_result_as_json(kontext: Any, picture: Path) -> None:

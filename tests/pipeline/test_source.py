@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,15 @@ GGUF = CheckpointSource(
     matches=lambda checkpoint: checkpoint.endswith(".gguf"),
     load=lambda checkpoint, target: load_folder(TINY_FOLDER, target, kind="gguf", name="q4", shown=checkpoint),
 )
+"""
+
+SHOW = """
+import sys
+from kontext_fast import pipeline
+pipeline.__path__.append(sys.argv[1])
+from kontext_fast.cli.main import run
+run(["edit", "--help"])
+run(["doctor"])
 """
 
 
@@ -63,6 +74,8 @@ def test_new_kind_of_checkpoint_is_one_module(tmp_path: Path) -> None:
     assert loaded.facts.caution is None
     with pytest.raises(CheckpointUnavailable, match=r"use tiny, random, a diffusers folder, a \.gguf file"):
         load("./nowhere", device="cpu")
+    shown = subprocess.run([sys.executable, "-c", SHOW, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert shown.stdout.count("a .gguf file") == 2
     suite = tmp_path / "mine.toml"
     bundled = Path(read_suite.__code__.co_filename).parent / "suites" / "quick.toml"
     suite.write_text(bundled.read_text() + "\n[gguf]\nrounds = 7\n")

@@ -12,6 +12,7 @@ from kontext_fast.cli.output import print_json
 from kontext_fast.errors import KontextError, Refused
 from kontext_fast.optimizations import DEFAULT_PRESET
 from kontext_fast.pipeline.hub import KONTEXT_DEV
+from kontext_fast.pipeline.load import choices
 from kontext_fast.version import __version__
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def command(json: Json = False) -> None:
         "packages": {name: _version(name) for name in _PACKAGES},
         "machine": asdict(machine),
         "checkpoints": checkpoints,
+        "checkpoint_choices": choices(),
         "presets": _presets(machine),
     }
     if json:
@@ -120,6 +122,7 @@ def _print(findings: dict[str, Any], machine: Machine) -> None:
     print(f"C++ compiler: {machine.cxx or 'none'}, C compiler: {machine.cc or 'none'}")
     for name, installed in findings["packages"].items():
         print(f"{name} {installed or 'not installed'}")
+    print(f"checkpoints can be {findings['checkpoint_choices']}")
     for kind in ("checkpoints", "presets"):
         print(f"\n{kind}")
         for name, reason in findings[kind].items():

@@ -11,12 +11,12 @@ import typer
 from kontext_fast.cost import Billing
 from kontext_fast.errors import InvalidInput
 from kontext_fast.pipeline.hub import KONTEXT_DEV
+from kontext_fast.pipeline.load import choices
 
 Checkpoint = Annotated[
     str | None,
     typer.Option(
-        help="tiny, random, a diffusers folder, a transformer file inside one, or a Hub id. "
-        f"[default: {KONTEXT_DEV} with a GPU and HF_TOKEN, else tiny]",
+        help=f"{choices()}. [default: {KONTEXT_DEV} with a GPU and HF_TOKEN, else tiny]",
         show_default=False,
     ),
 ]

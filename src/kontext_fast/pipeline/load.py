@@ -10,7 +10,7 @@ from kontext_fast.errors import CheckpointUnavailable
 from kontext_fast.pipeline.device import choose_device
 from kontext_fast.pipeline.hub import KONTEXT_DEV
 from kontext_fast.pipeline.source import CheckpointSource, LoadedCheckpoint, Target
-from kontext_fast.records.schema import CheckpointKind, kind_facts
+from kontext_fast.records.names import CheckpointKind, kind_facts
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +49,13 @@ def find_source(checkpoint: str) -> CheckpointSource:
     for source in sources():
         if source.matches(checkpoint):
             return source
+    raise CheckpointUnavailable(f"There is no checkpoint {checkpoint!r}; use {choices()}.")
+
+
+def choices() -> str:
+    """What can be named as a checkpoint, as a list in words."""
     *others, last = (source.name for source in sources())
-    raise CheckpointUnavailable(f"There is no checkpoint {checkpoint!r}; use {', '.join(others)}, or {last}.")
+    return f"{', '.join(others)}, or {last}"
 
 
 def is_full_size(checkpoint: str) -> bool:

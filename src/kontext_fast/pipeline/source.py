@@ -47,7 +47,7 @@ class CheckpointSource:
     name: str
     """As messages list it, e.g. "a diffusers folder"."""
     kind: str
-    """As records and the sections of suites call it; see `records.schema.kind_facts`."""
+    """As records and the sections of suites call it; see `records.names.kind_facts`."""
     precedence: int
     """Sources are tried in ascending order: reserved names below 10, paths from 10, the network from 30."""
     matches: Callable[[str], bool]

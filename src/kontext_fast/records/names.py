@@ -1,4 +1,4 @@
-"""Names in records, as they are written and read: ablations of a preset, peers, and the machine of a run."""
+"""What names in records mean: ablations of a preset, peers, the machine of a run, and kinds of checkpoint."""
 
 from __future__ import annotations
 
@@ -57,3 +57,35 @@ def machine_identity(environment: Mapping[str, Any]) -> str | None:
 def ran_on_gpu(environment: Mapping[str, Any]) -> bool:
     """Whether a GPU ran; False, too, where the run ended before that was known."""
     return isinstance(environment.get("gpu"), Mapping)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointKind:
+    """What a kind of checkpoint means for whoever measures, judges or reports it; by default, trained weights."""
+
+    random_weights: bool = False
+    """Speed and memory are real, but images are noise: neither quality nor a decision by data means anything."""
+    has_judge: bool = False
+    """It has learned the shapes world, of which a judge and a CLIP pair know every right answer."""
+    caution: str | None = None
+    """What its results cannot tell, as a sentence for people."""
+
+
+SPECIAL_KINDS: Final[Mapping[str, CheckpointKind]] = {
+    "tiny": CheckpointKind(
+        has_judge=True,
+        caution="The checkpoint tiny is a small model that has learned to edit a synthetic world of shapes. It says "
+        "nothing about how good real Kontext images look.",
+    ),
+    "random": CheckpointKind(
+        random_weights=True,
+        caution="The checkpoint random has the full architecture with random weights: speed and memory are real, "
+        "image quality is not measured.",
+    ),
+}
+"""Kinds of checkpoint that are not simply trained weights from somewhere."""
+
+
+def kind_facts(kind: str) -> CheckpointKind:
+    """What the kind that records call `kind` means."""
+    return SPECIAL_KINDS.get(kind, CheckpointKind())

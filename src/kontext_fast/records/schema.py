@@ -12,11 +12,11 @@ Schema history:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from kontext_fast.records.names import kind_facts
 
 SCHEMA_VERSION: Final = 2
 
@@ -59,38 +59,6 @@ class AppliedOptimization(Stored):
     name: str
     effect: Effect
     parameters: dict[str, Any] = Field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointKind:
-    """What a kind of checkpoint means for whoever measures, judges or reports it; by default, trained weights."""
-
-    random_weights: bool = False
-    """Speed and memory are real, but images are noise: neither quality nor a decision by data means anything."""
-    has_judge: bool = False
-    """It has learned the shapes world, of which a judge and a CLIP pair know every right answer."""
-    caution: str | None = None
-    """What its results cannot tell, as a sentence for people."""
-
-
-SPECIAL_KINDS: Final[Mapping[str, CheckpointKind]] = {
-    "tiny": CheckpointKind(
-        has_judge=True,
-        caution="The checkpoint tiny is a small model that has learned to edit a synthetic world of shapes. It says "
-        "nothing about how good real Kontext images look.",
-    ),
-    "random": CheckpointKind(
-        random_weights=True,
-        caution="The checkpoint random has the full architecture with random weights: speed and memory are real, "
-        "image quality is not measured.",
-    ),
-}
-"""Kinds of checkpoint that are not simply trained weights from somewhere."""
-
-
-def kind_facts(kind: str) -> CheckpointKind:
-    """What the kind that records call `kind` means."""
-    return SPECIAL_KINDS.get(kind, CheckpointKind())
 
 
 class Checkpoint(Stored):
