@@ -26,7 +26,8 @@ def page(of: Published) -> str:
 def _head(of: Published) -> str:
     return f"""# What the original published, and why its figures differ
 
-As published, not measured here. Source: {of.source}.
+As published, not measured here: the figures of Flux-fire, which this project calls the original. Source:
+{of.source}.
 
 {of.baseline_s:g} s and {of.optimized_s:g} s per image, {of.steps} steps, {of.card}, {of.day}.
 Its benchmark passed no input image, so these are times of text-to-image, not of editing.

@@ -9,8 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kontext_fast.analysis.groups import Group
 from kontext_fast.discovery import modules_with
 from kontext_fast.errors import InvalidInput
+from kontext_fast.records import names
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import GroupReport, Report
 from kontext_fast.report.verification import VerificationReport
@@ -41,7 +43,7 @@ class DocContext:
     @property
     def headline(self) -> GroupReport | None:
         """The comparison to lead with among those that a GPU ran; times of a CPU are never the headline."""
-        return next((group for group in self.groups if group.group.on_a_card), None)
+        return next((group for group in self.groups if ran_on_gpu(group.group)), None)
 
     def stored(self, pattern: str) -> Iterator[tuple[str, Any]]:
         """Of every JSON file below the folder of results whose name matches: a link to it, and what is in it."""
@@ -52,6 +54,10 @@ class DocContext:
     def link(self, path: Path) -> str:
         """To a chart, which was drawn at `visualizations/<folder>/<file>`."""
         return self.to_root + "/".join(path.parts[-3:])
+
+
+def ran_on_gpu(group: Group) -> bool:
+    return any(names.ran_on_gpu(run.record.environment) for run in group.runs)
 
 
 Render = Callable[[DocContext], str]

@@ -164,9 +164,9 @@ def joules(estimate: Estimate) -> str:
     return f"{_fixed(value, _decimals_for(value))} {unit}"
 
 
-def optional(value: Estimate | None, write: Callable[[Estimate], str]) -> str:
-    """`write(value)`, or `not measured` where there is no value."""
-    return NOT_MEASURED if value is None else write(value)
+def optional(value: Estimate | None, formatted: Callable[[Estimate], str]) -> str:
+    """`formatted(value)`, or `not measured` where there is no value."""
+    return NOT_MEASURED if value is None else formatted(value)
 
 
 def usd(value: float) -> str:

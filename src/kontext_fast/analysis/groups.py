@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from kontext_fast.records.names import is_peer, machine_name, ran_on_gpu
+from kontext_fast.records.names import is_peer, machine_name
 from kontext_fast.records.schema import (
     BASELINE,
     AppliedOptimization,
@@ -73,10 +73,6 @@ class Group:
     """Of each preset that had one the plan that counts."""
     of_other_plans: tuple[Record, ...] = ()
     """Runs with other plans, of any status; they are in neither `runs` nor `failures`."""
-
-    @property
-    def on_a_card(self) -> bool:
-        return any(ran_on_gpu(run.record.environment) for run in self.runs)
 
     def runs_of(self, preset: str) -> tuple[Run, ...]:
         return tuple(run for run in self.runs if run.record.preset == preset)

@@ -83,6 +83,11 @@ class Row:
             return "No run measured this workload in full."
         return " ".join(dict.fromkeys(failure.reason for failure in self.failures)) or None
 
+    @property
+    def status_and_reason(self) -> str:
+        """`refused: There is no compiler.`"""
+        return f"{self.status}: {self.reason}" if self.reason else self.status
+
 
 def headline(group: Group) -> tuple[Row, ...]:
     """Rows in the group's order of presets."""

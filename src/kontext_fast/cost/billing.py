@@ -43,9 +43,9 @@ class Demand:
         if not 1 / HOURS_PER_DAY <= self.peak_share <= 1:
             raise InvalidInput(f"The peak share is {self.peak_share}: give a fraction from 1/24 (even load) to 1.")
         if not (math.isfinite(self.cold_starts_per_day) and self.cold_starts_per_day >= 0):
-            raise InvalidInput(f"{self.cold_starts_per_day} cold starts a day make no sense: give 0 or more.")
+            raise InvalidInput(f"{self.cold_starts_per_day} cold starts a day cannot be priced: give 0 or more.")
         if not 0 < self.days_per_month <= 31:
-            raise InvalidInput(f"A month of {self.days_per_month} days makes no sense: give 28 to 31, or 365/12.")
+            raise InvalidInput(f"A month of {self.days_per_month} days cannot be priced: give 28 to 31, or 365/12.")
 
     @property
     def peak_images_per_hour(self) -> float:

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import date
 from typing import Any
 
@@ -100,14 +101,14 @@ def _preset(preset: PresetCost) -> dict[str, Any]:
         "preset": preset.preset,
         "labels": list(preset.labels),
         "note": preset.note,
-        "seconds_per_image": _estimate(preset.seconds_per_image),
+        "seconds_per_image": preset.seconds_per_image and asdict(preset.seconds_per_image),
         "cold_start_s": preset.cold_start_s,
-        "usd_per_image": _estimate(priced.per_image if priced else None),
-        "usd_per_day": _estimate(priced.per_day if priced else None),
-        "usd_per_month": _estimate(priced.per_month if priced else None),
+        "usd_per_image": priced and asdict(priced.per_image),
+        "usd_per_day": priced and asdict(priced.per_day),
+        "usd_per_month": priced and asdict(priced.per_month),
         "gpus": priced and priced.gpus,
         "utilization": priced and priced.utilization,
-        "saved_usd_per_month": _estimate(preset.savings_per_month),
+        "saved_usd_per_month": preset.savings_per_month and asdict(preset.savings_per_month),
         "images_to_repay_start": _or_never(preset.images_to_repay_start),
         "payback": paid_back
         and {
@@ -126,12 +127,6 @@ def _preset(preset: PresetCost) -> dict[str, Any]:
         "run_ids": list(priced.basis.run_ids) if priced else [],
         "basis": str(priced.basis) if priced else None,
     }
-
-
-def _estimate(estimate: Estimate | None) -> dict[str, Any] | None:
-    if estimate is None:
-        return None
-    return {"value": estimate.value, "interval": estimate.interval and list(estimate.interval), "n": estimate.n}
 
 
 def _or_never(value: float | None) -> float | str | None:

@@ -65,7 +65,7 @@ def payback(savings: Estimate, *, development_usd: float, upkeep_usd_per_month: 
     if not (math.isfinite(development_usd) and development_usd > 0):
         raise InvalidInput(f"A development of {development_usd} dollars cannot pay back: give a sum above 0.")
     if not (math.isfinite(upkeep_usd_per_month) and upkeep_usd_per_month >= 0):
-        raise InvalidInput(f"An upkeep of {upkeep_usd_per_month} dollars makes no sense: give 0 or more.")
+        raise InvalidInput(f"An upkeep of {upkeep_usd_per_month} dollars cannot be used: give 0 or more.")
 
     def months(saved: float) -> float:
         net = saved - upkeep_usd_per_month

@@ -78,7 +78,7 @@ def paired_half_s(baseline: PresetWork, other: PresetWork) -> float | None:
 
 def _preset_work(group: AnalyzedGroup, row: Row) -> PresetWork:
     if row.time is None:
-        return PresetWork(row, None, f"{row.status}: {row.reason}" if row.reason else row.status)
+        return PresetWork(row, None, row.status_and_reason)
     if EMULATED in row.labels:
         return PresetWork(row, None, "emulated kernel: not a speed, so not a cost")
     work = Work(

@@ -8,7 +8,7 @@ from statistics import fmean
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.report.text.markup import bullets, paragraphs, table
-from tools.docs.doc_context import DocContext
+from tools.docs.doc_context import DocContext, ran_on_gpu
 
 HEADER = ("preset", "compile cache", "size", "applying took", "first call at it", "later calls", "more at first", "n")
 
@@ -16,7 +16,7 @@ HEADER = ("preset", "compile cache", "size", "applying took", "first call at it"
 def render(context: DocContext) -> str:
     """Rows in the order in which a process ran them: its first size, and sizes that it had not seen."""
     analyzed = [group.group for group in context.groups]
-    groups = [group for group in analyzed if group.compile_cache != "user" and group.on_a_card]
+    groups = [group for group in analyzed if group.compile_cache != "user" and ran_on_gpu(group)]
     if not groups:
         return "Not measured on a GPU yet."
     rows = [tuple(_cells(group, preset)) for group in groups for preset in group.presets if group.runs_of(preset)]

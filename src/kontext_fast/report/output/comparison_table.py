@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from kontext_fast.analysis import format as fmt
@@ -41,9 +42,9 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
             {
                 "workload": change.workload,
                 "preset": change.preset,
-                "before_s": _plain(change.before),
-                "after_s": _plain(change.after),
-                "ratio": _plain(change.ratio),
+                "before_s": change.before and asdict(change.before),
+                "after_s": change.after and asdict(change.after),
+                "ratio": change.ratio and asdict(change.ratio),
                 "relative_to_baseline": change.relative,
                 "detectable": change.detectable,
                 "outcome": change.outcome,
@@ -53,10 +54,6 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
         ],
         "left_out": list(comparison.left_out),
     }
-
-
-def _plain(estimate: Estimate | None) -> dict[str, Any] | None:
-    return None if estimate is None else {"value": estimate.value, "interval": estimate.interval, "n": estimate.n}
 
 
 def _cells(change: Change) -> list[str]:

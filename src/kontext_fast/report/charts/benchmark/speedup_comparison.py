@@ -74,7 +74,7 @@ def _bar(row: Row) -> SpeedBar:
         time=row.time.mean if row.time else None,
         processes=row.time.values if row.time else (),
         factor=row.factor,
-        note=row.factor_note if row.time else f"{row.status}: {row.reason}",
+        note=row.factor_note if row.time else row.status_and_reason,
     )
 
 

@@ -65,8 +65,7 @@ def _panel(group: AnalyzedGroup) -> StackedPanel:
 
 def _row(row: Row, stages: StageRow | None) -> StackedRow:
     if row.time is None or stages is None:
-        note = f"{row.status}: {row.failures[0].reason}" if row.failures else fmt.NOT_MEASURED
-        return StackedRow(row.preset, (), None, note)
+        return StackedRow(row.preset, (), None, row.status_and_reason)
     parts = [Part(NAMES[stage], seconds) for stage, seconds in stages.stages.items()]
     return StackedRow(row.preset, (*parts, Part(REST, max(0.0, stages.rest))), row.time.mean)
 
