@@ -17,6 +17,7 @@ from kontext_fast.analysis.names import cell_name
 from kontext_fast.analysis.rows import Row
 from kontext_fast.records.names import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL, Sample
+from kontext_fast.report.verification import Verdicts, VerdictSummary
 from kontext_fast.stats.claims import speed_claim
 from kontext_fast.stats.series import drift, outliers, percentile
 
@@ -136,15 +137,18 @@ def _joined_names(names: Iterable[str]) -> str:
 _MOST_NAMES = 3
 
 
-def speed_finding(rows: Sequence[Row], limit: float | None = None) -> str:
-    """The fastest preset that can be told apart from baseline, what the judge says of it, its fastest peer, and what
-    failed.
+def speed_finding(rows: Sequence[Row], limit: float | None = None, verdicts: Verdicts | None = None) -> str:
+    """The fastest preset that may be called faster than baseline, its quality, the fastest peer, and what failed.
 
     `limit` is the smallest difference that the A/A control allows to claim, as a fraction; None without a control.
     """
     compared = [row for row in rows if row.factor is not None and row.preset != CONTROL]
     failed = [row for row in rows if row.time is None]
-    sentences = [_fastest(compared, rows, limit)] if compared else ["No preset could be compared with baseline."]
+    sentences = (
+        [_fastest(compared, rows, limit, verdicts or {})]
+        if compared
+        else ["No preset could be compared with baseline."]
+    )
     if (peer := _fastest_of(filter(_of_a_peer, rows), limit)) is not None and peer is not fastest(rows, limit):
         sentences.append(f"The fastest peer is {peer.preset}: {_claim(peer)}.")
     if failed:
@@ -183,10 +187,10 @@ def _fastest_of(rows: Iterable[Row], limit: float | None) -> Row | None:
     return max(faster, key=lambda candidate: candidate[0])[1] if faster else None
 
 
-def _fastest(compared: Sequence[Row], rows: Sequence[Row], limit: float | None) -> str:
+def _fastest(compared: Sequence[Row], rows: Sequence[Row], limit: float | None, verdicts: Verdicts) -> str:
     best = fastest(rows, limit)
     if best is not None:
-        return f"{best.preset} is {_claim(best)}. " + _judged(best, rows)
+        return f"{best.preset} is {_claim(best)}. " + _quality(best, rows, verdicts.get(best.preset))
     if all(row.factor and row.factor.interval is None for row in compared):
         return "One round gives no intervals, so no preset can be called faster than baseline yet."
     control = "" if limit is None else f" and the {100 * limit:.1f} % that the A/A control resolves"
@@ -200,13 +204,15 @@ def _claim(row: Row) -> str:
     return f"{fmt.factor(row.factor)} as fast as baseline (95 % interval {fmt.factor_range(row.factor)}, {rounds})"
 
 
-def _judged(best: Row, rows: Sequence[Row]) -> str:
-    if best.accepted is None:
-        return "Its effect on the images was not measured."
-    baseline = next((row.accepted for row in rows if row.preset == BASELINE and row.accepted), None)
-    against = f", and {fmt.percent(baseline.value)} of baseline's" if baseline else ""
-    items = fmt.count(best.accepted.n, "item")
-    return f"The judge accepts {fmt.percent(best.accepted.value)} of its edits{against} ({items})."
+def _quality(best: Row, rows: Sequence[Row], verdict: VerdictSummary | None) -> str:
+    """The verdict of a verification and what the judge of the benchmark accepted, as far as there are any."""
+    sentences = [f"Quality verdict: {verdict.name} ({verdict.where})."] if verdict else []
+    if best.accepted is not None:
+        baseline = next((row.accepted for row in rows if row.preset == BASELINE and row.accepted), None)
+        against = f", and {fmt.percent(baseline.value)} of baseline's" if baseline else ""
+        items = fmt.count(best.accepted.n, "item")
+        sentences.append(f"The judge accepts {fmt.percent(best.accepted.value)} of its edits{against} ({items}).")
+    return " ".join(sentences) or "Its effect on the images was not measured."
 
 
 def not_measured(group: AnalyzedGroup, unpriced: str | None) -> tuple[str, ...]:

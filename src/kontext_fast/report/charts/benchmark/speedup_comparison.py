@@ -18,6 +18,7 @@ from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots.bars import SpeedBar, SpeedPanel, speed_picture
 from kontext_fast.report.text.phrases import provenance, speed_finding
+from kontext_fast.report.verification import Verdicts
 from kontext_fast.stats.intervals import Estimate
 
 SECTION = "speed"
@@ -31,7 +32,7 @@ def plotted(report: Report) -> tuple[SpeedPanel, ...]:
     measured = _measured(report)
     # Stable, so that of equals the first measured one is shown.
     others = sorted(measured[1:], key=lambda group: -len(_shown(group)))
-    return tuple(map(_panel, [*measured[:1], *others][:MOST_PANELS]))
+    return tuple(_panel(group, report.verdicts) for group in [*measured[:1], *others][:MOST_PANELS])
 
 
 def draw(report: Report) -> Chart:
@@ -62,9 +63,9 @@ def _shown(group: Group) -> list[str]:
     return list(dict.fromkeys(run.record.preset for run in group.runs if parse_ablation(run.record.preset) is None))
 
 
-def _panel(group: AnalyzedGroup) -> SpeedPanel:
+def _panel(group: AnalyzedGroup, verdicts: Verdicts) -> SpeedPanel:
     rows = [row for row in group.ranked if parse_ablation(row.preset) is None]
-    finding = speed_finding(rows, group.smallest_claim)
+    finding = speed_finding(rows, group.smallest_claim, verdicts)
     return SpeedPanel(group_name(group), provenance([group]), tuple(map(_bar, rows)), finding)
 
 
