@@ -17,9 +17,9 @@ CAPTION_EVERY = 7
 """Every seventh step draws text-to-image, which has no reference: 14 % of the training."""
 POOL, START = 262_144, 49_152
 REFRESH_EVERY, REFRESH = 128, 2048
-"""Encoded edits that are kept, how many of them there are before the first step, and how many come after how many."""
+"""Size of the pool of encoded edits, its size before the first step, and how many are renewed after how many steps."""
 CPU_SHARE = 512
-"""A CPU gets by with this fraction of the pool."""
+"""On a CPU, the fraction of the pool that is used."""
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def drawn(pipe: Any, requests: list[EditRequest], batch: int) -> Iterator[Image.
 
 
 def judged_edits(pipe: Any, items: list[ShapesItem], steps: int, batch: int) -> list[Row]:
-    """One row an item: what the judge said of its edit; the seed is the item's position."""
+    """One row per item with the judge's verdict of its edit; the seed is the item's position."""
     requests = [EditRequest(item.instruction, item.image, steps=steps, seed=seed) for seed, item in enumerate(items)]
     return [
         {"item": item.id, "kind": item.kind, "open": item.open} | asdict(judge(image, item))
@@ -45,7 +45,7 @@ def judged_edits(pipe: Any, items: list[ShapesItem], steps: int, batch: int) -> 
 
 
 def judged_captions(pipe: Any, items: list[CaptionItem], steps: int, batch: int) -> list[Row]:
-    """One row a caption, drawn without an input image."""
+    """One row per caption, drawn without an input image."""
     requests = [EditRequest(item.instruction, steps=steps, seed=seed) for seed, item in enumerate(items)]
     return [
         {"item": item.instruction} | asdict(judge_caption(image, item))
@@ -96,7 +96,7 @@ def table_of_steps(by_steps: dict[int, list[Row]]) -> str:
 
 
 def write(by_steps: dict[int, list[Row]], captions: list[Row], path: Path) -> None:
-    """JSON with one verdict a line."""
+    """JSON with one verdict per line."""
 
     def listed(rows: list[Row]) -> str:
         return "[\n" + ",\n".join(f"   {json.dumps(row)}" for row in rows) + "\n  ]"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SAVE_EVERY_S = 60.0
 LOG_EVERY = 100
 PROBE = (150, 300)
-"""Steps between which the pace is measured that `within_s` is turned into a number of steps by."""
+"""The speed between these steps turns `within_s` into a number of steps."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Schedule:
 
 
 class Average:
-    """Exponential moving average of parameters; short at first, so that an early look is not a stale one."""
+    """Exponential moving average of parameters, over a short window at first, so that early averages are not stale."""
 
     def __init__(self, parameters: list[torch.Tensor], decay: float) -> None:
         self.parameters, self.decay, self.updates = parameters, decay, 0
@@ -128,14 +128,14 @@ def _log(path: Path, step: int, seconds: float, figures: Tensors) -> None:
 
 
 def _now(device: torch.device) -> float:
-    """Once everything that was asked of the device is done."""
+    """The time, after waiting for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.monotonic()
 
 
 def _fitted(schedule: Schedule, seconds_per_step: float, seconds_left: float) -> Schedule:
-    """`schedule` with as many steps as fit; those of a pace of this device, so their number is printed to be kept."""
+    """`schedule` with as many steps as this device can do in time; their number is printed, to repeat the training."""
     steps = PROBE[1] + max(0, int(seconds_left / seconds_per_step))
     print(f"{1000 * seconds_per_step:.1f} ms a step: repeat this training with --steps {steps}", flush=True)
     return replace(schedule, steps=steps)

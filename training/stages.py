@@ -1,4 +1,4 @@
-"""What the stages share: where tokenizers lie, which device trains, and how the loss is computed there."""
+"""What the stages share: tokenizers, the device, and the precision of the loss."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Run:
     schedule: Schedule
     batch: int
     seed: int
-    """Of the data."""
+    """Seed of the training data."""
     start: Path | None
     """A pipeline's folder whose weights training starts from; None: from random ones."""
     stop_after_s: float
@@ -35,7 +35,7 @@ class Run:
     """time.monotonic() at which the stage began."""
     device: torch.device
     processes: int
-    """That draw data."""
+    """Number of processes that draw training data."""
 
 
 @dataclass(frozen=True)

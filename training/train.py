@@ -6,7 +6,7 @@
     python training/train.py guidance --out runs/tiny   the transformer learns to guide itself
     python training/train.py export   --out runs/tiny   writes the diffusers folder runs/tiny/tiny
 
-Run them in this order. A stage that was interrupted goes on where it was when the same command is given again.
+Run them in this order. After an interruption, the same command resumes the stage.
 """
 
 from __future__ import annotations

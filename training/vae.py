@@ -13,14 +13,14 @@ from loop import train
 from stages import Run, mixed_precision, tokenizers
 
 DETAIL_WEIGHT = 2.0
-"""Of errors in the differences of neighbouring pixels (Mathieu et al., arXiv 1511.05440): specks cover so little that
-other errors hardly see them go."""
+"""Of errors in the differences of neighbouring pixels (Mathieu et al., arXiv 1511.05440): specks cover so few
+pixels that other errors hardly change without them."""
 KL_WEIGHT = 3e-4
 POOL, CHUNK = 16_384, 512
 RENEW_EVERY = 64
 """Pictures that are kept on a GPU, and how many are renewed after how many steps."""
 CPU_SHARE = 64
-"""A CPU gets by with this fraction of the pool."""
+"""On a CPU, the fraction of the pool that is used."""
 
 
 def train_vae(run: Run) -> None:

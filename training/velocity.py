@@ -17,7 +17,7 @@ from stages import Run, mixed_precision, tokenizers
 from transformers import T5EncoderModel
 
 TEXT_DROPOUT = 0.08
-"""Share of the instructions and captions that are replaced by nothing, so that guidance has something to leave."""
+"""Share of the instructions and captions that are dropped, to train the unconditional velocity for guidance."""
 SIGMA_SHIFT, SIGMA_SPREAD = 0.5, 1.4
 """Of the logit-normal noise levels that are trained; high levels matter most, where the edit itself is decided."""
 
@@ -41,7 +41,7 @@ class Noisy:
 
 
 class Velocity:
-    """Makes noisy examples and predicts their velocity."""
+    """Adds noise to examples and predicts their velocity."""
 
     def __init__(self, t5: T5EncoderModel, run: Run) -> None:
         self._t5, self._device = t5, run.device
@@ -84,7 +84,7 @@ class Velocity:
         )
 
     def predicted(self, transformer: FluxTransformer2DModel, noisy: Noisy, guidance: torch.Tensor) -> torch.Tensor:
-        """The velocity that `transformer` sees at embedded `guidance` (batch,); like `noisy.latents`."""
+        """The velocity that `transformer` predicts at embedded `guidance` (batch,); like `noisy.latents`."""
         tokens, ids = noisy.latents, self._image_ids
         if noisy.reference is not None:
             tokens, ids = torch.cat([tokens, noisy.reference], dim=1), torch.cat([ids, self._reference_ids])
