@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.presets import PRESETS
 from kontext_fast.pipeline import folder
+from kontext_fast.pipeline.hub import KONTEXT_DEV
+from tests.optimizations.test_default_preset import gpu
 
 TOKEN = "hf_" + "s" * 34
 
@@ -52,3 +55,15 @@ def test_doctor_without_tiny_is_refused(kontext: Any, tmp_path: Path, monkeypatc
     assert outcome.code == 3
     assert "its vae" in outcome.err
     assert len(outcome.err.splitlines()) == 1
+
+
+def test_small_card_is_ready_for_the_preset_that_fits(kontext: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(Machine, "detect", lambda _device=None: gpu(24))
+    findings = json.loads(kontext("doctor", "--json").out.splitlines()[-1])
+    assert findings["checkpoints"][KONTEXT_DEV] is None
+    assert findings["presets"]["low_memory"] is None
+    assert "42 GiB" in findings["presets"]["faithful"]
+    monkeypatch.setattr(Machine, "detect", lambda _device=None: gpu(16))
+    findings = json.loads(kontext("doctor", "--json").out.splitlines()[-1])
+    assert "no preset fits" in findings["checkpoints"][KONTEXT_DEV]
