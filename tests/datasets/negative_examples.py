@@ -1,4 +1,4 @@
-"""Pictures that are wrong on purpose, one class each, and others that are right: what the judge is tested on."""
+"""Images that are wrong on purpose, one class each, and others that are right, to test the judge with."""
 
 from __future__ import annotations
 

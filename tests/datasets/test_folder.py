@@ -65,15 +65,15 @@ def test_item_id_depends_on_pixels_and_instruction(tmp_path: Path) -> None:
     _picture(tmp_path / "one" / "b.png", 2)
     shutil.copy(tmp_path / "one" / "a.png", tmp_path / "two" / "zzz.png")
     Image.open(tmp_path / "one" / "b.png").save(tmp_path / "two" / "first.bmp")
-    one = read_dataset(
+    first = read_dataset(
         _jsonl(tmp_path / "one", {"image": "a.png", "instruction": "x"}, {"image": "b.png", "instruction": "x"})
     )
-    two = read_dataset(
+    second = read_dataset(
         _jsonl(tmp_path / "two", {"image": "first.bmp", "instruction": "x"}, {"image": "zzz.png", "instruction": "x"})
     )
     other = read_dataset(_jsonl(tmp_path / "one", {"image": "a.png", "instruction": "y"}))
-    assert _ids(one) == _ids(two) == sorted(_ids(one))
-    assert not set(_ids(one)) & set(_ids(other))
+    assert _ids(first) == _ids(second) == sorted(_ids(first))
+    assert not set(_ids(first)) & set(_ids(other))
 
 
 BAD: dict[str, tuple[Callable[[Path], dict[str, Any] | str], str]] = {

@@ -68,10 +68,10 @@ def test_no_held_out_wording_is_a_training_wording() -> None:
     }
     for color in ("blue", "red"):
         filled = words | {"color": color}
-        training = {template.format(**filled) for one in TEMPLATES.values() for template in one.training}
-        for one in TEMPLATES.values():
-            assert len(one.held_out) >= 3
-            assert training.isdisjoint(template.format(**filled) for template in one.held_out)
+        training = {template.format(**filled) for wordings in TEMPLATES.values() for template in wordings.training}
+        for wordings in TEMPLATES.values():
+            assert len(wordings.held_out) >= 3
+            assert training.isdisjoint(template.format(**filled) for template in wordings.held_out)
 
 
 def test_held_out_words_are_all_known_from_training() -> None:

@@ -1,4 +1,4 @@
-"""Cases made of pictures that a test chooses; nothing was run."""
+"""Cases of images that a test chooses."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from kontext_fast.metrics.base import LATENTS, PICTURE_CONTROLS, REFERENCE, Metr
 
 METRIC = """
 from kontext_fast.metrics.base import Metric, Role
-class Found(Metric):
+class New(Metric):
     name = {name!r}
-    title = "found"
+    title = "new"
     role = Role.QUALITY
     must_detect = frozenset()
     def scores(self, cases):
@@ -29,7 +29,7 @@ def test_every_metric_declares_its_controls() -> None:
     for name, metric in known.items():
         assert metric.name == name
         assert metric.title
-        assert metric.must_detect, f"{name} could never be found blind"
+        assert metric.must_detect, f"{name} could never be found insensitive"
         if LATENTS in metric.needs:
             assert not metric.must_detect & PICTURE_CONTROLS
         assert (metric.role is Role.FIDELITY) == bool({REFERENCE, LATENTS} & set(metric.needs))
@@ -45,8 +45,8 @@ def _package(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, **modules
 
 
 def test_new_file_is_a_new_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = classes(_package(tmp_path, monkeypatch, "some_metrics", one=METRIC.format(name="one")), Metric, "metric")  # type: ignore[arg-type]
-    assert list(found) == ["one"]
+    metrics = classes(_package(tmp_path, monkeypatch, "some_metrics", one=METRIC.format(name="one")), Metric, "metric")  # type: ignore[arg-type]
+    assert list(metrics) == ["one"]
 
 
 def test_duplicate_name_and_broken_module_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

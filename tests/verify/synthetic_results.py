@@ -1,7 +1,7 @@
-"""A verification of outputs that were rendered, not run: what a model that has learned the shapes world would make.
+"""A verification of rendered outputs, as a model that has learned the shapes world would make them.
 
 Baseline draws the target, each seed with a little noise of its own. A preset is a function that spoils an output. The
-scores come from the real metrics on the stored pictures; only the pictures are made up.
+scores come from the real metrics on the stored images; only the images are synthetic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.controls import FLOOR_ARMS, degrade
 from kontext_fast.verify.journal import Journal
 from kontext_fast.verify.margins import Margins, read_margins
-from kontext_fast.verify.scoring import ArmOutputs, score_arms
+from kontext_fast.verify.recorder import ArmOutputs, score_arms
 from tests.datasets.negative_examples import extra_object
 from tests.records.builder import MACHINE, TINY
 
@@ -51,7 +51,7 @@ def noisy(strength: float, seed: int = 7) -> Make:
 
 
 def losing(every: int) -> Make:
-    """Every so many items something appears that nobody asked for."""
+    """In every so many items an extra shape appears."""
 
     def make(item: ShapesItem, image: Image.Image, index: int) -> Image.Image:
         worse = extra_object(item) if index % every == 0 else None
@@ -71,11 +71,11 @@ def verification(
     items: int = 60,
     control_items: int = 16,
     margins: Margins | None = None,
-    blind: bool = False,
+    gray: bool = False,
     fewer: Mapping[str, Make] | None = None,
     edits_s: Mapping[str, tuple[float, ...]] | None = None,
 ) -> ResultStore:
-    """A scored verification; `blind` makes baseline draw gray, so that the judge has nothing to see.
+    """A scored verification; `gray` makes baseline draw gray images, in which the judge can detect nothing.
 
     `fewer` are arms of fewer steps, and `edits_s` the times of arms.
     """
@@ -85,7 +85,7 @@ def verification(
     few = chosen[:control_items]
 
     def of_baseline(item: ShapesItem, seed: int) -> Image.Image:
-        return Image.new("RGB", (128, 128), (120 + seed,) * 3) if blind else drawn(item, seed)
+        return Image.new("RGB", (128, 128), (120 + seed,) * 3) if gray else drawn(item, seed)
 
     def record(name: str, role: ArmRole, of: Sequence[ShapesItem], make: Make, preset: str | None = None) -> Record:
         outputs = [
@@ -134,7 +134,7 @@ def verification(
     records += [record(control.value, "control", few, make) for control, make in controls.items()]
 
     scorer = Scorer(Setting(has_judge=True), chosen)
-    by_name = {one.arm.name: one for one in records if one.arm}
+    by_name = {record.arm.name: record for record in records if record.arm}
     outputs = ArmOutputs(by_name, {item.id: item for item in chosen}, store, Journal(folder))
     scored = [
         by_name[name].model_copy(update={"scores": scores})

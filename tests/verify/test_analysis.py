@@ -1,4 +1,4 @@
-"""Verdicts on rendered pictures, through stored images, real metrics and records: what a trained model would give."""
+"""Verdicts on synthetic results, through stored images, real metrics and records, and the page that shows them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.verify.synthetic_results import losing, noisy, untouched, verificatio
 
 
 def _wider(margins: Margins) -> Margins:
-    """For fewer items than a verdict of quality really takes."""
+    """For fewer items than a quality verdict needs."""
     return margins.model_copy(update={"primary": {"judge_done": 0.1, "judge_kept": 0.1}})
 
 
@@ -32,24 +32,24 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ResultStore:
 
 
 def _verdicts(store: ResultStore) -> dict[str, PresetAnalysis]:
-    return {one.preset: one for one in analyze(store.load()).presets}
+    return {preset.preset: preset for preset in analyze(store.load()).presets}
 
 
 def test_each_synthetic_preset_gets_its_verdict(store: ResultStore) -> None:
     verdicts = _verdicts(store)
-    levels = {name: one.verdict.level for name, one in verdicts.items()}
+    levels = {name: preset.verdict.level for name, preset in verdicts.items()}
     assert levels == {"near": Level.EQUIVALENT, "farther": Level.NON_INFERIOR, "losing": Level.LOSS}
     assert "judge_kept is 0.33" in verdicts["losing"].verdict.reason
     assert not analyze(store.load()).insensitive
 
 
 def test_worst_items_first_and_random_ones_independent(store: ResultStore) -> None:
-    found = analyze(store.load())
-    (one,) = (one for one in found.presets if one.preset == "losing")
-    assert one.evidence is not None
-    (kept,) = (quality for quality in one.evidence.quality if quality.metric == "judge_kept")
+    analysis = analyze(store.load())
+    (losing_preset,) = (preset for preset in analysis.presets if preset.preset == "losing")
+    assert losing_preset.evidence is not None
+    (kept,) = (quality for quality in losing_preset.evidence.quality if quality.metric == "judge_kept")
     lost = {item for item, values in kept.differences.items() if sum(values) < 0}
-    ranked = worst(one, found)
+    ranked = worst(losing_preset, analysis)
     assert set(ranked[: len(lost)]) == lost
     items = list(kept.differences)
     assert arbitrary(items, 3) == arbitrary(items[::-1], 3) != arbitrary(items, 4)
@@ -96,10 +96,10 @@ def test_records_of_a_benchmark_are_refused(tmp_path: Path) -> None:
 def test_insensitive_judge_carries_no_verdict(tmp_path: Path) -> None:
     presets = {"losing": losing(2), "same": untouched}
     margins = _wider(read_margins())
-    store = verification(tmp_path, presets, items=6, control_items=6, margins=margins, blind=True)
-    found = analyze(store.load())
-    assert {"judge_done", "judge_kept"} <= set(found.insensitive)
-    levels = {one.preset: one.verdict.level for one in found.presets}
+    store = verification(tmp_path, presets, items=6, control_items=6, margins=margins, gray=True)
+    analysis = analyze(store.load())
+    assert {"judge_done", "judge_kept"} <= set(analysis.insensitive)
+    levels = {preset.preset: preset.verdict.level for preset in analysis.presets}
     assert levels == {"losing": Level.NOT_MEASURED, "same": Level.IDENTICAL}
 
 

@@ -1,4 +1,4 @@
-"""Quality against time: which presets keep more than the plain fewer steps that fit into their time."""
+"""Quality against time: presets are compared with the number of plain steps that takes the same time."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def _with(*presets: FrontierPoint) -> Frontier:
 
 
 def test_quality_is_interpolated_between_step_counts() -> None:
-    found = _with()
-    assert quality_of_fewer_steps(found, METRIC, 1.4) == pytest.approx(-0.10)
-    assert quality_of_fewer_steps(found, METRIC, 1.05) == pytest.approx(-0.20)
-    assert quality_of_fewer_steps(found, METRIC, 2.1) == pytest.approx(-0.05)
-    assert quality_of_fewer_steps(found, METRIC, 0.6) is None
+    points = _with()
+    assert quality_of_fewer_steps(points, METRIC, 1.4) == pytest.approx(-0.10)
+    assert quality_of_fewer_steps(points, METRIC, 1.05) == pytest.approx(-0.20)
+    assert quality_of_fewer_steps(points, METRIC, 2.1) == pytest.approx(-0.05)
+    assert quality_of_fewer_steps(points, METRIC, 0.6) is None
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,10 @@ def test_metrics_that_disagree_are_mixed() -> None:
         return replace(point, changes={**point.changes, "judge_done": Change(mean, mean - 0.02, mean + 0.02)})
 
     preset = both(_point("fast", "preset", 1.4, -0.01), -0.5)
-    found = Frontier((both(LINE[0], 0), preset, both(LINE[1], -0.1), both(LINE[2], -0.3)), (METRIC, "judge_done"), None)
-    assert words.standing(found, preset) == words.MIXED
+    points = Frontier(
+        (both(LINE[0], 0), preset, both(LINE[1], -0.1), both(LINE[2], -0.3)), (METRIC, "judge_done"), None
+    )
+    assert words.standing(points, preset) == words.MIXED
 
 
 def test_finding_names_every_preset_once() -> None:
@@ -111,19 +113,19 @@ def _emulated(result: ResultFile) -> ResultFile:
 
 def test_points_come_from_records(store: ResultStore) -> None:
     result = _emulated(store.load())
-    found = frontier(result, analyze(result))
-    assert found is not None
-    by_name = {point.name: point for point in found.points}
+    points = frontier(result, analyze(result))
+    assert points is not None
+    by_name = {point.name: point for point in points.points}
     assert list(by_name) == ["baseline", "good", "untimed", "14 steps", "7 steps"]
     assert (by_name["good"].edit_s, by_name["good"].fastest_s, by_name["good"].slowest_s) == (1.05, 1.0, 1.1)
     assert by_name["good"].level is Level.IDENTICAL
     assert by_name["untimed"].no_time == "emulated kernels: not a speed"
-    assert found.again_s == 2.8
-    assert METRIC in found.metrics
+    assert points.again_s == 2.8
+    assert METRIC in points.metrics
     assert by_name["7 steps"].changes[METRIC].mean < by_name["14 steps"].changes[METRIC].mean < 0
-    assert words.standing(found, by_name["good"]) == words.AHEAD
-    # Fewer steps are no presets: they are shown, and nobody's gate depends on them.
-    assert [one.preset for one in analyze(result).presets] == ["good", "untimed"]
+    assert words.standing(points, by_name["good"]) == words.AHEAD
+    # Fewer steps are shown, but are no presets, so that they cannot fail the command.
+    assert [preset.preset for preset in analyze(result).presets] == ["good", "untimed"]
 
 
 def test_chart_and_page_show_the_frontier(store: ResultStore, tmp_path: Path) -> None:

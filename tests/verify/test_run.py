@@ -1,4 +1,4 @@
-"""Whole verifications on a small checkpoint: what is stored, what is resumed, and what an interruption leaves."""
+"""Whole verifications on a small checkpoint: records, resumption and interruption."""
 
 from __future__ import annotations
 
@@ -46,17 +46,27 @@ def _arms(result: ResultFile) -> dict[str, Record]:
 
 
 def _outputs(result: ResultFile) -> set[tuple[str, str, int, str | None]]:
-    return {(name, one.item, one.seed, one.image) for name, record in _arms(result).items() for one in record.outputs}
+    return {
+        (name, output.item, output.seed, output.image)
+        for name, record in _arms(result).items()
+        for output in record.outputs
+    }
 
 
 def test_every_arm_is_a_record_with_scores(result: ResultFile, request_of: Request) -> None:
     arms = _arms(result)
-    assert set(arms) == {"baseline", "rounded", "rounded, other order", *FLOOR_ARMS, *(one.value for one in Control)}
+    assert set(arms) == {
+        "baseline",
+        "rounded",
+        "rounded, other order",
+        *FLOOR_ARMS,
+        *(control.value for control in Control),
+    }
     assert all(record.status == "ok" and record.scores for record in arms.values())
     assert len(arms["baseline"].outputs) == len(arms["rounded"].outputs) == 3 * 2
     assert len(arms["re-run"].outputs) == 2 * 2
     assert len(arms["other batch position"].outputs) == 2 * 2
-    assert [len(one.step_kinds) for one in arms["half the steps"].outputs] == [1] * 4
+    assert [len(output.step_kinds) for output in arms["half the steps"].outputs] == [1] * 4
     assert not any(record.measurements for record in arms.values()), "a verification makes no claim about time"
 
 
@@ -70,14 +80,15 @@ def test_margins_are_in_the_records(result: ResultFile, request_of: Request) -> 
 
 def test_rerun_is_identical_and_controls_differ(result: ResultFile) -> None:
     images = {
-        name: {(one.item, one.seed): one.image for one in record.outputs} for name, record in _arms(result).items()
+        name: {(output.item, output.seed): output.image for output in record.outputs}
+        for name, record in _arms(result).items()
     }
     again = images["re-run"]
     assert {key: images["baseline"][key] for key in again} == again
     for control in set(Control) - {Control.CACHE_X4}:
-        made = images[control.value]
-        assert made
-        assert all(images["baseline"][key] != image for key, image in made.items()), control
+        degraded = images[control.value]
+        assert degraded
+        assert all(images["baseline"][key] != image for key, image in degraded.items()), control
 
 
 def test_floor_arms_are_ordered_and_below_half_the_steps(result: ResultFile) -> None:
@@ -89,8 +100,8 @@ def test_floor_arms_are_ordered_and_below_half_the_steps(result: ResultFile) -> 
 
 
 def test_too_few_items_cannot_be_equivalent(result: ResultFile) -> None:
-    (one,) = analyze(result).presets
-    assert one.verdict.level in (Level.NOT_MEASURED, Level.CANNOT_TELL)
+    (preset,) = analyze(result).presets
+    assert preset.verdict.level in (Level.NOT_MEASURED, Level.CANNOT_TELL)
 
 
 def _error(result: ResultFile, arm: str) -> float:
@@ -105,10 +116,10 @@ def test_batch_size_changes_outputs_by_rounding_only(request_of: Request, result
     assert verification is not None
     assert verification.batch == 4
     for name in (*arms,):
-        assert [(one.item, one.seed) for one in arms[name].outputs] == [
-            (one.item, one.seed) for one in alone[name].outputs
+        assert [(output.item, output.seed) for output in arms[name].outputs] == [
+            (output.item, output.seed) for output in alone[name].outputs
         ], name
-    # Control items keep to calls of their own, so that to run again is to run the same calls.
+    # Control items have calls of their own, so that a re-run makes the same calls.
     assert _error(batched, "re-run") == 0
     assert 0 < _error(batched, "other batch position") < 0.05 * _error(batched, "half the steps")
     for name in ("rounded", "half the steps", "swapped instructions"):
@@ -135,19 +146,19 @@ def test_frontier_times_edits_and_adds_fewer_steps(request_of: Request, tmp_path
     assert arms["1 step"].arm is not None
     assert arms["1 step"].arm.role == "steps"
     assert len(arms["1 step"].outputs) == 3 * 2
-    assert {len(one.step_kinds) for one in arms["1 step"].outputs} == {1}
+    assert {len(output.step_kinds) for output in arms["1 step"].outputs} == {1}
     timed = {name for name, record in arms.items() if record.edits_s}
     assert timed == {"baseline", "rounded", "1 step", "re-run"}
     assert all(
         len(record.edits_s) == TIMED_EDITS and min(record.edits_s) > 0 for record in arms.values() if record.edits_s
     )
-    found = frontier(result, analyze(result))
-    assert found is not None
-    assert [point.name for point in found.points] == ["baseline", "rounded", "1 step"]
+    points = frontier(result, analyze(result))
+    assert points is not None
+    assert [point.name for point in points.points] == ["baseline", "rounded", "1 step"]
 
 
 class _Stop:
-    """Interrupts like Ctrl-C after so many calls of the pipeline, wherever that is."""
+    """Interrupts like Ctrl-C after so many items."""
 
     def __init__(self, after: int) -> None:
         self._after = after
@@ -180,8 +191,8 @@ def test_resume_repeats_and_loses_no_call(
     assert sum(calls) == 2 * (3 + 3 + 2 * 8)
     assert _outputs(again) == _outputs(result)
     lines = (out / FOLDER / "outputs.jsonl").read_text().splitlines()[1:]
-    made = [(line["arm"], line["item"]) for line in map(json.loads, lines)]
-    assert len(made) == len(set(made)) == 3 + 3 + 2 * 8
+    recorded = [(line["arm"], line["item"]) for line in map(json.loads, lines)]
+    assert len(recorded) == len(set(recorded)) == 3 + 3 + 2 * 8
 
 
 def test_resume_of_a_finished_verification_does_nothing(
@@ -206,8 +217,8 @@ def test_resume_with_other_options_is_refused(request_of: Request, tmp_path: Pat
 def test_refused_preset_is_not_measured_others_run(request_of: Request, tmp_path: Path) -> None:
     refused = faulty.preset(faulty.NeedsAnotherMachine())
     request = replace(request_of, presets=(refused, *request_of.presets))
-    found = analyze(verify(request, tmp_path / "out"))
-    by_name = {one.preset: one for one in found.presets}
+    analysis = analyze(verify(request, tmp_path / "out"))
+    by_name = {preset.preset: preset for preset in analysis.presets}
     assert by_name["needs another machine"].verdict.level is Level.NOT_MEASURED
     assert "get another machine" in by_name["needs another machine"].verdict.reason
     assert by_name["rounded"].evidence is not None
@@ -224,10 +235,10 @@ def test_failing_preset_is_given_up_with_its_reason(
     assert len(faulty.FailsAlways.tried) == 2
     record = _arms(result)["fails always"]
     assert (record.status, record.reason) == ("crash", "RuntimeError: a kernel does not compile")
-    assert [one.failure for one in record.outputs] == ["RuntimeError: a kernel does not compile"] * 6
-    (one,) = analyze(result).presets
-    assert one.verdict.level is Level.NOT_MEASURED
-    assert "does not compile" in one.verdict.reason
+    assert [output.failure for output in record.outputs] == ["RuntimeError: a kernel does not compile"] * 6
+    (preset,) = analyze(result).presets
+    assert preset.verdict.level is Level.NOT_MEASURED
+    assert "does not compile" in preset.verdict.reason
 
 
 @pytest.mark.parametrize("error", [OutOfMemory("The GPU memory ran out; free some."), Refused("Not here; go on.")])
@@ -242,8 +253,8 @@ def test_unmeasurable_floor_arm_is_left_out_with_reason(
     record = _arms(result)[OTHER_PRECISION]
     assert (record.status, record.reason) == ("oom" if isinstance(error, OutOfMemory) else "refused", str(error))
     assert not record.outputs
-    (one,) = analyze(result).presets
-    assert all(finding.arm != OTHER_PRECISION for finding in one.verdict.floor)
+    (preset,) = analyze(result).presets
+    assert all(comparison.arm != OTHER_PRECISION for comparison in preset.verdict.floor)
 
 
 @pytest.mark.parametrize("batch", [2, 8])
@@ -258,13 +269,13 @@ def test_unusable_item_spares_the_others(batch: int, request_of: Request, tmp_pa
     (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, lines)))
     request = replace(request_of, dataset=tmp_path / "edits.jsonl", control_items=4, batch=batch)
     result = verify(request, tmp_path / "out")
-    failed = {one.item: one.failure for one in _arms(result)["baseline"].outputs if one.image is None}
+    failed = {output.item: output.failure for output in _arms(result)["baseline"].outputs if output.image is None}
     assert len(failed) == 2, failed
     assert all(reason and "/" not in reason for reason in failed.values())
-    (one,) = analyze(result).presets
-    assert one.evidence is not None
-    assert one.evidence.failures == ()
-    assert all(len(fidelity.to_baseline) == 2 for fidelity in one.evidence.fidelity)
+    (preset,) = analyze(result).presets
+    assert preset.evidence is not None
+    assert preset.evidence.failures == ()
+    assert all(len(fidelity.to_baseline) == 2 for fidelity in preset.evidence.fidelity)
 
 
 @pytest.mark.parametrize(

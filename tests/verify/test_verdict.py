@@ -1,4 +1,4 @@
-"""Every level of verdict from made-up distances and scores, and whole simulated verifications."""
+"""Every level of verdict from synthetic distances and scores, and whole simulated verifications."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_loss_is_reported_with_its_size() -> None:
 
 
 def test_item_that_amplifies_rounding_allows_equivalence() -> None:
-    """Beside 15 calm items one lies fifty times as far, in the floor and in the preset."""
+    """One item is fifty times as far as the 15 others, in the floor and in the preset."""
     floor, preset = (np.array([0.5, *np.random.default_rng(seed).uniform(0.008, 0.012, 99)]) for seed in (1, 2))
     fidelity = replace(_distances(0.0), to_baseline=_items(preset), floors={"other precision": _items(floor[:16])})
     assert _level(_evidence(fidelity)) is Level.EQUIVALENT

@@ -52,7 +52,7 @@ def test_exact_preset_passes_and_writes_everything(kontext: Kontext, dense_check
     code, out, err = kontext(*_options(dense_checkpoint, tmp_path), "--preset", "fuse_qkv", "--out", "out", "--json")
     assert code == 0, err
     answer = json.loads(out.splitlines()[-1])
-    assert [(one["preset"], one["level"]) for one in answer["presets"]] == [("fuse_qkv", "L0")]
+    assert [(preset["preset"], preset["level"]) for preset in answer["presets"]] == [("fuse_qkv", "L0")]
     assert Path(answer["page"]).is_file()
     assert "dino" in answer["not_measured"]
     result = ResultStore(Path("out")).load()
@@ -63,11 +63,11 @@ def test_exact_preset_passes_and_writes_everything(kontext: Kontext, dense_check
 
 @pytest.mark.timeout(600)
 def test_engine_on_tiny_only_rounds(kontext: Kontext) -> None:
-    asked = ("--checkpoint", "tiny", "--preset", "faithful", "--items", 12, "--steps", 2, "--batch", 12)
-    code, out, err = kontext(*asked, "--device", "cpu", "--out", "out", "--json")
+    options = ("--checkpoint", "tiny", "--preset", "faithful", "--items", 12, "--steps", 2, "--batch", 12)
+    code, out, err = kontext(*options, "--device", "cpu", "--out", "out", "--json")
     assert code == 0, err
     answer = json.loads(out.splitlines()[-1])
-    assert [(one["preset"], one["level"] in ("L0", "L1")) for one in answer["presets"]] == [("faithful", True)]
+    assert [(preset["preset"], preset["level"] in ("L0", "L1")) for preset in answer["presets"]] == [("faithful", True)]
     assert not {"latent_error", "psnr", "ssim"} & set(answer["blind"])
     verification = ResultStore(Path("out")).load().verification
     assert verification is not None
@@ -93,18 +93,18 @@ def test_frontier_is_in_the_json_and_the_page(kontext: Kontext, dense_checkpoint
     options = ["--preset", "fuse_qkv", "--out", "out", "--frontier", "--batch", 4, "--json"]
     code, out, err = kontext(*_options(dense_checkpoint, tmp_path), *options)
     assert code == 0, err
-    points = {one["name"]: one for one in json.loads(out.splitlines()[-1])["frontier"]}
+    points = {point["name"]: point for point in json.loads(out.splitlines()[-1])["frontier"]}
     assert list(points) == ["baseline", "fuse_qkv", "1 step"]
-    assert all(one["fastest_s"] <= one["edit_s"] <= one["slowest_s"] for one in points.values())
+    assert all(point["fastest_s"] <= point["edit_s"] <= point["slowest_s"] for point in points.values())
     assert "Quality against time" in (Path("out") / "visualizations" / "quality" / "index.html").read_text()
     assert ResultStore(Path("out")).load().command.endswith("--batch 4 --frontier --dataset edits.jsonl")
 
 
 def test_every_preset_is_verified_once() -> None:
-    found = every_preset()
-    assert {"faithful", "balanced", "fast", "turbo", "classic", "compile", "fuse_qkv"} <= set(found)
-    assert "baseline" not in found
-    plans = [resolve(name, machine()).content_hash for name in found]
+    names = every_preset()
+    assert {"faithful", "balanced", "fast", "turbo", "classic", "compile", "fuse_qkv"} <= set(names)
+    assert "baseline" not in names
+    plans = [resolve(name, machine()).content_hash for name in names]
     assert len(set(plans)) == len(plans)
 
 
@@ -165,8 +165,8 @@ def test_killed_verification_resumes(dense_checkpoint: Path, tmp_path: Path, kon
     assert "L0 identical" in out
     after = [line for line in journal.read_bytes().splitlines() if line]
     assert after[: len(before)] == before
-    made = [(line["arm"], line["item"]) for line in map(json.loads, after[1:])]
-    assert len(made) == len(set(made)) == 10 * 6
+    recorded = [(line["arm"], line["item"]) for line in map(json.loads, after[1:])]
+    assert len(recorded) == len(set(recorded)) == 10 * 6
 
 
 def test_help_names_every_option_without_torch() -> None:

@@ -1,7 +1,7 @@
-"""What a verification has made so far, on disk after every call, so that a kill neither loses nor repeats one.
+"""The outputs of a verification so far, on disk after every call, so that a kill neither loses nor repeats one.
 
-One JSON line per item of an arm, after a first line that says what is being verified. A last line that was cut off is
-dropped: its images are made again.
+The file has one JSON line per item of an arm, after a first line with everything that decides the outputs. A truncated
+last line is dropped: its images are generated again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FOLDER = "work"
 
 
 class Journal:
-    """The outputs of all arms, and their latents beside them."""
+    """The outputs of all arms, and their latents in files of their own."""
 
     def __init__(self, out: Path) -> None:
         self._folder = out / FOLDER
@@ -32,12 +32,12 @@ class Journal:
         self._done: dict[str, dict[str, tuple[Output, ...]]] = defaultdict(dict)
 
     def begin(self, setup: Mapping[str, Any]) -> None:
-        """Start anew. `setup` is everything that decides what is made, as JSON."""
+        """Start a new journal. `setup` is everything that decides the outputs, as JSON."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._append([{"setup": dict(setup)}])
 
     def resume(self, setup: Mapping[str, Any]) -> None:
-        """Read what is there. Raises InvalidInput where nothing is, or where another verification is."""
+        """Read the journal. Raises InvalidInput where there is none, or that of another verification."""
         lines = self._lines()
         if not lines or "setup" not in lines[0]:
             raise InvalidInput("There is no verification to resume; leave out --resume, or give its folder as --out.")
@@ -51,24 +51,23 @@ class Journal:
             self._done[line["arm"]][line["item"]] = tuple(Output(**output) for output in line["outputs"])
 
     def done(self, arm: str) -> Mapping[str, tuple[Output, ...]]:
-        """Outputs by item, in the order in which they were made."""
+        """Outputs by item, in the order in which they were generated."""
         return self._done[arm]
 
     def add(
-        self, arm: str, made: Iterable[tuple[str, Sequence[Output], Mapping[int, npt.NDArray[np.float32]]]]
+        self, arm: str, results: Sequence[tuple[str, Sequence[Output], Mapping[int, npt.NDArray[np.float32]]]]
     ) -> None:
-        """Keep what one call made: per item its id, the outputs of all seeds, and latents by seed."""
-        made = list(made)
-        for item, _, latents in made:
+        """Keep the results of one call: for each item its id, the outputs of all seeds, and latents by seed."""
+        for item, _, latents in results:
             for seed, array in latents.items():
                 path = self.latents_file(arm, item, seed)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 np.save(path, array)
         self._append(
             {"arm": arm, "item": item, "outputs": [output.model_dump(mode="json") for output in outputs]}
-            for item, outputs, _ in made
+            for item, outputs, _ in results
         )
-        self._done[arm].update({item: tuple(outputs) for item, outputs, _ in made})
+        self._done[arm].update({item: tuple(outputs) for item, outputs, _ in results})
 
     def latents_file(self, arm: str, item: str, seed: int) -> Path:
         """Where the latents of an output are; outputs made from images have none."""
@@ -88,6 +87,6 @@ class Journal:
             return []
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
-            # What is appended next must begin a line of its own.
+            # The next entry must begin on a line of its own.
             os.truncate(self._file, len(whole))
         return [json.loads(line) for line in whole.splitlines()]

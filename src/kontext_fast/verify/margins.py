@@ -34,7 +34,7 @@ class NoiseMargins(_Table):
 
 
 class Margins(_Table):
-    """What counts as no loss; `margins.toml` says what each value is."""
+    """The largest changes that count as no loss; `margins.toml` explains each value."""
 
     confidence: Probability
     power: Probability
@@ -50,7 +50,7 @@ class Margins(_Table):
 
 
 def read_margins(file: Path | None = None) -> Margins:
-    """The margins in `file`, or those that ship with the package. Raises InvalidInput, naming what is wrong."""
+    """The margins in `file`, or those of the package. Raises InvalidInput, naming what is wrong."""
     bundled = resources.files("kontext_fast.verify") / "margins.toml"
     name = "margins.toml" if file is None else file.name
     try:

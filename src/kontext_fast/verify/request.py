@@ -1,4 +1,4 @@
-"""What is asked of a verification. A request that exists is valid, as far as that does not depend on the machine."""
+"""The options of a verification. A request that exists is valid, as far as that does not depend on the machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Request:
     items: int = 100
     """At most; a data set may have fewer."""
     seeds: int = 2
-    """Per item; two at least, since the noise of seeds is what differences are held against."""
+    """Per item; two at least, since differences are compared with seed noise."""
     control_items: int = CONTROL_ITEMS
     dataset: Path | None = None
     steps: int = 28
@@ -35,7 +35,7 @@ class Request:
     batch: int | None = None
     """Images per call at most; None for what suits the checkpoint and the device."""
     frontier: bool = False
-    """Whether to time single edits, too, and to hold presets against fewer steps."""
+    """Whether to time single edits, too, and to compare presets with fewer steps."""
     device: str | None = None
     weights: Path | None = None
     """Of learned metrics; None for the Hub's cache."""
@@ -43,14 +43,14 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.items < 2:
-            raise InvalidInput(f"{self.items} items tell nothing; use at least 2, and 100 for a verdict.")
+            raise InvalidInput(f"{self.items} items are too few; use at least 2, and 100 for a verdict.")
         if self.seeds < 2:
-            raise InvalidInput("One seed has no noise to compare with; use at least 2 seeds.")
+            raise InvalidInput("One seed gives no seed noise to compare with; use at least 2 seeds.")
         if self.control_items < 2:
             raise InvalidInput(f"{self.control_items} items are too few for the controls; use at least 2.")
         if self.batch is not None and self.batch < 1:
             raise InvalidInput(f"The batch is {self.batch}; give a whole number of at least 1.")
-        # Whatever an edit refuses is refused before anything is loaded.
+        # Options that an edit refuses are refused before anything is loaded.
         EditRequest("-", steps=self.steps, guidance=self.guidance, seed=self.seed, batch=self.seeds)
         names = [preset if isinstance(preset, str) else preset.name for preset in self.presets]
         if not names or len(set(names)) < len(names) or BASELINE in names:

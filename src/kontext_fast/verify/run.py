@@ -29,9 +29,8 @@ from kontext_fast.verify.arms import ArmSpec, arm_specs
 from kontext_fast.verify.controls import OTHER_POSITION, degrade
 from kontext_fast.verify.image_generator import ImageGenerator
 from kontext_fast.verify.journal import Journal
-from kontext_fast.verify.recorder import ArmRecorder
+from kontext_fast.verify.recorder import ArmOutputs, ArmRecorder, score_arms
 from kontext_fast.verify.request import Request, dataset_of
-from kontext_fast.verify.scoring import ArmOutputs, score_arms
 from kontext_fast.version import __version__
 
 
