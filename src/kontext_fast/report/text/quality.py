@@ -52,7 +52,7 @@ def answer(outcome: Outcome) -> str:
         Outcome.PASSED: "within",
         Outcome.FAILED: "beyond",
         Outcome.UNDECIDED: "undecided",
-        Outcome.INSENSITIVE: "rounding reaches it",
+        Outcome.INSENSITIVE: "rounding may exceed it",
     }[outcome]
 
 
