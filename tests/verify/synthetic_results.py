@@ -20,7 +20,7 @@ from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.controls import FLOOR_ARMS, degrade
 from kontext_fast.verify.journal import Journal
 from kontext_fast.verify.margins import Margins, read_margins
-from kontext_fast.verify.recorder import ArmOutputs, score_arms
+from kontext_fast.verify.recorder import score_arms, stored_outputs
 from tests.datasets.negative_examples import extra_object
 from tests.records.builder import MACHINE, TINY
 
@@ -122,11 +122,11 @@ def verification(
         record(name, "floor", few, noisy(0.6, seed=index) if index else untouched)
         for index, name in enumerate(FLOOR_ARMS)
     ]
-    by_id = {item.id: few[index - 1] for index, item in enumerate(few)}
+    swapped = {item.id: few[index - 1] for index, item in enumerate(few)}
     controls: dict[Control, Make] = {
         Control.HALF_STEPS: noisy(9),
         Control.CACHE_X4: noisy(12),
-        Control.SWAPPED: lambda item, image, index: by_id[item.id].target,
+        Control.SWAPPED: lambda item, image, index: swapped[item.id].target,
         Control.BLUR: lambda item, image, index: degrade(image, Control.BLUR, item.image),
         Control.JPEG: lambda item, image, index: degrade(image, Control.JPEG, item.image),
         Control.UNEDITED: lambda item, image, index: item.image,
@@ -135,10 +135,10 @@ def verification(
 
     scorer = Scorer(Setting(has_judge=True), chosen)
     by_name = {record.arm.name: record for record in records if record.arm}
-    outputs = ArmOutputs(by_name, {item.id: item for item in chosen}, store, Journal(folder))
+    by_id = {item.id: item for item in chosen}
+    outputs = {name: stored_outputs(name, by_name, by_id, store, Journal(folder)) for name in by_name}
     scored = [
-        by_name[name].model_copy(update={"scores": scores})
-        for name, scores in score_arms(scorer, outputs, list(by_name))
+        by_name[name].model_copy(update={"scores": tuple(scores)}) for name, scores in score_arms(scorer, outputs)
     ]
     store.write(
         ResultFile(

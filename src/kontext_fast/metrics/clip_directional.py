@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from kontext_fast.metrics.base import Case, Control, Metric, Need, Role
-from kontext_fast.metrics.clip_model import load_clip
+from kontext_fast.metrics.base import Case, Control, Need
+from kontext_fast.metrics.clip_model import ClipMetric, load_clip
 
 CAPTIONS = Need(
     "captions of the input and of the output",
@@ -21,19 +21,11 @@ _NO_DIRECTION = 1e-6
 """Length below which a difference of unit vectors is rounding."""
 
 
-class ClipDirectional(Metric):
+class ClipDirectional(ClipMetric):
     name: ClassVar[str] = "clip_directional"
     title: ClassVar[str] = "CLIP directional similarity"
-    role: ClassVar[Role] = Role.QUALITY
     needs: ClassVar[tuple[Need, ...]] = (CAPTIONS,)
     must_detect: ClassVar[frozenset[Control]] = frozenset({Control.SWAPPED, Control.UNEDITED})
-
-    def prepare(self) -> None:
-        load_clip(self.setting)
-
-    def model(self) -> tuple[str, str]:
-        clip = load_clip(self.setting)
-        return clip.name, clip.sha256
 
     def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
         clip = load_clip(self.setting)

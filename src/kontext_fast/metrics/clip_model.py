@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from kontext_fast.metrics.base import NotMeasured, Setting
+from kontext_fast.metrics.base import Metric, NotMeasured, Role, Setting
 from kontext_fast.metrics.model_files import model_folder, weights_hash
 
 if TYPE_CHECKING:
@@ -65,6 +65,19 @@ class Clip:
                 text = self._model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
                 parts.append(self._model.text_projection(text.pooler_output).cpu())
         return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+class ClipMetric(Metric):
+    """Base of a metric that embeds images and texts with CLIP."""
+
+    role: ClassVar[Role] = Role.QUALITY
+
+    def prepare(self) -> None:
+        load_clip(self.setting)
+
+    def model(self) -> tuple[str, str]:
+        clip = load_clip(self.setting)
+        return clip.name, clip.sha256
 
 
 @lru_cache(maxsize=1)

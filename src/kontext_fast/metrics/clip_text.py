@@ -9,22 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from kontext_fast.metrics.base import Case, Control, Metric, Role
-from kontext_fast.metrics.clip_model import load_clip
+from kontext_fast.metrics.base import Case, Control
+from kontext_fast.metrics.clip_model import ClipMetric, load_clip
 
 
-class ClipText(Metric):
+class ClipText(ClipMetric):
     name: ClassVar[str] = "clip_text"
     title: ClassVar[str] = "CLIP text score (100 x cosine)"
-    role: ClassVar[Role] = Role.QUALITY
     must_detect: ClassVar[frozenset[Control]] = frozenset({Control.SWAPPED})
-
-    def prepare(self) -> None:
-        load_clip(self.setting)
-
-    def model(self) -> tuple[str, str]:
-        clip = load_clip(self.setting)
-        return clip.name, clip.sha256
 
     def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
         clip = load_clip(self.setting)

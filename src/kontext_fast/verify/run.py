@@ -29,7 +29,7 @@ from kontext_fast.verify.arms import ArmSpec, arm_specs
 from kontext_fast.verify.controls import OTHER_POSITION, degrade
 from kontext_fast.verify.image_generator import ImageGenerator
 from kontext_fast.verify.journal import Journal
-from kontext_fast.verify.recorder import ArmOutputs, ArmRecorder, score_arms
+from kontext_fast.verify.recorder import ArmRecorder, score_arms, stored_outputs
 from kontext_fast.verify.request import Request, dataset_of
 from kontext_fast.version import __version__
 
@@ -267,12 +267,16 @@ class _Run:
         scorer = Scorer(setting, self._items)
         self._recorder.set_metrics(scorer.facts)
         records = self._recorder.records
-        outputs = ArmOutputs(records, {item.id: item for item in self._items}, self._store, self._journal)
-        arms = [name for name, record in records.items() if record.outputs and not record.scores]
-        total = sum(len(outputs.of(name)) for name in arms)
+        items = {item.id: item for item in self._items}
+        outputs = {
+            name: stored_outputs(name, records, items, self._store, self._journal)
+            for name, record in records.items()
+            if record.outputs and not record.scores
+        }
+        total = sum(map(len, outputs.values()))
         tracker = _ProgressTracker(total, total, self._on_progress)
         tracker.show("scoring")
-        for name, scores in score_arms(scorer, outputs, arms, lambda count: tracker.step("scoring", count)):
+        for name, scores in score_arms(scorer, outputs, lambda count: tracker.step("scoring", count)):
             self._recorder.add_scores(name, scores)
 
 
