@@ -22,9 +22,8 @@ from benchmarks.gpu.kernel_stages import CHANNELS, DEVICE, HEADS, Draw, Stage, s
 from kontext_fast.engine.attention.pytorch import MATH
 from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
 from kontext_fast.engine.dispatch import attention_kernel, refusal
-from kontext_fast.engine.fp8 import Quantized, quantize
 from kontext_fast.engine.kernels.registry import Call, Inputs, Operation, kernels
-from kontext_fast.engine.ops import Linear, Ops, PortableOps
+from kontext_fast.engine.ops import Linear, Ops, PortableOps, Quantized, quantize
 
 SIZES = [(1, 1, 3, 32), (2, 7, 5, 32), (1, 65, 9, 128), (3, 129, 24, 128), (1, 1003, 24, 128)]
 """Samples, rows, heads, channels of a head."""

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
-from kontext_fast.engine.fp8 import quantize
 from kontext_fast.engine.kernels.registry import Inputs, Operation, kernels
-from kontext_fast.engine.ops import Linear, Ops
+from kontext_fast.engine.ops import Linear, Ops, quantize
 
 DEVICE = "cuda"
 W, M = FLUX_KONTEXT_DEV.width, FLUX_KONTEXT_DEV.mlp_width

@@ -18,6 +18,7 @@ import torch
 from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.errors import OutOfMemory
+from kontext_fast.optimizations.acceleration import apply_plan
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import resolve
 from kontext_fast.pipeline.edit import EditRequest, edit
@@ -58,7 +59,7 @@ def main() -> int:
         loaded = load("random", device=device, in_host_memory=plan.in_host_memory)
         note("load", began)
         began = time.perf_counter()
-        acceleration = plan.apply(loaded.pipe, device)
+        acceleration = apply_plan(plan, loaded.pipe, device)
         note("apply", began)
         request = EditRequest("make it red", held_out(1)[0].render(1024), steps=arguments.steps, seed=0)
         for stage in ("first edit", "second edit"):

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from kontext_fast.engine.attention.base import AttentionKernel
 from kontext_fast.engine.attention.pytorch import MATH, NATIVE
-from kontext_fast.engine.fp8 import Quantized, quantize
-from kontext_fast.engine.ops import Activations, JointQKV, Linear, PortableOps, QKNorm, Rope
+from kontext_fast.engine.ops import Activations, JointQKV, Linear, PortableOps, QKNorm, Quantized, Rope, quantize
 from tests.engine.transformers import relative_error
 
 OPS = PortableOps()

@@ -263,7 +263,7 @@ def test_correcting_brings_the_image_nearer_to_that_of_all_steps(pipe: Any) -> N
 
 
 def test_timesteps_that_were_not_announced_are_an_error(pipe: Any) -> None:
-    from kontext_fast.optimizations.techniques.engine_forward import engine_of
+    from kontext_fast.optimizations.techniques.engine import engine_of
 
     def shift(step: int) -> None:
         if step == 0:

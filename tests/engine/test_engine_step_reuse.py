@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from kontext_fast.engine.step_reuse import Branch, Schedule, Velocities, computed_steps
-from kontext_fast.engine.transformer import EngineTransformer
+from kontext_fast.engine.step_reuse import Schedule, Velocities, computed_steps
+from kontext_fast.engine.transformer import Branch, EngineTransformer
 from tests.engine.transformers import Shape, engine_on, inputs_for, prepare, random_transformer
 
 SIGMAS = (1.0, 0.8, 0.7, 0.4, 0.35, 0.1)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kontext_fast.engine.fp8 import quantize
+from kontext_fast.engine.ops import quantize
 from kontext_fast.engine.weights import EngineWeights, take_weights
 from kontext_fast.errors import InvalidInput
 from tests.engine.transformers import Shape, engine_on, random_transformer

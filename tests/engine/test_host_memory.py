@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kontext_fast.engine.source_weights import _BUFFER_BYTES, HostMemory
+from kontext_fast.engine.host_memory import _BUFFER_BYTES, HostMemory
 from tests import needs
 
 

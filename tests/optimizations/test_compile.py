@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.acceleration import accelerate, apply_plan
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.techniques.compile import Compile, cache_root, directory_for
 from tests import needs
@@ -150,8 +150,8 @@ def test_what_cannot_be_compiled_is_refused_when_applied(monkeypatch: pytest.Mon
     compiled = small_pipeline()
     compiled.transformer.compile_repeated_blocks()
     with pytest.raises(InvalidInput, match="compiled already"):
-        plan.apply(compiled)
+        apply_plan(plan, compiled)
     hooked = small_pipeline()
     add_hook_to_module(hooked.transformer.transformer_blocks[0].attn, ModelHook())
     with pytest.raises(InvalidInput, match="offloading"):
-        plan.apply(hooked)
+        apply_plan(plan, hooked)

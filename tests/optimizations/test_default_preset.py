@@ -11,7 +11,7 @@ import pytest
 
 from kontext_fast.cli.session import Setup, open_session
 from kontext_fast.errors import Refused
-from kontext_fast.optimizations import DEFAULT_PRESET, acceleration, plan
+from kontext_fast.optimizations import DEFAULT_PRESET, acceleration
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import preset_that_fits, resolve, resolve_for
@@ -107,7 +107,7 @@ def test_accelerate_refuses_before_changing_the_pipeline(monkeypatch: pytest.Mon
     pipe = small_pipeline()
     monkeypatch.setattr(Machine, "detect", lambda _device: gpu(24))
     monkeypatch.setattr(acceleration, "FULL_SIZE_BYTES", 1000)
-    monkeypatch.setattr(plan.Plan, "apply", lambda *_: pytest.fail("the pipeline was changed"))
+    monkeypatch.setattr(acceleration, "apply_plan", lambda *_: pytest.fail("the pipeline was changed"))
     with pytest.raises(Refused, match=SMALL_CARD):
         accelerate(pipe, quiet=True)
 

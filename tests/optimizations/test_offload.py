@@ -13,7 +13,7 @@ from kontext_fast.engine.ops import PortableOps
 from kontext_fast.engine.transformer import EngineTransformer
 from kontext_fast.engine.weights import Precision, take_weights
 from kontext_fast.errors import InvalidInput
-from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.acceleration import accelerate, apply_plan
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import resolve
 from kontext_fast.optimizations.techniques.engine import Engine
@@ -154,9 +154,9 @@ def test_another_device_needs_a_plan_that_brings_the_weights_there(pipe: Any, mo
     machine = Machine.detect("cpu")
     assert not resolve("balanced", machine).in_host_memory
     with pytest.raises(InvalidInput, match=r"pipe\.to\('meta'\).*low_memory"):
-        resolve("balanced", machine).apply(pipe, "meta")
+        apply_plan(resolve("balanced", machine), pipe, "meta")
     assert pipe._execution_device == torch.device("cpu")
-    resolve("balanced", machine).apply(pipe, "cpu").revert()
+    apply_plan(resolve("balanced", machine), pipe, "cpu").revert()
 
 
 def test_inputs_are_made_where_it_runs(pipe: Any) -> None:

@@ -62,8 +62,8 @@ def _product(draw: Callable[..., Any], rows: int, width: int, fp8: bool) -> Call
     x, weight = draw(rows, width), draw(width, width)
     if not fp8:
         return lambda: torch.nn.functional.linear(x, weight)
-    from kontext_fast.engine.fp8 import quantize
     from kontext_fast.engine.kernels.fp8_linear import fp8_linear
+    from kontext_fast.engine.ops import quantize
 
     left, right = quantize(x), quantize(weight)
     return lambda: fp8_linear(left, right, None)
@@ -168,6 +168,7 @@ def _measure(checkpoint: str, preset: str, device: str | None, size: tuple[int, 
 
     from kontext_fast.bench.peers import find_preset
     from kontext_fast.datasets.shapes import held_out
+    from kontext_fast.optimizations.acceleration import apply_plan
     from kontext_fast.optimizations.machine import Machine
     from kontext_fast.optimizations.plan import resolve
     from kontext_fast.pipeline.device import choose_device
@@ -179,7 +180,7 @@ def _measure(checkpoint: str, preset: str, device: str | None, size: tuple[int, 
     plan = resolve(find_preset(preset), Machine.detect(chosen), architecture_only=random_weights)
     pipe = load(checkpoint, device=chosen, in_host_memory=plan.in_host_memory).pipe
     quantized = any(getattr(optimization, "precision", None) == "fp8" for optimization in plan.optimizations)
-    with plan.apply(pipe, chosen):
+    with apply_plan(plan, pipe, chosen):
         (item,) = held_out(1)
         image = item.render(max(size or (pipe.vae.config.sample_size,)))
         request = EditRequest(item.instruction, image, steps=steps, seed=0, size=size)

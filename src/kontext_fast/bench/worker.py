@@ -97,6 +97,7 @@ def _run(job: Job, send: Send) -> None:
     from kontext_fast.bench.environment import environment_facts
     from kontext_fast.bench.measure import Bench
     from kontext_fast.bench.peers.techniques.fewer_steps import cell_for
+    from kontext_fast.optimizations.acceleration import apply_plan
     from kontext_fast.pipeline.device import choose_device, memory_errors
     from kontext_fast.pipeline.load import load
     from kontext_fast.records.store import ResultStore
@@ -123,7 +124,7 @@ def _run(job: Job, send: Send) -> None:
         send(Progress(phase="applying"))
         start = time.perf_counter()
         with memory_errors(f"applying {job.preset}"), _invalid_input_as_refusal():
-            plan.apply(loaded.pipe, device)
+            apply_plan(plan, loaded.pipe, device)
         _synchronize(device)
         send(Applied(apply_s=time.perf_counter() - start))
         bench = Bench(loaded.pipe, job.suite, store=ResultStore(Path(job.folder)) if job.keep_images else None)

@@ -98,6 +98,7 @@ class Session:
 @contextmanager
 def open_session(setup: Setup) -> Iterator[Session]:
     """Load and accelerate the pipeline. Everything that can be refused is refused before anything is loaded."""
+    from kontext_fast.optimizations.acceleration import apply_plan
     from kontext_fast.optimizations.machine import Machine
     from kontext_fast.optimizations.plan import resolve_for
     from kontext_fast.pipeline.device import choose_device
@@ -113,5 +114,5 @@ def open_session(setup: Setup) -> Iterator[Session]:
         loaded = load(checkpoint, device=device, in_host_memory=plan.in_host_memory)
         if setup.lora is not None:
             stack.enter_context(load_lora(loaded.pipe, *parse_lora(setup.lora)))
-        stack.enter_context(plan.apply(loaded.pipe, device))
+        stack.enter_context(apply_plan(plan, loaded.pipe, device))
         yield Session(loaded, setup, reason, time.perf_counter() - begin, bar)

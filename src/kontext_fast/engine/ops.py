@@ -4,6 +4,9 @@ Shapes: B samples, `rows` tokens of one stream, S tokens in all, W the width, H 
 the MLP. Activations are contiguous [B, rows, ...]; `x` and `stream` may be views into larger buffers, with any strides
 but a contiguous last dimension. "The dtype" is that of the checkpoint: bfloat16 or float32.
 
+Float8 is e4m3, with one scale per row (one token of activations, one output channel of weights) or, for attention, per
+head: `scale = absmax / 448`, so that the largest magnitude becomes 448, the largest number of e4m3.
+
 `PortableOps` rounds where diffusers rounds. A fused kernel may keep float32 between the operations it joins and round
 once to the dtype; what it then quantizes is that rounded value.
 """
@@ -18,18 +21,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kontext_fast.engine import fp8
 from kontext_fast.engine.attention.base import AttentionKernel
 from kontext_fast.engine.attention.pytorch import NATIVE
-from kontext_fast.engine.fp8 import Quantized
-
-Activations = Tensor | Quantized
-"""What a linear layer reads: quantized if, and only if, the layer's weight is."""
 
 KernelKind = Literal["portable", "emulated", "fused"]
 """Who computes: plain PyTorch, plain PyTorch rounding as fp8 hardware would, or fused kernels."""
 
 LAYER_NORM_EPS = 1e-6
+
+E4M3_MAX = 448.0
+SMALLEST_ABSMAX = 1e-12
+"""A row of zeros is scaled as if this were its largest magnitude, which keeps it a row of zeros."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """`values * scale` approximates what was quantized."""
+
+    values: Tensor
+    """[..., K] float8_e4m3fn, contiguous."""
+    scale: Tensor
+    """float32, with 1 for every dimension whose numbers share a scale: [..., 1] for rows."""
+    dtype: torch.dtype
+    """Of what was quantized; products with it are given in this dtype."""
+
+    def dequantized(self) -> Tensor:
+        """[..., K] float32."""
+        return self.values.float() * self.scale
+
+
+Activations = Tensor | Quantized
+"""What a linear layer reads: quantized if, and only if, the layer's weight is."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +173,7 @@ class PortableOps:
         return self.attention_kernel.run(query, key, value).flatten(2)
 
     def prepare(self, x: Tensor, *, quantize: bool) -> Activations:
-        return fp8.quantize(x) if quantize else x
+        return _quantized(x, (-1,)) if quantize else x
 
     def gelu(self, x: Tensor, *, quantize: bool) -> Activations:
         return self.prepare(functional.gelu(x, approximate="tanh"), quantize=quantize)
@@ -182,3 +204,20 @@ def _rotated(x: Tensor, rope: Rope) -> Tensor:
     real, imaginary = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack((real * cos - imaginary * sin, imaginary * cos + real * sin), dim=-1)
     return turned.flatten(-2).to(x.dtype)
+
+
+def quantize(x: Tensor) -> Quantized:
+    """Round each row of `x`, [..., K] in any floating dtype. A row that holds a NaN or an infinity becomes all NaN."""
+    return _quantized(x, (-1,))
+
+
+def quantize_heads(x: Tensor) -> Quantized:
+    """Round each head of each sample of `x`, [B, S, H, D], over all its tokens: attention takes no other scale."""
+    return _quantized(x, (1, 3))
+
+
+def _quantized(x: Tensor, shared: tuple[int, ...]) -> Quantized:
+    wide = x.float()
+    scale = wide.abs().amax(shared, keepdim=True).clamp(min=SMALLEST_ABSMAX) / E4M3_MAX
+    # A quotient may round to just above 448; up to 464 the conversion rounds that down to 448 again.
+    return Quantized((wide / scale).to(torch.float8_e4m3fn).contiguous(), scale, x.dtype)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kontext_fast.engine.fp8 import Quantized
+from kontext_fast.engine.ops import Quantized
 from kontext_fast.engine.weights import EngineWeights
 from kontext_fast.errors import InvalidInput
 

@@ -10,15 +10,11 @@ differential equation.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from kontext_fast.engine.transformer import EngineTransformer, Prepared
-    from kontext_fast.records.schema import StepKind
 
 Order = Literal[0, 1]
 """0: the last velocity again; 1: the line through the last two."""
@@ -95,58 +91,3 @@ def _between(first: tuple[float, Tensor], last: tuple[float, Tensor], sigma: flo
     """At `sigma`, on the line through two velocities, in float32."""
     slope = (last[1].float() - first[1].float()) / (last[0] - first[0])
     return last[1].float() + slope * (sigma - last[0])
-
-
-@dataclass(frozen=True)
-class _EmbeddedText:
-    source: Tensor
-    version: int | None
-    """Of `source`, which counts up whenever it is written to; None where nothing counts."""
-    embedded: Tensor
-
-    def is_of(self, text: Tensor) -> bool:
-        return text is self.source and self.version is not None and text._version == self.version
-
-
-class Branch:
-    """Runs the steps of one branch of classifier-free guidance (the positive or the negative prompt), in order."""
-
-    def __init__(
-        self,
-        engine: EngineTransformer,
-        prepared: Prepared,
-        sigmas: Sequence[float],
-        schedule: Schedule | None = None,
-    ) -> None:
-        """`sigmas`: noise level at the beginning of each step, and at the end of the last. No schedule: every step is
-        computed."""
-        self._engine = engine
-        self._prepared = prepared
-        self._sigmas = sigmas
-        self._schedule = schedule
-        self._velocities = None if schedule is None else Velocities(schedule.order, corrects=schedule.corrects)
-        self._text: _EmbeddedText | None = None
-        self.kinds: list[StepKind] = []
-        """Of each step so far."""
-
-    def step(self, index: int, image: Tensor, text: Tensor) -> Tensor:
-        """[B, N, C] the velocity of step `index`.
-
-        `image` [B, N + R, C] and `text` [B, T, C'] are the transformer's inputs; text is embedded again only where it
-        is another one.
-        """
-        if self._schedule is None or self._velocities is None:
-            return self._computed(index, image, text)
-        sigma, until = self._sigmas[index : index + 2]
-        if index in self._schedule.computed or not self.kinds:
-            return self._velocities.computed(sigma, until, self._computed(index, image, text))
-        self.kinds.append("skipped")
-        return self._velocities.skipped(sigma, until)
-
-    def _computed(self, index: int, image: Tensor, text: Tensor) -> Tensor:
-        if self._text is None or not self._text.is_of(text):
-            # Writes to tensors of inference mode are not counted, so those are embedded at every step.
-            version = None if text.is_inference() else text._version
-            self._text = _EmbeddedText(text, version, self._engine.embed_text(text))
-        self.kinds.append("full")
-        return self._engine.step(self._prepared, index, image, self._text.embedded)

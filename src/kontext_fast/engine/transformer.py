@@ -9,14 +9,20 @@ layer, instead of reading a quarter of all weights again at every step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from kontext_fast.engine.ops import JointQKV, Linear, Ops, Rope
+from kontext_fast.engine.step_reuse import Schedule, Velocities
 from kontext_fast.engine.weights import DoubleWeights, EngineWeights, SingleWeights, StreamWeights
+
+if TYPE_CHECKING:
+    from kontext_fast.records.schema import StepKind
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,9 @@ class EngineTransformer:
         `timesteps` [steps] and `guidance` [B] are what diffusers' transformer is given, `pooled` is [B, P]; `text_ids`
         [T, 3] and `image_ids` [N + R, 3] are positions, of which the first `image_tokens` have an output.
         """
-        shape, weights = self.weights.dimensions, self.weights
+        weights = self.weights
         buffers = torch.empty(
-            3, len(pooled), len(text_ids) + len(image_ids), shape.heads, shape.head_dim,
+            3, len(pooled), len(text_ids) + len(image_ids), weights.heads, weights.head_dim,
             dtype=weights.dtype, device=weights.device,
         )  # fmt: skip
         return Prepared(
@@ -181,3 +187,58 @@ class EngineTransformer:
         attended = ops.attention(joint.query, joint.key, joint.value)
         joined = ops.join_gelu(attended, qkv_mlp[..., end:], quantize=weights.out.quantized)
         ops.add_gated(stream, gate, ops.linear(joined, weights.out))
+
+
+@dataclass(frozen=True)
+class _EmbeddedText:
+    source: Tensor
+    version: int | None
+    """Of `source`, which counts up whenever it is written to; None where nothing counts."""
+    embedded: Tensor
+
+    def is_of(self, text: Tensor) -> bool:
+        return text is self.source and self.version is not None and text._version == self.version
+
+
+class Branch:
+    """Runs the steps of one branch of classifier-free guidance (the positive or the negative prompt), in order."""
+
+    def __init__(
+        self,
+        engine: EngineTransformer,
+        prepared: Prepared,
+        sigmas: Sequence[float],
+        schedule: Schedule | None = None,
+    ) -> None:
+        """`sigmas`: noise level at the beginning of each step, and at the end of the last. No schedule: every step is
+        computed."""
+        self._engine = engine
+        self._prepared = prepared
+        self._sigmas = sigmas
+        self._schedule = schedule
+        self._velocities = None if schedule is None else Velocities(schedule.order, corrects=schedule.corrects)
+        self._text: _EmbeddedText | None = None
+        self.kinds: list[StepKind] = []
+        """Of each step so far."""
+
+    def step(self, index: int, image: Tensor, text: Tensor) -> Tensor:
+        """[B, N, C] the velocity of step `index`.
+
+        `image` [B, N + R, C] and `text` [B, T, C'] are the transformer's inputs; text is embedded again only where it
+        is another one.
+        """
+        if self._schedule is None or self._velocities is None:
+            return self._computed(index, image, text)
+        sigma, until = self._sigmas[index : index + 2]
+        if index in self._schedule.computed or not self.kinds:
+            return self._velocities.computed(sigma, until, self._computed(index, image, text))
+        self.kinds.append("skipped")
+        return self._velocities.skipped(sigma, until)
+
+    def _computed(self, index: int, image: Tensor, text: Tensor) -> Tensor:
+        if self._text is None or not self._text.is_of(text):
+            # Writes to tensors of inference mode are not counted, so those are embedded at every step.
+            version = None if text.is_inference() else text._version
+            self._text = _EmbeddedText(text, version, self._engine.embed_text(text))
+        self.kinds.append("full")
+        return self._engine.step(self._prepared, index, image, self._text.embedded)

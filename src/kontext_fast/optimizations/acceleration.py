@@ -44,7 +44,7 @@ def accelerate(
     plan = resolve(preset, machine)
     if _weights_bytes(pipe) >= FULL_SIZE_BYTES:
         require_memory(plan.preset, machine)
-    acceleration = plan.apply(pipe, device)
+    acceleration = apply_plan(plan, pipe, device)
     if not quiet:
         print(acceleration.describe())  # noqa: T201 - this is the one call whose user is a person at a prompt
         if plan.preset == DEFAULT_PRESET:
@@ -67,27 +67,6 @@ class Acceleration:
         """What each technique tells about itself, by name; current as of the most recent request."""
         self._requests = requests
         self._undo = undo
-
-    @classmethod
-    def start(cls, pipe: Any, plan: Plan, device: Any = None) -> Acceleration:
-        """Apply `plan` to `pipe`; see `Plan.apply`."""
-        _require_flux(pipe)
-        if (already := current(pipe)) is not None:
-            raise InvalidInput(
-                f"This pipeline is accelerated already ({already.plan.preset}); call revert() on that one first."
-            )
-        with ExitStack() as undo:
-            requests = track_calls(pipe, undo)
-            requests.on_begin(_same_parts(pipe), undo)
-            if device is not None:
-                _run_on(pipe, plan, device, undo)
-            # Kernels compile side by side while weights are on their way; in the first image they would in a row.
-            with run_concurrently([launch for one in plan.optimizations for launch in one.precompile_calls(pipe)]):
-                facts = {one.name: one.apply(pipe, undo) for one in plan.optimizations}
-            acceleration = cls(plan, facts, requests, undo.pop_all())
-        # On the class made for this pipeline, so that it lives and dies with it.
-        setattr(type(pipe), _MARK, acceleration)
-        return acceleration
 
     def revert(self) -> None:
         """Bring back the pipeline as it was before, bit for bit; does nothing the second time."""
@@ -115,6 +94,31 @@ class Acceleration:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.revert()
+
+
+def apply_plan(plan: Plan, pipe: Any, device: Any = None) -> Acceleration:
+    """Apply `plan` to `pipe` in place; if one technique fails, those before it are undone and its error propagates.
+
+    `device` is where it will run; None: where it is. Another one needs a plan that is `in_host_memory`.
+    Raises InvalidInput for another device otherwise, and if `pipe` is no FLUX pipeline or is accelerated already.
+    """
+    _require_flux(pipe)
+    if (already := current(pipe)) is not None:
+        raise InvalidInput(
+            f"This pipeline is accelerated already ({already.plan.preset}); call revert() on that one first."
+        )
+    with ExitStack() as undo:
+        calls = track_calls(pipe, undo)
+        calls.on_begin(_same_parts(pipe), undo)
+        if device is not None:
+            _run_on(pipe, plan, device, undo)
+        # Kernels compile side by side while weights are on their way; in the first image they would in a row.
+        with run_concurrently([call for one in plan.optimizations for call in one.precompile_calls(pipe)]):
+            facts = {optimization.name: optimization.apply(pipe, undo) for optimization in plan.optimizations}
+        acceleration = Acceleration(plan, facts, calls, undo.pop_all())
+    # On the class made for this pipeline, so that it lives and dies with it.
+    setattr(type(pipe), _MARK, acceleration)
+    return acceleration
 
 
 def _run_on(pipe: Any, plan: Plan, device: Any, undo: ExitStack) -> None:

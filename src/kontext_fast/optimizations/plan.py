@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.base import Optimization
@@ -15,9 +14,6 @@ from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.presets import FALLBACKS, PEAK_GIB, Preset, find_preset
 from kontext_fast.pipeline.load import is_full_size, kind_of
 from kontext_fast.records.schema import AppliedOptimization
-
-if TYPE_CHECKING:
-    from kontext_fast.optimizations.acceleration import Acceleration
 
 
 @dataclass(frozen=True)
@@ -47,16 +43,6 @@ class Plan:
     def in_host_memory(self) -> bool:
         """Whether the pipeline is best loaded into host memory, since the plan brings what runs to the device."""
         return any(one.in_host_memory for one in self.optimizations)
-
-    def apply(self, pipe: Any, device: Any = None) -> Acceleration:
-        """Apply to `pipe` in place; if one technique fails, those before it are undone and its error propagates.
-
-        `device` is where it will run; None: where it is. Another one needs a plan that is `in_host_memory`.
-        Raises InvalidInput for another device otherwise, and if `pipe` is no FLUX pipeline or is accelerated already.
-        """
-        from kontext_fast.optimizations.acceleration import Acceleration
-
-        return Acceleration.start(pipe, self, device)
 
 
 def resolve(

@@ -6,16 +6,18 @@ Names without a prefix are built in. Those with the prefix `peer:` are recipes o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from kontext_fast.discovery import unknown_name
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.registry import discover
 from kontext_fast.records.names import ONLY, Ablation, parse_ablation
+
+if TYPE_CHECKING:
+    from kontext_fast.engine.weights import Precision
 
 _DIFFUSERS = "https://github.com/huggingface/diffusers"
 
@@ -37,12 +39,6 @@ FALLBACKS: Final = ("faithful", "baseline", "low_memory")
 
 TIMES_FAITHFUL: Final[Mapping[str, float]] = {"balanced": 1.4, "fast": 3.4}
 """How many times as fast as `faithful` an edit at 1024x1024 in 28 steps is, on the card of results/h100."""
-
-CLASSIC = ("fuse_qkv", "channels_last", "first_block_cache", "compile")
-
-PRESETS: dict[str, Preset]
-"""Every preset by name: `baseline`, `classic`, those on the engine (`faithful`, `balanced`, `fast`, `turbo`,
-`low_memory`), and one per optimization that carries the optimization's name and has what it requires."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ def find_preset(name: str, known: Mapping[str, Preset] | None = None) -> Preset:
 
     Names of ablations are `classic-only-compile` and `classic-without-compile`. Raises InvalidInput for any other.
     """
-    known = _presets() if known is None else known
+    known = PRESETS if known is None else known
     if name in known:
         return known[name]
     ablation = parse_ablation(name)
@@ -112,42 +108,82 @@ def _ablated(optimizations: Iterable[Optimization], ablation: Ablation) -> tuple
     return tuple(optimization for optimization in optimizations if (optimization.name == ablation.optimization) == only)
 
 
-def __getattr__(name: str) -> Any:
-    # Computed on first use: finding the optimizations imports every module of this package, this one included.
-    if name == "PRESETS":
-        return _presets()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-@cache
-def _presets() -> dict[str, Preset]:
+def with_required(optimization: Optimization) -> tuple[Optimization, ...]:
+    """`optimization` after what it requires, all with default parameters."""
     known = discover()
-    classic = tuple(known[name]() for name in CLASSIC)
-    return {
-        "baseline": Preset("baseline", "the pipeline as diffusers runs it", (), source=_DIFFUSERS),
-        **{name: declare_preset(name, known[name].summary, with_required(known[name]())) for name in known},
-        "classic": declare_preset("classic", "the four classic techniques together", classic),
-        **_on_the_engine(known),
-    }
+    required = [needed for name in sorted(optimization.requires) for needed in with_required(known[name]())]
+    return (*required, optimization)
 
 
-def with_required(one: Optimization) -> tuple[Optimization, ...]:
-    """`one` after what it requires, all with default parameters."""
-    known = discover()
-    required = [needed for name in sorted(one.requires) for needed in with_required(known[name]())]
-    return (*required, one)
+def _classic() -> tuple[Optimization, ...]:
+    from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
+    from kontext_fast.optimizations.techniques.compile import Compile
+    from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
+    from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
+
+    return (FuseQKV(), ChannelsLast(), FirstBlockCache(), Compile())
 
 
-def _on_the_engine(known: Mapping[str, type[Optimization]]) -> dict[str, Preset]:
-    """Schedules are functions of the number of steps, and come from the study in docs/engine.md."""
-    vae = (known["channels_last"](), known["fused_vae"]())
-    fp8 = (known["engine"](precision="fp8"), *vae)
-    skips = known["step_reuse"]
-    presets = (
-        declare_preset("faithful", "our own forward in the checkpoint's precision", (known["engine"](), *vae)),
-        declare_preset("balanced", "our own forward in fp8, every step in full", fp8),
-        declare_preset("fast", "fp8, every third step computed", (*fp8, skips(computed=3))),
-        declare_preset("low_memory", "balanced, with the text encoders in host memory", (*fp8, known["offload"]())),
-        declare_preset("turbo", "fp8, every fourth step computed", (*fp8, skips(computed=4))),
-    )
-    return {preset.name: preset for preset in presets}
+def _on_the_engine(precision: Precision) -> tuple[Optimization, ...]:
+    from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
+    from kontext_fast.optimizations.techniques.engine import Engine
+    from kontext_fast.optimizations.techniques.fused_vae import FusedVae
+
+    return (Engine(precision=precision), ChannelsLast(), FusedVae())
+
+
+def _fp8_with_one_step_in(every: int) -> tuple[Optimization, ...]:
+    from kontext_fast.optimizations.techniques.step_reuse import StepReuse
+
+    return (*_on_the_engine("fp8"), StepReuse(computed=every))
+
+
+def _low_memory() -> tuple[Optimization, ...]:
+    from kontext_fast.optimizations.techniques.offload import Offload
+
+    return (*_on_the_engine("fp8"), Offload())
+
+
+_COMBINATIONS: Final[Mapping[str, tuple[str, Callable[[], tuple[Optimization, ...]]]]] = {
+    "classic": ("the four classic techniques together", _classic),
+    "faithful": ("our own forward in the checkpoint's precision", lambda: _on_the_engine("bf16")),
+    "balanced": ("our own forward in fp8, every step in full", lambda: _on_the_engine("fp8")),
+    "fast": ("fp8, every third step computed", lambda: _fp8_with_one_step_in(3)),
+    "low_memory": ("balanced, with the text encoders in host memory", _low_memory),
+    "turbo": ("fp8, every fourth step computed", lambda: _fp8_with_one_step_in(4)),
+}
+"""Schedules are functions of the number of steps, and come from the study in docs/engine.md."""
+
+
+class _BuiltIn(MutableMapping[str, Preset]):
+    """Every preset is made when it is first asked for, so that it imports and runs no techniques but its own."""
+
+    def __init__(self) -> None:
+        baseline = Preset("baseline", "the pipeline as diffusers runs it", (), source=_DIFFUSERS)
+        self._presets = {baseline.name: baseline}
+
+    def __getitem__(self, name: str) -> Preset:
+        if name not in self._presets:
+            if name in _COMBINATIONS:
+                summary, optimizations = _COMBINATIONS[name]
+                self._presets[name] = declare_preset(name, summary, optimizations())
+            else:
+                technique = discover()[name]
+                self._presets[name] = declare_preset(name, technique.summary, with_required(technique()))
+        return self._presets[name]
+
+    def __setitem__(self, name: str, preset: Preset) -> None:
+        self._presets[name] = preset
+
+    def __delitem__(self, name: str) -> None:
+        del self._presets[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(("baseline", *discover(), *_COMBINATIONS, *self._presets)))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+PRESETS: Final = _BuiltIn()
+"""`baseline`, one per optimization, which has its name and what it requires, and the combinations above."""

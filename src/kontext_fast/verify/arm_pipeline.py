@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kontext_fast.optimizations.acceleration import Acceleration
+from kontext_fast.optimizations.acceleration import Acceleration, apply_plan
 from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.patching import set_attribute
 from kontext_fast.optimizations.plan import resolve
@@ -56,7 +56,7 @@ class ArmPipeline:
         if self._applied is None:
             machine = Machine.detect(self.device)
             plan = resolve(spec.preset, machine, architecture_only=self.facts.random_weights)
-            acceleration = plan.apply(pipe)
+            acceleration = apply_plan(plan, pipe)
             if self._loaded is not None:
                 self._applied = spec.preset, acceleration
         with ExitStack() as stack:

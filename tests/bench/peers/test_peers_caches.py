@@ -21,7 +21,7 @@ from kontext_fast.bench.peers.techniques.diffusers_first_block_cache import Diff
 from kontext_fast.bench.peers.techniques.diffusers_magcache import DiffusersMagCache
 from kontext_fast.bench.peers.techniques.diffusers_taylorseer import DiffusersTaylorSeer
 from kontext_fast.errors import InvalidInput, Refused
-from kontext_fast.optimizations.acceleration import Acceleration
+from kontext_fast.optimizations.acceleration import Acceleration, apply_plan
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.call_tracking import track_calls
 from kontext_fast.optimizations.machine import Machine
@@ -73,7 +73,7 @@ def pipe() -> Any:
 
 
 def applied(pipe: Any, *optimizations: Optimization) -> Acceleration:
-    return resolve(optimizations, CPU).apply(pipe)
+    return apply_plan(resolve(optimizations, CPU), pipe)
 
 
 @contextmanager
@@ -186,7 +186,7 @@ def test_magcache_follows_the_published_ratios(pipe: Any) -> None:
         else:
             expected.append("full")
             product, error, skips = 1.0, 0.0, 0
-    with resolve(find_preset("peer:magcache"), CPU).apply(pipe) as acceleration:
+    with apply_plan(resolve(find_preset("peer:magcache"), CPU), pipe) as acceleration:
         render(pipe, steps=28)
         assert acceleration.last_step_kinds() == expected
         assert 10 <= expected.count("full") <= 18

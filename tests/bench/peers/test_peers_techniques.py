@@ -23,7 +23,7 @@ from kontext_fast.bench.peers.techniques.regional_compile import RegionalCompile
 from kontext_fast.bench.peers.techniques.torchao_float8 import TorchaoFloat8, cannot_revert
 from kontext_fast.bench.peers.techniques.whole_compile import WholeCompile
 from kontext_fast.errors import InvalidInput
-from kontext_fast.optimizations.acceleration import Acceleration
+from kontext_fast.optimizations.acceleration import Acceleration, apply_plan
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.plan import Plan
 from tests import needs
@@ -62,7 +62,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def applied(pipe: Any, *optimizations: Optimization) -> Acceleration:
     """The optimizations applied on this machine, whether or not it supports them."""
-    return Plan("test", optimizations).apply(pipe)
+    return apply_plan(Plan("test", optimizations), pipe)
 
 
 @pytest.mark.parametrize("technique", [RegionalCompile(), CompiledBlocks()], ids=lambda technique: technique.name)

@@ -24,11 +24,10 @@ from triton.runtime.jit import JITFunction, mangle_type
 
 from kontext_fast.engine.attention.pytorch import MATH
 from kontext_fast.engine.dimensions import Dimensions
-from kontext_fast.engine.fp8 import Quantized
 from kontext_fast.engine.kernels.fused import FusedOps
 from kontext_fast.engine.kernels.group_norm_silu import group_norm_silu
 from kontext_fast.engine.kernels.registry import Inputs, kernels, precompile_calls
-from kontext_fast.engine.ops import Activations, Linear
+from kontext_fast.engine.ops import Activations, Linear, Quantized
 from kontext_fast.engine.transformer import EngineTransformer
 from kontext_fast.engine.weights import Precision, take_weights
 from tests.engine.transformers import Shape, inputs_for, prepare, random_transformer, stepped

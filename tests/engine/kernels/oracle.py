@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from kontext_fast.engine.attention.pytorch import MATH
-from kontext_fast.engine.fp8 import E4M3_MAX, Quantized
-from kontext_fast.engine.ops import PortableOps
+from kontext_fast.engine.ops import E4M3_MAX, PortableOps, Quantized
 from tests import needs
 
 pytest.importorskip("triton", reason=needs.TRITON)

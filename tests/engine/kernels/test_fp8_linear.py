@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kontext_fast.engine.fp8 import Quantized, quantize
-from kontext_fast.engine.ops import Linear
+from kontext_fast.engine.ops import Linear, Quantized, quantize
 from kontext_fast.errors import InvalidInput
 from tests.engine.kernels.oracle import DEVICE, fused, noise, portable
 

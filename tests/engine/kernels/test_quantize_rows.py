@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kontext_fast.engine.fp8 import Quantized
+from kontext_fast.engine.ops import Quantized
 from tests.engine.kernels.oracle import DEVICE, DTYPES, SIZES, assert_quantizes, fused, noise, portable, window
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
-from kontext_fast.engine.fp8 import Quantized
 from kontext_fast.engine.kernels.registry import Inputs, Operation, kernels, precompile_calls
+from kontext_fast.engine.ops import Quantized
 from tests.engine.kernels.oracle import DEVICE, fused, noise, portable
 
 SMALL = replace(FLUX_KONTEXT_DEV, heads=3, head_dim=32)

@@ -1,12 +1,12 @@
-"""Rounding one row, held in registers, to float8 (e4m3) with one scale, as `kontext_fast.engine.fp8` does."""
+"""Rounding one row, held in registers, to float8 (e4m3) with one scale, as `kontext_fast.engine.ops` does."""
 
 from __future__ import annotations
 
-from kontext_fast.engine import fp8
+from kontext_fast.engine import ops
 from kontext_fast.engine.kernels.language import tl, triton
 
-E4M3_MAX = tl.constexpr(fp8.E4M3_MAX)
-SMALLEST_ABSMAX = tl.constexpr(fp8.SMALLEST_ABSMAX)
+E4M3_MAX = tl.constexpr(ops.E4M3_MAX)
+SMALLEST_ABSMAX = tl.constexpr(ops.SMALLEST_ABSMAX)
 
 
 @triton.jit

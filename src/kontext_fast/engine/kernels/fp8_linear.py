@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kontext_fast.engine.fp8 import Quantized
+from kontext_fast.engine.ops import Quantized
 from kontext_fast.errors import InvalidInput
 
 _MULTIPLE = 16

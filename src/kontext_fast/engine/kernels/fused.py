@@ -19,7 +19,6 @@ from torch.nn import functional
 from kontext_fast.engine.attention.base import AttentionKernel
 from kontext_fast.engine.attention.pytorch import CUDNN
 from kontext_fast.engine.dimensions import Dimensions
-from kontext_fast.engine.fp8 import Quantized
 from kontext_fast.engine.kernels.add_gated import add_gated
 from kontext_fast.engine.kernels.fp8_linear import fp8_linear
 from kontext_fast.engine.kernels.gelu import gelu
@@ -27,7 +26,7 @@ from kontext_fast.engine.kernels.norm_modulate import norm_modulate
 from kontext_fast.engine.kernels.quantize_rows import quantize_rows
 from kontext_fast.engine.kernels.registry import precompile_calls
 from kontext_fast.engine.kernels.write_qkv import write_qkv
-from kontext_fast.engine.ops import LAYER_NORM_EPS, Activations, JointQKV, KernelKind, Linear, QKNorm, Rope
+from kontext_fast.engine.ops import LAYER_NORM_EPS, Activations, JointQKV, KernelKind, Linear, QKNorm, Quantized, Rope
 
 
 def refusal() -> str | None:

@@ -10,7 +10,6 @@ import math
 import torch
 from torch import Tensor
 
-from kontext_fast.engine.fp8 import Quantized
 from kontext_fast.engine.kernels.e4m3 import larger_magnitude, store_quantized
 from kontext_fast.engine.kernels.language import tl, triton
 from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
@@ -23,6 +22,7 @@ from kontext_fast.engine.kernels.rows import (
     row_index,
     row_of,
 )
+from kontext_fast.engine.ops import Quantized
 
 # gelu(x) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3): one exponential and one reciprocal.
 _OF_X = tl.constexpr(-2 * math.log2(math.e) * math.sqrt(2 / math.pi))

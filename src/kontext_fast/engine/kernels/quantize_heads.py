@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kontext_fast.engine import fp8
-from kontext_fast.engine.fp8 import Quantized
+from kontext_fast.engine import ops as portable
 from kontext_fast.engine.kernels.e4m3 import E4M3_MAX, SMALLEST_ABSMAX
 from kontext_fast.engine.kernels.language import tl, triton
 from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
 from kontext_fast.engine.kernels.rows import device_of, options_for
+from kontext_fast.engine.ops import Quantized
 from kontext_fast.errors import KontextError
 
 _TOKENS = 32
@@ -18,7 +18,7 @@ _TOKENS = 32
 
 
 def quantize_heads(x: Tensor) -> Quantized:
-    """As `kontext_fast.engine.fp8.quantize_heads`, of `x` [B, S, H, D] whose heads lie side by side, D a power of two.
+    """As `kontext_fast.engine.ops.quantize_heads`, of `x` [B, S, H, D] whose heads lie side by side, D a power of two.
 
     Raises KontextError if they do not.
     """
@@ -106,7 +106,7 @@ def _quantize_heads(
 def _example(inputs: Inputs) -> Call:
     tokens = inputs.stream()
     x = tokens.view(*tokens.shape[:-1], inputs.dimensions.heads, inputs.dimensions.head_dim)
-    return lambda ops, _quantize: [quantize_heads(x) if ops.kernel == "fused" else fp8.quantize_heads(x)]
+    return lambda ops, _quantize: [quantize_heads(x) if ops.kernel == "fused" else portable.quantize_heads(x)]
 
 
 KERNEL = Kernel(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kontext_fast.engine.fp8 import Quantized
 from kontext_fast.engine.kernels.e4m3 import larger_magnitude, store_quantized
 from kontext_fast.engine.kernels.language import tl, triton
 from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
@@ -17,6 +16,7 @@ from kontext_fast.engine.kernels.rows import (
     row_index,
     row_of,
 )
+from kontext_fast.engine.ops import Quantized
 
 
 def quantize_rows(x: Tensor) -> Quantized:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kontext_fast.engine.fp8 import Quantized
-from kontext_fast.engine.ops import JointQKV, Ops, Rope
+from kontext_fast.engine.ops import JointQKV, Ops, Quantized, Rope
 
 if TYPE_CHECKING:
     from kontext_fast.engine.dimensions import Dimensions

@@ -86,6 +86,8 @@ def _fuse(attention: Any, name: str, parts: tuple[str, ...], undo: ExitStack) ->
     """Give `attention` the projection `name` made of `parts`, whose parameters become views into it."""
     import torch
 
+    from kontext_fast.engine.weights import fuse_parameters
+
     layers = [getattr(attention, part) for part in parts]
     fused = torch.nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), device="meta")
     for kind in ("weight", "bias"):
@@ -95,18 +97,10 @@ def _fuse(attention: Any, name: str, parts: tuple[str, ...], undo: ExitStack) ->
             fused.register_parameter(kind, None)
             continue
         # A buffer that is not persistent: it follows the module, but no saved model contains it.
-        fused.register_buffer(kind, torch.cat([parameter.data for parameter in separate]), persistent=False)
-        whole = getattr(fused, kind)
-        for parameter, view in zip(separate, whole.split([len(parameter) for parameter in separate]), strict=True):
-            undo.callback(_own_memory, parameter)
-            parameter.data = view
+        fused.register_buffer(kind, fuse_parameters(separate, undo), persistent=False)
     undo.callback(attention._modules.pop, name, None)
     setattr(attention, name, fused)
     return fused, layers
-
-
-def _own_memory(parameter: Any) -> None:
-    parameter.data = parameter.data.clone()
 
 
 def _is_view(part: Any, whole: Any) -> bool:

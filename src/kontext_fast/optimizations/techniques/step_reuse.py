@@ -6,12 +6,15 @@ request.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from kontext_fast.engine.step_reuse import Schedule, computed_steps
+from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import PipelineCall, track_calls
 
@@ -66,7 +69,7 @@ class StepReuse(Optimization):
 
         The fact `computed_steps` counts them per branch of true CFG and sample, as of the most recent request.
         """
-        from kontext_fast.optimizations.techniques.engine_forward import require_engine
+        from kontext_fast.optimizations.techniques.engine import require_engine
 
         facts: Facts = {"computed_steps": []}
 
@@ -77,5 +80,23 @@ class StepReuse(Optimization):
         track_calls(pipe, undo).on_completed(count, undo)
         return facts
 
-    def _schedule(self, total: int) -> Schedule:
-        return Schedule(self.computed_steps(total), self.order, self.corrector)
+    def _schedule(self, scheduler: Any, sigmas: Sequence[float]) -> Schedule:
+        if self.corrector:
+            _require_euler(scheduler, sigmas)
+        return Schedule(self.computed_steps(len(sigmas) - 1), self.order, self.corrector)
+
+
+def _require_euler(scheduler: Any, sigmas: Sequence[float]) -> None:
+    """Raises InvalidInput where a step does not add its velocity times the change of sigma, all the way to zero."""
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    euler = type(scheduler).step is FlowMatchEulerDiscreteScheduler.step
+    if not euler or scheduler.config.stochastic_sampling or scheduler.config.invert_sigmas:
+        raise InvalidInput(
+            f"step_reuse corrects its guesses for Euler's method only, not for this {type(scheduler).__name__}; "
+            "use a plain FlowMatchEulerDiscreteScheduler, or StepReuse(corrector=False)."
+        )
+    if any(after >= before for before, after in pairwise(sigmas)):
+        raise InvalidInput(
+            "step_reuse corrects its guesses only where the noise falls at every step; keep sigmas apart."
+        )
