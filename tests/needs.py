@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kontext_fast.engine.attention.flash3 import installed_interface
-from kontext_fast.optimizations.machine import Machine
+from kontext_fast.pipeline.device import Machine
 
 GPU = "needs a CUDA GPU: run `make test` on a machine with one"
 TRITON = "needs triton, which CUDA builds of PyTorch bring: pip install triton"

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.presets import PRESETS
 from kontext_fast.pipeline import folder
+from kontext_fast.pipeline.device import Machine
 from kontext_fast.pipeline.hub import KONTEXT_DEV
 from tests.optimizations.test_default_preset import gpu
 

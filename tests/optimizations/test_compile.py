@@ -15,8 +15,8 @@ import torch
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate, apply_plan
-from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.techniques.compile import Compile, cache_root, directory_for
+from kontext_fast.pipeline.device import Machine
 from tests import needs
 from tests.pipelines import render, small_pipeline
 

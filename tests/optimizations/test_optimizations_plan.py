@@ -11,7 +11,6 @@ import pytest
 
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.base import Optimization
-from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import resolve
 from kontext_fast.optimizations.presets import PRESETS, Preset
 from kontext_fast.optimizations.registry import build, discover
@@ -19,6 +18,7 @@ from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 from kontext_fast.optimizations.techniques.compile import Compile
 from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
 from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
+from kontext_fast.pipeline.device import Machine
 
 
 def machine(**facts: Any) -> Machine:
@@ -109,7 +109,7 @@ def test_the_content_hash_follows_the_parameters_not_the_name() -> None:
 def test_the_content_hash_is_the_same_in_every_process_and_planning_imports_no_torch() -> None:
     code = """
 import json, sys
-from kontext_fast.optimizations.machine import Machine
+from kontext_fast.pipeline.device import Machine
 from kontext_fast.optimizations.plan import resolve
 here = Machine(device="cpu", memory_bytes=1, cxx="g++", cc=None, triton=False, torch="2.13.0", platform="x")
 print(json.dumps([resolve("classic", here).content_hash, "torch" in sys.modules, "diffusers" in sys.modules]))

@@ -11,10 +11,10 @@ import pytest
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations import base
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import resolve
 from kontext_fast.optimizations.presets import Preset, find_preset
 from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
+from kontext_fast.pipeline.device import Machine
 
 CPU = Machine(device="cpu", memory_bytes=1, cxx="g++", cc="gcc", triton=False, torch="2.13.0", platform="linux-x86_64")
 GPU = replace(CPU, device="cuda", gpu="NVIDIA H200", capability=(9, 0))

@@ -14,7 +14,7 @@ from kontext_fast.pipeline.load import find_source, kind_of, load, sources
 
 PLUGIN = """
 from kontext_fast.pipeline.folder import TINY_FOLDER, load_folder
-from kontext_fast.pipeline.source import CheckpointSource
+from kontext_fast.pipeline.load import CheckpointSource
 
 GGUF = CheckpointSource(
     name="a .gguf file",

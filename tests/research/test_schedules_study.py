@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from kontext_fast.engine.flops import FULL_SIZE_EDIT
-from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import resolve
 from kontext_fast.optimizations.techniques.engine import Engine
+from kontext_fast.pipeline.device import Machine
 
 
 def _run(family: str, name: str, work: float, accepted: float, distance: float) -> dict[str, Any]:

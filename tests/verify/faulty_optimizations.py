@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.patching import set_attribute
 from kontext_fast.optimizations.presets import Preset
+from kontext_fast.pipeline.device import Machine
 
 
 class _Faulty(Optimization):

@@ -142,8 +142,8 @@ def _run(job: Job, send: Send) -> None:
 def _plan(job: Job, device: Any, send: Send) -> Plan | None:
     """The resolved plan, or None if this machine refuses it; either is reported to the parent."""
     from kontext_fast.bench.peers import find_preset
-    from kontext_fast.optimizations.machine import Machine
     from kontext_fast.optimizations.plan import resolve
+    from kontext_fast.pipeline.device import Machine
     from kontext_fast.pipeline.load import kind_of
 
     random_weights = kind_of(job.checkpoint).random_weights

@@ -9,8 +9,7 @@ import typer
 
 from kontext_fast.cli.bench import raise_for_failures, suite_display
 from kontext_fast.cli.options import Json
-from kontext_fast.cli.output import print_json, result_folder
-from kontext_fast.cli.progress import progress_bar
+from kontext_fast.cli.output import print_json, progress_bar, result_folder
 from kontext_fast.optimizations import DEFAULT_PRESET
 
 

@@ -11,12 +11,11 @@ from kontext_fast.cli.options import Json
 from kontext_fast.cli.output import print_json
 from kontext_fast.errors import KontextError, Refused
 from kontext_fast.optimizations import DEFAULT_PRESET
-from kontext_fast.pipeline.hub import KONTEXT_DEV
-from kontext_fast.pipeline.load import choices
+from kontext_fast.pipeline.load import KONTEXT_DEV, choices
 from kontext_fast.version import __version__
 
 if TYPE_CHECKING:
-    from kontext_fast.optimizations.machine import Machine
+    from kontext_fast.pipeline.device import Machine
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "huggingface-hub")
 
@@ -25,7 +24,7 @@ _GIB = 2**30
 
 def command(json: Json = False) -> None:
     """Say what this machine can run, and why not."""
-    from kontext_fast.optimizations.machine import Machine
+    from kontext_fast.pipeline.device import Machine
 
     machine = Machine.detect()
     checkpoints = _checkpoints(machine)

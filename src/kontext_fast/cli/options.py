@@ -10,8 +10,7 @@ import typer
 
 from kontext_fast.cost import Billing
 from kontext_fast.errors import InvalidInput
-from kontext_fast.pipeline.hub import KONTEXT_DEV
-from kontext_fast.pipeline.load import choices
+from kontext_fast.pipeline.load import KONTEXT_DEV, choices
 
 Checkpoint = Annotated[
     str | None,

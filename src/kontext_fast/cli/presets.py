@@ -10,15 +10,15 @@ from kontext_fast.cli.output import print_json
 
 if TYPE_CHECKING:
     from kontext_fast.optimizations.base import Optimization
-    from kontext_fast.optimizations.machine import Machine
     from kontext_fast.optimizations.presets import Preset
+    from kontext_fast.pipeline.device import Machine
 
 _READY = "ready"
 
 
 def command(json: Json = False) -> None:
     """List presets and optimizations, with effect, needs and conflicts."""
-    from kontext_fast.optimizations.machine import Machine
+    from kontext_fast.pipeline.device import Machine
 
     machine = Machine.detect()
     optimizations, presets = _optimizations(machine), _presets(machine)

@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from kontext_fast.cli import options
-from kontext_fast.cli.output import print_json
-from kontext_fast.cli.progress import progress_bar
+from kontext_fast.cli.output import print_json, progress_bar
 
 
 def command(

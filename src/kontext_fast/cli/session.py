@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.cli.options import parse_lora
-from kontext_fast.cli.output import print_json, say
-from kontext_fast.cli.progress import Bar, progress_bar
+from kontext_fast.cli.output import Bar, print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from kontext_fast.pipeline.edit import EditRequest
+    from kontext_fast.pipeline.load import LoadedCheckpoint
     from kontext_fast.pipeline.png import PngFile
-    from kontext_fast.pipeline.source import LoadedCheckpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +98,8 @@ class Session:
 def open_session(setup: Setup) -> Iterator[Session]:
     """Load and accelerate the pipeline. Everything that can be refused is refused before anything is loaded."""
     from kontext_fast.optimizations.acceleration import apply_plan
-    from kontext_fast.optimizations.machine import Machine
     from kontext_fast.optimizations.plan import resolve_for
-    from kontext_fast.pipeline.device import choose_device
+    from kontext_fast.pipeline.device import Machine, choose_device
     from kontext_fast.pipeline.load import default_checkpoint, load
     from kontext_fast.pipeline.lora import load_lora
 
@@ -114,5 +112,6 @@ def open_session(setup: Setup) -> Iterator[Session]:
         loaded = load(checkpoint, device=device, in_host_memory=plan.in_host_memory)
         if setup.lora is not None:
             stack.enter_context(load_lora(loaded.pipe, *parse_lora(setup.lora)))
-        stack.enter_context(apply_plan(plan, loaded.pipe, device))
+        if plan.optimizations:
+            stack.enter_context(apply_plan(plan, loaded.pipe, device))
         yield Session(loaded, setup, reason, time.perf_counter() - begin, bar)

@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kontext_fast.cli import options
-from kontext_fast.cli.output import command_line, print_json, result_folder, say
-from kontext_fast.cli.progress import Bar, StageDisplay, progress_bar, time_left
+from kontext_fast.cli.output import (
+    Bar,
+    StageDisplay,
+    command_line,
+    print_json,
+    progress_bar,
+    result_folder,
+    say,
+    time_left,
+)
 from kontext_fast.errors import GateFailed
 from kontext_fast.optimizations import DEFAULT_PRESET
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kontext_fast.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from kontext_fast.optimizations.machine import Machine
+    from kontext_fast.pipeline.device import Machine
 
 Facts = dict[str, Any]
 """What an applied technique can tell about itself, JSON-ready; it may change the values after each request."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.base import Optimization
-from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.presets import FALLBACKS, PEAK_GIB, Preset, find_preset
+from kontext_fast.pipeline.device import Machine
 from kontext_fast.pipeline.load import is_full_size, kind_of
 from kontext_fast.records.schema import AppliedOptimization
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import CheckpointUnavailable
 from kontext_fast.pipeline.device import choose_dtype, is_out_of_host_memory, memory_errors
-from kontext_fast.pipeline.source import FULL_SIZE_BYTES, CheckpointSource, LoadedCheckpoint, Target, loaded_checkpoint
+from kontext_fast.pipeline.load import FULL_SIZE_BYTES, CheckpointSource, LoadedCheckpoint, Target, loaded_checkpoint
 
 if TYPE_CHECKING:
     import torch

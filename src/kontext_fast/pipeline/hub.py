@@ -11,9 +11,7 @@ from typing import Any
 
 from kontext_fast.errors import CheckpointUnavailable
 from kontext_fast.pipeline.folder import INDEX, check_folder, load_folder, weights_bytes
-from kontext_fast.pipeline.source import FULL_SIZE_BYTES, CheckpointSource, LoadedCheckpoint, Target
-
-KONTEXT_DEV = "black-forest-labs/FLUX.1-Kontext-dev"
+from kontext_fast.pipeline.load import FULL_SIZE_BYTES, KONTEXT_DEV, CheckpointSource, LoadedCheckpoint, Target
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -10,7 +10,7 @@ from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
 from kontext_fast.errors import OutOfMemory, Refused
 from kontext_fast.pipeline.device import choose_dtype, memory_errors
 from kontext_fast.pipeline.folder import TINY_FOLDER
-from kontext_fast.pipeline.source import CheckpointSource, LoadedCheckpoint, Target, loaded_checkpoint
+from kontext_fast.pipeline.load import CheckpointSource, LoadedCheckpoint, Target, loaded_checkpoint
 
 if TYPE_CHECKING:
     import torch

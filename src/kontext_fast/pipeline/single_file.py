@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import CheckpointUnavailable
 from kontext_fast.pipeline.folder import INDEX, TransformerFile, check_folder, load_folder, weights_bytes
-from kontext_fast.pipeline.source import FULL_SIZE_BYTES, CheckpointSource, LoadedCheckpoint, Target
+from kontext_fast.pipeline.load import FULL_SIZE_BYTES, CheckpointSource, LoadedCheckpoint, Target
 
 if TYPE_CHECKING:
     import torch

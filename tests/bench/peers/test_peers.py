@@ -18,9 +18,9 @@ from kontext_fast.bench.peers.techniques.diffusers_magcache import KONTEXT_RATIO
 from kontext_fast.bench.peers.techniques.fewer_steps import cell_for
 from kontext_fast.errors import InvalidInput, KontextError, Refused
 from kontext_fast.optimizations import base
-from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import Plan, resolve
 from kontext_fast.optimizations.presets import Preset
+from kontext_fast.pipeline.device import Machine
 from kontext_fast.records.schema import Cell
 
 CPU = Machine(device="cpu", memory_bytes=1, cxx="g++", cc="gcc", triton=False, torch="2.13.0", platform="linux-x86_64")

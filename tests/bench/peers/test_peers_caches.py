@@ -24,8 +24,8 @@ from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import Acceleration, apply_plan
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.call_tracking import track_calls
-from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import resolve
+from kontext_fast.pipeline.device import Machine
 from kontext_fast.records.schema import StepKind
 from tests import needs
 from tests.contract.test_optimizations_contract import _traces

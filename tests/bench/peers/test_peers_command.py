@@ -12,8 +12,8 @@ from kontext_fast.analysis.rows import headline
 from kontext_fast.bench import peers
 from kontext_fast.cli.main import run
 from kontext_fast.errors import Refused
-from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.plan import resolve
+from kontext_fast.pipeline.device import Machine
 from kontext_fast.records.schema import BASELINE, Record, ResultFile
 from kontext_fast.records.store import ResultStore
 from tests.bench.test_bench_command import SUITE

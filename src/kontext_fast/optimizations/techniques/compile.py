@@ -22,7 +22,7 @@ from kontext_fast.optimizations.patching import keep_attribute
 from kontext_fast.records.store import write_atomically
 
 if TYPE_CHECKING:
-    from kontext_fast.optimizations.machine import Machine
+    from kontext_fast.pipeline.device import Machine
 
 
 class Compile(Optimization):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from kontext_fast.engine.step_reuse import Schedule
     from kontext_fast.engine.transformer import Branch, EngineTransformer
-    from kontext_fast.optimizations.machine import Machine
+    from kontext_fast.pipeline.device import Machine
 
 
 class Engine(Optimization):

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.machine import Machine
 from kontext_fast.optimizations.patching import replace_method
+from kontext_fast.pipeline.device import Machine
 
 
 class FusedVae(Optimization):

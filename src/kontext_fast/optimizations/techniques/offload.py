@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.machine import Machine
+from kontext_fast.pipeline.device import Machine
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
 

@@ -16,7 +16,7 @@ from kontext_fast.optimizations.patching import set_attribute
 from kontext_fast.optimizations.techniques.compile import Compile
 
 if TYPE_CHECKING:
-    from kontext_fast.optimizations.machine import Machine
+    from kontext_fast.pipeline.device import Machine
 
 
 class CompiledBlocks(Optimization):

@@ -9,7 +9,7 @@ from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.patching import keep_attribute
 
 if TYPE_CHECKING:
-    from kontext_fast.optimizations.machine import Machine
+    from kontext_fast.pipeline.device import Machine
 
 _BACKEND = "_native_cudnn"
 

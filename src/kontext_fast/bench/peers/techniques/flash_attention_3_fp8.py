@@ -14,7 +14,7 @@ from kontext_fast.optimizations.patching import set_attribute
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kontext_fast.optimizations.machine import Machine
+    from kontext_fast.pipeline.device import Machine
 
 _INTERFACE = "flash_attn_interface"
 _OPERATION = "kontext_fast_peers::flash_attention_3_fp8"

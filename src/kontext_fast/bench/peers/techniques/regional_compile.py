@@ -11,7 +11,7 @@ from kontext_fast.optimizations.patching import keep_attribute
 from kontext_fast.optimizations.techniques.compile import Compile
 
 if TYPE_CHECKING:
-    from kontext_fast.optimizations.machine import Machine
+    from kontext_fast.pipeline.device import Machine
 
 
 class RegionalCompile(Optimization):

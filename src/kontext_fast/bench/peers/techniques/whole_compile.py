@@ -10,7 +10,7 @@ from kontext_fast.optimizations.patching import keep_attribute, set_attribute
 from kontext_fast.optimizations.techniques.compile import Compile
 
 if TYPE_CHECKING:
-    from kontext_fast.optimizations.machine import Machine
+    from kontext_fast.pipeline.device import Machine
 
 _FLAGS = {
     "conv_1x1_as_mm": True,
