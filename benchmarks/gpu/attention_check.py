@@ -23,8 +23,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, timed, write_report
 from benchmarks.gpu.latents import latents_of
 from kontext_fast.datasets.shapes import held_out
-from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
 from kontext_fast.engine.dispatch import DEFAULT_ATTENTION, attention_kernel, attention_kernels, refusal
+from kontext_fast.engine.flops import FLUX_KONTEXT_DEV
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.pipeline.load import load

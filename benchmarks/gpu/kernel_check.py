@@ -20,8 +20,8 @@ from torch import Tensor
 from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, timed, write_report
 from benchmarks.gpu.kernel_stages import CHANNELS, DEVICE, HEADS, Draw, Stage, stages
 from kontext_fast.engine.attention.pytorch import MATH
-from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
 from kontext_fast.engine.dispatch import attention_kernel, refusal
+from kontext_fast.engine.flops import FLUX_KONTEXT_DEV
 from kontext_fast.engine.kernels.registry import Call, Inputs, Operation, kernels
 from kontext_fast.engine.ops import Linear, Ops, PortableOps, Quantized, quantize
 

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
+from kontext_fast.engine.flops import FLUX_KONTEXT_DEV
 from kontext_fast.engine.kernels.registry import Inputs, Operation, kernels
 from kontext_fast.engine.ops import Linear, Ops, quantize
 

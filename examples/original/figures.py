@@ -12,8 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from kontext_fast.analysis import format as fmt
-from kontext_fast.cost.billing import DAYS_PER_MONTH, Demand, Tariff, busy_hours
-from kontext_fast.cost.fleet import gpus_needed
+from kontext_fast.cost.billing import DAYS_PER_MONTH, Demand, Tariff, busy_hours, gpus_needed
 from kontext_fast.cost.payback import payback, savings_per_month
 from kontext_fast.cost.prices import Price
 from kontext_fast.cost.work import Work

@@ -10,8 +10,7 @@ from typing import Literal
 
 from kontext_fast.bench.peers.recipes.cache_dit import TWELVE_OF_28
 from kontext_fast.bench.peers.techniques.cache_dit import CacheDit
-from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
-from kontext_fast.engine.flops import FULL_SIZE_EDIT, Flops, request_work, step_work
+from kontext_fast.engine.flops import FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, Flops, request_work, step_work
 from kontext_fast.engine.step_reuse import Order
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.techniques.engine import Engine

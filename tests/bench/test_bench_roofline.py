@@ -12,8 +12,7 @@ import pytest
 from kontext_fast.bench.roofline import Roofline, _measure, category_of
 from kontext_fast.cli.main import run
 from kontext_fast.cli.roofline_table import table
-from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
-from kontext_fast.engine.flops import FULL_SIZE_EDIT
+from kontext_fast.engine.flops import FLUX_KONTEXT_DEV, FULL_SIZE_EDIT
 from kontext_fast.engine.kernels.registry import step_bytes
 from tools.docs.blocks import roofline
 from tools.docs.doc_context import DocContext

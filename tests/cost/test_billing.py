@@ -7,8 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kontext_fast.cost import BILLINGS, Billing
-from kontext_fast.cost.billing import DAYS_PER_MONTH, Demand, Tariff, cost
-from kontext_fast.cost.fleet import gpus_needed, images_per_hour
+from kontext_fast.cost.billing import DAYS_PER_MONTH, Demand, Tariff, cost, gpus_needed, images_per_hour
 from kontext_fast.errors import InvalidInput
 from kontext_fast.stats.intervals import Estimate
 from tests.cost.gpu_records import TODAY, price, tariff, work

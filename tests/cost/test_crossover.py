@@ -6,9 +6,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kontext_fast.cost.billing import Demand, Tariff, cost
+from kontext_fast.cost.billing import Demand, Tariff, cost, most_images_per_day
 from kontext_fast.cost.crossover import fleet_instead_of_use, hosting_instead_of_api
-from kontext_fast.cost.fleet import most_images_per_day
 from kontext_fast.cost.work import Work
 from kontext_fast.errors import InvalidInput
 from tests.cost.gpu_records import TODAY, price, tariff, work

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kontext_fast.cost.cards import CARDS
-from kontext_fast.cost.prices import STALE_AFTER_DAYS, load_prices, user_price
+from kontext_fast.cost.prices import CARDS, STALE_AFTER_DAYS, load_prices, user_price
 from kontext_fast.errors import InvalidInput
 from tests.cost.gpu_records import TODAY, price
 

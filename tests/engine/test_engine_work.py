@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV, Dimensions
-from kontext_fast.engine.flops import FULL_SIZE_EDIT, Tokens, request_work, step_work
+from kontext_fast.engine.flops import FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, Dimensions, Tokens, request_work, step_work
 from tests.engine.transformers import Shape, expected, inputs_for, random_transformer
 
 TERA = 1e12

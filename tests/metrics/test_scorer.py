@@ -17,9 +17,8 @@ from kontext_fast.datasets.shapes.judge import judge
 from kontext_fast.errors import InvalidInput
 from kontext_fast.metrics import scorer
 from kontext_fast.metrics.base import LATENTS, REFERENCE, Case, Control, Metric, Need, Role, Setting
-from kontext_fast.metrics.judge_done import JudgeDone
-from kontext_fast.metrics.judge_kept import JudgeKept
 from kontext_fast.metrics.scorer import Scorer, StoredOutput, judge_benchmark
+from kontext_fast.metrics.shapes_judge import JudgeDone, JudgeKept
 from kontext_fast.records.schema import MetricFacts, Score
 from kontext_fast.records.store import ResultStore
 from tests.metrics.cases import FreeItem, noise

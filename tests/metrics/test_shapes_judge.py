@@ -7,8 +7,7 @@ from PIL import Image
 
 from kontext_fast.datasets.shapes import ShapesItem, held_out
 from kontext_fast.metrics.base import Case, NotMeasured, Setting
-from kontext_fast.metrics.judge_done import JudgeDone
-from kontext_fast.metrics.judge_kept import JudgeKept
+from kontext_fast.metrics.shapes_judge import JudgeDone, JudgeKept
 from tests.datasets.negative_examples import extra_object
 
 SETTING = Setting(has_judge=True)

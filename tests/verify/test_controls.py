@@ -8,8 +8,8 @@ import pytest
 
 from kontext_fast.metrics.base import Control
 from kontext_fast.metrics.clip_text import ClipText
-from kontext_fast.metrics.judge_done import JudgeDone
 from kontext_fast.metrics.latent_error import LatentError
+from kontext_fast.metrics.shapes_judge import JudgeDone
 from kontext_fast.verify.comparisons import ByItem, FidelityDistances
 from kontext_fast.verify.controls import NO_LOSS_ARMS, RERUN, degrade, insensitivity, sensitivity_checks
 from kontext_fast.verify.margins import read_margins

@@ -11,8 +11,7 @@ from pathlib import Path
 from kontext_fast.records.store import write_atomically
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report, build_report, usual_question
-from kontext_fast.report.output.documents import DOCUMENTS
-from kontext_fast.report.output.publish import write_report
+from kontext_fast.report.output.publish import DOCUMENTS, write_report
 from kontext_fast.report.output.quality_page import write_page
 from kontext_fast.report.verification import VerificationReport, build_verification_report, verdicts
 from tools.docs.doc_blocks import inject

@@ -16,8 +16,7 @@ from multiprocessing import get_context
 from statistics import median
 from typing import Any, Literal
 
-from kontext_fast.engine.dimensions import Dimensions
-from kontext_fast.engine.flops import Tokens, step_work
+from kontext_fast.engine.flops import Dimensions, Tokens, step_work
 from kontext_fast.records.schema import StepKind
 
 _REPEATS = 7

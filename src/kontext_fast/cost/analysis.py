@@ -9,12 +9,10 @@ from datetime import date
 from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.names import workload_name
 from kontext_fast.cost import Billing
-from kontext_fast.cost.billing import Basis, Cost, Demand, Tariff, cost
-from kontext_fast.cost.cards import card_of
+from kontext_fast.cost.billing import RHO_MAX, Basis, Cost, Demand, Tariff, cost
 from kontext_fast.cost.crossover import Crossover, fleet_instead_of_use, hosting_instead_of_api
-from kontext_fast.cost.fleet import RHO_MAX
 from kontext_fast.cost.payback import Payback, images_to_repay_start, payback, savings_per_month
-from kontext_fast.cost.prices import Kind, Price, PriceTable, user_price
+from kontext_fast.cost.prices import Kind, Price, PriceTable, card_of, user_price
 from kontext_fast.cost.work import PresetWork, Work, paired_half_s, preset_works
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import BASELINE, CONTROL

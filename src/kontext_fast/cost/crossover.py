@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kontext_fast.cost.billing import HOURS_PER_DAY, Demand, Tariff
-from kontext_fast.cost.fleet import SECONDS_PER_HOUR, most_images_per_day
+from kontext_fast.cost.billing import HOURS_PER_DAY, SECONDS_PER_HOUR, Demand, Tariff, most_images_per_day
 from kontext_fast.cost.payback import NEVER
 from kontext_fast.cost.prices import Price
 from kontext_fast.cost.work import Work

@@ -1,4 +1,4 @@
-"""Floating-point operations of a step, from shapes alone: what a lossy technique saves, whatever the machine.
+"""The shape of a FLUX transformer as plain numbers, and the floating-point operations of a step, from shapes alone.
 
 A product of [m, k] and [k, n] counts 2 m k n. Element-wise work and the modulations, which are computed once per
 request, are left out: together under 0.1 % of the operations.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from kontext_fast.engine.dimensions import Dimensions
 from kontext_fast.records.schema import StepKind
 
 
@@ -70,3 +70,54 @@ def request_work(
     for kind in kinds:
         work += step_work(dimensions, tokens, kind, tests_first_block=tests_first_block)
     return work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dimensions:
+    """Everything that decides what a step costs, beside the numbers of tokens."""
+
+    double_blocks: int
+    single_blocks: int
+    heads: int
+    head_dim: int
+    mlp_ratio: int = 4
+    latent_channels: int
+    """Channels of one image token, in and out."""
+    text_channels: int
+    pooled_channels: int
+
+    @property
+    def width(self) -> int:
+        """W: channels of a token inside the transformer."""
+        return self.heads * self.head_dim
+
+    @property
+    def mlp_width(self) -> int:
+        """M: hidden channels of an MLP."""
+        return self.mlp_ratio * self.width
+
+    @classmethod
+    def of(cls, transformer: Any) -> Dimensions:
+        """Of a diffusers `FluxTransformer2DModel`."""
+        config = transformer.config
+        return cls(
+            double_blocks=len(transformer.transformer_blocks),
+            single_blocks=len(transformer.single_transformer_blocks),
+            heads=config.num_attention_heads,
+            head_dim=config.attention_head_dim,
+            latent_channels=config.in_channels,
+            text_channels=config.joint_attention_dim,
+            pooled_channels=config.pooled_projection_dim,
+        )
+
+
+FLUX_KONTEXT_DEV = Dimensions(
+    double_blocks=19,
+    single_blocks=38,
+    heads=24,
+    head_dim=128,
+    latent_channels=64,
+    text_channels=4096,
+    pooled_channels=768,
+)
+"""The full-size architecture, FLUX.1-Kontext-dev."""

@@ -1,4 +1,6 @@
-"""The judge of the shapes world as metrics: what its two answers have in common."""
+"""Whether the judge of the shapes world finds the edit in the output (`judge_done`), and nothing else changed
+(`judge_kept`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 from kontext_fast.datasets.shapes import ShapesItem
-from kontext_fast.metrics.base import Case, Metric, Need, NotMeasured, Role
+from kontext_fast.metrics.base import Case, Control, Metric, Need, NotMeasured, Role
 
 if TYPE_CHECKING:
     from kontext_fast.datasets.shapes.judge import Judgement
@@ -36,3 +38,21 @@ def judgement(case: Case) -> Judgement:
 
     assert isinstance(case.item, ShapesItem)
     return judge(case.output, case.item)
+
+
+class JudgeDone(ShapesJudge):
+    name: ClassVar[str] = "judge_done"
+    title: ClassVar[str] = "edit done"
+    must_detect: ClassVar[frozenset[Control]] = frozenset({Control.SWAPPED, Control.UNEDITED})
+
+    def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
+        return [judgement(case).done for case in cases]
+
+
+class JudgeKept(ShapesJudge):
+    name: ClassVar[str] = "judge_kept"
+    title: ClassVar[str] = "rest kept"
+    must_detect: ClassVar[frozenset[Control]] = frozenset({Control.SWAPPED})
+
+    def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
+        return [judgement(case).kept for case in cases]

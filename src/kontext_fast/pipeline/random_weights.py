@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
+from kontext_fast.engine.flops import FLUX_KONTEXT_DEV
 from kontext_fast.errors import OutOfMemory, Refused
 from kontext_fast.pipeline.device import choose_dtype, memory_errors
 from kontext_fast.pipeline.folder import TINY_FOLDER

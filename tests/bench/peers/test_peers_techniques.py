@@ -13,15 +13,13 @@ import torch
 
 from kontext_fast.bench.peers.recipes.diffusers import GPU_BASE
 from kontext_fast.bench.peers.techniques.cache_dit import CacheDit
-from kontext_fast.bench.peers.techniques.compiled_blocks import CompiledBlocks
+from kontext_fast.bench.peers.techniques.compile import CompiledBlocks, RegionalCompile, WholeCompile
 from kontext_fast.bench.peers.techniques.cudnn_attention import CudnnAttention
 from kontext_fast.bench.peers.techniques.diffusers_first_block_cache import DiffusersFirstBlockCache
 from kontext_fast.bench.peers.techniques.diffusers_fused_qkv import DiffusersFusedQkv
 from kontext_fast.bench.peers.techniques.diffusers_magcache import DiffusersMagCache
 from kontext_fast.bench.peers.techniques.flash_attention_3_fp8 import FlashAttention3Fp8
-from kontext_fast.bench.peers.techniques.regional_compile import RegionalCompile
 from kontext_fast.bench.peers.techniques.torchao_float8 import TorchaoFloat8, cannot_revert
-from kontext_fast.bench.peers.techniques.whole_compile import WholeCompile
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import Acceleration, apply_plan
 from kontext_fast.optimizations.base import Optimization

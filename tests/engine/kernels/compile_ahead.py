@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
 from kontext_fast.engine.attention.pytorch import MATH
-from kontext_fast.engine.dimensions import Dimensions
+from kontext_fast.engine.flops import Dimensions
 from kontext_fast.engine.kernels.fused import FusedOps
 from kontext_fast.engine.kernels.group_norm_silu import group_norm_silu
 from kontext_fast.engine.kernels.registry import Inputs, kernels, precompile_calls

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kontext_fast.engine.dimensions import FLUX_KONTEXT_DEV
+from kontext_fast.engine.flops import FLUX_KONTEXT_DEV
 from kontext_fast.engine.kernels.registry import Inputs, Operation, kernels, precompile_calls
 from kontext_fast.engine.ops import Quantized
 from tests.engine.kernels.oracle import DEVICE, fused, noise, portable

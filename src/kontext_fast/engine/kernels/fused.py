@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from kontext_fast.engine.attention.base import AttentionKernel
 from kontext_fast.engine.attention.pytorch import CUDNN
-from kontext_fast.engine.dimensions import Dimensions
+from kontext_fast.engine.flops import Dimensions
 from kontext_fast.engine.kernels.add_gated import add_gated
 from kontext_fast.engine.kernels.fp8_linear import fp8_linear
 from kontext_fast.engine.kernels.gelu import gelu

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from kontext_fast.engine import ops as portable
-from kontext_fast.engine.kernels.e4m3 import E4M3_MAX, SMALLEST_ABSMAX
 from kontext_fast.engine.kernels.language import tl, triton
 from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
-from kontext_fast.engine.kernels.rows import device_of, options_for
+from kontext_fast.engine.kernels.rows import E4M3_MAX, SMALLEST_ABSMAX, device_of, options_for
 from kontext_fast.engine.ops import Quantized
 from kontext_fast.errors import KontextError
 

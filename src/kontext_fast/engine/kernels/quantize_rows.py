@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kontext_fast.engine.kernels.e4m3 import larger_magnitude, store_quantized
 from kontext_fast.engine.kernels.language import tl, triton
 from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
 from kontext_fast.engine.kernels.rows import (
     block_of,
     device_of,
+    larger_magnitude,
     options_for,
     quantized_like,
     require_dense_rows,
     row_index,
     row_of,
+    store_quantized,
 )
 from kontext_fast.engine.ops import Quantized
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from kontext_fast.engine.ops import JointQKV, Ops, Quantized, Rope
 
 if TYPE_CHECKING:
-    from kontext_fast.engine.dimensions import Dimensions
-    from kontext_fast.engine.flops import Tokens
+    from kontext_fast.engine.flops import Dimensions, Tokens
     from kontext_fast.records.schema import StepKind
 
 _ROWS = 16

@@ -12,7 +12,7 @@ from PIL import Image
 
 from kontext_fast.records.schema import Record, StoredItem
 from kontext_fast.records.store import ResultStore
-from kontext_fast.report.output.images import image_uri, stored_image_uri
+from kontext_fast.report.output.page import image_uri, stored_image_uri
 from kontext_fast.report.text.quality import change, title
 from kontext_fast.report.verification import VerificationReport
 from kontext_fast.verify.analysis import PresetAnalysis, VerificationAnalysis

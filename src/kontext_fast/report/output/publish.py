@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal
 
 from kontext_fast.cost.analysis import Question
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.samples_csv import samples_csv
 from kontext_fast.records.store import ResultStore, write_atomically
+from kontext_fast.report import templates
+from kontext_fast.report.business import business_case
 from kontext_fast.report.charting import Chart, write_charts
 from kontext_fast.report.model import Report, build_report
-from kontext_fast.report.output import documents, page
-from kontext_fast.report.output.documents import DOCUMENTS, Audience
-from kontext_fast.report.output.images import ImageFolder
+from kontext_fast.report.output import page
+from kontext_fast.report.output.page import ImageFolder, beside_reports
 from kontext_fast.report.verification import read_verdicts
+
+Audience = Literal["page", "blog", "paper", "business"]
+
+DOCUMENTS: Final[dict[Audience, str]] = {
+    "page": "index.html",
+    "blog": "blog.md",
+    "paper": "paper.tex",
+    "business": "business.md",
+}
+
+
+def render(report: Report, charts: Sequence[Chart], audience: Audience) -> str:
+    """The text of any document but the page."""
+    return templates.render(
+        f"{DOCUMENTS[audience]}.j2",
+        report=report,
+        lead=report.lead,
+        charts=charts,
+        hero=hero(charts),
+        case=business_case(report) if audience == "business" else None,
+        beside=beside_reports,
+    )
+
+
+def hero(charts: Sequence[Chart]) -> Chart | None:
+    """The summary of what is gained where there is one, else the first picture; None where none was drawn."""
+    drawn = [chart for chart in charts if chart.path is not None]
+    summaries = [chart for chart in drawn if chart.path and chart.path.name.endswith("_summary.png")]
+    return next(iter(summaries or drawn), None)
 
 
 @dataclass(frozen=True)
@@ -62,7 +93,7 @@ def write_report(
             if audience == "page":
                 text = page.render(report, charts, images)
             else:
-                text = documents.render(report, charts, audience)
+                text = render(report, charts, audience)
             write_atomically(folder / "reports" / DOCUMENTS[audience], text.encode())
     except OSError as error:
         reason = error.strerror or str(error)

@@ -15,8 +15,8 @@ from kontext_fast.records.store import ResultStore, write_atomically
 from kontext_fast.report import templates
 from kontext_fast.report.charting import Chart, write_verification_charts
 from kontext_fast.report.environment import Fact
-from kontext_fast.report.output.images import png_uri
 from kontext_fast.report.output.item_cards import GAIN, ItemCard, arbitrary, item_cards, worst
+from kontext_fast.report.output.page import png_uri
 from kontext_fast.report.text import quality as words
 from kontext_fast.report.verification import VerificationReport, build_verification_report
 from kontext_fast.verify.analysis import PresetAnalysis

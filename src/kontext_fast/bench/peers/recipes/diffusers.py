@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from kontext_fast.bench.peers.techniques.compiled_blocks import CompiledBlocks
+from kontext_fast.bench.peers.techniques.compile import CompiledBlocks, RegionalCompile
 from kontext_fast.bench.peers.techniques.cudnn_attention import CudnnAttention
 from kontext_fast.bench.peers.techniques.diffusers_first_block_cache import DiffusersFirstBlockCache
 from kontext_fast.bench.peers.techniques.diffusers_magcache import DiffusersMagCache
 from kontext_fast.bench.peers.techniques.diffusers_taylorseer import DiffusersTaylorSeer
 from kontext_fast.bench.peers.techniques.fewer_steps import FewerSteps
-from kontext_fast.bench.peers.techniques.regional_compile import RegionalCompile
 from kontext_fast.bench.peers.techniques.torchao_float8 import TorchaoFloat8
 from kontext_fast.optimizations.presets import declare_preset
 

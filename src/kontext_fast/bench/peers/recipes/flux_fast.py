@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from kontext_fast.bench.peers.techniques.compile import WholeCompile
 from kontext_fast.bench.peers.techniques.diffusers_fused_qkv import DiffusersFusedQkv
 from kontext_fast.bench.peers.techniques.flash_attention_3_fp8 import FlashAttention3Fp8
 from kontext_fast.bench.peers.techniques.torchao_float8 import TorchaoFloat8
-from kontext_fast.bench.peers.techniques.whole_compile import WholeCompile
 from kontext_fast.optimizations.presets import declare_preset
 from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 

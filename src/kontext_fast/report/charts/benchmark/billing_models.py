@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kontext_fast.analysis import format as fmt
-from kontext_fast.cost.billing import Demand, Tariff, cost
+from kontext_fast.cost.billing import RHO_MAX, Demand, Tariff, cost
 from kontext_fast.cost.crossover import hosting_instead_of_api
-from kontext_fast.cost.fleet import RHO_MAX
 from kontext_fast.cost.headline_comparison import HeadlineComparison
 from kontext_fast.cost.prices import Price
 from kontext_fast.cost.work import Work

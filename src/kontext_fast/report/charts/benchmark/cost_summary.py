@@ -6,8 +6,8 @@ import re
 
 from kontext_fast.analysis import format as fmt
 from kontext_fast.cost.billing import Demand
-from kontext_fast.cost.cards import slug
 from kontext_fast.cost.headline_comparison import HeadlineComparison
+from kontext_fast.cost.prices import slug
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots.money import Caption, Money, Tile, summary_picture

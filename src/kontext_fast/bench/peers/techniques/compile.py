@@ -1,16 +1,61 @@
-"""`whole_compile`: the transformer as one graph and the VAE's decoder, both with max-autotune and CUDA graphs."""
+"""Compiling by diffusers and by PyTorch: blocks, repeated blocks, and the whole transformer."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kontext_fast.bench.peers.block_tracer import blocks_of
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.patching import keep_attribute, set_attribute
 from kontext_fast.optimizations.techniques.compile import Compile
 
 if TYPE_CHECKING:
     from kontext_fast.pipeline.device import Machine
+
+
+class CompiledBlocks(Optimization):
+    """The forward of each block through torch.compile, applied before any cache."""
+
+    name: ClassVar[str] = "compiled_blocks"
+    summary: ClassVar[str] = "blocks through torch.compile, below a cache's hooks"
+    effect: ClassVar[Effect] = Effect.NUMERIC
+    phase: ClassVar[Phase] = Phase.LAYOUT
+
+    def hardware_refusal(self, machine: Machine) -> str | None:
+        """Only the GPU part of a recipe has it."""
+        if machine.device != "cuda":
+            return f"{self.name} is the GPU's part of a recipe; run it on one"
+        return Compile().refusal(machine)
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        """Compile on first use."""
+        import torch
+
+        for block in blocks_of(pipe.transformer):
+            set_attribute(block, "forward", torch.compile(block.forward, fullgraph=True), undo)
+        return {}
+
+
+class RegionalCompile(Optimization):
+    """`compile_repeated_blocks(fullgraph=True)`."""
+
+    name: ClassVar[str] = "regional_compile"
+    summary: ClassVar[str] = "blocks through torch.compile (diffusers compile_repeated_blocks)"
+    effect: ClassVar[Effect] = Effect.NUMERIC
+    phase: ClassVar[Phase] = Phase.COMPILE
+
+    def hardware_refusal(self, machine: Machine) -> str | None:
+        """Why torch.compile cannot run."""
+        return Compile().refusal(machine)
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        """Compile on first use."""
+        for block in blocks_of(pipe.transformer):
+            keep_attribute(block, "_compiled_call_impl", undo)
+        pipe.transformer.compile_repeated_blocks(fullgraph=True)
+        return {}
+
 
 _FLAGS = {
     "conv_1x1_as_mm": True,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kontext_fast.cost.cards import CARDS, card_of, slug
+from kontext_fast.cost.prices import CARDS, card_of, slug
 
 
 @pytest.mark.parametrize(
