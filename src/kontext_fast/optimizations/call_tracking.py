@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from kontext_fast.optimizations.patching import set_attribute
 from kontext_fast.pipeline.edit import STEP_KINDS, joint_kind
 from kontext_fast.records.schema import StepKind
 
@@ -111,7 +112,8 @@ class CallTracker:
         try:
             for begin in tuple(self._on_begin):
                 begin(request)
-            with _step_ends(pipe.scheduler, request.end_step):
+            with ExitStack() as undo:
+                _end_steps_of(pipe.scheduler, request.end_step, undo)
                 yield
             for completed in tuple(self._on_completed):
                 completed(request)
@@ -166,8 +168,8 @@ def _tracked_class(original: type, requests: CallTracker) -> type:
     return type(original)(original.__name__, (original,), body)
 
 
-@contextmanager
-def _step_ends(scheduler: Any, ended: Callable[[], None]) -> Iterator[None]:
+def _end_steps_of(scheduler: Any, ended: Callable[[], None], undo: ExitStack) -> None:
+    """Have every step of `scheduler` call `ended` when it is done, until `undo` is closed."""
     inner = scheduler.step
 
     @functools.wraps(inner)
@@ -176,12 +178,4 @@ def _step_ends(scheduler: Any, ended: Callable[[], None]) -> Iterator[None]:
         ended()
         return result
 
-    was_own = "step" in vars(scheduler)
-    scheduler.step = step
-    try:
-        yield
-    finally:
-        if was_own:
-            scheduler.step = inner
-        else:
-            del scheduler.step
+    set_attribute(scheduler, "step", step, undo)
