@@ -75,9 +75,7 @@ def _traces(pipe: Any) -> dict[str, Any]:
     return traces
 
 
-def test_revert_brings_the_untouched_pipeline_back(
-    optimization: Optimization, pipe: Any, untouched: np.ndarray[Any, Any]
-) -> None:
+def test_revert_restores_the_pipeline(optimization: Optimization, pipe: Any, untouched: np.ndarray[Any, Any]) -> None:
     before = _traces(pipe)
     acceleration = accelerate(pipe, with_required(optimization), quiet=True)
     assert current(pipe) is acceleration
@@ -93,7 +91,7 @@ COMBINED = [preset for preset in PRESETS.values() if len(preset.optimizations) >
 
 
 @pytest.mark.parametrize("preset", COMBINED, ids=lambda preset: preset.name)
-def test_a_combination_reverts_too(preset: Preset, pipe: Any, untouched: np.ndarray[Any, Any]) -> None:
+def test_revert_of_a_combination_restores_all(preset: Preset, pipe: Any, untouched: np.ndarray[Any, Any]) -> None:
     before = _traces(pipe)
     try:
         acceleration = accelerate(pipe, preset, quiet=True)
@@ -106,7 +104,7 @@ def test_a_combination_reverts_too(preset: Preset, pipe: Any, untouched: np.ndar
 
 
 @pytest.mark.parametrize("interruption", [RuntimeError, KeyboardInterrupt])
-def test_an_interrupted_edit_leaves_nothing_behind(
+def test_interrupted_edit_leaves_nothing_behind(
     optimization: Optimization, pipe: Any, untouched: np.ndarray[Any, Any], interruption: type[BaseException]
 ) -> None:
     def interrupt(step: int) -> None:
@@ -126,9 +124,7 @@ def test_an_interrupted_edit_leaves_nothing_behind(
     np.testing.assert_array_equal(render(pipe), untouched)
 
 
-def test_two_pipelines_do_not_disturb_each_other(
-    optimization: Optimization, pipe: Any, untouched: np.ndarray[Any, Any]
-) -> None:
+def test_two_pipelines_are_independent(optimization: Optimization, pipe: Any, untouched: np.ndarray[Any, Any]) -> None:
     other, bystander = small_pipeline(), small_pipeline()
     inner: list[np.ndarray[Any, Any]] = []
 
@@ -150,7 +146,7 @@ def test_two_pipelines_do_not_disturb_each_other(
         np.testing.assert_array_equal(render(other), untouched)
 
 
-def test_the_declared_effect_is_true(optimization: Optimization, pipe: Any, untouched: np.ndarray[Any, Any]) -> None:
+def test_declared_effect_holds(optimization: Optimization, pipe: Any, untouched: np.ndarray[Any, Any]) -> None:
     *required, _ = with_required(optimization)
     without = untouched
     if required:
@@ -171,7 +167,7 @@ def test_the_declared_effect_is_true(optimization: Optimization, pipe: Any, unto
         np.testing.assert_array_equal(images, without)
 
 
-def test_no_request_remembers_another(optimization: Optimization, pipe: Any) -> None:
+def test_requests_are_independent(optimization: Optimization, pipe: Any) -> None:
     different: dict[str, Any] = {"prompts": ("remove the circle",), "seeds": (7,), "steps": 3}
     fresh = small_pipeline()
     with (
@@ -183,7 +179,7 @@ def test_no_request_remembers_another(optimization: Optimization, pipe: Any) -> 
         np.testing.assert_array_equal(render(pipe, **different), render(fresh, **different))
 
 
-def test_the_pipeline_stays_what_it_was_to_others(optimization: Optimization, pipe: Any, tmp_path: Any) -> None:
+def test_pipeline_keeps_its_class_for_others(optimization: Optimization, pipe: Any, tmp_path: Any) -> None:
     original, components = type(pipe), pipe.components.keys()
     saved_before = {key: value.clone() for key, value in pipe.transformer.state_dict().items()}
     with accelerate(pipe, with_required(optimization), quiet=True):
@@ -212,7 +208,7 @@ CANNOT = (
 
 @pytest.mark.parametrize("machine", CANNOT, ids=lambda machine: machine.device)
 @pytest.mark.parametrize("name", discover())
-def test_a_machine_that_cannot_is_refused_in_one_sentence_before_anything_changes(name: str, machine: Machine) -> None:
+def test_refusal_on_unfit_machines_changes_nothing(name: str, machine: Machine) -> None:
     chosen = with_required(discover()[name]())
     reasons = [reason for one in chosen if (reason := one.refusal(machine)) is not None]
     if not reasons:
@@ -228,7 +224,7 @@ REQUIRING = [name for name, found in discover().items() if found.requires]
 
 
 @pytest.mark.parametrize("name", REQUIRING)
-def test_what_requires_another_is_refused_without_it_and_applied_after_it(name: str) -> None:
+def test_required_optimization_is_checked_and_applied_first(name: str) -> None:
     one, machine = discover()[name](), Machine.detect("cpu")
     with pytest.raises(InvalidInput, match=f"{name} needs {' and '.join(sorted(one.requires))}"):
         resolve([one], machine)

@@ -41,7 +41,7 @@ def test_default_is_cudnn_on_cuda_and_native_on_a_cpu() -> None:
     assert attention_kernel("default", "cpu").name == "native"
 
 
-def test_every_kernel_is_found_by_its_name() -> None:
+def test_kernels_are_found_by_name() -> None:
     names = {"cudnn", "efficient", "flash", "flash3", "flash3_fp8", "math", "native"}
     assert attention_kernels().keys() == names
     assert {attention_kernel(name, "cuda").name for name in names} == names
@@ -49,7 +49,7 @@ def test_every_kernel_is_found_by_its_name() -> None:
         attention_kernel("flash2", "cuda")
 
 
-def test_a_kernel_is_refused_on_other_devices() -> None:
+def test_kernel_is_refused_on_other_devices() -> None:
     assert refusal("cpu", None, "bf16", "math") is None
     assert refusal("cuda", None, "bf16", "math") is None
     assert "cudnn needs a CUDA device" in str(refusal("cpu", None, "bf16", "cudnn"))
@@ -57,7 +57,7 @@ def test_a_kernel_is_refused_on_other_devices() -> None:
     assert "not supported on mps" in str(refusal("mps", None, "bf16", "math"))
 
 
-def test_a_new_kernel_is_one_file(with_new_kernel: None) -> None:
+def test_new_kernel_is_one_file(with_new_kernel: None) -> None:
     engine = Engine(attention="mean")
     assert engine.effect is Effect.LOSSY
     assert "mean" in Engine.choices()["attention"]
@@ -66,6 +66,6 @@ def test_a_new_kernel_is_one_file(with_new_kernel: None) -> None:
     assert attention_kernel("mean", "cpu").run(value[:, :1], value, value).tolist() == [[[[2.0, 3.0]]]]
 
 
-def test_a_kernel_that_left_is_a_bad_parameter() -> None:
+def test_unknown_kernel_is_a_bad_parameter() -> None:
     with pytest.raises(InvalidInput, match="attention: There is no attention kernel 'mean'"):
         Engine(attention="mean")

@@ -11,7 +11,7 @@ from tests import needs
 
 @needs.gpu
 @pytest.mark.parametrize("numbers", [1, 7, _BUFFER_BYTES // 2, _BUFFER_BYTES // 2 + 1, 2 * _BUFFER_BYTES + 5])
-def test_a_copy_has_every_bit(numbers: int) -> None:
+def test_copy_to_host_is_bit_identical(numbers: int) -> None:
     memory = HostMemory()
     for _ in range(3):  # buffers are used again
         tensor = torch.randn(numbers, dtype=torch.bfloat16, device="cuda")

@@ -26,7 +26,7 @@ def stored(tmp_path: Path) -> Path:
     return file
 
 
-def test_what_is_loaded_is_what_was_saved(stored: Path) -> None:
+def test_loaded_weights_equal_the_saved_ones(stored: Path) -> None:
     transformer = random_transformer(SHAPE)
     with engine_on(transformer, "fp8") as engine:
         fresh = engine.weights
@@ -56,7 +56,7 @@ def test_other_weights_are_refused(stored: Path, other: Shape) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no safetensors"])
-def test_a_file_that_is_none_is_refused(tmp_path: Path, content: Any) -> None:
+def test_missing_or_damaged_file_is_refused(tmp_path: Path, content: Any) -> None:
     file = tmp_path / "x.safetensors"
     if content is not None:
         file.write_bytes(content)
@@ -64,14 +64,14 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, content: Any) -> None:
         QuantizedFile(file)
 
 
-def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_file_of_another_format_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     save_file({"a": torch.ones(1)}, file)
     with pytest.raises(InvalidInput, match="this version"):
         QuantizedFile(file)
 
 
-def test_saving_says_what_is_wrong(tmp_path: Path) -> None:
+def test_failed_save_says_what_is_wrong(tmp_path: Path) -> None:
     with engine_on(random_transformer(SHAPE)) as engine, pytest.raises(InvalidInput, match="precision fp8"):
         save(engine.weights, tmp_path / "x.safetensors")
     with engine_on(random_transformer(SHAPE), "fp8") as engine, pytest.raises(InvalidInput, match="another place"):

@@ -43,7 +43,7 @@ def pipe() -> Any:
     return small_pipeline()
 
 
-def test_it_says_what_it_did_in_one_line_each(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_describe_has_one_line_per_optimization(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with accelerate(pipe, [FirstBlockCache(threshold=0.2), FuseQKV()]) as acceleration:
         printed = capsys.readouterr().out
         assert printed.strip() == acceleration.describe()
@@ -55,7 +55,7 @@ def test_it_says_what_it_did_in_one_line_each(pipe: Any, capsys: pytest.CaptureF
     assert capsys.readouterr().out == ""
 
 
-def test_a_second_acceleration_says_to_revert_the_first(pipe: Any) -> None:
+def test_second_acceleration_is_refused(pipe: Any) -> None:
     with accelerate(pipe, "fuse_qkv", quiet=True) as first:
         with pytest.raises(InvalidInput, match="revert"):
             accelerate(pipe, "channels_last", quiet=True)
@@ -64,7 +64,7 @@ def test_a_second_acceleration_says_to_revert_the_first(pipe: Any) -> None:
         assert current(pipe) is second
 
 
-def test_a_failure_half_way_undoes_what_came_before(pipe: Any) -> None:
+def test_failing_apply_undoes_the_ones_before(pipe: Any) -> None:
     expected, original = render(pipe), type(pipe)
     with pytest.raises(RuntimeError, match="half way"):
         accelerate(pipe, [FuseQKV(), ChannelsLast(), FirstBlockCache(), FailsAfterTheOthers()], quiet=True)
@@ -93,13 +93,13 @@ class MeetsItsLaunches(Optimization):
         return {}
 
 
-def test_what_compiles_first_does_so_beside_applying(pipe: Any) -> None:
+def test_precompile_calls_run_while_applying(pipe: Any) -> None:
     MeetsItsLaunches.together = Barrier(3, timeout=20)
     with accelerate(pipe, [MeetsItsLaunches()], quiet=True):
         assert pipe.left_behind
 
 
-def test_a_launch_that_fails_undoes_everything(pipe: Any) -> None:
+def test_failing_precompile_call_undoes_everything(pipe: Any) -> None:
     def fail() -> None:
         raise RuntimeError("no compiler")
 
@@ -114,7 +114,7 @@ def test_a_launch_that_fails_undoes_everything(pipe: Any) -> None:
     assert current(pipe) is None
 
 
-def test_a_refusal_changes_nothing(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusal_changes_nothing(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert Machine.detect("cpu").cxx is None
     original = type(pipe)
@@ -132,14 +132,14 @@ def test_step_kinds_are_those_of_the_last_request(pipe: Any) -> None:
         assert acceleration.last_step_kinds() == ["full"]
 
 
-def test_an_edit_reports_the_step_kinds(pipe: Any) -> None:
+def test_edit_reports_the_step_kinds(pipe: Any) -> None:
     request = kontext_fast.EditRequest("make the background red", image=picture(), steps=3, size=(64, 64))
     with accelerate(pipe, [FirstBlockCache(schedule=(0,))], quiet=True):
         assert kontext_fast.edit(pipe, request).step_kinds == ("full", "skipped", "skipped")
     assert kontext_fast.edit(pipe, request).step_kinds == ("full",) * 3
 
 
-def test_a_flux_pipeline_without_a_reference_works_too(pipe: Any) -> None:
+def test_flux_pipeline_is_accelerated_too(pipe: Any) -> None:
     from diffusers import FluxPipeline
 
     text_to_image = FluxPipeline(**pipe.components)
@@ -167,7 +167,7 @@ def test_other_classes_are_refused_by_name(pipe: Any) -> None:
         accelerate(pipe, quiet=True)
 
 
-def test_a_transformer_replaced_afterwards_is_not_run_as_if_it_were_accelerated(pipe: Any) -> None:
+def test_transformer_replaced_later_is_refused(pipe: Any) -> None:
     with accelerate(pipe, "fuse_qkv", quiet=True):
         own, pipe.transformer = pipe.transformer, small_pipeline().transformer
         with pytest.raises(InvalidInput, match="replaced after accelerate"):
@@ -176,7 +176,7 @@ def test_a_transformer_replaced_afterwards_is_not_run_as_if_it_were_accelerated(
         render(pipe, steps=1)
 
 
-def test_an_accelerated_pipeline_is_freed() -> None:
+def test_accelerated_pipeline_is_freed() -> None:
     pipe = small_pipeline()
     accelerate(pipe, [FuseQKV(), FirstBlockCache()], quiet=True)
     render(pipe, steps=1)
@@ -187,7 +187,7 @@ def test_an_accelerated_pipeline_is_freed() -> None:
     assert gone() is None
 
 
-def test_the_public_names_load_on_first_use() -> None:
+def test_public_names_load_on_first_use() -> None:
     assert kontext_fast.accelerate is accelerate
     for name in kontext_fast.__all__:
         assert getattr(kontext_fast, name)

@@ -17,7 +17,7 @@ def _strides(vae: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_whatever_layout_the_user_chose_comes_back(layout: Any) -> None:
+def test_layout_of_the_user_is_restored(layout: Any) -> None:
     pipe = small_pipeline()
     pipe.vae.to(memory_format=layout)
     before, values = _strides(pipe.vae), {name: weight.clone() for name, weight in pipe.vae.named_parameters()}

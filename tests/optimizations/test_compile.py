@@ -46,7 +46,7 @@ def _run_process(store: Path, inductor: Path) -> list[Any]:
 
 
 @needs.cxx_compiler
-def test_artifacts_survive_the_process_and_damage_is_discarded_and_rebuilt(tmp_path: Path) -> None:
+def test_artifacts_persist_and_damaged_ones_are_rebuilt(tmp_path: Path) -> None:
     store = tmp_path / "store"
     assert _run_process(store, tmp_path / "one") == ["none", False, True, False, 0]
     (artifacts,) = store.iterdir()
@@ -62,9 +62,7 @@ def test_artifacts_survive_the_process_and_damage_is_discarded_and_rebuilt(tmp_p
 
 
 @needs.cxx_compiler
-def test_the_facts_say_what_happened_and_the_transformer_is_really_compiled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_facts_state_how_artifacts_were_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
 
     monkeypatch.setenv("KONTEXT_FAST_CACHE", str(tmp_path))
@@ -91,7 +89,7 @@ def test_the_facts_say_what_happened_and_the_transformer_is_really_compiled(
 
 
 @needs.cxx_compiler
-def test_a_cache_that_cannot_be_written_costs_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_cache_still_renders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("KONTEXT_FAST_CACHE", str(tmp_path / "file"))
     pipe = small_pipeline()
@@ -104,7 +102,7 @@ def test_a_cache_that_cannot_be_written_costs_no_image(tmp_path: Path, monkeypat
 
 @needs.cxx_compiler
 @pytest.mark.slow
-def test_the_whole_transformer_compiles_as_one_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_transformer_compiles_as_one_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
 
     monkeypatch.setenv("KONTEXT_FAST_CACHE", str(tmp_path))
@@ -117,7 +115,7 @@ def test_the_whole_transformer_compiles_as_one_graph(tmp_path: Path, monkeypatch
     np.testing.assert_array_equal(render(pipe, steps=2), untouched)
 
 
-def test_the_directory_tells_architectures_parameters_and_precisions_apart() -> None:
+def test_artifact_directory_depends_on_what_is_compiled() -> None:
     small, other = small_pipeline().transformer, small_pipeline(single=2).transformer
     parameters = Compile().parameters()
     directories = {
@@ -130,7 +128,7 @@ def test_the_directory_tells_architectures_parameters_and_precisions_apart() -> 
     assert directory_for(small_pipeline().transformer, parameters) in directories
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KONTEXT_FAST_CACHE", str(tmp_path))
     assert cache_root() == tmp_path
     monkeypatch.delenv("KONTEXT_FAST_CACHE")
@@ -139,7 +137,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert cache_root() == tmp_path / "xdg" / "kontext-fast"
 
 
-def test_what_cannot_be_compiled_is_refused_when_applied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_uncompilable_transformer_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from accelerate.hooks import ModelHook, add_hook_to_module
 
     from kontext_fast.optimizations.plan import resolve

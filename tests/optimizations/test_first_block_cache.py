@@ -47,7 +47,7 @@ def test_threshold_zero_is_bit_identical(pipe: Any, images: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("warmup", [1, 2, 4])
-def test_a_huge_threshold_computes_the_warmup_only(pipe: Any, warmup: int) -> None:
+def test_huge_threshold_computes_the_warmup_only(pipe: Any, warmup: int) -> None:
     result, acceleration = cached(pipe, FIRST, threshold=ALWAYS_BELOW, warmup_steps=warmup)
     assert acceleration.last_step_kinds() == ["full"] * warmup + ["skipped"] * (STEPS - warmup)
     assert counts(acceleration) == [[warmup]]
@@ -55,7 +55,7 @@ def test_a_huge_threshold_computes_the_warmup_only(pipe: Any, warmup: int) -> No
     assert not np.array_equal(result, render(pipe, steps=STEPS, **FIRST))
 
 
-def test_a_skipped_step_runs_only_the_first_block(pipe: Any) -> None:
+def test_skipped_step_runs_the_first_block_only(pipe: Any) -> None:
     calls: list[str] = []
     transformer = pipe.transformer
     blocks = {"first": transformer.transformer_blocks[0], "second": transformer.transformer_blocks[1]}
@@ -69,7 +69,7 @@ def test_a_skipped_step_runs_only_the_first_block(pipe: Any) -> None:
     assert {name: calls.count(name) for name in blocks} == {"first": STEPS, "second": 2, "single": 2}
 
 
-def test_skips_in_a_row_are_limited(pipe: Any) -> None:
+def test_consecutive_skips_are_limited(pipe: Any) -> None:
     _, acceleration = cached(pipe, FIRST, threshold=ALWAYS_BELOW, warmup_steps=1, max_consecutive_skips=2)
     assert acceleration.last_step_kinds() == ["full", "skipped", "skipped", "full", "skipped", "skipped"]
 
@@ -88,7 +88,7 @@ def first_drift(pipe: Any, images: dict[str, Any], patch: pytest.MonkeyPatch) ->
     return float((changes[2] - changes[1]).abs().mean() / changes[1].abs().mean())
 
 
-def test_each_sample_of_a_batch_gets_what_it_gets_alone(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_of_a_batch_equals_the_sample_alone(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     drifts = sorted(first_drift(pipe, images, monkeypatch) for images in (FIRST, SECOND, THIRD))
     threshold = (drifts[0] + drifts[1]) / 2
     alone = [cached(pipe, images, threshold=threshold) for images in (FIRST, SECOND, THIRD)]
@@ -105,7 +105,7 @@ def test_each_sample_of_a_batch_gets_what_it_gets_alone(pipe: Any, monkeypatch: 
 
 
 @pytest.mark.parametrize("computing", [[True, False, True], [False, True, False], [True, True, True], [False] * 3])
-def test_every_sample_keeps_its_own_row(computing: list[bool]) -> None:
+def test_samples_keep_separate_residuals(computing: list[bool]) -> None:
     """Blocks that multiply by 10: what they add is 9 times their input."""
     remembered = Remembered()
     text, temb = torch.zeros(3, 1, 1), torch.zeros(3, 1)
@@ -126,7 +126,7 @@ def test_every_sample_keeps_its_own_row(computing: list[bool]) -> None:
     assert remembered.skips == [1 if one else 2 for one in computing]
 
 
-def test_true_cfg_keeps_two_states(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_true_cfg_keeps_separate_states(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same text on both sides, each pass must decide as an edit without true CFG does.
 
     If the passes shared a state, the second would always find itself equal to the first and never be computed.
@@ -152,13 +152,13 @@ def test_every_second_computes_the_first_two_and_the_last(pipe: Any, total: int,
     assert acceleration.last_step_kinds() == expected
 
 
-def test_a_given_schedule_is_followed_in_both_passes(pipe: Any) -> None:
+def test_schedule_is_followed_in_both_passes(pipe: Any) -> None:
     _, acceleration = cached(pipe, {**BOTH, "negative": "blurry"}, schedule=(0, 4, 99))
     assert acceleration.last_step_kinds() == ["full", "skipped", "skipped", "skipped", "full", "skipped"]
     assert counts(acceleration) == [[2, 2], [2, 2]]
 
 
-def test_a_schedule_of_all_steps_is_bit_identical(pipe: Any) -> None:
+def test_schedule_of_all_steps_is_bit_identical(pipe: Any) -> None:
     result, _ = cached(pipe, BOTH, schedule=tuple(range(STEPS)))
     np.testing.assert_array_equal(result, render(pipe, steps=STEPS, **BOTH))
 
@@ -169,7 +169,7 @@ def test_only_output_tokens_are_compared() -> None:
     assert torch.equal(_change(after, before, ids, Remembered()), after[:, :2])
 
 
-def test_outside_of_a_request_the_transformer_is_the_original(pipe: Any) -> None:
+def test_transformer_is_the_original_outside_of_requests(pipe: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     config = pipe.transformer.config
     arguments = {
@@ -188,7 +188,7 @@ def test_outside_of_a_request_the_transformer_is_the_original(pipe: Any) -> None
     assert all(torch.equal(result, expected) for result in results)
 
 
-def test_what_it_cannot_do_is_refused_in_the_request_that_asks(pipe: Any) -> None:
+def test_unsupported_arguments_are_refused_in_their_request(pipe: Any) -> None:
     def ask(**more: Any) -> None:
         original, pipe.transformer.gradient_checkpointing = pipe.transformer.gradient_checkpointing, False
         try:
@@ -212,7 +212,7 @@ def test_what_it_cannot_do_is_refused_in_the_request_that_asks(pipe: Any) -> Non
             pipe.transformer.forward = inner
 
 
-def test_a_lora_scale_is_honoured() -> None:
+def test_lora_scale_is_used() -> None:
     from peft import LoraConfig
 
     pipe = small_pipeline(double=2, single=2)
@@ -235,7 +235,7 @@ def test_a_lora_scale_is_honoured() -> None:
 
 
 @pytest.mark.parametrize("hooked_first", [True, False])
-def test_it_works_inside_of_offloading_hooks(hooked_first: bool) -> None:
+def test_cache_works_inside_offloading_hooks(hooked_first: bool) -> None:
     from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
     seen: list[str] = []
@@ -262,7 +262,7 @@ def test_it_works_inside_of_offloading_hooks(hooked_first: bool) -> None:
     np.testing.assert_array_equal(render(pipe, steps=3), expected)
 
 
-def test_another_cache_is_refused() -> None:
+def test_other_cache_is_refused() -> None:
     from diffusers import FirstBlockCacheConfig
 
     pipe = small_pipeline(double=2, single=2)

@@ -25,7 +25,7 @@ def _allocated(transformer: torch.nn.Module) -> int:
     return sum(storages.values())
 
 
-def test_no_weight_is_held_twice(pipe: Any) -> None:
+def test_fused_weights_share_memory(pipe: Any) -> None:
     before, keys = _allocated(pipe.transformer), list(pipe.transformer.state_dict())
     with accelerate(pipe, [FuseQKV()], quiet=True):
         assert _allocated(pipe.transformer) == before
@@ -47,7 +47,7 @@ def test_three_products_become_one(pipe: Any) -> None:
     assert len(products) == 12
 
 
-def test_requires_grad_and_the_parameters_themselves_survive(pipe: Any) -> None:
+def test_parameters_keep_identity_and_requires_grad(pipe: Any) -> None:
     layer = pipe.transformer.transformer_blocks[0].attn.to_k
     layer.weight.requires_grad_(False)
     weight, bias = layer.weight, layer.bias
@@ -60,7 +60,7 @@ def test_requires_grad_and_the_parameters_themselves_survive(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("loaded", ["before", "after"])
-def test_a_lora_on_the_projections_is_refused_not_bypassed(pipe: Any, loaded: str) -> None:
+def test_lora_on_the_projections_is_refused(pipe: Any, loaded: str) -> None:
     from peft import LoraConfig
 
     adapter = LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False)
@@ -85,7 +85,7 @@ def test_converting_afterwards_is_refused_and_reverts(pipe: Any) -> None:
     np.testing.assert_array_equal(render(pipe), render(small_pipeline()))
 
 
-def test_projections_that_are_fused_already_are_left_alone(pipe: Any) -> None:
+def test_projections_fused_already_are_refused(pipe: Any) -> None:
     pipe.transformer.fuse_qkv_projections()
     with pytest.raises(InvalidInput, match="unfuse_qkv_projections"):
         accelerate(pipe, [FuseQKV()], quiet=True)

@@ -32,7 +32,7 @@ def _there_and_back(pipe: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return latents, pipe.vae.decode(latents).sample
 
 
-def test_no_norm_and_no_activation_runs_by_itself_any_more(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norms_and_activations_no_longer_run_alone(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     plain = fused_vae._plain
     monkeypatch.setattr(fused_vae, "_plain", lambda norm, x: calls.append(norm) or plain(norm, x))
@@ -45,7 +45,7 @@ def test_no_norm_and_no_activation_runs_by_itself_any_more(pipe: Any, monkeypatc
         assert len({id(norm) for norm in calls}) == len(calls)
 
 
-def test_with_the_kernel_in_it_the_numbers_are_the_same(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vae_with_the_kernel_equals_the_plain_vae(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason=needs.TRITON)
     if not torch.cuda.is_available():
         monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -57,7 +57,7 @@ def test_with_the_kernel_in_it_the_numbers_are_the_same(pipe: Any, monkeypatch: 
         torch.testing.assert_close(result, one, rtol=1e-3, atol=1e-4)
 
 
-def test_every_width_is_launched_when_it_is_applied(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precompile_calls_cover_every_width(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     norms = [norm for norm, _ in fused_vae._pairs(pipe.vae)]
     launched: list[tuple[int, int, torch.dtype]] = []
     pytest.importorskip("triton", reason=needs.TRITON)
@@ -77,13 +77,13 @@ def test_every_width_is_launched_when_it_is_applied(pipe: Any, monkeypatch: pyte
     assert len(first) > 1
 
 
-def test_another_vae_is_refused(pipe: Any) -> None:
+def test_other_vae_is_refused(pipe: Any) -> None:
     pipe.vae.decoder.conv_act = torch.nn.GELU()
     with pytest.raises(InvalidInput, match="other norms"):
         accelerate(pipe, CHOSEN, quiet=True)
 
 
-def test_a_gpu_without_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_without_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kontext_fast.engine.dispatch.find_spec", lambda _: None)
     machine = Machine(
         device="cuda", gpu="x", capability=(9, 0), memory_bytes=1, cxx=None, cc=None, triton=False, torch="2.11",

@@ -30,7 +30,7 @@ def pipe() -> Any:
     return small_pipeline()
 
 
-def test_a_part_of_the_encoders_at_a_time_is_on_the_device(pipe: Any) -> None:
+def test_encoders_are_on_the_device_part_by_part(pipe: Any) -> None:
     with accelerate(pipe, [Engine(), Offload()], quiet=True) as acceleration:
         render(pipe)
         facts = acceleration.facts["offload"]
@@ -42,7 +42,7 @@ def test_a_part_of_the_encoders_at_a_time_is_on_the_device(pipe: Any) -> None:
     assert facts["resident_peak_bytes"] == max(sizes)
 
 
-def test_what_runs_is_a_copy_and_what_waits_is_the_original(pipe: Any) -> None:
+def test_device_runs_a_copy_and_host_keeps_the_original(pipe: Any) -> None:
     encoder = pipe.text_encoder_2
     block = encoder.encoder.block[0]
     weight = block.layer[0].SelfAttention.q.weight
@@ -55,7 +55,7 @@ def test_what_runs_is_a_copy_and_what_waits_is_the_original(pipe: Any) -> None:
         assert weight.data_ptr() == waiting
 
 
-def test_tokens_are_brought_to_the_device_whose_weights_they_meet() -> None:
+def test_tokens_follow_the_weights_to_the_device() -> None:
     tokens = torch.zeros(1, 4, dtype=torch.long)
     args, kwargs = _inputs_on(
         torch.device("meta"), (tokens, 3), {"attention_mask": tokens, "output_hidden_states": False}
@@ -65,7 +65,7 @@ def test_tokens_are_brought_to_the_device_whose_weights_they_meet() -> None:
     assert kwargs["output_hidden_states"] is False
 
 
-def test_encoders_are_given_their_tokens_on_the_device(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoders_get_their_tokens_on_the_device(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from kontext_fast.optimizations.techniques import offload
 
     given: list[Any] = []
@@ -79,7 +79,7 @@ def test_encoders_are_given_their_tokens_on_the_device(pipe: Any, monkeypatch: p
     assert len(given) == 2
 
 
-def test_a_part_that_fails_is_dropped_all_the_same(pipe: Any) -> None:
+def test_part_that_fails_leaves_the_device(pipe: Any) -> None:
     (unit, *_) = _units(pipe.text_encoder_2)
     facts: dict[str, Any] = {"resident_peak_bytes": 0}
     resident = _Resident(torch.device("cpu"), facts)
@@ -104,7 +104,7 @@ def test_every_weight_of_an_encoder_is_in_one_part(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
-def test_weights_are_brought_to_the_engine_and_go_back_where_they_waited(precision: Precision) -> None:
+def test_engine_weights_return_to_host_memory(precision: Precision) -> None:
     transformer, same = random_transformer(Shape()), random_transformer(Shape())
     inputs = inputs_for(transformer)
     waiting = {name: one.data_ptr() for name, one in transformer.named_parameters()}
@@ -126,7 +126,7 @@ def test_weights_are_brought_to_the_engine_and_go_back_where_they_waited(precisi
     assert {name: one.data_ptr() for name, one in transformer.named_parameters()} == waiting
 
 
-def test_no_more_than_one_matrix_is_brought_at_once() -> None:
+def test_matrices_are_moved_one_at_a_time() -> None:
     transformer = random_transformer(Shape())
     largest = 0
 
@@ -150,7 +150,7 @@ def test_low_memory_renders_what_balanced_renders(pipe: Any) -> None:
         assert acceleration.plan.in_host_memory
 
 
-def test_another_device_needs_a_plan_that_brings_the_weights_there(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_device_needs_a_plan_in_host_memory(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine.detect("cpu")
     assert not resolve("balanced", machine).in_host_memory
     with pytest.raises(InvalidInput, match=r"pipe\.to\('meta'\).*low_memory"):
@@ -159,7 +159,7 @@ def test_another_device_needs_a_plan_that_brings_the_weights_there(pipe: Any, mo
     apply_plan(resolve("balanced", machine), pipe, "cpu").revert()
 
 
-def test_inputs_are_made_where_it_runs(pipe: Any) -> None:
+def test_inputs_are_made_on_the_chosen_device(pipe: Any) -> None:
     from kontext_fast.optimizations.acceleration import _run_on
     from kontext_fast.optimizations.call_tracking import track_calls
 

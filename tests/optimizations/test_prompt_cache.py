@@ -31,7 +31,7 @@ def calls(pipe: Any, undo: ExitStack) -> list[str]:
     return ran
 
 
-def test_the_same_words_are_encoded_once_and_give_the_same_image(pipe: Any) -> None:
+def test_repeated_prompt_is_encoded_once(pipe: Any) -> None:
     untouched = render(pipe)
     with accelerate(pipe, [PromptCache()], quiet=True) as acceleration, ExitStack() as undo:
         np.testing.assert_array_equal(render(pipe), untouched)
@@ -41,7 +41,7 @@ def test_the_same_words_are_encoded_once_and_give_the_same_image(pipe: Any) -> N
         assert acceleration.facts["prompt_cache"] == {"hits": 1, "misses": 1}
 
 
-def test_other_words_batches_and_negatives_are_others(pipe: Any) -> None:
+def test_other_prompts_and_batches_are_misses(pipe: Any) -> None:
     chosen: list[dict[str, Any]] = [
         {"prompts": (RED,)},
         {"prompts": (REMOVE,)},
@@ -58,14 +58,14 @@ def test_other_words_batches_and_negatives_are_others(pipe: Any) -> None:
         assert acceleration.facts["prompt_cache"] == {"hits": 8, "misses": 4}
 
 
-def test_it_is_bounded_and_the_least_recently_used_goes_first(pipe: Any) -> None:
+def test_least_recently_used_prompt_is_dropped(pipe: Any) -> None:
     with accelerate(pipe, [PromptCache(entries=2)], quiet=True) as acceleration:
         for prompt in (RED, REMOVE, RED, "three", RED, REMOVE):
             pipe.encode_prompt(prompt, max_sequence_length=48)
         assert acceleration.facts["prompt_cache"] == {"hits": 2, "misses": 4}
 
 
-def test_writing_to_what_it_gave_does_not_spoil_it(pipe: Any) -> None:
+def test_writing_to_a_result_leaves_the_cache_intact(pipe: Any) -> None:
     with accelerate(pipe, [PromptCache()], quiet=True):
         first = [tensor.clone() for tensor in pipe.encode_prompt(RED, max_sequence_length=48)]
         for _ in range(2):
@@ -75,7 +75,7 @@ def test_writing_to_what_it_gave_does_not_spoil_it(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("change", ["counted", "behind its back", "replaced"])
-def test_changing_an_encoder_empties_it(pipe: Any, change: str) -> None:
+def test_changed_encoder_empties_the_cache(pipe: Any, change: str) -> None:
     encoder = pipe.text_encoder_2
     with accelerate(pipe, [PromptCache()], quiet=True):
         before, *_ = pipe.encode_prompt(RED, max_sequence_length=48)
@@ -88,7 +88,7 @@ def test_changing_an_encoder_empties_it(pipe: Any, change: str) -> None:
     assert not torch.equal(after, before)
 
 
-def test_moving_the_encoders_away_and_back_is_no_change(pipe: Any) -> None:
+def test_moving_encoders_and_back_keeps_the_cache(pipe: Any) -> None:
     with accelerate(pipe, [PromptCache()], quiet=True) as acceleration:
         pipe.encode_prompt(RED, max_sequence_length=48)
         for parameter in pipe.text_encoder_2.parameters():
@@ -97,7 +97,7 @@ def test_moving_the_encoders_away_and_back_is_no_change(pipe: Any) -> None:
         assert acceleration.facts["prompt_cache"]["hits"] == 1
 
 
-def test_a_copy_of_the_pipeline_has_none(pipe: Any) -> None:
+def test_copied_pipeline_has_no_cache(pipe: Any) -> None:
     with accelerate(pipe, [PromptCache()], quiet=True) as acceleration, ExitStack() as undo:
         pipe.encode_prompt(RED, max_sequence_length=48)
         duplicate = copy.deepcopy(pipe)
@@ -107,7 +107,7 @@ def test_a_copy_of_the_pipeline_has_none(pipe: Any) -> None:
         assert acceleration.facts["prompt_cache"] == {"hits": 0, "misses": 1}
 
 
-def test_embeddings_that_are_given_pass_through(pipe: Any) -> None:
+def test_given_embeddings_pass_through(pipe: Any) -> None:
     embedded, pooled, _ = pipe.encode_prompt(RED, max_sequence_length=48)
     with accelerate(pipe, [PromptCache()], quiet=True) as acceleration:
         result, *_ = pipe.encode_prompt(None, prompt_embeds=embedded, pooled_prompt_embeds=pooled)

@@ -26,7 +26,7 @@ def encode(pipe: Any, image: torch.Tensor, generator: Any = None) -> torch.Tenso
     return latents
 
 
-def test_the_same_pixels_are_encoded_once_and_give_the_same_image(pipe: Any) -> None:
+def test_repeated_pixels_are_encoded_once(pipe: Any) -> None:
     untouched = render(pipe)
     with accelerate(pipe, [ReferenceLatentsCache()], quiet=True) as acceleration:
         np.testing.assert_array_equal(render(pipe), untouched)
@@ -37,7 +37,7 @@ def test_the_same_pixels_are_encoded_once_and_give_the_same_image(pipe: Any) -> 
         assert acceleration.facts["reference_latents_cache"] == {"hits": 2, "misses": 1}
 
 
-def test_one_pixel_decides(pipe: Any) -> None:
+def test_one_changed_pixel_is_a_miss(pipe: Any) -> None:
     image = torch.rand(1, 3, 32, 32)
     other = image.clone()
     other[0, 2, 31, 31] += 0.5
@@ -49,7 +49,7 @@ def test_one_pixel_decides(pipe: Any) -> None:
                 assert torch.equal(encode(pipe, one), latents)
 
 
-def test_it_is_bounded_and_the_least_recently_used_goes_first(pipe: Any) -> None:
+def test_least_recently_used_image_is_dropped(pipe: Any) -> None:
     first, second, third = torch.rand(3, 1, 3, 32, 32)
     with accelerate(pipe, [ReferenceLatentsCache(entries=2)], quiet=True) as acceleration:
         for image in (first, second, first, third, first, second):
@@ -57,7 +57,7 @@ def test_it_is_bounded_and_the_least_recently_used_goes_first(pipe: Any) -> None
         assert acceleration.facts["reference_latents_cache"] == {"hits": 2, "misses": 4}
 
 
-def test_writing_to_pixels_or_latents_afterwards_does_not_spoil_it(pipe: Any) -> None:
+def test_writing_to_a_result_leaves_the_cache_intact(pipe: Any) -> None:
     image = torch.rand(1, 3, 32, 32)
     expected = encode(pipe, image)
     with accelerate(pipe, [ReferenceLatentsCache()], quiet=True):
@@ -68,7 +68,7 @@ def test_writing_to_pixels_or_latents_afterwards_does_not_spoil_it(pipe: Any) ->
         assert not torch.equal(encode(pipe, mine), expected)
 
 
-def test_changing_the_vae_or_how_it_encodes_empties_it(pipe: Any) -> None:
+def test_changed_vae_empties_the_cache(pipe: Any) -> None:
     image = torch.rand(1, 3, 32, 32)
     with accelerate(pipe, [ReferenceLatentsCache()], quiet=True) as acceleration:
         before = encode(pipe, image)
@@ -80,7 +80,7 @@ def test_changing_the_vae_or_how_it_encodes_empties_it(pipe: Any) -> None:
         assert acceleration.facts["reference_latents_cache"] == {"hits": 0, "misses": 4}
 
 
-def test_a_copy_of_the_pipeline_has_none(pipe: Any) -> None:
+def test_copied_pipeline_has_no_cache(pipe: Any) -> None:
     image = torch.rand(1, 3, 32, 32)
     with accelerate(pipe, [ReferenceLatentsCache()], quiet=True) as acceleration:
         encode(pipe, image)
@@ -88,7 +88,7 @@ def test_a_copy_of_the_pipeline_has_none(pipe: Any) -> None:
         assert acceleration.facts["reference_latents_cache"] == {"hits": 0, "misses": 1}
 
 
-def test_a_pipeline_without_an_input_image_is_refused(pipe: Any) -> None:
+def test_pipeline_without_input_image_is_refused(pipe: Any) -> None:
     from diffusers import FluxPipeline
 
     names = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")

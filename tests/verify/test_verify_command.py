@@ -19,7 +19,7 @@ from kontext_fast.optimizations.plan import resolve
 from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.journal import FOLDER
 from kontext_fast.verify.request import every_preset
-from tests.optimizations.test_optimizations_plan import machine
+from tests.optimizations.test_plan import machine
 from tests.verify import faulty_optimizations as faulty
 from tests.verify.fake_edits import write_dataset
 

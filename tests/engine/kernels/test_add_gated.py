@@ -9,7 +9,7 @@ from tests.engine.kernels.oracle import DEVICE, DTYPES, SIZES, assert_rounds_onc
 
 @DTYPES
 @SIZES
-def test_it_adds_in_place_and_touches_nothing_else(batch: int, rows: int, width: int, dtype: torch.dtype) -> None:
+def test_add_gated_writes_its_stream_only(batch: int, rows: int, width: int, dtype: torch.dtype) -> None:
     before, update = noise(batch, rows, width, dtype=dtype), noise(batch, rows, width, dtype=dtype, seed=1)
     modulation = noise(batch, 3 * width, dtype=dtype, seed=2)
     stream = window(before)

@@ -44,13 +44,13 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 @pytest.mark.skipif(installed_interface() is not None, reason="needs no FlashAttention-3: pip uninstall fa3-fwd")
-def test_without_the_package_it_is_refused_with_its_name() -> None:
+def test_missing_package_is_refused_with_its_name() -> None:
     for kernel in KERNELS:
         reason = refusal("cuda", (9, 0), "bf16", kernel.name)
         assert f"{kernel.name} needs FlashAttention-3; run `pip install fa3-fwd`" in str(reason)
 
 
-def test_with_the_package_it_needs_a_hopper_gpu(installed: None) -> None:
+def test_other_gpus_than_hopper_are_refused(installed: None) -> None:
     for kernel in KERNELS:
         for capability in ((8, 0), (8, 9), (10, 0), (12, 0)):
             assert f"{kernel.name} runs on Hopper" in str(refusal("cuda", capability, "bf16", kernel.name))
@@ -59,20 +59,20 @@ def test_with_the_package_it_needs_a_hopper_gpu(installed: None) -> None:
         assert "use attention=default" in str(refusal("cpu", None, "bf16", kernel.name))
 
 
-def test_in_float8_it_needs_triton_too(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float8_needs_triton_too(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kontext_fast.engine.dispatch.has_fused_kernels", lambda: False)
     assert refusal("cuda", (9, 0), "bf16", "flash3") is None
     assert "pip install triton" in str(refusal("cuda", (9, 0), "bf16", "flash3_fp8"))
 
 
-def test_it_is_called_with_tokens_before_heads(installed: None) -> None:
+def test_package_is_called_with_tokens_before_heads(installed: None) -> None:
     query, key, value = (torch.randn(2, tokens, 3, 8) for tokens in (5, 7, 7))
     expected = MATH.run(query, key, value)
     torch.testing.assert_close(FLASH3.run(query, key, value), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("magnified", [1.0, 1000.0])
-def test_in_float8_every_head_has_a_scale_of_its_own(installed: None, magnified: float) -> None:
+def test_float8_has_one_scale_per_head(installed: None, magnified: float) -> None:
     query, key, value = (torch.randn(2, tokens, 3, 16, device=DEVICE) for tokens in (50, 70, 70))
     # A thousand times as large is beyond what e4m3 holds without a scale, and as exact with one.
     value[:, :, 1] *= magnified
@@ -81,7 +81,7 @@ def test_in_float8_every_head_has_a_scale_of_its_own(installed: None, magnified:
         assert 0.005 < (one - other).norm() / other.norm() < 0.06
 
 
-def test_in_float8_it_makes_the_engine_lossy_and_nothing_else_does_so_unasked() -> None:
+def test_float8_makes_the_engine_lossy() -> None:
     assert Engine(attention="flash3_fp8").effect == Effect.LOSSY
     assert Engine(attention="flash3").effect == Effect.NUMERIC
     assert Engine().effect == Effect.NUMERIC
@@ -89,7 +89,7 @@ def test_in_float8_it_makes_the_engine_lossy_and_nothing_else_does_so_unasked() 
 
 @needs.gpu
 @needs.flash_attention_3
-def test_it_agrees_with_exact_attention_on_a_gpu() -> None:
+def test_flash3_agrees_with_exact_attention_on_a_gpu() -> None:
     query, key, value = (torch.randn(1, tokens, 24, 128, device="cuda").bfloat16() for tokens in (4608, 8704, 8704))
     expected = CUDNN.run(query, key, value).float()
     for kernel, allowed in ((FLASH3, 0.01), (FLASH3_FP8, 0.06)):

@@ -16,7 +16,7 @@ def _on_device(x: Quantized) -> Quantized:
 
 @pytest.mark.parametrize("rows", [1, 7, 65])
 @pytest.mark.parametrize("bias", [True, False])
-def test_it_sums_scales_adds_and_rounds(rows: int, bias: bool) -> None:
+def test_fp8_product_is_scaled_biased_and_rounded_once(rows: int, bias: bool) -> None:
     x, weight = (
         quantize(noise(*shape, dtype=torch.bfloat16, seed=i)) for i, shape in enumerate([(2, rows, 160), (96, 160)])
     )
@@ -29,14 +29,14 @@ def test_it_sums_scales_adds_and_rounds(rows: int, bias: bool) -> None:
     assert float((result.cpu().float() - wanted).norm() / wanted.norm()) < 2**-8
 
 
-def test_plain_matrices_multiply_as_ever() -> None:
+def test_plain_matrices_use_the_plain_product() -> None:
     x, weight, bias = noise(2, 7, 160), noise(96, 160, seed=1), noise(96, seed=2)
     result = fused().linear(x.to(DEVICE), Linear(weight.to(DEVICE), bias.to(DEVICE)))
     torch.testing.assert_close(result.cpu(), portable.linear(x, Linear(weight, bias)), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(("out", "shared"), [(90, 160), (96, 168)])
-def test_widths_that_the_hardware_does_not_take_are_refused(out: int, shared: int) -> None:
+def test_width_not_a_multiple_of_16_is_refused(out: int, shared: int) -> None:
     x, weight = quantize(noise(1, 2, shared, dtype=torch.bfloat16)), quantize(noise(out, shared, dtype=torch.bfloat16))
     with pytest.raises(InvalidInput, match=f"{shared} to {out}"):
         fused().linear(_on_device(x), Linear(_on_device(weight), None))
@@ -48,7 +48,7 @@ def test_float32_is_refused() -> None:
         fused().linear(_on_device(x), Linear(_on_device(weight), None))
 
 
-def test_one_operand_alone_is_never_quantized() -> None:
+def test_one_quantized_operand_alone_is_an_error() -> None:
     quantized = _on_device(quantize(noise(1, 2, 96, dtype=torch.bfloat16)))
     with pytest.raises(TypeError, match="both"):
         fused().linear(quantized, Linear(noise(96, 96).to(DEVICE), None))

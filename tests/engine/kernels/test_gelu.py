@@ -22,7 +22,7 @@ from tests.engine.kernels.oracle import (
 @DTYPES
 @SIZES
 @pytest.mark.parametrize("quantize", [False, True], ids=["rounded", "quantized"])
-def test_alone(batch: int, rows: int, width: int, dtype: torch.dtype, quantize: bool) -> None:
+def test_gelu_alone_equals_pytorch(batch: int, rows: int, width: int, dtype: torch.dtype, quantize: bool) -> None:
     x = noise(batch, rows, width, dtype=dtype)
     truth = functional.gelu(x.float(), approximate="tanh")
     result = fused().gelu(window(x), quantize=quantize)
@@ -31,7 +31,7 @@ def test_alone(batch: int, rows: int, width: int, dtype: torch.dtype, quantize: 
 
 @DTYPES
 @SIZES
-def test_beside_attention(batch: int, rows: int, width: int, dtype: torch.dtype) -> None:
+def test_gelu_beside_attention_equals_pytorch(batch: int, rows: int, width: int, dtype: torch.dtype) -> None:
     attended, hidden, truth = _halves(batch, rows, width, dtype)
     result = fused().join_gelu(attended.to(DEVICE), window(hidden), quantize=False)
     assert_rounds_once(result, truth, dtype)
@@ -40,9 +40,7 @@ def test_beside_attention(batch: int, rows: int, width: int, dtype: torch.dtype)
 @DTYPES
 @SIZES
 @pytest.mark.parametrize("factor", [0.1, 100], ids=["hidden-larger", "attended-larger"])
-def test_beside_attention_one_scale_serves_the_whole_row(
-    batch: int, rows: int, width: int, dtype: torch.dtype, factor: float
-) -> None:
+def test_joined_row_has_one_scale(batch: int, rows: int, width: int, dtype: torch.dtype, factor: float) -> None:
     attended, hidden, truth = _halves(batch, rows, width, dtype, factor)
     result = fused().join_gelu(attended.to(DEVICE), window(hidden), quantize=True)
     assert_quantizes(result, truth, dtype)
@@ -55,7 +53,7 @@ def _halves(batch: int, rows: int, width: int, dtype: torch.dtype, factor: float
     return attended, hidden, torch.cat((attended.float(), functional.gelu(hidden.float(), approximate="tanh")), -1)
 
 
-def test_large_numbers_of_either_sign_stay_finite() -> None:
+def test_large_numbers_stay_finite() -> None:
     x = torch.tensor([-3e38, -1e30, -1e4, -30.0, -11.0, -0.0, 0.0, 11.0, 30.0, 1e4, 1e30, 3e38]).repeat(8)
     result = fused().gelu(x.to(DEVICE)[None, None], quantize=False)
     assert isinstance(result, Tensor)

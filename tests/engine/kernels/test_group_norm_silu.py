@@ -27,7 +27,7 @@ def _inputs(batch: int, channels: int, side: tuple[int, int], dtype: torch.dtype
 
 @DTYPES
 @SIZES
-def test_it_is_group_norm_then_silu(
+def test_kernel_equals_group_norm_then_silu(
     batch: int, channels: int, groups: int, side: tuple[int, int], dtype: torch.dtype
 ) -> None:
     x, weight, bias = _inputs(batch, channels, side, dtype)
@@ -40,7 +40,7 @@ def test_it_is_group_norm_then_silu(
     torch.testing.assert_close(result.double().cpu(), expected, rtol=tolerance, atol=tolerance * 0.1)
 
 
-def test_a_size_that_needs_many_programs_and_another_layout() -> None:
+def test_large_image_in_another_layout() -> None:
     x, weight, bias = _inputs(1, 16, (70, 61), torch.float32)
     expected = functional.silu(functional.group_norm(x, 4, weight, bias, 1e-6))
     for one in (x, x.contiguous(), x.transpose(2, 3).contiguous().transpose(2, 3)):
@@ -48,7 +48,7 @@ def test_a_size_that_needs_many_programs_and_another_layout() -> None:
         torch.testing.assert_close(result.cpu(), expected, rtol=2e-5, atol=2e-5)
 
 
-def test_a_broken_pixel_is_seen() -> None:
+def test_nan_pixel_spreads_over_its_group() -> None:
     x, weight, bias = _inputs(1, 16, (4, 4), torch.float32)
     x[0, 5, 2, 2] = torch.nan
     result = group_norm_silu(x.to(DEVICE), 4, weight.to(DEVICE), bias.to(DEVICE), 1e-6)

@@ -33,12 +33,12 @@ def _compiled(capability: int) -> dict[str, Any]:
     ("capability", "variants"),
     [pytest.param(80, 5, marks=pytest.mark.slow), pytest.param(89, 11, marks=pytest.mark.slow), (90, 11)],
 )
-def test_they_compile_once_per_width_for_any_number_of_tokens(capability: int, variants: int) -> None:
+def test_kernels_compile_once_per_width(capability: int, variants: int) -> None:
     counts = {"full": [variants] * 4, "tiny": [variants] * 4, "vae": [9] * 4}
     assert _compiled(capability)["variants"] == counts
 
 
-def test_what_is_launched_when_the_engine_is_applied_is_what_a_step_needs() -> None:
+def test_precompiled_kernels_are_those_of_a_step() -> None:
     compiled = _compiled(90)
     assert set(compiled["first"]) == {"bf16", "fp8"}
     for precision, first in compiled["first"].items():
@@ -47,7 +47,7 @@ def test_what_is_launched_when_the_engine_is_applied_is_what_a_step_needs() -> N
     assert len(compiled["first"]["fp8"]) == 7
 
 
-def test_at_full_size_rows_are_read_and_written_in_wide_accesses_and_stay_in_registers() -> None:
+def test_full_size_kernels_access_wide_and_spill_nothing() -> None:
     for name, kernel in _compiled(90)["kernels"].items():
         if not name.startswith("full"):
             continue
@@ -57,7 +57,7 @@ def test_at_full_size_rows_are_read_and_written_in_wide_accesses_and_stay_in_reg
         assert kernel["spilled"] == 0, name
 
 
-def test_norms_of_the_vae_read_and_write_in_wide_accesses() -> None:
+def test_vae_norms_access_wide_and_spill_nothing() -> None:
     for name, kernel in _compiled(90)["kernels"].items():
         if not name.startswith("vae"):
             continue

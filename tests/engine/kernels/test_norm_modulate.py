@@ -32,7 +32,7 @@ def _truth(x: Tensor, modulation: Tensor) -> Tensor:
 
 @DTYPES
 @SIZES
-def test_it_rounds_once(batch: int, rows: int, width: int, dtype: torch.dtype) -> None:
+def test_norm_modulate_rounds_once(batch: int, rows: int, width: int, dtype: torch.dtype) -> None:
     x, modulation = _inputs(batch, rows, width, dtype)
     shift, scale, *_ = modulation.to(DEVICE).chunk(6, -1)
     result = fused().norm_modulate(window(x), shift, scale, quantize=False)
@@ -41,14 +41,14 @@ def test_it_rounds_once(batch: int, rows: int, width: int, dtype: torch.dtype) -
 
 @DTYPES
 @SIZES
-def test_it_quantizes_what_it_computes(batch: int, rows: int, width: int, dtype: torch.dtype) -> None:
+def test_norm_modulate_quantizes_its_result(batch: int, rows: int, width: int, dtype: torch.dtype) -> None:
     x, modulation = _inputs(batch, rows, width, dtype)
     shift, scale, *_ = modulation.to(DEVICE).chunk(6, -1)
     result = fused().norm_modulate(window(x), shift, scale, quantize=True)
     assert_quantizes(result, _truth(x, modulation), dtype)
 
 
-def test_a_row_far_from_zero_keeps_its_precision() -> None:
+def test_row_far_from_zero_keeps_its_precision() -> None:
     x, modulation = _inputs(1, 3, 160, torch.float32)
     x += 3000
     shift, scale, *_ = modulation.to(DEVICE).chunk(6, -1)
@@ -60,7 +60,7 @@ def test_a_row_far_from_zero_keeps_its_precision() -> None:
 
 
 @pytest.mark.parametrize("quantize", [False, True])
-def test_a_row_of_zeros_is_its_shift(quantize: bool) -> None:
+def test_row_of_zeros_gives_the_shift(quantize: bool) -> None:
     _, modulation = _inputs(1, 2, 160, torch.float32)
     shift, scale, *_ = modulation.to(DEVICE).chunk(6, -1)
     result = fused().norm_modulate(torch.zeros(1, 2, 160, device=DEVICE), shift, scale, quantize=quantize)

@@ -14,7 +14,7 @@ from kontext_fast.engine.kernels.quantize_heads import quantize_heads  # isort: 
 
 @DTYPES
 @pytest.mark.parametrize("shape", [(1, 1, 1, 16), (2, 33, 3, 16), (1, 64, 2, 128), (2, 70, 5, 32)], ids=str)
-def test_scales_and_values_are_those_of_the_oracle(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_scales_and_values_equal_the_portable_ones(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     batch, tokens, heads, channels = shape
     larger = torch.full((batch, tokens + 3, heads, channels), float("nan"), dtype=dtype, device=DEVICE)
     x = noise(*shape, dtype=dtype)
@@ -29,7 +29,7 @@ def test_scales_and_values_are_those_of_the_oracle(shape: tuple[int, ...], dtype
     assert (off <= step_of(wanted.values.float())).all()
 
 
-def test_a_head_that_is_not_finite_is_all_nan_and_the_others_are_not() -> None:
+def test_head_with_nan_or_inf_becomes_nan_alone() -> None:
     x = noise(2, 40, 3, 16)
     x[1, 37, 2, 5] = float("nan")
     x[0, 3, 0, 1] = -float("inf")
@@ -44,6 +44,6 @@ def test_zeros_stay_zeros() -> None:
     assert not result.dequantized().cpu().any()
 
 
-def test_another_layout_is_refused() -> None:
+def test_other_layout_is_refused() -> None:
     with pytest.raises(KontextError, match="another layout"):
         quantize_heads(torch.zeros(1, 2, 5, 16, device=DEVICE).transpose(1, 2))

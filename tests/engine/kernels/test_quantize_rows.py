@@ -11,9 +11,7 @@ from tests.engine.kernels.oracle import DEVICE, DTYPES, SIZES, assert_quantizes,
 
 @DTYPES
 @SIZES
-def test_scales_are_those_of_the_oracle_and_values_multiply_by_their_reciprocal(
-    batch: int, rows: int, width: int, dtype: torch.dtype
-) -> None:
+def test_scales_equal_the_portable_ones(batch: int, rows: int, width: int, dtype: torch.dtype) -> None:
     x = noise(batch, rows, width, dtype=dtype)
     result, wanted = fused().prepare(window(x), quantize=True), portable.prepare(x, quantize=True)
     assert isinstance(result, Quantized)
@@ -24,7 +22,7 @@ def test_scales_are_those_of_the_oracle_and_values_multiply_by_their_reciprocal(
     assert_quantizes(result, x.float(), dtype)
 
 
-def test_every_bfloat16_number_of_a_row_rounds_as_the_oracle_rounds_it() -> None:
+def test_every_bfloat16_number_rounds_as_portable() -> None:
     """All exponents down to what e4m3 cannot hold, all mantissas, both signs, at a scale that divides exactly."""
     bits = torch.arange(0, 2**15, dtype=torch.int16).view(torch.bfloat16)
     numbers = bits[(bits <= 448) & ~bits.isnan()]
@@ -39,7 +37,7 @@ def test_every_bfloat16_number_of_a_row_rounds_as_the_oracle_rounds_it() -> None
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
-def test_a_row_that_is_not_finite_is_all_nan_and_its_neighbours_are_not(wrong: float) -> None:
+def test_row_with_nan_or_inf_becomes_nan_alone(wrong: float) -> None:
     x = noise(1, 3, 160)
     x[0, 1, 77] = wrong
     result = fused().prepare(x.to(DEVICE), quantize=True)
@@ -49,7 +47,7 @@ def test_a_row_that_is_not_finite_is_all_nan_and_its_neighbours_are_not(wrong: f
     assert not lost[0, (0, 2)].any()
 
 
-def test_zeros_and_the_smallest_numbers_have_a_scale() -> None:
+def test_zeros_and_smallest_numbers_have_a_scale() -> None:
     x = torch.zeros(1, 2, 96)
     x[0, 1] = 1e-30
     result, wanted = fused().prepare(x.to(DEVICE), quantize=True), portable.prepare(x, quantize=True)
@@ -59,6 +57,6 @@ def test_zeros_and_the_smallest_numbers_have_a_scale() -> None:
     assert not result.values.cpu().float().any()
 
 
-def test_what_is_not_quantized_is_passed_on() -> None:
+def test_prepare_without_quantizing_returns_its_input() -> None:
     x = noise(1, 2, 96).to(DEVICE)
     assert fused().prepare(x, quantize=False) is x

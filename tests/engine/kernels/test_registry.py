@@ -40,7 +40,7 @@ def _numbers(outputs: object) -> Tensor:
 
 
 @pytest.mark.parametrize(("operation", "quantize"), VARIANTS)
-def test_an_operation_is_that_of_plain_pytorch(operation: Operation, quantize: bool) -> None:
+def test_operation_equals_plain_pytorch(operation: Operation, quantize: bool) -> None:
     expected = _numbers(operation.bind(_inputs("cpu"))(portable, quantize))
     result = _numbers(operation.bind(_inputs(DEVICE))(fused(), quantize))
     assert torch.equal(result.isnan(), expected.isnan()), "wrote something else, or not all of it"
@@ -50,14 +50,14 @@ def test_an_operation_is_that_of_plain_pytorch(operation: Operation, quantize: b
     assert error < (0.01 if quantize else 1e-5)
 
 
-def test_every_function_belongs_to_one_kernel() -> None:
+def test_function_belongs_to_one_kernel() -> None:
     names = [function.__name__ for kernel in kernels().values() for function in kernel.functions]
     assert len(names) == len(set(names)) >= 11
     assert {name for name in names if not name.startswith("_")} == set()
 
 
 @pytest.mark.parametrize(("quantize", "count"), [(False, 5), (True, 7)])
-def test_what_a_step_launches_is_compiled_ahead(quantize: bool, count: int) -> None:
+def test_precompile_calls_cover_a_step(quantize: bool, count: int) -> None:
     device, dtype = torch.device(DEVICE), torch.float32
     calls = precompile_calls(fused(), SMALL, dtype, device, quantize=quantize)
     assert len(calls) == count

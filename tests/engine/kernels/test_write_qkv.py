@@ -38,7 +38,7 @@ def _moved(norm: QKNorm, rope: Rope) -> tuple[QKNorm, Rope]:
 
 @DTYPES
 @HEADS
-def test_it_writes_the_promised_rows_only(batch: int, rows: int, heads: int, channels: int, dtype: torch.dtype) -> None:
+def test_write_qkv_writes_its_rows_only(batch: int, rows: int, heads: int, channels: int, dtype: torch.dtype) -> None:
     width = heads * channels
     qkv = noise(batch, rows, 3 * width, dtype=dtype)
     norm, rope = _norm(channels, dtype), _rope(rows, channels)
@@ -61,7 +61,7 @@ def _assert_poisoned(buffer: Tensor, written: slice) -> None:
     assert buffer[:, written.stop :].isnan().all()
 
 
-def test_samples_of_a_larger_buffer_keep_their_places() -> None:
+def test_view_of_a_larger_buffer_keeps_its_rows() -> None:
     norm, rope = _norm(32, torch.float32), _rope(4, 32)
     qkv = noise(1, 4, 3 * 96)
     whole = _joint(3, 4, 3, 32, torch.float32, DEVICE)
@@ -83,7 +83,7 @@ def test_rows_of_a_rotation_are_views() -> None:
     torch.testing.assert_close(joint.query.cpu(), truth.query, equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
-def test_heads_of_another_length_are_refused() -> None:
+def test_head_dim_not_a_power_of_two_is_refused() -> None:
     norm, rope = _moved(_norm(24, torch.float32), _rope(2, 24))
     with pytest.raises(InvalidInput, match="these have 24"):
         fused().write_qkv(
@@ -91,7 +91,7 @@ def test_heads_of_another_length_are_refused() -> None:
         )
 
 
-def test_buffers_in_another_layout_are_refused() -> None:
+def test_other_buffer_layout_is_refused() -> None:
     norm, rope = _moved(_norm(32, torch.float32), _rope(2, 32))
     joint = _joint(1, 2, 3, 32, torch.float32, DEVICE)
     transposed = JointQKV(joint.query, joint.key.transpose(1, 2).contiguous().transpose(1, 2), joint.value)

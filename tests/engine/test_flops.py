@@ -11,27 +11,27 @@ from tests.engine.transformers import Shape, expected, inputs_for, random_transf
 TERA = 1e12
 
 
-def test_a_full_step_at_full_size() -> None:
+def test_flops_of_a_full_step_at_full_size() -> None:
     full = step_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "full")
     assert full.linear / TERA == pytest.approx(112.4, abs=0.05)
     assert full.attention / TERA == pytest.approx(53.1, abs=0.05)
     assert full.total / TERA == pytest.approx(165.5, abs=0.06)
 
 
-def test_a_skipped_step_costs_its_test_only() -> None:
+def test_skipped_step_costs_one_block_or_nothing() -> None:
     assert step_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "skipped").total == 0
     tested = step_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "skipped", tests_first_block=True).total
     full = step_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "full").total
     assert tested == pytest.approx(full / 57, rel=0.01)
 
 
-def test_a_request_is_the_sum_of_its_steps() -> None:
+def test_request_is_the_sum_of_its_steps() -> None:
     kinds = ["full", "skipped", "full"]
     one = [step_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, kind).total for kind in kinds]  # type: ignore[arg-type]
     assert request_work(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, kinds).total == pytest.approx(sum(one))  # type: ignore[arg-type]
 
 
-def test_it_counts_what_torch_counts() -> None:
+def test_flops_equal_those_that_torch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     transformer = random_transformer(Shape(heads=4, head_dim=32, axes=(8, 12, 12)))

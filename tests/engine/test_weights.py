@@ -27,7 +27,7 @@ def _state(transformer: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
-def test_undoing_gives_every_parameter_its_own_memory_again(transformer: Any, precision: Any) -> None:
+def test_undo_gives_each_parameter_its_own_memory(transformer: Any, precision: Any) -> None:
     before = _state(transformer)
     with engine_on(transformer, precision):
         names = transformer.state_dict().keys()
@@ -36,7 +36,7 @@ def test_undoing_gives_every_parameter_its_own_memory_again(transformer: Any, pr
     assert transformer.state_dict().keys() == names
 
 
-def test_fusing_holds_nothing_twice(transformer: Any) -> None:
+def test_fused_parameters_share_memory(transformer: Any) -> None:
     with engine_on(transformer) as engine:
         attention, weights = transformer.transformer_blocks[0].attn, engine.weights.doubles[0].image
         assert isinstance(weights.qkv.weight, torch.Tensor)
@@ -49,7 +49,7 @@ def test_fusing_holds_nothing_twice(transformer: Any) -> None:
         assert output.data_ptr() == transformer.proj_out.weight.data_ptr()
 
 
-def test_fp8_is_inside_of_the_blocks_only_and_equals_quantizing_the_fused_matrix(transformer: Any) -> None:
+def test_fp8_quantizes_the_fused_matrices_of_blocks_only(transformer: Any) -> None:
     with engine_on(transformer, "fp8") as engine:
         weights = engine.weights
         double, single = weights.doubles[0], weights.singles[0]
@@ -106,9 +106,7 @@ def _mixed(transformer: Any) -> None:
     ],
     ids=["lora", "quantized", "ip-adapter", "float16", "mixed", "fused"],
 )
-def test_what_is_not_plain_is_refused_in_one_sentence_and_nothing_has_changed(
-    transformer: Any, spoil: Any, remedy: str
-) -> None:
+def test_unsupported_transformer_is_refused_unchanged(transformer: Any, spoil: Any, remedy: str) -> None:
     spoil(transformer)
     addresses = [one.data_ptr() for one in transformer.parameters()]
     with ExitStack() as undo, pytest.raises(InvalidInput, match=remedy) as error:
@@ -124,7 +122,7 @@ def _taken(transformer: Any, precision: Any, undo: ExitStack) -> EngineWeights:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
-def test_moving_and_converting_are_noticed(transformer: Any, precision: Any) -> None:
+def test_moved_or_converted_transformer_is_refused(transformer: Any, precision: Any) -> None:
     with ExitStack() as undo:
         weights = _taken(transformer, precision, undo)
         layer = transformer.single_transformer_blocks[0].proj_mlp
@@ -133,7 +131,7 @@ def test_moving_and_converting_are_noticed(transformer: Any, precision: Any) -> 
             weights.sources.check(transformer)
 
 
-def test_an_adapter_that_came_later_is_noticed(transformer: Any) -> None:
+def test_adapter_added_later_is_refused(transformer: Any) -> None:
     with ExitStack() as undo:
         weights = _taken(transformer, "bf16", undo)
         _adapter(transformer)
@@ -142,7 +140,7 @@ def test_an_adapter_that_came_later_is_noticed(transformer: Any) -> None:
         transformer.delete_adapters("default")
 
 
-def test_weights_that_changed_after_they_were_quantized_are_noticed(transformer: Any) -> None:
+def test_weights_changed_after_quantizing_are_refused(transformer: Any) -> None:
     with ExitStack() as undo:
         weights = _taken(transformer, "fp8", undo)
         projection = transformer.transformer_blocks[0].attn.to_k.weight
@@ -152,7 +150,7 @@ def test_weights_that_changed_after_they_were_quantized_are_noticed(transformer:
             weights.sources.check(transformer)
 
 
-def test_the_content_hash_is_that_of_the_original_numbers(transformer: Any) -> None:
+def test_content_hash_is_of_the_original_numbers(transformer: Any) -> None:
     hashes = []
     for change in (0.0, 0.0, 1e-3):
         transformer.single_transformer_blocks[0].proj_out.weight.data[0, 0] += change

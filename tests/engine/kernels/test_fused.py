@@ -41,18 +41,18 @@ def _stepped(ops: Ops, dtype: torch.dtype, precision: Precision) -> Tensor:
     return result.cpu()
 
 
-def test_in_float32_it_equals_plain_pytorch() -> None:
+def test_float32_step_equals_plain_pytorch() -> None:
     truth = _stepped(PortableOps(), torch.float32, "bf16")
     assert relative_error(_stepped(fused(), torch.float32, "bf16"), truth) < 1e-5
 
 
-def test_in_bfloat16_it_is_as_close_to_float32_as_plain_pytorch_is() -> None:
+def test_bfloat16_step_errs_no_more_than_plain_pytorch() -> None:
     truth = _stepped(PortableOps(), torch.float32, "bf16")
     plain = relative_error(_stepped(PortableOps(), torch.bfloat16, "bf16"), truth)
     assert 0 < relative_error(_stepped(fused(), torch.bfloat16, "bf16"), truth) < 1.1 * plain
 
 
-def test_in_fp8_it_is_as_close_to_float32_as_the_emulation_is() -> None:
+def test_fp8_step_errs_no_more_than_the_emulation() -> None:
     truth = _stepped(PortableOps(), torch.float32, "bf16")
     emulated = _stepped(PortableOps(emulates_fp8=True), torch.bfloat16, "fp8")
     result = _stepped(fused(), torch.bfloat16, "fp8")
@@ -61,7 +61,7 @@ def test_in_fp8_it_is_as_close_to_float32_as_the_emulation_is() -> None:
 
 
 @pytest.mark.slow
-def test_the_bundled_checkpoint_equals_diffusers() -> None:
+def test_bundled_checkpoint_equals_diffusers() -> None:
     transformer = deepcopy(tiny_transformer())
     inputs = inputs_for(transformer, text=7, image=(3, 5), reference=(2, 4))
     truth = expected(transformer, inputs)

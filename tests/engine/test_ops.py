@@ -31,7 +31,7 @@ def tensor(activations: Activations) -> Tensor:
     return activations
 
 
-def test_norm_and_modulation_are_those_of_diffusers_bit_for_bit(dtype: torch.dtype) -> None:
+def test_norm_modulate_is_bit_identical_to_diffusers(dtype: torch.dtype) -> None:
     from diffusers.models.normalization import AdaLayerNormContinuous
 
     x, shift, scale = (noise(*shape, dtype=dtype) for shape in ((B, ROWS, WIDTH), (B, WIDTH), (B, WIDTH)))
@@ -44,7 +44,7 @@ def test_norm_and_modulation_are_those_of_diffusers_bit_for_bit(dtype: torch.dty
     assert torch.equal(tensor(result), theirs(x, torch.cat([scale, shift], dim=1)))
 
 
-def test_qkv_lands_normalized_and_rotated_at_its_rows_and_nowhere_else(dtype: torch.dtype) -> None:
+def test_write_qkv_equals_diffusers_in_its_rows_only(dtype: torch.dtype) -> None:
     from diffusers.models.embeddings import apply_rotary_emb
     from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 
@@ -72,7 +72,7 @@ def test_qkv_lands_normalized_and_rotated_at_its_rows_and_nowhere_else(dtype: to
         assert written[:, rows.stop :].isnan().all()
 
 
-def test_joined_gelu_is_gelu_of_the_concatenation(dtype: torch.dtype) -> None:
+def test_join_gelu_equals_gelu_of_the_concatenation(dtype: torch.dtype) -> None:
     attended, beside = noise(B, ROWS, WIDTH, dtype=dtype), noise(B, ROWS, 40, dtype=dtype, seed=1)
     hidden = beside[..., 8:]
     theirs = torch.cat([attended, torch.nn.GELU(approximate="tanh")(hidden)], dim=2)
@@ -83,7 +83,7 @@ def test_joined_gelu_is_gelu_of_the_concatenation(dtype: torch.dtype) -> None:
     assert torch.equal(tensor(OPS.gelu(hidden, quantize=False)), theirs[..., WIDTH:])
 
 
-def test_gated_addition_is_in_place_and_rounds_as_diffusers_does(dtype: torch.dtype) -> None:
+def test_add_gated_is_in_place_and_rounds_as_diffusers(dtype: torch.dtype) -> None:
     stream, gate, update = (noise(*shape, dtype=dtype) for shape in ((B, ROWS, WIDTH), (B, WIDTH), (B, ROWS, WIDTH)))
     theirs = stream + gate.unsqueeze(1) * update
     wide = torch.zeros(B, ROWS + 2, WIDTH, dtype=dtype)
@@ -95,7 +95,7 @@ def test_gated_addition_is_in_place_and_rounds_as_diffusers_does(dtype: torch.dt
 
 
 @pytest.mark.parametrize("kernel", [NATIVE, MATH], ids=lambda kernel: kernel.name)
-def test_attention_reads_buffers_that_are_longer_than_the_queries(kernel: AttentionKernel, dtype: torch.dtype) -> None:
+def test_attention_over_longer_buffers_is_exact(kernel: AttentionKernel, dtype: torch.dtype) -> None:
     query, key, value = noise(3, B, ROWS + 6, HEADS, HEAD_DIM, dtype=dtype)
     result = PortableOps(kernel).attention(query[:, :ROWS], key, value)
     weights = torch.einsum("bqhd,bkhd->bhqk", query[:, :ROWS].double(), key.double()) * HEAD_DIM**-0.5
@@ -104,7 +104,7 @@ def test_attention_reads_buffers_that_are_longer_than_the_queries(kernel: Attent
     assert relative_error(result, truth) < (1e-6 if dtype == torch.float32 else 2e-2)
 
 
-def test_quantizing_scales_every_row_to_the_largest_number_and_rounds_to_nearest() -> None:
+def test_quantize_scales_rows_and_rounds_to_nearest() -> None:
     x = torch.tensor([[448.0, 1.0, -17.0, 18.9], [0.0, 0.0, 0.0, 0.0], [-1e-6, 5e-7, 0.0, 1e-9]])
     quantized = quantize(x)
     assert quantized.scale[0] == 1
@@ -116,7 +116,7 @@ def test_quantizing_scales_every_row_to_the_largest_number_and_rounds_to_nearest
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_what_is_not_finite_stays_visible(bad: float) -> None:
+def test_quantize_keeps_nan_and_inf_visible(bad: float) -> None:
     x = torch.ones(2, 4)
     x[0, 2] = bad
     dequantized = quantize(x).dequantized()
@@ -124,7 +124,7 @@ def test_what_is_not_finite_stays_visible(bad: float) -> None:
     torch.testing.assert_close(dequantized[1], x[1])
 
 
-def test_every_magnitude_survives_its_own_scale() -> None:
+def test_quantize_keeps_every_magnitude() -> None:
     """A largest value whose quotient rounds to just above 448 must not become NaN, as what is far above does."""
     x = noise(20000, 3, seed=3) * 10.0 ** noise(20000, 1, seed=4)
     dequantized = quantize(x).dequantized()
@@ -133,7 +133,7 @@ def test_every_magnitude_survives_its_own_scale() -> None:
 
 
 @pytest.mark.parametrize("scaled", [None, "activations", "inputs", "outputs"])
-def test_an_fp8_product_errs_by_two_roundings(scaled: str | None) -> None:
+def test_fp8_product_errs_by_two_roundings(scaled: str | None) -> None:
     """Measured: 0.037 of random numbers; with 3 of 3072 channels scaled by 100, 0.031 to 0.037. bfloat16: 0.003."""
     x, weight = noise(1, 64, 3072), noise(256, 3072, seed=1) * 3072**-0.5
     if scaled == "activations":
@@ -150,7 +150,7 @@ def test_an_fp8_product_errs_by_two_roundings(scaled: str | None) -> None:
     assert relative_error(result, exact) < 1e-5
 
 
-def test_an_fp8_product_of_bfloat16_is_bfloat16_rounded_once() -> None:
+def test_fp8_product_of_bfloat16_is_rounded_once() -> None:
     x, weight, bias = noise(2, 3, 64).bfloat16(), noise(16, 64, seed=1).bfloat16(), noise(16, seed=2).bfloat16()
     result = OPS.linear(quantize(x), Linear(quantize(weight), bias))
     exact = quantize(x).dequantized() @ quantize(weight).dequantized().T + bias.float()
@@ -158,7 +158,7 @@ def test_an_fp8_product_of_bfloat16_is_bfloat16_rounded_once() -> None:
     torch.testing.assert_close(result, exact.bfloat16(), rtol=2**-8, atol=0)
 
 
-def test_mixing_precisions_is_an_error_not_a_conversion() -> None:
+def test_mixed_precisions_are_an_error() -> None:
     x, weight = noise(1, 2, 8), noise(4, 8)
     with pytest.raises(TypeError, match="both be quantized"):
         OPS.linear(x, Linear(quantize(weight), None))
@@ -166,6 +166,6 @@ def test_mixing_precisions_is_an_error_not_a_conversion() -> None:
         OPS.linear(quantize(x), Linear(weight, None))
 
 
-def test_emulation_is_stamped() -> None:
+def test_emulation_has_its_own_kernel_kind() -> None:
     assert PortableOps(emulates_fp8=True).kernel == "emulated"
     assert PortableOps().kernel == "portable"

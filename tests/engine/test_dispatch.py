@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from kontext_fast.engine import dispatch
-from tests.engine.kernels import oracle  # noqa: F401 (skips without triton)
+from tests import needs
+
+pytest.importorskip("triton", reason=needs.TRITON)
 
 
 @pytest.mark.parametrize(
     ("capability", "precision", "reason"),
     [((7, 5), "bf16", "8.0"), ((8, 6), "fp8", "8.9"), ((8, 0), "bf16", None), ((8, 9), "fp8", None)],
 )
-def test_a_card_needs_the_precision(
+def test_compute_capability_decides_the_precision(
     capability: tuple[int, int], precision: str, reason: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     _with_headers(monkeypatch, tmp_path)
@@ -23,14 +25,14 @@ def test_a_card_needs_the_precision(
     assert refused is None if reason is None else reason in str(refused)
 
 
-def test_amd_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_amd_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from kontext_fast.engine.kernels import fused
 
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert "NVIDIA" in str(fused.refusal())
 
 
-def test_what_triton_builds_its_launcher_with_must_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_compiler_or_headers_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from kontext_fast.engine.kernels import fused
 
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -43,14 +45,14 @@ def test_what_triton_builds_its_launcher_with_must_be_there(monkeypatch: pytest.
     assert fused.refusal() is None
 
 
-def test_they_are_chosen_on_cuda_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_fused_kernels_are_chosen_on_cuda_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _with_headers(monkeypatch, tmp_path)
     assert dispatch.refusal("cuda", (9, 0), "fp8", "default") is None
     assert dispatch.make_ops("cuda", "fp8", "default").kernel == "fused"
     assert dispatch.make_ops("cpu", "bf16", "default").kernel == "portable"
 
 
-def test_without_triton_plain_pytorch_runs_under_its_own_name_and_fp8_is_refused(
+def test_without_triton_bf16_is_portable_and_fp8_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(dispatch, "find_spec", lambda name: None)

@@ -28,7 +28,7 @@ SIGMAS = (1.0, 0.8, 0.7, 0.4, 0.35, 0.1)
         (2, 9, 0.0, {0, 1}),
     ],
 )
-def test_computed_steps_scale_with_their_number(total: int, every: int, share: float, steps: set[int]) -> None:
+def test_computed_steps_scale_with_the_total(total: int, every: int, share: float, steps: set[int]) -> None:
     assert computed_steps(total, every=every, warmup_share=share) == steps
 
 
@@ -41,7 +41,7 @@ def test_velocities_are_extrapolated_over_sigma(order: Any, value: float) -> Non
     assert velocities.skipped(0.6, 0.5).item() == pytest.approx(value)
 
 
-def test_with_one_velocity_or_one_sigma_the_last_is_taken_again() -> None:
+def test_single_velocity_or_sigma_repeats_the_last() -> None:
     velocities = Velocities(1, corrects=False)
     velocities.computed(0.5, 0.5, torch.tensor([2.0]))
     assert velocities.skipped(0.4, 0.3).item() == 2
@@ -52,7 +52,7 @@ def test_with_one_velocity_or_one_sigma_the_last_is_taken_again() -> None:
 
 
 @pytest.mark.parametrize("order", [0, 1])
-def test_a_corrected_pass_ends_where_every_step_computed_would_if_velocities_lie_on_a_line(order: Any) -> None:
+def test_correction_is_exact_for_linear_velocities(order: Any) -> None:
     computed = {0, 2, 5}
     ends = [*SIGMAS[1:], 0.0]
     exact, guessed, corrected = ([torch.tensor([0.0])] for _ in range(3))
@@ -71,7 +71,7 @@ def test_a_corrected_pass_ends_where_every_step_computed_would_if_velocities_lie
     assert abs(guessed[-1].item() - exact[-1].item()) > 0.05
 
 
-def test_what_was_made_up_for_is_not_made_up_for_again() -> None:
+def test_correction_is_applied_once() -> None:
     velocities = Velocities(0, corrects=True)
     velocities.computed(1.0, 0.8, torch.tensor([1.0]))
     velocities.skipped(0.8, 0.6)
@@ -111,7 +111,7 @@ def engine() -> Any:
         yield made
 
 
-def test_without_a_schedule_every_step_is_computed(engine: EngineTransformer) -> None:
+def test_branch_without_schedule_computes_every_step(engine: EngineTransformer) -> None:
     plain, branch = _run(engine)
     assert branch.kinds == ["full"] * 6
     every, branch = _run(engine, _schedule(set(range(6)), corrects=True))
@@ -120,7 +120,7 @@ def test_without_a_schedule_every_step_is_computed(engine: EngineTransformer) ->
 
 
 @pytest.mark.parametrize("order", [0, 1])
-def test_skipped_steps_are_extrapolated_from_computed_ones(engine: EngineTransformer, order: Any) -> None:
+def test_branch_extrapolates_skipped_steps(engine: EngineTransformer, order: Any) -> None:
     plain, _ = _run(engine)
     result, branch = _run(engine, _schedule({0, 2, 5}, order))
     assert branch.kinds == ["full", "skipped", "full", "skipped", "skipped", "full"]
@@ -132,7 +132,7 @@ def test_skipped_steps_are_extrapolated_from_computed_ones(engine: EngineTransfo
     torch.testing.assert_close(result[4], line, rtol=0, atol=1e-5)
 
 
-def test_a_computed_step_makes_up_for_the_skipped_ones_before_it(engine: EngineTransformer) -> None:
+def test_branch_corrects_at_the_next_computed_step(engine: EngineTransformer) -> None:
     plain, _ = _run(engine)
     result, _ = _run(engine, _schedule({0, 2, 5}, 0, corrects=True))
     between = (SIGMAS[0] - SIGMAS[1]) / (SIGMAS[0] - SIGMAS[2])
@@ -141,7 +141,7 @@ def test_a_computed_step_makes_up_for_the_skipped_ones_before_it(engine: EngineT
     assert torch.equal(result[1], plain[0])
 
 
-def test_a_batch_under_a_schedule_gives_each_sample_what_it_gets_alone(engine: EngineTransformer) -> None:
+def test_sample_of_a_batch_equals_the_sample_alone(engine: EngineTransformer) -> None:
     schedule = _schedule({0, 2, 3}, corrects=True)
     together, branch = _run(engine, schedule, slice(3))
     assert branch.kinds == ["full", "skipped", "full", "full", "skipped", "skipped"]
@@ -150,7 +150,7 @@ def test_a_batch_under_a_schedule_gives_each_sample_what_it_gets_alone(engine: E
         torch.testing.assert_close(together[:, sample : sample + 1], alone, rtol=0, atol=1e-4)
 
 
-def test_text_is_embedded_once_and_again_when_it_changes(engine: EngineTransformer) -> None:
+def test_text_is_embedded_again_only_when_it_changes(engine: EngineTransformer) -> None:
     inputs = inputs_for(_source())
     image, text = inputs["hidden_states"], inputs["encoder_hidden_states"].clone()
     branch = Branch(engine, prepare(engine, inputs, timesteps=SIGMAS), (*SIGMAS, 0.0))

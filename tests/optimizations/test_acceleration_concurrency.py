@@ -9,13 +9,13 @@ import pytest
 from kontext_fast.optimizations.acceleration import run_concurrently
 
 
-def test_calls_run_at_once_and_beside_the_body() -> None:
+def test_calls_run_concurrently_with_the_body() -> None:
     together = Barrier(3)
     with run_concurrently([lambda: together.wait(timeout=10)] * 2):
         together.wait(timeout=10)
 
 
-def test_they_have_ended_when_the_body_has() -> None:
+def test_calls_have_ended_after_the_body() -> None:
     entered, done = Event(), []
 
     def call() -> None:
@@ -27,18 +27,18 @@ def test_they_have_ended_when_the_body_has() -> None:
     assert done == [True]
 
 
-def test_what_one_raises_is_raised_after_the_body() -> None:
+def test_error_of_a_call_is_raised_after_the_body() -> None:
     reached = False
     with pytest.raises(ZeroDivisionError), run_concurrently([lambda: 1 / 0]):
         reached = True
     assert reached
 
 
-def test_what_the_body_raises_comes_first() -> None:
+def test_error_of_the_body_comes_first() -> None:
     with pytest.raises(KeyError), run_concurrently([lambda: 1 / 0]):
         raise KeyError
 
 
-def test_without_calls_nothing_happens() -> None:
+def test_no_calls_do_nothing() -> None:
     with run_concurrently(()):
         pass

@@ -26,26 +26,26 @@ def machine(**facts: Any) -> Machine:
     return Machine(**{**able, "torch": "2.13.0", "platform": "linux-x86_64", **facts})
 
 
-def test_every_optimization_has_a_preset_of_its_name() -> None:
+def test_optimization_has_a_preset_of_its_name() -> None:
     on_the_engine = {"faithful", "balanced", "fast", "turbo", "low_memory"}
     assert set(PRESETS) == {"baseline", "classic", *on_the_engine, *discover()}
     assert PRESETS["baseline"].optimizations == ()
 
 
-def test_a_plan_is_sorted_by_phase_whatever_the_list_says() -> None:
+def test_plan_is_sorted_by_phase() -> None:
     plan = resolve([Compile(), FirstBlockCache(), ChannelsLast(), FuseQKV()], machine())
     assert [one.name for one in plan.optimizations] == ["fuse_qkv", "channels_last", "first_block_cache", "compile"]
     assert plan.content_hash == resolve("classic", machine()).content_hash
 
 
-def test_an_unknown_preset_names_the_closest_ones() -> None:
+def test_unknown_preset_names_the_closest_ones() -> None:
     with pytest.raises(InvalidInput, match="did you mean classic"):
         resolve("clasic", machine())
     with pytest.raises(InvalidInput, match="choose one of baseline"):
         resolve("zzz", machine())
 
 
-def test_a_parameter_can_make_a_conflict_in_either_order() -> None:
+def test_conflict_by_parameter_in_either_order() -> None:
     whole: list[Optimization] = [Compile(mode="whole"), FirstBlockCache()]
     for chosen in (whole, whole[::-1]):
         with pytest.raises(InvalidInput, match=r"compile \(mode=whole\) and first_block_cache.*mode=regional"):
@@ -80,7 +80,7 @@ def test_compile_on_a_gpu_needs_no_cxx_compiler() -> None:
     assert Compile().refusal(machine(device="cuda", capability=(9, 0), cxx=None)) is None
 
 
-def test_random_weights_get_the_declared_schedule_and_say_so() -> None:
+def test_random_weights_get_the_declared_schedule() -> None:
     plan = resolve("first_block_cache", machine(), architecture_only=True)
     assert plan.optimizations == (FirstBlockCache(schedule="every_second"),)
     assert len(plan.labels) == 1
@@ -92,13 +92,13 @@ def test_random_weights_get_the_declared_schedule_and_say_so() -> None:
 
 
 @pytest.mark.parametrize("asked", [[FirstBlockCache()], Preset("mine", "a threshold", (FirstBlockCache(),))])
-def test_a_threshold_asked_for_on_random_weights_runs_and_is_labelled(asked: Any) -> None:
+def test_threshold_on_random_weights_is_labelled(asked: Any) -> None:
     plan = resolve(asked, machine(), architecture_only=True)
     assert plan.optimizations == (FirstBlockCache(),)
     assert "hit rate meaningless" in plan.labels[0]
 
 
-def test_the_content_hash_follows_the_parameters_not_the_name() -> None:
+def test_content_hash_follows_parameters_not_the_name() -> None:
     renamed = Preset("other", "the same", PRESETS["first_block_cache"].optimizations)
     base = resolve("first_block_cache", machine()).content_hash
     assert resolve(renamed, machine()).content_hash == base
@@ -106,7 +106,7 @@ def test_the_content_hash_follows_the_parameters_not_the_name() -> None:
     assert resolve("baseline", machine()).content_hash != base
 
 
-def test_the_content_hash_is_the_same_in_every_process_and_planning_imports_no_torch() -> None:
+def test_content_hash_is_stable_and_needs_no_torch() -> None:
     code = """
 import json, sys
 from kontext_fast.pipeline.device import Machine
@@ -118,7 +118,7 @@ print(json.dumps([resolve("classic", here).content_hash, "torch" in sys.modules,
     assert json.loads(printed) == [resolve("classic", machine()).content_hash, False, False]
 
 
-def test_the_record_of_a_plan_builds_the_same_plan_again() -> None:
+def test_record_of_a_plan_rebuilds_the_plan() -> None:
     for preset in PRESETS.values():
         for architecture_only in (False, True):
             plan = resolve(preset, machine(), architecture_only=architecture_only)
@@ -145,11 +145,11 @@ def test_bad_parameters_are_invalid_input_in_one_line(parameters: dict[str, Any]
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_optimization_names_the_closest_one() -> None:
+def test_unknown_optimization_names_the_closest_one() -> None:
     with pytest.raises(InvalidInput, match="did you mean fuse_qkv"):
         build("fuse_kqv", {})
 
 
-def test_something_that_is_no_optimization_is_invalid_input() -> None:
+def test_other_objects_are_invalid_input() -> None:
     with pytest.raises(InvalidInput, match="list of optimizations"):
         resolve(["compile"], machine())  # type: ignore[list-item]

@@ -44,13 +44,13 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         del sys.modules[name]
 
 
-def test_a_module_is_found_without_a_list_and_helpers_are_fine(package: Callable[..., ModuleType]) -> None:
+def test_new_module_is_discovered_and_helpers_are_not(package: Callable[..., ModuleType]) -> None:
     imported = "from made_up_package.b import B\nHELPER = 1\n"
     made = package(b=TECHNIQUE.format(cls="B", name="second"), a=imported, c=TECHNIQUE.format(cls="C", name="first"))
     assert list(classes(made, Optimization, "optimization")) == ["first", "second"]
 
 
-def test_a_module_that_does_not_import_is_an_error(package: Callable[..., ModuleType]) -> None:
+def test_module_that_does_not_import_is_an_error(package: Callable[..., ModuleType]) -> None:
     with pytest.raises(KontextError, match=r"made_up_package\.broken does not import.*no_such_module"):
         classes(package(broken="import no_such_module"), Optimization, "optimization")
 
@@ -61,7 +61,7 @@ def test_two_optimizations_of_one_name_are_an_error(package: Callable[..., Modul
         classes(package(**same), Optimization, "optimization")
 
 
-def test_every_optimization_says_what_it_is() -> None:
+def test_optimizations_declare_what_they_are() -> None:
     for name, found in discover().items():
         assert found.name == name
         assert found.summary

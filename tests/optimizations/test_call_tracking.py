@@ -16,7 +16,7 @@ def pipe() -> Any:
     return small_pipeline()
 
 
-def test_several_users_share_one_watch_and_the_last_one_takes_it_away(pipe: Any) -> None:
+def test_tracker_is_shared_and_removed_with_its_last_user(pipe: Any) -> None:
     original = type(pipe)
     first, second = ExitStack(), ExitStack()
     requests = track_calls(pipe, first)
@@ -28,7 +28,7 @@ def test_several_users_share_one_watch_and_the_last_one_takes_it_away(pipe: Any)
     assert type(pipe) is original
 
 
-def test_steps_and_passes_are_numbered_and_memory_ends_with_the_request(pipe: Any) -> None:
+def test_steps_and_passes_are_numbered_per_call(pipe: Any) -> None:
     seen: list[tuple[int, int, int]] = []
     opened: list[PipelineCall] = []
     with ExitStack() as undo:
@@ -53,7 +53,7 @@ def test_steps_and_passes_are_numbered_and_memory_ends_with_the_request(pipe: An
     assert requests.current is None
 
 
-def test_the_scheduler_in_use_is_the_one_that_counts(pipe: Any) -> None:
+def test_replaced_scheduler_is_tracked(pipe: Any) -> None:
     with ExitStack() as undo:
         requests = track_calls(pipe, undo)
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
@@ -62,7 +62,7 @@ def test_the_scheduler_in_use_is_the_one_that_counts(pipe: Any) -> None:
         assert "step" not in vars(pipe.scheduler)
 
 
-def test_a_request_inside_a_request_is_its_own(pipe: Any) -> None:
+def test_nested_call_is_tracked_apart(pipe: Any) -> None:
     inner: list[tuple[Any, ...]] = []
     with ExitStack() as undo:
         requests = track_calls(pipe, undo)
@@ -81,7 +81,7 @@ def test_a_request_inside_a_request_is_its_own(pipe: Any) -> None:
         assert requests.last_kinds == ("full",) * 3
 
 
-def test_a_step_is_skipped_where_all_of_its_passes_are() -> None:
+def test_step_is_skipped_if_all_its_passes_are() -> None:
     request = PipelineCall(pipe=None)
     for marks in (["skipped", "full"], ["skipped", "skipped"], []):
         for mark in marks:
@@ -90,7 +90,7 @@ def test_a_step_is_skipped_where_all_of_its_passes_are() -> None:
     assert request.kinds == ["full", "skipped", "full"]
 
 
-def test_samples_of_a_batch_are_told_apart_where_an_optimization_does() -> None:
+def test_marks_per_sample_give_kinds_per_sample() -> None:
     request = PipelineCall(pipe=None)
     request.mark("skipped", "full", "skipped")
     request.end_step()
@@ -119,7 +119,7 @@ def test_computed_steps_are_counted_per_branch_and_sample() -> None:
     assert PipelineCall(pipe=None).computed_counts() == []
 
 
-def test_an_error_at_the_beginning_is_what_the_call_raises(pipe: Any) -> None:
+def test_error_of_a_begin_callback_is_raised_by_the_call(pipe: Any) -> None:
     def refuse(request: PipelineCall) -> None:
         raise ValueError("not now")
 

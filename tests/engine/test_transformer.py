@@ -39,7 +39,7 @@ def transformer(request: pytest.FixtureRequest) -> Any:
     ],
     ids=["edit", "batch", "text-to-image", "one-token", "odd"],
 )
-def test_in_float32_it_equals_diffusers(transformer: Any, sizes: dict[str, Any]) -> None:
+def test_float32_output_equals_diffusers(transformer: Any, sizes: dict[str, Any]) -> None:
     inputs = inputs_for(transformer, **sizes)
     truth = expected(transformer, inputs)
     with engine_on(transformer) as engine:
@@ -49,7 +49,7 @@ def test_in_float32_it_equals_diffusers(transformer: Any, sizes: dict[str, Any])
     assert (result - truth).abs().max() < FLOAT32 * truth.abs().max()
 
 
-def test_every_prepared_timestep_has_its_own_modulation() -> None:
+def test_each_prepared_timestep_has_its_modulation() -> None:
     transformer = random_transformer(Shape())
     inputs = inputs_for(transformer, batch=2)
     timesteps = (0.95, 0.4, 0.1)
@@ -61,7 +61,7 @@ def test_every_prepared_timestep_has_its_own_modulation() -> None:
     assert relative_error(truths[0], truths[1]) > 100 * FLOAT32
 
 
-def test_in_bfloat16_it_is_as_close_to_float32_as_diffusers_is() -> None:
+def test_bfloat16_errs_no_more_than_diffusers() -> None:
     exact = random_transformer(Shape())
     inputs = inputs_for(exact, batch=2)
     truth = expected(exact, inputs)
@@ -74,7 +74,7 @@ def test_in_bfloat16_it_is_as_close_to_float32_as_diffusers_is() -> None:
     assert 0 < relative_error(result, truth) < 1.2 * theirs
 
 
-def test_each_sample_of_a_batch_gets_what_it_gets_alone() -> None:
+def test_sample_of_a_batch_equals_the_sample_alone() -> None:
     transformer = random_transformer(Shape())
     inputs = inputs_for(transformer, batch=3)
     with engine_on(transformer) as engine:
@@ -91,7 +91,7 @@ def test_each_sample_of_a_batch_gets_what_it_gets_alone() -> None:
 
 
 @pytest.mark.parametrize("outliers", [False, True])
-def test_fp8_errs_by_its_rounding_only(outliers: bool) -> None:
+def test_fp8_error_is_that_of_rounding(outliers: bool) -> None:
     """Measured: 0.03 without outlier channels, 0.04 with one channel of each MLP scaled by 100."""
     transformer = random_transformer(Shape(heads=8))
     if outliers:

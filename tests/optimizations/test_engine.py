@@ -49,13 +49,13 @@ def run(
 
 
 @pytest.mark.parametrize("images", [FIRST, BOTH, GUIDED], ids=["one", "batch", "true-cfg"])
-def test_it_renders_what_the_pipeline_renders(pipe: Any, images: dict[str, Any]) -> None:
+def test_engine_renders_what_the_pipeline_renders(pipe: Any, images: dict[str, Any]) -> None:
     result, acceleration = run(pipe, [Engine()], images)
     np.testing.assert_allclose(result, render(pipe, steps=STEPS, **images), rtol=0, atol=1e-3)
     assert acceleration.last_step_kinds() == ["full"] * STEPS
 
 
-def test_text_to_image_runs_through_it(pipe: Any) -> None:
+def test_engine_runs_text_to_image(pipe: Any) -> None:
     def generate() -> Images:
         images: Images = pipe(
             prompt=RED, height=SIDE, width=SIDE, max_area=SIDE * SIDE, num_inference_steps=3, max_sequence_length=48,
@@ -70,13 +70,13 @@ def test_text_to_image_runs_through_it(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("images", [FIRST, GUIDED], ids=["one", "true-cfg"])
-def test_reuse_that_skips_nothing_is_the_plain_engine_bit_for_bit(pipe: Any, images: dict[str, Any]) -> None:
+def test_step_reuse_without_skips_is_bit_identical(pipe: Any, images: dict[str, Any]) -> None:
     result, acceleration = run(pipe, [Engine(), StepReuse(computed=1)], images)
     np.testing.assert_array_equal(result, run(pipe, [Engine()], images)[0])
     assert acceleration.last_step_kinds() == ["full"] * STEPS
 
 
-def test_kinds_and_counts_follow_the_schedules(pipe: Any) -> None:
+def test_step_kinds_and_counts_follow_the_schedule(pipe: Any) -> None:
     _, acceleration = run(pipe, [Engine(), StepReuse(computed=(0, 1, 4))], GUIDED)
     assert acceleration.last_step_kinds() == ["full", "full", "skipped", "skipped", "full", "skipped"]
     assert acceleration.facts["step_reuse"]["computed_steps"] == [[3, 3], [3, 3]]
@@ -92,7 +92,7 @@ def test_kinds_and_counts_follow_the_schedules(pipe: Any) -> None:
         ("turbo", {"full": 9, "skipped": 19}),
     ],
 )
-def test_what_the_presets_run_at_28_steps(preset: str, counts: dict[str, int]) -> None:
+def test_presets_compute_the_stated_steps_of_28(preset: str, counts: dict[str, int]) -> None:
     pipe = small_pipeline()
     with accelerate(pipe, preset, quiet=True) as acceleration:
         render(pipe, steps=28)
@@ -102,7 +102,7 @@ def test_what_the_presets_run_at_28_steps(preset: str, counts: dict[str, int]) -
 REUSE: tuple[Optimization, ...] = (Engine(), StepReuse(computed=2))
 
 
-def test_each_sample_of_a_batch_gets_what_it_gets_alone(pipe: Any) -> None:
+def test_sample_of_a_batch_equals_the_sample_alone(pipe: Any) -> None:
     alone = [run(pipe, REUSE, images) for images in (FIRST, SECOND)]
     together, acceleration = run(pipe, REUSE, BOTH)
     np.testing.assert_allclose(together, np.concatenate([images for images, _ in alone]), rtol=0, atol=1e-3)
@@ -111,7 +111,7 @@ def test_each_sample_of_a_batch_gets_what_it_gets_alone(pipe: Any) -> None:
     assert np.abs(together[0] - together[1]).max() > 1e-2
 
 
-def test_true_cfg_keeps_two_states(pipe: Any) -> None:
+def test_true_cfg_keeps_separate_states(pipe: Any) -> None:
     """With the same text on both sides, each branch must do as an edit without true CFG does."""
     plain, alone = run(pipe, REUSE, FIRST)
     guided, both = run(pipe, REUSE, {**FIRST, "negative": RED})
@@ -123,7 +123,7 @@ def test_true_cfg_keeps_two_states(pipe: Any) -> None:
     assert not np.allclose(run(pipe, REUSE, {**FIRST, "negative": REMOVE})[0], plain, atol=1e-2)
 
 
-def test_a_new_reference_at_the_same_timesteps_is_seen(pipe: Any) -> None:
+def test_new_reference_changes_the_image(pipe: Any) -> None:
     def edited(seed: int) -> Images:
         images: Images = pipe(
             image=picture(seed), prompt=RED, height=SIDE, width=SIDE, max_area=SIDE * SIDE, _auto_resize=False,
@@ -139,7 +139,7 @@ def test_a_new_reference_at_the_same_timesteps_is_seen(pipe: Any) -> None:
     assert not np.array_equal(first, second)
 
 
-def test_a_prompt_that_a_callback_replaces_is_honoured(pipe: Any) -> None:
+def test_prompt_replaced_by_a_callback_is_used(pipe: Any) -> None:
     def edited() -> Images:
         def halve(_pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             return {"prompt_embeds": tensors["prompt_embeds"] * 0.5}
@@ -156,7 +156,7 @@ def test_a_prompt_that_a_callback_replaces_is_honoured(pipe: Any) -> None:
         np.testing.assert_allclose(edited(), untouched, rtol=0, atol=1e-3)
 
 
-def test_a_cancelled_edit_leaves_no_state(pipe: Any) -> None:
+def test_cancelled_edit_leaves_no_state(pipe: Any) -> None:
     asked: list[bool] = []
 
     def after_two() -> bool:
@@ -173,7 +173,7 @@ def test_a_cancelled_edit_leaves_no_state(pipe: Any) -> None:
     assert whole.images[0].tobytes() == again.images[0].tobytes()
 
 
-def test_outside_of_a_request_the_transformer_is_the_original(pipe: Any) -> None:
+def test_transformer_is_the_original_outside_of_requests(pipe: Any) -> None:
     config, generator = pipe.transformer.config, torch.Generator().manual_seed(0)
     arguments = {
         "hidden_states": torch.randn(1, 4, config.in_channels, generator=generator),
@@ -190,7 +190,7 @@ def test_outside_of_a_request_the_transformer_is_the_original(pipe: Any) -> None
             assert torch.equal(pipe.transformer(**arguments).sample, expected)
 
 
-def test_what_changes_the_transformer_afterwards_is_refused_and_taking_it_back_helps(pipe: Any) -> None:
+def test_lora_added_later_is_refused_until_it_is_removed(pipe: Any) -> None:
     from peft import LoraConfig
 
     with accelerate(pipe, [Engine()], quiet=True):
@@ -205,7 +205,7 @@ def test_what_changes_the_transformer_afterwards_is_refused_and_taking_it_back_h
         np.testing.assert_array_equal(render(pipe), whole)
 
 
-def test_a_lora_fused_before_is_in_the_engine() -> None:
+def test_lora_fused_before_is_in_the_engine() -> None:
     from peft import LoraConfig
 
     pipe = small_pipeline()
@@ -222,7 +222,7 @@ def test_a_lora_fused_before_is_in_the_engine() -> None:
     assert np.abs(fused - untouched).max() > 1e-2
 
 
-def test_hooks_and_other_forwards_are_refused() -> None:
+def test_hooks_and_replaced_forwards_are_refused() -> None:
     from accelerate.hooks import ModelHook, add_hook_to_module
     from diffusers import FirstBlockCacheConfig
 
@@ -234,7 +234,7 @@ def test_hooks_and_other_forwards_are_refused() -> None:
             accelerate(pipe, "faithful", quiet=True)
 
 
-def test_controlnet_and_ip_adapter_are_refused_in_the_request_that_asks(pipe: Any) -> None:
+def test_ip_adapter_is_refused_in_its_request(pipe: Any) -> None:
     common: dict[str, Any] = {"height": 32, "width": 32, "max_area": 1024, "max_sequence_length": 48}
     with accelerate(pipe, [Engine()], quiet=True):
         with pytest.raises(InvalidInput, match="IP-Adapter"):
@@ -242,7 +242,7 @@ def test_controlnet_and_ip_adapter_are_refused_in_the_request_that_asks(pipe: An
         pipe(prompt=RED, num_inference_steps=1, joint_attention_kwargs={"scale": 1.0}, **common)
 
 
-def test_guesses_are_corrected_for_eulers_method_only(pipe: Any) -> None:
+def test_corrector_is_refused_without_eulers_method(pipe: Any) -> None:
     euler = pipe.scheduler
     try:
         pipe.scheduler = type(euler).from_config(euler.config, stochastic_sampling=True)
@@ -253,7 +253,7 @@ def test_guesses_are_corrected_for_eulers_method_only(pipe: Any) -> None:
         pipe.scheduler = euler
 
 
-def test_correcting_brings_the_image_nearer_to_that_of_all_steps(pipe: Any) -> None:
+def test_corrector_reduces_the_distance_to_all_steps(pipe: Any) -> None:
     full, _ = run(pipe, [Engine()], steps=12)
     near, far = (
         np.abs(run(pipe, [Engine(), StepReuse(order=0, computed=3, corrector=corrects)], steps=12)[0] - full).mean()
@@ -262,7 +262,7 @@ def test_correcting_brings_the_image_nearer_to_that_of_all_steps(pipe: Any) -> N
     assert near < far
 
 
-def test_timesteps_that_were_not_announced_are_an_error(pipe: Any) -> None:
+def test_unannounced_timesteps_are_an_error(pipe: Any) -> None:
     from kontext_fast.optimizations.techniques.engine import engine_of
 
     def shift(step: int) -> None:
@@ -279,7 +279,7 @@ def test_timesteps_that_were_not_announced_are_an_error(pipe: Any) -> None:
         render(pipe)
 
 
-def test_stored_fp8_weights_give_the_same_image_and_no_other_record(tmp_path: Path) -> None:
+def test_stored_fp8_weights_give_the_same_image_and_record(tmp_path: Path) -> None:
     pipe, file = small_pipeline(), tmp_path / "fp8.safetensors"
     untouched = render(pipe)
     with pytest.raises(InvalidInput, match="does not run on the engine"):
@@ -308,7 +308,7 @@ def machine(**facts: Any) -> Machine:
     return Machine(**{**able, "torch": "2.13.0", "platform": "linux-x86_64", **facts})
 
 
-def test_a_gpu_without_the_fused_kernels_never_emulates_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_without_fused_kernels_never_emulates_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kontext_fast.engine.dispatch.has_fused_kernels", lambda: False)
     gpu = machine(device="cuda", gpu="H200", capability=(9, 0))
     for preset in ("balanced", "fast", "turbo"):
@@ -328,19 +328,19 @@ def test_a_gpu_without_the_fused_kernels_never_emulates_fp8(monkeypatch: pytest.
         (Engine(attention="cudnn"), {}, "use attention=default"),
     ],
 )
-def test_a_machine_that_cannot_is_told_what_to_use(engine: Engine, facts: dict[str, Any], remedy: str) -> None:
+def test_unfit_machine_is_refused_with_a_remedy(engine: Engine, facts: dict[str, Any], remedy: str) -> None:
     with pytest.raises(Refused, match=remedy):
         resolve([engine], machine(**facts))
 
 
-def test_on_a_gpu_only_bfloat16_runs() -> None:
+def test_gpu_accepts_bfloat16_only() -> None:
     require_dtype("cpu", torch.float32)
     require_dtype("cuda", torch.bfloat16)
     with pytest.raises(InvalidInput, match="not float32; load the pipeline with dtype"):
         require_dtype("cuda", torch.float32)
 
 
-def test_emulation_is_stamped_on_the_plan_and_in_the_facts(pipe: Any) -> None:
+def test_emulation_is_labelled_in_plan_and_facts(pipe: Any) -> None:
     fp8 = [Engine(precision="fp8")]
     assert resolve(fp8, machine()).labels == (EMULATED,), "reports know it by this very word"
     assert EMULATED in resolve("balanced", machine()).labels
@@ -350,13 +350,13 @@ def test_emulation_is_stamped_on_the_plan_and_in_the_facts(pipe: Any) -> None:
         assert EMULATED in acceleration.describe()
 
 
-def test_the_effect_is_that_of_the_precision() -> None:
+def test_effect_depends_on_the_precision() -> None:
     assert Engine().effect is Effect.NUMERIC
     effects = {name: resolve(name, machine()).applied[0].effect for name in ("faithful", "balanced")}
     assert effects == {"faithful": "numeric", "balanced": "lossy"}
 
 
-def test_labels_state_the_schedules() -> None:
+def test_label_states_the_schedule() -> None:
     (label,) = resolve([Engine(), StepReuse()], machine()).labels
     assert "11 of 28 steps computed at 28 (0, 3, 6, 9, 12, 15, 18, 21, 24, 26, 27)" in label
     assert resolve([Engine(), StepReuse()], machine(), architecture_only=True).labels == (label,)
@@ -383,11 +383,11 @@ def test_bad_parameters_are_invalid_input_in_one_line(name: str, parameters: dic
 
 
 @pytest.mark.parametrize("other", ["fuse_qkv", "first_block_cache", "compile"])
-def test_what_the_engine_replaces_conflicts_with_it(other: str) -> None:
+def test_replaced_optimizations_conflict_with_the_engine(other: str) -> None:
     with pytest.raises(InvalidInput, match=f"engine and {other} exclude each other"):
         resolve([build(other, {}), Engine()], machine())
 
 
-def test_parameters_build_the_same_optimization_again() -> None:
+def test_parameters_rebuild_the_same_optimization() -> None:
     for one in (*REUSE, Engine(precision="fp8"), StepReuse(computed=(0, 2))):
         assert build(one.name, json.loads(json.dumps(one.parameters()))) == one
