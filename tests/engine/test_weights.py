@@ -117,7 +117,7 @@ def test_unsupported_transformer_is_refused_unchanged(transformer: Any, spoil: A
 
 def _taken(transformer: Any, precision: Any, undo: ExitStack) -> EngineWeights:
     weights = take_weights(transformer, precision, undo)
-    weights.sources.check(transformer)
+    weights.sources.verify(transformer)
     return weights
 
 
@@ -128,7 +128,7 @@ def test_moved_or_converted_transformer_is_refused(transformer: Any, precision: 
         layer = transformer.single_transformer_blocks[0].proj_mlp
         layer.weight.data = layer.weight.data.clone()
         with pytest.raises(InvalidInput, match="moved, converted or replaced"):
-            weights.sources.check(transformer)
+            weights.sources.verify(transformer)
 
 
 def test_adapter_added_later_is_refused(transformer: Any) -> None:
@@ -136,7 +136,7 @@ def test_adapter_added_later_is_refused(transformer: Any) -> None:
         weights = _taken(transformer, "bf16", undo)
         _adapter(transformer)
         with pytest.raises(InvalidInput, match="not fused"):
-            weights.sources.check(transformer)
+            weights.sources.verify(transformer)
         transformer.delete_adapters("default")
 
 
@@ -147,7 +147,7 @@ def test_weights_changed_after_quantizing_are_refused(transformer: Any) -> None:
         down, up = torch.randn(1, projection.shape[1]), torch.randn(projection.shape[0], 1)
         projection.data.add_(1e-3 * up @ down)
         with pytest.raises(InvalidInput, match="changed after they were quantized"):
-            weights.sources.check(transformer)
+            weights.sources.verify(transformer)
 
 
 def test_content_hash_is_of_the_original_numbers(transformer: Any) -> None:

@@ -269,7 +269,7 @@ def test_unannounced_timesteps_are_an_error(pipe: Any) -> None:
         if step == 0:
             forward = engine_of(pipe.transformer)
             assert forward is not None
-            request = forward._requests.current
+            request = forward._calls.current
             assert request is not None
             request.memory["engine"][0].timesteps[2:] += 1e-3
 

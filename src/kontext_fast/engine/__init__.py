@@ -1,1 +1,1 @@
-"""Our own FLUX forward: fused operations, fp8, reuse of reference tokens and of steps. Knows nothing of pipelines."""
+"""Our own FLUX forward: fused operations, fp8, reuse of steps. It does not depend on pipelines."""

@@ -1,4 +1,4 @@
-"""Who computes on which device, decided before anything runs."""
+"""Which operations and which attention kernel run on which device, decided before anything runs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 FUSED = "kontext_fast.engine.kernels.fused"
 
 DEFAULT_ATTENTION = "default"
-"""cuDNN on CUDA, and on a CPU whatever PyTorch runs there."""
+"""cuDNN on CUDA, PyTorch's own choice on a CPU."""
 
 _NEEDED = {"bf16": (8, 0), "fp8": (8, 9)}
-"""Compute capability at which the hardware multiplies in a precision."""
+"""Lowest compute capability with matrix products in a precision."""
 
 
 @cache
@@ -37,7 +37,7 @@ def attention_kernels() -> Mapping[str, AttentionKernel]:
 
 
 def attention_kernel(name: str, device: str) -> AttentionKernel:
-    """The kernel of that name on a device type. Raises InvalidInput for a name that no kernel has."""
+    """The kernel called `name` for a device type. Raises InvalidInput for an unknown name."""
     if name == DEFAULT_ATTENTION:
         from kontext_fast.engine.attention import pytorch
 
@@ -51,7 +51,7 @@ def attention_kernel(name: str, device: str) -> AttentionKernel:
 
 
 def has_fused_kernels() -> bool:
-    """Whether what the fused kernels are written in is installed; CUDA builds of PyTorch bring it on Linux."""
+    """Whether Triton is installed; CUDA builds of PyTorch depend on it on Linux."""
     return find_spec("triton") is not None
 
 
@@ -77,7 +77,7 @@ def refusal(
     if kernel.refusal is not None and (reason := kernel.refusal(capability)) is not None:
         return reason
     if has_fused_kernels():
-        # Where nothing is known of the GPU, nothing is known of the machine around it.
+        # An unknown GPU is one of a test or a listing, so its compiler is unknown, too.
         reason = None if capability is None else _fused().refusal()
         return None if reason is None else str(reason)
     if precision == "fp8":
@@ -97,7 +97,7 @@ def require_dtype(device: str, dtype: torch.dtype) -> None:
 
 
 def kernel_kind(device: str, precision: Precision) -> KernelKind:
-    """Who will compute."""
+    """Which implementation of the operations will run."""
     if device == "cuda" and has_fused_kernels():
         return "fused"
     return "emulated" if precision == "fp8" else "portable"

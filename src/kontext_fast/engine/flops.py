@@ -74,7 +74,7 @@ def request_work(
 
 @dataclass(frozen=True, kw_only=True)
 class Dimensions:
-    """Everything that decides what a step costs, beside the numbers of tokens."""
+    """What decides the cost of a step, apart from the numbers of tokens."""
 
     double_blocks: int
     single_blocks: int

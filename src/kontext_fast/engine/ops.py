@@ -1,4 +1,4 @@
-"""The operations a step is made of: the interface that kernels implement, and its portable implementation.
+"""The operations of a step: the interface that kernels implement, and its portable implementation.
 
 Shapes: B samples, `rows` tokens of one stream, S tokens in all, W the width, H heads of D channels, M the width of
 the MLP. Activations are contiguous [B, rows, ...]; `x` and `stream` may be views into larger buffers, with any strides
@@ -25,13 +25,13 @@ from kontext_fast.engine.attention.base import AttentionKernel
 from kontext_fast.engine.attention.pytorch import NATIVE
 
 KernelKind = Literal["portable", "emulated", "fused"]
-"""Who computes: plain PyTorch, plain PyTorch rounding as fp8 hardware would, or fused kernels."""
+"""Implementations: plain PyTorch, plain PyTorch that rounds as fp8 hardware does, fused kernels."""
 
 LAYER_NORM_EPS = 1e-6
 
 E4M3_MAX = 448.0
 SMALLEST_ABSMAX = 1e-12
-"""A row of zeros is scaled as if this were its largest magnitude, which keeps it a row of zeros."""
+"""Lower bound of the magnitude that a row is scaled by, so that a row of zeros stays one."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Quantized:
     scale: Tensor
     """float32, with 1 for every dimension whose numbers share a scale: [..., 1] for rows."""
     dtype: torch.dtype
-    """Of what was quantized; products with it are given in this dtype."""
+    """Of the tensor that was quantized; products with it have this dtype."""
 
     def dequantized(self) -> Tensor:
         """[..., K] float32."""
@@ -51,7 +51,7 @@ class Quantized:
 
 
 Activations = Tensor | Quantized
-"""What a linear layer reads: quantized if, and only if, the layer's weight is."""
+"""Input of a linear layer: quantized if, and only if, the layer's weight is."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Ops(Protocol):
     def precompile_calls(
         self, transformer: Any, device: torch.device, *, quantize: bool
     ) -> Sequence[Callable[[], object]]:
-        """What has to be compiled before a step of any size can run on `device`, as calls that may run at once.
+        """Calls that compile what a step of any size needs on `device`; they may run concurrently.
 
         `transformer` is diffusers', `quantize` whether the large products are in fp8."""
 
@@ -125,13 +125,13 @@ class Ops(Protocol):
         """[B, rows, W] of `query` [B, rows, H, D] over `key` and `value` [B, S, H, D]."""
 
     def prepare(self, x: Tensor, *, quantize: bool) -> Activations:
-        """`x` [B, rows, K] as the next linear layer reads it."""
+        """`x` [B, rows, K], quantized if the next linear layer is."""
 
     def gelu(self, x: Tensor, *, quantize: bool) -> Activations:
         """[B, rows, M] GELU (tanh form) of `x`."""
 
     def join_gelu(self, attended: Tensor, hidden: Tensor, *, quantize: bool) -> Activations:
-        """[B, rows, W + M]: `attended` [B, rows, W] beside the GELU of `hidden` [B, rows, M], written in one pass;
+        """[B, rows, W + M]: `attended` [B, rows, W], then the GELU of `hidden` [B, rows, M], written in one pass;
         `hidden` has any row stride. Quantized with one scale for the whole row."""
 
     def linear(self, x: Activations, layer: Linear) -> Tensor:
@@ -142,7 +142,7 @@ class Ops(Protocol):
 
 
 class PortableOps:
-    """Every operation in plain PyTorch: the path of a CPU, and what kernels are tested against."""
+    """Every operation in plain PyTorch: the implementation on a CPU and the reference of the kernels' tests."""
 
     def __init__(self, attention: AttentionKernel = NATIVE, *, emulates_fp8: bool = False) -> None:
         self.attention_kernel = attention
@@ -212,7 +212,7 @@ def quantize(x: Tensor) -> Quantized:
 
 
 def quantize_heads(x: Tensor) -> Quantized:
-    """Round each head of each sample of `x`, [B, S, H, D], over all its tokens: attention takes no other scale."""
+    """Round each head of each sample of `x`, [B, S, H, D], over all its tokens, the only scale that attention takes."""
     return _quantized(x, (1, 3))
 
 

@@ -57,12 +57,12 @@ class QuantizedFile:
         self._tensors: dict[str, Tensor] = {}
 
     def __call__(self, name: str, parts: Sequence[Tensor]) -> Quantized:
-        """The matrix `name`, on the device of `parts`. Raises InvalidInput if it is not made of matrices like them."""
+        """The matrix `name`, on the device of `parts`. Raises InvalidInput if its shape is not theirs."""
         from safetensors.torch import load_file
 
         if not self._tensors:
             self._tensors = load_file(self._file, device=str(parts[0].device))
-        # Popped, so that nothing is held by the file once its matrix is in use.
+        # Popped, so that the file holds no reference to a matrix in use.
         values, scale = (self._tensors.pop(name + suffix, None) for suffix in (_VALUES, _SCALE))
         shape = (sum(len(part) for part in parts), parts[0].shape[1])
         if values is None or scale is None or values.shape != shape:
@@ -70,7 +70,7 @@ class QuantizedFile:
         return Quantized(values, scale, parts[0].dtype)
 
     def require_made_from(self, weights: EngineWeights) -> None:
-        """Raise InvalidInput unless the file was made from just the numbers that `weights` were taken from."""
+        """Raise InvalidInput unless the file was quantized from the source numbers of `weights`."""
         if weights.sources.content_hash() != self._source:
             raise self._mismatch()
 

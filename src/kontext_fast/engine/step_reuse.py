@@ -1,4 +1,4 @@
-"""Skipped steps: which steps run the transformer, and what the scheduler is given at the others.
+"""Skipped steps: which steps run the transformer, and the velocity of the others.
 
 A velocity changes slowly from step to step, so at a skipped step it is extrapolated from the computed ones before it,
 over sigma (the noise level, in which the steps are uneven). Once the next velocity has been computed, the skipped ones
@@ -63,10 +63,10 @@ class Velocities:
         self._extrapolations: list[_Extrapolation] = []
 
     def computed(self, sigma: float, until: float, velocity: Tensor) -> Tensor:
-        """What to give at a step from `sigma` to `until` whose `velocity` was computed.
+        """The velocity for a step from `sigma` to `until` whose `velocity` was computed.
 
         That is `velocity` itself; with correction, plus the error of the skipped steps before it: the interpolation
-        between the computed velocities on either side, minus the extrapolation that was given.
+        between the computed velocities on either side, minus the extrapolation that was used.
         """
         before = self._known[-1] if self._known else None
         self._known = [*self._known, (sigma, velocity)][-1 - self._order :]
@@ -78,8 +78,8 @@ class Velocities:
         return (velocity.float() + missed / (until - sigma)).to(velocity.dtype)
 
     def skipped(self, sigma: float, until: float) -> Tensor:
-        """What to give at a step from `sigma` to `until` that is not computed; of order 0 as long as only one velocity,
-        or only one sigma, is known."""
+        """The velocity for a step from `sigma` to `until` that is not computed; of order 0 while only one velocity or
+        one sigma is known."""
         first, last = self._known[0], self._known[-1]
         velocity = last[1] if first[0] == last[0] else _between(first, last, sigma).to(last[1].dtype)
         if self._corrects:
@@ -88,6 +88,6 @@ class Velocities:
 
 
 def _between(first: tuple[float, Tensor], last: tuple[float, Tensor], sigma: float) -> Tensor:
-    """At `sigma`, on the line through two velocities, in float32."""
+    """The value at `sigma` on the line through two velocities, in float32."""
     slope = (last[1].float() - first[1].float()) / (last[0] - first[0])
     return last[1].float() + slope * (sigma - last[0])

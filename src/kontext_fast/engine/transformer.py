@@ -50,7 +50,7 @@ class Prepared:
     """What one branch (positive or negative prompt) of one request needs at every step."""
 
     image_tokens: int
-    """N: the first of the tokens after the text, those with an output."""
+    """N: the tokens with an output, the first ones after the text."""
     rope: Rope
     modulations: Modulations
     joint: JointQKV
@@ -58,7 +58,7 @@ class Prepared:
 
 
 class EngineTransformer:
-    """A FLUX transformer made of `ops` on `weights`. Holds nothing of any request."""
+    """A FLUX transformer of `ops` on `weights`. It holds no state of a request."""
 
     def __init__(self, weights: EngineWeights, ops: Ops) -> None:
         self.weights = weights
@@ -94,14 +94,14 @@ class EngineTransformer:
 
     @torch.no_grad()
     def embed_text(self, text: Tensor) -> Tensor:
-        """[B, T, W] of `text` [B, T, C'], as steps take it: the same at every step of a request."""
+        """[B, T, W] of `text` [B, T, C'], which steps take: the same at every step of a request."""
         return self.ops.linear(text, self.weights.embed_text)
 
     @torch.no_grad()
     def step(self, prepared: Prepared, index: int, image: Tensor, text: Tensor) -> Tensor:
         """[B, N, C] the transformer's output for the image tokens at timestep `index` of those prepared.
 
-        `image` is [B, N + R, C], and `text` [B, T, W] what `embed_text` made of the prompt.
+        `image` is [B, N + R, C], and `text` [B, T, W] the result of `embed_text`.
         """
         vectors, text_tokens = prepared.modulations.at(index), text.shape[1]
         stream = self._embed(image, text)
@@ -193,7 +193,7 @@ class EngineTransformer:
 class _EmbeddedText:
     source: Tensor
     version: int | None
-    """Of `source`, which counts up whenever it is written to; None where nothing counts."""
+    """Of `source`, which torch increments at every write; None in inference mode, where it does not."""
     embedded: Tensor
 
     def is_of(self, text: Tensor) -> bool:
@@ -224,8 +224,8 @@ class Branch:
     def step(self, index: int, image: Tensor, text: Tensor) -> Tensor:
         """[B, N, C] the velocity of step `index`.
 
-        `image` [B, N + R, C] and `text` [B, T, C'] are the transformer's inputs; text is embedded again only where it
-        is another one.
+        `image` [B, N + R, C] and `text` [B, T, C'] are the transformer's inputs; text is embedded again only if it
+        changed.
         """
         if self._schedule is None or self._velocities is None:
             return self._computed(index, image, text)

@@ -1,9 +1,9 @@
-"""The weights of a diffusers `FluxTransformer2DModel` as the engine reads them: few wide matrices, maybe in fp8.
+"""The weights of a diffusers `FluxTransformer2DModel` as the engine reads them: few wide matrices, optionally in fp8.
 
 Query, key and value of a stream are one matrix; in a single block so are query, key, value and the MLP's first layer,
 since all four read the same tokens. The single block's last layer already reads attention and MLP side by side.
 
-Quantized, where asked, are the matrices inside of the blocks: more than 99 % of a step's work in linear layers. What
+In fp8, the matrices inside of the blocks are quantized: more than 99 % of a step's work in linear layers. What
 stays in the checkpoint's dtype, and why:
 - the embedders of image and text: every block reads what they make, so their error would be in all of them, for
   0.01 % of the work;
@@ -32,7 +32,7 @@ Precision = Literal["bf16", "fp8"]
 """`bf16`: as the checkpoint was loaded, nothing is quantized; `fp8`: e4m3 inside of the blocks."""
 
 Quantizer = Callable[[str, Sequence[Tensor]], Quantized]
-"""Gives the quantized matrix called by a name that is made of these, [out, in] each, one below the other."""
+"""(name, parts) -> the quantized matrix of that name, which has the parts, [out, in] each, one below the other."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class EngineWeights:
     """[2 W, W]: scale, then shift."""
     output: Linear
     sources: SourceWeights
-    """The parameters all this was taken from."""
+    """The parameters that these weights were taken from."""
     quantized: Mapping[str, Quantized]
     """Every quantized matrix by name; empty in bf16."""
 
@@ -103,7 +103,7 @@ def take_weights(
     device: torch.device | None = None,
     quantizer: Quantizer | None = None,
 ) -> EngineWeights:
-    """Read the weights of `transformer`, holding nothing twice on its device; `undo` gives it back as it was.
+    """Read the weights of `transformer` without a second copy on its device; `undo` restores them.
 
     What is fused without quantizing becomes the memory that the transformer's own parameters look into. What is
     quantized replaces the original on the device, which waits in host memory (on a CPU it stays where it is).
@@ -137,7 +137,7 @@ def take_weights(
         sources=sources,
         quantized=taker.quantized,
     )
-    sources.seal()
+    sources.snapshot()
     return weights
 
 
@@ -148,7 +148,7 @@ def _quantized(_name: str, parts: Sequence[Tensor]) -> Quantized:
 
 
 class _Taker:
-    """Takes one layer after the other."""
+    """Converts one layer after the other."""
 
     def __init__(self, sources: SourceWeights, precision: Precision, quantizer: Quantizer) -> None:
         self._sources = sources
@@ -163,7 +163,7 @@ class _Taker:
         )
 
     def module(self, layers: Any) -> Any:
-        """A part of the transformer that the engine calls as it is."""
+        """A part of the transformer that the engine calls unchanged."""
         for parameter in layers.parameters():
             self._sources.fuse([parameter])
         return layers
@@ -172,7 +172,7 @@ class _Taker:
         return QKNorm(self._sources.fuse([query.weight]), self._sources.fuse([key.weight]), float(query.eps))
 
     def dense(self, name: str, *layers: Any) -> Linear:
-        """`layers`, which read the same input, as one; quantized where that is asked for."""
+        """`layers`, which read the same input, as one; quantized in fp8."""
         biases = [layer.bias for layer in layers]
         bias = None if biases[0] is None else self._sources.fuse(biases)
         weights = [layer.weight for layer in layers]
@@ -216,13 +216,13 @@ class _Taker:
 
 
 _SAMPLES = 64
-"""Numbers looked at per quantized matrix; whatever rewrites a matrix rewrites nearly all of it."""
+"""Numbers compared per quantized matrix; a change of a matrix changes nearly all of its numbers."""
 
 _REPAIR = "revert the acceleration, change the pipeline, then accelerate again"
 
 
 class SourceWeights:
-    """The parameters of one transformer; `undo` gives each its own memory on its own device again, bit for bit."""
+    """The parameters of one transformer; `undo` restores the memory and the device of each, bit-identical."""
 
     def __init__(self, transformer: Any, undo: ExitStack, device: torch.device | None = None) -> None:
         """`device`: where the engine reads them; None: where they are."""
@@ -238,45 +238,46 @@ class SourceWeights:
 
     @property
     def host_bytes(self) -> int:
-        """Host memory in which replaced parameters of a GPU wait."""
-        return sum(one.data.nbytes for one in self._replaced if one.device != self.device)
+        """Bytes of replaced parameters that are kept in host memory."""
+        return sum(parameter.data.nbytes for parameter in self._replaced if parameter.device != self.device)
 
     def fuse(self, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """The parameters one below the other, on the device of the engine; each becomes a view into the result, so
-        nothing is held twice there. What came from host memory waits in it."""
+        """The parameters one below the other, on the device of the engine; each becomes a view into the result."""
         if len(parameters) == 1 and not self._foreign:
             return parameters[0].data
         return fuse_parameters(parameters, self._undo, self.device)
 
     def replaced(self, parameter: nn.Parameter) -> None:
-        """Note that numbers computed from `parameter` are used instead; frees its memory on a GPU."""
+        """Record that `parameter` is replaced by a quantized matrix, and free its memory on a GPU."""
         self._replaced.append(parameter)
         if parameter.device.type != "cpu":
             self._host_memory = self._host_memory or HostMemory()
             self._undo.callback(_move, parameter, parameter.device)
             parameter.data = self._host_memory.copy(parameter.data)
 
-    def seal(self) -> None:
-        """Remember how the parameters are now; call once all are taken."""
+    def snapshot(self) -> None:
+        """Remember the parameters as they are; call it once all are taken."""
         self._host_memory = None
-        self._addresses = {name: one.data_ptr() for name, one in self._parameters.items()}
+        self._addresses = {name: parameter.data_ptr() for name, parameter in self._parameters.items()}
         self._sample = self._sampled()
 
-    def check(self, transformer: Any) -> None:
-        """Raise InvalidInput if `transformer` is no longer as it was at `seal`."""
+    def verify(self, transformer: Any) -> None:
+        """Raise InvalidInput if `transformer` has changed since `snapshot`."""
         require_no_adapters(transformer)
         now = dict(transformer.named_parameters())
-        addresses = {name: one.data_ptr() for name, one in now.items()}
-        if addresses != self._addresses or any(now[name] is not one for name, one in self._parameters.items()):
+        addresses = {name: parameter.data_ptr() for name, parameter in now.items()}
+        if addresses != self._addresses or any(
+            now[name] is not parameter for name, parameter in self._parameters.items()
+        ):
             raise InvalidInput(f"The transformer was moved, converted or replaced under the engine; {_REPAIR}.")
         sample = self._sampled()
         if sample is not None and self._sample is not None and not torch.equal(sample, self._sample):
             raise InvalidInput(f"The transformer's weights changed after they were quantized; {_REPAIR}.")
 
     def content_hash(self) -> str:
-        """Sha256 of the numbers that were quantized: of names, shapes, dtypes and bits."""
-        names = {id(one): name for name, one in self._parameters.items()}
-        ordered = sorted((names[id(one)], one) for one in self._replaced)
+        """Sha256 of the parameters that were quantized: names, shapes, dtypes and bits."""
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        ordered = sorted((names[id(parameter)], parameter) for parameter in self._replaced)
         with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock, and there are gigabytes of it
             digests = list(pool.map(lambda pair: _digest(*pair), ordered))
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
@@ -285,12 +286,11 @@ class SourceWeights:
         """[n] a few numbers of every replaced parameter, or None where nothing was replaced."""
         if not self._replaced:
             return None
-        flat = [one.data.view(-1) for one in self._replaced]
+        flat = [parameter.data.view(-1) for parameter in self._replaced]
         # An odd stride visits many rows and columns of a matrix.
-        samples = torch.cat([one[:: max(1, len(one) // _SAMPLES) | 1] for one in flat])
-        return samples.view(
-            torch.int16 if samples.dtype == torch.bfloat16 else torch.int32
-        )  # bits: a NaN equals itself
+        samples = torch.cat([numbers[:: max(1, len(numbers) // _SAMPLES) | 1] for numbers in flat])
+        # Compared as bits, so that a NaN equals itself.
+        return samples.view(torch.int16 if samples.dtype == torch.bfloat16 else torch.int32)
 
 
 def fuse_parameters(parameters: Sequence[nn.Parameter], undo: ExitStack, device: torch.device | None = None) -> Tensor:
@@ -333,7 +333,7 @@ _LINEAR_NAMES = frozenset(
 
 
 def require_plain(transformer: Any) -> None:
-    """Raise InvalidInput, saying what to do, unless the engine computes just what `transformer` would."""
+    """Raise InvalidInput, with a remedy, unless the engine computes exactly what `transformer` does."""
     require_no_adapters(transformer)
     for name, layer in transformer.named_modules():
         if hasattr(layer, "weight") and name.split(".")[-1] in _LINEAR_NAMES and type(layer) is not nn.Linear:
@@ -352,7 +352,7 @@ def require_plain(transformer: Any) -> None:
 
 def require_no_adapters(transformer: Any) -> None:
     """Raise InvalidInput if a LoRA adapter is on the transformer that is not part of its weights."""
-    # Not `hasattr`: where it fails, as it nearly always does, torch takes microseconds to say so, thousands of times.
+    # Not `hasattr`, which takes microseconds for each of thousands of layers where the attribute is missing.
     if any("base_layer" in layer._modules for layer in transformer.modules()):
         raise InvalidInput(
             "The transformer has a LoRA adapter that is not fused into its weights; call pipe.fuse_lora() and "
@@ -361,7 +361,8 @@ def require_no_adapters(transformer: Any) -> None:
 
 
 def _require_ordinary_parameters(transformer: Any) -> None:
-    kinds = {(type(one), type(one.data), one.dtype, one.device) for one in transformer.parameters()}
+    parameters = transformer.parameters()
+    kinds = {(type(parameter), type(parameter.data), parameter.dtype, parameter.device) for parameter in parameters}
     classes = {(parameter, data) for parameter, data, _, _ in kinds}
     if classes != {(nn.Parameter, torch.Tensor)}:
         raise InvalidInput("The transformer's weights are quantized already; load the checkpoint without quantization.")

@@ -1,4 +1,4 @@
-"""Applies a plan to a pipeline that the user built, and takes it off again."""
+"""Applies a plan to a pipeline that the user built, and reverts it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def accelerate(
     device: Any = None,
     quiet: bool = False,
 ) -> Acceleration:
-    """Make `pipe`, a FluxKontextPipeline or FluxPipeline, faster in place; says what it did unless `quiet`.
+    """Make `pipe`, a FluxKontextPipeline or FluxPipeline, faster in place; prints the applied plan unless `quiet`.
 
     `preset` is the name of a preset, a Preset or a list of optimizations. Use the pipeline as before; `revert()` on
-    the result, or leaving a `with` block over it, brings the untouched pipeline back.
+    the result, or leaving a `with` block over it, restores the original pipeline.
     `device` is where it will run; None: where it is. A pipeline in host memory can run on a GPU that is too small for
     it with the preset `low_memory` and `device="cuda"`.
 
@@ -59,17 +59,17 @@ def current(pipe: Any) -> Acceleration | None:
 
 
 class Acceleration:
-    """A plan in force on one pipeline. A context manager that reverts on exit."""
+    """A plan applied to one pipeline. A context manager that reverts on exit."""
 
-    def __init__(self, plan: Plan, facts: dict[str, Facts], requests: CallTracker, undo: ExitStack) -> None:
+    def __init__(self, plan: Plan, facts: dict[str, Facts], calls: CallTracker, undo: ExitStack) -> None:
         self.plan = plan
         self.facts = facts
-        """What each technique tells about itself, by name; current as of the most recent request."""
-        self._requests = requests
+        """Facts of each technique, by name, as of the most recent call."""
+        self._calls = calls
         self._undo = undo
 
     def revert(self) -> None:
-        """Bring back the pipeline as it was before, bit for bit; does nothing the second time."""
+        """Restore the original pipeline, bit-identical; does nothing the second time."""
         self._undo.close()
 
     def describe(self) -> str:
@@ -77,15 +77,15 @@ class Acceleration:
         lines = [f"{self.plan.preset}: {len(self.plan.optimizations)} optimizations, revert() takes them off"]
         if not self.plan.optimizations:
             lines = [f"{self.plan.preset}: nothing changed"]
-        for one in self.plan.optimizations:
-            details = {**one.parameters(), **self.facts[one.name]}
+        for optimization in self.plan.optimizations:
+            details = {**optimization.parameters(), **self.facts[optimization.name]}
             told = ", ".join(f"{key}={value}" for key, value in details.items() if value not in (None, [], False))
-            lines.append(f"  {one.name} ({one.effect.value}): {told}")
+            lines.append(f"  {optimization.name} ({optimization.effect.value}): {told}")
         return "\n".join([*lines, *(f"  note: {label}" for label in self.plan.labels)])
 
     def last_step_kinds(self) -> list[StepKind]:
-        """Kinds of the steps of the most recent request, in order, as far as it got; empty before the first."""
-        return list(self._requests.last_kinds)
+        """Kinds of the steps of the most recent call, in order, as far as it got; empty before the first."""
+        return list(self._calls.last_kinds)
 
     def __enter__(self) -> Acceleration:
         return self
@@ -112,11 +112,13 @@ def apply_plan(plan: Plan, pipe: Any, device: Any = None) -> Acceleration:
         calls.on_begin(_same_parts(pipe), undo)
         if device is not None:
             _run_on(pipe, plan, device, undo)
-        # Kernels compile side by side while weights are on their way; in the first image they would in a row.
-        with run_concurrently([call for one in plan.optimizations for call in one.precompile_calls(pipe)]):
+        # Kernels compile concurrently while weights are moved; in the first image they would compile one by one.
+        with run_concurrently(
+            [call for optimization in plan.optimizations for call in optimization.precompile_calls(pipe)]
+        ):
             facts = {optimization.name: optimization.apply(pipe, undo) for optimization in plan.optimizations}
         acceleration = Acceleration(plan, facts, calls, undo.pop_all())
-    # On the class made for this pipeline, so that it lives and dies with it.
+    # On the class of this pipeline alone, so that it is freed with it.
     setattr(type(pipe), _MARK, acceleration)
     return acceleration
 
@@ -125,8 +127,8 @@ def _run_on(pipe: Any, plan: Plan, device: Any, undo: ExitStack) -> None:
     """Have `pipe` make its inputs on `device`, where `plan` brings what runs."""
     import torch
 
-    # A device without a number is the current one of its kind, as a tensor there says.
-    chosen, now = (torch.empty(0, device=one).device for one in (device, pipe._execution_device))
+    # A device without an index is the current one of its type, which a tensor there names.
+    chosen, now = (torch.empty(0, device=place).device for place in (device, pipe._execution_device))
     if chosen == now:
         return
     if not plan.in_host_memory:
@@ -134,7 +136,7 @@ def _run_on(pipe: Any, plan: Plan, device: Any, undo: ExitStack) -> None:
             f"The pipeline is on {now}; move it with pipe.to({str(device)!r}), or use the preset low_memory if it "
             "does not fit there."
         )
-    # On the class that `track_requests` made for this pipeline alone.
+    # On the class that `track_calls` made for this pipeline alone.
     tracked: Any = type(pipe)
     tracked._execution_device = property(lambda _: chosen)
     undo.callback(delattr, tracked, "_execution_device")
@@ -160,8 +162,8 @@ def _require_flux(pipe: Any) -> None:
 def _same_parts(pipe: Any) -> Any:
     transformer, vae = pipe.transformer, pipe.vae
 
-    def check(request: PipelineCall) -> None:
-        if request.pipe.transformer is not transformer or request.pipe.vae is not vae:
+    def check(call: PipelineCall) -> None:
+        if call.pipe.transformer is not transformer or call.pipe.vae is not vae:
             raise InvalidInput(
                 "The transformer or VAE was replaced after accelerate; revert first, replace it, accelerate again."
             )
@@ -171,9 +173,9 @@ def _same_parts(pipe: Any) -> Any:
 
 @contextmanager
 def run_concurrently(calls: Sequence[Callable[[], object]]) -> Iterator[None]:
-    """Run `calls` at once beside the body, and wait for them at its end, where what one of them raised is raised."""
+    """Run `calls` in threads during the body, wait for them at its end and raise the first error of one."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         started = [threads.submit(call) for call in calls]
         yield
-        for one in started:
-            one.result()
+        for call in started:
+            call.result()

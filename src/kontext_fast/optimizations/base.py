@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kontext_fast.pipeline.device import Machine
 
 Facts = dict[str, Any]
-"""What an applied technique can tell about itself, JSON-ready; it may change the values after each request."""
+"""What an applied technique reports, JSON-ready; the values may change after each call."""
 
 
 class Effect(StrEnum):
@@ -33,7 +33,7 @@ class Effect(StrEnum):
     NUMERIC = "numeric"
     """Differs by rounding only."""
     LOSSY = "lossy"
-    """Approximates; only a quality verdict can say what that costs."""
+    """Approximates; a quality verdict has to show what that costs."""
 
 
 class Phase(IntEnum):
@@ -48,9 +48,9 @@ class Phase(IntEnum):
     STEPS = 30
     """Decides which parts of a step run."""
     COMPILE = 40
-    """Turns what the others left into compiled code; must see the final module."""
+    """Compiles the modules, so it must see them as all others leave them."""
     REQUESTS = 50
-    """Keeps what a request computed before its steps for later requests; changes no module."""
+    """Caches what a call computes before its steps; changes no module."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ class Optimization(BaseModel, ABC):
     summary: ClassVar[str]
     """One line for people."""
     effect: ClassVar[Effect]
-    """Where it depends on the parameters, a property."""
+    """A property where it depends on the parameters."""
     phase: ClassVar[Phase]
     conflicts: ClassVar[tuple[Conflict, ...]] = ()
     """Declared on one side of a pair only; the planner checks both directions."""
     requires: ClassVar[frozenset[str]] = frozenset()
     """Names of the optimizations that must be in the same plan and are applied before, in an earlier phase."""
     in_host_memory: ClassVar[bool] = False
-    """Whether it is made for a pipeline whose weights are in host memory, and brings what runs to the device."""
+    """Whether the pipeline should be loaded into host memory, since it moves the weights that run to the device."""
     extra: ClassVar[tuple[str, str] | None] = None
     """A module that must be importable, and the extra of this package that installs it; None where it needs none."""
 
@@ -105,12 +105,12 @@ class Optimization(BaseModel, ABC):
             raise InvalidInput(f"Bad parameters for {type(self).name}: {_complaints(error)}.") from error
 
     def parameters(self) -> dict[str, Any]:
-        """The parameters that matter, JSON-ready; building the class from them gives an equal optimization."""
+        """The parameters in use, JSON-ready; the class built from them is equal."""
         return self.model_dump(mode="json")
 
     @classmethod
     def choices(cls) -> dict[str, tuple[str, ...]]:
-        """The values of every parameter that takes one of a few words."""
+        """The values of each parameter that has a fixed set of them."""
         return {
             name: get_args(field.annotation)
             for name, field in cls.model_fields.items()
@@ -118,18 +118,18 @@ class Optimization(BaseModel, ABC):
         }
 
     def on_random_weights(self) -> Optimization:
-        """The variant that presets declare for random weights, where deciding by data means nothing."""
+        """The variant for random weights, on which decisions by data are meaningless."""
         return self
 
     def label(self, *, architecture_only: bool) -> str | None:
-        """What must be said beside every number of a run with this optimization, or None.
+        """A label for every number of a run with this optimization, or None.
 
         `architecture_only`: the weights are random, so only speed and memory mean something.
         """
         return None
 
     def label_on(self, machine: Machine) -> str | None:
-        """What must be said beside every number of a run on this machine, or None."""
+        """A label for every number of a run on this machine, or None."""
         return None
 
     def hardware_refusal(self, machine: Machine) -> str | None:
@@ -146,15 +146,15 @@ class Optimization(BaseModel, ABC):
         return None
 
     def precompile_calls(self, pipe: Any) -> Sequence[Callable[[], object]]:
-        """What compiles when it first runs on `pipe`, as calls that run at once in threads while plans are applied.
+        """Calls that compile what its first run on `pipe` would; they run in threads while plans are applied.
 
-        They change nothing. Whatever is wrong with `pipe` is for `apply` to say.
+        They change nothing; `apply` raises what is wrong with `pipe`.
         """
         return ()
 
     @abstractmethod
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
-        """Change `pipe` and register on `undo` whatever restores it, bit for bit.
+        """Change `pipe` and register on `undo` what restores it, bit-identical.
 
         A partial failure is fine: the caller closes `undo`, so register each undo before or right after its change.
         """

@@ -1,8 +1,8 @@
-"""How an optimization sees the requests of one pipeline: their beginning, their steps and their end.
+"""The calls `pipe(...)` of one pipeline, as optimizations see them: their beginning, their steps and their end.
 
-A request is one call `pipe(...)` made by the user. To bracket it, the pipeline's class is swapped for a subclass of
-its own that differs in `__call__` only; no class is patched, so other pipelines notice nothing. The steps are
-counted by wrapping `step` of the scheduler the request really uses, which the user may have replaced since.
+The class of the pipeline is replaced by a subclass of its own that differs in `__call__` only; no class is patched, so
+other pipelines are unaffected. Steps are counted by wrapping `step` of the scheduler that the call uses, which the user
+may have replaced since.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kontext_fast.optimizations.patching import set_attribute
 from kontext_fast.pipeline.edit import STEP_KINDS, joint_kind
 from kontext_fast.records.schema import StepKind
 
-_TRACKER = "_kontext_fast_requests"
+_TRACKER = "_kontext_fast_calls"
 
 
 class PipelineCall:
@@ -29,7 +29,7 @@ class PipelineCall:
         self.sample_kinds: list[tuple[StepKind, ...]] = []
         """The same per sample of the batch; one entry for all of them where nothing tells them apart."""
         self.memory: dict[object, Any] = {}
-        """What optimizations remember between steps; emptied when the request ends, however it ends."""
+        """State of optimizations between steps; cleared when the call ends, also by an error."""
         self._passes = 0
         self._marks: list[tuple[StepKind, ...]] = []
         self._branches: list[list[tuple[StepKind, ...]]] = []
@@ -41,7 +41,7 @@ class PipelineCall:
 
     @property
     def total_steps(self) -> int:
-        """Steps this request will run; only known once its first step has begun."""
+        """Steps that this call will run; known once its first step has begun."""
         return int(self.pipe.num_timesteps)
 
     def begin_pass(self) -> int:
@@ -53,7 +53,7 @@ class PipelineCall:
         return self._passes - 1
 
     def mark(self, *kinds: StepKind) -> None:
-        """Say what the running pass was, for all samples of the batch or for each of them.
+        """Record the kind of the running pass, for all samples of the batch or for each of them.
 
         A step is skipped where all of its passes are; one that is not marked is full.
         """
@@ -81,77 +81,77 @@ class PipelineCall:
 
 
 class CallTracker:
-    """The requests of one pipeline. Holds no reference to the pipeline between requests."""
+    """The calls of one pipeline. It holds no reference to the pipeline between calls."""
 
     def __init__(self) -> None:
         self.current: PipelineCall | None = None
-        """The innermost request that is running; None between requests."""
+        """The innermost call that is running; None between calls."""
         self.last_kinds: tuple[StepKind, ...] = ()
-        """Kinds of the steps of the most recent request, as far as it got."""
+        """Kinds of the steps of the most recent call, as far as it got."""
         self.last_sample_kinds: tuple[tuple[StepKind, ...], ...] = ()
-        """The same per sample, see `Request.sample_kinds`."""
+        """The same per sample, see `PipelineCall.sample_kinds`."""
         self.users = 0
         self._on_begin: list[Callable[[PipelineCall], None]] = []
         self._on_completed: list[Callable[[PipelineCall], None]] = []
 
     def on_begin(self, callback: Callable[[PipelineCall], None], undo: ExitStack) -> None:
-        """Call `callback` before each request; an error it raises is what the user's call raises."""
+        """Run `callback` before each call; an error in it is raised by the user's call."""
         self._on_begin.append(callback)
         undo.callback(self._on_begin.remove, callback)
 
     def on_completed(self, callback: Callable[[PipelineCall], None], undo: ExitStack) -> None:
-        """Call `callback` after each request that returned normally, while its memory still exists."""
+        """Run `callback` after each call that returned normally, before its memory is cleared."""
         self._on_completed.append(callback)
         undo.callback(self._on_completed.remove, callback)
 
     @contextmanager
     def open(self, pipe: Any) -> Iterator[None]:
-        """The bracket around one call of `pipe`."""
-        outer, request = self.current, PipelineCall(pipe)
-        self.current = request
+        """Track one call of `pipe`."""
+        outer, call = self.current, PipelineCall(pipe)
+        self.current = call
         try:
             for begin in tuple(self._on_begin):
-                begin(request)
+                begin(call)
             with ExitStack() as undo:
-                _end_steps_of(pipe.scheduler, request.end_step, undo)
+                _end_steps_of(pipe.scheduler, call.end_step, undo)
                 yield
             for completed in tuple(self._on_completed):
-                completed(request)
+                completed(call)
         finally:
             self.current = outer
-            self.last_kinds = tuple(request.kinds)
-            self.last_sample_kinds = tuple(request.sample_kinds)
-            request.memory.clear()
+            self.last_kinds = tuple(call.kinds)
+            self.last_sample_kinds = tuple(call.sample_kinds)
+            call.memory.clear()
 
 
 def track_calls(pipe: Any, undo: ExitStack) -> CallTracker:
-    """The requests of `pipe`, watched until `undo` is closed; several optimizations share one watch."""
+    """The tracker of the calls of `pipe`, until `undo` is closed; several optimizations share one."""
     original = type(pipe)
-    requests: CallTracker | None = original.__dict__.get(_TRACKER)
-    if requests is None:
-        requests = CallTracker()
-        pipe.__class__ = _tracked_class(original, requests)
-    requests.users += 1
-    undo.callback(_release, pipe, requests)
-    return requests
+    calls: CallTracker | None = original.__dict__.get(_TRACKER)
+    if calls is None:
+        calls = CallTracker()
+        pipe.__class__ = _tracked_class(original, calls)
+    calls.users += 1
+    undo.callback(_release, pipe, calls)
+    return calls
 
 
-def _release(pipe: Any, requests: CallTracker) -> None:
-    requests.users -= 1
-    if requests.users == 0:
+def _release(pipe: Any, calls: CallTracker) -> None:
+    calls.users -= 1
+    if calls.users == 0:
         pipe.__class__ = type(pipe).__base__
 
 
-def _tracked_class(original: type, requests: CallTracker) -> type:
+def _tracked_class(original: type, calls: CallTracker) -> type:
     call = original.__call__
 
     @functools.wraps(call)
     def bracketed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with requests.open(self):
+        with calls.open(self):
             return call(self, *args, **kwargs)
 
     def reduce_as_original(self: Any, protocol: Any) -> Any:
-        # Pickle and copy find a class by its name, which is the original's: give them the original.
+        # Pickle and copy look a class up by its name, which is that of the original.
         reduced: Any = object.__reduce_ex__(self, protocol)
         constructor, arguments, *state = reduced
         return (constructor, (original, *arguments[1:]), *state)
@@ -162,14 +162,14 @@ def _tracked_class(original: type, requests: CallTracker) -> type:
         "__doc__": original.__doc__,
         "__call__": bracketed,
         "__reduce_ex__": reduce_as_original,
-        _TRACKER: requests,
-        STEP_KINDS: property(lambda _: requests.last_sample_kinds),
+        _TRACKER: calls,
+        STEP_KINDS: property(lambda _: calls.last_sample_kinds),
     }
     return type(original)(original.__name__, (original,), body)
 
 
 def _end_steps_of(scheduler: Any, ended: Callable[[], None], undo: ExitStack) -> None:
-    """Have every step of `scheduler` call `ended` when it is done, until `undo` is closed."""
+    """Call `ended` after every step of `scheduler`, until `undo` is closed."""
     inner = scheduler.step
 
     @functools.wraps(inner)

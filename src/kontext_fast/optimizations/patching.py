@@ -1,4 +1,4 @@
-"""Replaces attributes and methods of single objects so that the undo leaves no trace, not even in `vars(owner)`."""
+"""Replaces attributes and methods of single objects; the undo restores them, `vars(owner)` included."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ABSENT = object()
 
 
 def keep_attribute(owner: Any, name: str, undo: ExitStack) -> None:
-    """Have `undo` bring the instance attribute `name` of `owner` back to what it is now, or take it away again."""
+    """Have `undo` restore the instance attribute `name` of `owner`, or delete it if there is none now."""
     before = vars(owner).get(name, _ABSENT)
 
     def restore() -> None:
@@ -31,7 +31,7 @@ def set_attribute(owner: Any, name: str, value: Any, undo: ExitStack) -> None:
 
 
 Replacement = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""Is given the original, bound, and the arguments."""
+"""(original, bound; args; kwargs) -> the result."""
 
 
 class _OnlyOn:
@@ -50,6 +50,6 @@ class _OnlyOn:
 
 
 def replace_method(owner: Any, name: str, replacement: Replacement, undo: ExitStack) -> None:
-    """Have calls of `owner.name` go to `replacement` until `undo` is closed."""
+    """Replace the method `name` of `owner` until `undo` is closed."""
     original = getattr(owner, name).__func__
     set_attribute(owner, name, MethodType(_OnlyOn(owner, original, replacement), owner), undo)

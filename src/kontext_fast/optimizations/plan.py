@@ -23,14 +23,16 @@ class Plan:
     preset: str
     optimizations: tuple[Optimization, ...]
     labels: tuple[str, ...] = ()
-    """Stamps that must be shown beside every number of a run of this plan."""
+    """Labels that must be shown with every number of a run of this plan."""
 
     @property
     def applied(self) -> tuple[AppliedOptimization, ...]:
         """The plan as a record stores it."""
         return tuple(
-            AppliedOptimization(name=one.name, effect=one.effect.value, parameters=one.parameters())
-            for one in self.optimizations
+            AppliedOptimization(
+                name=optimization.name, effect=optimization.effect.value, parameters=optimization.parameters()
+            )
+            for optimization in self.optimizations
         )
 
     @property
@@ -41,8 +43,8 @@ class Plan:
 
     @property
     def in_host_memory(self) -> bool:
-        """Whether the pipeline is best loaded into host memory, since the plan brings what runs to the device."""
-        return any(one.in_host_memory for one in self.optimizations)
+        """Whether to load the pipeline into host memory, since the plan moves what runs to the device."""
+        return any(optimization.in_host_memory for optimization in self.optimizations)
 
 
 def resolve(
@@ -67,18 +69,20 @@ def resolve(
         *(optimization for optimization in whole.optional if optimization.name not in left_out),
     )
     impossible = [*_repetitions(chosen), *_missing(chosen), *_conflicts(chosen)]
-    # Two optimizations may lack the same.
-    refused = list(dict.fromkeys(reason for one in chosen if (reason := one.refusal(machine)) is not None))
+    # Two optimizations may have the same reason.
+    refused = list(
+        dict.fromkeys(reason for optimization in chosen if (reason := optimization.refusal(machine)) is not None)
+    )
     if impossible:
         raise InvalidInput(f"The preset {whole.name} cannot be applied: {'; '.join([*impossible, *refused])}.")
     if refused:
         raise Refused(f"The preset {whole.name} is refused on this machine: {'; '.join(refused)}.")
-    labels = [one.label(architecture_only=architecture_only) for one in chosen]
-    labels += [one.label_on(machine) for one in chosen]
+    labels = [optimization.label(architecture_only=architecture_only) for optimization in chosen]
+    labels += [optimization.label_on(machine) for optimization in chosen]
     labels += [f"without {name} of its recipe: {reason}" for name, reason in left_out.items()]
     return Plan(
         preset=whole.name,
-        optimizations=tuple(sorted(chosen, key=lambda one: one.phase)),
+        optimizations=tuple(sorted(chosen, key=lambda optimization: optimization.phase)),
         labels=tuple(label for label in labels if label is not None),
     )
 
@@ -134,21 +138,24 @@ def _preset(preset: str | Preset | Sequence[Optimization]) -> Preset:
 
 
 def _repetitions(chosen: Sequence[Optimization]) -> Iterator[str]:
-    for name, count in Counter(one.name for one in chosen).items():
+    for name, count in Counter(optimization.name for optimization in chosen).items():
         if count > 1:
             yield f"{name} is in the list {count} times, keep one"
 
 
 def _missing(chosen: Sequence[Optimization]) -> Iterator[str]:
-    names = {one.name for one in chosen}
-    for one in chosen:
-        if missing := sorted(one.requires - names):
-            yield f"{one.name} needs {' and '.join(missing)}, add it to the list or use the preset {one.name}"
+    names = {optimization.name for optimization in chosen}
+    for optimization in chosen:
+        if missing := sorted(optimization.requires - names):
+            name = optimization.name
+            yield f"{name} needs {' and '.join(missing)}, add it to the list or use the preset {name}"
 
 
 def _conflicts(chosen: Sequence[Optimization]) -> Iterator[str]:
-    names = {one.name for one in chosen}
-    for one in chosen:
-        for conflict in one.conflicts:
-            if conflict.other in names and all(getattr(one, key) == value for key, value in conflict.when.items()):
-                yield f"{conflict.between(one.name)} exclude each other, {conflict.because}"
+    names = {optimization.name for optimization in chosen}
+    for optimization in chosen:
+        for conflict in optimization.conflicts:
+            if conflict.other in names and all(
+                getattr(optimization, key) == value for key, value in conflict.when.items()
+            ):
+                yield f"{conflict.between(optimization.name)} exclude each other, {conflict.because}"

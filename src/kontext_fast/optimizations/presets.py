@@ -35,7 +35,7 @@ an edit at 1024x1024, rounded up. From results/h100/2026-11-25-card; of low_memo
 where it ran in a process that was given no more."""
 
 FALLBACKS: Final = ("faithful", "baseline", "low_memory")
-"""What is named instead of a preset that does not fit: the first one that does. The last one alone is lossy."""
+"""Suggested instead of a preset that does not fit: the first one that does. Only the last one is lossy."""
 
 TIMES_FAITHFUL: Final[Mapping[str, float]] = {"balanced": 1.4, "fast": 3.4}
 """How many times as fast as `faithful` an edit at 1024x1024 in 28 steps is, on the card of results/h100."""
@@ -49,7 +49,7 @@ class Preset:
     summary: str
     optimizations: tuple[Optimization, ...]
     on_random: tuple[Optimization, ...] | None = None
-    """What the checkpoint `random` gets instead, where deciding by data means nothing; None: the same."""
+    """The variant for random weights, on which decisions by data are meaningless; None: the same."""
     optional: tuple[Optimization, ...] = ()
     """Left out where the hardware cannot run them, which a label of the plan then says."""
     source: str | None = None
@@ -156,7 +156,7 @@ _COMBINATIONS: Final[Mapping[str, tuple[str, Callable[[], tuple[Optimization, ..
 
 
 class _BuiltIn(MutableMapping[str, Preset]):
-    """Every preset is made when it is first asked for, so that it imports and runs no techniques but its own."""
+    """Presets are built when they are first looked up, so that each imports its own techniques only."""
 
     def __init__(self) -> None:
         baseline = Preset("baseline", "the pipeline as diffusers runs it", (), source=_DIFFUSERS)

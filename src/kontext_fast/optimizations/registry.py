@@ -1,4 +1,4 @@
-"""Finds every optimization by scanning this package, so that adding one edits no list."""
+"""Discovers optimizations by scanning the package `techniques`, so that a new one edits no list."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def discover() -> Mapping[str, type[Optimization]]:
 
 @dataclass(frozen=True)
 class Side:
-    """A conflict as one of the two optimizations in it sees it."""
+    """A conflict from the side of one of its two optimizations."""
 
     other: str
     declaring: str
@@ -30,7 +30,7 @@ class Side:
 
 
 def conflicts_by_name() -> dict[str, list[Side]]:
-    """Of every optimization: all its conflicts, those included that only the other one declares."""
+    """All conflicts of each optimization, those that only the other side declares included."""
     known = discover()
     sides: dict[str, list[Side]] = {name: [] for name in known}
     for name, declared in known.items():

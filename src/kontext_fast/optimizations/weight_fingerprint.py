@@ -1,4 +1,4 @@
-"""Notices that the weights of modules changed, so that what was computed with the old ones is not used again."""
+"""Detects changed weights of modules, so that results of the old ones are not reused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MATRICES, _NUMBERS = 16, 64
 
 
 class WeightFingerprint:
-    """Remembers which modules were looked at last, and how their weights were then.
+    """Remembers the modules of the last call and a fingerprint of their weights.
 
     Replaced modules and parameters, adapters, conversions and writes that torch counts are always noticed; writes
     behind its back (through `.data`, as merging a LoRA does) by looking at a few numbers of a few matrices. Moving a
@@ -22,7 +22,7 @@ class WeightFingerprint:
         self._numbers: Any = None
 
     def changed(self, modules: Sequence[Any]) -> bool:
-        """Whether `modules` (torch modules, or None) are other than at the call before; True the first time."""
+        """Whether `modules` (torch modules, or None) differ from the last call's; True the first time."""
         import torch
 
         known = [(id(module), _layout(module)) for module in modules]
@@ -37,15 +37,15 @@ class WeightFingerprint:
 def _layout(module: Any) -> list[tuple[Any, ...]]:
     if module is None:
         return []
-    return [(name, id(one), one._version, one.dtype) for name, one in module.named_parameters()]
+    return [(name, id(parameter), parameter._version, parameter.dtype) for name, parameter in module.named_parameters()]
 
 
 def _numbers(module: Any) -> Any:
     """[n] bits of some of the weights."""
     import torch
 
-    matrices = [one.data for one in module.parameters() if one.dim() > 1]
+    matrices = [matrix.data for matrix in module.parameters() if matrix.dim() > 1]
     chosen = matrices[:: max(1, -(-len(matrices) // _MATRICES))]
     # An odd stride visits many rows and columns.
-    flat = torch.cat([one.reshape(-1)[:: max(1, one.numel() // _NUMBERS) | 1] for one in chosen])
+    flat = torch.cat([matrix.reshape(-1)[:: max(1, matrix.numel() // _NUMBERS) | 1] for matrix in chosen])
     return flat.view(torch.uint8).cpu()

@@ -45,21 +45,21 @@ class BlockTracer:
         """
         return "full" if all(id(block) in self._ran for block in self._blocks) else "skipped"
 
-    def mark_passes(self, pipe: Any, undo: ExitStack, around: Around = lambda request, index: nullcontext()) -> None:
+    def mark_passes(self, pipe: Any, undo: ExitStack, around: Around = lambda call, index: nullcontext()) -> None:
         """Mark every pass of the requests of `pipe` with its kind; call it after the peer was applied."""
-        requests = track_calls(pipe, undo)
+        calls = track_calls(pipe, undo)
         transformer = self._transformer
         inner = transformer.forward
 
         @functools.wraps(inner)
         def forward(_self: Any, *args: Any, **kwargs: Any) -> Any:
-            request = requests.current
-            if request is None:
+            call = calls.current
+            if call is None:
                 return inner(*args, **kwargs)
             self._ran.clear()
-            with around(request, request.begin_pass()):
+            with around(call, call.begin_pass()):
                 result = inner(*args, **kwargs)
-            request.mark(self.kind())
+            call.mark(self.kind())
             return result
 
         set_attribute(transformer, "forward", MethodType(forward, transformer), undo)
@@ -75,9 +75,9 @@ class BlockTracer:
         return counted
 
 
-def is_first_pass(request: PipelineCall, index: int) -> bool:
+def is_first_pass(call: PipelineCall, index: int) -> bool:
     """Whether this is the first pass of the request, in which its number of steps becomes known."""
-    return request.step == 0 and index == 0
+    return call.step == 0 and index == 0
 
 
 def enable_diffusers_cache(
@@ -106,11 +106,11 @@ def enable_diffusers_cache(
     transformer.enable_cache(config)
     undo.callback(transformer.disable_cache)
 
-    def named(request: PipelineCall, index: int) -> AbstractContextManager[Any]:
-        if is_first_pass(request, index):
+    def named(call: PipelineCall, index: int) -> AbstractContextManager[Any]:
+        if is_first_pass(call, index):
             # An interrupted request does not clear its state.
             transformer._reset_stateful_cache()
-            on_first_pass(request.total_steps)
+            on_first_pass(call.total_steps)
         context: AbstractContextManager[Any] = transformer.cache_context(_PASSES[index])
         return context
 

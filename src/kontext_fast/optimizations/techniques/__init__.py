@@ -1,1 +1,1 @@
-"""techniques."""
+"""One module per optimization; `optimizations.registry` discovers them."""

@@ -86,7 +86,7 @@ class Compile(Optimization):
                 mode="max-autotune-no-cudagraphs" if self.max_autotune else None,
             )
 
-        def save(request: PipelineCall) -> None:
+        def save(call: PipelineCall) -> None:
             try:
                 if store.save_new():
                     facts["artifacts"] = "saved"

@@ -90,7 +90,7 @@ class Engine(Optimization):
         return {**super().choices(), "attention": (DEFAULT_ATTENTION, *attention_kernels())}
 
     def label_on(self, machine: Machine) -> str | None:
-        """That nothing here is fast, where the fused kernels do not run."""
+        """That the fused kernels do not run, where they do not."""
         kind = kernel_kind(machine.device, self.precision)
         if kind == "emulated":
             return EMULATED
@@ -164,27 +164,27 @@ class _RunningBranch:
     batch: int
     inputs: tuple[Any, ...]
     timesteps: Tensor
-    """[steps] as the transformer is given them by the schedule."""
-    given: dict[int, Tensor] = field(default_factory=dict)
-    """[B] by step, what it was really given. Compared when the request has ended: reading them earlier would stall."""
+    """[steps] as the scheduler announced them, in the units of the transformer."""
+    actual: dict[int, Tensor] = field(default_factory=dict)
+    """[B] by step, as the transformer got them. Compared after the call: reading them earlier would stall."""
 
-    def is_astray(self) -> bool:
+    def differs_from_the_schedule(self) -> bool:
         """Whether any step was at another timestep than the scheduler announced."""
         import torch
 
-        steps = list(self.given)
-        given = torch.stack([self.given[step].expand(self.batch) for step in steps])
-        return bool((given != self.timesteps[steps, None]).any())
+        steps = list(self.actual)
+        actual = torch.stack([self.actual[step].expand(self.batch) for step in steps])
+        return bool((actual != self.timesteps[steps, None]).any())
 
 
 class EngineForward:
-    """What `forward` of one transformer is, as the function of a bound method."""
+    """The forward of one transformer: the function of a bound method, which a copy of the transformer binds anew."""
 
-    def __init__(self, transformer: Any, engine: EngineTransformer, requests: CallTracker) -> None:
+    def __init__(self, transformer: Any, engine: EngineTransformer, calls: CallTracker) -> None:
         functools.update_wrapper(self, type(transformer).forward)
         self.engine = engine
         self._owner = weakref.ref(transformer)
-        self._requests = requests
+        self._calls = calls
         self._schedule: ScheduleOf | None = None
 
     def follow(self, schedule: ScheduleOf, undo: ExitStack) -> None:
@@ -192,19 +192,19 @@ class EngineForward:
         set_attribute(self, "_schedule", schedule, undo)
 
     def __call__(self, transformer: Any, *args: Any, **kwargs: Any) -> Any:
-        request = self._requests.current
-        if transformer is not self._owner() or request is None:
+        call = self._calls.current
+        if transformer is not self._owner() or call is None:
             if self.engine.weights.sources.host_bytes:
                 raise InvalidInput(
                     "This transformer runs inside of pipe(...) only, since its original weights wait in host memory; "
                     "revert the acceleration to call it directly."
                 )
             return type(transformer).forward(transformer, *args, **kwargs)
-        return self._run(request, *args, **kwargs)
+        return self._run(call, *args, **kwargs)
 
     def _run(
         self,
-        request: PipelineCall,
+        call: PipelineCall,
         hidden_states: Tensor,
         encoder_hidden_states: Any = None,
         pooled_projections: Any = None,
@@ -220,19 +220,19 @@ class EngineForward:
     ) -> Any:
         """The transformer's forward; the output has the image tokens only, which is all that a pipeline reads."""
         _require_supported(joint_attention_kwargs, controlnet_block_samples, controlnet_single_block_samples)
-        branches: dict[int, _RunningBranch] = request.memory.setdefault(_MEMORY, {})
-        index, step = request.begin_pass(), request.step
+        branches: dict[int, _RunningBranch] = call.memory.setdefault(_MEMORY, {})
+        index, step = call.begin_pass(), call.step
         inputs = (pooled_projections, guidance, img_ids, txt_ids)
         if index not in branches:
-            # Here and not when the request begins: a GPU has text and image to encode meanwhile.
-            self.engine.weights.sources.check(request.pipe.transformer)
-            branches[index] = self._begin(request, hidden_states, *inputs)
+            # Here and not when the call begins, so that a GPU encodes text and image meanwhile.
+            self.engine.weights.sources.verify(call.pipe.transformer)
+            branches[index] = self._begin(call, hidden_states, *inputs)
         running = branches[index]
         if any(now is not before for now, before in zip(inputs, running.inputs, strict=True)):
             raise InvalidInput("The engine needs the same prompt and positions at every step of a request; keep them.")
-        running.given[step] = timestep
+        running.actual[step] = timestep
         velocity = running.branch.step(step, hidden_states, encoder_hidden_states)
-        request.mark(*running.branch.kinds[-1:] * running.batch)
+        call.mark(*running.branch.kinds[-1:] * running.batch)
         if not return_dict:
             return (velocity,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -241,7 +241,7 @@ class EngineForward:
 
     def _begin(
         self,
-        request: PipelineCall,
+        call: PipelineCall,
         hidden: Tensor,
         pooled: Tensor,
         guidance: Tensor | None,
@@ -250,7 +250,7 @@ class EngineForward:
     ) -> _RunningBranch:
         from kontext_fast.engine.transformer import Branch
 
-        scheduled = request.pipe.scheduler.timesteps
+        scheduled = call.pipe.scheduler.timesteps
         # Rounded as the pipeline rounds them, so that they are the same numbers.
         timesteps = scheduled.to(hidden.device, hidden.dtype) / 1000
         image_ids, text_ids = (ids[0] if ids.ndim == 3 else ids for ids in (img_ids, txt_ids))
@@ -260,11 +260,11 @@ class EngineForward:
             pooled=pooled,
             text_ids=text_ids,
             image_ids=image_ids,
-            # Kontext numbers images by the first coordinate: 0 is the one being made.
+            # Kontext numbers images by the first coordinate; 0 is the output.
             image_tokens=int((image_ids[:, 0] == 0).sum()),
         )
         sigmas = [*(scheduled.float() / 1000).tolist(), 0.0]
-        schedule = None if self._schedule is None else self._schedule(request.pipe.scheduler, sigmas)
+        schedule = None if self._schedule is None else self._schedule(call.pipe.scheduler, sigmas)
         return _RunningBranch(
             branch=Branch(self.engine, prepared, sigmas, schedule),
             batch=len(hidden),
@@ -287,9 +287,9 @@ def require_engine(transformer: Any, name: str) -> EngineForward:
     return engine
 
 
-def _install(transformer: Any, engine: EngineTransformer, requests: CallTracker, undo: ExitStack) -> None:
+def _install(transformer: Any, engine: EngineTransformer, calls: CallTracker, undo: ExitStack) -> None:
     """Make `engine` the forward of `transformer` while one of `requests` runs, until `undo` is closed."""
-    forward = EngineForward(transformer, engine, requests)
+    forward = EngineForward(transformer, engine, calls)
     bound = MethodType(forward, transformer)
 
     def restore() -> None:
@@ -299,25 +299,25 @@ def _install(transformer: Any, engine: EngineTransformer, requests: CallTracker,
 
     transformer.forward = bound
     undo.callback(restore)
-    # What looks for fused projections (merging a LoRA does) would change weights that are no longer read.
+    # So that merging a LoRA, which would change weights that are no longer read, sees fused projections and refuses.
     set_attribute(transformer, "fused_projections", True, undo)
 
-    def check(request: PipelineCall) -> None:
+    def check(call: PipelineCall) -> None:
         if vars(transformer).get("forward") is not bound:
             raise InvalidInput(
                 "Something replaced the transformer's forward after accelerate (offloading does); take it off again."
             )
 
-    def on_time(request: PipelineCall) -> None:
-        branches: dict[int, _RunningBranch] = request.memory.get(_MEMORY, {})
-        if any(running.is_astray() for running in branches.values()):
+    def on_time(call: PipelineCall) -> None:
+        branches: dict[int, _RunningBranch] = call.memory.get(_MEMORY, {})
+        if any(running.differs_from_the_schedule() for running in branches.values()):
             raise KontextError(
                 "The pipeline ran at other timesteps than its scheduler announced, so the image is wrong; "
                 "use a preset without the engine."
             )
 
-    requests.on_begin(check, undo)
-    requests.on_completed(on_time, undo)
+    calls.on_begin(check, undo)
+    calls.on_completed(on_time, undo)
 
 
 def _require_untouched(transformer: Any) -> None:

@@ -1,4 +1,4 @@
-"""`first_block_cache`: skips most of the transformer on steps where its first block says little has changed.
+"""`first_block_cache`: skips most of the transformer on steps where the output of its first block has changed little.
 
 The idea is ParaAttention's First Block Cache; the implementation is our own. At each step the first double block
 runs. If what it adds to the image stream is close to what it added at the last computed step, the remaining blocks
@@ -42,7 +42,7 @@ class FirstBlockCache(Optimization):
     threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.08
     """A sample is skipped if mean|r - r_last| / mean|r_last| is below this; r is the first block's residual."""
     warmup_steps: Annotated[int, Field(ge=1)] = 2
-    """The first steps of a request, always computed: they lay out the image."""
+    """The first steps of a call, always computed, since they decide the layout of the image."""
     max_consecutive_skips: Annotated[int, Field(ge=1)] | None = None
     """A sample skipped this often in a row is computed; None means no limit."""
     schedule: Literal["every_second"] | tuple[Annotated[int, Field(ge=0)], ...] | None = None
@@ -52,19 +52,19 @@ class FirstBlockCache(Optimization):
     def _one_way_to_decide(self) -> FirstBlockCache:
         if self.schedule is None:
             return self
-        if given := [name for name in _DECIDED_BY_DATA if name in self.model_fields_set]:
-            raise ValueError(f"a schedule fixes the decision; leave out {', '.join(given)}")
+        if superfluous := [name for name in _DECIDED_BY_DATA if name in self.model_fields_set]:
+            raise ValueError(f"a schedule fixes the decision; leave out {', '.join(superfluous)}")
         if self.schedule != "every_second" and 0 not in self.schedule:
             raise ValueError("a schedule must compute step 0, there is nothing to reuse before it")
         return self
 
     def parameters(self) -> dict[str, Any]:
-        """Only the parameters of the way it decides."""
+        """Those of the schedule, or those of the threshold."""
         by_data = set(_DECIDED_BY_DATA)
         return self.model_dump(mode="json", exclude={"schedule"} if self.schedule is None else by_data)
 
     def on_random_weights(self) -> FirstBlockCache:
-        """A fixed schedule: residuals of random weights say nothing about when a trained model may skip."""
+        """A fixed schedule, since residuals of random weights do not show when a trained model may skip."""
         return FirstBlockCache(schedule="every_second")
 
     def computed_steps(self, total: int) -> frozenset[int]:
@@ -99,12 +99,12 @@ class FirstBlockCache(Optimization):
 
         facts: Facts = {"computed_steps": []}
 
-        def count(request: PipelineCall) -> None:
-            facts["computed_steps"] = request.computed_counts()
+        def count(call: PipelineCall) -> None:
+            facts["computed_steps"] = call.computed_counts()
 
-        requests = track_calls(pipe, undo)
-        replace_forward(pipe.transformer, self, requests, undo)
-        requests.on_completed(count, undo)
+        calls = track_calls(pipe, undo)
+        replace_forward(pipe.transformer, self, calls, undo)
+        calls.on_completed(count, undo)
         return facts
 
 
@@ -113,7 +113,7 @@ _MEMORY = "first_block_cache"
 
 @dataclass
 class Remembered:
-    """What one pass (positive or negative) of one request remembers from step to step; one row per sample."""
+    """The state of one pass (positive or negative) of one call between steps; one row per sample."""
 
     first: Tensor | None = None
     """[B, output tokens, W] what the first block added to the image stream at each sample's last computed step;
@@ -124,7 +124,7 @@ class Remembered:
     """Skips in a row, per sample."""
 
 
-def replace_forward(transformer: Any, cache: FirstBlockCache, requests: CallTracker, undo: ExitStack) -> None:
+def replace_forward(transformer: Any, cache: FirstBlockCache, calls: CallTracker, undo: ExitStack) -> None:
     """Give `transformer` (this instance only) the cached forward until `undo` is closed.
 
     Raises InvalidInput if the instance's forward was replaced before by something we do not know.
@@ -132,7 +132,7 @@ def replace_forward(transformer: Any, cache: FirstBlockCache, requests: CallTrac
     from diffusers.utils import apply_lora_scale
 
     own = vars(transformer)
-    # accelerate's offloading calls the real forward through `_old_forward`; the cache belongs inside of it.
+    # The hooks of accelerate's offloading call the real forward as `_old_forward`; the cache has to be inside of them.
     slot = "_old_forward" if "_hf_hook" in own else "forward"
     if slot in own and getattr(own[slot], "__func__", None) is not type(transformer).forward:
         raise InvalidInput(
@@ -144,10 +144,10 @@ def replace_forward(transformer: Any, cache: FirstBlockCache, requests: CallTrac
 
     @functools.wraps(original)
     def choose(self: Any, *args: Any, **kwargs: Any) -> Any:
-        request = requests.current
-        if request is None:
+        call = calls.current
+        if call is None:
             return original(self, *args, **kwargs)
-        return cached(self, cache, request, *args, **kwargs)
+        return cached(self, cache, call, *args, **kwargs)
 
     forward = MethodType(choose, transformer)
 
@@ -168,7 +168,7 @@ def replace_forward(transformer: Any, cache: FirstBlockCache, requests: CallTrac
 def _forward(
     transformer: Any,
     cache: FirstBlockCache,
-    request: PipelineCall,
+    call: PipelineCall,
     hidden_states: Tensor,
     encoder_hidden_states: Any = None,
     pooled_projections: Any = None,
@@ -183,7 +183,7 @@ def _forward(
     controlnet_blocks_repeat: bool = False,
 ) -> Any:
     _require_supported(transformer, joint_attention_kwargs, controlnet_block_samples, controlnet_single_block_samples)
-    remembered = request.memory.setdefault(_MEMORY, {}).setdefault(request.begin_pass(), Remembered())
+    remembered = call.memory.setdefault(_MEMORY, {}).setdefault(call.begin_pass(), Remembered())
 
     image = transformer.x_embedder(hidden_states)
     scaled_timestep = timestep.to(image.dtype) * 1000
@@ -209,8 +209,8 @@ def _forward(
     before = image
     image, text = run(blocks[:1], image, text, temb)
     change = None if cache.schedule is not None else _change(image, before, img_ids, remembered)
-    compute = _decide(cache, request, remembered, change, len(image))
-    request.mark(*("full" if ran else "skipped" for ran in compute))
+    compute = _decide(cache, call, remembered, change, len(image))
+    call.mark(*("full" if ran else "skipped" for ran in compute))
     image = _advance(remembered, compute, change, image, text, temb, functools.partial(run, blocks[1:]))
 
     output = transformer.proj_out(transformer.norm_out(image, temb))
@@ -258,7 +258,7 @@ def _change(image: Tensor, before: Tensor, img_ids: Tensor, remembered: Remember
 
 
 def _decide(
-    cache: FirstBlockCache, request: PipelineCall, remembered: Remembered, change: Tensor | None, batch: int
+    cache: FirstBlockCache, call: PipelineCall, remembered: Remembered, change: Tensor | None, batch: int
 ) -> list[bool]:
     """Per sample, whether the remaining blocks run."""
     import torch
@@ -266,8 +266,8 @@ def _decide(
     if remembered.rest is None:
         return [True] * batch
     if change is None:
-        return [request.step in cache.computed_steps(request.total_steps)] * batch
-    if request.step < cache.warmup_steps:
+        return [call.step in cache.computed_steps(call.total_steps)] * batch
+    if call.step < cache.warmup_steps:
         return [True] * batch
     last = remembered.first
     assert last is not None

@@ -1,7 +1,7 @@
 """`fuse_qkv`: computes query, key and value of every attention with one matrix product instead of three.
 
 The separate weights become views into the fused ones: nothing is held twice, every Parameter stays the same object,
-and saving the model writes what it always wrote.
+and saving the model writes the same as before.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class FuseQKV(Optimization):
                 fused.append(_fuse(attention, "to_added_qkv", _TEXT, undo))
             set_attribute(attention, "fused_projections", True, undo)
 
-        def check(request: PipelineCall) -> None:
+        def check(call: PipelineCall) -> None:
             for attention in attentions:
                 _require_plain(attention, fused=True)
             if not all(_is_view(separate[0].weight, projection.weight) for projection, separate in fused):

@@ -27,7 +27,7 @@ class FusedVae(Optimization):
     requires: ClassVar[frozenset[str]] = frozenset({"channels_last"})
 
     def label_on(self, machine: Machine) -> str | None:
-        """That nothing is fused on a CPU."""
+        """That a CPU runs plain PyTorch."""
         return "fused_vae: plain PyTorch on a CPU, no speed" if machine.device == "cpu" else None
 
     def refusal(self, machine: Machine) -> str | None:
@@ -57,8 +57,8 @@ class FusedVae(Optimization):
 
         for norm, _ in pairs:
             replace_method(norm, "forward", both, undo)
-        for activation in {id(one): one for _, one in pairs}.values():
-            # Its work is done by the norm before it.
+        for activation in {id(activation): activation for _, activation in pairs}.values():
+            # The norm before it has applied it.
             replace_method(activation, "forward", lambda _original, args, _: args[0], undo)
         return {"norms": len(pairs), "kernel": "fused" if fused else "portable"}
 
@@ -73,12 +73,12 @@ def _pairs(vae: Any) -> Iterator[tuple[Any, Any]]:
         if isinstance(part, ResnetBlock2D):
             # An embedding of time would pass through the same activation.
             plain = part.time_emb_proj is None and part.upsample is None and part.downsample is None
-            found = [(part.norm1, part.nonlinearity), (part.norm2, part.nonlinearity)] if plain else [(None, None)]
+            pairs = [(part.norm1, part.nonlinearity), (part.norm2, part.nonlinearity)] if plain else [(None, None)]
         elif isinstance(part, Encoder | Decoder):
-            found = [(part.conv_norm_out, part.conv_act)]
+            pairs = [(part.conv_norm_out, part.conv_act)]
         else:
             continue
-        for norm, activation in found:
+        for norm, activation in pairs:
             if type(norm) is not GroupNorm or type(activation) is not SiLU or not norm.affine:
                 raise InvalidInput(
                     "The VAE has other norms or activations than that of FLUX; leave fused_vae out of the preset."
@@ -87,7 +87,7 @@ def _pairs(vae: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _precompile_calls(norms: Sequence[Any], device: Any) -> Sequence[Callable[[], object]]:
-    """What compiles the kernel for every width among `norms`, as calls that may run at once."""
+    """Calls that compile the kernel for every width of `norms`; they may run concurrently."""
     import torch
 
     from kontext_fast.engine.kernels.group_norm_silu import group_norm_silu

@@ -1,6 +1,6 @@
-"""`offload`: the text encoders wait in host memory and pass through the device's block by block, before the steps.
+"""`offload`: the text encoders stay in host memory and are copied to the device block by block, before the steps.
 
-What stays on the device is the transformer, as the engine reads it, and the VAE.
+The transformer, as the engine reads it, and the VAE stay on the device.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Offload(Optimization):
     in_host_memory: ClassVar[bool] = True
 
     def label_on(self, machine: Machine) -> str | None:
-        """That a CPU has only one memory."""
+        """That nothing is saved on a CPU."""
         return "offload: saves nothing on a CPU, which has one memory" if machine.device == "cpu" else None
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
-        """Move the encoders of `pipe` to host memory and its VAE to where it runs, and put hooks on the encoders.
+        """Move the encoders of `pipe` to host memory and its VAE to the device, and put hooks on the encoders.
 
         The fact `encoder_bytes` is the size of both encoders, `resident_peak_bytes` how much of them was on the
         device at once so far.
@@ -48,7 +48,7 @@ class Offload(Optimization):
         sizes: dict[int, int] = {}
         for name in _ENCODERS:
             encoder = getattr(pipe, name)
-            # The pipeline takes its tokens to where the weights wait.
+            # The pipeline moves tokens to the device of the weights, which is the host.
             bring_inputs = encoder.register_forward_pre_hook(
                 lambda _, args, kwargs: _inputs_on(device, args, kwargs), with_kwargs=True
             )
@@ -56,7 +56,7 @@ class Offload(Optimization):
             for unit in _units(encoder):
                 _wait(unit, undo)
                 # By identity: an embedding can be shared by two modules.
-                sizes |= {id(one): one.nbytes for one in unit.tensors()}
+                sizes |= {id(tensor): tensor.nbytes for tensor in unit.tensors()}
                 for hook in (
                     unit.module.register_forward_pre_hook(lambda *_, unit=unit: resident.bring(unit)),
                     unit.module.register_forward_hook(lambda *_, unit=unit: resident.drop(unit), always_call=True),
@@ -78,20 +78,20 @@ def _inputs_on(device: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
 
 @dataclass(eq=False)
 class _Unit:
-    """A part of an encoder that comes and goes as a whole."""
+    """A part of an encoder that is moved as a whole."""
 
     module: Any
     whole: bool
-    """With all that is in it, or only with what it holds itself."""
+    """With its submodules, or only with its own tensors."""
     waiting: list[tuple[Any, Any]] = field(default_factory=list)
-    """While it is on the device: parameters and buffers, and what is theirs in host memory."""
+    """While it is on the device: parameters and buffers, each with its data in host memory."""
 
     def tensors(self) -> list[Any]:
         return [*self.module.parameters(recurse=self.whole), *self.module.buffers(recurse=self.whole)]
 
 
 class _Resident:
-    """What is on the device now."""
+    """The units that are on the device."""
 
     def __init__(self, device: Any, facts: Facts) -> None:
         self._device = device
@@ -99,16 +99,16 @@ class _Resident:
         self._bytes = 0
 
     def bring(self, unit: _Unit) -> None:
-        unit.waiting = [(one, one.data) for one in unit.tensors()]
-        for one, host in unit.waiting:
+        unit.waiting = [(tensor, tensor.data) for tensor in unit.tensors()]
+        for tensor, host in unit.waiting:
             # On a CPU too, so that the same is done everywhere.
-            one.data = host.to(self._device, copy=True)
+            tensor.data = host.to(self._device, copy=True)
             self._bytes += host.nbytes
         self._facts["resident_peak_bytes"] = max(self._facts["resident_peak_bytes"], self._bytes)
 
     def drop(self, unit: _Unit) -> None:
-        for one, host in unit.waiting:
-            one.data = host
+        for tensor, host in unit.waiting:
+            tensor.data = host
             self._bytes -= host.nbytes
         unit.waiting = []
 
@@ -118,7 +118,8 @@ def _units(encoder: Any) -> Iterator[_Unit]:
     from torch.nn import ModuleList
 
     blocks = [block for part in encoder.modules() if isinstance(part, ModuleList) for block in part]
-    outermost = [one for one in blocks if not any(one in set(other.modules()) for other in blocks if other is not one)]
+    nested = {module for block in blocks for module in block.modules() if module is not block}
+    outermost = [block for block in blocks if block not in nested]
     inside = {module for block in outermost for module in block.modules()}
     for block in outermost:
         yield _Unit(block, whole=True)
@@ -131,12 +132,12 @@ def _wait(unit: _Unit, undo: ExitStack) -> None:
     """Move it to host memory."""
     import torch
 
-    for one in unit.tensors():
-        _place(one, torch.device("cpu"), undo)
+    for tensor in unit.tensors():
+        _place(tensor, torch.device("cpu"), undo)
 
 
 def _place(tensor: Any, device: Any, undo: ExitStack) -> None:
-    """Move `tensor` until `undo` is closed. What waits in host memory stays there; the device's is given up."""
+    """Move `tensor` until `undo` is closed. Data in host memory is kept; data on a device is freed and copied back."""
     before = tensor.data
     if before.device == device:
         return

@@ -1,4 +1,4 @@
-"""`prompt_cache`: the embeddings of prompts are kept, so that the text encoders run once for the same words."""
+"""`prompt_cache`: keeps the embeddings of prompts, so that a repeated prompt is not encoded again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
 class PromptCache(Optimization):
-    """Keeps what the encoders made of the most recently used prompts: bit for bit what they would make again.
+    """Keeps the embeddings of the most recently used prompts, bit-identical to those of another run.
 
     Prompts of one call are kept together, since encoders round differently in another batch. Changing the encoders
     empties the cache. No preset of several optimizations has it: a benchmark that repeats a prompt would time the
@@ -43,22 +43,22 @@ class PromptCache(Optimization):
         watch = WeightFingerprint()
 
         def encode(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            asked = inspect.signature(original).bind(*args, **kwargs)
-            asked.apply_defaults()
-            if asked.arguments.get("prompt_embeds") is not None:
+            call = inspect.signature(original).bind(*args, **kwargs)
+            call.apply_defaults()
+            if call.arguments.get("prompt_embeds") is not None:
                 return original(*args, **kwargs)
             owner = original.__self__
             if watch.changed([owner.text_encoder, owner.text_encoder_2]):
                 kept.clear()
             parts = tuple(id(getattr(owner, part)) for part in _PARTS)
-            key = (parts, owner._execution_device, *(_frozen(value) for value in asked.arguments.values()))
+            key = (parts, owner._execution_device, *(_frozen(value) for value in call.arguments.values()))
             facts["hits" if key in kept else "misses"] += 1
             if key not in kept:
                 kept[key] = tuple(map(_copy, original(*args, **kwargs)))
                 while len(kept) > self.entries:
                     kept.popitem(last=False)
             kept.move_to_end(key)
-            # Copies, since whoever gets them may write to them.
+            # Copies, since the caller may write to them.
             return tuple(map(_copy, kept[key]))
 
         replace_method(pipe, "encode_prompt", encode, undo)

@@ -1,4 +1,4 @@
-"""`reference_latents_cache`: the latents of an input image are kept, so that the VAE encodes the same pixels once."""
+"""`reference_latents_cache`: keeps the latents of input images, so that the same pixels are encoded once."""
 
 from __future__ import annotations
 
@@ -71,16 +71,16 @@ class ReferenceLatentsCache(Optimization):
             kept.clear()
         # Several generators have the images encoded one by one, which rounds differently.
         how = (isinstance(generator, list), vae.use_tiling, vae.use_slicing)
-        found = next((one for one in kept if one.how == how and _same(one.pixels, image)), None)
-        facts["misses" if found is None else "hits"] += 1
-        if found is None:
-            found = _Encoded(image.clone(), original(image, generator).clone(), how)
+        encoded = next((entry for entry in kept if entry.how == how and _same(entry.pixels, image)), None)
+        facts["misses" if encoded is None else "hits"] += 1
+        if encoded is None:
+            encoded = _Encoded(image.clone(), original(image, generator).clone(), how)
         else:
-            kept.remove(found)
-        kept.append(found)
+            kept.remove(encoded)
+        kept.append(encoded)
         del kept[: -self.entries]
         # A copy, since whoever gets it may write to it.
-        return found.latents.clone()
+        return encoded.latents.clone()
 
 
 def _same(kept: Any, image: Any) -> bool:

@@ -73,8 +73,8 @@ class StepReuse(Optimization):
 
         facts: Facts = {"computed_steps": []}
 
-        def count(request: PipelineCall) -> None:
-            facts["computed_steps"] = request.computed_counts()
+        def count(call: PipelineCall) -> None:
+            facts["computed_steps"] = call.computed_counts()
 
         require_engine(pipe.transformer, self.name).follow(self._schedule, undo)
         track_calls(pipe, undo).on_completed(count, undo)
