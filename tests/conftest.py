@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import signal
+import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +25,37 @@ if find_spec("triton") is not None and not torch.cuda.is_available():
         environment.setenv("TRITON_INTERPRET", "1")
         for name in ("fused", "group_norm_silu"):
             importlib.import_module(f"kontext_fast.engine.kernels.{name}")
+
+
+AddPlugin = Callable[..., Path]
+
+
+@pytest.fixture
+def add_plugin(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[AddPlugin]:
+    """Puts a module into a package that is scanned, from a folder outside of it, until the test ends."""
+    added: list[tuple[ModuleType, str]] = []
+    caches: list[Any] = []
+
+    def add(package: ModuleType, name: str, code: str, *discovered: Any) -> Path:
+        """The folder of the module; `discovered` are cached functions that scan the package."""
+        folder = tmp_path_factory.mktemp("plugins")
+        (folder / f"{name}.py").write_text(code)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+        added.append((package, name))
+        caches.extend(discovered)
+        _clear(caches)
+        return folder
+
+    yield add
+    for package, name in added:
+        sys.modules.pop(f"{package.__name__}.{name}", None)
+        vars(package).pop(name, None)
+    _clear(caches)
+
+
+def _clear(caches: Iterable[Any]) -> None:
+    for cache in caches:
+        cache.cache_clear()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from kontext_fast import bench
 from kontext_fast.bench import bundled_suites
 from kontext_fast.bench.schedule import Schedule
 from kontext_fast.bench.suites import Suite, SuiteFile, read_suite
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import Cell
+from tools.docs.blocks import suites as suites_table
+from tools.docs.doc_context import DocContext
+from tools.docs.result_tree import find_published
 
 GOOD = """\
 name = "mine"
@@ -176,3 +183,16 @@ def test_unknown_suite_names_the_existing_ones(tmp_path: Path) -> None:
 def test_user_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(GOOD)
     assert read_suite(str(tmp_path / "mine.toml")).resolve("tiny").name == "mine"
+
+
+def test_new_suite_is_bundled_and_in_the_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suites = shutil.copytree(bench.SUITES, tmp_path / "suites")
+    (suites / "dummy.toml").write_text(GOOD.replace('"mine"', '"dummy"'))
+    monkeypatch.setattr(bench, "SUITES", suites)
+    monkeypatch.setattr("kontext_fast.bench.suites.SUITES", suites)
+    assert read_suite("dummy").resolve("tiny").steps == (2,)
+    assert "`dummy`" in suites_table.render(DocContext(find_published(tmp_path)))
+    show = "import sys; from pathlib import Path; from kontext_fast import bench; bench.SUITES = Path(sys.argv[1]); "
+    show += "from kontext_fast.cli.main import run; run(['bench', '--help'])"
+    shown = subprocess.run([sys.executable, "-c", show, str(suites)], capture_output=True, text=True, check=True)
+    assert "dummy" in shown.stdout

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import typer
 
+from kontext_fast import cli
 from kontext_fast.cli import main as front_door
 from kontext_fast.errors import Cancelled, GateFailed, InvalidInput, KontextError, OutOfMemory, Refused
 from kontext_fast.version import __version__
+from tests.conftest import AddPlugin
 
 START = "from kontext_fast.cli.main import main; main()"
 
@@ -41,6 +45,28 @@ def test_help_is_quick_and_lists_every_command() -> None:
     for command in ("edit", "generate", "doctor"):
         assert f"\n  {command} " in done.stdout
     assert min(times) < 1.0
+
+
+COMMAND = """
+def command(name: str) -> None:
+    \"\"\"Greet somebody.\"\"\"
+    print(f"hello {name}")
+"""
+
+
+def test_new_command_is_listed_and_runs(add_plugin: AddPlugin, kontext: Any) -> None:
+    add_plugin(cli, "dummy_greeting", COMMAND)
+    assert re.search("^  dummy-greeting  +Greet somebody", kontext("--help").out, re.MULTILINE)
+    assert "Greet somebody" in kontext("dummy-greeting", "--help").out
+    assert kontext("dummy-greeting", "you").out == "hello you\n"
+
+
+def test_documents_name_every_command(kontext: Any) -> None:
+    commands = re.findall(r"^  ([a-z][a-z-]*)  +[A-Z]", kontext("--help").out, re.MULTILINE)
+    assert "edit" in commands
+    root = Path(__file__).parents[2]
+    documents = "".join(path.read_text() for path in (root / "README.md", *(root / "docs").glob("*.md")))
+    assert [name for name in commands if f"kontext {name}" not in documents] == []
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["edit", "--help"], ["generate", "--help"], ["doctor", "--help"]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,10 @@ from kontext_fast.engine.dispatch import attention_kernel, attention_kernels, re
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Effect
 from kontext_fast.optimizations.techniques.engine import Engine
+from tests.conftest import AddPlugin
+from tools.docs.blocks import optimizations
+from tools.docs.doc_context import DocContext
+from tools.docs.result_tree import find_published
 
 NEW_KERNEL = """
 from kontext_fast.engine.attention.base import AttentionKernel
@@ -25,15 +28,6 @@ MEAN = AttentionKernel(
     effect="lossy",
 )
 """
-
-
-@pytest.fixture
-def with_new_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    (tmp_path / "mean_of_values.py").write_text(NEW_KERNEL)
-    monkeypatch.setattr(attention, "__path__", [*attention.__path__, str(tmp_path)])
-    attention_kernels.cache_clear()
-    yield
-    attention_kernels.cache_clear()
 
 
 def test_default_is_cudnn_on_cuda_and_native_on_a_cpu() -> None:
@@ -57,13 +51,17 @@ def test_kernel_is_refused_on_other_devices() -> None:
     assert "not supported on mps" in str(refusal("mps", None, "bf16", "math"))
 
 
-def test_new_kernel_is_one_file(with_new_kernel: None) -> None:
+def test_new_kernel_is_one_file(add_plugin: AddPlugin, tmp_path: Path) -> None:
+    add_plugin(attention, "mean_of_values", NEW_KERNEL, attention_kernels)
     engine = Engine(attention="mean")
     assert engine.effect is Effect.LOSSY
     assert "mean" in Engine.choices()["attention"]
     assert refusal("cpu", None, "bf16", "mean") is None
     value = torch.arange(6.0).view(1, 3, 1, 2)
     assert attention_kernel("mean", "cpu").run(value[:, :1], value, value).tolist() == [[[[2.0, 3.0]]]]
+    with pytest.raises(InvalidInput, match="did you mean mean"):
+        attention_kernel("meen", "cpu")
+    assert "lossy in fp8, flash3_fp8, mean" in optimizations.render(DocContext(find_published(tmp_path)))
 
 
 def test_unknown_kernel_is_a_bad_parameter() -> None:

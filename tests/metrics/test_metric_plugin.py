@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from kontext_fast import metrics
 from kontext_fast.metrics.base import discover
 from kontext_fast.report.output.quality_page import write_quality_page
 from kontext_fast.verify.analysis import analyze
+from tests.conftest import AddPlugin
 from tests.verify.synthetic_results import untouched, verification
 
 METRIC = """
@@ -33,18 +31,9 @@ class DummyDifference(Metric):
 """
 
 
-@pytest.fixture
-def dummy_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    plugins = tmp_path / "plugins"
-    plugins.mkdir()
-    (plugins / "dummy_difference.py").write_text(METRIC)
-    monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(plugins)])
-    discover.cache_clear()
-    yield "dummy_difference"
-    discover.cache_clear()
-
-
-def test_dummy_metric_is_scored_checked_and_shown(dummy_metric: str, tmp_path: Path) -> None:
+def test_dummy_metric_is_scored_checked_and_shown(add_plugin: AddPlugin, tmp_path: Path) -> None:
+    dummy_metric = "dummy_difference"
+    add_plugin(metrics, dummy_metric, METRIC, discover)
     assert discover()[dummy_metric].title == "a dummy metric"
     store = verification(tmp_path / "out", {"faithful": untouched}, items=6, control_items=6)
     result = store.load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,10 +11,19 @@ from types import ModuleType
 
 import pytest
 
+from kontext_fast.cli.main import run
 from kontext_fast.discovery import classes
 from kontext_fast.errors import KontextError
+from kontext_fast.optimizations import techniques
+from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.base import Optimization
+from kontext_fast.optimizations.presets import PRESETS
 from kontext_fast.optimizations.registry import discover
+from tests.conftest import AddPlugin
+from tests.pipelines import small_pipeline
+from tools.docs.blocks import optimizations
+from tools.docs.doc_context import DocContext
+from tools.docs.result_tree import find_published
 
 TECHNIQUE = """
 from kontext_fast.optimizations.base import Effect, Optimization, Phase
@@ -69,3 +79,22 @@ def test_optimizations_declare_what_they_are() -> None:
         for conflict in found.conflicts:
             assert conflict.other in discover()
             assert set(conflict.when) <= set(found.model_fields)
+
+
+def test_new_technique_is_a_preset_listed_and_documented(
+    add_plugin: AddPlugin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_plugin(techniques, "dummy", TECHNIQUE.format(cls="Dummy", name="dummy"), discover)
+    pipe = small_pipeline()
+    with accelerate(pipe, "dummy", quiet=True) as acceleration:
+        assert [applied.name for applied in acceleration.plan.applied] == ["dummy"]
+    try:
+        assert run(["presets", "--json"]) == 0
+        listed = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert "dummy" in {preset["name"] for preset in listed["presets"]}
+        assert "dummy" in {optimization["name"] for optimization in listed["optimizations"]}
+        assert run(["doctor"]) == 0
+        assert "  dummy: ready" in capsys.readouterr().out
+        assert "| `dummy` | nothing | exact |" in optimizations.render(DocContext(find_published(tmp_path)))
+    finally:
+        del PRESETS["dummy"]

@@ -15,6 +15,7 @@ from kontext_fast.report.charts import benchmark, verification
 from kontext_fast.report.output.publish import publish
 from kontext_fast.report.output.quality_page import write_quality_page
 from kontext_fast.report.verification import build_verification_report
+from tests.conftest import AddPlugin
 from tests.records.builder import full
 from tests.report.reports import report_of
 from tests.verify.synthetic_results import untouched
@@ -38,14 +39,11 @@ AddChart = Callable[[ModuleType, str, str, str], None]
 
 
 @pytest.fixture
-def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AddChart:
+def add(add_plugin: AddPlugin) -> AddChart:
     """Adds a module with a dummy chart to a package of charts."""
 
     def add_chart(package: ModuleType, name: str, section: str, folder: str) -> None:
-        plugins = tmp_path / "plugins"
-        plugins.mkdir()
-        (plugins / f"{name}.py").write_text(CHART.format(section=section, folder=folder, name=name))
-        monkeypatch.setattr(package, "__path__", [*package.__path__, str(plugins)])
+        add_plugin(package, name, CHART.format(section=section, folder=folder, name=name))
 
     return add_chart
 

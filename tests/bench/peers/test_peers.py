@@ -6,22 +6,29 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kontext_fast.bench import peers
-from kontext_fast.bench.peers import discover_peers, find_preset
+from kontext_fast.bench.peers import discover_peers, find_preset, recipes
 from kontext_fast.bench.peers.techniques.cache_dit import CacheDit, resampled
 from kontext_fast.bench.peers.techniques.diffusers_magcache import KONTEXT_RATIOS
 from kontext_fast.bench.peers.techniques.fewer_steps import cell_for
+from kontext_fast.bench.schedule import Schedule
+from kontext_fast.bench.suites import read_suite
 from kontext_fast.errors import InvalidInput, KontextError, Refused
 from kontext_fast.optimizations import base
 from kontext_fast.optimizations.plan import Plan, resolve
 from kontext_fast.optimizations.presets import Preset
 from kontext_fast.pipeline.device import Machine
 from kontext_fast.records.schema import Cell
+from tests.conftest import AddPlugin
+from tools.docs.blocks import peers as peers_table
+from tools.docs.doc_context import DocContext
+from tools.docs.result_tree import find_published
 
 CPU = Machine(device="cpu", memory_bytes=1, cxx="g++", cc="gcc", triton=False, torch="2.13.0", platform="linux-x86_64")
 HOPPER = replace(CPU, device="cuda", gpu="NVIDIA H200", capability=(9, 0), triton=True)
@@ -180,3 +187,19 @@ def test_masks_and_ratios_have_one_value_per_step() -> None:
 def test_impossible_mask_is_bad_input(parameters: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InvalidInput, match=complaint):
         CacheDit(**parameters)
+
+
+RECIPE = """
+from kontext_fast.bench.peers.techniques.fewer_steps import FewerSteps
+from kontext_fast.optimizations.presets import declare_preset
+
+DUMMY = declare_preset("peer:dummy", "a dummy", (FewerSteps(steps_of_28=2),), source="https://example.org")
+"""
+
+
+def test_new_recipe_is_a_peer_everywhere(add_plugin: AddPlugin, tmp_path: Path) -> None:
+    add_plugin(recipes, "dummy", RECIPE, discover_peers)
+    assert names(plan_of("peer:dummy", CPU)) == ["fewer_steps"]
+    suite = read_suite("quick").resolve("tiny").override(peers=tuple(discover_peers()))
+    assert "peer:dummy" in {run.configuration.preset for run in Schedule(suite).remaining([], None)}
+    assert "| `peer:dummy` | a dummy" in peers_table.render(DocContext(find_published(tmp_path)))

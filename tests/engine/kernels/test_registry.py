@@ -8,10 +8,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from kontext_fast.engine.flops import FLUX_KONTEXT_DEV
-from kontext_fast.engine.kernels.registry import Inputs, Operation, kernels, precompile_calls
+from kontext_fast.bench.roofline import _our_functions
+from kontext_fast.engine import kernels as package
+from kontext_fast.engine.flops import FLUX_KONTEXT_DEV, Tokens
+from kontext_fast.engine.kernels.registry import Inputs, Operation, kernels, precompile_calls, step_bytes
 from kontext_fast.engine.ops import Quantized
+from tests.conftest import AddPlugin
 from tests.engine.kernels.oracle import DEVICE, fused, noise, portable
+
+NEW_KERNEL = """
+from kontext_fast.engine.kernels.registry import Kernel, Operation
+
+def _dummy():
+    pass
+
+DUMMY = Kernel("dummy", (_dummy,), (
+    Operation("gelu", lambda inputs: lambda ops, quantize: [ops.gelu(inputs.stream(), quantize=quantize)],
+              lambda dimensions, read, written: read + written, per_single=1),
+))
+"""
 
 SMALL = replace(FLUX_KONTEXT_DEV, heads=3, head_dim=32)
 OPERATIONS = [operation for kernel in kernels().values() for operation in kernel.operations]
@@ -65,3 +80,15 @@ def test_precompile_calls_cover_a_step(quantize: bool, count: int) -> None:
     assert len(more) == count + 1
     for call in more:
         call()
+
+
+def test_new_kernel_is_compiled_ahead_counted_and_profiled(add_plugin: AddPlugin) -> None:
+    device, tokens = torch.device(DEVICE), Tokens(text=1, image=2, reference=2)
+    before = len(precompile_calls(fused(), SMALL, torch.float32, device, quantize=True))
+    add_plugin(package, "dummy", NEW_KERNEL, kernels, _our_functions)
+    calls = precompile_calls(fused(), SMALL, torch.float32, device, quantize=True)
+    assert len(calls) == before + 1
+    for call in calls:
+        call()
+    assert step_bytes(SMALL, tokens, "full", quantized=True)["dummy"] == 5 * SMALL.single_blocks * (2 + 1)
+    assert _our_functions()["_dummy"] == "dummy"
