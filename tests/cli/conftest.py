@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,9 @@ def kontext(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no settings"))
+    settings = [variable for variable in os.environ if variable.startswith("KONTEXT_")]
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", *settings):
         monkeypatch.delenv(variable, raising=False)
 
     def call(*arguments: object) -> Outcome:

@@ -71,7 +71,7 @@ def test_renamed_record_file_keeps_its_images(store: ResultStore) -> None:
         ("[]", "not a kontext-fast record file"),
         ('{"raw_results": []}', "not a kontext-fast record file"),
         ('{"schema_version": true}', "not a kontext-fast record file"),
-        ('{"schema_version": 1}', "kontext_fast_version: Field required"),
+        ('{"schema_version": 1}', "kontext_fast_version: this key is missing"),
         ('{"schema_version": 3, "anything": 1}', "upgrade kontext-fast"),
     ],
 )

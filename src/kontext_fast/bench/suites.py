@@ -22,6 +22,7 @@ from kontext_fast.pipeline.load import sources
 from kontext_fast.pipeline.sizes import MULTIPLE, parse_size
 from kontext_fast.records.schema import Cell, CompileCache, Mode
 from kontext_fast.toml_lines import line_of
+from kontext_fast.validation import first_mistake
 
 _T = TypeVar("_T")
 
@@ -164,7 +165,7 @@ class Suite(BaseModel):
         try:
             return Suite.model_validate({**self.model_dump(), **values})
         except ValidationError as error:
-            location, message = _first_mistake(error)
+            location, message = first_mistake(error)
             raise InvalidInput(f"{'.'.join(map(str, location)) or 'suite'}: {message}.") from None
 
 
@@ -198,7 +199,7 @@ class SuiteFile:
         try:
             return Suite.model_validate({**self._common, **section})
         except ValidationError as error:
-            location, message = _first_mistake(error)
+            location, message = first_mistake(error)
             in_section = kind is not None and (not location or location[0] in section)
             raise self._mistake((kind, *location) if in_section and kind else location, message) from None
 
@@ -239,10 +240,3 @@ def _indexed(location: tuple[str | int, ...]) -> str:
     while location and isinstance(location[-1], int):
         location = location[:-1]
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
-
-
-def _first_mistake(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
-    # A key that does not exist comes first: if a key is misspelt, the correct one is missing too.
-    first = min(error.errors(include_url=False), key=lambda mistake: mistake["type"] != "extra_forbidden")
-    message = {"extra_forbidden": "there is no such key", "missing": "this key is missing"}.get(first["type"])
-    return first["loc"], message or first["msg"].removeprefix("Value error, ").rstrip(".")

@@ -15,6 +15,7 @@ import typer
 
 from kontext_fast.bench import bundled_suites
 from kontext_fast.cli import options
+from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.output import (
     Bar,
     StageDisplay,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 
 _OF_A_RUN = {"run_id", "preset", "round", "status", "reason"}
+
+GROUP = Group.MEASURE
 
 
 def command(
@@ -96,7 +99,10 @@ def command(
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Measure presets against each other; write records that `kontext report` reads."""
+    """Measure how long presets take, each against the others.
+
+    Writes records, which `kontext report` and `kontext cost` read.
+    """
     from kontext_fast.bench.peers import discover_peers
     from kontext_fast.bench.runner import run_suite
     from kontext_fast.bench.suites import read_suite

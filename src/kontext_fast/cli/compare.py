@@ -10,9 +10,12 @@ from typing import Annotated
 
 import typer
 
+from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.options import Json
 from kontext_fast.cli.output import print_json
 from kontext_fast.errors import GateFailed, InvalidInput
+
+GROUP = Group.MEASURE
 
 
 def command(
@@ -23,7 +26,10 @@ def command(
     ] = 2.0,
     json: Json = False,
 ) -> None:
-    """Find what became slower from A to B; write a Markdown table for a pull request."""
+    """Find what became slower from one benchmark to another.
+
+    Prints a Markdown table for a pull request.
+    """
     from kontext_fast.analysis.comparison import compare
     from kontext_fast.records.store import ResultStore
     from kontext_fast.report.output.comparison_table import as_data, markdown

@@ -9,8 +9,11 @@ from typing import Annotated
 import typer
 
 from kontext_fast.cli import options
+from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.output import print_json
 from kontext_fast.errors import InvalidInput
+
+GROUP = Group.DECIDE
 
 
 def command(
@@ -33,7 +36,7 @@ def command(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Price what records measured."""
+    """What measured times cost, and what a preset saves."""
     from rich.console import Console
 
     from kontext_fast.analysis.benchmark import analyze_benchmark

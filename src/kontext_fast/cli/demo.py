@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from kontext_fast.cli.bench import raise_for_failures, suite_display
+from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.options import Json
 from kontext_fast.cli.output import print_json, progress_bar, result_folder
 from kontext_fast.optimizations import DEFAULT_PRESET
+
+GROUP = Group.START
 
 
 def command(
@@ -19,7 +22,7 @@ def command(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Do the whole job on the bundled checkpoint: edit, measure, judge, report."""
+    """The whole job in a minute, with no GPU and no token."""
     from rich.console import Console
 
     from kontext_fast.bench.runner import run_suite

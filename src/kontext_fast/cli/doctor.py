@@ -7,6 +7,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.options import Json
 from kontext_fast.cli.output import print_json
 from kontext_fast.errors import KontextError, Refused
@@ -21,9 +22,11 @@ _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "huggin
 
 _GIB = 2**30
 
+GROUP = Group.START
+
 
 def command(json: Json = False) -> None:
-    """Say what this machine can run, and why not."""
+    """What this machine can run, and what to type."""
     from kontext_fast.pipeline.device import Machine
 
     machine = Machine.detect()

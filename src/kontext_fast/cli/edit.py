@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from kontext_fast.cli import options
+from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.output import say
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations import DEFAULT_PRESET
@@ -15,6 +16,8 @@ from kontext_fast.optimizations import DEFAULT_PRESET
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 _EDITED = ".edited.png"
+
+GROUP = Group.IMAGES
 
 
 def command(
@@ -38,7 +41,7 @@ def command(
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Edit an image, or every image of a folder, as the instruction says."""
+    """Edit images as an instruction says."""
     from dataclasses import replace
 
     from kontext_fast.cli.session import Setup, open_session

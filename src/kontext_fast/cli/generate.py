@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 from kontext_fast.cli import options
+from kontext_fast.cli.command_class import Group
 from kontext_fast.optimizations import DEFAULT_PRESET
+
+GROUP = Group.IMAGES
 
 
 def command(
@@ -26,7 +29,7 @@ def command(
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Make an image from a description alone."""
+    """Make images from a description alone."""
     from kontext_fast.cli.session import Setup, open_session
     from kontext_fast.pipeline.edit import EditRequest
     from kontext_fast.pipeline.png import PngFile

@@ -6,16 +6,24 @@ import logging
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from kontext_fast import cli
+from kontext_fast.cli.command_class import HELP_OPTIONS, Command, CommandGroup
 from kontext_fast.discovery import modules
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError, Refused
+from kontext_fast.validation import first_mistake
 from kontext_fast.version import __version__
 
 _DEBUG = "--debug"
+_CONFIG = "--config"
+
+_COMPLETE = "_KONTEXT_COMPLETE"
+"""Set by the script that `kontext --install-completion` gives to the shell."""
 
 # Typer keeps the base of its usage errors private.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -29,12 +37,14 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; an error is one sentence on stderr.
 
-    `--debug` is understood anywhere before a lone `--`, so that it can be added to the end of a line that failed.
+    `--debug` and `--config FILE` are understood anywhere before a lone `--`, so that they can be added to the end of a
+    line.
     """
     arguments, debug = _without_debug(arguments)
     _silence_libraries()
     try:
-        code = _invoke(arguments or ["--help"])
+        arguments, config = _without_config(arguments)
+        code = _invoke(arguments or ["--help"], config)
         # Here and not at interpreter exit, where a closed pipe can no longer be handled.
         sys.stdout.flush()
         return code
@@ -50,11 +60,13 @@ def run(arguments: list[str]) -> int:
         return code
 
 
-def _invoke(arguments: list[str]) -> int:
-    # Not `app()`, which prints several lines of its own for Ctrl-C and usage errors.
+def _invoke(arguments: list[str], config: Path | None) -> int:
     command = typer.main.get_command(_build_app())
+    if _COMPLETE in os.environ:
+        command.main(prog_name="kontext")
+    # Not `main`, which prints several lines of its own for Ctrl-C and usage errors.
     try:
-        with command.make_context("kontext", arguments) as context:
+        with command.make_context("kontext", arguments, obj=config) as context:
             command.invoke(context)
     except typer.Exit as leave:
         return leave.exit_code
@@ -63,12 +75,15 @@ def _invoke(arguments: list[str]) -> int:
 
 def _build_app() -> typer.Typer:
     app = typer.Typer(
-        add_completion=False, rich_markup_mode=None, help="Fast FLUX.1-Kontext image editing, with proof."
+        cls=CommandGroup,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": HELP_OPTIONS},
+        help="Fast FLUX.1-Kontext image editing, with proof.",
     )
     app.callback()(_global_options)
     for name, module in modules(cli).items():
         if (command := getattr(module, "command", None)) is not None:
-            app.command(name.replace("_", "-"))(command)
+            app.command(name.replace("_", "-"), cls=Command, rich_help_panel=module.GROUP)(command)
     return app
 
 
@@ -82,15 +97,36 @@ def _global_options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(_CONFIG, metavar="FILE", help="Settings in TOML, instead of kontext.toml.", show_default=False),
+    ] = None,
     debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Only for `--help`: a callback handles the first option, and `run` removes the second one before parsing."""
+    """Only for `--help`: a callback handles the first option, and `run` removes the others before parsing."""
 
 
 def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     kept = [argument for argument in arguments[:end] if argument != _DEBUG]
     return kept + arguments[end:], len(kept) < end
+
+
+def _without_config(arguments: list[str]) -> tuple[list[str], Path | None]:
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    kept: list[str] = []
+    config: str | None = None
+    words = iter(arguments[:end])
+    for word in words:
+        if word == _CONFIG:
+            config = next(words, "")
+        elif word.startswith(f"{_CONFIG}="):
+            config = word.partition("=")[2]
+        else:
+            kept.append(word)
+    if config == "":
+        raise InvalidInput(f"{_CONFIG} needs a file; write for example {_CONFIG} kontext.toml.")
+    return kept + arguments[end:], None if config is None else Path(config)
 
 
 def _silence_libraries() -> None:
@@ -119,9 +155,13 @@ def _explain(error: BaseException) -> tuple[int, str]:
 
 
 def _usage_sentence(error: Any) -> str:
-    message = error.format_message().rstrip(".")
     context = error.ctx
-    return f"{message}; see {context.command_path if context else 'kontext'} --help."
+    place = f"see {context.command_path if context else 'kontext'} --help."
+    if isinstance(error.__cause__, ValidationError):
+        option = error.param.opts[-1] if error.param.param_type_name == "option" else error.param.display_name_raw
+        return f"{option}: {first_mistake(error.__cause__)[1]}; {place}"
+    message = error.format_message().rstrip(".")
+    return message if message.endswith("?") else f"{message}; {place}"
 
 
 def _is_gpu_memory_error(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.options import Json
 from kontext_fast.cli.output import print_json
 
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 
 _READY = "ready"
 
+GROUP = Group.START
+
 
 def command(json: Json = False) -> None:
-    """List presets and optimizations, with effect, needs and conflicts."""
+    """What makes an edit faster, and what that changes."""
     from kontext_fast.pipeline.device import Machine
 
     machine = Machine.detect()

@@ -9,7 +9,10 @@ from typing import Annotated, Literal
 import typer
 
 from kontext_fast.cli import options
+from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.output import print_json, progress_bar
+
+GROUP = Group.DECIDE
 
 
 def command(
@@ -34,7 +37,7 @@ def command(
     upkeep_usd: options.UpkeepUsd = 0,
     json: options.Json = False,
 ) -> None:
-    """Render charts and a document from records."""
+    """Charts and a document from records."""
     from rich.console import Console
 
     from kontext_fast.cost.analysis import Question

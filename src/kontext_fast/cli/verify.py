@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kontext_fast.cli import options
+from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.output import (
     Bar,
     StageDisplay,
@@ -28,6 +29,8 @@ from kontext_fast.optimizations import DEFAULT_PRESET
 
 if TYPE_CHECKING:
     from kontext_fast.verify.run import Progress
+
+GROUP = Group.MEASURE
 
 
 def command(
@@ -74,7 +77,10 @@ def command(
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Test whether presets make the images worse: a verdict with margins, controls and a page of images."""
+    """Test whether presets make your images worse.
+
+    Gives a verdict with margins and controls, and a page of images.
+    """
     from rich.console import Console
 
     from kontext_fast.pipeline.load import default_checkpoint

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kontext_fast.errors import InvalidInput
+from kontext_fast.validation import dotted, first_mistake
 
 CARDS: Final[Mapping[str, str]] = {
     "H100 PCIe": "H100 PCIe",
@@ -224,8 +225,8 @@ def _row(raw: Any, number: int, name: str) -> Price:
     try:
         price = Price.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise wrong(f"{'.'.join(map(str, first['loc'])) or 'row'}: {first['msg']}") from None
+        location, message = first_mistake(error)
+        raise wrong(f"{dotted(location) or 'row'}: {message}") from None
     if price.id == USER:
         raise wrong(f"the id {USER} is kept for prices given as a number")
     missing = [field for field in _NEEDS[price.kind] if getattr(price, field) is None]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kontext_fast.errors import InvalidInput
+from kontext_fast.validation import complaint
 
 if TYPE_CHECKING:
     from kontext_fast.pipeline.device import Machine
@@ -163,7 +164,7 @@ class Optimization(BaseModel, ABC):
 def _complaints(error: ValidationError) -> str:
     complaints = []
     for detail in error.errors(include_url=False):
-        where = ".".join(str(part) for part in detail["loc"])
-        message = detail["msg"].removeprefix("Value error, ")
-        complaints.append(f"{where}: {message} (got {detail['input']!r})" if where else message)
-    return "; ".join(complaints)
+        # The places after the parameter say which kind of value was tried, and mean nothing to people.
+        where = detail["loc"][:1]
+        complaints.append(": ".join([*map(str, where), complaint(detail)]))
+    return "; ".join(dict.fromkeys(complaints))

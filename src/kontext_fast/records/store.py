@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.samples_csv import samples_csv
 from kontext_fast.records.schema import SCHEMA_VERSION, Record, ResultFile, Score
+from kontext_fast.validation import dotted, first_mistake
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,8 +80,8 @@ class ResultStore:
         try:
             return ResultFile.model_validate(data)
         except ValidationError as error:
-            first = error.errors()[0]
-            what = f"{'.'.join(map(str, first['loc'])) or 'top level'}: {first['msg']}"
+            location, message = first_mistake(error)
+            what = f"{dotted(location) or 'top level'}: {message}"
             raise InvalidInput(
                 f"{path} is not a kontext-fast record file ({what}): name one that `kontext bench` wrote."
             ) from None

@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kontext_fast.errors import InvalidInput
+from kontext_fast.validation import dotted, first_mistake
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(gt=0.5, lt=1)]
@@ -60,5 +61,5 @@ def read_margins(file: Path | None = None) -> Margins:
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"{name} is not valid TOML: {error}.") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise InvalidInput(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+        location, message = first_mistake(error)
+        raise InvalidInput(f"{name}: {dotted(location)}: {message}.") from None
