@@ -48,6 +48,11 @@ def test_help_is_quick_and_lists_every_command() -> None:
 
 
 COMMAND = """
+from kontext_fast.cli.command_class import Group
+
+GROUP = Group.IMAGES
+
+
 def command(name: str) -> None:
     \"\"\"Greet somebody.\"\"\"
     print(f"hello {name}")
@@ -59,6 +64,8 @@ def test_new_command_is_listed_and_runs(add_plugin: AddPlugin, kontext: Any) -> 
     assert re.search("^  dummy-greeting  +Greet somebody", kontext("--help").out, re.MULTILINE)
     assert "Greet somebody" in kontext("dummy-greeting", "--help").out
     assert kontext("dummy-greeting", "you").out == "hello you\n"
+    add_plugin(cli, "dummy_without_a_group", COMMAND.replace("GROUP = ", ""))
+    assert "dummy_without_a_group is in no group of the help; set GROUP" in kontext("--help").err
 
 
 def test_documents_name_every_command(kontext: Any) -> None:

@@ -7,13 +7,14 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from kontext_fast import cli
-from kontext_fast.cli.command_class import HELP_OPTIONS, Command, CommandGroup
+from kontext_fast.cli.command_class import HELP_OPTIONS, Command, CommandGroup, Group
 from kontext_fast.discovery import modules
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError, Refused
 from kontext_fast.validation import first_mistake
@@ -83,8 +84,17 @@ def _build_app() -> typer.Typer:
     app.callback()(_global_options)
     for name, module in modules(cli).items():
         if (command := getattr(module, "command", None)) is not None:
-            app.command(name.replace("_", "-"), cls=Command, rich_help_panel=module.GROUP)(command)
+            app.command(name.replace("_", "-"), cls=Command, rich_help_panel=_group_of(module))(command)
     return app
+
+
+def _group_of(module: ModuleType) -> Group:
+    group = getattr(module, "GROUP", None)
+    if not isinstance(group, Group):
+        raise KontextError(
+            f"The command {module.__name__} is in no group of the help; set GROUP to a cli.command_class.Group."
+        )
+    return group
 
 
 def _print_version(wanted: bool) -> None:
