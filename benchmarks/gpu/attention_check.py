@@ -23,8 +23,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, timed, write_report
 from benchmarks.gpu.latents import latents_of
 from kontext_fast.datasets.shapes import held_out
-from kontext_fast.engine.dispatch import DEFAULT_ATTENTION, attention_kernel, attention_kernels, refusal
+from kontext_fast.engine.dispatch import AUTO, attention_kernel, attention_kernels, refusal
 from kontext_fast.engine.flops import FLUX_KONTEXT_DEV
+from kontext_fast.engine.ops import quantize_joint
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.pipeline.load import load
@@ -38,7 +39,7 @@ _SHORT = 2
 
 def kernels() -> list[str]:
     """The kernels that are for GPUs only; the default of the engine is first."""
-    default = attention_kernel(DEFAULT_ATTENTION, "cuda").name
+    default = attention_kernel(AUTO, "cuda").name
     others = [name for name, kernel in attention_kernels().items() if kernel.devices == ("cuda",) and name != default]
     return [default, *others]
 
@@ -60,8 +61,9 @@ def alone(kernel: str) -> dict[str, Any]:
     """Operations per second, and ||a - b|| / ||b|| for each kind of inputs."""
     errors = {kind: _error(kernel, *inputs(kind)) for kind in ("even", "peaked", "outliers")}
     query, key, value = inputs("even")
+    operands = _operands(kernel, query, key, value)
     run = attention_kernel(kernel, "cuda").run
-    seconds = _seconds(lambda: run(query, key, value))
+    seconds = _seconds(lambda: run(*operands))
     return {"flop_per_second": 4 * TOKENS**2 * FLUX_KONTEXT_DEV.width / seconds, "seconds": seconds, "errors": errors}
 
 
@@ -70,9 +72,19 @@ def _error(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> float:
     reference = scaled_dot_product_attention(*(tensor.transpose(1, 2).float() for tensor in (rows, key, value)))
     reference = reference.transpose(1, 2)
     # By channel, since one large channel would hide the error of the others.
-    output = attention_kernel(kernel, "cuda").run(query, key, value)[:, :_COMPARED].float()
+    operands = _operands(kernel, query, key, value)
+    output = attention_kernel(kernel, "cuda").run(*operands)[:, :_COMPARED].float()
     norm = partial(torch.linalg.vector_norm, dim=(0, 1, 2))
     return float((norm(output - reference) / norm(reference)).mean())
+
+
+def _operands(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    """What a kernel is given: in a step, `write_qkv` rounds for a quantized one at no cost of its own."""
+    if not attention_kernel(kernel, "cuda").quantized:
+        return query, key, value
+    joint = quantize_joint(query, key, value)
+    assert joint.scales is not None
+    return joint.query, joint.key, joint.value, joint.scales
 
 
 def _seconds(call: Callable[[], object], *, launches: int = 30) -> float:

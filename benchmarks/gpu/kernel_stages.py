@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kontext_fast.engine.flops import FLUX_KONTEXT_DEV
 from kontext_fast.engine.kernels.registry import Inputs, Operation, kernels
-from kontext_fast.engine.ops import Linear, Ops, quantize
+from kontext_fast.engine.ops import JointQKV, Linear, Ops, Precision, quantize_joint
+from kontext_fast.engine.weights import ROUNDINGS
 
 DEVICE = "cuda"
 W, M = FLUX_KONTEXT_DEV.width, FLUX_KONTEXT_DEV.mlp_width
@@ -51,8 +52,11 @@ class Stage:
     """Draws inputs and returns the call on them."""
 
 
-def stages(ops: Ops, text: int, image: int, rounds: bool) -> Iterator[Stage]:
-    """The stages of a step with these numbers of text and image tokens, the reference's included."""
+def stages(ops: Ops, text: int, image: int, precision: Precision) -> Iterator[Stage]:
+    """The stages of a step with these numbers of text and image tokens, the reference's included.
+
+    `ops` quantize to `precision`, if at all.
+    """
     draw = Draw(torch.bfloat16, torch.Generator(DEVICE).manual_seed(0))
     total = text + image
     doubles, singles = FLUX_KONTEXT_DEV.double_blocks, FLUX_KONTEXT_DEV.single_blocks
@@ -61,7 +65,7 @@ def stages(ops: Ops, text: int, image: int, rounds: bool) -> Iterator[Stage]:
         inputs = Inputs(FLUX_KONTEXT_DEV, 1, rows, draw)
         for operation in (operation for kernel in kernels().values() for operation in kernel.operations):
             times = operation.per_single * singles if where == "single" else operation.per_double * doubles
-            for quantizes in operation.variants(quantized=rounds)[-1:] if times else ():
+            for quantizes in operation.variants(precision)[-1:] if times else ():
                 moved = rows * operation.bytes_per_row(FLUX_KONTEXT_DEV, 2, 1 if quantizes else 2)
                 call = partial(_bound, operation, inputs, ops, quantizes)
                 yield Stage(f"{operation.name} {where}", times, moved, 0, call)
@@ -71,8 +75,8 @@ def stages(ops: Ops, text: int, image: int, rounds: bool) -> Iterator[Stage]:
 
             def product(shared: int = shared, out: int = out) -> Callable[[], object]:
                 x, weight, bias = draw(1, rows, shared), draw(out, shared), draw(out)
-                operand = quantize(x) if rounds else x
-                layer = Linear(quantize(weight) if rounds else weight, bias)
+                rounded = ROUNDINGS.get(precision, lambda numbers: numbers)
+                operand, layer = rounded(x), Linear(rounded(weight), bias)
                 return lambda: ops.linear(operand, layer)
 
             yield Stage(f"linear {shared}x{out} {where}", times, 0, 2 * rows * shared * out, product)
@@ -81,13 +85,19 @@ def stages(ops: Ops, text: int, image: int, rounds: bool) -> Iterator[Stage]:
         yield from elementwise(rows, where)
         yield from products(rows, where, doubles, [(W, 3 * W), (W, W), (W, M), (M, W)])
     yield from elementwise(total, "single")
-    yield from products(total, "single", singles, [(W, 3 * W + M), (W + M, W)])
+    yield from products(total, "single", singles, [(W, 3 * W), (W, M), (W + M, W)])
 
     def attend() -> Callable[[], object]:
-        query, key, value = (draw(1, total, HEADS, CHANNELS) for _ in range(3))
-        return lambda: ops.attention(query, key, value)
+        joint = joint_qkv(ops, total)
+        return lambda: ops.attention(joint)
 
     yield Stage("attention", doubles + singles, 0, 4 * total * total * W, attend)
+
+
+def joint_qkv(ops: Ops, tokens: int) -> JointQKV:
+    """Normal numbers of one sample, as the kernel of attention of `ops` reads them."""
+    numbers = torch.randn(3, 1, tokens, HEADS, CHANNELS, device=DEVICE, dtype=torch.bfloat16)
+    return quantize_joint(*numbers) if ops.attention_kernel.quantized else JointQKV(*numbers)
 
 
 def _bound(operation: Operation, inputs: Inputs, ops: Ops, quantizes: bool) -> Callable[[], object]:

@@ -14,6 +14,7 @@ from kontext_fast.cli.main import run
 from kontext_fast.cli.roofline_table import table
 from kontext_fast.engine.flops import FLUX_KONTEXT_DEV, FULL_SIZE_EDIT
 from kontext_fast.engine.kernels.registry import step_bytes
+from kontext_fast.engine.ops import Precision
 from tools.docs.blocks import roofline
 from tools.docs.doc_context import DocContext
 from tools.docs.result_tree import find_published
@@ -41,11 +42,11 @@ def test_kernel_names_map_to_categories(name: str, category: str) -> None:
     assert category_of(name) == category
 
 
-@pytest.mark.parametrize(("kind", "quantized", "gigabytes"), [("full", True, 59), ("full", False, 67)])
-def test_full_size_step_moves_the_expected_bytes(kind: str, quantized: bool, gigabytes: int) -> None:
-    moved = step_bytes(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, kind, quantized=quantized)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("precision", "gigabytes"), [("bf16", 59), ("fp8", 59), ("int8", 59)])
+def test_full_size_step_moves_the_expected_bytes(precision: Precision, gigabytes: int) -> None:
+    moved = step_bytes(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "full", precision=precision)
     assert round(sum(moved.values()) / 1e9) == gigabytes
-    assert step_bytes(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "skipped", quantized=quantized) == {}
+    assert step_bytes(FLUX_KONTEXT_DEV, FULL_SIZE_EDIT, "skipped", precision=precision) == {}
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,8 @@ MEAN = AttentionKernel(
 
 
 def test_default_is_cudnn_on_cuda_and_native_on_a_cpu() -> None:
-    assert attention_kernel("default", "cuda").name == "cudnn"
-    assert attention_kernel("default", "cpu").name == "native"
+    assert attention_kernel("auto", "cuda").name == "cudnn"
+    assert attention_kernel("auto", "cpu").name == "native"
 
 
 def test_kernels_are_found_by_name() -> None:
@@ -61,7 +61,7 @@ def test_new_kernel_is_one_file(add_plugin: AddPlugin, tmp_path: Path) -> None:
     assert attention_kernel("mean", "cpu").run(value[:, :1], value, value).tolist() == [[[[2.0, 3.0]]]]
     with pytest.raises(InvalidInput, match="did you mean mean"):
         attention_kernel("meen", "cpu")
-    assert "lossy in fp8, flash3_fp8, mean" in optimizations.render(DocContext(find_published(tmp_path)))
+    assert "lossy in fp8, int8, flash3_fp8, mean" in optimizations.render(DocContext(find_published(tmp_path)))
 
 
 def test_unknown_kernel_is_a_bad_parameter() -> None:

@@ -15,7 +15,14 @@ pytest.importorskip("triton", reason=needs.TRITON)
 
 @pytest.mark.parametrize(
     ("capability", "precision", "reason"),
-    [((7, 5), "bf16", "8.0"), ((8, 6), "fp8", "8.9"), ((8, 0), "bf16", None), ((8, 9), "fp8", None)],
+    [
+        ((7, 5), "bf16", "8.0"),
+        ((8, 0), "bf16", None),
+        ((8, 6), "fp8", "8.9"),
+        ((8, 9), "fp8", None),
+        ((8, 9), "int8", "9.0"),
+        ((9, 0), "int8", None),
+    ],
 )
 def test_compute_capability_decides_the_precision(
     capability: tuple[int, int], precision: str, reason: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -47,9 +54,9 @@ def test_missing_compiler_or_headers_are_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_fused_kernels_are_chosen_on_cuda_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _with_headers(monkeypatch, tmp_path)
-    assert dispatch.refusal("cuda", (9, 0), "fp8", "default") is None
-    assert dispatch.make_ops("cuda", "fp8", "default").kernel == "fused"
-    assert dispatch.make_ops("cpu", "bf16", "default").kernel == "portable"
+    assert dispatch.refusal("cuda", (9, 0), "fp8", "auto") is None
+    assert dispatch.make_ops("cuda", "fp8", "auto").kernel == "fused"
+    assert dispatch.make_ops("cpu", "bf16", "auto").kernel == "portable"
 
 
 def test_without_triton_bf16_is_portable_and_fp8_refused(
@@ -57,8 +64,8 @@ def test_without_triton_bf16_is_portable_and_fp8_refused(
 ) -> None:
     monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
     assert dispatch.kernel_kind("cuda", "bf16") == "portable"
-    assert dispatch.refusal("cuda", (9, 0), "bf16", "default") is None
-    assert "fused kernels" in str(dispatch.refusal("cuda", (9, 0), "fp8", "default"))
+    assert dispatch.refusal("cuda", (9, 0), "bf16", "auto") is None
+    assert "fused kernels" in str(dispatch.refusal("cuda", (9, 0), "fp8", "auto"))
 
 
 def _with_headers(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -97,7 +97,7 @@ def test_add_gated_is_in_place_and_rounds_as_diffusers(dtype: torch.dtype) -> No
 @pytest.mark.parametrize("kernel", [NATIVE, MATH], ids=lambda kernel: kernel.name)
 def test_attention_over_longer_buffers_is_exact(kernel: AttentionKernel, dtype: torch.dtype) -> None:
     query, key, value = noise(3, B, ROWS + 6, HEADS, HEAD_DIM, dtype=dtype)
-    result = PortableOps(kernel).attention(query[:, :ROWS], key, value)
+    result = PortableOps(kernel).attention(JointQKV(query[:, :ROWS], key, value))
     weights = torch.einsum("bqhd,bkhd->bhqk", query[:, :ROWS].double(), key.double()) * HEAD_DIM**-0.5
     truth = torch.einsum("bhqk,bkhd->bqhd", weights.softmax(-1), value.double()).flatten(2)
     assert result.shape == (B, ROWS, WIDTH)
@@ -167,5 +167,5 @@ def test_mixed_precisions_are_an_error() -> None:
 
 
 def test_emulation_has_its_own_kernel_kind() -> None:
-    assert PortableOps(emulates_fp8=True).kernel == "emulated"
+    assert PortableOps(precision="fp8").kernel == "emulated"
     assert PortableOps().kernel == "portable"

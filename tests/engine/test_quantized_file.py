@@ -31,7 +31,7 @@ def test_loaded_weights_equal_the_saved_ones(stored: Path) -> None:
     with engine_on(transformer, "fp8") as engine:
         fresh = engine.weights
     with ExitStack() as undo:
-        file = QuantizedFile(stored)
+        file = QuantizedFile(stored, "fp8")
         loaded = take_weights(transformer, "fp8", undo, quantizer=file)
         file.require_made_from(loaded)
     assert loaded.quantized.keys() == fresh.quantized.keys()
@@ -45,7 +45,7 @@ def test_loaded_weights_equal_the_saved_ones(stored: Path) -> None:
 
 @pytest.mark.parametrize("other", [Shape(double=1, single=1, heads=2), Shape(double=2, single=1), SHAPE])
 def test_other_weights_are_refused(stored: Path, other: Shape) -> None:
-    file, transformer = QuantizedFile(stored), random_transformer(other, seed=1)
+    file, transformer = QuantizedFile(stored, "fp8"), random_transformer(other, seed=1)
 
     def load() -> None:
         with ExitStack() as undo:
@@ -61,14 +61,14 @@ def test_missing_or_damaged_file_is_refused(tmp_path: Path, content: Any) -> Non
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(InvalidInput, match="save_quantized"):
-        QuantizedFile(file)
+        QuantizedFile(file, "fp8")
 
 
 def test_file_of_another_format_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     save_file({"a": torch.ones(1)}, file)
     with pytest.raises(InvalidInput, match="this version"):
-        QuantizedFile(file)
+        QuantizedFile(file, "fp8")
 
 
 def test_failed_save_says_what_is_wrong(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kontext_fast.engine.ops import quantize
+from kontext_fast.engine.ops import PRECISIONS, quantize
 from kontext_fast.engine.weights import EngineWeights, take_weights
 from kontext_fast.errors import InvalidInput
 from tests.engine.transformers import Shape, engine_on, random_transformer
@@ -26,7 +26,7 @@ def _state(transformer: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_undo_gives_each_parameter_its_own_memory(transformer: Any, precision: Any) -> None:
     before = _state(transformer)
     with engine_on(transformer, precision):
@@ -56,15 +56,14 @@ def test_fp8_quantizes_the_fused_matrices_of_blocks_only(transformer: Any) -> No
         for stream in (double.text, double.image):
             assert all(layer.quantized for layer in (stream.qkv, stream.out, stream.mlp_in, stream.mlp_out))
             assert not stream.modulation.quantized
-        assert single.qkv_mlp.quantized
-        assert single.out.quantized
+        assert all(layer.quantized for layer in (single.qkv, single.mlp_in, single.out))
         sensitive = (weights.embed_image, weights.embed_text, weights.final_modulation, weights.output)
         assert not any(layer.quantized for layer in (*sensitive, single.modulation))
-        assert len(weights.quantized) == 8 + 2
+        assert len(weights.quantized) == 8 + 3
         block = transformer.single_transformer_blocks[0]
-        parts = [block.attn.to_q, block.attn.to_k, block.attn.to_v, block.proj_mlp]
+        parts = [block.attn.to_q, block.attn.to_k, block.attn.to_v]
         whole = quantize(torch.cat([part.weight for part in parts]))
-        stored = weights.quantized["single.0.qkv_mlp"]
+        stored = weights.quantized["single.0.qkv"]
         assert torch.equal(stored.values.float(), whole.values.float())
         assert torch.equal(stored.scale, whole.scale)
 
@@ -121,7 +120,7 @@ def _taken(transformer: Any, precision: Any, undo: ExitStack) -> EngineWeights:
     return weights
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_moved_or_converted_transformer_is_refused(transformer: Any, precision: Any) -> None:
     with ExitStack() as undo:
         weights = _taken(transformer, precision, undo)

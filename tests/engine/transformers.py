@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kontext_fast.engine.ops import PortableOps
+from kontext_fast.engine.ops import PortableOps, Precision
 from kontext_fast.engine.transformer import EngineTransformer, Prepared
-from kontext_fast.engine.weights import Precision, take_weights
+from kontext_fast.engine.weights import take_weights
 from tests.pipelines import TINY
 
 
@@ -107,7 +107,7 @@ def _grid(number: int, rows: int, columns: int) -> Tensor:
 @contextmanager
 def engine_on(transformer: Any, precision: Precision = "bf16") -> Iterator[EngineTransformer]:
     with ExitStack() as undo:
-        yield EngineTransformer(take_weights(transformer, precision, undo), PortableOps())
+        yield EngineTransformer(take_weights(transformer, precision, undo), PortableOps(precision=precision))
 
 
 def prepare(

@@ -325,7 +325,7 @@ def test_gpu_without_fused_kernels_never_emulates_fp8(monkeypatch: pytest.Monkey
         (Engine(precision="fp8"), {"device": "cuda", "capability": (8, 0)}, "needs compute capability 8.9.*faithful"),
         (Engine(), {"device": "cuda", "capability": (7, 5)}, "needs compute capability 8.0"),
         (Engine(), {"device": "mps"}, "not supported on mps"),
-        (Engine(attention="cudnn"), {}, "use attention=default"),
+        (Engine(attention="cudnn"), {}, "use attention=auto"),
     ],
 )
 def test_unfit_machine_is_refused_with_a_remedy(engine: Engine, facts: dict[str, Any], remedy: str) -> None:

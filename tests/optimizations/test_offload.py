@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from kontext_fast.engine.ops import PortableOps
+from kontext_fast.engine.ops import PortableOps, Precision
 from kontext_fast.engine.transformer import EngineTransformer
-from kontext_fast.engine.weights import Precision, take_weights
+from kontext_fast.engine.weights import take_weights
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate, apply_plan
 from kontext_fast.optimizations.plan import resolve
@@ -133,9 +133,10 @@ def test_matrices_are_moved_one_at_a_time() -> None:
     def quantizer(name: str, parts: Any) -> Any:
         nonlocal largest
         largest = max(largest, sum(part.nbytes for part in parts))
+        from kontext_fast.engine.ops import quantize
         from kontext_fast.engine.weights import _quantized
 
-        return _quantized(name, parts)
+        return _quantized(quantize, name, parts)
 
     with ExitStack() as undo:
         take_weights(transformer, "fp8", undo, device=ELSEWHERE, quantizer=quantizer)

@@ -17,7 +17,7 @@ def test_every_optimization_is_a_row(tmp_path: Path) -> None:
     for name, (_, summary, effect, *_) in rows.items():
         assert summary == discover()[name].summary
         assert effect.startswith(str(discover()[name]().effect))
-    assert rows["engine"][2] == "numeric; lossy in fp8, flash3_fp8"
+    assert rows["engine"][2] == "numeric; lossy in fp8, int8, flash3_fp8"
     assert rows["step_reuse"][4] == "`engine`"
     # A conflict is declared on one side and holds on both; some hold in one mode only.
     assert rows["fuse_qkv"][5] == "`engine`"

@@ -5,7 +5,8 @@ A verdict or a speed of a preset whose parameters have changed since it was meas
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.benchmark import AnalyzedGroup
@@ -84,14 +85,14 @@ def _speed(preset: Preset, row: Row | None, group: AnalyzedGroup | None) -> str:
 
 def _is_current(preset: Preset, record: Record) -> bool:
     """Whether what ran is what the preset is today; a record without a plan (refused) says nothing else."""
-    ran = sorted((applied.name, applied.model_dump(mode="json")["parameters"]) for applied in record.plan)
-    variants: Iterable[tuple[Optimization, ...] | None] = (preset.optimizations, preset.on_random)
-    today = [
-        sorted((optimization.name, optimization.parameters()) for optimization in variant)
-        for variant in variants
-        if variant is not None
-    ]
-    return not record.plan or ran in today
+    ran = {applied.name: applied.model_dump(mode="json")["parameters"] for applied in record.plan}
+    variants = (preset.optimizations, preset.on_random)
+    return not ran or any(variant is not None and _is_what_ran(variant, ran) for variant in variants)
+
+
+def _is_what_ran(optimizations: Iterable[Optimization], ran: Mapping[str, Mapping[str, Any]]) -> bool:
+    today = {optimization.name: optimization for optimization in optimizations}
+    return today.keys() == ran.keys() and all(today[name].is_what_ran(ran[name]) for name in ran)
 
 
 def _reference_group(groups: Sequence[AnalyzedGroup]) -> AnalyzedGroup | None:

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from statistics import median
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kontext_fast.engine.flops import Dimensions, Tokens, step_work
 from kontext_fast.records.schema import StepKind
+
+if TYPE_CHECKING:
+    from kontext_fast.engine.ops import Precision
 
 _REPEATS = 7
 
@@ -32,8 +35,8 @@ class Ceilings:
     """Read and written, by an element-wise kernel: copy engines are slower."""
 
 
-def measure_ceilings(device: Any, dtype: Any, *, head_dim: int, fp8: bool) -> Ceilings:
-    """Of `device` in `dtype`; `fp8`: products of float8 matrices, for hardware that has them."""
+def measure_ceilings(device: Any, dtype: Any, *, head_dim: int, precision: Precision) -> Ceilings:
+    """Of `device` in `dtype`, with products in `precision`, which the device must have."""
     import torch
 
     large = device.type == "cuda"
@@ -49,30 +52,35 @@ def measure_ceilings(device: Any, dtype: Any, *, head_dim: int, fp8: bool) -> Ce
     target = torch.empty_like(source)
     with torch.no_grad():
         return Ceilings(
-            linear_flop=2.0 * rows * width * width / _seconds(device, _product(draw, rows, width, fp8)),
+            linear_flop=2.0 * rows * width * width / _seconds(device, _product(draw, rows, width, precision)),
             attention_flop=4.0 * heads * tokens**2 * head_dim / _seconds(device, lambda: _attend(query)),
             copy_bytes=2.0 * source.nbytes / _seconds(device, lambda: torch.neg(source, out=target)),
         )
 
 
-def _product(draw: Callable[..., Any], rows: int, width: int, fp8: bool) -> Callable[[], Any]:
+def _product(draw: Callable[..., Any], rows: int, width: int, precision: Precision) -> Callable[[], Any]:
     import torch
 
-    x, weight = draw(rows, width), draw(width, width)
-    if not fp8:
+    x, weight = draw(1, rows, width), draw(width, width)
+    if precision == "bf16":
         return lambda: torch.nn.functional.linear(x, weight)
-    from kontext_fast.engine.kernels.fp8_linear import fp8_linear
-    from kontext_fast.engine.ops import quantize
+    from kontext_fast.engine.dispatch import make_ops
+    from kontext_fast.engine.ops import Linear
+    from kontext_fast.engine.weights import ROUNDINGS
 
-    left, right = quantize(x), quantize(weight)
-    return lambda: fp8_linear(left, right, None)
+    ops, quantized = make_ops(x.device.type, precision), ROUNDINGS[precision]
+    operand, layer = quantized(x), Linear(quantized(weight), None)
+    return lambda: ops.linear(operand, layer)
 
 
 def _attend(query: Any) -> Any:
-    from kontext_fast.engine.dispatch import DEFAULT_ATTENTION, attention_kernel
+    import torch
+
+    from kontext_fast.engine.dispatch import fastest_attention
 
     tokens_first = query.transpose(1, 2)
-    return attention_kernel(DEFAULT_ATTENTION, query.device.type).run(tokens_first, tokens_first, tokens_first)
+    capability = torch.cuda.get_device_capability(query.device) if query.is_cuda else None
+    return fastest_attention(query.device.type, capability).run(tokens_first, tokens_first, tokens_first)
 
 
 def _seconds(device: Any, call: Callable[[], Any]) -> float:
@@ -99,10 +107,11 @@ _LINEAR = ("gemm", "nvjet", "cublas", "cutlass", "xmma", "splitk", "::addmm", ":
 
 @cache
 def _our_functions() -> dict[str, str]:
-    """The kernel that each function belongs to, by the name under which a profiler lists the function."""
+    """The kernel that each function belongs to, by the name under which a profiler lists the function; no products."""
     from kontext_fast.engine.kernels.registry import kernels
 
-    return {function.__name__: kernel.name for kernel in kernels().values() for function in kernel.functions}
+    ours = [kernel for kernel in kernels().values() if not kernel.is_product]
+    return {function.__name__: kernel.name for kernel in ours for function in kernel.functions}
 
 
 @dataclass(frozen=True)
@@ -177,7 +186,8 @@ def _measure(checkpoint: str, preset: str, device: str | None, size: tuple[int, 
     random_weights = kind_of(checkpoint).random_weights
     plan = resolve(find_preset(preset), Machine.detect(chosen), architecture_only=random_weights)
     pipe = load(checkpoint, device=chosen, in_host_memory=plan.in_host_memory).pipe
-    quantized = any(getattr(optimization, "precision", None) == "fp8" for optimization in plan.optimizations)
+    precisions = {getattr(optimization, "precision", "bf16") for optimization in plan.optimizations}
+    precision: Precision = next((name for name in ("fp8", "int8") if name in precisions), "bf16")
     with apply_plan(plan, pipe, chosen):
         (item,) = held_out(1)
         image = item.render(max(size or (pipe.vae.config.sample_size,)))
@@ -186,11 +196,11 @@ def _measure(checkpoint: str, preset: str, device: str | None, size: tuple[int, 
         tokens = Tokens(result.size.text_tokens, result.size.image_tokens, result.size.reference_tokens)
         shape, dtype = Dimensions.of(pipe.transformer), pipe.vae.dtype
         on_gpu = chosen.type == "cuda"
-        ceilings = measure_ceilings(chosen, dtype, head_dim=shape.head_dim, fp8=quantized and on_gpu)
+        ceilings = measure_ceilings(chosen, dtype, head_dim=shape.head_dim, precision=precision if on_gpu else "bf16")
         profiled = {kind: index for index, kind in enumerate(result.step_kinds) if index}
         step_rooflines = tuple(
             _step(kind, index, list(_profiled(pipe, request, index, chosen)), ceilings, shape, tokens,
-                  quantized=quantized, itemsize=dtype.itemsize)
+                  precision=precision, itemsize=dtype.itemsize)
             for kind, index in profiled.items()
         )  # fmt: skip
     missing = tuple(kind for kind in dict.fromkeys(result.step_kinds) if kind not in profiled)
@@ -239,12 +249,12 @@ def _step(
     dimensions: Dimensions,
     tokens: Tokens,
     *,
-    quantized: bool,
+    precision: Precision,
     itemsize: int,
 ) -> StepRoofline:
     from kontext_fast.engine.kernels.registry import step_bytes
 
-    moved = step_bytes(dimensions, tokens, kind, quantized=quantized, itemsize=itemsize)
+    moved = step_bytes(dimensions, tokens, kind, precision=precision, itemsize=itemsize)
     work = step_work(dimensions, tokens, kind)
     by_name: dict[str, list[float]] = defaultdict(list)
     for event in events:

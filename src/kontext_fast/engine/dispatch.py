@@ -14,16 +14,15 @@ if TYPE_CHECKING:
     import torch
 
     from kontext_fast.engine.attention.base import AttentionKernel
-    from kontext_fast.engine.ops import KernelKind, Ops
-    from kontext_fast.engine.weights import Precision
+    from kontext_fast.engine.ops import KernelKind, Ops, Precision
 
 FUSED = "kontext_fast.engine.kernels.fused"
 
-DEFAULT_ATTENTION = "default"
-"""cuDNN on CUDA, PyTorch's own choice on a CPU."""
+AUTO = "auto"
+"""The fastest kernel of attention that the machine can run and whose effect is rounding only."""
 
-_NEEDED = {"bf16": (8, 0), "fp8": (8, 9)}
-"""Lowest compute capability with matrix products in a precision."""
+LOWEST_CAPABILITY: Mapping[Precision, tuple[int, int]] = {"bf16": (8, 0), "fp8": (8, 9), "int8": (9, 0)}
+"""Of a GPU with matrix products in a precision."""
 
 
 @cache
@@ -36,17 +35,26 @@ def attention_kernels() -> Mapping[str, AttentionKernel]:
     return discovery.values(attention, AttentionKernel, "attention kernel")
 
 
-def attention_kernel(name: str, device: str) -> AttentionKernel:
-    """The kernel called `name` for a device type. Raises InvalidInput for an unknown name."""
-    if name == DEFAULT_ATTENTION:
-        from kontext_fast.engine.attention import pytorch
+def fastest_attention(device: str, capability: tuple[int, int] | None) -> AttentionKernel:
+    """What `auto` stands for on a device type; of a GPU about which nothing is known, kernels that run on all."""
 
-        return pytorch.CUDNN if device == "cuda" else pytorch.NATIVE
+    def can_run(kernel: AttentionKernel) -> bool:
+        if device not in kernel.devices or kernel.effect == "lossy" or not kernel.preference:
+            return False
+        return kernel.refusal is None or (capability is not None and kernel.refusal(capability) is None)
+
+    return max(filter(can_run, attention_kernels().values()), key=lambda kernel: kernel.preference)
+
+
+def attention_kernel(name: str, device: str) -> AttentionKernel:
+    """The kernel of that name on a device type. Raises InvalidInput for a name that no kernel has."""
+    if name == AUTO:
+        return fastest_attention(device, None)
     kernels = attention_kernels()
     if name not in kernels:
         from kontext_fast.discovery import unknown_name
 
-        raise InvalidInput(unknown_name("attention kernel", name, [DEFAULT_ATTENTION, *kernels]))
+        raise InvalidInput(unknown_name("attention kernel", name, [AUTO, *kernels]))
     return kernels[name]
 
 
@@ -55,21 +63,19 @@ def has_fused_kernels() -> bool:
     return find_spec("triton") is not None
 
 
-def refusal(
-    device: str, capability: tuple[int, int] | None, precision: Precision, attention: str = DEFAULT_ATTENTION
-) -> str | None:
+def refusal(device: str, capability: tuple[int, int] | None, precision: Precision, attention: str = AUTO) -> str | None:
     """Why a device of this type cannot run the engine so, as one sentence that names the remedy, or None."""
     if device not in ("cpu", "cuda"):
         return f"the engine is not supported on {device}; use the preset baseline"
     kernel = attention_kernel(attention, device)
     if device not in kernel.devices:
         devices = " or ".join(name.replace("cuda", "CUDA device").replace("cpu", "CPU") for name in kernel.devices)
-        return f"the attention kernel {attention} needs a {devices}; use attention=default"
+        return f"the attention kernel {attention} needs a {devices}; use attention=auto"
     if device == "cpu":
         return None
-    if capability is not None and capability < _NEEDED[precision]:
-        major, minor = _NEEDED[precision]
-        instead = "the preset faithful" if precision == "fp8" else "the preset baseline"
+    if capability is not None and capability < LOWEST_CAPABILITY[precision]:
+        major, minor = LOWEST_CAPABILITY[precision]
+        instead = "the preset baseline" if precision == "bf16" else "the preset faithful"
         return (
             f"the engine in {precision} needs compute capability {major}.{minor}, "
             f"this GPU has {capability[0]}.{capability[1]}; use {instead}"
@@ -80,10 +86,13 @@ def refusal(
         # An unknown GPU is one of a test or a listing, so its compiler is unknown, too.
         reason = None if capability is None else _fused().refusal()
         return None if reason is None else str(reason)
-    if precision == "fp8":
-        return "fp8 on a GPU needs the fused kernels and so Triton; run `pip install triton` or use the preset faithful"
-    if kernel.launches:
-        return f"{attention} needs the fused kernels and so Triton; run `pip install triton` or use attention=default"
+    if precision != "bf16":
+        return (
+            f"{precision} on a GPU needs the fused kernels and so Triton; "
+            "run `pip install triton` or use the preset faithful"
+        )
+    if kernel.quantized:
+        return f"{attention} needs the fused kernels and so Triton; run `pip install triton` or use attention=auto"
     return None
 
 
@@ -103,15 +112,15 @@ def kernel_kind(device: str, precision: Precision) -> KernelKind:
     return "emulated" if precision == "fp8" else "portable"
 
 
-def make_ops(device: str, precision: Precision, attention: str = DEFAULT_ATTENTION) -> Ops:
+def make_ops(device: str, precision: Precision, attention: str = AUTO) -> Ops:
     """The operations for a device that `refusal` accepted."""
     kind, kernel = kernel_kind(device, precision), attention_kernel(attention, device)
     if kind == "fused":
-        ops: Ops = _fused().FusedOps(kernel)
+        ops: Ops = (_fused().FusedInt8Ops if precision == "int8" else _fused().FusedOps)(kernel)
         return ops
     from kontext_fast.engine.ops import PortableOps
 
-    return PortableOps(kernel, emulates_fp8=kind == "emulated")
+    return PortableOps(kernel, precision)
 
 
 def _fused() -> Any:

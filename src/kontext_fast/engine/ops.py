@@ -4,8 +4,12 @@ Shapes: B samples, `rows` tokens of one stream, S tokens in all, W the width, H 
 the MLP. Activations are contiguous [B, rows, ...]; `x` and `stream` may be views into larger buffers, with any strides
 but a contiguous last dimension. "The dtype" is that of the checkpoint: bfloat16 or float32.
 
-Float8 is e4m3, with one scale per row (one token of activations, one output channel of weights) or, for attention, per
-head: `scale = absmax / 448`, so that the largest magnitude becomes 448, the largest number of e4m3.
+Float8 is e4m3, with one scale per row (one token of activations, one output channel of weights): `scale = absmax /
+448`, so that the largest magnitude becomes 448, the largest number of e4m3. Its error comes from its three bits of
+mantissa, whatever the scale. Int8 has `scale = absmax / 127` and a third of that error, but where a row has one large
+number, the others get few of its steps. So rows are rotated before (QuaRot, Ashkboos et al., arXiv 2404.00456):
+groups of up to 128 channels are multiplied by a Hadamard matrix, which spreads large numbers over their group, and
+the same rotation of a layer's weights cancels it.
 
 `PortableOps` rounds where diffusers rounds. A fused kernel may keep float32 between the operations it joins and round
 once to the dtype; what it then quantizes is that rounded value.
@@ -15,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from functools import cache
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -27,9 +32,14 @@ from kontext_fast.engine.attention.pytorch import NATIVE
 KernelKind = Literal["portable", "emulated", "fused"]
 """Implementations: plain PyTorch, plain PyTorch that rounds as fp8 hardware does, fused kernels."""
 
+Precision = Literal["bf16", "fp8", "int8"]
+"""Of the matrix products inside of the blocks. `bf16`: as the checkpoint was loaded, nothing is quantized."""
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
 LAYER_NORM_EPS = 1e-6
 
-E4M3_MAX = 448.0
+E4M3_MAX, INT8_MAX = 448.0, 127.0
 SMALLEST_ABSMAX = 1e-12
 """Lower bound of the magnitude that a row is scaled by, so that a row of zeros stays one."""
 
@@ -39,7 +49,7 @@ class Quantized:
     """`values * scale` approximates what was quantized."""
 
     values: Tensor
-    """[..., K] float8_e4m3fn, contiguous."""
+    """[..., K] float8_e4m3fn, or int8 of rotated rows; contiguous."""
     scale: Tensor
     """float32, with 1 for every dimension whose numbers share a scale: [..., 1] for rows."""
     dtype: torch.dtype
@@ -47,7 +57,8 @@ class Quantized:
 
     def dequantized(self) -> Tensor:
         """[..., K] float32."""
-        return self.values.float() * self.scale
+        numbers = self.values.float() * self.scale
+        return rotated(numbers) if self.values.dtype == torch.int8 else numbers
 
 
 Activations = Tensor | Quantized
@@ -92,11 +103,14 @@ class Rope:
 
 @dataclass(frozen=True)
 class JointQKV:
-    """Query, key and value of all tokens, in the layout that attention reads: [B, S, H, D] each, in the dtype."""
+    """Query, key and value of all tokens, in the layout that attention reads: [B, S, H, D] each, in the dtype or, for a
+    quantized kernel of attention, in e4m3."""
 
     query: Tensor
     key: Tensor
     value: Tensor
+    scales: Tensor | None = None
+    """[3, B] float32, contiguous: what numbers in e4m3 are multiplied by, of query, key and value."""
 
 
 class Ops(Protocol):
@@ -121,8 +135,8 @@ class Ops(Protocol):
         """Normalize and rotate query and key of `qkv`, [B, rows, 3 W] with any row stride; write all three, value
         as it is, to the rows of `joint` that begin at `offset`. `rope` has one row per row of `qkv`."""
 
-    def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """[B, rows, W] of `query` [B, rows, H, D] over `key` and `value` [B, S, H, D]."""
+    def attention(self, joint: JointQKV) -> Tensor:
+        """[B, S, W] of the queries of `joint` over its keys and values."""
 
     def prepare(self, x: Tensor, *, quantize: bool) -> Activations:
         """`x` [B, rows, K], quantized if the next linear layer is."""
@@ -135,7 +149,14 @@ class Ops(Protocol):
         `hidden` has any row stride. Quantized with one scale for the whole row."""
 
     def linear(self, x: Activations, layer: Linear) -> Tensor:
-        """[B, rows, out] in the dtype. Of quantized operands: summed in float32, scaled, bias added, rounded once."""
+        """[B, rows, out] in the dtype. Of quantized operands: summed in float32 (int8: in int32, exactly), scaled, bias
+        added, rounded once."""
+
+    def linear_gelu(self, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
+        """`gelu` of `linear`."""
+
+    def join_linear_gelu(self, attended: Tensor, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
+        """`join_gelu` of `attended` and `linear`."""
 
     def add_gated(self, stream: Tensor, gate: Tensor, update: Tensor) -> None:
         """Add `gate` [B, W] times `update` [B, rows, W] to `stream` [B, rows, W] in place."""
@@ -144,13 +165,13 @@ class Ops(Protocol):
 class PortableOps:
     """Every operation in plain PyTorch: the implementation on a CPU and the reference of the kernels' tests."""
 
-    def __init__(self, attention: AttentionKernel = NATIVE, *, emulates_fp8: bool = False) -> None:
+    def __init__(self, attention: AttentionKernel = NATIVE, precision: Precision = "bf16") -> None:
         self.attention_kernel = attention
-        self._emulates_fp8 = emulates_fp8
+        self._precision = precision
 
     @property
     def kernel(self) -> KernelKind:
-        return "emulated" if self._emulates_fp8 else "portable"
+        return "emulated" if self._precision == "fp8" else "portable"
 
     def precompile_calls(
         self, transformer: Any, device: torch.device, *, quantize: bool
@@ -165,15 +186,24 @@ class PortableOps:
         heads, head_dim = joint.query.shape[-2:]
         query, key, value = qkv.view(*qkv.shape[:-1], 3, heads, head_dim).unbind(-3)
         rows = slice(offset, offset + qkv.shape[1])
-        joint.query[:, rows] = _rotated(functional.rms_norm(query, (head_dim,), norm.query, norm.eps), rope)
-        joint.key[:, rows] = _rotated(functional.rms_norm(key, (head_dim,), norm.key, norm.eps), rope)
-        joint.value[:, rows] = value
+        rotated = (
+            _rotated(functional.rms_norm(query, (head_dim,), norm.query, norm.eps), rope),
+            _rotated(functional.rms_norm(key, (head_dim,), norm.key, norm.eps), rope),
+        )
+        for index, (target, numbers) in enumerate(
+            zip((joint.query, joint.key, joint.value), (*rotated, value), strict=True)
+        ):
+            if joint.scales is not None:
+                numbers = (numbers.float() / joint.scales[index][:, None, None, None]).to(target.dtype)
+            target[:, rows] = numbers
 
-    def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return self.attention_kernel.run(query, key, value).flatten(2)
+    def attention(self, joint: JointQKV) -> Tensor:
+        return attend(self.attention_kernel, joint)
 
     def prepare(self, x: Tensor, *, quantize: bool) -> Activations:
-        return _quantized(x, (-1,)) if quantize else x
+        if not quantize:
+            return x
+        return quantize_int8(x) if self._precision == "int8" else _quantized(x, (-1,))
 
     def gelu(self, x: Tensor, *, quantize: bool) -> Activations:
         return self.prepare(functional.gelu(x, approximate="tanh"), quantize=quantize)
@@ -187,15 +217,34 @@ class PortableOps:
 
     def linear(self, x: Activations, layer: Linear) -> Tensor:
         if isinstance(x, Quantized) and isinstance(layer.weight, Quantized):
-            product = functional.linear(x.values.float(), layer.weight.values.float())
-            product = product * x.scale * layer.weight.scale.squeeze(-1)
+            product = _product(x.values, layer.weight.values) * x.scale * layer.weight.scale.squeeze(-1)
             return (product if layer.bias is None else product + layer.bias).to(x.dtype)
         if isinstance(x, Quantized) or isinstance(layer.weight, Quantized):
             raise TypeError("activations and weight must both be quantized, or neither")
         return functional.linear(x, layer.weight, layer.bias)
 
+    def linear_gelu(self, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
+        return self.gelu(self.linear(x, layer), quantize=quantize)
+
+    def join_linear_gelu(self, attended: Tensor, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
+        return self.join_gelu(attended, self.linear(x, layer), quantize=quantize)
+
     def add_gated(self, stream: Tensor, gate: Tensor, update: Tensor) -> None:
         stream += gate[:, None] * update
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """[..., out] float32 of the numbers of quantized operands."""
+    if x.dtype == torch.int8:
+        product: Tensor = torch._int_mm(x.flatten(0, -2), weight.t())
+        return product.view(*x.shape[:-1], -1).float()
+    return functional.linear(x.float(), weight.float())
+
+
+def attend(kernel: AttentionKernel, joint: JointQKV) -> Tensor:
+    """[B, rows, W] by `kernel`."""
+    scales = () if joint.scales is None else (joint.scales,)
+    return kernel.run(joint.query, joint.key, joint.value, *scales).flatten(2)
 
 
 def _rotated(x: Tensor, rope: Rope) -> Tensor:
@@ -211,9 +260,40 @@ def quantize(x: Tensor) -> Quantized:
     return _quantized(x, (-1,))
 
 
-def quantize_heads(x: Tensor) -> Quantized:
-    """Round each head of each sample of `x`, [B, S, H, D], over all its tokens, the only scale that attention takes."""
-    return _quantized(x, (1, 3))
+def quantize_int8(x: Tensor) -> Quantized:
+    """Rotate and round each row of `x`, [..., K] in any floating dtype. The scale of a row that holds a NaN is NaN."""
+    turned = rotated(x.float())
+    scale = turned.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_ABSMAX) / INT8_MAX
+    return Quantized((turned / scale).nan_to_num().round().to(torch.int8).contiguous(), scale, x.dtype)
+
+
+def rotated(x: Tensor) -> Tensor:
+    """`x` [..., K] float32 with every group of channels multiplied by a Hadamard matrix, which is its own inverse."""
+    group = rotation_group(x.shape[-1])
+    groups = x.reshape(*x.shape[:-1], -1, group)
+    return torch.matmul(groups, hadamard(group, x.device)).flatten(-2)
+
+
+def rotation_group(width: int) -> int:
+    """Channels that are rotated together in a row of `width`: the largest power of two up to 128 that divides it."""
+    return min(128, width & -width)
+
+
+@cache
+def hadamard(size: int, device: torch.device) -> Tensor:
+    """[size, size] float32, orthogonal and symmetric; `size` is a power of two."""
+    matrix: Tensor = torch.ones(1, 1, device=device)
+    while len(matrix) < size:
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], device=device), matrix)
+    return torch.mul(matrix, size**-0.5)
+
+
+def quantize_joint(query: Tensor, key: Tensor, value: Tensor) -> JointQKV:
+    """Round all three, [B, S, H, D] each, with one scale per sample: attention takes none for tokens, and e4m3 is as
+    exact over 2^15 as at its largest number."""
+    parts = [_quantized(part, (1, 2, 3)) for part in (query, key, value)]
+    scales = torch.stack([part.scale.flatten() for part in parts])
+    return JointQKV(parts[0].values, parts[1].values, parts[2].values, scales)
 
 
 def _quantized(x: Tensor, shared: tuple[int, ...]) -> Quantized:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kontext_fast.engine.ops import Quantized
+from kontext_fast.engine.ops import Precision, Quantized
 from kontext_fast.engine.weights import EngineWeights
 from kontext_fast.errors import InvalidInput
 
-_FORMAT = "kontext-fast e4m3 1"
+_FORMAT = "kontext-fast {precision} 2"
 _VALUES, _SCALE = ".values", ".scale"
 
 
@@ -24,11 +24,13 @@ def save(weights: EngineWeights, file: Path) -> None:
     from safetensors.torch import save_file
 
     if not weights.quantized:
-        raise InvalidInput("There is nothing quantized to save in this precision; accelerate with precision fp8 first.")
+        raise InvalidInput(
+            "There is nothing quantized to save in this precision; accelerate with precision fp8 or int8 first."
+        )
     tensors: dict[str, Tensor] = {}
     for name, matrix in weights.quantized.items():
         tensors |= {name + _VALUES: matrix.values, name + _SCALE: matrix.scale}
-    metadata = {"format": _FORMAT, "source_sha256": weights.sources.content_hash()}
+    metadata = {"format": _FORMAT.format(precision=weights.precision), "source_sha256": weights.sources.content_hash()}
     try:
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
             written = Path(folder) / file.name
@@ -41,8 +43,8 @@ def save(weights: EngineWeights, file: Path) -> None:
 class QuantizedFile:
     """The matrices in a file; a `Quantizer`."""
 
-    def __init__(self, file: Path) -> None:
-        """Raises InvalidInput if `file` is missing or was not written by `save`."""
+    def __init__(self, file: Path, precision: Precision) -> None:
+        """Raises InvalidInput if `file` is missing or was not written by `save` in that precision."""
         from safetensors import SafetensorError, safe_open
 
         self._file = file
@@ -51,8 +53,8 @@ class QuantizedFile:
                 metadata = opened.metadata() or {}
         except (OSError, SafetensorError) as error:
             raise InvalidInput(f"{file} cannot be read as quantized weights; write it with save_quantized.") from error
-        if metadata.get("format") != _FORMAT:
-            raise InvalidInput(f"{file} holds no quantized weights of this version; write it with save_quantized.")
+        if metadata.get("format") != _FORMAT.format(precision=precision):
+            raise InvalidInput(f"{file} holds no {precision} weights of this version; write it with save_quantized.")
         self._source = metadata["source_sha256"]
         self._tensors: dict[str, Tensor] = {}
 

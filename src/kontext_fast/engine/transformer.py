@@ -10,7 +10,8 @@ layer, instead of reading a quarter of all weights again at every step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kontext_fast.engine.ops import JointQKV, Linear, Ops, Rope
+from kontext_fast.engine.static_scales import StaticScales
 from kontext_fast.engine.step_reuse import Schedule, Velocities
 from kontext_fast.engine.weights import DoubleWeights, EngineWeights, SingleWeights, StreamWeights
 
@@ -55,6 +57,12 @@ class Prepared:
     modulations: Modulations
     joint: JointQKV
     """One set of buffers, which serves all blocks in turn."""
+    scales: Tensor | None = None
+    """[blocks, steps, 3, B] of those buffers, where the kernel of attention is quantized."""
+
+    def joint_of(self, block: int, step: int) -> JointQKV:
+        """The buffers as a block uses them at a step; double blocks are counted first."""
+        return self.joint if self.scales is None else replace(self.joint, scales=self.scales[block, step])
 
 
 class EngineTransformer:
@@ -63,6 +71,7 @@ class EngineTransformer:
     def __init__(self, weights: EngineWeights, ops: Ops) -> None:
         self.weights = weights
         self.ops = ops
+        self._static_scales = StaticScales(weights) if ops.attention_kernel.quantized else None
 
     @torch.no_grad()
     def prepare(
@@ -83,14 +92,13 @@ class EngineTransformer:
         weights = self.weights
         buffers = torch.empty(
             3, len(pooled), len(text_ids) + len(image_ids), weights.heads, weights.head_dim,
-            dtype=weights.dtype, device=weights.device,
+            dtype=weights.dtype if self._static_scales is None else torch.float8_e4m3fn, device=weights.device,
         )  # fmt: skip
-        return Prepared(
-            image_tokens=image_tokens,
-            rope=self._rotations(text_ids, image_ids),
-            modulations=self._modulations(timesteps, guidance, pooled),
-            joint=JointQKV(*buffers),
-        )
+        modulations = self._modulations(timesteps, guidance, pooled)
+        scales = None
+        if self._static_scales is not None:
+            scales = self._static_scales.of([*modulations.text, *modulations.image, *modulations.singles])
+        return Prepared(image_tokens, self._rotations(text_ids, image_ids), modulations, JointQKV(*buffers), scales)
 
     @torch.no_grad()
     def embed_text(self, text: Tensor) -> Tensor:
@@ -105,10 +113,11 @@ class EngineTransformer:
         """
         vectors, text_tokens = prepared.modulations.at(index), text.shape[1]
         stream = self._embed(image, text)
-        for block, of_text, of_image in zip(self.weights.doubles, vectors.text, vectors.image, strict=True):
-            self._double(block, prepared, stream, text_tokens, (of_text, of_image))
+        joints = (prepared.joint_of(block, index) for block in count())
+        for double, *of_streams in zip(self.weights.doubles, vectors.text, vectors.image, strict=True):
+            self._double(double, next(joints), prepared.rope, stream, text_tokens, of_streams)
         for single, vector in zip(self.weights.singles, vectors.singles, strict=True):
-            self._single(single, prepared, stream, vector)
+            self._single(single, next(joints), prepared.rope, stream, vector)
         scale, shift = vectors.final.chunk(2, dim=-1)
         output = stream[:, text_tokens : text_tokens + prepared.image_tokens]
         normed = self.ops.norm_modulate(output, shift, scale, quantize=False)
@@ -150,12 +159,13 @@ class EngineTransformer:
     def _double(
         self,
         weights: DoubleWeights,
-        prepared: Prepared,
+        joint: JointQKV,
+        rope: Rope,
         stream: Tensor,
         text_tokens: int,
-        modulation: tuple[Tensor, Tensor],
+        modulation: Sequence[Tensor],
     ) -> None:
-        ops, joint, tokens = self.ops, prepared.joint, stream.shape[1]
+        ops, tokens = self.ops, stream.shape[1]
         rows_of = slice(0, text_tokens), slice(text_tokens, tokens)
         parts = [
             (rows, stream[:, rows], part, vector.chunk(6, dim=-1))
@@ -164,8 +174,8 @@ class EngineTransformer:
         for rows, stream_part, part, (shift, scale, *_) in parts:
             normed = ops.norm_modulate(stream_part, shift, scale, quantize=part.qkv.quantized)
             qkv = ops.linear(normed, part.qkv)
-            ops.write_qkv(qkv, part.norm, prepared.rope.rows(rows.start, rows.stop), joint, rows.start)
-        attended = ops.attention(joint.query, joint.key, joint.value)
+            ops.write_qkv(qkv, part.norm, rope.rows(rows.start, rows.stop), joint, rows.start)
+        attended = ops.attention(joint)
         for rows, stream_part, part, (_, _, gate, *mlp) in parts:
             projected = ops.linear(ops.prepare(attended[:, rows], quantize=part.out.quantized), part.out)
             ops.add_gated(stream_part, gate, projected)
@@ -174,18 +184,16 @@ class EngineTransformer:
     def _mlp(self, stream: Tensor, weights: StreamWeights, modulation: list[Tensor]) -> None:
         ops, (shift, scale, gate) = self.ops, modulation
         normed = ops.norm_modulate(stream, shift, scale, quantize=weights.mlp_in.quantized)
-        hidden = ops.gelu(ops.linear(normed, weights.mlp_in), quantize=weights.mlp_out.quantized)
+        hidden = ops.linear_gelu(normed, weights.mlp_in, quantize=weights.mlp_out.quantized)
         ops.add_gated(stream, gate, ops.linear(hidden, weights.mlp_out))
 
-    def _single(self, weights: SingleWeights, prepared: Prepared, stream: Tensor, modulation: Tensor) -> None:
-        ops, joint = self.ops, prepared.joint
+    def _single(self, weights: SingleWeights, joint: JointQKV, rope: Rope, stream: Tensor, modulation: Tensor) -> None:
+        ops = self.ops
         shift, scale, gate = modulation.chunk(3, dim=-1)
-        normed = ops.norm_modulate(stream, shift, scale, quantize=weights.qkv_mlp.quantized)
-        qkv_mlp = ops.linear(normed, weights.qkv_mlp)
-        end = 3 * stream.shape[-1]
-        ops.write_qkv(qkv_mlp[..., :end], weights.norm, prepared.rope, joint, 0)
-        attended = ops.attention(joint.query, joint.key, joint.value)
-        joined = ops.join_gelu(attended, qkv_mlp[..., end:], quantize=weights.out.quantized)
+        normed = ops.norm_modulate(stream, shift, scale, quantize=weights.qkv.quantized)
+        ops.write_qkv(ops.linear(normed, weights.qkv), weights.norm, rope, joint, 0)
+        attended = ops.attention(joint)
+        joined = ops.join_linear_gelu(attended, normed, weights.mlp_in, quantize=weights.out.quantized)
         ops.add_gated(stream, gate, ops.linear(joined, weights.out))
 
 

@@ -1,9 +1,9 @@
 """The weights of a diffusers `FluxTransformer2DModel` as the engine reads them: few wide matrices, optionally in fp8.
 
-Query, key and value of a stream are one matrix; in a single block so are query, key, value and the MLP's first layer,
-since all four read the same tokens. The single block's last layer already reads attention and MLP side by side.
+Query, key and value of a stream are one matrix. The last layer of a single block already reads attention and MLP side
+by side.
 
-In fp8, the matrices inside of the blocks are quantized: more than 99 % of a step's work in linear layers. What
+In fp8 and int8, the matrices inside of the blocks are quantized: more than 99 % of a step's work in linear layers. What
 stays in the checkpoint's dtype, and why:
 - the embedders of image and text: every block reads what they make, so their error would be in all of them, for
   0.01 % of the work;
@@ -19,17 +19,18 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kontext_fast.engine.host_memory import HostMemory
-from kontext_fast.engine.ops import Linear, QKNorm, Quantized, quantize
+from kontext_fast.engine.ops import Linear, Precision, QKNorm, Quantized, quantize, quantize_int8
 from kontext_fast.errors import InvalidInput
 
-Precision = Literal["bf16", "fp8"]
-"""`bf16`: as the checkpoint was loaded, nothing is quantized; `fp8`: e4m3 inside of the blocks."""
+ROUNDINGS: Mapping[str, Callable[[Tensor], Quantized]] = {"fp8": quantize, "int8": quantize_int8}
+"""What quantizes the matrices of a precision that does."""
 
 Quantizer = Callable[[str, Sequence[Tensor]], Quantized]
 """(name, parts) -> the quantized matrix of that name, which has the parts, [out, in] each, one below the other."""
@@ -62,9 +63,9 @@ class SingleWeights:
 
     modulation: Linear
     """[3 W, W]: shift, scale and gate."""
-    qkv_mlp: Linear
-    """[3 W + M, W]."""
+    qkv: Linear
     norm: QKNorm
+    mlp_in: Linear
     out: Linear
     """[W, W + M], attention first."""
 
@@ -115,7 +116,7 @@ def take_weights(
     """
     require_plain(transformer)
     sources = SourceWeights(transformer, undo, device)
-    taker = _Taker(sources, precision, quantizer or _quantized)
+    taker = _Taker(sources, precision, quantizer or partial(_quantized, ROUNDINGS.get(precision, quantize)))
     final = transformer.norm_out
     first = transformer.x_embedder.weight
     weights = EngineWeights(
@@ -141,9 +142,9 @@ def take_weights(
     return weights
 
 
-def _quantized(_name: str, parts: Sequence[Tensor]) -> Quantized:
+def _quantized(rounding: Callable[[Tensor], Quantized], _name: str, parts: Sequence[Tensor]) -> Quantized:
     # Part by part: rows have scales of their own, so this equals quantizing the whole, in less memory.
-    rows = [quantize(part) for part in parts]
+    rows = [rounding(part) for part in parts]
     return Quantized(torch.cat([row.values for row in rows]), torch.cat([row.scale for row in rows]), rows[0].dtype)
 
 
@@ -172,7 +173,7 @@ class _Taker:
         return QKNorm(self._sources.fuse([query.weight]), self._sources.fuse([key.weight]), float(query.eps))
 
     def dense(self, name: str, *layers: Any) -> Linear:
-        """`layers`, which read the same input, as one; quantized in fp8."""
+        """`layers`, which read the same input, as one; quantized in fp8 and int8."""
         biases = [layer.bias for layer in layers]
         bias = None if biases[0] is None else self._sources.fuse(biases)
         weights = [layer.weight for layer in layers]
@@ -209,8 +210,9 @@ class _Taker:
         attention = block.attn
         return SingleWeights(
             modulation=self.plain(block.norm.linear),
-            qkv_mlp=self.dense(f"{name}.qkv_mlp", attention.to_q, attention.to_k, attention.to_v, block.proj_mlp),
+            qkv=self.dense(f"{name}.qkv", attention.to_q, attention.to_k, attention.to_v),
             norm=self.norm(attention.norm_q, attention.norm_k),
+            mlp_in=self.dense(f"{name}.mlp_in", block.proj_mlp),
             out=self.dense(f"{name}.out", block.proj_out),
         )
 

@@ -122,6 +122,14 @@ class Optimization(BaseModel, ABC):
         """The variant for random weights, on which decisions by data are meaningless."""
         return self
 
+    def on_machine(self, machine: Machine) -> Optimization:
+        """The same with every choice made that it leaves to the machine, as a plan records it."""
+        return self
+
+    def is_what_ran(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether a record with these parameters is one of this optimization."""
+        return dict(parameters) == self.parameters()
+
     def label(self, *, architecture_only: bool) -> str | None:
         """A label for every number of a run with this optimization, or None.
 

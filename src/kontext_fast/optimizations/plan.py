@@ -68,6 +68,7 @@ def resolve(
         *(whole.optimizations if on_random is None else on_random),
         *(optimization for optimization in whole.optional if optimization.name not in left_out),
     )
+    chosen = tuple(optimization.on_machine(machine) for optimization in chosen)
     impossible = [*_repetitions(chosen), *_missing(chosen), *_conflicts(chosen)]
     # Two optimizations may have the same reason.
     refused = list(

@@ -17,7 +17,7 @@ from kontext_fast.optimizations.registry import discover
 from kontext_fast.records.names import ONLY, Ablation, parse_ablation
 
 if TYPE_CHECKING:
-    from kontext_fast.engine.weights import Precision
+    from kontext_fast.engine.ops import Precision
 
 _DIFFUSERS = "https://github.com/huggingface/diffusers"
 

@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,16 +23,15 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
 from kontext_fast.engine.attention.pytorch import MATH
+from kontext_fast.engine.dispatch import LOWEST_CAPABILITY
 from kontext_fast.engine.flops import Dimensions
-from kontext_fast.engine.kernels.fused import FusedOps
+from kontext_fast.engine.kernels.fused import FusedInt8Ops, FusedOps
 from kontext_fast.engine.kernels.group_norm_silu import group_norm_silu
 from kontext_fast.engine.kernels.registry import Inputs, kernels, precompile_calls
-from kontext_fast.engine.ops import Activations, Linear, Quantized
+from kontext_fast.engine.ops import Activations, Linear, Precision, Quantized
 from kontext_fast.engine.transformer import EngineTransformer
-from kontext_fast.engine.weights import Precision, take_weights
+from kontext_fast.engine.weights import take_weights
 from tests.engine.transformers import Shape, inputs_for, prepare, random_transformer, stepped
-
-_PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8")
 
 
 class Variants:
@@ -66,9 +65,8 @@ def _dimensions(heads: int, channels: int) -> Dimensions:
     )  # fmt: skip
 
 
-def run_every_operation(tokens: int, heads: int, channels: int, *, fp8: bool) -> None:
+def run_every_operation(tokens: int, heads: int, channels: int, precisions: Sequence[Precision]) -> None:
     """Every operation of every kernel, on tensors without memory."""
-    ops = FusedOps(MATH)
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.bfloat16, device="meta")
@@ -78,17 +76,17 @@ def run_every_operation(tokens: int, heads: int, channels: int, *, fp8: bool) ->
 
     inputs = Inputs(_dimensions(heads, channels), 2, tokens, empty, view)
     for operation in (operation for kernel in kernels().values() for operation in kernel.operations):
-        for quantize in {*operation.bf16, *operation.fp8}:
-            if fp8 or not quantize:
-                operation.bind(inputs)(ops, quantize)
+        for precision in precisions:
+            for quantize in operation.quantizes.get(precision, ()):
+                # Quantized attention is in float8.
+                if not (operation.for_attention and quantize) or "fp8" in precisions:
+                    operation.bind(inputs)(_ops(precision), quantize)
 
 
 def run_precompiled(heads: int, channels: int, precision: Precision) -> None:
     """As applying the engine does."""
-    device, quantize = torch.device("cpu"), precision == "fp8"
-    for call in precompile_calls(
-        FusedOps(MATH), _dimensions(heads, channels), torch.bfloat16, device, quantize=quantize
-    ):
+    dimensions, device = _dimensions(heads, channels), torch.device("cpu")
+    for call in precompile_calls(_ops(precision), dimensions, torch.bfloat16, device, precision=precision):
         call()
 
 
@@ -98,17 +96,24 @@ def run_step(heads: int, channels: int, precision: Precision) -> None:
     transformer = random_transformer(shape, torch.bfloat16)
     inputs = inputs_for(transformer, batch=2, text=3, image=(2, 2), reference=(1, 2))
     with ExitStack() as undo:
-        engine = EngineTransformer(take_weights(transformer, precision, undo), _Unlinked(MATH))
+        engine = EngineTransformer(take_weights(transformer, precision, undo), _ops(precision))
         stepped(engine, prepare(engine, inputs), inputs)
 
 
-class _Unlinked(FusedOps):
-    """Products of float8 need a GPU, and what they give does not decide what is compiled."""
+def _ops(precision: Precision) -> FusedOps:
+    return (FusedInt8Ops if precision == "int8" else _WithoutProducts)(MATH)
+
+
+class _WithoutProducts(FusedOps):
+    """The libraries' need a GPU, and what they give does not decide what is compiled."""
 
     def linear(self, x: Activations, layer: Linear) -> torch.Tensor:
         rows = (x.values if isinstance(x, Quantized) else x).shape[:-1]
         weight = layer.weight.values if isinstance(layer.weight, Quantized) else layer.weight
         return torch.zeros(*rows, len(weight), dtype=torch.bfloat16)
+
+    def linear_gelu(self, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
+        return super().linear_gelu(x, layer, quantize=True) if quantize else self.linear(x, layer)
 
 
 def run_norms(side: int) -> None:
@@ -152,11 +157,13 @@ def launched(run: Callable[..., None], *arguments: Any) -> Variants:
 def main(capability: int) -> dict[str, Any]:
     """What each kernel became, how many there are after each of several numbers of tokens, and which are launched first
     and which by a step."""
-    fp8 = capability >= 89
+    precisions = [
+        precision for precision, lowest in LOWEST_CAPABILITY.items() if capability >= 10 * lowest[0] + lowest[1]
+    ]
     counts: dict[str, list[int]] = {}
     sizes: dict[str, Callable[[int], None]] = {
-        "full": lambda tokens: run_every_operation(tokens, 24, 128, fp8=fp8),
-        "tiny": lambda tokens: run_every_operation(tokens, 5, 32, fp8=fp8),
+        "full": lambda tokens: run_every_operation(tokens, 24, 128, precisions),
+        "tiny": lambda tokens: run_every_operation(tokens, 5, 32, precisions),
         "vae": run_norms,
     }
     kernels: dict[str, Any] = {}
@@ -169,7 +176,7 @@ def main(capability: int) -> dict[str, Any]:
         for number, (source, options) in enumerate(sources.values()):
             kernels[f"{size} {source.name} {number}"] = report(source, options, capability)
     first, later = (
-        {precision: sorted(map(str, launched(run, 5, 32, precision).sources)) for precision in _PRECISIONS[: 1 + fp8]}
+        {precision: sorted(map(str, launched(run, 5, 32, precision).sources)) for precision in precisions}
         for run in (run_precompiled, run_step)
     )
     return {"variants": counts, "kernels": kernels, "first": first, "step": later}

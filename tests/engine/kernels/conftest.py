@@ -1,7 +1,8 @@
 """Where the kernels run: on a GPU if there is one, else on the CPU in Triton's interpreter.
 
 The interpreter truncates to bfloat16 and float8 where hardware rounds to nearest even and saturates, and loses NaN.
-Its conversions are replaced by PyTorch's, so that what is computed here is what a GPU computes.
+Its conversions are replaced by PyTorch's, so that what is computed here is what a GPU computes. Products of bfloat16 it
+takes of the bits as integers; here they are of the numbers.
 """
 
 from __future__ import annotations
@@ -36,6 +37,29 @@ def _converted(values: Any, source: Any, target: Any, _rounding: Any) -> Any:
     return rounded.view(_BITS[rounded.itemsize]).numpy().reshape(np.shape(values))
 
 
+def _indexed(patch: Any) -> Any:
+    """What prepares tensors for a kernel, with an index of theirs that NumPy 2.4 converts, too."""
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    return patched
+
+
+def _dot_of_numbers(dot: Any) -> Any:
+    def create_dot(builder: Any, *operands: Any) -> Any:
+        from triton import language as tl
+
+        a, b = (
+            builder.create_fp_ext(operand, tl.float32) if operand.dtype.scalar == tl.bfloat16 else operand
+            for operand in operands[:2]
+        )
+        return dot(builder, a, b, *operands[2:])
+
+    return create_dot
+
+
 @pytest.fixture(autouse=True)
 def _interpreted_exactly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if not INTERPRETED:
@@ -45,6 +69,9 @@ def _interpreted_exactly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(interpreter, "_convert_float", _converted)
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", _indexed(interpreter._patch_lang_tensor))
+    builder = interpreter.InterpreterBuilder
+    monkeypatch.setattr(builder, "create_dot", _dot_of_numbers(builder.create_dot))
     # A GPU does not warn of an infinity either.
     with np.errstate(over="ignore", invalid="ignore"):
         yield

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from kontext_fast.engine.attention.pytorch import MATH
-from kontext_fast.engine.ops import E4M3_MAX, PortableOps, Quantized
+from kontext_fast.engine.ops import E4M3_MAX, PortableOps, Precision, Quantized
 from tests import needs
 
 pytest.importorskip("triton", reason=needs.TRITON)
 
-from kontext_fast.engine.kernels.fused import FusedOps  # (after the skip)
+from kontext_fast.engine.kernels.fused import FusedInt8Ops, FusedOps  # (after the skip)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -25,9 +25,9 @@ SIZES = pytest.mark.parametrize(
 portable = PortableOps()
 
 
-def fused() -> FusedOps:
-    """With the one attention kernel that every device has."""
-    return FusedOps(MATH)
+def fused(precision: Precision = "fp8") -> FusedOps:
+    """What quantizes to `precision`, with the one attention kernel that every device has."""
+    return (FusedInt8Ops if precision == "int8" else FusedOps)(MATH)
 
 
 def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,13 @@ import torch
 from torch import Tensor
 
 from kontext_fast.engine.attention.flash3 import FLASH3, FLASH3_FP8, _function, installed_interface
-from kontext_fast.engine.attention.pytorch import CUDNN, MATH
-from kontext_fast.engine.dispatch import refusal
+from kontext_fast.engine.attention.pytorch import CUDNN, MATH, NATIVE
+from kontext_fast.engine.dispatch import fastest_attention, refusal
+from kontext_fast.engine.ops import quantize_joint
 from kontext_fast.optimizations.base import Effect
+from kontext_fast.optimizations.plan import resolve
 from kontext_fast.optimizations.techniques.engine import Engine
+from kontext_fast.pipeline.device import Machine
 from tests import needs
 from tests.engine.kernels.oracle import DEVICE
 
@@ -56,7 +60,7 @@ def test_other_gpus_than_hopper_are_refused(installed: None) -> None:
             assert f"{kernel.name} runs on Hopper" in str(refusal("cuda", capability, "bf16", kernel.name))
         assert kernel.refusal is not None
         assert kernel.refusal((9, 0)) is None
-        assert "use attention=default" in str(refusal("cpu", None, "bf16", kernel.name))
+        assert "use attention=auto" in str(refusal("cpu", None, "bf16", kernel.name))
 
 
 def test_float8_needs_triton_too(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,14 +75,47 @@ def test_package_is_called_with_tokens_before_heads(installed: None) -> None:
     torch.testing.assert_close(FLASH3.run(query, key, value), expected, rtol=1e-5, atol=1e-5)
 
 
+def _in_float8(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    joint = quantize_joint(query, key, value)
+    assert joint.scales is not None
+    return joint.query, joint.key, joint.value, joint.scales
+
+
 @pytest.mark.parametrize("magnified", [1.0, 1000.0])
-def test_float8_has_one_scale_per_head(installed: None, magnified: float) -> None:
-    query, key, value = (torch.randn(2, tokens, 3, 16, device=DEVICE) for tokens in (50, 70, 70))
-    # A thousand times as large is beyond what e4m3 holds without a scale, and as exact with one.
+def test_float8_is_exact_far_below_its_scale(installed: None, magnified: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, tokens, 3, 16, generator=generator).to(DEVICE) for tokens in (50, 70, 70))
+    # The scale is that of the larger head, a thousand times too large for the others.
     value[:, :, 1] *= magnified
-    exact, rounded = (kernel.run(query, key, value).unbind(2) for kernel in (MATH, FLASH3_FP8))
+    exact, rounded = MATH.run(query, key, value).unbind(2), FLASH3_FP8.run(*_in_float8(query, key, value)).unbind(2)
     for one, other in zip(rounded, exact, strict=True):
         assert 0.005 < (one - other).norm() / other.norm() < 0.06
+
+
+def test_auto_takes_flash3_where_it_runs(installed: None) -> None:
+    assert fastest_attention("cuda", (9, 0)) is FLASH3
+    assert fastest_attention("cuda", (8, 9)) is CUDNN
+    assert fastest_attention("cuda", None) is CUDNN
+    assert fastest_attention("cpu", None) is NATIVE
+
+
+def test_a_plan_names_the_kernel_of_auto(installed: None) -> None:
+    here = Machine.detect("cpu")
+    assert resolve([Engine()], here).applied[0].parameters["attention"] == "native"
+    # Of a card that is not here no kernel is built, so that nothing refuses for lack of a compiler.
+    for capability, name in (((9, 0), "flash3"), ((8, 9), "cudnn")):
+        card = replace(here, device="cuda", gpu="a card", capability=capability)
+        assert Engine().on_machine(card).attention == name
+
+
+def test_auto_is_whatever_rounds_only() -> None:
+    ran = Engine(attention="cudnn").parameters()
+    assert Engine().is_what_ran(ran)
+    assert Engine().is_what_ran({**ran, "attention": "default"})
+    assert not Engine().is_what_ran({**ran, "attention": "flash3_fp8"})
+    assert not Engine().is_what_ran({**ran, "precision": "fp8"})
+    assert not Engine(attention="math").is_what_ran(ran)
+    assert Engine(attention="default") == Engine()
 
 
 def test_float8_makes_the_engine_lossy() -> None:
@@ -92,6 +129,6 @@ def test_float8_makes_the_engine_lossy() -> None:
 def test_flash3_agrees_with_exact_attention_on_a_gpu() -> None:
     query, key, value = (torch.randn(1, tokens, 24, 128, device="cuda").bfloat16() for tokens in (4608, 8704, 8704))
     expected = CUDNN.run(query, key, value).float()
-    for kernel, allowed in ((FLASH3, 0.01), (FLASH3_FP8, 0.06)):
-        result: Tensor = kernel.run(query, key, value).float()
-        assert (result - expected).norm() / expected.norm() < allowed
+    results = FLASH3.run(query, key, value), FLASH3_FP8.run(*_in_float8(query, key, value))
+    for result, allowed in zip(results, (0.01, 0.06), strict=True):
+        assert (result.float() - expected).norm() / expected.norm() < allowed

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kontext_fast.engine.ops import Ops, PortableOps
+from kontext_fast.engine.ops import Ops, PortableOps, Precision
 from kontext_fast.engine.transformer import EngineTransformer
-from kontext_fast.engine.weights import Precision, take_weights
+from kontext_fast.engine.weights import take_weights
 from tests.engine.kernels.oracle import DEVICE, fused
 from tests.engine.transformers import (
     Shape,
@@ -54,10 +54,17 @@ def test_bfloat16_step_errs_no_more_than_plain_pytorch() -> None:
 
 def test_fp8_step_errs_no_more_than_the_emulation() -> None:
     truth = _stepped(PortableOps(), torch.float32, "bf16")
-    emulated = _stepped(PortableOps(emulates_fp8=True), torch.bfloat16, "fp8")
+    emulated = _stepped(PortableOps(precision="fp8"), torch.bfloat16, "fp8")
     result = _stepped(fused(), torch.bfloat16, "fp8")
     assert relative_error(result, emulated) < 0.7 * relative_error(emulated, truth)
     assert relative_error(result, truth) < 1.1 * relative_error(emulated, truth)
+
+
+def test_int8_step_errs_no_more_than_plain_pytorch() -> None:
+    truth = _stepped(PortableOps(), torch.float32, "bf16")
+    plain = relative_error(_stepped(PortableOps(precision="int8"), torch.bfloat16, "int8"), truth)
+    error = relative_error(_stepped(fused("int8"), torch.bfloat16, "int8"), truth)
+    assert error < 1.1 * plain
 
 
 @pytest.mark.slow

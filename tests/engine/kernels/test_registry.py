@@ -12,9 +12,9 @@ from kontext_fast.bench.roofline import _our_functions
 from kontext_fast.engine import kernels as package
 from kontext_fast.engine.flops import FLUX_KONTEXT_DEV, Tokens
 from kontext_fast.engine.kernels.registry import Inputs, Operation, kernels, precompile_calls, step_bytes
-from kontext_fast.engine.ops import Quantized
+from kontext_fast.engine.ops import PortableOps, Precision, Quantized
 from tests.conftest import AddPlugin
-from tests.engine.kernels.oracle import DEVICE, fused, noise, portable
+from tests.engine.kernels.oracle import DEVICE, fused, noise
 
 NEW_KERNEL = """
 from kontext_fast.engine.kernels.registry import Kernel, Operation
@@ -24,25 +24,27 @@ def _dummy():
 
 DUMMY = Kernel("dummy", (_dummy,), (
     Operation("gelu", lambda inputs: lambda ops, quantize: [ops.gelu(inputs.stream(), quantize=quantize)],
-              lambda dimensions, read, written: read + written, per_single=1),
+              lambda dimensions, read, written: read + written, per_single=1,
+              quantizes={"bf16": (False,), "fp8": (True,)}),
 ))
 """
 
 SMALL = replace(FLUX_KONTEXT_DEV, heads=3, head_dim=32)
 OPERATIONS = [operation for kernel in kernels().values() for operation in kernel.operations]
 VARIANTS = [
-    pytest.param(operation, quantize, id=f"{operation.name}{'-quantized' if quantize else ''}")
+    pytest.param(operation, precision, quantize, id=f"{operation.name}-{precision}{'-quantized' if quantize else ''}")
     for operation in OPERATIONS
-    for quantize in sorted({*operation.bf16, *operation.fp8})
+    for precision, variants in operation.quantizes.items()
+    for quantize in variants
 ]
 
 
-def _inputs(device: str) -> Inputs:
+def _inputs(device: str, dtype: torch.dtype) -> Inputs:
     def draw(*shape: int) -> Tensor:
-        return noise(*shape).to(device)
+        return noise(*shape, dtype=dtype).to(device)
 
     def draw_view(batch: int, rows: int, width: int) -> Tensor:
-        larger = torch.full((batch, rows + 3, width + 32), torch.nan, device=device)
+        larger = torch.full((batch, rows + 3, width + 32), torch.nan, dtype=dtype, device=device)
         view = larger[:, 2 : 2 + rows, 16 : 16 + width]
         return view.copy_(noise(batch, rows, width))
 
@@ -54,10 +56,11 @@ def _numbers(outputs: object) -> Tensor:
     return torch.cat([part.flatten().double().cpu() for part in parts])
 
 
-@pytest.mark.parametrize(("operation", "quantize"), VARIANTS)
-def test_operation_equals_plain_pytorch(operation: Operation, quantize: bool) -> None:
-    expected = _numbers(operation.bind(_inputs("cpu"))(portable, quantize))
-    result = _numbers(operation.bind(_inputs(DEVICE))(fused(), quantize))
+@pytest.mark.parametrize(("operation", "precision", "quantize"), VARIANTS)
+def test_operation_equals_plain_pytorch(operation: Operation, precision: Precision, quantize: bool) -> None:
+    dtype = torch.bfloat16 if "linear" in operation.name else torch.float32
+    expected = _numbers(operation.bind(_inputs("cpu", dtype))(PortableOps(precision=precision), quantize))
+    result = _numbers(operation.bind(_inputs(DEVICE, dtype))(fused(precision), quantize))
     assert torch.equal(result.isnan(), expected.isnan()), "wrote something else, or not all of it"
     written = ~expected.isnan()
     error = float((result - expected)[written].norm() / expected[written].norm())
@@ -67,28 +70,28 @@ def test_operation_equals_plain_pytorch(operation: Operation, quantize: bool) ->
 
 def test_function_belongs_to_one_kernel() -> None:
     names = [function.__name__ for kernel in kernels().values() for function in kernel.functions]
-    assert len(names) == len(set(names)) >= 11
+    assert len(names) == len(set(names)) >= 9
     assert {name for name in names if not name.startswith("_")} == set()
 
 
-@pytest.mark.parametrize(("quantize", "count"), [(False, 5), (True, 7)])
-def test_precompile_calls_cover_a_step(quantize: bool, count: int) -> None:
-    device, dtype = torch.device(DEVICE), torch.float32
-    calls = precompile_calls(fused(), SMALL, dtype, device, quantize=quantize)
+@pytest.mark.parametrize(("precision", "count"), [("bf16", 4), ("fp8", 7), ("int8", 8)])
+def test_precompile_calls_cover_a_step(precision: Precision, count: int) -> None:
+    ops, dtype, device = fused(precision), torch.bfloat16, torch.device(DEVICE)
+    calls = precompile_calls(ops, SMALL, dtype, device, precision=precision)
     assert len(calls) == count
-    more = precompile_calls(fused(), SMALL, dtype, device, quantize=quantize, attention_launches=["quantize_heads"])
-    assert len(more) == count + 1
-    for call in more:
+    with_attention = precompile_calls(ops, SMALL, dtype, device, precision=precision, quantize_attention=True)
+    assert len(with_attention) == count
+    for call in (*calls, *with_attention):
         call()
 
 
 def test_new_kernel_is_compiled_ahead_counted_and_profiled(add_plugin: AddPlugin) -> None:
     device, tokens = torch.device(DEVICE), Tokens(text=1, image=2, reference=2)
-    before = len(precompile_calls(fused(), SMALL, torch.float32, device, quantize=True))
+    before = len(precompile_calls(fused("fp8"), SMALL, torch.bfloat16, device, precision="fp8"))
     add_plugin(package, "dummy", NEW_KERNEL, kernels, _our_functions)
-    calls = precompile_calls(fused(), SMALL, torch.float32, device, quantize=True)
+    calls = precompile_calls(fused("fp8"), SMALL, torch.bfloat16, device, precision="fp8")
     assert len(calls) == before + 1
     for call in calls:
         call()
-    assert step_bytes(SMALL, tokens, "full", quantized=True)["dummy"] == 5 * SMALL.single_blocks * (2 + 1)
+    assert step_bytes(SMALL, tokens, "full", precision="fp8")["dummy"] == 5 * SMALL.single_blocks * (2 + 1)
     assert _our_functions()["_dummy"] == "dummy"

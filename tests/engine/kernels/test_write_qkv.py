@@ -61,6 +61,26 @@ def _assert_poisoned(buffer: Tensor, written: slice) -> None:
     assert buffer[:, written.stop :].isnan().all()
 
 
+@HEADS
+def test_float8_is_what_plain_pytorch_writes(batch: int, rows: int, heads: int, channels: int) -> None:
+    qkv = noise(batch, rows, 3 * heads * channels, dtype=torch.bfloat16)
+    norm, rope = _norm(channels, torch.bfloat16), _rope(rows, channels)
+    scales = torch.exp2(torch.arange(3.0 * batch) - 4).view(3, batch)
+    buffers = torch.full((3, batch, BEFORE + rows + AFTER, heads, channels), torch.nan).to(torch.float8_e4m3fn)
+    expected, joint = JointQKV(*buffers.clone(), scales), JointQKV(*buffers.to(DEVICE), scales.to(DEVICE))
+    wide = QKNorm(norm.query.float(), norm.key.float(), norm.eps)
+    portable.write_qkv(qkv.float(), wide, rope, expected, BEFORE)
+    fused().write_qkv(window(qkv), *_moved(norm, rope), joint, BEFORE)
+    written = slice(BEFORE, BEFORE + rows)
+    assert torch.equal(joint.value.cpu().float().nan_to_num(1e4), expected.value.float().nan_to_num(1e4))
+    for result, wanted in ((joint.query, expected.query), (joint.key, expected.key)):
+        _assert_poisoned(result.float(), written)
+        numbers, truth = (part[:, written].cpu().float() for part in (result, wanted))
+        # Where float32 sums differ in the last bit, a number may fall to the other side of a tie.
+        assert (numbers != truth).float().mean() < 0.01
+        torch.testing.assert_close(numbers, truth, rtol=0.13, atol=2**-9)
+
+
 def test_view_of_a_larger_buffer_keeps_its_rows() -> None:
     norm, rope = _norm(32, torch.float32), _rope(4, 32)
     qkv = noise(1, 4, 3 * 96)

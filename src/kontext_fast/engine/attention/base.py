@@ -20,8 +20,9 @@ class AttentionKernel:
     """A public value of this type in a module of this package is a kernel that `engine(attention=NAME)` can name."""
 
     name: str
-    run: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """[B, rows, H, D] of query [B, rows, H, D] over key and value [B, S, H, D], all of them bfloat16 on a GPU.
+    run: Callable[..., Tensor]
+    """[B, rows, H, D] of query [B, rows, H, D] over key and value [B, S, H, D], all of them bfloat16 on a GPU; of a
+    `quantized` kernel the scales follow, [3, B] float32.
 
     Raises RuntimeError if it does not take these inputs."""
     devices: tuple[str, ...] = ("cuda",)
@@ -31,5 +32,9 @@ class AttentionKernel:
     None."""
     effect: Effect = "numeric"
     """lossy: it approximates; numeric: it rounds otherwise than PyTorch's own, no more."""
-    launches: tuple[str, ...] = ()
-    """Names of the kernels of `engine.kernels` that it launches, so that it needs what they need."""
+    preference: int = 0
+    """Among kernels that can run, `attention=auto` takes the one with the largest; it never takes one with 0, nor a
+    lossy one."""
+    quantized: bool = False
+    """Whether query, key and value are e4m3, with one scale for each of them and sample; the result is bfloat16.
+    Only fused kernels write them so."""

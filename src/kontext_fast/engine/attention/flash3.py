@@ -24,10 +24,10 @@ def _refusal(name: str, capability: Capability | None) -> str | None:
     if capability is not None and capability[0] != 9:
         return (
             f"the attention kernel {name} runs on Hopper GPUs (compute capability 9.0), this one has "
-            f"{capability[0]}.{capability[1]}; use attention=default"
+            f"{capability[0]}.{capability[1]}; use attention=auto"
         )
     if installed_interface() is None:
-        return f"the attention kernel {name} needs FlashAttention-3; run `pip install fa3-fwd` or use attention=default"
+        return f"the attention kernel {name} needs FlashAttention-3; run `pip install fa3-fwd` or use attention=auto"
     return None
 
 
@@ -35,20 +35,14 @@ def _bfloat16(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return _attended(query, key, value)
 
 
-def _float8(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """All three rounded to e4m3, one scale per sample and head, and the weights of values, too.
-
-    The scales are those of the inputs at hand. Sums are float32, the result is bfloat16.
-    """
-    from kontext_fast.engine.kernels.quantize_heads import quantize_heads
-
-    parts = {name: quantize_heads(part) for name, part in (("q", query), ("k", key), ("v", value))}
-    scales = {f"{name}_descale": part.scale[:, 0, :, 0] for name, part in parts.items()}
-    return _attended(*(part.values for part in parts.values()), **scales)
+def _float8(query: Tensor, key: Tensor, value: Tensor, scales: Tensor) -> Tensor:
+    """The weights of values are rounded to e4m3, too; sums are float32."""
+    per_head = scales[..., None].expand(*scales.shape, query.shape[2])
+    return _attended(query, key, value, q_descale=per_head[0], k_descale=per_head[1], v_descale=per_head[2])
 
 
-def _attended(*parts: Tensor, **scales: Tensor) -> Tensor:
-    attended = _function()(*parts, **scales)
+def _attended(query: Tensor, key: Tensor, value: Tensor, **scales: Tensor) -> Tensor:
+    attended = _function()(query, key, value, **scales)
     # Some versions also give the log-sum-exp.
     output: Tensor = attended[0] if isinstance(attended, tuple) else attended
     return output
@@ -62,11 +56,12 @@ def _function() -> Any:
     return importlib.import_module(name).flash_attn_func
 
 
-FLASH3 = AttentionKernel("flash3", _bfloat16, refusal=partial(_refusal, "flash3"))
+FLASH3 = AttentionKernel("flash3", _bfloat16, refusal=partial(_refusal, "flash3"), preference=2)
+"""A tenth faster than cuDNN on an H100, with the same error."""
 FLASH3_FP8 = AttentionKernel(
     "flash3_fp8",
     _float8,
     refusal=partial(_refusal, "flash3_fp8"),
     effect="lossy",
-    launches=("quantize_heads",),
+    quantized=True,
 )

@@ -21,9 +21,9 @@ def _only(backend: SDPBackend, query: Tensor, key: Tensor, value: Tensor) -> Ten
         return _any(query, key, value)
 
 
-NATIVE = AttentionKernel("native", _any, devices=("cpu",))
+NATIVE = AttentionKernel("native", _any, devices=("cpu",), preference=1)
 """Whatever PyTorch runs; a CPU gives little choice."""
-CUDNN = AttentionKernel("cudnn", partial(_only, SDPBackend.CUDNN_ATTENTION))
+CUDNN = AttentionKernel("cudnn", partial(_only, SDPBackend.CUDNN_ATTENTION), preference=1)
 FLASH = AttentionKernel("flash", partial(_only, SDPBackend.FLASH_ATTENTION))
 EFFICIENT = AttentionKernel("efficient", partial(_only, SDPBackend.EFFICIENT_ATTENTION))
 MATH = AttentionKernel("math", partial(_only, SDPBackend.MATH), devices=("cuda", "cpu"))

@@ -7,7 +7,7 @@ from torch import Tensor
 from kontext_fast.engine.kernels.language import tl, triton
 from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
 from kontext_fast.engine.kernels.rows import block_of, device_of, options_for, require_dense_rows, row_of
-from kontext_fast.engine.ops import Ops
+from kontext_fast.engine.ops import PRECISIONS, Ops
 
 
 def add_gated(stream: Tensor, gate: Tensor, update: Tensor) -> None:
@@ -80,7 +80,7 @@ KERNEL = Kernel(
             bytes_per_row=lambda dimensions, read, _written: 3 * dimensions.width * read,
             per_double=2,
             per_single=1,
-            fp8=(False,),
+            quantizes=dict.fromkeys(PRECISIONS, (False,)),
         ),
     ),
 )

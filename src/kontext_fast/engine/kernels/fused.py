@@ -10,7 +10,7 @@ import shutil
 import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,11 +22,25 @@ from kontext_fast.engine.flops import Dimensions
 from kontext_fast.engine.kernels.add_gated import add_gated
 from kontext_fast.engine.kernels.fp8_linear import fp8_linear
 from kontext_fast.engine.kernels.gelu import gelu
+from kontext_fast.engine.kernels.int8_linear import int8_linear
+from kontext_fast.engine.kernels.int8_rows import quantize_int8
 from kontext_fast.engine.kernels.norm_modulate import norm_modulate
 from kontext_fast.engine.kernels.quantize_rows import quantize_rows
 from kontext_fast.engine.kernels.registry import precompile_calls
 from kontext_fast.engine.kernels.write_qkv import write_qkv
-from kontext_fast.engine.ops import LAYER_NORM_EPS, Activations, JointQKV, KernelKind, Linear, QKNorm, Quantized, Rope
+from kontext_fast.engine.ops import (
+    LAYER_NORM_EPS,
+    Activations,
+    JointQKV,
+    KernelKind,
+    Linear,
+    Precision,
+    QKNorm,
+    Quantized,
+    Rope,
+    attend,
+    rotation_group,
+)
 
 
 def refusal() -> str | None:
@@ -49,6 +63,8 @@ def _python_headers() -> Path:
 class FusedOps:
     """`kontext_fast.engine.ops.Ops` on one CUDA device. Keeps float32 within an operation and rounds once."""
 
+    quantized_precision: ClassVar[Precision] = "fp8"
+
     def __init__(self, attention: AttentionKernel = CUDNN) -> None:
         self.attention_kernel = attention
 
@@ -64,8 +80,8 @@ class FusedOps:
             Dimensions.of(transformer),
             transformer.dtype,
             device,
-            quantize=quantize,
-            attention_launches=self.attention_kernel.launches,
+            precision=self.quantized_precision if quantize else "bf16",
+            quantize_attention=self.attention_kernel.quantized,
         )
 
     def norm_modulate(self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
@@ -74,8 +90,8 @@ class FusedOps:
     def write_qkv(self, qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: int) -> None:
         write_qkv(qkv, norm, rope, joint, offset)
 
-    def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return self.attention_kernel.run(query, key, value).flatten(2)
+    def attention(self, joint: JointQKV) -> Tensor:
+        return attend(self.attention_kernel, joint)
 
     def prepare(self, x: Tensor, *, quantize: bool) -> Activations:
         return quantize_rows(x) if quantize else x
@@ -93,5 +109,52 @@ class FusedOps:
             raise TypeError("activations and weight must both be quantized, or neither")
         return functional.linear(x, layer.weight, layer.bias)
 
+    def linear_gelu(self, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
+        weight, bias = layer.weight, layer.bias
+        if quantize or bias is None or isinstance(x, Quantized) or isinstance(weight, Quantized) or not x.is_cuda:
+            return self.gelu(self.linear(x, layer), quantize=quantize)
+        # cuBLASLt's product activates what it writes, by the tanh form; on a CPU this would be the error function.
+        hidden = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
+        return hidden.view(*x.shape[:-1], -1)
+
+    def join_linear_gelu(self, attended: Tensor, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
+        return self.join_gelu(attended, self.linear(x, layer), quantize=quantize)
+
     def add_gated(self, stream: Tensor, gate: Tensor, update: Tensor) -> None:
         add_gated(stream, gate, update)
+
+
+class FusedInt8Ops(FusedOps):
+    """The same in int8: rows are rotated where they are rounded, and products in int8 activate what they write."""
+
+    quantized_precision = "int8"
+
+    def norm_modulate(self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
+        return norm_modulate(x, shift, scale, LAYER_NORM_EPS, quantize=quantize, int8=True)
+
+    def prepare(self, x: Tensor, *, quantize: bool) -> Activations:
+        return quantize_int8(x) if quantize else x
+
+    def gelu(self, x: Tensor, *, quantize: bool) -> Activations:
+        return self.prepare(gelu(x, quantize=False), quantize=quantize)  # type: ignore[arg-type]
+
+    def join_gelu(self, attended: Tensor, hidden: Tensor, *, quantize: bool) -> Activations:
+        return self.prepare(gelu(hidden, beside=attended, quantize=False), quantize=quantize)  # type: ignore[arg-type]
+
+    def linear(self, x: Activations, layer: Linear) -> Tensor:
+        if isinstance(x, Quantized) and isinstance(layer.weight, Quantized):
+            return int8_linear(x, layer.weight, layer.bias)
+        return super().linear(x, layer)
+
+    def linear_gelu(self, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
+        if not (quantize and isinstance(x, Quantized) and isinstance(layer.weight, Quantized)):
+            return super().linear_gelu(x, layer, quantize=quantize)
+        width = len(layer.weight.values)
+        hidden = int8_linear(x, layer.weight, layer.bias, gelu_group=rotation_group(width))
+        return quantize_int8(hidden[..., :0], rotated=hidden)
+
+    def join_linear_gelu(self, attended: Tensor, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
+        if not (quantize and isinstance(x, Quantized) and isinstance(layer.weight, Quantized)):
+            return super().join_linear_gelu(attended, x, layer, quantize=quantize)
+        group = rotation_group(attended.shape[-1] + len(layer.weight.values))
+        return quantize_int8(attended, rotated=int8_linear(x, layer.weight, layer.bias, gelu_group=group))

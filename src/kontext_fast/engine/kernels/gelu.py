@@ -54,7 +54,7 @@ def gelu(hidden: Tensor, *, beside: Tensor | None = None, quantize: bool) -> Ten
 
 
 @triton.jit
-def _activated(x: tl.tensor) -> tl.tensor:
+def activated(x: tl.tensor) -> tl.tensor:
     # The square of a reciprocal root is a reciprocal; a division would be five instructions.
     root = tl.rsqrt(1.0 + tl.exp2(x * (_OF_X + _OF_CUBE * (x * x))))
     return x * root * root
@@ -84,7 +84,7 @@ def _gelu_quantize(
         blocks += (block,)
     source = row_of(hidden, hidden_batch, hidden_row)
     for i in tl.static_range(ACTIVATED // BLOCK):
-        block = _activated(tl.load(source + i * BLOCK + columns).to(tl.float32))
+        block = activated(tl.load(source + i * BLOCK + columns).to(tl.float32))
         largest = larger_magnitude(largest, block)
         blocks += (block,)
     row = row_index()
@@ -111,7 +111,7 @@ def _gelu(
         tl.store(target, tl.load(row_of(copied, copied_batch, copied_row) + start + columns))
     else:
         block = tl.load(row_of(hidden, hidden_batch, hidden_row) + start - COPIED + columns).to(tl.float32)
-        tl.store(target, _activated(block).to(out.dtype.element_ty))
+        tl.store(target, activated(block).to(out.dtype.element_ty))
 
 
 def _example_alone(inputs: Inputs) -> Call:
@@ -134,6 +134,7 @@ KERNEL = Kernel(
             _example_alone,
             bytes_per_row=lambda dimensions, read, written: dimensions.mlp_width * (read + written),
             per_double=1,
+            quantizes={"fp8": (True,)},  # elsewhere it is part of the product
         ),
         Operation(
             "join_gelu",
@@ -142,6 +143,7 @@ KERNEL = Kernel(
                 (dimensions.width + dimensions.mlp_width) * (read + written)
             ),
             per_single=1,
+            quantizes={"bf16": (False,), "fp8": (True,)},
         ),
     ),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kontext_fast.engine.kernels.int8_rows import rotated_block
 from kontext_fast.engine.kernels.language import tl, triton
 from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
 from kontext_fast.engine.kernels.rows import (
@@ -19,13 +20,18 @@ from kontext_fast.engine.kernels.rows import (
     require_dense_rows,
     row_index,
     row_of,
+    store_int8,
     store_quantized,
 )
-from kontext_fast.engine.ops import Quantized
+from kontext_fast.engine.ops import Quantized, rotation_group
 
 
-def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, *, quantize: bool) -> Tensor | Quantized:
+def norm_modulate(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, *, quantize: bool, int8: bool = False
+) -> Tensor | Quantized:
     """(1 + `scale`) times the layer norm of `x` [B, rows, W], plus `shift`; both are [B, W].
+
+    Quantized to e4m3, or rotated and quantized to int8.
 
     All three may have any strides but a contiguous last dimension.
     """
@@ -33,7 +39,7 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, *, quanti
         require_dense_rows(tensor)
     batch, rows, width = x.shape
     if quantize:
-        out, row_scale = quantized_like(x, width)
+        out, row_scale = quantized_like(x, width, torch.int8 if int8 else torch.float8_e4m3fn)
     else:
         out, row_scale = torch.empty(x.shape, dtype=x.dtype, device=x.device), None
     block = block_of(width)
@@ -51,6 +57,7 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, *, quanti
             eps,
             WIDTH=width,
             BLOCK=block,
+            GROUP=rotation_group(width) if quantize and int8 else None,
             **options_for(block, accesses=2),
         )
     return out if row_scale is None else Quantized(out, row_scale, x.dtype)
@@ -70,6 +77,7 @@ def _norm_modulate(
     eps: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
 ) -> None:
     columns = tl.arange(0, BLOCK)
     source = row_of(x, x_batch, x_row)
@@ -101,10 +109,15 @@ def _norm_modulate(
         if row_scale is None:
             tl.store(out + row * WIDTH + i * BLOCK + columns, block.to(x.dtype.element_ty))
         else:
+            if GROUP is not None:
+                block = rotated_block(block, BLOCK, GROUP)
             largest = larger_magnitude(largest, block)
             modulated += (block,)
     if row_scale is not None:
-        store_quantized(modulated, largest, out + row * WIDTH, row_scale + row, BLOCK)
+        if GROUP is not None:
+            store_int8(modulated, largest, out + row * WIDTH, row_scale + row, BLOCK)
+        else:
+            store_quantized(modulated, largest, out + row * WIDTH, row_scale + row, BLOCK)
 
 
 def _example(inputs: Inputs) -> Call:
@@ -123,7 +136,7 @@ KERNEL = Kernel(
             per_double=2,
             per_single=1,
             # The output layer is never quantized, so its norm is not, either.
-            fp8=(False, True),
+            quantizes={"bf16": (False,), "fp8": (False, True), "int8": (False, True)},
         ),
     ),
 )

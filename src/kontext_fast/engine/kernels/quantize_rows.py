@@ -69,7 +69,7 @@ KERNEL = Kernel(
             _example,
             bytes_per_row=lambda dimensions, read, written: dimensions.width * (read + written),
             per_double=1,
-            bf16=(),
+            quantizes={"fp8": (True,)},
         ),
     ),
 )

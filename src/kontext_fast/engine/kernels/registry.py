@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from kontext_fast.engine.ops import JointQKV, Ops, Quantized, Rope
+from kontext_fast.engine.ops import JointQKV, Ops, Precision, Quantized, Rope
 
 if TYPE_CHECKING:
     from kontext_fast.engine.flops import Dimensions, Tokens
@@ -45,11 +45,14 @@ class Inputs:
         angles = self.draw(self.rows, self.dimensions.head_dim // 2).float()
         return Rope(angles.cos(), angles.sin())
 
-    def joint(self, rows: int) -> JointQKV:
-        """Buffers of `rows` tokens, not yet written."""
+    def joint(self, rows: int, *, quantize: bool = False) -> JointQKV:
+        """Buffers of `rows` tokens, not yet written, and where they are e4m3 a scale that holds any head."""
         like = self.draw(1)
         shape = 3, self.batch, rows, self.dimensions.heads, self.dimensions.head_dim
-        return JointQKV(*torch.empty(shape, dtype=like.dtype, device=like.device))
+        query, key, value = torch.empty(
+            shape, dtype=torch.float8_e4m3fn if quantize else like.dtype, device=like.device
+        )
+        return JointQKV(query, key, value, like.new_full(shape[:2], 4.0, dtype=torch.float32) if quantize else None)
 
 
 Call = Callable[[Ops, bool], Sequence[Tensor | Quantized]]
@@ -67,14 +70,15 @@ class Operation:
     per_double: int = 0
     """Calls in a double block, each of them for both streams."""
     per_single: int = 0
-    bf16: tuple[bool, ...] = (False,)
-    """Whether a step in that precision has it quantize its result; both where some calls do, none where it is not
-    called."""
-    fp8: tuple[bool, ...] = (True,)
+    quantizes: Mapping[Precision, tuple[bool, ...]] = field(kw_only=True)
+    """By precision of a step that calls it, whether it quantizes its result; both where some calls do."""
+    for_attention: bool = False
+    """Whether it writes what attention reads: it quantizes where the kernel of attention is quantized, which `auto`
+    never is."""
 
-    def variants(self, *, quantized: bool) -> tuple[bool, ...]:
-        """What it does in a step whose large products are in fp8, or are not."""
-        return self.fp8 if quantized else self.bf16
+    def variants(self, precision: Precision) -> tuple[bool, ...]:
+        """Whether a step in that precision has it quantize."""
+        return (False,) if self.for_attention else self.quantizes.get(precision, ())
 
     def calls(self, dimensions: Dimensions) -> int:
         """In a step, for every token."""
@@ -90,6 +94,8 @@ class Kernel:
     """Everything it launches."""
     operations: tuple[Operation, ...] = ()
     """None for a kernel that no step launches."""
+    is_product: bool = False
+    """Whether matrix units bound it, and not memory."""
 
 
 @cache
@@ -107,21 +113,20 @@ def precompile_calls(
     dtype: torch.dtype,
     device: torch.device,
     *,
-    quantize: bool,
-    attention_launches: Sequence[str] = (),
+    precision: Precision,
+    quantize_attention: bool = False,
 ) -> Sequence[Callable[[], object]]:
     """Calls that may run in any order and at once; each compiles one kernel of a step, if that was never done before.
 
-    What compiles here is what a step of any size runs. `quantize` is whether the large products are in fp8, and
-    `attention_launches` names the kernels that the kernel of attention launches.
+    What compiles here is what a step of any size runs. `quantize_attention` is whether attention is in float8.
     """
     inputs = Inputs(dimensions, 1, _ROWS, partial(torch.zeros, dtype=dtype, device=device))
     return [
         partial(_run, ops, operation, inputs, variant)
         for kernel in kernels().values()
         for operation in kernel.operations
-        if operation.calls(dimensions) or kernel.name in attention_launches
-        for variant in operation.variants(quantized=quantize)
+        if operation.calls(dimensions)
+        for variant in ((quantize_attention,) if operation.for_attention else operation.variants(precision))
     ]
 
 
@@ -130,21 +135,21 @@ def _run(ops: Ops, operation: Operation, inputs: Inputs, variant: bool) -> None:
 
 
 def step_bytes(
-    dimensions: Dimensions, tokens: Tokens, kind: StepKind, *, quantized: bool, itemsize: int = 2
+    dimensions: Dimensions, tokens: Tokens, kind: StepKind, *, precision: Precision, itemsize: int = 2
 ) -> dict[str, float]:
     """Fewest bytes that the operations between the products move in one pass of one sample, by kernel.
 
     Every number is read once, in `itemsize` bytes, and written once, in one byte where it is `quantized`. A skipped
     step moves nothing.
     """
-    return {} if kind == "skipped" else dict(_step_bytes(dimensions, tokens.total, quantized, itemsize))
+    return {} if kind == "skipped" else dict(_step_bytes(dimensions, tokens.total, precision, itemsize))
 
 
-def _step_bytes(dimensions: Dimensions, rows: int, quantized: bool, itemsize: int) -> Iterator[tuple[str, float]]:
+def _step_bytes(dimensions: Dimensions, rows: int, precision: Precision, itemsize: int) -> Iterator[tuple[str, float]]:
     for kernel in kernels().values():
         moved = 0
         for operation in kernel.operations:
-            for quantizes in operation.variants(quantized=quantized)[-1:]:
+            for quantizes in operation.variants(precision)[-1:]:
                 each = operation.bytes_per_row(dimensions, itemsize, 1 if quantizes else itemsize)
                 moved += rows * operation.calls(dimensions) * each
         if moved:

@@ -45,10 +45,10 @@ def device_of(x: Tensor) -> AbstractContextManager[None]:
     return torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
 
 
-def quantized_like(x: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Where [B, rows, `width`] e4m3 values and their [B, rows, 1] float32 scales go, both not yet written."""
+def quantized_like(x: Tensor, width: int, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
+    """Where [B, rows, `width`] values of `dtype` and their [B, rows, 1] float32 scales go, both not yet written."""
     shape = x.shape[:-1]
-    values = torch.empty(*shape, width, dtype=torch.float8_e4m3fn, device=x.device)
+    values = torch.empty(*shape, width, dtype=dtype, device=x.device)
     return values, torch.empty(*shape, 1, dtype=torch.float32, device=x.device)
 
 
@@ -65,7 +65,10 @@ def row_index() -> tl.tensor:
 
 
 E4M3_MAX = tl.constexpr(ops.E4M3_MAX)
+INT8_MAX = tl.constexpr(ops.INT8_MAX)
 SMALLEST_ABSMAX = tl.constexpr(ops.SMALLEST_ABSMAX)
+_ROUNDS = tl.constexpr(1.5 * 2**23)
+"""Added to a small number and taken off again it leaves the nearest integer, ties to even: float32 has no more bits."""
 
 
 @triton.jit
@@ -75,10 +78,8 @@ def larger_magnitude(largest: tl.tensor, block: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def store_quantized(
-    blocks: tl.tuple, largest: tl.tensor, values: tl.tensor, scale: tl.tensor, BLOCK: tl.constexpr
-) -> None:
-    """Write the `blocks` of a row, float32 [BLOCK] each, as e4m3 `values` and one `scale`.
+def _row_scale(largest: tl.tensor, scale: tl.tensor, LARGEST: tl.constexpr) -> tl.tensor:
+    """Write the `scale` of a row to where its largest magnitude becomes LARGEST, and return the reciprocal.
 
     `largest` [BLOCK] comes from `larger_magnitude`.
     """
@@ -86,10 +87,27 @@ def store_quantized(
     bits = tl.max(largest.to(tl.int32, bitcast=True), 0)
     absmax = bits.to(tl.float32, bitcast=True)
     absmax = tl.maximum(absmax, SMALLEST_ABSMAX, propagate_nan=tl.PropagateNan.ALL)
-    row_scale = tl.div_rn(absmax, E4M3_MAX)
-    # One division per row; dividing every number would cost more than reading it.
-    inverse = tl.div_rn(1.0, row_scale)
+    row_scale = tl.div_rn(absmax, LARGEST)
     tl.store(scale, row_scale)
+    # One division per row; dividing every number would cost more than reading it.
+    return tl.div_rn(1.0, row_scale)
+
+
+@triton.jit
+def store_quantized(
+    blocks: tl.tuple, largest: tl.tensor, values: tl.tensor, scale: tl.tensor, BLOCK: tl.constexpr
+) -> None:
+    """Write the `blocks` of a row, float32 [BLOCK] each, as e4m3 `values` and one `scale`."""
+    inverse = _row_scale(largest, scale, E4M3_MAX)
     columns = tl.arange(0, BLOCK)
     for i in tl.static_range(len(blocks)):
         tl.store(values + i * BLOCK + columns, (blocks[i] * inverse).to(tl.float8e4nv))
+
+
+@triton.jit
+def store_int8(blocks: tl.tuple, largest: tl.tensor, values: tl.tensor, scale: tl.tensor, BLOCK: tl.constexpr) -> None:
+    """Write the `blocks` of a row, float32 [BLOCK] each, as int8 `values` and one `scale`."""
+    inverse = _row_scale(largest, scale, INT8_MAX)
+    columns = tl.arange(0, BLOCK)
+    for i in tl.static_range(len(blocks)):
+        tl.store(values + i * BLOCK + columns, (blocks[i] * inverse + _ROUNDS - _ROUNDS).to(tl.int8))

@@ -1,6 +1,7 @@
 """Norm and rotation of query and key, written with the value straight to where attention reads them.
 
-Reads each number once and writes it once, so text and image tokens are never concatenated or transposed.
+Reads each number once and writes it once, so text and image tokens are never concatenated or transposed. For a kernel
+of attention in float8 it writes e4m3, with scales that were known beforehand.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from torch import Tensor
 from kontext_fast.engine.kernels.language import tl, triton
 from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
 from kontext_fast.engine.kernels.rows import block_of, device_of, options_for, require_dense_rows, row_of
-from kontext_fast.engine.ops import JointQKV, Ops, QKNorm, Rope
+from kontext_fast.engine.ops import PRECISIONS, JointQKV, Ops, QKNorm, Quantized, Rope
 from kontext_fast.errors import InvalidInput, KontextError
 
 
@@ -39,6 +40,7 @@ def write_qkv(qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: in
             joint.query,
             joint.key,
             joint.value,
+            joint.scales,
             offset,
             qkv.stride(0),
             qkv.stride(1),
@@ -88,6 +90,7 @@ def _write_qkv(
     query: tl.tensor,
     key: tl.tensor,
     value: tl.tensor,
+    scales: tl.tensor,
     offset: tl.tensor,
     qkv_batch: tl.tensor,
     qkv_row: tl.tensor,
@@ -109,18 +112,30 @@ def _write_qkv(
     cosines, sines = tl.load(cos + angles), tl.load(sin + angles)
     queries = _turned(queries.to(tl.float32), query_weight, cosines, sines, eps, HEADS, CHANNELS)
     keys = _turned(keys.to(tl.float32), key_weight, cosines, sines, eps, HEADS, CHANNELS)
+    if scales is not None:
+        # Powers of two, so that multiplying by the reciprocal is dividing.
+        scale = scales + tl.program_id(1)
+        queries *= 1.0 / tl.load(scale)
+        keys *= 1.0 / tl.load(scale + tl.num_programs(1))
+        values = values.to(tl.float32) * (1.0 / tl.load(scale + 2 * tl.num_programs(1)))
     tl.store(query + target, queries.to(query.dtype.element_ty))
     tl.store(key + target, keys.to(key.dtype.element_ty))
-    tl.store(value + target, values)
+    tl.store(value + target, values.to(value.dtype.element_ty))
 
 
 def _example(inputs: Inputs) -> Call:
-    qkv, joint, rope = inputs.stream(3 * inputs.dimensions.width), inputs.joint(2 * inputs.rows + 4), inputs.rope()
+    qkv, rope = inputs.stream(3 * inputs.dimensions.width), inputs.rope()
+    joints = [inputs.joint(2 * inputs.rows + 4, quantize=quantize) for quantize in (False, True)]
     norm = QKNorm(inputs.draw(inputs.dimensions.head_dim), inputs.draw(inputs.dimensions.head_dim), 1e-6)
 
-    def call(ops: Ops, _quantize: bool) -> list[Tensor]:
+    def call(ops: Ops, quantize: bool) -> list[Tensor | Quantized]:
+        joint = joints[quantize]
         ops.write_qkv(qkv, norm, rope, joint, inputs.rows // 3)
-        return [joint.query, joint.key, joint.value]
+        parts = joint.query, joint.key, joint.value
+        if joint.scales is None:
+            return list(parts)
+        scales = joint.scales[:, :, None, None, None].unbind()
+        return [Quantized(part, scale, qkv.dtype) for part, scale in zip(parts, scales, strict=True)]
 
     return call
 
@@ -132,10 +147,11 @@ KERNEL = Kernel(
         Operation(
             "write_qkv",
             _example,
-            bytes_per_row=lambda dimensions, read, _written: 3 * dimensions.width * 2 * read,
+            bytes_per_row=lambda dimensions, read, written: 3 * dimensions.width * (read + written),
             per_double=1,
             per_single=1,
-            fp8=(False,),
+            quantizes=dict.fromkeys(PRECISIONS, (False, True)),
+            for_attention=True,
         ),
     ),
 )

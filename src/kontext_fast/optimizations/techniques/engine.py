@@ -1,6 +1,6 @@
-"""`engine`: the transformer's forward replaced by our own, with fused operations, in bf16 or fp8.
+"""`engine`: the transformer's forward replaced by our own, with fused operations, in bf16, fp8 or int8.
 
-It reads the transformer's own weights. What fp8 replaces waits in host memory while a GPU runs, and comes back from
+It reads the transformer's own weights. What is quantized waits in host memory while a GPU runs, and comes back from
 there when the acceleration is taken off. It is the forward of one transformer while a request runs; between requests,
 and for a copy of the transformer, the forward is the original.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,9 @@ from pydantic import Field, field_validator, model_validator
 
 from kontext_fast.discovery import unknown_name
 from kontext_fast.engine.dispatch import (
-    DEFAULT_ATTENTION,
+    AUTO,
     attention_kernels,
+    fastest_attention,
     kernel_kind,
     make_ops,
     refusal,
@@ -46,7 +47,7 @@ class Engine(Optimization):
     large matrix products to 4 significant bits."""
 
     name: ClassVar[str] = "engine"
-    summary: ClassVar[str] = "our own transformer forward: fused operations, nothing to compile, bf16 or fp8"
+    summary: ClassVar[str] = "our own transformer forward: fused operations, nothing to compile, bf16, fp8 or int8"
     phase: ClassVar[Phase] = Phase.WEIGHTS
     conflicts: ClassVar[tuple[Conflict, ...]] = (
         Conflict("fuse_qkv", because="the engine fuses projections itself; leave fuse_qkv out"),
@@ -54,12 +55,13 @@ class Engine(Optimization):
         Conflict("compile", because="the engine has kernels of its own; leave compile out"),
     )
 
-    precision: Literal["bf16", "fp8"] = "bf16"
+    precision: Literal["bf16", "fp8", "int8"] = "bf16"
     """`bf16`: the precision the pipeline was loaded in, nothing is quantized; `fp8`: e4m3 inside of the blocks, with
-    one scale per token and per output channel."""
-    attention: str = DEFAULT_ATTENTION
-    """The name of a kernel in `engine.attention`, refused where that cannot run; `default` is cuDNN on CUDA and
-    PyTorch's own choice on a CPU."""
+    one scale per token and per output channel; `int8`: the same in rotated int8, with a third of the error, for Hopper
+    GPUs."""
+    attention: str = AUTO
+    """The name of a kernel in `engine.attention`, refused where that cannot run. `auto` is the fastest one that the
+    machine can run and that rounds only; a plan names which one that is."""
     quantized_file: Path | None = Field(default=None, exclude=True)
     """A file that `save_quantized` wrote, read instead of quantizing again. No parameter of a record: the numbers are
     the same either way, since a file made from other weights is refused."""
@@ -67,27 +69,42 @@ class Engine(Optimization):
     @field_validator("attention")
     @classmethod
     def _is_a_kernel(cls, name: str) -> str:
+        name = AUTO if name == "default" else name  # its name in earlier versions
         if name not in (known := cls.choices()["attention"]):
             raise ValueError(unknown_name("attention kernel", name, known))
         return name
 
     @model_validator(mode="after")
-    def _file_is_fp8(self) -> Engine:
-        if self.quantized_file is not None and self.precision != "fp8":
-            raise ValueError("quantized_file holds fp8 weights; choose precision=fp8 or leave it out")
+    def _file_is_quantized(self) -> Engine:
+        if self.quantized_file is not None and self.precision == "bf16":
+            raise ValueError("quantized_file holds quantized weights; choose precision=fp8 or int8, or leave it out")
         return self
 
     @property
     def effect(self) -> Effect:  # type: ignore[override]
-        """Lossy in fp8, or with a kernel of attention that is."""
-        named = self.attention != DEFAULT_ATTENTION
-        lossy = self.precision == "fp8" or (named and attention_kernels()[self.attention].effect == "lossy")
+        """Lossy in fp8 and int8, or with a kernel of attention that is."""
+        named = self.attention != AUTO
+        lossy = self.precision != "bf16" or (named and attention_kernels()[self.attention].effect == "lossy")
         return Effect.LOSSY if lossy else Effect.NUMERIC
 
     @classmethod
     def choices(cls) -> dict[str, tuple[str, ...]]:
         """The kernels of attention as well."""
-        return {**super().choices(), "attention": (DEFAULT_ATTENTION, *attention_kernels())}
+        return {**super().choices(), "attention": (AUTO, *attention_kernels())}
+
+    def on_machine(self, machine: Machine) -> Engine:
+        """With the kernel of attention that `auto` stands for there."""
+        if self.attention != AUTO or machine.device not in ("cpu", "cuda"):
+            return self
+        return self.model_copy(update={"attention": fastest_attention(machine.device, machine.capability).name})
+
+    def is_what_ran(self, parameters: Mapping[str, Any]) -> bool:
+        """`auto` may have been any kernel that rounds only; records of earlier versions call it `default`."""
+        ran = {**parameters, "attention": parameters.get("attention", "default")}
+        if self.attention == AUTO:
+            numeric = {name for name, kernel in attention_kernels().items() if kernel.effect == "numeric"}
+            ran["attention"] = AUTO if ran["attention"] in numeric | {"default"} else ran["attention"]
+        return ran == self.parameters()
 
     def label_on(self, machine: Machine) -> str | None:
         """That the fused kernels do not run, where they do not."""
@@ -99,14 +116,14 @@ class Engine(Optimization):
         return None
 
     def refusal(self, machine: Machine) -> str | None:
-        """fp8 needs compute capability 8.9 and the fused kernels, or a CPU, where it is emulated."""
+        """On a GPU fp8 needs compute capability 8.9 and int8 9.0, and both the fused kernels; a CPU emulates fp8."""
         return refusal(machine.device, machine.capability, self.precision, self.attention)
 
     def precompile_calls(self, pipe: Any) -> Sequence[Callable[[], object]]:
         """The kernels of a step."""
         device = pipe._execution_device
         ops = make_ops(device.type, self.precision, self.attention)
-        return ops.precompile_calls(pipe.transformer, device, quantize=self.precision == "fp8")
+        return ops.precompile_calls(pipe.transformer, device, quantize=self.precision != "bf16")
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Replace `forward` on the instance `pipe.transformer` while a request runs.
@@ -124,7 +141,7 @@ class Engine(Optimization):
         device = place.type
         require_dtype(device, transformer.dtype)
         ops = make_ops(device, self.precision, self.attention)
-        stored = None if self.quantized_file is None else QuantizedFile(self.quantized_file)
+        stored = None if self.quantized_file is None else QuantizedFile(self.quantized_file, self.precision)
         weights = take_weights(transformer, self.precision, undo, device=place, quantizer=stored)
         if stored is not None:
             stored.require_made_from(weights)
@@ -138,7 +155,7 @@ class Engine(Optimization):
 
 
 def save_quantized(pipe: Any, file: str | Path) -> None:
-    """Write the fp8 weights of `pipe`, accelerated by an engine in fp8, to `file` for `quantized_file`.
+    """Write the quantized weights of `pipe`, accelerated by an engine in fp8 or int8, to `file` for `quantized_file`.
 
     Raises InvalidInput if there are none or the file cannot be written.
     """
@@ -146,7 +163,7 @@ def save_quantized(pipe: Any, file: str | Path) -> None:
 
     forward = engine_of(pipe.transformer)
     if forward is None:
-        raise InvalidInput("This pipeline does not run on the engine; accelerate it with a preset in fp8 first.")
+        raise InvalidInput("This pipeline does not run on the engine; accelerate it with the preset balanced first.")
     save(forward.engine.weights, Path(file))
 
 
