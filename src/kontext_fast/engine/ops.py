@@ -234,11 +234,9 @@ class PortableOps:
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """[..., out] float32 of the numbers of quantized operands."""
-    if x.dtype == torch.int8:
-        product: Tensor = torch._int_mm(x.flatten(0, -2), weight.t())
-        return product.view(*x.shape[:-1], -1).float()
-    return functional.linear(x.float(), weight.float())
+    """[..., out] float32 of the numbers of quantized operands; sums of int8 products are exact in float64 alone."""
+    wide = torch.float64 if x.dtype == torch.int8 else torch.float32
+    return functional.linear(x.to(wide), weight.to(wide)).float()
 
 
 def attend(kernel: AttentionKernel, joint: JointQKV) -> Tensor:

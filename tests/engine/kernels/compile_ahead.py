@@ -132,6 +132,7 @@ def report(source: ASTSource, options: dict[str, Any], capability: int) -> dict[
         "narrow": re.findall(r"(?:ld|st)\.global\.(?!v)\w+", ptx),
         "wide": len(re.findall(r"(?:ld|st)\.global\.v", ptx)),
         "spilled": _spilled(ptx, capability),
+        "shared": kernel.metadata.shared,
     }
 
 

@@ -21,6 +21,10 @@ PRODUCT = "_int8_linear"
 """The copy engine moves its tiles."""
 
 
+SHARED_MEMORY = 227 * 1024
+"""Bytes that a block may have on Hopper. A kernel that needs more compiles, and fails when it is launched."""
+
+
 @cache
 def _compiled(capability: int) -> dict[str, Any]:
     # In a process of its own: in this one, kernels may be interpreted.
@@ -59,6 +63,12 @@ def test_full_size_kernels_access_wide_and_spill_nothing() -> None:
         assert len(kernel["narrow"]) <= few, name
         assert kernel["wide"] >= 2, name
         assert kernel["spilled"] == 0, name
+
+
+def test_kernels_fit_into_shared_memory() -> None:
+    shared = {name: kernel["shared"] for name, kernel in _compiled(90)["kernels"].items()}
+    assert max(shared.values()) > 100 * 1024, "the product's tiles are not counted"
+    assert {name: size for name, size in shared.items() if size > SHARED_MEMORY} == {}
 
 
 def test_product_keeps_its_sums_in_registers() -> None:

@@ -64,7 +64,7 @@ def int8_linear(x: Quantized, weight: Quantized, bias: Tensor | None, *, gelu_gr
             SHARED=_SHARED,
             TOGETHER=_TOGETHER,
             num_warps=8,
-            num_stages=3,
+            num_stages=3 if rotation is None else 2,  # the rotation's matrix needs shared memory, too
         )
     return result.view(*x.values.shape[:-1], out)
 
