@@ -12,8 +12,8 @@ from pathlib import Path
 from kontext_fast import EditRequest, accelerate, edit, load
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.optimizations import DEFAULT_PRESET
+from kontext_fast.pipeline.images import PngFile
 from kontext_fast.pipeline.load import default_checkpoint
-from kontext_fast.pipeline.png import PngFile
 
 SEED = 42
 

@@ -17,7 +17,7 @@ from PIL import Image
 from kontext_fast.optimizations.acceleration import current
 from kontext_fast.optimizations.presets import faster_presets
 from kontext_fast.pipeline.edit import edit
-from kontext_fast.pipeline.png import PngFile, read_png_metadata
+from kontext_fast.pipeline.images import PngFile, read_png_metadata
 
 QUICK = ("--steps", "1", "--checkpoint", "tiny", "--seed", "5")
 

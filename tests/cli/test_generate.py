@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from kontext_fast.pipeline.png import read_png_metadata
+from kontext_fast.pipeline.images import read_png_metadata
 
 
 def test_image_is_generated_from_text_alone(kontext: Any) -> None:

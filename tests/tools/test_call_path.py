@@ -17,6 +17,6 @@ def test_call_paths_stay_within_their_limits() -> None:
     assert len(to_a_kernel) <= MOST_TO_A_KERNEL <= 14
     assert len(of_an_edit) <= MOST_OF_AN_EDIT <= 15
     assert {"optimizations.acceleration", "engine.transformer"} <= set(to_a_kernel)
-    assert {"cli.edit", "pipeline.edit", "pipeline.sizes", "pipeline.png"} <= set(of_an_edit)
+    assert {"cli.edit", "pipeline.edit", "pipeline.sizes", "pipeline.images"} <= set(of_an_edit)
     techniques = {name.rpartition(".")[2] for name in to_a_kernel if ".techniques." in name}
     assert techniques == {"engine", "channels_last", "fused_vae"}

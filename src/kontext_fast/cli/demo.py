@@ -31,7 +31,7 @@ def command(
     from kontext_fast.datasets.shapes import held_out
     from kontext_fast.metrics.scorer import judge_benchmark
     from kontext_fast.pipeline.edit import EditRequest
-    from kontext_fast.pipeline.png import PngFile
+    from kontext_fast.pipeline.images import PngFile
     from kontext_fast.records.store import ResultStore
     from kontext_fast.report.output.publish import publish
     from kontext_fast.report.output.terminal import print_headline

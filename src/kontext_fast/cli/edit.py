@@ -46,7 +46,7 @@ def command(
 
     from kontext_fast.cli.session import Setup, open_session
     from kontext_fast.pipeline.edit import EditRequest
-    from kontext_fast.pipeline.png import PngFile
+    from kontext_fast.pipeline.images import PngFile
     from kontext_fast.pipeline.sizes import parse_size
 
     is_folder = image.is_dir()

@@ -32,7 +32,7 @@ def command(
     """Make images from a description alone."""
     from kontext_fast.cli.session import Setup, open_session
     from kontext_fast.pipeline.edit import EditRequest
-    from kontext_fast.pipeline.png import PngFile
+    from kontext_fast.pipeline.images import PngFile
     from kontext_fast.pipeline.sizes import parse_size
 
     request = EditRequest(

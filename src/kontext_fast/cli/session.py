@@ -14,8 +14,8 @@ from kontext_fast.cli.output import Bar, print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from kontext_fast.pipeline.edit import EditRequest
+    from kontext_fast.pipeline.images import PngFile
     from kontext_fast.pipeline.load import LoadedCheckpoint
-    from kontext_fast.pipeline.png import PngFile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -172,6 +172,6 @@ def content_id(image: Image, instruction: str) -> str:
 
 
 def _read(file: Path) -> Image:
-    from kontext_fast.pipeline.inputs import to_rgb
+    from kontext_fast.pipeline.images import to_rgb
 
     return to_rgb(file)

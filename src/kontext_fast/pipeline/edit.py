@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import Cancelled, InvalidInput
 from kontext_fast.pipeline.device import memory_errors
-from kontext_fast.pipeline.inputs import to_rgb
+from kontext_fast.pipeline.images import to_rgb
 from kontext_fast.pipeline.sizes import Size, SizePlan, check_requested_size, plan_size
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class EditRequest:
 
     instruction: str
     image: Any = None
-    """Anything that `inputs.to_rgb` takes, which the request holds as an upright RGB image; None for text-to-image."""
+    """Anything that `images.to_rgb` takes, which the request holds as an upright RGB image; None for text-to-image."""
     steps: int = 28
     guidance: float = 2.5
     seed: int | None = None

@@ -1,4 +1,4 @@
-"""Converts input images of any type to one upright RGB image, or raises an error that says what to give instead.
+"""Images in and out: inputs of any type become one upright RGB image, and edits become PNG files with their origin.
 
 `FluxKontextPipeline` crashes on most of these inputs and silently misreads some of them (a tensor in 0..255).
 """
@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import InvalidInput
+from kontext_fast.records.store import write_atomically
+from kontext_fast.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
 
 
 _SIXTEEN_BIT = 65535
+
+_KEYS = ("software", "version", "seed", "preset", "checkpoint", "instruction")
+"""Text chunks of a PNG file."""
 
 
 def to_rgb(image: Any) -> Image:
@@ -132,7 +139,7 @@ _ALPHA_CHANNELS = (2, 4)
 
 
 def image_from_array(array: Any) -> Image:
-    """An RGB image from a numpy array or torch tensor of one image; see `inputs.to_rgb` for what it takes."""
+    """An RGB image from a numpy array or torch tensor of one image; see `to_rgb` for what it takes."""
     values = _unit_range(_channels_last(*_to_numpy(array)))
     return scaled_image(values)
 
@@ -204,3 +211,56 @@ def _unit_range(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             "scale them, or give uint8 for 0..255."
         )
     return values
+
+
+@dataclass(frozen=True)
+class PngFile:
+    """A place for one image; raises InvalidInput on creation where `path` cannot become a PNG file."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if self.path.suffix.lower() != ".png":
+            raise InvalidInput(
+                f"{self.path} does not end in .png, and only PNG files keep the seed and preset; rename it."
+            )
+        if self.path.is_dir():
+            raise InvalidInput(f"{self.path} is a folder; give the name of a PNG file.")
+
+    def save(self, image: Image, *, seed: int, preset: str, checkpoint: str, instruction: str | None = None) -> None:
+        """Write `image` with its origin in PNG text chunks; missing folders are made, an existing file is replaced.
+
+        Raises InvalidInput where the path cannot be written.
+        """
+        from PIL.PngImagePlugin import PngInfo
+
+        metadata = PngInfo()
+        origin = {
+            "software": "kontext-fast",
+            "version": __version__,
+            "seed": str(seed),
+            "preset": preset,
+            "checkpoint": checkpoint,
+            "instruction": instruction,
+        }
+        for key, value in origin.items():
+            if value is not None:
+                metadata.add_itxt(key, value)
+        content = BytesIO()
+        image.save(content, format="PNG", pnginfo=metadata)
+        try:
+            write_atomically(self.path, content.getvalue())
+        except OSError as error:
+            raise InvalidInput(
+                f"{self.path} cannot be written ({error.strerror or error}); choose another place."
+            ) from error
+
+
+def read_png_metadata(path: str | Path) -> dict[str, str]:
+    """What `PngFile.save` wrote into the file at `path`: software, version, seed, preset, checkpoint, instruction."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.load()
+        texts = getattr(image, "text", {})
+    return {key: str(texts[key]) for key in _KEYS if key in texts}
