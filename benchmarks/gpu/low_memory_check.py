@@ -19,7 +19,7 @@ from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.errors import OutOfMemory
 from kontext_fast.optimizations.acceleration import apply_plan
-from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.presets import resolve
 from kontext_fast.pipeline.device import Machine
 from kontext_fast.pipeline.edit import EditRequest, edit
 from kontext_fast.pipeline.load import load

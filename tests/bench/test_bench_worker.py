@@ -16,7 +16,7 @@ from kontext_fast.bench.runner import SuiteProgress, run_suite
 from kontext_fast.bench.suites import read_suite
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.plan import Plan
+from kontext_fast.optimizations.presets import Plan
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import ResultStore
 from tests.bench.test_bench_runner import faulty, suite_of

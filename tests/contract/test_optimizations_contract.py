@@ -15,8 +15,7 @@ import torch
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import accelerate, current
 from kontext_fast.optimizations.base import Effect, Optimization
-from kontext_fast.optimizations.plan import resolve
-from kontext_fast.optimizations.presets import PRESETS, Preset, with_required
+from kontext_fast.optimizations.presets import PRESETS, Preset, resolve, with_required
 from kontext_fast.optimizations.registry import discover
 from kontext_fast.pipeline.device import Machine
 from tests.pipelines import render, small_pipeline

@@ -140,7 +140,7 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, t
 def test_uncompilable_transformer_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from accelerate.hooks import ModelHook, add_hook_to_module
 
-    from kontext_fast.optimizations.plan import resolve
+    from kontext_fast.optimizations.presets import resolve
 
     monkeypatch.setenv("KONTEXT_FAST_CACHE", str(tmp_path))
     able = Machine(device="cpu", memory_bytes=1, cxx="g++", cc=None, triton=False, torch="2.13.0", platform="x")

@@ -13,8 +13,15 @@ from kontext_fast.cli.session import Setup, open_session
 from kontext_fast.errors import Refused
 from kontext_fast.optimizations import DEFAULT_PRESET, acceleration
 from kontext_fast.optimizations.acceleration import accelerate
-from kontext_fast.optimizations.plan import preset_that_fits, resolve, resolve_for
-from kontext_fast.optimizations.presets import PEAK_GIB, PRESETS, TIMES_FAITHFUL, faster_presets
+from kontext_fast.optimizations.presets import (
+    PEAK_GIB,
+    PRESETS,
+    TIMES_FAITHFUL,
+    faster_presets,
+    preset_that_fits,
+    resolve,
+    resolve_for,
+)
 from kontext_fast.pipeline import load
 from kontext_fast.pipeline.device import Machine
 from kontext_fast.records.store import ResultStore

@@ -16,7 +16,7 @@ from kontext_fast.engine.dispatch import require_dtype
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError, Refused
 from kontext_fast.optimizations.acceleration import Acceleration, accelerate
 from kontext_fast.optimizations.base import Effect, Optimization
-from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.presets import resolve
 from kontext_fast.optimizations.registry import build
 from kontext_fast.optimizations.techniques.engine import Engine, save_quantized
 from kontext_fast.optimizations.techniques.step_reuse import StepReuse

@@ -14,7 +14,7 @@ from kontext_fast.engine.transformer import EngineTransformer
 from kontext_fast.engine.weights import take_weights
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate, apply_plan
-from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.presets import resolve
 from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.optimizations.techniques.offload import Offload, _inputs_on, _Resident, _units, _wait
 from kontext_fast.pipeline.device import Machine

@@ -11,8 +11,7 @@ import pytest
 
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.base import Optimization
-from kontext_fast.optimizations.plan import resolve
-from kontext_fast.optimizations.presets import PRESETS, Preset
+from kontext_fast.optimizations.presets import PRESETS, Preset, resolve
 from kontext_fast.optimizations.registry import build, discover
 from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 from kontext_fast.optimizations.techniques.compile import Compile
@@ -110,7 +109,7 @@ def test_content_hash_is_stable_and_needs_no_torch() -> None:
     code = """
 import json, sys
 from kontext_fast.pipeline.device import Machine
-from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.presets import resolve
 here = Machine(device="cpu", memory_bytes=1, cxx="g++", cc=None, triton=False, torch="2.13.0", platform="x")
 print(json.dumps([resolve("classic", here).content_hash, "torch" in sys.modules, "diffusers" in sys.modules]))
 """

@@ -11,8 +11,7 @@ import pytest
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations import base
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.plan import resolve
-from kontext_fast.optimizations.presets import Preset, find_preset
+from kontext_fast.optimizations.presets import Preset, find_preset, resolve
 from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 from kontext_fast.pipeline.device import Machine
 

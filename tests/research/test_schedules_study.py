@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kontext_fast.engine.flops import FULL_SIZE_EDIT
-from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.presets import resolve
 from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.pipeline.device import Machine
 

@@ -15,7 +15,7 @@ import pytest
 
 from kontext_fast.cli.main import run
 from kontext_fast.optimizations import presets
-from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.presets import resolve
 from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.journal import FOLDER
 from kontext_fast.verify.request import every_preset

@@ -177,7 +177,7 @@ def _measure(checkpoint: str, preset: str, device: str | None, size: tuple[int, 
     from kontext_fast.bench.peers import find_preset
     from kontext_fast.datasets.shapes import held_out
     from kontext_fast.optimizations.acceleration import apply_plan
-    from kontext_fast.optimizations.plan import resolve
+    from kontext_fast.optimizations.presets import resolve
     from kontext_fast.pipeline.device import Machine, choose_device
     from kontext_fast.pipeline.edit import EditRequest, edit
     from kontext_fast.pipeline.load import kind_of, load

@@ -34,7 +34,7 @@ from kontext_fast.bench.protocol import (
 from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 
 if TYPE_CHECKING:
-    from kontext_fast.optimizations.plan import Plan
+    from kontext_fast.optimizations.presets import Plan
 
 Send = Callable[[Message], None]
 
@@ -142,7 +142,7 @@ def _run(job: Job, send: Send) -> None:
 def _plan(job: Job, device: Any, send: Send) -> Plan | None:
     """The resolved plan, or None if this machine refuses it; either is reported to the parent."""
     from kontext_fast.bench.peers import find_preset
-    from kontext_fast.optimizations.plan import resolve
+    from kontext_fast.optimizations.presets import resolve
     from kontext_fast.pipeline.device import Machine
     from kontext_fast.pipeline.load import kind_of
 

@@ -84,7 +84,7 @@ def _why_not_random() -> str | None:
 def _why_not_hub(machine: Machine) -> str | None:
     from huggingface_hub import get_token
 
-    from kontext_fast.optimizations.plan import memory_refusal, preset_that_fits
+    from kontext_fast.optimizations.presets import memory_refusal, preset_that_fits
     from kontext_fast.pipeline.hub import cached_folder
     from kontext_fast.pipeline.random_weights import RANDOM_NEEDS_GIB
 
@@ -104,8 +104,7 @@ def _why_not_hub(machine: Machine) -> str | None:
 
 def _presets(machine: Machine) -> dict[str, str | None]:
     """Why each preset is refused here, or None where it is ready for FLUX.1-Kontext-dev."""
-    from kontext_fast.optimizations.plan import memory_refusal, resolve
-    from kontext_fast.optimizations.presets import PRESETS
+    from kontext_fast.optimizations.presets import PRESETS, memory_refusal, resolve
 
     reasons: dict[str, str | None] = {}
     for name in PRESETS:

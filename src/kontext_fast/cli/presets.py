@@ -69,7 +69,7 @@ def _as_data(optimizations: Iterable[Optimization]) -> list[dict[str, Any]]:
 
 def _refusal(preset: Preset, machine: Machine) -> str | None:
     from kontext_fast.errors import KontextError
-    from kontext_fast.optimizations.plan import resolve
+    from kontext_fast.optimizations.presets import resolve
 
     try:
         resolve(preset, machine)

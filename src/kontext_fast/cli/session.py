@@ -98,7 +98,7 @@ class Session:
 def open_session(setup: Setup) -> Iterator[Session]:
     """Load and accelerate the pipeline. Everything that can be refused is refused before anything is loaded."""
     from kontext_fast.optimizations.acceleration import apply_plan
-    from kontext_fast.optimizations.plan import resolve_for
+    from kontext_fast.optimizations.presets import resolve_for
     from kontext_fast.pipeline.device import Machine, choose_device
     from kontext_fast.pipeline.load import default_checkpoint, load
     from kontext_fast.pipeline.lora import load_lora

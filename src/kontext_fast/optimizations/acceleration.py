@@ -13,8 +13,7 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations import DEFAULT_PRESET
 from kontext_fast.optimizations.base import Facts, Optimization
 from kontext_fast.optimizations.call_tracking import CallTracker, PipelineCall, track_calls
-from kontext_fast.optimizations.plan import Plan, require_memory, resolve
-from kontext_fast.optimizations.presets import Preset, faster_presets
+from kontext_fast.optimizations.presets import Plan, Preset, faster_presets, require_memory, resolve
 from kontext_fast.pipeline.device import Machine
 from kontext_fast.pipeline.load import FULL_SIZE_BYTES
 from kontext_fast.records.schema import StepKind

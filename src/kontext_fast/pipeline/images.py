@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.store import write_atomically
 from kontext_fast.version import __version__
 
 if TYPE_CHECKING:
@@ -233,6 +232,8 @@ class PngFile:
         Raises InvalidInput where the path cannot be written.
         """
         from PIL.PngImagePlugin import PngInfo
+
+        from kontext_fast.records.store import write_atomically
 
         metadata = PngInfo()
         origin = {

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from kontext_fast.optimizations.acceleration import Acceleration, apply_plan
 from kontext_fast.optimizations.patching import set_attribute
-from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.presets import resolve
 from kontext_fast.pipeline.device import Machine, memory_errors
 from kontext_fast.pipeline.load import LoadedCheckpoint, load
 from kontext_fast.verify.arms import ArmSpec

@@ -17,8 +17,7 @@ from kontext_fast.datasets.base import Dataset, Item
 from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 from kontext_fast.metrics.base import Control, Setting
 from kontext_fast.metrics.scorer import Scorer
-from kontext_fast.optimizations.plan import Plan, resolve_for
-from kontext_fast.optimizations.presets import Preset
+from kontext_fast.optimizations.presets import Plan, Preset, resolve_for
 from kontext_fast.pipeline.device import Machine, choose_device
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import BASELINE, EMULATED, Arm, Output, ResultFile, Status, StoredItem, Verification

@@ -21,8 +21,7 @@ from kontext_fast.bench.schedule import Schedule
 from kontext_fast.bench.suites import read_suite
 from kontext_fast.errors import InvalidInput, KontextError, Refused
 from kontext_fast.optimizations import base
-from kontext_fast.optimizations.plan import Plan, resolve
-from kontext_fast.optimizations.presets import Preset
+from kontext_fast.optimizations.presets import Plan, Preset, resolve
 from kontext_fast.pipeline.device import Machine
 from kontext_fast.records.schema import Cell
 from tests.conftest import AddPlugin

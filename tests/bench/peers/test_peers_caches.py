@@ -24,7 +24,7 @@ from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import Acceleration, apply_plan
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.call_tracking import track_calls
-from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.presets import resolve
 from kontext_fast.pipeline.device import Machine
 from kontext_fast.records.schema import StepKind
 from tests import needs

@@ -12,7 +12,7 @@ from kontext_fast.analysis.rows import headline
 from kontext_fast.bench import peers
 from kontext_fast.cli.main import run
 from kontext_fast.errors import Refused
-from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.presets import resolve
 from kontext_fast.pipeline.device import Machine
 from kontext_fast.records.schema import BASELINE, Record, ResultFile
 from kontext_fast.records.store import ResultStore

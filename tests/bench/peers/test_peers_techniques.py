@@ -23,7 +23,7 @@ from kontext_fast.bench.peers.techniques.torchao_float8 import TorchaoFloat8, ca
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import Acceleration, apply_plan
 from kontext_fast.optimizations.base import Optimization
-from kontext_fast.optimizations.plan import Plan
+from kontext_fast.optimizations.presets import Plan
 from tests import needs
 from tests.contract.test_optimizations_contract import _traces
 from tests.pipelines import render, small_pipeline

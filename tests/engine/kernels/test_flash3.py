@@ -15,7 +15,7 @@ from kontext_fast.engine.attention.pytorch import CUDNN, MATH, NATIVE
 from kontext_fast.engine.dispatch import fastest_attention, refusal
 from kontext_fast.engine.ops import quantize_joint
 from kontext_fast.optimizations.base import Effect
-from kontext_fast.optimizations.plan import resolve
+from kontext_fast.optimizations.presets import resolve
 from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.pipeline.device import Machine
 from tests import needs

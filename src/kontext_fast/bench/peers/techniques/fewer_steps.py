@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Final
 from pydantic import Field
 
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.plan import Plan
+from kontext_fast.optimizations.presets import Plan
 from kontext_fast.records.schema import Cell
 
 USUAL: Final = 28
