@@ -50,3 +50,7 @@ class Cancelled(KontextError):
     """The user interrupted the work; nothing half-written is left behind."""
 
     exit_code = 130
+
+
+class Caution(UserWarning):
+    """Not an error: what must be kept in mind of a result that was made all the same. Front ends show it themselves."""

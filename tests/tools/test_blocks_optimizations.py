@@ -21,5 +21,5 @@ def test_every_optimization_is_a_row(tmp_path: Path) -> None:
     assert rows["step_reuse"][4] == "`engine`"
     # A conflict is declared on one side and holds on both; some hold in one mode only.
     assert rows["fuse_qkv"][5] == "`engine`"
-    assert rows["compile"][5] == "`engine`, `first_block_cache` (mode=whole)"
-    assert rows["first_block_cache"][5] == "`compile` (mode=whole), `engine`"
+    assert rows["compile"][5] == "`engine`, `first_block_cache` (mode=whole), `solver` (mode=whole)"
+    assert rows["first_block_cache"][5] == "`compile` (mode=whole), `engine`, `solver`"

@@ -89,6 +89,8 @@ class Bench:
         planned = workload(self._pipe, cell, cell_tasks)
         first_call_s, warmup = self._warm_up(cell_tasks[0], on_progress)
         measured = self._sample(cell_tasks, on_progress)
+        # A fitted solver runs fewer steps than a request asks for.
+        planned = planned.model_copy(update={"steps": len(measured[0].step_kinds)})
         measurement = Measurement(workload=planned, first_call_s=first_call_s, samples=(*warmup, *measured), cell=cell)
         return measurement, tuple(self._stored(task) for task in cell_tasks)
 

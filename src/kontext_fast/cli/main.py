@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from kontext_fast import cli
 from kontext_fast.cli.command_class import HELP_OPTIONS, Command, CommandGroup, Group
 from kontext_fast.discovery import modules
-from kontext_fast.errors import Cancelled, InvalidInput, KontextError, Refused
+from kontext_fast.errors import Cancelled, Caution, InvalidInput, KontextError, Refused
 from kontext_fast.validation import first_mistake
 from kontext_fast.version import __version__
 
@@ -141,6 +142,8 @@ def _without_config(arguments: list[str]) -> tuple[list[str], Path | None]:
 
 def _silence_libraries() -> None:
     """Their remarks on missing extras would hide our one sentence; settings of the user are kept."""
+    # Commands show these themselves, each once.
+    warnings.simplefilter("ignore", Caution)
     for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(variable, "error")
     # diffusers imports torchao where it is installed, which then reports every kernel that it cannot load.

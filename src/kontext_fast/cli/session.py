@@ -61,6 +61,7 @@ class Session:
             "seconds": seconds,
             "size": asdict(result.size),
             "step_kinds": list(result.step_kinds),
+            "cautions": list(result.cautions),
         }
 
     def report(self, images: list[dict[str, Any]], *, as_json: bool, **more: Any) -> None:
@@ -75,6 +76,8 @@ class Session:
             print(image["path"])
         for sentence in dict.fromkeys(image["size"]["explanation"] for image in images):
             say(sentence)
+        for caution in dict.fromkeys(caution for image in images for caution in image["cautions"]):
+            say(f"Note: {caution}")
         choice = f"checkpoint {self._loaded.facts.name}, preset {self._setup.preset}"
         if self._reason is not None:
             choice += f" (no checkpoint was named, and {self._reason})"

@@ -22,6 +22,7 @@ from kontext_fast.engine.ops import JointQKV, Linear, Ops, Rope
 from kontext_fast.engine.static_scales import StaticScales
 from kontext_fast.engine.step_reuse import Schedule, Velocities
 from kontext_fast.engine.weights import DoubleWeights, EngineWeights, SingleWeights, StreamWeights
+from kontext_fast.errors import KontextError
 
 if TYPE_CHECKING:
     from kontext_fast.records.schema import StepKind
@@ -68,10 +69,13 @@ class Prepared:
 class EngineTransformer:
     """A FLUX transformer of `ops` on `weights`. It holds no state of a request."""
 
-    def __init__(self, weights: EngineWeights, ops: Ops) -> None:
+    def __init__(self, weights: EngineWeights, ops: Ops, unquantized: EngineWeights | None = None) -> None:
+        """`unquantized`: the same weights before they were rounded, for the steps that are asked for in full precision.
+        What is not quantized is the same in both."""
         self.weights = weights
         self.ops = ops
         self._static_scales = StaticScales(weights) if ops.attention_kernel.quantized else None
+        self._unquantized = unquantized
 
     @torch.no_grad()
     def prepare(
@@ -86,8 +90,9 @@ class EngineTransformer:
     ) -> Prepared:
         """Everything that the steps of one branch share, their buffers included.
 
-        `timesteps` [steps] and `guidance` [B] are what diffusers' transformer is given, `pooled` is [B, P]; `text_ids`
-        [T, 3] and `image_ids` [N + R, 3] are positions, of which the first `image_tokens` have an output.
+        `timesteps` [steps], in the precision in which the model is given them, and `guidance` [B] are those of
+        diffusers' transformer, `pooled` is [B, P]; `text_ids` [T, 3] and `image_ids` [N + R, 3] are positions, of which
+        the first `image_tokens` have an output.
         """
         weights = self.weights
         buffers = torch.empty(
@@ -106,17 +111,23 @@ class EngineTransformer:
         return self.ops.linear(text, self.weights.embed_text)
 
     @torch.no_grad()
-    def step(self, prepared: Prepared, index: int, image: Tensor, text: Tensor) -> Tensor:
+    def step(
+        self, prepared: Prepared, index: int, image: Tensor, text: Tensor, *, full_precision: bool = False
+    ) -> Tensor:
         """[B, N, C] the transformer's output for the image tokens at timestep `index` of those prepared.
 
-        `image` is [B, N + R, C], and `text` [B, T, W] the result of `embed_text`.
+        `image` is [B, N + R, C], and `text` [B, T, W] the result of `embed_text`. `full_precision` computes it without
+        quantization. Raises KontextError where the engine has only quantized weights.
         """
+        weights = self._unquantized if full_precision and self.weights.quantized else self.weights
+        if weights is None:
+            raise KontextError("The engine holds no weights in full precision; give Engine(full_precision=...) steps.")
         vectors, text_tokens = prepared.modulations.at(index), text.shape[1]
         stream = self._embed(image, text)
         joints = (prepared.joint_of(block, index) for block in count())
-        for double, *of_streams in zip(self.weights.doubles, vectors.text, vectors.image, strict=True):
+        for double, *of_streams in zip(weights.doubles, vectors.text, vectors.image, strict=True):
             self._double(double, next(joints), prepared.rope, stream, text_tokens, of_streams)
-        for single, vector in zip(self.weights.singles, vectors.singles, strict=True):
+        for single, vector in zip(weights.singles, vectors.singles, strict=True):
             self._single(single, next(joints), prepared.rope, stream, vector)
         scale, shift = vectors.final.chunk(2, dim=-1)
         output = stream[:, text_tokens : text_tokens + prepared.image_tokens]
@@ -130,7 +141,7 @@ class EngineTransformer:
 
     def _modulations(self, timesteps: Tensor, guidance: Tensor | None, pooled: Tensor) -> Modulations:
         weights, steps, batch = self.weights, len(timesteps), len(pooled)
-        times = timesteps.to(weights.dtype).repeat_interleave(batch) * 1000
+        times = timesteps.repeat_interleave(batch) * 1000
         pooled = pooled.repeat(steps, 1)
         if guidance is None:
             embedded = weights.embed_conditions(times, pooled)
@@ -217,13 +228,15 @@ class Branch:
         prepared: Prepared,
         sigmas: Sequence[float],
         schedule: Schedule | None = None,
+        full_precision: frozenset[int] = frozenset(),
     ) -> None:
         """`sigmas`: noise level at the beginning of each step, and at the end of the last. No schedule: every step is
-        computed."""
+        computed. `full_precision`: the steps that are computed without quantization."""
         self._engine = engine
         self._prepared = prepared
         self._sigmas = sigmas
         self._schedule = schedule
+        self._full_precision = full_precision
         self._velocities = None if schedule is None else Velocities(schedule.order, corrects=schedule.corrects)
         self._text: _EmbeddedText | None = None
         self.kinds: list[StepKind] = []
@@ -249,4 +262,5 @@ class Branch:
             version = None if text.is_inference() else text._version
             self._text = _EmbeddedText(text, version, self._engine.embed_text(text))
         self.kinds.append("full")
-        return self._engine.step(self._prepared, index, image, self._text.embedded)
+        full_precision = index in self._full_precision
+        return self._engine.step(self._prepared, index, image, self._text.embedded, full_precision=full_precision)

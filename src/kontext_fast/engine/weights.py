@@ -18,7 +18,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -142,6 +142,45 @@ def take_weights(
     return weights
 
 
+def quantized_copy(weights: EngineWeights, precision: Precision, quantizer: Quantizer | None = None) -> EngineWeights:
+    """`weights`, which are not quantized, in fp8 or int8: the originals stay, and what is never quantized is shared.
+
+    `quantizer` may supply matrices that were quantized before. From now on `weights.sources` notices changes of the
+    originals that were quantized.
+    """
+    quantize_named, quantized = quantizer or partial(_quantized, ROUNDINGS[precision]), {}
+
+    def of(name: str, layer: Linear) -> Linear:
+        assert isinstance(layer.weight, Tensor)
+        quantized[name] = quantize_named(name, [layer.weight])
+        return Linear(quantized[name], layer.bias)
+
+    def of_stream(name: str, stream: StreamWeights) -> StreamWeights:
+        return replace(
+            stream,
+            qkv=of(f"{name}.qkv", stream.qkv),
+            out=of(f"{name}.out", stream.out),
+            mlp_in=of(f"{name}.mlp_in", stream.mlp_in),
+            mlp_out=of(f"{name}.mlp_out", stream.mlp_out),
+        )
+
+    def of_single(name: str, block: SingleWeights) -> SingleWeights:
+        return replace(
+            block,
+            qkv=of(f"{name}.qkv", block.qkv),
+            mlp_in=of(f"{name}.mlp_in", block.mlp_in),
+            out=of(f"{name}.out", block.out),
+        )
+
+    doubles = tuple(
+        DoubleWeights(of_stream(f"double.{i}.text", block.text), of_stream(f"double.{i}.image", block.image))
+        for i, block in enumerate(weights.doubles)
+    )
+    singles = tuple(of_single(f"single.{i}", block) for i, block in enumerate(weights.singles))
+    weights.sources.were_quantized()
+    return replace(weights, precision=precision, doubles=doubles, singles=singles, quantized=quantized)
+
+
 def _quantized(rounding: Callable[[Tensor], Quantized], _name: str, parts: Sequence[Tensor]) -> Quantized:
     # Part by part: rows have scales of their own, so this equals quantizing the whole, in less memory.
     rows = [rounding(part) for part in parts]
@@ -177,6 +216,7 @@ class _Taker:
         biases = [layer.bias for layer in layers]
         bias = None if biases[0] is None else self._sources.fuse(biases)
         weights = [layer.weight for layer in layers]
+        self._sources.dense += weights
         if self._precision == "bf16":
             return Linear(self._sources.fuse(weights), bias)
         quantized = self._quantizer(name, [weight.data.to(self._sources.device) for weight in weights])
@@ -234,6 +274,8 @@ class SourceWeights:
         self.device: torch.device = here if device is None else device
         self._parameters: dict[str, nn.Parameter] = dict(transformer.named_parameters())
         self._addresses: dict[str, int] | None = None
+        self.dense: list[nn.Parameter] = []
+        """What fp8 and int8 quantize, whether this engine does or not."""
         self._replaced: list[nn.Parameter] = []
         self._sample: Tensor | None = None
         self._host_memory: HostMemory | None = None
@@ -256,6 +298,11 @@ class SourceWeights:
             self._host_memory = self._host_memory or HostMemory()
             self._undo.callback(_move, parameter, parameter.device)
             parameter.data = self._host_memory.copy(parameter.data)
+
+    def were_quantized(self) -> None:
+        """Record that the dense parameters were quantized and stay in use where they are; call it after `snapshot`."""
+        self._replaced = list(self.dense)
+        self._sample = self._sampled()
 
     def snapshot(self) -> None:
         """Remember the parameters as they are; call it once all are taken."""

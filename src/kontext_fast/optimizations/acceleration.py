@@ -42,7 +42,7 @@ def accelerate(
     machine = Machine.detect(pipe._execution_device if device is None else device)
     plan = resolve(preset, machine)
     if _weights_bytes(pipe) >= FULL_SIZE_BYTES:
-        require_memory(plan.preset, machine)
+        require_memory(plan, machine)
     acceleration = apply_plan(plan, pipe, device)
     if not quiet:
         print(acceleration.describe())  # noqa: T201 - this is the one call whose user is a person at a prompt
@@ -77,7 +77,7 @@ class Acceleration:
         if not self.plan.optimizations:
             lines = [f"{self.plan.preset}: nothing changed"]
         for optimization in self.plan.optimizations:
-            details = {**optimization.parameters(), **self.facts[optimization.name]}
+            details = {**optimization.parameters_for_people(), **self.facts[optimization.name]}
             told = ", ".join(f"{key}={value}" for key, value in details.items() if value not in (None, [], False))
             lines.append(f"  {optimization.name} ({optimization.effect.value}): {told}")
         return "\n".join([*lines, *(f"  note: {label}" for label in self.plan.labels)])

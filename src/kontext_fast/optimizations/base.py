@@ -40,6 +40,8 @@ class Effect(StrEnum):
 class Phase(IntEnum):
     """Where in a plan an optimization is applied; plans are sorted by it."""
 
+    SCHEDULE = 5
+    """Decides which noise levels run; sees the weights as they were loaded."""
     WEIGHTS = 10
     """Rewrites or fuses weights."""
     LAYOUT = 20
@@ -108,6 +110,10 @@ class Optimization(BaseModel, ABC):
     def parameters(self) -> dict[str, Any]:
         """The parameters in use, JSON-ready; the class built from them is equal."""
         return self.model_dump(mode="json")
+
+    def parameters_for_people(self) -> dict[str, Any]:
+        """The same as a line for people has room for."""
+        return self.parameters()
 
     @classmethod
     def choices(cls) -> dict[str, tuple[str, ...]]:

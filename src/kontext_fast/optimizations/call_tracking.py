@@ -8,12 +8,15 @@ may have replaced since.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from kontext_fast.errors import Caution
 from kontext_fast.optimizations.patching import set_attribute
-from kontext_fast.pipeline.edit import STEP_KINDS, joint_kind
+from kontext_fast.pipeline.edit import CAUTIONS, STEP_KINDS, joint_kind
 from kontext_fast.records.schema import StepKind
 
 _TRACKER = "_kontext_fast_calls"
@@ -22,8 +25,17 @@ _TRACKER = "_kontext_fast_calls"
 class PipelineCall:
     """One call of the pipeline while it runs."""
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, arguments: Mapping[str, Any] | None = None) -> None:
         self.pipe = pipe
+        self.arguments = arguments or {}
+        """What the pipeline was called with, by name, defaults included."""
+        self.exact_times = False
+        """Whether the transformer is told the times of the scheduler as they are. Otherwise it is told them as the
+        pipeline does, rounded to the precision of the latents."""
+        self.place: tuple[int, int] | None = None
+        """Where a call of one step stands for one of many: which step it is, from 0, and of how many."""
+        self.cautions: list[str] = []
+        """What must be said beside the result, one sentence each."""
         self.kinds: list[StepKind] = []
         """Kind of each step that has ended: skipped where every sample skipped it."""
         self.sample_kinds: list[tuple[StepKind, ...]] = []
@@ -43,6 +55,11 @@ class PipelineCall:
     def total_steps(self) -> int:
         """Steps that this call will run; known once its first step has begun."""
         return int(self.pipe.num_timesteps)
+
+    def caution(self, sentence: str) -> None:
+        """Have `sentence` said beside the result of this call, and warn of it."""
+        self.cautions.append(sentence)
+        warnings.warn(sentence, Caution, stacklevel=2)
 
     def begin_pass(self) -> int:
         """0-based index, within its step, of the transformer call that begins now.
@@ -90,6 +107,8 @@ class CallTracker:
         """Kinds of the steps of the most recent call, as far as it got."""
         self.last_sample_kinds: tuple[tuple[StepKind, ...], ...] = ()
         """The same per sample, see `PipelineCall.sample_kinds`."""
+        self.last_cautions: tuple[str, ...] = ()
+        """Of the most recent call."""
         self.users = 0
         self._on_begin: list[Callable[[PipelineCall], None]] = []
         self._on_completed: list[Callable[[PipelineCall], None]] = []
@@ -105,9 +124,9 @@ class CallTracker:
         undo.callback(self._on_completed.remove, callback)
 
     @contextmanager
-    def open(self, pipe: Any) -> Iterator[None]:
-        """Track one call of `pipe`."""
-        outer, call = self.current, PipelineCall(pipe)
+    def open(self, pipe: Any, arguments: Mapping[str, Any] | None = None) -> Iterator[None]:
+        """Track one call of `pipe` with `arguments`, by name."""
+        outer, call = self.current, PipelineCall(pipe, arguments)
         self.current = call
         try:
             for begin in tuple(self._on_begin):
@@ -121,6 +140,7 @@ class CallTracker:
             self.current = outer
             self.last_kinds = tuple(call.kinds)
             self.last_sample_kinds = tuple(call.sample_kinds)
+            self.last_cautions = tuple(call.cautions)
             call.memory.clear()
 
 
@@ -144,10 +164,18 @@ def _release(pipe: Any, calls: CallTracker) -> None:
 
 def _tracked_class(original: type, calls: CallTracker) -> type:
     call = original.__call__
+    signature = inspect.signature(call)
 
     @functools.wraps(call)
     def bracketed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with calls.open(self):
+        try:
+            bound = signature.bind(self, *args, **kwargs)
+        except TypeError:
+            # The call itself says best what is wrong with its arguments.
+            return call(self, *args, **kwargs)
+        bound.apply_defaults()
+        _, *names = bound.arguments
+        with calls.open(self, {name: bound.arguments[name] for name in names}):
             return call(self, *args, **kwargs)
 
     def reduce_as_original(self: Any, protocol: Any) -> Any:
@@ -164,6 +192,7 @@ def _tracked_class(original: type, calls: CallTracker) -> type:
         "__reduce_ex__": reduce_as_original,
         _TRACKER: calls,
         STEP_KINDS: property(lambda _: calls.last_sample_kinds),
+        CAUTIONS: property(lambda _: calls.last_cautions),
     }
     return type(original)(original.__name__, (original,), body)
 

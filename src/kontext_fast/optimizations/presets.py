@@ -41,6 +41,10 @@ PEAK_GIB: Final[Mapping[str, int]] = {
 an edit at 1024x1024, rounded up. From results/h100/2026-11-25-card; of low_memory from results/h100/2026-11-25-checks,
 where it ran in a process that was given no more."""
 
+FP8_WEIGHTS_GIB: Final = 12
+"""What an engine that holds its weights in both precisions has beside those of `faithful`: 11.9 GB in fp8, and what
+rounding them takes for a moment."""
+
 FALLBACKS: Final = ("faithful", "baseline", "low_memory")
 """Suggested instead of a preset that does not fit: the first one that does. Only the last one is lossy."""
 
@@ -61,6 +65,23 @@ class Preset:
     """Left out where the hardware cannot run them, which a label of the plan then says."""
     source: str | None = None
     """URL where the recipe is published; None for a preset of this package."""
+
+
+def needed_gib(preset: str, optimizations: Sequence[Optimization]) -> int | None:
+    """GPU memory that `preset` needs on FLUX.1-Kontext-dev; None where nothing is known of it.
+
+    One that was not measured itself needs what the measured preset with its engine needs, and both precisions more.
+    """
+    if preset in PEAK_GIB:
+        return PEAK_GIB[preset]
+    parameters = {optimization.name: optimization.parameters() for optimization in optimizations}
+    if (engine := parameters.get("engine")) is None:
+        return None
+    if engine.get("full_precision"):
+        return PEAK_GIB["faithful"] + FP8_WEIGHTS_GIB
+    if "offload" in parameters:
+        return PEAK_GIB["low_memory"]
+    return PEAK_GIB["faithful" if engine["precision"] == "bf16" else "balanced"]
 
 
 def declare_preset(
@@ -275,25 +296,28 @@ def resolve_for(checkpoint: str, preset: str | Preset, machine: Machine) -> Plan
     """
     plan = resolve(preset, machine, architecture_only=kind_of(checkpoint).random_weights)
     if is_full_size(checkpoint):
-        require_memory(plan.preset, machine)
+        require_memory(plan, machine)
     return plan
 
 
-def require_memory(preset: str, machine: Machine) -> None:
+def require_memory(plan: Plan, machine: Machine) -> None:
     """Raise Refused where `memory_refusal` has a reason."""
-    if (reason := memory_refusal(preset, machine)) is not None:
+    if (reason := memory_refusal(plan.preset, machine, plan.optimizations)) is not None:
         raise Refused(reason)
 
 
-def memory_refusal(preset: str, machine: Machine) -> str | None:
-    """Why this machine's GPU is too small for `preset` on FLUX.1-Kontext-dev, as a sentence, or None."""
-    needed_gib, memory_gib = PEAK_GIB.get(preset), machine.memory_bytes / 2**30
-    if machine.device != "cuda" or needed_gib is None or memory_gib >= needed_gib:
+def memory_refusal(preset: str, machine: Machine, optimizations: Sequence[Optimization] = ()) -> str | None:
+    """Why this machine's GPU is too small for `preset` on FLUX.1-Kontext-dev, as a sentence, or None.
+
+    A preset that was not measured by itself is judged by its `optimizations`.
+    """
+    needed, memory_gib = needed_gib(preset, optimizations), machine.memory_bytes / 2**30
+    if machine.device != "cuda" or needed is None or memory_gib >= needed:
         return None
     smaller = preset_that_fits(machine)
     remedy = f"use --preset {smaller}" if smaller else "no preset fits, so use a larger card or the checkpoint tiny"
     return (
-        f"The preset {preset} needs {needed_gib} GiB of GPU memory for FLUX.1-Kontext-dev and this card has "
+        f"The preset {preset} needs {needed} GiB of GPU memory for FLUX.1-Kontext-dev and this card has "
         f"{memory_gib:.0f}: {remedy}."
     )
 

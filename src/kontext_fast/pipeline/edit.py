@@ -26,6 +26,9 @@ STEP_KINDS = "_kontext_fast_step_kinds"
 """Attribute of an accelerated pipeline: per step of its last call the kind of each sample of the batch, or one kind for
 all of them. A pipeline without it computes every step in full."""
 
+CAUTIONS = "_kontext_fast_cautions"
+"""Attribute of an accelerated pipeline: what must be said beside the result of its last call, one sentence each."""
+
 _MAX_TEXT_TOKENS = 512
 """The pipeline refuses more."""
 
@@ -112,7 +115,10 @@ class EditResult:
     seeds: tuple[int, ...]
     size: SizePlan
     step_kinds: tuple[StepKind, ...]
-    """Per step: skipped where every image of the request skipped it."""
+    """Per step that ran, which a fitted solver may have fewer of than the request: skipped where every image of the
+    request skipped it."""
+    cautions: tuple[str, ...] = ()
+    """What must be said beside the images, one sentence each: the pipeline is used otherwise than it was tuned for."""
 
 
 def edit(
@@ -155,10 +161,10 @@ def edit_together(
     first = requests[0]
     seeds = [request.seeds() for request in requests]
 
-    def after_step(_pipe: Any, index: int, _time: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+    def after_step(running: Any, index: int, _time: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
         if on_step is not None:
-            on_step(index + 1, first.steps)
-        _raise_if_stopped(should_stop, index + 1, first.steps)
+            on_step(index + 1, running.num_timesteps)
+        _raise_if_stopped(should_stop, index + 1, running.num_timesteps)
         return {}
 
     _raise_if_stopped(should_stop, 0, first.steps)
@@ -180,17 +186,18 @@ def edit_together(
     results, start = [], 0
     for request_seeds in seeds:
         samples = slice(start, start + len(request_seeds))
-        kinds = _step_kinds(pipe, first.steps, samples)
-        results.append(EditResult(tuple(images[samples]), request_seeds, size, kinds))
+        kinds = _step_kinds(pipe, samples)
+        results.append(EditResult(tuple(images[samples]), request_seeds, size, kinds, getattr(pipe, CAUTIONS, ())))
         start = samples.stop
     return tuple(results)
 
 
-def _step_kinds(pipe: Any, steps: int, samples: slice) -> tuple[StepKind, ...]:
-    """Of the `steps` steps of the last call, for `samples`, a part of the batch.
+def _step_kinds(pipe: Any, samples: slice) -> tuple[StepKind, ...]:
+    """Of the steps of the last call, for `samples`, a part of the batch.
 
     Raises RuntimeError if another number of steps was counted: the kinds would be those of another call.
     """
+    steps = pipe.num_timesteps
     all_full: tuple[tuple[StepKind, ...], ...] = (("full",),) * steps
     kinds: Sequence[Sequence[StepKind]] = getattr(pipe, STEP_KINDS, all_full)
     if len(kinds) != steps:

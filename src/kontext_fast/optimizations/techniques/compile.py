@@ -38,6 +38,11 @@ class Compile(Optimization):
             because="since a decision that depends on data does not fit into one whole graph; use mode=regional",
             when={"mode": "whole"},
         ),
+        Conflict(
+            "solver",
+            because="since times that change with every step do not fit into one whole graph; use mode=regional",
+            when={"mode": "whole"},
+        ),
     )
 
     mode: Literal["regional", "whole"] = "regional"

@@ -59,6 +59,9 @@ class Engine(Optimization):
     """`bf16`: the precision the pipeline was loaded in, nothing is quantized; `fp8`: e4m3 inside of the blocks, with
     one scale per token and per output channel; `int8`: the same in rotated int8, with a third of the error, for Hopper
     GPUs."""
+    full_precision: tuple[int, ...] = ()
+    """Steps that are computed in the precision the pipeline was loaded in, by number from 0, or from -1 backwards from
+    the last one; for fp8 and int8, whose engine then holds the weights of the blocks in both precisions."""
     attention: str = AUTO
     """The name of a kernel in `engine.attention`, refused where that cannot run. `auto` is the fastest one that the
     machine can run and that rounds only; a plan names which one that is."""
@@ -75,10 +78,20 @@ class Engine(Optimization):
         return name
 
     @model_validator(mode="after")
-    def _file_is_quantized(self) -> Engine:
+    def _precisions_fit(self) -> Engine:
         if self.quantized_file is not None and self.precision == "bf16":
             raise ValueError("quantized_file holds quantized weights; choose precision=fp8 or int8, or leave it out")
+        if self.full_precision and self.precision == "bf16":
+            raise ValueError("every step has full precision already; choose precision=fp8 or leave full_precision out")
         return self
+
+    def parameters(self) -> dict[str, Any]:
+        """`full_precision` only where there is any."""
+        return self.model_dump(mode="json", exclude=None if self.full_precision else {"full_precision"})
+
+    def full_precision_steps(self, total: int) -> frozenset[int]:
+        """The steps, of `total`, that are computed in full precision."""
+        return frozenset(step + total if step < 0 else step for step in self.full_precision if -total <= step < total)
 
     @property
     def effect(self) -> Effect:  # type: ignore[override]
@@ -123,7 +136,12 @@ class Engine(Optimization):
         """The kernels of a step."""
         device = pipe._execution_device
         ops = make_ops(device.type, self.precision, self.attention)
-        return ops.precompile_calls(pipe.transformer, device, quantize=self.precision != "bf16")
+        precisions = {self.precision != "bf16", self.precision != "bf16" and not self.full_precision}
+        return [
+            call
+            for quantize in precisions
+            for call in ops.precompile_calls(pipe.transformer, device, quantize=quantize)
+        ]
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Replace `forward` on the instance `pipe.transformer` while a request runs.
@@ -133,7 +151,7 @@ class Engine(Optimization):
         """
         from kontext_fast.engine.quantized_file import QuantizedFile
         from kontext_fast.engine.transformer import EngineTransformer
-        from kontext_fast.engine.weights import take_weights
+        from kontext_fast.engine.weights import quantized_copy, take_weights
 
         transformer = pipe.transformer
         _require_untouched(transformer)
@@ -142,10 +160,17 @@ class Engine(Optimization):
         require_dtype(device, transformer.dtype)
         ops = make_ops(device, self.precision, self.attention)
         stored = None if self.quantized_file is None else QuantizedFile(self.quantized_file, self.precision)
-        weights = take_weights(transformer, self.precision, undo, device=place, quantizer=stored)
+        unquantized = take_weights(transformer, "bf16", undo, device=place) if self.full_precision else None
+        if unquantized is None:
+            weights = take_weights(transformer, self.precision, undo, device=place, quantizer=stored)
+        else:
+            weights = quantized_copy(unquantized, self.precision, stored)
         if stored is not None:
             stored.require_made_from(weights)
-        _install(transformer, EngineTransformer(weights, ops), track_calls(pipe, undo), undo)
+        calls = track_calls(pipe, undo)
+        forward = EngineForward(transformer, EngineTransformer(weights, ops, unquantized), calls)
+        forward.full_precision_steps = self.full_precision_steps
+        _install(transformer, forward, calls, undo)
         return {
             "kernel": ops.kernel,
             "attention_kernel": ops.attention_kernel.name,
@@ -202,6 +227,8 @@ class EngineForward:
         self.engine = engine
         self._owner = weakref.ref(transformer)
         self._calls = calls
+        self.full_precision_steps: Callable[[int], frozenset[int]] = lambda _: frozenset()
+        """Which steps, of a number of them, are computed in full precision."""
         self._schedule: ScheduleOf | None = None
 
     def follow(self, schedule: ScheduleOf, undo: ExitStack) -> None:
@@ -270,9 +297,10 @@ class EngineForward:
         scheduled = call.pipe.scheduler.timesteps
         # Rounded as the pipeline rounds them, so that they are the same numbers.
         timesteps = scheduled.to(hidden.device, hidden.dtype) / 1000
+        exact = scheduled.to(hidden.device) / 1000
         image_ids, text_ids = (ids[0] if ids.ndim == 3 else ids for ids in (img_ids, txt_ids))
         prepared = self.engine.prepare(
-            timesteps=timesteps,
+            timesteps=exact if call.exact_times else timesteps,
             guidance=guidance,
             pooled=pooled,
             text_ids=text_ids,
@@ -283,11 +311,18 @@ class EngineForward:
         sigmas = [*(scheduled.float() / 1000).tolist(), 0.0]
         schedule = None if self._schedule is None else self._schedule(call.pipe.scheduler, sigmas)
         return _RunningBranch(
-            branch=Branch(self.engine, prepared, sigmas, schedule),
+            branch=Branch(self.engine, prepared, sigmas, schedule, self._full_precision(call, len(scheduled))),
             batch=len(hidden),
             inputs=(pooled, guidance, img_ids, txt_ids),
             timesteps=timesteps,
         )
+
+    def _full_precision(self, call: PipelineCall, steps: int) -> frozenset[int]:
+        """The steps of this call that are computed in full precision."""
+        if call.place is None:
+            return self.full_precision_steps(steps)
+        step, of = call.place
+        return frozenset(range(steps)) if step in self.full_precision_steps(of) else frozenset()
 
 
 def engine_of(transformer: Any) -> EngineForward | None:
@@ -304,9 +339,8 @@ def require_engine(transformer: Any, name: str) -> EngineForward:
     return engine
 
 
-def _install(transformer: Any, engine: EngineTransformer, calls: CallTracker, undo: ExitStack) -> None:
-    """Make `engine` the forward of `transformer` while one of `requests` runs, until `undo` is closed."""
-    forward = EngineForward(transformer, engine, calls)
+def _install(transformer: Any, forward: EngineForward, calls: CallTracker, undo: ExitStack) -> None:
+    """Make `forward` that of `transformer` while one of `calls` runs, until `undo` is closed."""
     bound = MethodType(forward, transformer)
 
     def restore() -> None:

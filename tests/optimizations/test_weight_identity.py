@@ -1,0 +1,57 @@
+"""Whose weights they are, by a few rows: the same in every precision, another for every change that matters."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from kontext_fast.optimizations.weight_identity import identity_of
+from tests.pipelines import small_pipeline
+
+
+@pytest.fixture(scope="module")
+def transformer() -> Any:
+    return small_pipeline().transformer
+
+
+def test_it_does_not_depend_on_the_precision(transformer: Any) -> None:
+    identity = identity_of(transformer)
+    assert identity == identity_of(transformer)
+    # The checkpoint is stored in bfloat16.
+    assert identity == identity_of(copy.deepcopy(transformer).to(torch.bfloat16))
+
+
+def test_a_merged_lora_changes_the_matrices_alone(transformer: Any) -> None:
+    before = identity_of(transformer)
+    for name in ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.proj_out", "x_embedder"):
+        merged = copy.deepcopy(transformer)
+        weight = merged.get_submodule(name).weight.data
+        weight += 0.05 * torch.randn(len(weight), 2) @ torch.randn(2, weight.shape[1])
+        after = identity_of(merged)
+        assert after.matrices != before.matrices
+        assert not before.differs(after)
+
+
+def test_another_model_changes_the_vectors(transformer: Any) -> None:
+    before = identity_of(transformer)
+    trained, larger = copy.deepcopy(transformer), small_pipeline(double=2).transformer
+    trained.proj_out.bias.data += 0.01
+    assert before.differs(identity_of(trained))
+    assert before.differs(identity_of(larger))
+
+
+def test_large_matrices_are_sampled_and_not_read(transformer: Any) -> None:
+    class Large(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList(torch.nn.Linear(2048, 8192, device="meta") for _ in range(40))
+            self.to_empty(device="cpu")
+
+    large = Large()
+    start = time.perf_counter()
+    identity_of(large)
+    assert time.perf_counter() - start < 0.5
