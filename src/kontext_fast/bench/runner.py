@@ -21,6 +21,7 @@ from kontext_fast.bench.suites import NATIVE, Suite, Tier
 from kontext_fast.errors import Cancelled, InvalidInput, Refused
 from kontext_fast.pipeline.load import kind_of
 from kontext_fast.pipeline.sizes import parse_size
+from kontext_fast.records.lock import locked_folder
 from kontext_fast.records.names import machine_identity
 from kontext_fast.records.schema import Record, ResultFile
 from kontext_fast.records.store import ResultStore
@@ -64,49 +65,52 @@ def run_suite(
     result; a preset that this machine refuses is recorded once. `resume` continues the records in `out`, if there are
     any. With `budget_s`, a block that is not expected to end in time is not started, and the cells that were not
     reached are recorded as not measured. The first block is always run. Raises InvalidInput for an unknown preset, an
-    unusable checkpoint or a folder whose records cannot be continued; Refused if the checkpoint cannot run on this
-    machine at all; Cancelled on Ctrl-C, after finished runs were stored.
+    unusable checkpoint, a folder that another process writes into, or one whose records cannot be continued; Refused if
+    the checkpoint cannot run on this machine at all; Cancelled on Ctrl-C, after finished runs were stored.
     """
     schedule = Schedule(suite)
-    recorder = RunRecorder.open(ResultStore(out), suite, command, resume=resume)
-    caches = CompileCaches(out)
-    tracker = _ProgressTracker(schedule.blocks, on_progress or (lambda _: None))
-    ends_at = None if budget_s is None else time.monotonic() + budget_s
-    machine: str | None = None
-    while (run := schedule.next_run(recorder.records, machine)) is not None:
-        remaining = schedule.remaining(recorder.records, machine)
-        begins = _begins_block(run, recorder.records)
-        if ends_at is not None and begins and not tracker.fits(run, remaining, ends_at):
-            reason = f"The budget of {(budget_s or 0) / 60:g} minutes did not reach it; continue with --resume."
-            recorder.add_not_measured(not_measured_cells(schedule, suite, recorder.records), reason)
-            break
-        job = Job(
-            checkpoint=checkpoint,
-            preset=run.configuration.preset,
-            suite=suite,
-            cells=run.tier.cells,
-            device=device,
-            # Random weights produce noise, which takes much space and is of no use.
-            keep_images=run.round == 0 and not kind_of(checkpoint).random_weights,
-            folder=str(out.absolute()),
-        )
-        created_at = now()
-        tracker.begin(run, remaining)
-        result = run_worker(
-            worker_command,
-            job,
-            variables=caches.variables(run.configuration),
-            deadline_s=suite.deadline_s,
-            on_progress=tracker.report,
-        )
-        tracker.end()
-        _raise_if_aborted(result)
-        record = recorder.add(run, schedule, created_at, result)
-        machine = machine_identity(record.environment) or machine
-        if result.cause == "interrupt":
-            raise Cancelled(f"The benchmark was interrupted; the finished runs are in {out}; continue with --resume.")
-    caches.remove()
-    return recorder.result()
+    with locked_folder(out, command):
+        recorder = RunRecorder.open(ResultStore(out), suite, command, resume=resume)
+        caches = CompileCaches(out)
+        tracker = _ProgressTracker(schedule.blocks, on_progress or (lambda _: None))
+        ends_at = None if budget_s is None else time.monotonic() + budget_s
+        machine: str | None = None
+        while (run := schedule.next_run(recorder.records, machine)) is not None:
+            remaining = schedule.remaining(recorder.records, machine)
+            begins = _begins_block(run, recorder.records)
+            if ends_at is not None and begins and not tracker.fits(run, remaining, ends_at):
+                reason = f"The budget of {(budget_s or 0) / 60:g} minutes did not reach it; continue with --resume."
+                recorder.add_not_measured(not_measured_cells(schedule, suite, recorder.records), reason)
+                break
+            job = Job(
+                checkpoint=checkpoint,
+                preset=run.configuration.preset,
+                suite=suite,
+                cells=run.tier.cells,
+                device=device,
+                # Random weights produce noise, which takes much space and is of no use.
+                keep_images=run.round == 0 and not kind_of(checkpoint).random_weights,
+                folder=str(out.absolute()),
+            )
+            created_at = now()
+            tracker.begin(run, remaining)
+            result = run_worker(
+                worker_command,
+                job,
+                variables=caches.variables(run.configuration),
+                deadline_s=suite.deadline_s,
+                on_progress=tracker.report,
+            )
+            tracker.end()
+            _raise_if_aborted(result)
+            record = recorder.add(run, schedule, created_at, result)
+            machine = machine_identity(record.environment) or machine
+            if result.cause == "interrupt":
+                raise Cancelled(
+                    f"The benchmark was interrupted; the finished runs are in {out}; continue with --resume."
+                )
+        caches.remove()
+        return recorder.result()
 
 
 def _begins_block(run: Run, records: Sequence[Record]) -> bool:

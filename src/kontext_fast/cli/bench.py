@@ -108,6 +108,7 @@ def command(
     from kontext_fast.bench.suites import read_suite
     from kontext_fast.metrics.scorer import judge_benchmark
     from kontext_fast.pipeline.load import find_source
+    from kontext_fast.records.lock import locked_folder
     from kontext_fast.records.schema import BASELINE
     from kontext_fast.records.store import ResultStore
 
@@ -134,7 +135,8 @@ def command(
     if roofline:
         from kontext_fast.cli.roofline_table import run_rooflines
 
-        run_rooflines(chosen, folder, checkpoint=checkpoint, device=device, as_json=json)
+        with locked_folder(folder, "kontext bench --roofline"):
+            run_rooflines(chosen, folder, checkpoint=checkpoint, device=device, as_json=json)
         return
     # The folder, the device and the budget do not change what is measured.
     choices = {
@@ -151,13 +153,14 @@ def command(
         "peers": peers,
         "no-control": not control,
     }
-    with progress_bar() as bar:
+    line = command_line("bench", choices)
+    with progress_bar() as bar, locked_folder(folder, line):
         result = run_suite(
             chosen,
             folder,
             checkpoint=checkpoint,
             device=device,
-            command=command_line("bench", choices),
+            command=line,
             resume=resume,
             budget_s=None if budget is None else 60 * budget,
             on_progress=suite_display(bar),

@@ -32,6 +32,7 @@ def command(
     from kontext_fast.metrics.scorer import judge_benchmark
     from kontext_fast.pipeline.edit import EditRequest
     from kontext_fast.pipeline.images import PngFile
+    from kontext_fast.records.lock import locked_folder
     from kontext_fast.records.store import ResultStore
     from kontext_fast.report.output.publish import publish
     from kontext_fast.report.output.terminal import print_headline
@@ -39,7 +40,7 @@ def command(
     folder = result_folder(out, "demo")
     # Two rounds are enough for intervals, and the whole job stays within five minutes on two cores.
     suite = read_suite("quick").resolve("tiny").override(control=False, rounds=2)
-    with progress_bar() as bar:
+    with progress_bar() as bar, locked_folder(folder, "kontext demo"):
         run_suite(suite, folder, device="cpu", command="kontext demo", on_progress=suite_display(bar))
         bar.begin("judging the outputs")
         judge_benchmark(ResultStore(folder))

@@ -34,16 +34,20 @@ def print_json(result: object) -> None:
 def result_folder(out: Path | None, command: str, *, resume: bool = False) -> Path:
     """`out`, or a new name of the form kontext-COMMAND-TIME.
 
-    Raises InvalidInput if the folder holds anything, but for `resume`, which needs an `out`.
+    Raises InvalidInput if the folder holds anything, but for `resume`, which needs an `out`, and if another process
+    writes into it.
     """
+    from kontext_fast.records.lock import LOCK_NAMES, check_unlocked
+
     if resume and out is None:
         raise InvalidInput("--resume needs the folder to continue in; add --out.")
     folder = out or Path(f"kontext-{command}-{datetime.now():%Y%m%d-%H%M%S}")
-    if resume:
-        return folder
     if folder.exists() and not folder.is_dir():
         raise InvalidInput(f"{folder} is a file; give --out a new or empty folder.")
-    if folder.is_dir() and any(folder.iterdir()):
+    check_unlocked(folder)
+    if resume:
+        return folder
+    if folder.is_dir() and any(file.name not in LOCK_NAMES for file in folder.iterdir()):
         raise InvalidInput(f"{folder} is not empty; give --out a new or empty folder.")
     return folder
 

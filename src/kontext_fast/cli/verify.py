@@ -84,6 +84,7 @@ def command(
     from rich.console import Console
 
     from kontext_fast.pipeline.load import default_checkpoint
+    from kontext_fast.records.lock import locked_folder
     from kontext_fast.report.output.quality_page import write_quality_page
     from kontext_fast.report.output.terminal import print_verdicts, verdicts_as_data
     from kontext_fast.verify.analysis import analyze
@@ -125,8 +126,8 @@ def command(
         "dataset": None if dataset is None else dataset.name,
         "weights": None if weights is None else weights.name,
     }
-    with progress_bar() as bar:
-        command = command_line("verify", choices)
+    command = command_line("verify", choices)
+    with progress_bar() as bar, locked_folder(folder, command):
         result = verify(request, folder, resume=resume, command=command, on_progress=_display(bar))
         bar.begin("writing the page")
         page = write_quality_page(folder)

@@ -21,6 +21,7 @@ from kontext_fast.datasets.shapes import held_out
 from kontext_fast.errors import InvalidInput
 from kontext_fast.metrics.base import Case, Metric, NotMeasured, Role, Setting, discover
 from kontext_fast.metrics.shapes_judge import ShapesJudge
+from kontext_fast.records.lock import locked_folder
 from kontext_fast.records.schema import MetricFacts, Record, Score
 from kontext_fast.records.store import ResultStore
 
@@ -130,16 +131,17 @@ class Scorer:
 def judge_benchmark(store: ResultStore) -> None:
     """Append the answers of the judge of the shapes world to the records of checkpoints that have learned it.
 
-    Raises InvalidInput where a stored image or an item is missing.
+    Raises InvalidInput where a stored image or an item is missing, and where another process writes into the folder.
     """
-    result = store.load()
-    items = {item.id: item for item in held_out(len(result.items), result.seed)}
-    judges = [metric for metric in discover().values() if issubclass(metric, ShapesJudge)]
-    scorer = Scorer(Setting(has_judge=True), items.values(), judges)
-    judged = [record for record in result.records if record.checkpoint and record.checkpoint.has_judge]
-    outputs = {record.run_id: list(_measured_outputs(record, items, store)) for record in judged}
-    for run_id, scores in scorer.score({run_id: group for run_id, group in outputs.items() if group}):
-        store.add_scores(run_id, scores)
+    with locked_folder(store.folder, "judge"):
+        result = store.load()
+        items = {item.id: item for item in held_out(len(result.items), result.seed)}
+        judges = [metric for metric in discover().values() if issubclass(metric, ShapesJudge)]
+        scorer = Scorer(Setting(has_judge=True), items.values(), judges)
+        judged = [record for record in result.records if record.checkpoint and record.checkpoint.has_judge]
+        outputs = {record.run_id: list(_measured_outputs(record, items, store)) for record in judged}
+        for run_id, scores in scorer.score({run_id: group for run_id, group in outputs.items() if group}):
+            store.add_scores(run_id, scores)
 
 
 def _measured_outputs(record: Record, items: Mapping[str, Item], store: ResultStore) -> Iterator[StoredOutput]:

@@ -19,6 +19,7 @@ from kontext_fast.metrics.base import Control, Setting
 from kontext_fast.metrics.scorer import Scorer
 from kontext_fast.optimizations.presets import Plan, Preset, resolve_for
 from kontext_fast.pipeline.device import Machine, choose_device
+from kontext_fast.records.lock import locked_folder
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import BASELINE, EMULATED, Arm, Output, ResultFile, Status, StoredItem, Verification
 from kontext_fast.records.store import ResultStore
@@ -53,21 +54,23 @@ def verify(
     """Verify presets and store records, images and scores in the folder `out`; the verdicts are computed from them.
 
     With `resume`, what an earlier call in `out` made is kept. A preset that this machine refuses is a record, too.
-    Raises InvalidInput, Refused or OutOfMemory where nothing can be verified, and Cancelled on Ctrl-C.
+    Raises InvalidInput, Refused or OutOfMemory where nothing can be verified, also while another process writes into
+    `out`, and Cancelled on Ctrl-C.
     """
     store = ResultStore(out)
-    if not resume and store.records_file.exists():
-        raise InvalidInput("The folder already has records; choose another one, or add --resume.")
-    try:
-        run = _Run(request, store, resume=resume, command=command, on_progress=on_progress or (lambda _: None))
-        run.generate_outputs()
-        run.degrade_outputs()
-        run.score_outputs()
-    except KeyboardInterrupt:
-        raise Cancelled(
-            f"The verification was interrupted; go on with the same command and --resume --out {out}."
-        ) from None
-    return store.load()
+    with locked_folder(out, command):
+        if not resume and store.records_file.exists():
+            raise InvalidInput("The folder already has records; choose another one, or add --resume.")
+        try:
+            run = _Run(request, store, resume=resume, command=command, on_progress=on_progress or (lambda _: None))
+            run.generate_outputs()
+            run.degrade_outputs()
+            run.score_outputs()
+        except KeyboardInterrupt:
+            raise Cancelled(
+                f"The verification was interrupted; go on with the same command and --resume --out {out}."
+            ) from None
+        return store.load()
 
 
 class _Run:
