@@ -124,6 +124,42 @@ def test_missing_and_damaged_weights_are_refused(folder: Path) -> None:
     assert "no weights for its transformer" in refused(folder)
 
 
+NONSENSE = (
+    {"base_image_seq_len": 4096},
+    {"base_shift": "half", "max_shift": 1.0},
+    {"max_shift": 1e9},
+    {"use_dynamic_shifting": False, "shift": 0.0},
+    {"use_dynamic_shifting": False, "shift": -1.0},
+    {"num_train_timesteps": 0},
+    {"num_train_timesteps": "many"},
+    {"time_shift_type": "sideways"},
+    {"use_karras_sigmas": True, "use_exponential_sigmas": True},
+    {"invert_sigmas": True},
+    {"shift_terminal": 1.0},
+    {"_class_name": "DDPMScheduler"},
+    {"_class_name": "NoSuchScheduler"},
+)
+
+
+@pytest.mark.parametrize("values", NONSENSE, ids=str)
+def test_nonsensical_scheduler_is_refused_by_name(folder: Path, values: dict[str, Any]) -> None:
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    if "_class_name" in values:
+        index = folder / "model_index.json"
+        index.write_text(
+            json.dumps({**json.loads(index.read_text()), "scheduler": ["diffusers", values["_class_name"]]})
+        )
+    with pytest.raises(CheckpointUnavailable, match=f"{folder}"):
+        load(str(folder), device="cpu")
+
+
+def test_static_shift_of_the_scheduler_is_accepted(folder: Path) -> None:
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "use_dynamic_shifting": False, "shift": 3.0}))
+    assert image_of(load(str(folder), device="cpu").pipe)
+
+
 @pytest.mark.parametrize("word", ["", "huge", "./nowhere", "/no/such/folder", "a/b/c"])
 def test_unknown_checkpoint_lists_the_choices(word: str) -> None:
     sentence = refused(word)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,10 +97,47 @@ def load_folder(
             pipe = FluxKontextPipeline.from_pretrained(
                 folder, **parts, dtype=dtype, use_safetensors=True, local_files_only=True
             )
+        check_scheduler(pipe.scheduler, shown)
         if not target.in_host_memory:
             pipe.to(target.device)
     files = weight_files(folder / "transformer") if transformer is None else [transformer.path]
     return loaded_checkpoint(pipe, name=name, kind=kind, weights_sha256=weights_sha256(files), dtype=dtype)
+
+
+_TOKENS_TRIED = (64, 4096, 16384)
+_STEPS_TRIED = (1, 2, 28)
+
+
+def check_scheduler(scheduler: Any, name: str) -> None:
+    """Raise CheckpointUnavailable unless the scheduler of checkpoint `name` gives noise levels that fall from at most 1
+    to 0, for few and many steps and tokens, as the pipeline asks for them.
+    """
+    import numpy as np
+    from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift, retrieve_timesteps
+
+    shift_of = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    try:
+        # Its steps are set again for every edit, but not on the pipeline's own one here.
+        copy = type(scheduler).from_config(scheduler.config)
+        known = {name.replace("image_seq", "seq"): copy.config[name] for name in shift_of if name in copy.config}
+        for tokens, steps in product(_TOKENS_TRIED, _STEPS_TRIED):
+            sigmas = np.linspace(1.0, 1 / steps, steps)
+            with np.errstate(all="ignore"):
+                retrieve_timesteps(copy, steps, "cpu", sigmas=sigmas, mu=calculate_shift(tokens, **known))
+            levels = np.asarray(copy.sigmas, np.float64)
+            falls = len(levels) == steps + 1 and levels[0] <= 1 and levels[-1] == 0 and (np.diff(levels) < 0).all()
+            if not falls:
+                raise ValueError(f"its noise levels do not fall from 1 to 0 in {steps} steps")
+    # A library may raise anything for values that mean nothing.
+    except Exception as error:
+        raise CheckpointUnavailable(
+            f"The scheduler of {name} cannot be used ({_reason(error)}); download its configuration again, or use tiny."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def _load_tiny(_: str, target: Target) -> LoadedCheckpoint:
@@ -148,12 +186,20 @@ def _loading_errors(name: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     # Raised by diffusers, transformers and torch for missing, damaged and mismatched files.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         if is_out_of_host_memory(error):
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointUnavailable(
-            f"{name} could not be loaded ({reason[:200]}); download it again, or use tiny."
+            f"{name} could not be loaded ({_reason(error)}); download it again, or use tiny."
         ) from error
 
 
