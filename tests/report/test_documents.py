@@ -11,7 +11,6 @@ from kontext_fast.cli.main import run
 from kontext_fast.cost.prices import load_prices
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import ResultStore
-from kontext_fast.report.text.markup import escape_latex, escape_markdown
 from tests import needs
 from tests.cost.gpu_records import gpu_result, gpu_run
 from tests.records.builder import full, record, result, timed
@@ -152,11 +151,6 @@ def test_business_case_needs_a_faster_preset(tmp_path: Path) -> None:
 def test_report_command_refuses_price_of_another_card(h200: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["report", str(h200), "--price", "lambda-h100-pcie"]) == 2
     assert "choose a price of the card that was measured" in capsys.readouterr().err
-
-
-def test_escapes_keep_words_literal() -> None:
-    assert escape_markdown("a|b *c* <d> [e](f)\n# g") == r"a\|b \*c\* \<d\> \[e\](f) \# g"
-    assert escape_latex("50 % of {a_b} & $1") == r"50 \% of \{a\_b\} \& \$1"
 
 
 def test_business_case_compares_with_apis(h200: Path) -> None:

@@ -15,6 +15,7 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.records import names
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import GroupReport, Report
+from kontext_fast.report.text.markup import Markdown, link
 from kontext_fast.report.verification import VerificationReport
 from tools.docs import blocks
 from tools.docs.result_tree import Published
@@ -45,11 +46,11 @@ class DocContext:
         """The comparison to lead with among those that a GPU ran; times of a CPU are never the headline."""
         return next((group for group in self.groups if ran_on_gpu(group.group)), None)
 
-    def stored(self, pattern: str) -> Iterator[tuple[str, Any]]:
+    def stored(self, pattern: str) -> Iterator[tuple[Markdown, Any]]:
         """Of every JSON file below the folder of results whose name matches: a link to it, and what is in it."""
         for file in sorted(self.published.folder.glob(f"**/{pattern}")):
             place = file.relative_to(self.published.folder.parent).as_posix()
-            yield f"[{place}]({self.to_root}{place})", json.loads(file.read_text(encoding="utf-8"))
+            yield link(place, f"{self.to_root}{place}"), json.loads(file.read_text(encoding="utf-8"))
 
     def link(self, path: Path) -> str:
         """To a chart, which was drawn at `visualizations/<folder>/<file>`."""
@@ -60,7 +61,7 @@ def ran_on_gpu(group: Group) -> bool:
     return any(names.ran_on_gpu(run.record.environment) for run in group.runs)
 
 
-Render = Callable[[DocContext], str]
+Render = Callable[[DocContext], Markdown]
 
 
 @cache
@@ -72,7 +73,7 @@ def discover_blocks() -> Mapping[str, Render]:
     return {name: module.render for name, module in modules_with(blocks, "render").items()}
 
 
-def block(name: str, context: DocContext) -> str:
+def block(name: str, context: DocContext) -> Markdown:
     """One passage. Raises InvalidInput for a name that no module has."""
     known = discover_blocks()
     if name not in known:

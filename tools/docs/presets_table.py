@@ -15,13 +15,14 @@ from kontext_fast.optimizations.base import Effect, Optimization
 from kontext_fast.optimizations.presets import PRESETS, Preset
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import BASELINE, EMULATED, Record, ResultFile
+from kontext_fast.report.text.markup import Markdown, bullets, code_span, paragraphs, table
 from kontext_fast.report.text.quality import level_name
 from kontext_fast.report.verification import VerificationReport
 from kontext_fast.verify.analysis import PresetAnalysis
 
 SHOWN = ("faithful", "balanced", "fast", "turbo", "classic")
 """Presets that are a choice of several techniques, and what was measured besides after them."""
-ON_YOUR_WEIGHTS = (
+ON_YOUR_WEIGHTS = Markdown(
     "`tiny` is a small model of a synthetic world of shapes; what a preset costs is a property of the weights. "
     "On your weights: run `kontext verify`."
 )
@@ -29,7 +30,7 @@ CHANGED = "not measured: its parameters have changed since"
 _STRENGTH = (Effect.EXACT, Effect.NUMERIC, Effect.LOSSY)
 
 
-def presets_table(verification: VerificationReport | None, benchmark: Sequence[AnalyzedGroup]) -> str:
+def presets_table(verification: VerificationReport | None, benchmark: Sequence[AnalyzedGroup]) -> Markdown:
     """The table as Markdown, with where its numbers come from and the reasons of verdicts below it.
 
     `benchmark` is empty where no speed was measured.
@@ -41,18 +42,20 @@ def presets_table(verification: VerificationReport | None, benchmark: Sequence[A
     names = [*SHOWN, *(name for name in (*verdicts, *rows) if name in PRESETS and name not in (*SHOWN, BASELINE))]
     checkpoints = [record.checkpoint.name for record in verified.records if record.checkpoint] if verified else []
     card = (group.machine if group else None) or "the reference card"
-    lines = [
-        f"| preset | what it does | effect | verdict on `{next(iter(checkpoints), 'tiny')}` | speed on {card} |",
-        "|---|---|---|---|---|",
-    ]
-    for name in dict.fromkeys(names):
-        preset = PRESETS[name]
-        verdict = _verdict(preset, verdicts.get(name), verified)
-        speed = _speed(preset, rows.get(name), group)
-        lines.append(f"| `{name}` | {preset.summary} | {_effect(preset.optimizations)} | {verdict} | {speed} |")
-    lines += ["", ON_YOUR_WEIGHTS, ""]
-    lines += [f"- {fact}" for fact in (*_of_verdicts(verification), *_of_speed(group, rows))]
-    return "\n".join(lines).rstrip() + "\n"
+    verdict_on = Markdown("verdict on {}").format(code_span(next(iter(checkpoints), "tiny")))
+    header = ("preset", "what it does", "effect", verdict_on, f"speed on {card}")
+    cells = (
+        (
+            code_span(name),
+            PRESETS[name].summary,
+            _effect(PRESETS[name].optimizations),
+            _verdict(PRESETS[name], verdicts.get(name), verified),
+            _speed(PRESETS[name], rows.get(name), group),
+        )
+        for name in dict.fromkeys(names)
+    )
+    facts = [*_of_verdicts(verification), *_of_speed(group, rows)]
+    return paragraphs([table(header, cells), ON_YOUR_WEIGHTS, bullets(facts)])
 
 
 def _effect(optimizations: Sequence[Optimization]) -> str:
@@ -66,7 +69,7 @@ def _verdict(preset: Preset, judged: PresetAnalysis | None, verified: ResultFile
     if not _is_current(preset, record):
         return CHANGED
     emulated = " (fp8 emulated: same rounding, no speed)" if EMULATED in record.labels else ""
-    return f"**{level_name(judged.verdict.level)}**{emulated}"
+    return Markdown("**{}**{}").format(level_name(judged.verdict.level), emulated)
 
 
 def _speed(preset: Preset, row: Row | None, group: AnalyzedGroup | None) -> str:
@@ -76,7 +79,7 @@ def _speed(preset: Preset, row: Row | None, group: AnalyzedGroup | None) -> str:
     if not all(_is_current(preset, record) for record in runs):
         return CHANGED
     if row.time is None:
-        return f"{row.status}: {_in_a_cell(row.reason or '')}"
+        return f"{row.status}: {row.reason or ''}"
     if row.factor is None:
         return f"{fmt.NOT_MEASURED}: {row.factor_note}"
     spread = fmt.factor_range(row.factor)
@@ -114,18 +117,18 @@ def _of_verdicts(report: VerificationReport | None) -> Iterator[str]:
         return
     records, analysis = report.result.records, report.analysis
     verification = analysis.verification
-    yield (
+    where = (
         f"Verdicts: {fmt.count(len(report.result.items), 'item')} of {verification.dataset}, "
         f"{fmt.count(len(verification.seeds), 'seed')} each, {verification.steps} steps, on "
-        f"{machine_name(records[0].environment) or 'an unnamed machine'}, {fmt.date(records[0].created_at)}, margins "
-        f"sha256 `{verification.margins_sha256[:12]}`."
+        f"{machine_name(records[0].environment) or 'an unnamed machine'}, {fmt.date(records[0].created_at)}"
     )
+    yield Markdown("{}, margins sha256 {}.").format(where, code_span(verification.margins_sha256[:12]))
     if analysis.insensitive:
         yield f"Insensitive there, so that no verdict rests on them: {', '.join(sorted(analysis.insensitive))}."
     for preset in analysis.presets:
         record = next(record for record in records if record.arm and record.arm.name == preset.preset)
         if preset.preset in PRESETS and _is_current(PRESETS[preset.preset], record):
-            yield f"`{preset.preset}`: {preset.verdict.reason}"
+            yield Markdown("{}: {}").format(code_span(preset.preset), preset.verdict.reason)
 
 
 def _of_speed(group: AnalyzedGroup | None, rows: dict[str, Row]) -> Iterator[str]:
@@ -133,15 +136,12 @@ def _of_speed(group: AnalyzedGroup | None, rows: dict[str, Row]) -> Iterator[str
         yield f"Speed: {fmt.NOT_MEASURED}."
         return
     workload = group.workload
-    yield (
-        f"Speed: baseline's time over the preset's, 95 % interval over rounds; edits of "
-        f"{workload.width}x{workload.height} by `{group.checkpoint.name}`, {workload.steps} steps, batch "
-        f"{workload.batch}, on {group.machine or 'an unnamed machine'}, "
-        f"{fmt.date_range(run.record.created_at for run in group.runs)}."
+    where = (
+        f"{workload.steps} steps, batch {workload.batch}, on {group.machine or 'an unnamed machine'}, "
+        f"{fmt.date_range(run.record.created_at for run in group.runs)}"
     )
+    yield Markdown(
+        "Speed: baseline's time over the preset's, 95 % interval over rounds; edits of {}x{} by {}, {}."
+    ).format(workload.width, workload.height, code_span(group.checkpoint.name), where)
     labels = dict.fromkeys(label for name, row in rows.items() if name in PRESETS for label in row.labels)
     yield from (f"{label[0].upper()}{label[1:]}." for label in labels if label != EMULATED)
-
-
-def _in_a_cell(text: str) -> str:
-    return " ".join(text.replace("|", "/").split())

@@ -9,19 +9,18 @@ from kontext_fast.analysis.rows import Row
 from kontext_fast.records.names import parse_ablation
 from kontext_fast.report.model import GroupReport, Report
 from kontext_fast.report.text import costs
-from kontext_fast.report.text.markup import bullets, paragraphs, table
-from kontext_fast.report.text.markup import escape_markdown as escape
+from kontext_fast.report.text.markup import Markdown, bullets, code_span, paragraphs, table
 from kontext_fast.report.text.phrases import of_other_plans, provenance
 from tools.docs.doc_context import NOTHING, DocContext
 
 HEADER = ("preset", "time per call", "as fast as baseline", "steps", "quality", "peak memory", "saved a month", "n")
 
 
-def render(context: DocContext) -> str:
+def render(context: DocContext) -> Markdown:
     """Finding, table, footnotes, failures and what the numbers hold for."""
     group, report = context.headline, context.report
     if group is None or report is None:
-        return NOTHING
+        return paragraphs([NOTHING])
     # The parts of a preset have a chart of their own.
     rows = [row for row in group.rows if parse_ablation(row.preset) is None]
     measured = [row for row in rows if row.time is not None]
@@ -29,15 +28,14 @@ def render(context: DocContext) -> str:
     failed = [row for row in rows if row.time is None]
     return paragraphs(
         [
-            f"**{escape(group.finding)}**",
+            Markdown("**{}**").format(group.finding),
             table(HEADER, (_cells(row, group, labels) for row in measured)),
-            bullets(f"<sup>{number}</sup> {escape(label)}" for number, label in enumerate(labels, 1)),
+            bullets(Markdown("<sup>{}</sup> {}").format(number, label) for number, label in enumerate(labels, 1)),
             _failures(failed),
             _not_counted(measured, group),
-            f"{escape(group.title)}: {escape(provenance([group.group]))}. Ranges in brackets are 95 % intervals "
-            "over n processes.",
-            escape(group.caution) if group.caution else None,
-            escape(group.checks[0]) if group.checks else None,
+            f"{group.title}: {provenance([group.group])}. Ranges in brackets are 95 % intervals over n processes.",
+            group.caution,
+            group.checks[0] if group.checks else None,
             _money(group, report),
         ]
     )
@@ -46,9 +44,9 @@ def render(context: DocContext) -> str:
 def _cells(row: Row, group: GroupReport, labels: Sequence[str]) -> tuple[str, ...]:
     assert row.time is not None
     numbers = ", ".join(str(labels.index(label) + 1) for label in row.labels)
-    saved = costs.saved(group.cost, row.preset)
+    name, saved = code_span(row.preset), costs.saved(group.cost, row.preset)
     return (
-        f"`{row.preset}`" + (f" <sup>{numbers}</sup>" if numbers else ""),
+        Markdown("{} <sup>{}</sup>").format(name, numbers) if numbers else name,
         fmt.seconds_with_interval(row.time.mean),
         fmt.factor_with_interval(row.factor) if row.factor else row.factor_note or "",
         fmt.computed_steps(row.computed_steps) if row.computed_steps else fmt.NOT_MEASURED,
@@ -59,25 +57,24 @@ def _cells(row: Row, group: GroupReport, labels: Sequence[str]) -> tuple[str, ..
     )
 
 
-def _failures(rows: Sequence[Row]) -> str | None:
+def _failures(rows: Sequence[Row]) -> Markdown | None:
     if not rows:
         return None
-    return paragraphs(
-        ["Not timed:", bullets(f"`{row.preset}`: {row.status}. {escape(row.reason or '')}" for row in rows)]
-    )
+    reasons = (Markdown("{}: {}. {}").format(code_span(row.preset), row.status, row.reason or "") for row in rows)
+    return paragraphs(["Not timed:", bullets(reasons)])
 
 
-def _not_counted(rows: Sequence[Row], group: GroupReport) -> str | None:
+def _not_counted(rows: Sequence[Row], group: GroupReport) -> Markdown | None:
     """Runs of presets that have a time which are not part of it, such as a run that hung before another one ended."""
     ended = [
-        f"`{row.preset}`: {fmt.count(n, 'further run')}, {status}. {escape(reason)}"
+        Markdown("{}: {}, {}. {}").format(code_span(row.preset), fmt.count(n, "further run"), status, reason)
         for row in rows
         for (status, reason), n in row.failures_alike.items()
     ]
-    sentences = [*ended, *map(escape, of_other_plans(group.group))]
+    sentences = [*ended, *of_other_plans(group.group)]
     return paragraphs(["Not part of the times above:", bullets(sentences)]) if sentences else None
 
 
 def _money(group: GroupReport, report: Report) -> str:
-    source = f" ({escape(group.cost.price.source)})" if group.cost.price else ""
-    return f"Money: {escape(costs.terms(group.cost, report.question))}{source}."
+    source = f" ({group.cost.price.source})" if group.cost.price else ""
+    return f"Money: {costs.terms(group.cost, report.question)}{source}."

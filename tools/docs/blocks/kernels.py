@@ -6,21 +6,20 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from kontext_fast.report.text.markup import bullets, paragraphs, table
+from kontext_fast.report.text.markup import Markdown, bullets, code_span, paragraphs, table
 from tools.docs.doc_context import DocContext
 
 FILE = "kernel_timing.json"
 HEADER = ("step", "attention", "matrix products", "element by element", "all kernels", "launches")
 
 
-def render(context: DocContext) -> str:
+def render(context: DocContext) -> Markdown:
     """A table for each file below the folder of results; each stage is timed alone, so gaps between them are not in."""
-    return (
-        paragraphs(_of_report(*stored) for stored in context.stored(FILE)) or "The kernels were not timed on a GPU yet."
-    )
+    reports = [_of_report(*stored) for stored in context.stored(FILE)]
+    return paragraphs(reports or ["The kernels were not timed on a GPU yet."])
 
 
-def _of_report(link: str, report: dict[str, Any]) -> str:
+def _of_report(link: Markdown, report: dict[str, Any]) -> Markdown:
     steps: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for timing in report["timings"]:
         # Earlier reports have a step without the tokens of the reference, too, which no preset runs.
@@ -39,10 +38,12 @@ def _of_report(link: str, report: dict[str, Any]) -> str:
             table(HEADER, (tuple(_cells(name, timings)) for name, timings in steps.items())),
             bullets(
                 [
-                    f"{report['gpu']}, torch {report['torch']}, Triton {report['triton']}: {link}, with "
-                    "every kernel by itself.",
-                    f"{passed}. Largest error relative to eager PyTorch in the same dtype: `{worst['operation']}`, "
-                    f"{_excess(worst):.2f}x.",
+                    Markdown("{}, torch {}, Triton {}: {}, with every kernel by itself.").format(
+                        report["gpu"], report["torch"], report["triton"], link
+                    ),
+                    Markdown("{}. Largest error relative to eager PyTorch in the same dtype: {}, {}.").format(
+                        passed, code_span(worst["operation"]), f"{_excess(worst):.2f}x"
+                    ),
                 ]
             ),
         ]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from kontext_fast.report.text.markup import bullets, paragraphs, table
+from kontext_fast.report.text.markup import Markdown, bullets, code_span, paragraphs, table
 from tools.docs.doc_context import DocContext
 
 HEADER = ("", "time", "allocated at most", "reserved at most", "in use on the GPU afterwards")
 
 
-def render(context: DocContext) -> str:
+def render(context: DocContext) -> Markdown:
     """A table for each file below the folder of results."""
-    return paragraphs(_of_report(*stored) for stored in context.stored("low_memory.json")) or "Not run on a GPU yet."
+    reports = [_of_report(*stored) for stored in context.stored("low_memory.json")]
+    return paragraphs(reports or ["Not run on a GPU yet."])
 
 
-def _of_report(link: str, report: dict[str, Any]) -> str:
+def _of_report(link: Markdown, report: dict[str, Any]) -> Markdown:
     stages = {name: stage for name, stage in report.items() if isinstance(stage, dict)}
     rows = (
         (
@@ -27,5 +28,7 @@ def _of_report(link: str, report: dict[str, Any]) -> str:
         )
         for name, stage in stages.items()
     )
-    cap = f"`{report['preset']}` under a cap of {report['cap_gib']:g} GiB on {report['gpu']}: {link}."
+    cap = Markdown("{} under a cap of {} GiB on {}: {}.").format(
+        code_span(report["preset"]), f"{report['cap_gib']:g}", report["gpu"], link
+    )
     return paragraphs([table(HEADER, rows), bullets([cap])])

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from kontext_fast.optimizations.base import Effect, Optimization
 from kontext_fast.optimizations.registry import conflicts_by_name, discover
-from kontext_fast.report.text.markup import table
+from kontext_fast.report.text.markup import Markdown, code_span, joined, table
 from tools.docs.doc_context import DocContext
 
 HEADER = ("optimization", "what it does", "effect", "parameters", "needs", "not with")
 
 
-def render(context: DocContext) -> str:
+def render(context: DocContext) -> Markdown:
     """One row each, from the classes themselves."""
     conflicts = conflicts_by_name()
     against = {
-        name: sorted(f"`{other.other}`{other.conflict.condition}" for other in conflicts[name]) for name in conflicts
+        name: sorted(
+            Markdown("{}{}").format(code_span(other.other), Markdown(other.conflict.condition))
+            for other in conflicts[name]
+        )
+        for name in conflicts
     }
     return table(HEADER, (_cells(optimization(), against[name]) for name, optimization in discover().items()))
 
 
-def _cells(optimization: Optimization, against: list[str]) -> tuple[str, ...]:
+def _cells(optimization: Optimization, against: list[Markdown]) -> tuple[str, ...]:
     return (
-        f"`{optimization.name}`",
+        code_span(optimization.name),
         optimization.summary,
         "; ".join(
             [
@@ -29,9 +33,9 @@ def _cells(optimization: Optimization, against: list[str]) -> tuple[str, ...]:
                 *(f"{effect} in {', '.join(choices)}" for effect, choices in _other_effects(optimization).items()),
             ]
         ),
-        ", ".join(f"`{name}={_written(value)}`" for name, value in optimization.parameters().items()),
-        ", ".join(f"`{name}`" for name in sorted(optimization.requires)),
-        ", ".join(against),
+        joined(code_span(f"{name}={_written(value)}") for name, value in optimization.parameters().items()),
+        joined(map(code_span, sorted(optimization.requires))),
+        joined(against),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kontext_fast.analysis import format as fmt
-from kontext_fast.report.text.markup import bullets, paragraphs, table
+from kontext_fast.report.text.markup import Markdown, bullets, code_span, paragraphs, table
 from tools.docs.doc_context import DocContext
 
 HEADER = ("", "first velocity, from bfloat16", "final latents", "first velocity, from float32", "final latents")
@@ -14,12 +14,13 @@ _TRUTHS = ("against diffusers, bfloat16", "against diffusers, float32")
 _STAGES = ("first step", "final latents")
 
 
-def render(context: DocContext) -> str:
+def render(context: DocContext) -> Markdown:
     """A table for each file below the folder of results: relative errors, as means over items."""
-    return paragraphs(_of_report(*stored) for stored in context.stored("precision*.json")) or "Not measured yet."
+    reports = [_of_report(*stored) for stored in context.stored("precision*.json")]
+    return paragraphs(reports or ["Not measured yet."])
 
 
-def _of_report(link: str, report: dict[str, Any]) -> str:
+def _of_report(link: Markdown, report: dict[str, Any]) -> Markdown:
     width, height = report["size"]
     size, steps = f"{width}x{height}", fmt.count(report["steps"], "step")
     edits = fmt.count(report["items"], "edit")
@@ -28,14 +29,18 @@ def _of_report(link: str, report: dict[str, Any]) -> str:
         [
             table(HEADER, (tuple(_cells(name, errors)) for name, errors in report["errors"].items())),
             bullets(
-                [f"`{report['checkpoint']}` on {device}, {edits} of {size}, {steps}, torch {report['torch']}: {link}."]
+                [
+                    Markdown("{} on {}, {} of {}, {}, torch {}: {}.").format(
+                        code_span(report["checkpoint"]), device, edits, size, steps, report["torch"], link
+                    )
+                ]
             ),
         ]
     )
 
 
 def _cells(name: str, errors: dict[str, dict[str, float]]) -> Iterator[str]:
-    yield name if name.startswith("diffusers") else f"`{name}`"
+    yield name if name.startswith("diffusers") else code_span(name)
     for truth in _TRUTHS:
         for stage in _STAGES:
             error = errors[truth][stage]

@@ -6,8 +6,7 @@ from kontext_fast.analysis.groups import by_machine
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.environment import environment_facts
-from kontext_fast.report.text.markup import bullets, paragraphs
-from kontext_fast.report.text.markup import escape_markdown as escape
+from kontext_fast.report.text.markup import Markdown, bullets, code_span, joined, link, paragraphs
 from kontext_fast.report.text.phrases import provenance
 from tools.docs.doc_context import DocContext
 
@@ -20,15 +19,15 @@ _BUNDLED_SINCE = {
 SHOWN = ("packages.torch", "packages.diffusers", "packages.transformers", "packages.triton", "gpu.driver", "cuda")
 
 
-def render(context: DocContext) -> str:
+def render(context: DocContext) -> Markdown:
     """One line per machine and checkpoint, then the software, the commands and the folders of the records."""
     published = context.published
     results = [result for _, result in published.verifications]
     if published.speed is not None:
         results.insert(0, published.speed)
     if not results:
-        return "There are no records yet."
-    measured = [escape(provenance(groups)) for groups in by_machine(group.group for group in context.groups)]
+        return paragraphs(["There are no records yet."])
+    measured = [provenance(groups) for groups in by_machine(group.group for group in context.groups)]
     measured += [_verification(result) for _, result in published.verifications]
     records = [record for result in results for record in result.records]
     facts = [fact for fact in environment_facts(records) if fact.name in SHOWN]
@@ -37,10 +36,12 @@ def render(context: DocContext) -> str:
     return paragraphs(
         [
             bullets(measured),
-            "Software: " + ", ".join(f"{fact.name.rpartition('.')[2]} {escape(fact.value)}" for fact in facts) + ".",
+            "Software: " + ", ".join(f"{fact.name.rpartition('.')[2]} {fact.value}" for fact in facts) + ".",
             "Measured with, and to be measured again with:",
-            bullets(f"`{_as_bundled(command)}`" for command in commands),
-            "The records are in " + ", ".join(f"[{folder}]({context.to_root}{folder})" for folder in folders) + ".",
+            bullets(code_span(_as_bundled(command)) for command in commands),
+            Markdown("The records are in {}.").format(
+                joined(link(folder, f"{context.to_root}{folder}") for folder in folders)
+            ),
         ]
     )
 

@@ -6,19 +6,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from kontext_fast.records.schema import upgraded_kind
-from kontext_fast.report.text.markup import bullets, paragraphs, table
+from kontext_fast.report.text.markup import Markdown, bullets, code_span, paragraphs, table
 from tools.docs.doc_context import DocContext
 
 HEADER = ("preset", "step", "while profiled", "floor", "products", "attention", "element by element", "idle")
 _CATEGORIES = ("linear", "attention", "element-wise")
 
 
-def render(context: DocContext) -> str:
+def render(context: DocContext) -> Markdown:
     """A table for each file below the folder of results."""
-    return paragraphs(_of_report(*stored) for stored in context.stored("roofline.json")) or "Not measured on a GPU yet."
+    reports = [_of_report(*stored) for stored in context.stored("roofline.json")]
+    return paragraphs(reports or ["Not measured on a GPU yet."])
 
 
-def _of_report(link: str, report: dict[str, Any]) -> str:
+def _of_report(link: Markdown, report: dict[str, Any]) -> Markdown:
     rooflines = report["rooflines"]
     first, best = rooflines[0], rooflines[0]["ceilings"]
     tokens = first["tokens"]
@@ -30,9 +31,10 @@ def _of_report(link: str, report: dict[str, Any]) -> str:
             ),
             bullets(
                 [
-                    f"`{report['checkpoint']}` on {first['device']}; tokens: {tokens['text']} of text, "
-                    f"{tokens['image']} of the image, {tokens['reference']} of the reference. Every kernel by itself: "
-                    f"{link}.",
+                    Markdown(
+                        "{} on {}; tokens: {text} of text, {image} of the image, {reference} of the reference. "
+                        "Every kernel by itself: {link}."
+                    ).format(code_span(report["checkpoint"]), first["device"], **tokens, link=link),
                     "In brackets: the share of the best rate measured in the same process. For the first preset that "
                     f"was {best['linear_flop'] / 1e12:.0f} TFLOP/s in products, {best['attention_flop'] / 1e12:.0f} in "
                     f"attention, and {best['copy_bytes'] / 1e12:.2f} TB/s in copies.",
@@ -46,7 +48,7 @@ def _cells(preset: str, step: dict[str, Any]) -> Iterator[str]:
     taken_s = dict.fromkeys(_CATEGORIES, 0.0)
     for kernel in step["kernels"]:
         taken_s[kernel["category"]] += kernel["seconds"]
-    yield from (f"`{preset}`", f"{upgraded_kind(step['kind'])} ({step['step']})")
+    yield from (code_span(preset), f"{upgraded_kind(step['kind'])} ({step['step']})")
     yield _milliseconds(sum(taken_s.values()) + step["idle_s"])
     yield _milliseconds(sum(step["floors_s"].values()))
     for category in _CATEGORIES:

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from kontext_fast.report.text.markup import bullets, paragraphs, table
+from kontext_fast.report.text.markup import Markdown, bullets, code_span, paragraphs, table
 from tools.docs.doc_context import DocContext
 
 HEADER = ("", "encode", "error", "decode", "error")
 
 
-def render(context: DocContext) -> str:
+def render(context: DocContext) -> Markdown:
     """A table for each file below the folder of results; errors are relative to float32."""
-    return paragraphs(_of_report(*stored) for stored in context.stored("vae.json")) or "Not measured on a GPU yet."
+    reports = [_of_report(*stored) for stored in context.stored("vae.json")]
+    return paragraphs(reports or ["Not measured on a GPU yet."])
 
 
-def _of_report(link: str, report: dict[str, Any]) -> str:
+def _of_report(link: Markdown, report: dict[str, Any]) -> Markdown:
     rows = (
         (
-            name if name == "as it is" else f"`{name}`",
+            name if name == "as it is" else code_span(name),
             *(cell for stage in ("encode", "decode") for cell in _cells(measured[stage])),
         )
         for name, measured in report["variants"].items()
     )
     size = report["size"]
-    where = f"One image of {size}x{size} in bfloat16 on {report['gpu']}; errors are relative to float32: {link}."
+    where = Markdown("One image of {0}x{0} in bfloat16 on {1}; errors are relative to float32: {2}.").format(
+        size, report["gpu"], link
+    )
     return paragraphs([table(HEADER, rows), bullets([where])])
 
 

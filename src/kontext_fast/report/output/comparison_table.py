@@ -10,7 +10,7 @@ from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.comparison import REGRESSIONS, Change, Comparison
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.environment import environment_facts
-from kontext_fast.report.text.markup import bullets, paragraphs, table
+from kontext_fast.report.text.markup import Markdown, bullets, paragraphs, table
 from kontext_fast.stats.intervals import Estimate
 
 _HEADER = ("workload", "preset", "A", "B", "change in time", "95 % interval", "found with 80 % power", "outcome")
@@ -56,11 +56,11 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _cells(change: Change) -> list[str]:
+def _cells(change: Change) -> list[object]:
     ratio = change.ratio
     star = "*" if change.relative else ""
     interval = ratio.interval if ratio else None
-    cells = [
+    return [
         change.workload,
         change.preset,
         _time(change.before),
@@ -68,9 +68,8 @@ def _cells(change: Change) -> list[str]:
         f"{_percent(ratio.value)}{star}" if ratio else "",
         f"{_percent(interval[0])} to {_percent(interval[1])}" if interval else "none",
         "" if change.detectable is None else f"{100 * change.detectable:.1f} %",
-        f"**{change.outcome}**" if change.outcome in REGRESSIONS else change.outcome,
+        Markdown("**{}**").format(change.outcome) if change.outcome in REGRESSIONS else change.outcome,
     ]
-    return [cell.replace("|", "/") for cell in cells]
 
 
 def _time(estimate: Estimate | None) -> str:
