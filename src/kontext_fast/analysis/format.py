@@ -28,12 +28,9 @@ def seconds(value: float | None) -> str:
 
 def seconds_range(estimate: Estimate) -> str | None:
     """The interval as `1.10 to 1.16 s`, None where there is none; cut at 0, since no time is below it."""
-    if estimate.interval is None:
-        return None
     unit, scale = ("ms", 1000) if abs(estimate.value) < 0.1 else ("s", 1)
     decimals = _decimals_of(estimate, scale)
-    low, high = (_fixed(max(0.0, bound) * scale, decimals) for bound in estimate.interval)
-    return f"{low} to {high} {unit}"
+    return _range(estimate, lambda bound: _fixed(max(0.0, bound) * scale, decimals), f" {unit}")
 
 
 def seconds_estimate(estimate: Estimate) -> str:
@@ -54,10 +51,7 @@ def factor(estimate: Estimate) -> str:
 
 def factor_range(estimate: Estimate) -> str | None:
     """`1.55x to 1.70x`, None where there is no interval."""
-    if estimate.interval is None:
-        return None
-    low, high = (f"{_fixed(bound, _factor_decimals(estimate))}x" for bound in estimate.interval)
-    return f"{low} to {high}"
+    return _range(estimate, lambda bound: f"{_fixed(bound, _factor_decimals(estimate))}x")
 
 
 def factor_with_interval(estimate: Estimate) -> str:
@@ -80,10 +74,7 @@ def percent(fraction: float) -> str:
 
 
 def percent_range(estimate: Estimate) -> str | None:
-    if estimate.interval is None:
-        return None
-    low, high = (f"{100 * bound:.0f}" for bound in estimate.interval)
-    return f"{low} to {high} %"
+    return _range(estimate, lambda bound: f"{100 * bound:.0f}", " %")
 
 
 def points(difference: float) -> str:
@@ -92,10 +83,7 @@ def points(difference: float) -> str:
 
 
 def points_range(estimate: Estimate) -> str | None:
-    if estimate.interval is None:
-        return None
-    low, high = (f"{100 * bound:+.1f}" for bound in estimate.interval)
-    return f"{low} to {high} points"
+    return _range(estimate, lambda bound: f"{100 * bound:+.1f}", " points")
 
 
 def gib(value: int | None) -> str:
@@ -189,10 +177,7 @@ def usd_rate(usd_per_hour: float) -> str:
 
 def usd_range(estimate: Estimate) -> str | None:
     """`$781 to $870`, None where there is no interval."""
-    if estimate.interval is None:
-        return None
-    low, high = estimate.interval
-    return f"{usd(low)} to {usd(high)}"
+    return _range(estimate, usd)
 
 
 def usd_with_interval(estimate: Estimate) -> str:
@@ -208,7 +193,7 @@ def usd_range_short(estimate: Estimate) -> str | None:
     if usd(low) == usd(high):
         return ""
     if low < 0:
-        return f"{usd(low)} to {usd(high)}"
+        return usd_range(estimate)
     return "-".join(usd(end).removeprefix("$") for end in (low, high))
 
 
@@ -250,6 +235,11 @@ def _counted(count: float) -> str:
 
 def _with_interval(value: str, interval: str | None) -> str:
     return f"{value} ({interval or NO_INTERVAL})"
+
+
+def _range(estimate: Estimate, bound: Callable[[float], str], unit: str = "") -> str | None:
+    """The interval with both ends as `bound` writes them, None where there is none."""
+    return None if estimate.interval is None else f"{' to '.join(map(bound, estimate.interval))}{unit}"
 
 
 def _fixed(value: float, decimals: int) -> str:
