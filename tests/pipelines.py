@@ -50,9 +50,10 @@ def render(
     seeds: tuple[int, ...] = (1,),
     steps: int = 4,
     negative: str | None = None,
+    photo: int = 0,
     on_step: Callable[[int], None] | None = None,
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """[B, SIDE, SIDE, 3] in 0..1, one image per prompt; a negative prompt switches true CFG on."""
+    """[B, SIDE, SIDE, 3] in 0..1, one image per prompt, of `picture(photo)`; a negative prompt switches true CFG on."""
 
     def step_end(_pipe: Any, step: int, _time: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
         if on_step is not None:
@@ -60,7 +61,7 @@ def render(
         return {}
 
     result = pipe(
-        image=picture(),
+        image=picture(photo),
         prompt=list(prompts),
         negative_prompt=None if negative is None else [negative] * len(prompts),
         true_cfg_scale=1.0 if negative is None else 2.0,

@@ -58,7 +58,7 @@ def test_replaced_scheduler_is_tracked(pipe: Any) -> None:
         requests = track_calls(pipe, undo)
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
         render(pipe, steps=3)
-        assert requests.last_kinds == ("full",) * 3
+        assert requests.last.kinds == ("full",) * 3
         assert "step" not in vars(pipe.scheduler)
 
 
@@ -73,12 +73,12 @@ def test_nested_call_is_tracked_apart(pipe: Any) -> None:
                 pipe.scheduler = type(scheduler).from_config(scheduler.config)
                 render(pipe, steps=1)
                 pipe.scheduler = scheduler
-                inner.append(requests.last_kinds)
+                inner.append(requests.last.kinds)
                 assert requests.current is outer
 
         render(pipe, steps=3, on_step=nest)
         assert inner == [("full",)]
-        assert requests.last_kinds == ("full",) * 3
+        assert requests.last.kinds == ("full",) * 3
 
 
 def test_step_is_skipped_if_all_its_passes_are() -> None:

@@ -165,7 +165,7 @@ def test_inputs_are_made_on_the_chosen_device(pipe: Any) -> None:
     from kontext_fast.optimizations.call_tracking import track_calls
 
     with ExitStack() as undo:
-        track_calls(pipe, undo)
-        _run_on(pipe, resolve("low_memory", Machine.detect("cpu")), "meta", undo)
+        calls = track_calls(pipe, undo)
+        _run_on(pipe, resolve("low_memory", Machine.detect("cpu")), "meta", calls, undo)
         assert pipe._execution_device == torch.device("meta")
     assert pipe._execution_device == torch.device("cpu")

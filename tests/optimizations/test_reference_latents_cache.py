@@ -57,6 +57,15 @@ def test_least_recently_used_image_is_dropped(pipe: Any) -> None:
         assert acceleration.facts["reference_latents_cache"] == {"hits": 2, "misses": 4}
 
 
+def test_hit_on_the_newest_image_of_several(pipe: Any) -> None:
+    first, second = torch.rand(2, 1, 3, 32, 32)
+    with accelerate(pipe, [ReferenceLatentsCache()], quiet=True) as acceleration:
+        expected = [encode(pipe, image) for image in (first, second)]
+        assert torch.equal(encode(pipe, second), expected[1])
+        assert torch.equal(encode(pipe, first), expected[0])
+        assert acceleration.facts["reference_latents_cache"] == {"hits": 2, "misses": 2}
+
+
 def test_writing_to_a_result_leaves_the_cache_intact(pipe: Any) -> None:
     image = torch.rand(1, 3, 32, 32)
     expected = encode(pipe, image)

@@ -139,12 +139,15 @@ def test_levels_that_someone_else_chooses_are_refused(shared: Any) -> None:
         latents_of(shared, sigmas=[1.0, 0.5], num_inference_steps=2)
 
 
-def test_a_scheduler_put_in_afterwards_is_refused() -> None:
+def test_a_scheduler_put_in_afterwards_runs_the_rule_too() -> None:
     pipe = small_pipeline()
-    with accelerate(pipe, [FittedSolver(fitted=RULE)], quiet=True):
-        ours = pipe.scheduler
-        pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(ours.config)
-        with pytest.raises(InvalidInput, match="scheduler was replaced"):
+    with accelerate(pipe, [FittedSolver(fitted=RULE)], quiet=True) as acceleration:
+        expected = latents_of(pipe)
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
+        assert torch.equal(latents_of(pipe), expected)
+        assert acceleration.last_step_kinds() == ["full"] * 4
+        pipe.scheduler = UniPCMultistepScheduler()
+        with pytest.raises(InvalidInput, match="plain FlowMatchEulerDiscreteScheduler"):
             latents_of(pipe)
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from threading import RLock
 from types import TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations import DEFAULT_PRESET
 from kontext_fast.optimizations.base import Facts, Optimization
-from kontext_fast.optimizations.call_tracking import CallTracker, PipelineCall, track_calls
+from kontext_fast.optimizations.call_tracking import CallTracker, track_calls
+from kontext_fast.optimizations.patching import Originals, set_attribute
 from kontext_fast.optimizations.presets import Plan, Preset, faster_presets, require_memory, resolve
 from kontext_fast.pipeline.device import Machine
+from kontext_fast.pipeline.folder import MODELS
 from kontext_fast.pipeline.load import FULL_SIZE_BYTES
 from kontext_fast.records.schema import StepKind
-
-_MARK = "_kontext_fast_acceleration"
 
 
 def accelerate(
@@ -52,24 +55,34 @@ def accelerate(
 
 
 def current(pipe: Any) -> Acceleration | None:
-    """The acceleration that `pipe` runs under, or None."""
-    acceleration = vars(type(pipe)).get(_MARK)
-    return acceleration if isinstance(acceleration, Acceleration) else None
+    """The acceleration that `pipe` runs under, or None. A shallow copy of an accelerated pipeline has its own."""
+    shared = vars(type(pipe)).get(_SHARED)
+    return shared.acceleration(pipe) if isinstance(shared, _SharedPlan) and shared.calls.in_use else None
 
 
 class Acceleration:
-    """A plan applied to one pipeline. A context manager that reverts on exit."""
+    """A plan applied to one pipeline. A context manager that reverts on exit.
 
-    def __init__(self, plan: Plan, facts: dict[str, Facts], calls: CallTracker, undo: ExitStack) -> None:
-        self.plan = plan
-        self.facts = facts
+    It keeps neither the pipeline nor its weights in memory.
+    """
+
+    def __init__(self, shared: _SharedPlan, pipe: Any) -> None:
+        self.plan = shared.plan
+        self.facts = shared.facts
         """Facts of each technique, by name, as of the most recent call."""
-        self._calls = calls
-        self._undo = undo
+        self._last = shared.calls.last
+        self._shared = weakref.ref(shared)
+        self._pipe = weakref.ref(pipe)
 
     def revert(self) -> None:
-        """Restore the original pipeline, bit-identical; does nothing the second time."""
-        self._undo.close()
+        """Restore the original pipeline, bit-identical; does nothing the second time.
+
+        Where other pipelines are accelerated on the same modules, those remain so until the last one is reverted.
+        Raises InvalidInput while a call runs.
+        """
+        shared, pipe = self._shared(), self._pipe()
+        if shared is not None and pipe is not None:
+            shared.leave(pipe)
 
     def describe(self) -> str:
         """One line per technique: name, effect, parameters and facts."""
@@ -84,7 +97,7 @@ class Acceleration:
 
     def last_step_kinds(self) -> list[StepKind]:
         """Kinds of the steps of the most recent call, in order, as far as it got; empty before the first."""
-        return list(self._calls.last_kinds)
+        return list(self._last.kinds)
 
     def __enter__(self) -> Acceleration:
         return self
@@ -95,6 +108,69 @@ class Acceleration:
         self.revert()
 
 
+class _SharedPlan:
+    """A plan applied to models, for all pipelines that have them. It lives on the transformer, and is freed with it."""
+
+    def __init__(self, plan: Plan, facts: dict[str, Facts], calls: CallTracker, pipe: Any) -> None:
+        self.plan = plan
+        self.facts = facts
+        self.calls = calls
+        self.undo = ExitStack()
+        self._device = pipe._execution_device
+        self._models = {name: getattr(pipe, name) for name in MODELS}
+        self._accelerated: WeakSet[Any] = WeakSet()
+        self._accelerations: WeakKeyDictionary[Any, Acceleration] = WeakKeyDictionary()
+
+    def acceleration(self, pipe: Any) -> Acceleration:
+        """The one handle of `pipe`."""
+        if pipe not in self._accelerations:
+            self._accelerations[pipe] = Acceleration(self, pipe)
+        return self._accelerations[pipe]
+
+    def join(self, plan: Plan, pipe: Any, device: Any) -> Acceleration:
+        """Accelerate `pipe`, which has the transformer that this plan was applied to."""
+        import torch
+
+        if pipe in self._accelerated:
+            raise InvalidInput(
+                f"This pipeline is accelerated already ({self.plan.preset}); call revert() on that one first."
+            )
+        other = device is not None and torch.empty(0, device=device).device != self._device
+        if other or plan.content_hash != self.plan.content_hash:
+            raise InvalidInput(
+                f"The transformer of this pipeline is accelerated already, by another pipeline ({self.plan.preset} on "
+                f"{self._device}); choose the same, or call revert() on that one first."
+            )
+        self.require_models(pipe)
+        self.calls.attach(pipe)
+        self._accelerated.add(pipe)
+        return self.acceleration(pipe)
+
+    def leave(self, pipe: Any) -> None:
+        """Revert `pipe`, and the models too where no other pipeline is accelerated on them."""
+        with _applying:
+            self._accelerated.discard(pipe)
+            if not self._accelerated:
+                self.calls.close()
+                self.undo.close()
+            self.calls.detach(pipe)
+
+    def require_models(self, pipe: Any) -> None:
+        """Raise InvalidInput if `pipe` has other models than those that were accelerated; it may have fewer."""
+        for name, model in self._models.items():
+            if (its := getattr(pipe, name, None)) is not None and its is not model:
+                raise InvalidInput(
+                    f"The {name} of this pipeline was replaced after accelerate; revert first, replace it, then "
+                    "accelerate again."
+                )
+
+
+_SHARED = "_kontext_fast_shared_plan"
+
+_applying = RLock()
+"""Plans are applied and reverted one at a time, in whichever threads."""
+
+
 def apply_plan(plan: Plan, pipe: Any, device: Any = None) -> Acceleration:
     """Apply `plan` to `pipe` in place; if one technique fails, those before it are undone and its error propagates.
 
@@ -102,27 +178,36 @@ def apply_plan(plan: Plan, pipe: Any, device: Any = None) -> Acceleration:
     Raises InvalidInput for another device otherwise, and if `pipe` is no FLUX pipeline or is accelerated already.
     """
     _require_flux(pipe)
-    if (already := current(pipe)) is not None:
-        raise InvalidInput(
-            f"This pipeline is accelerated already ({already.plan.preset}); call revert() on that one first."
-        )
+    with _applying:
+        shared = vars(pipe.transformer).get(_SHARED)
+        if isinstance(shared, _SharedPlan):
+            return shared.join(plan, pipe, device)
+        return _apply(plan, pipe, device)
+
+
+def _apply(plan: Plan, pipe: Any, device: Any) -> Acceleration:
     with ExitStack() as undo:
         calls = track_calls(pipe, undo)
-        calls.on_begin(_same_parts(pipe), undo)
         if device is not None:
-            _run_on(pipe, plan, device, undo)
+            _run_on(pipe, plan, device, calls, undo)
+        originals = Originals(part for name in MODELS if (part := getattr(pipe, name)) is not None)
         # Kernels compile concurrently while weights are moved; in the first image they would compile one by one.
         with run_concurrently(
             [call for optimization in plan.optimizations for call in optimization.precompile_calls(pipe)]
         ):
             facts = {optimization.name: optimization.apply(pipe, undo) for optimization in plan.optimizations}
-        acceleration = Acceleration(plan, facts, calls, undo.pop_all())
-    # On the class of this pipeline alone, so that it is freed with it.
-    setattr(type(pipe), _MARK, acceleration)
+        shared = _SharedPlan(plan, facts, calls, pipe)
+        # On the class of its pipelines and on the transformer, so that it is freed with them.
+        calls.set_member(_SHARED, lambda _: shared, undo)
+        set_attribute(pipe.transformer, _SHARED, shared, undo)
+        calls.on_begin(lambda call: shared.require_models(call.pipe), undo)
+        originals.give_to_copies(undo)
+        acceleration = shared.join(plan, pipe, None)
+        shared.undo = undo.pop_all()
     return acceleration
 
 
-def _run_on(pipe: Any, plan: Plan, device: Any, undo: ExitStack) -> None:
+def _run_on(pipe: Any, plan: Plan, device: Any, calls: CallTracker, undo: ExitStack) -> None:
     """Have `pipe` make its inputs on `device`, where `plan` brings what runs."""
     import torch
 
@@ -135,10 +220,7 @@ def _run_on(pipe: Any, plan: Plan, device: Any, undo: ExitStack) -> None:
             f"The pipeline is on {now}; move it with pipe.to({str(device)!r}), or use the preset low_memory if it "
             "does not fit there."
         )
-    # On the class that `track_calls` made for this pipeline alone.
-    tracked: Any = type(pipe)
-    tracked._execution_device = property(lambda _: chosen)
-    undo.callback(delattr, tracked, "_execution_device")
+    calls.set_member("_execution_device", lambda _: property(lambda _: chosen), undo)
 
 
 def _weights_bytes(pipe: Any) -> int:
@@ -156,18 +238,6 @@ def _require_flux(pipe: Any) -> None:
             f"The pipeline's transformer is a {type(pipe.transformer).__name__}, not a plain FluxTransformer2DModel; "
             "load the pipeline again without wrapping it."
         )
-
-
-def _same_parts(pipe: Any) -> Any:
-    transformer, vae = pipe.transformer, pipe.vae
-
-    def check(call: PipelineCall) -> None:
-        if call.pipe.transformer is not transformer or call.pipe.vae is not vae:
-            raise InvalidInput(
-                "The transformer or VAE was replaced after accelerate; revert first, replace it, accelerate again."
-            )
-
-    return check
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""The calls `pipe(...)` of one pipeline, as optimizations see them: their beginning, their steps and their end.
+"""The calls `pipe(...)` of accelerated pipelines, as optimizations see them: their beginning, their steps, their end.
 
-The class of the pipeline is replaced by a subclass of its own that differs in `__call__` only; no class is patched, so
-other pipelines are unaffected. Steps are counted by wrapping `step` of the scheduler that the call uses, which the user
-may have replaced since.
+The class of an accelerated pipeline is replaced by a subclass of its own, which a shallow copy of the pipeline keeps;
+no class is patched, so other pipelines are unaffected. Several pipelines can share one tracker, as they share the
+modules that were accelerated. A call belongs to the context (thread, task or greenlet) in which it runs, so calls of
+copies in several threads are told apart; what cannot be told apart, such as one scheduler in two calls, is refused.
 """
 
 from __future__ import annotations
@@ -10,12 +11,18 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from threading import Lock, get_ident
+from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from kontext_fast.errors import Caution
-from kontext_fast.optimizations.patching import set_attribute
+from kontext_fast.errors import Caution, InvalidInput
+from kontext_fast.optimizations.patching import Replacement, original_class, serialize_calls, set_attribute, subclass
 from kontext_fast.pipeline.edit import CAUTIONS, STEP_KINDS, joint_kind
 from kontext_fast.records.schema import StepKind
 
@@ -23,10 +30,14 @@ _TRACKER = "_kontext_fast_calls"
 
 
 class PipelineCall:
-    """One call of the pipeline while it runs."""
+    """One call of a pipeline while it runs."""
 
-    def __init__(self, pipe: Any, arguments: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, pipe: Any, tracker: CallTracker | None = None, arguments: Mapping[str, Any] | None = None
+    ) -> None:
         self.pipe = pipe
+        self.tracker = tracker
+        self.thread = get_ident()
         self.arguments = arguments or {}
         """What the pipeline was called with, by name, defaults included."""
         self.exact_times = False
@@ -43,6 +54,7 @@ class PipelineCall:
         self.memory: dict[object, Any] = {}
         """State of optimizations between steps; cleared when the call ends, also by an error."""
         self._passes = 0
+        self._inputs: list[tuple[Any, ...]] = []
         self._marks: list[tuple[StepKind, ...]] = []
         self._branches: list[list[tuple[StepKind, ...]]] = []
 
@@ -61,13 +73,23 @@ class PipelineCall:
         self.cautions.append(sentence)
         warnings.warn(sentence, Caution, stacklevel=2)
 
-    def begin_pass(self) -> int:
+    def begin_pass(self, *inputs: Any) -> int:
         """0-based index, within its step, of the transformer call that begins now.
 
         Under true CFG every step calls the transformer twice: pass 0 is the positive prompt, pass 1 the negative one.
+        `inputs` are those that a pipeline passes unchanged at every step, such as positions. Raises InvalidInput where
+        they are other objects than before: then another pipeline called the transformer in the middle of this call.
         """
+        index = self._passes
+        if index == len(self._inputs):
+            self._inputs.append(inputs)
+        elif any(now is not before for now, before in zip(inputs, self._inputs[index], strict=True)):
+            raise InvalidInput(
+                "The transformer got other prompts or positions than at the step before; keep them over a call, and "
+                "run other pipelines with this transformer before or after it."
+            )
         self._passes += 1
-        return self._passes - 1
+        return index
 
     def mark(self, *kinds: StepKind) -> None:
         """Record the kind of the running pass, for all samples of the batch or for each of them.
@@ -96,78 +118,267 @@ class PipelineCall:
         self._marks.clear()
         self._passes = 0
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether this is a call of the running thread and context."""
+        return self.thread == get_ident() and self in _running.get()
+
+
+_running: ContextVar[tuple[PipelineCall, ...]] = ContextVar("running_calls", default=())
+"""The calls of this context, outermost first. A thread can hand its context to another: see `PipelineCall.thread`."""
+
+_claims: dict[int, PipelineCall] = {}
+"""By identity of a pipeline or scheduler: the running call that uses it."""
+
+_claims_lock = Lock()
+
+
+@dataclass
+class LastCall:
+    """What is known of the most recent call. It refers to nothing else, so that it can be kept longer than weights."""
+
+    kinds: tuple[StepKind, ...] = ()
+    """Of its steps, as far as it got."""
+    sample_kinds: tuple[tuple[StepKind, ...], ...] = ()
+    """The same per sample, see `PipelineCall.sample_kinds`."""
+    cautions: tuple[str, ...] = ()
+
 
 class CallTracker:
-    """The calls of one pipeline. It holds no reference to the pipeline between calls."""
+    """The calls of the pipelines that share one acceleration. It holds no reference to them between calls."""
 
     def __init__(self) -> None:
-        self.current: PipelineCall | None = None
-        """The innermost call that is running; None between calls."""
-        self.last_kinds: tuple[StepKind, ...] = ()
-        """Kinds of the steps of the most recent call, as far as it got."""
-        self.last_sample_kinds: tuple[tuple[StepKind, ...], ...] = ()
-        """The same per sample, see `PipelineCall.sample_kinds`."""
-        self.last_cautions: tuple[str, ...] = ()
-        """Of the most recent call."""
-        self.users = 0
+        self.last = LastCall()
+        self._users: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self._tokenizers: WeakKeyDictionary[Any, ExitStack] = WeakKeyDictionary()
+        self._last_calls: WeakKeyDictionary[Any, LastCall] = WeakKeyDictionary()
+        self._pipeline_classes: dict[type, type] = {}
+        self._scheduler_classes: dict[type, type] = {}
+        self._members: dict[str, Callable[[type], Any]] = {}
+        self._stand_in: Callable[[Any], Any] | None = None
         self._on_begin: list[Callable[[PipelineCall], None]] = []
         self._on_completed: list[Callable[[PipelineCall], None]] = []
+        self._on_end: list[Callable[[PipelineCall], None]] = []
+        self._running = 0
+        self._closed = False
+
+    @property
+    def current(self) -> PipelineCall | None:
+        """The innermost call that runs in this thread and context; None where there is none."""
+        return next((call for call in reversed(_running.get()) if call.tracker is self and call.runs_here), None)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a pipeline is accelerated with it still."""
+        return bool(self._users) and not self._closed
 
     def on_begin(self, callback: Callable[[PipelineCall], None], undo: ExitStack) -> None:
         """Run `callback` before each call; an error in it is raised by the user's call."""
-        self._on_begin.append(callback)
-        undo.callback(self._on_begin.remove, callback)
+        _add(self._on_begin, callback, undo)
 
     def on_completed(self, callback: Callable[[PipelineCall], None], undo: ExitStack) -> None:
         """Run `callback` after each call that returned normally, before its memory is cleared."""
-        self._on_completed.append(callback)
-        undo.callback(self._on_completed.remove, callback)
+        _add(self._on_completed, callback, undo)
+
+    def on_end(self, callback: Callable[[PipelineCall], None], undo: ExitStack) -> None:
+        """Run `callback` after each call that began, also after an error in it."""
+        _add(self._on_end, callback, undo)
+
+    def replace_scheduler(self, stand_in: Callable[[Any], Any], undo: ExitStack) -> None:
+        """Have every call run with `stand_in(scheduler)` in place of the scheduler of its pipeline."""
+        set_attribute(self, "_stand_in", stand_in, undo)
+
+    def set_member(self, name: str, make: Callable[[type], Any], undo: ExitStack) -> None:
+        """Give the class of every tracked pipeline the member `name`, made from its original class."""
+        self._members[name] = make
+        for original, cls in self._pipeline_classes.items():
+            setattr(cls, name, make(original))
+        undo.callback(self._delete_member, name)
+
+    def replace_method(self, pipe: Any, name: str, replacement: Replacement, undo: ExitStack) -> None:
+        """Replace the method `name` of every tracked pipeline. Raises InvalidInput if `pipe` has one of its own."""
+        if name in vars(pipe):
+            raise InvalidInput(
+                f"Something replaced {name} of this pipeline; take that off (del pipe.{name}), then accelerate again."
+            )
+
+        def make(original: type) -> Any:
+            method = getattr(original, name)
+
+            @functools.wraps(method)
+            def replaced(self: Any, *args: Any, **kwargs: Any) -> Any:
+                return replacement(MethodType(method, self), args, kwargs)
+
+            return replaced
+
+        self.set_member(name, make, undo)
+
+    def attach(self, pipe: Any) -> None:
+        """Track the calls of `pipe`, until it is detached as often as it was attached."""
+        if pipe not in self._users:
+            pipe.__class__ = self._pipeline_class(original_class(type(pipe)))
+            self._tokenizers[pipe] = _serialize_tokenizers(pipe)
+        self._users[pipe] = self._users.get(pipe, 0) + 1
+
+    def release(self, pipe: Any) -> None:
+        """Undo one `attach`."""
+        if self._users.get(pipe, 0) > 1:
+            self._users[pipe] -= 1
+        else:
+            self.detach(pipe)
+
+    def detach(self, pipe: Any) -> None:
+        """Track the calls of `pipe` no longer, however often it was attached."""
+        self._users.pop(pipe, None)
+        if pipe in self._tokenizers:
+            self._tokenizers.pop(pipe).close()
+        if vars(type(pipe)).get(_TRACKER) is self:
+            pipe.__class__ = original_class(type(pipe))
+
+    def close(self) -> None:
+        """Track no new calls. Raises InvalidInput while one runs."""
+        with _claims_lock:
+            if self._running:
+                raise InvalidInput("A call of this pipeline is running; revert the acceleration when it has ended.")
+            self._closed = True
+
+    def last_of(self, pipe: Any) -> LastCall:
+        """The most recent call of `pipe`."""
+        return self._last_calls.get(pipe) or LastCall()
 
     @contextmanager
     def open(self, pipe: Any, arguments: Mapping[str, Any] | None = None) -> Iterator[None]:
-        """Track one call of `pipe` with `arguments`, by name."""
-        outer, call = self.current, PipelineCall(pipe, arguments)
-        self.current = call
-        try:
+        """Track one call of `pipe` with `arguments`, by name.
+
+        Raises InvalidInput where the pipeline or its scheduler is in another call.
+        """
+        call = PipelineCall(pipe, self, arguments)
+        with ExitStack() as undo:
+            self._claim(call, undo)
+            token = _running.set((*_running.get(), call))
+            undo.callback(_running.reset, token)
+            undo.callback(call.memory.clear)
+            undo.callback(self._remember, call)
+            for ended in tuple(self._on_end):
+                undo.callback(ended, call)
             for begin in tuple(self._on_begin):
                 begin(call)
-            with ExitStack() as undo:
-                _end_steps_of(pipe.scheduler, call.end_step, undo)
-                yield
+            yield
             for completed in tuple(self._on_completed):
                 completed(call)
-        finally:
-            self.current = outer
-            self.last_kinds = tuple(call.kinds)
-            self.last_sample_kinds = tuple(call.sample_kinds)
-            self.last_cautions = tuple(call.cautions)
-            call.memory.clear()
+
+    def _claim(self, call: PipelineCall, undo: ExitStack) -> None:
+        pipe, scheduler = call.pipe, call.pipe.scheduler
+        with _claims_lock:
+            outer = _claims.get(id(pipe))
+            if outer is not None and not outer.runs_here:
+                raise InvalidInput(
+                    "This pipeline is in another call; give every thread a copy of it, made by copy.copy(pipe), with a "
+                    "scheduler of its own, made by type(pipe.scheduler).from_config(pipe.scheduler.config)."
+                )
+            if id(scheduler) in _claims:
+                raise InvalidInput(
+                    "The scheduler of this pipeline is in another call; give every copy of a pipeline one of its own: "
+                    "pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)."
+                )
+            _claims[id(pipe)] = _claims[id(scheduler)] = call
+            self._running += 1
+        undo.callback(self._give_up, call, scheduler, outer)
+        if self._stand_in is not None:
+            scheduler = self._stand_in(scheduler)
+            undo.callback(vars(pipe).__setitem__, "scheduler", pipe.scheduler)
+            # Past the pipeline's own way, which would write this class into what `save_pretrained` stores.
+            vars(pipe)["scheduler"] = scheduler
+            with _claims_lock:
+                _claims[id(scheduler)] = call
+            undo.callback(_claims.pop, id(scheduler))
+        self._end_steps_of(scheduler, call, undo)
+
+    def _give_up(self, call: PipelineCall, scheduler: Any, outer: PipelineCall | None) -> None:
+        with _claims_lock:
+            self._running -= 1
+            del _claims[id(scheduler)]
+            if outer is None:
+                del _claims[id(call.pipe)]
+            else:
+                _claims[id(call.pipe)] = outer
+
+    def _end_steps_of(self, scheduler: Any, call: PipelineCall, undo: ExitStack) -> None:
+        """End a step of `call` after every step of `scheduler`, which serves no other call until `undo` is closed.
+
+        By a class of its own, so that copies of the scheduler, which a server makes per request, do not have it.
+        """
+        # One that was made from the configuration of a scheduler in a call has the class of that one.
+        original = original_class(type(scheduler))
+        if original not in self._scheduler_classes:
+            self._scheduler_classes[original] = _scheduler_class(original)
+        scheduler.__class__ = self._scheduler_classes[original]
+        undo.callback(setattr, scheduler, "__class__", original)
+        if "step" in vars(scheduler):  # which hides that of a class
+            set_attribute(scheduler, "step", _ending_step(call, scheduler.step), undo)
+
+    def _remember(self, call: PipelineCall) -> None:
+        last = LastCall(tuple(call.kinds), tuple(call.sample_kinds), tuple(call.cautions))
+        self._last_calls[call.pipe] = last
+        vars(self.last).update(vars(last))
+
+    def _pipeline_class(self, original: type) -> type:
+        if original not in self._pipeline_classes:
+            cls = _pipeline_class(original, self)
+            for name, make in self._members.items():
+                setattr(cls, name, make(original))
+            self._pipeline_classes[original] = cls
+        return self._pipeline_classes[original]
+
+    def _delete_member(self, name: str) -> None:
+        del self._members[name]
+        for cls in self._pipeline_classes.values():
+            delattr(cls, name)
 
 
 def track_calls(pipe: Any, undo: ExitStack) -> CallTracker:
     """The tracker of the calls of `pipe`, until `undo` is closed; several optimizations share one."""
-    original = type(pipe)
-    calls: CallTracker | None = original.__dict__.get(_TRACKER)
-    if calls is None:
-        calls = CallTracker()
-        pipe.__class__ = _tracked_class(original, calls)
-    calls.users += 1
-    undo.callback(_release, pipe, calls)
-    return calls
+    tracker = tracker_of(pipe)
+    if tracker is None:
+        tracker = CallTracker()
+    tracker.attach(pipe)
+    undo.callback(_release, tracker, weakref.ref(pipe))
+    return tracker
 
 
-def _release(pipe: Any, calls: CallTracker) -> None:
-    calls.users -= 1
-    if calls.users == 0:
-        pipe.__class__ = type(pipe).__base__
+def _release(tracker: CallTracker, pipe: weakref.ref[Any]) -> None:
+    if (alive := pipe()) is not None:
+        tracker.release(alive)
 
 
-def _tracked_class(original: type, calls: CallTracker) -> type:
+def tracker_of(pipe: Any) -> CallTracker | None:
+    """The tracker of the calls of `pipe`, also where it is a copy of a tracked pipeline; None where nothing tracks."""
+    tracker = vars(type(pipe)).get(_TRACKER)
+    return tracker if isinstance(tracker, CallTracker) and tracker.in_use else None
+
+
+def _serialize_tokenizers(pipe: Any) -> ExitStack:
+    """Copies share tokenizers, which keep the padding and the length of a call in themselves while it runs."""
+    undo = ExitStack()
+    for name in ("tokenizer", "tokenizer_2"):
+        if (tokenizer := getattr(pipe, name, None)) is not None:
+            serialize_calls(tokenizer, ("__call__", "encode", "tokenize"), undo)
+    return undo
+
+
+def _add(callbacks: list[Callable[[PipelineCall], None]], callback: Any, undo: ExitStack) -> None:
+    callbacks.append(callback)
+    undo.callback(callbacks.remove, callback)
+
+
+def _pipeline_class(original: type, tracker: CallTracker) -> type:
     call = original.__call__
     signature = inspect.signature(call)
 
     @functools.wraps(call)
     def bracketed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not tracker.in_use:
+            return call(self, *args, **kwargs)
         try:
             bound = signature.bind(self, *args, **kwargs)
         except TypeError:
@@ -175,36 +386,64 @@ def _tracked_class(original: type, calls: CallTracker) -> type:
             return call(self, *args, **kwargs)
         bound.apply_defaults()
         _, *names = bound.arguments
-        with calls.open(self, {name: bound.arguments[name] for name in names}):
+        with tracker.open(self, {name: bound.arguments[name] for name in names}):
             return call(self, *args, **kwargs)
 
-    def reduce_as_original(self: Any, protocol: Any) -> Any:
-        # Pickle and copy look a class up by its name, which is that of the original.
-        reduced: Any = object.__reduce_ex__(self, protocol)
-        constructor, arguments, *state = reduced
-        return (constructor, (original, *arguments[1:]), *state)
+    def copy_tracked(self: Any) -> Any:
+        duplicate = object.__new__(type(self))
+        vars(duplicate).update(vars(self))
+        return duplicate
+
+    def last(self: Any) -> LastCall:
+        if not tracker.in_use:
+            raise AttributeError("The last call was not tracked.")
+        return tracker.last_of(self)
 
     body = {
-        "__module__": original.__module__,
-        "__qualname__": original.__qualname__,
-        "__doc__": original.__doc__,
         "__call__": bracketed,
-        "__reduce_ex__": reduce_as_original,
-        _TRACKER: calls,
-        STEP_KINDS: property(lambda _: calls.last_sample_kinds),
-        CAUTIONS: property(lambda _: calls.last_cautions),
+        "__copy__": copy_tracked,
+        _TRACKER: tracker,
+        STEP_KINDS: property(lambda pipe: last(pipe).sample_kinds),
+        CAUTIONS: property(lambda pipe: last(pipe).cautions),
     }
-    return type(original)(original.__name__, (original,), body)
+    return subclass(original, body)
 
 
-def _end_steps_of(scheduler: Any, ended: Callable[[], None], undo: ExitStack) -> None:
-    """Call `ended` after every step of `scheduler`, until `undo` is closed."""
-    inner = scheduler.step
+def _scheduler_class(original: type) -> type:
+    step, set_timesteps = original.step, original.set_timesteps  # type: ignore[attr-defined]
 
-    @functools.wraps(inner)
-    def step(*args: Any, **kwargs: Any) -> Any:
-        result = inner(*args, **kwargs)
-        ended()
+    @functools.wraps(step)
+    def tracked_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _ending_step(_call_with(self), MethodType(step, self))(*args, **kwargs)
+
+    @functools.wraps(set_timesteps)
+    def tracked_set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _require_here(_call_with(self))
+        return set_timesteps(self, *args, **kwargs)
+
+    return subclass(original, {"step": tracked_step, "set_timesteps": tracked_set_timesteps})
+
+
+def _ending_step(call: PipelineCall | None, step: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(step)
+    def ending(*args: Any, **kwargs: Any) -> Any:
+        _require_here(call)
+        result = step(*args, **kwargs)
+        if call is not None:
+            call.end_step()
         return result
 
-    set_attribute(scheduler, "step", step, undo)
+    return ending
+
+
+def _call_with(scheduler: Any) -> PipelineCall | None:
+    with _claims_lock:
+        return _claims.get(id(scheduler))
+
+
+def _require_here(call: PipelineCall | None) -> None:
+    if call is not None and not call.runs_here:
+        raise InvalidInput(
+            "This scheduler is in a call of an accelerated pipeline; give every other pipeline one of its own: "
+            "pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)."
+        )

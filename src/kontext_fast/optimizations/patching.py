@@ -1,14 +1,27 @@
-"""Replaces attributes and methods of single objects; the undo restores them, `vars(owner)` included."""
+"""Replaces attributes, methods and classes of single objects; the undo restores them, `vars(owner)` included.
+
+Deep copies and pickles of changed modules are what the modules were before: unaccelerated, with weights of their own on
+the original device. What accelerating changes on a module (a forward, hooks, a submodule, where a weight lies) means
+nothing in a copy, and closures cannot be pickled.
+"""
 
 from __future__ import annotations
 
+import functools
 import weakref
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from threading import Lock, RLock
 from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 _ABSENT = object()
+
+_ORIGINAL = "_kontext_fast_original"
+
+_TABLES = ("_parameters", "_buffers")
 
 
 def keep_attribute(owner: Any, name: str, undo: ExitStack) -> None:
@@ -53,3 +66,147 @@ def replace_method(owner: Any, name: str, replacement: Replacement, undo: ExitSt
     """Replace the method `name` of `owner` until `undo` is closed."""
     original = getattr(owner, name).__func__
     set_attribute(owner, name, MethodType(_OnlyOn(owner, original, replacement), owner), undo)
+
+
+def subclass(original: Any, body: dict[str, Any]) -> type:
+    """A class that goes by the name of `original`, whose instances are pickled and copied deeply as `original`."""
+
+    def reduce_as_original(self: Any, protocol: Any) -> Any:
+        # Pickle looks a class up by its name, which is that of the original.
+        _, _, *state = original.__reduce_ex__(self, protocol)
+        return (object.__new__, (original,), *state)
+
+    named = {
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "__reduce_ex__": reduce_as_original,
+        _ORIGINAL: original,
+    }
+    cls: type = type(original)(original.__name__, (original,), {**named, **body})
+    return cls
+
+
+def original_class(cls: type) -> Any:
+    """The class that `subclass` made `cls` of; or `cls` itself."""
+    return vars(cls).get(_ORIGINAL, cls)
+
+
+_serialized: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+"""How many users want the calls of an object one at a time."""
+
+_serializing = Lock()
+
+
+def serialize_calls(owner: Any, names: Sequence[str], undo: ExitStack) -> None:
+    """Have calls of the methods `names` of `owner` wait for each other, until every `undo` passed for it is closed."""
+    with _serializing:
+        _serialized[owner] = _serialized.get(owner, 0) + 1
+        if _serialized[owner] == 1:
+            lock = RLock()
+            body = {name: _locked(lock, getattr(type(owner), name)) for name in names if hasattr(type(owner), name)}
+            owner.__class__ = subclass(type(owner), body)
+    undo.callback(_serialize_no_longer, weakref.ref(owner))
+
+
+def _serialize_no_longer(reference: weakref.ref[Any]) -> None:
+    owner = reference()
+    if owner is None:
+        return
+    with _serializing:
+        _serialized[owner] -= 1
+        if not _serialized[owner]:
+            del _serialized[owner]
+            owner.__class__ = original_class(type(owner))
+
+
+def _locked(lock: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def locked(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return method(*args, **kwargs)
+
+    return locked
+
+
+class Originals:
+    """How modules are now, before something changes them."""
+
+    def __init__(self, parts: Iterable[Any]) -> None:
+        """`parts`: torch modules, whose submodules count too."""
+        modules = {id(module): module for part in parts for module in part.modules()}
+        self._modules = list(modules.values())
+        self._states = [_state(module) for module in self._modules]
+        self._places = [_places(module) for module in self._modules]
+
+    def give_to_copies(self, undo: ExitStack) -> None:
+        """Have copies of the modules be what they were, until `undo` is closed. Call it after the changes.
+
+        What is changed later, by the user, is in the copies.
+        """
+        for module, state, places in zip(self._modules, self._states, self._places, strict=True):
+            now = _state(module)
+            changed = {name: state.get(name, _ABSENT) for name in state | now if not _same(name, state, now)}
+            if changed or _places(module) != places:
+                set_attribute(module, "__getstate__", _getstate(module, changed, places), undo)
+
+
+def _state(module: Any) -> dict[str, Any]:
+    """The attributes of a module, its tables as they are now; without its tensors, which stay the same objects."""
+    return {name: _shallow(value) for name, value in vars(module).items() if name not in _TABLES}
+
+
+def _shallow(value: Any) -> Any:
+    """A copy of a table of a module; of a configuration, which is a dictionary of a class of its own, the same."""
+    return value.copy() if type(value) in (dict, OrderedDict) else value
+
+
+def _same(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    old, new = before.get(name, _ABSENT), now.get(name, _ABSENT)
+    if isinstance(old, dict) and isinstance(new, dict):
+        return list(old) == list(new) and all(old[key] is new[key] for key in old)
+    return old is new
+
+
+def _places(module: Any) -> dict[tuple[str, str], Any]:
+    """Device and strides of each tensor of a module itself."""
+    return {
+        (table, name): (tensor.device, tensor.stride())
+        for table in _TABLES
+        for name, tensor in vars(module)[table].items()
+        if tensor is not None
+    }
+
+
+def _getstate(module: Any, changed: dict[str, Any], places: dict[tuple[str, str], Any]) -> Callable[[], Any]:
+    """`__getstate__` of `module` without what was `changed`, its tensors in their original `places`."""
+
+    def original_state() -> dict[str, Any]:
+        kind: Any = type(module)
+        state: dict[str, Any] = dict(kind.__getstate__(module))
+        state.pop("__getstate__", None)
+        for name, value in changed.items():
+            if value is _ABSENT:
+                state.pop(name, None)
+            else:
+                state[name] = _shallow(value)
+        for table in _TABLES:
+            state[table] = {
+                name: tensor if tensor is None else _in_place(tensor, places.get((table, name)))
+                for name, tensor in state[table].items()
+            }
+        return state
+
+    return original_state
+
+
+def _in_place(tensor: Any, place: Any) -> Any:
+    """`tensor`, or a copy of it in memory of its own on the device and with the strides of `place`."""
+    import torch
+
+    alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    if place is None or (alone and (tensor.device, tensor.stride()) == place):
+        return tensor
+    device, strides = place
+    own = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=device).copy_(tensor.data)
+    return torch.nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else own

@@ -1,4 +1,4 @@
-"""The scheduler that stands in a pipeline while a solver is applied: it runs the solver's noise levels and rows.
+"""The scheduler that stands in a pipeline during a call with a solver: it runs the solver's noise levels and rows.
 
 Latents, coefficients and times stay in float32 here. What the pipeline gets back has the precision of the model, which
 diffusers rounds latents to after every step and times before every step.
@@ -20,7 +20,7 @@ from torch import Tensor
 from kontext_fast.engine.solver import Solver, SolverRun
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.call_tracking import CallTracker, PipelineCall, track_calls
-from kontext_fast.optimizations.patching import keep_attribute, replace_method
+from kontext_fast.optimizations.patching import original_class, replace_method
 
 _MEMORY = "solver"
 
@@ -29,10 +29,7 @@ SolverOf = Callable[[Sequence[float]], Solver]
 
 
 class SolverScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
-    """Runs a solver during the calls of one pipeline; outside of them it does what the scheduler before it did.
-
-    The state of a call is in the call's memory, so calls do not meet here.
-    """
+    """Runs a solver during one call of a pipeline."""
 
     timesteps: Tensor
     sigmas: Tensor
@@ -119,23 +116,17 @@ class _Run(SolverRun):
 def run_solver(pipe: Any, solver_of: SolverOf, undo: ExitStack) -> CallTracker:
     """Have every call of `pipe` run the solver that `solver_of` says, until `undo` is closed; gives its calls.
 
-    Raises InvalidInput for a scheduler that is no plain FlowMatchEulerDiscreteScheduler; calls raise it where someone
-    else chooses the noise levels or the latents.
+    Raises InvalidInput for a scheduler that is no plain FlowMatchEulerDiscreteScheduler; calls raise it too, and where
+    someone else chooses the noise levels or the latents.
     """
     from kontext_fast.optimizations.techniques.engine import engine_of
 
     calls = track_calls(pipe, undo)
-    scheduler = SolverScheduler.in_place_of(pipe.scheduler, solver_of, calls)
-    keep_attribute(pipe, "scheduler", undo)
-    # Past the pipeline's own way, which would write this class into what `save_pretrained` stores.
-    vars(pipe)["scheduler"] = scheduler
+    require_flow_matching(pipe.scheduler)
+    calls.replace_scheduler(lambda original: SolverScheduler.in_place_of(original, solver_of, calls), undo)
     transformer = pipe.transformer
 
     def check(call: PipelineCall) -> None:
-        if call.pipe.scheduler is not scheduler:
-            raise InvalidInput(
-                "The scheduler was replaced after accelerate; revert first, replace it, accelerate again."
-            )
         if call.arguments.get("sigmas") is not None or call.arguments.get("timesteps") is not None:
             raise InvalidInput("A solver has noise levels of its own; leave out sigmas, or use a preset without one.")
         call.exact_times = True
@@ -156,7 +147,7 @@ def run_solver(pipe: Any, solver_of: SolverOf, undo: ExitStack) -> CallTracker:
 
 def require_flow_matching(scheduler: Any) -> None:
     """Raise InvalidInput where a step does not add its velocity times the change of sigma, all the way to zero."""
-    euler = type(scheduler).step is FlowMatchEulerDiscreteScheduler.step
+    euler = original_class(type(scheduler)).step is FlowMatchEulerDiscreteScheduler.step
     if not euler or scheduler.config.stochastic_sampling or scheduler.config.invert_sigmas:
         raise InvalidInput(
             f"A solver takes the place of a plain FlowMatchEulerDiscreteScheduler, not of this "

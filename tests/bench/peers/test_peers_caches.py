@@ -204,11 +204,11 @@ def test_call_outside_a_request_counts_no_step(pipe: Any) -> None:
     with applied(pipe, DiffusersMagCache()), ExitStack() as undo:
         requests = track_calls(pipe, undo)
         render(pipe, steps=2)
-        before = requests.last_kinds
+        before = requests.last.kinds
         with torch.no_grad():
             inputs = _transformer_inputs(pipe)
             pipe.transformer(**inputs)
-        assert requests.last_kinds == before
+        assert requests.last.kinds == before
 
 
 def _transformer_inputs(pipe: Any) -> dict[str, Any]:

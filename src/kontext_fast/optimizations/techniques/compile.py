@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kontext_fast.errors import InvalidInput
@@ -158,6 +159,7 @@ class ArtifactStore:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._lock = Lock()
         self._stored: dict[Path, _ArtifactKeys] = {}
         self._graphs_seen = graphs_compiled()
 
@@ -184,6 +186,10 @@ class ArtifactStore:
 
         Returns whether a file was written. The file appears whole or not at all.
         """
+        with self._lock:
+            return self._save_new()
+
+    def _save_new(self) -> bool:
         import torch
 
         graphs = graphs_compiled()

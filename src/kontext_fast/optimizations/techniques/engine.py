@@ -200,11 +200,10 @@ ScheduleOf = Callable[[Any, Sequence[float]], "Schedule"]
 
 @dataclass
 class _RunningBranch:
-    """One branch of a running request, with the inputs that must stay the same over its steps."""
+    """One branch of a running request."""
 
     branch: Branch
     batch: int
-    inputs: tuple[Any, ...]
     timesteps: Tensor
     """[steps] as the scheduler announced them, in the units of the transformer."""
     actual: dict[int, Tensor] = field(default_factory=dict)
@@ -240,8 +239,8 @@ class EngineForward:
         if transformer is not self._owner() or call is None:
             if self.engine.weights.sources.host_bytes:
                 raise InvalidInput(
-                    "This transformer runs inside of pipe(...) only, since its original weights wait in host memory; "
-                    "revert the acceleration to call it directly."
+                    "This transformer runs in calls of accelerated pipelines only, since its original weights wait in "
+                    "host memory; accelerate the pipeline that called it too, or revert the acceleration."
                 )
             return type(transformer).forward(transformer, *args, **kwargs)
         return self._run(call, *args, **kwargs)
@@ -265,15 +264,13 @@ class EngineForward:
         """The transformer's forward; the output has the image tokens only, which is all that a pipeline reads."""
         _require_supported(joint_attention_kwargs, controlnet_block_samples, controlnet_single_block_samples)
         branches: dict[int, _RunningBranch] = call.memory.setdefault(_MEMORY, {})
-        index, step = call.begin_pass(), call.step
         inputs = (pooled_projections, guidance, img_ids, txt_ids)
+        index, step = call.begin_pass(*inputs), call.step
         if index not in branches:
             # Here and not when the call begins, so that a GPU encodes text and image meanwhile.
             self.engine.weights.sources.verify(call.pipe.transformer)
             branches[index] = self._begin(call, hidden_states, *inputs)
         running = branches[index]
-        if any(now is not before for now, before in zip(inputs, running.inputs, strict=True)):
-            raise InvalidInput("The engine needs the same prompt and positions at every step of a request; keep them.")
         running.actual[step] = timestep
         velocity = running.branch.step(step, hidden_states, encoder_hidden_states)
         call.mark(*running.branch.kinds[-1:] * running.batch)
@@ -313,7 +310,6 @@ class EngineForward:
         return _RunningBranch(
             branch=Branch(self.engine, prepared, sigmas, schedule, self._full_precision(call, len(scheduled))),
             batch=len(hidden),
-            inputs=(pooled, guidance, img_ids, txt_ids),
             timesteps=timesteps,
         )
 

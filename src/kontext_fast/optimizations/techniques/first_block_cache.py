@@ -183,7 +183,8 @@ def _forward(
     controlnet_blocks_repeat: bool = False,
 ) -> Any:
     _require_supported(transformer, joint_attention_kwargs, controlnet_block_samples, controlnet_single_block_samples)
-    remembered = call.memory.setdefault(_MEMORY, {}).setdefault(call.begin_pass(), Remembered())
+    index = call.begin_pass(pooled_projections, guidance, img_ids, txt_ids)
+    remembered = call.memory.setdefault(_MEMORY, {}).setdefault(index, Remembered())
 
     image = transformer.x_embedder(hidden_states)
     scaled_timestep = timestep.to(image.dtype) * 1000

@@ -5,12 +5,14 @@ The transformer, as the engine reads it, and the VAE stay on the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from threading import Lock, get_ident
 from typing import Any, ClassVar
 
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
+from kontext_fast.optimizations.call_tracking import track_calls
 from kontext_fast.pipeline.device import Machine
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
@@ -46,6 +48,7 @@ class Offload(Optimization):
         facts: Facts = {"encoder_bytes": 0, "resident_peak_bytes": 0}
         resident = _Resident(device, facts)
         sizes: dict[int, int] = {}
+        units: list[_Unit] = []
         for name in _ENCODERS:
             encoder = getattr(pipe, name)
             # The pipeline moves tokens to the device of the weights, which is the host.
@@ -54,6 +57,7 @@ class Offload(Optimization):
             )
             undo.callback(bring_inputs.remove)
             for unit in _units(encoder):
+                units.append(unit)
                 _wait(unit, undo)
                 # By identity: an embedding can be shared by two modules.
                 sizes |= {id(tensor): tensor.nbytes for tensor in unit.tensors()}
@@ -63,6 +67,8 @@ class Offload(Optimization):
                 ):
                     undo.callback(hook.remove)
         facts["encoder_bytes"] = sum(sizes.values())
+        # Hooks do not run after an interruption by the keyboard.
+        track_calls(pipe, undo).on_end(lambda _: resident.drop_all(units), undo)
         return facts
 
 
@@ -85,6 +91,8 @@ class _Unit:
     """With its submodules, or only with its own tensors."""
     waiting: list[tuple[Any, Any]] = field(default_factory=list)
     """While it is on the device: parameters and buffers, each with its data in host memory."""
+    users: list[int] = field(default_factory=list)
+    """Threads that run it now."""
 
     def tensors(self) -> list[Any]:
         return [*self.module.parameters(recurse=self.whole), *self.module.buffers(recurse=self.whole)]
@@ -97,20 +105,38 @@ class _Resident:
         self._device = device
         self._facts = facts
         self._bytes = 0
+        self._lock = Lock()
 
     def bring(self, unit: _Unit) -> None:
-        unit.waiting = [(tensor, tensor.data) for tensor in unit.tensors()]
-        for tensor, host in unit.waiting:
-            # On a CPU too, so that the same is done everywhere.
-            tensor.data = host.to(self._device, copy=True)
-            self._bytes += host.nbytes
-        self._facts["resident_peak_bytes"] = max(self._facts["resident_peak_bytes"], self._bytes)
+        """Copy `unit` to the device, where no other thread has brought it."""
+        with self._lock:
+            unit.users.append(get_ident())
+            if unit.waiting:
+                return
+            unit.waiting = [(tensor, tensor.data) for tensor in unit.tensors()]
+            for tensor, host in unit.waiting:
+                # On a CPU too, so that the same is done everywhere.
+                tensor.data = host.to(self._device, copy=True)
+                self._bytes += host.nbytes
+            self._facts["resident_peak_bytes"] = max(self._facts["resident_peak_bytes"], self._bytes)
 
     def drop(self, unit: _Unit) -> None:
-        for tensor, host in unit.waiting:
-            tensor.data = host
-            self._bytes -= host.nbytes
-        unit.waiting = []
+        """End this thread's use of `unit`, and free its memory on the device where that was the last one."""
+        with self._lock:
+            if get_ident() in unit.users:
+                unit.users.remove(get_ident())
+            if unit.users:
+                return
+            for tensor, host in unit.waiting:
+                tensor.data = host
+                self._bytes -= host.nbytes
+            unit.waiting = []
+
+    def drop_all(self, units: Sequence[_Unit]) -> None:
+        """End this thread's use of `units`."""
+        for unit in units:
+            while get_ident() in unit.users:
+                self.drop(unit)
 
 
 def _units(encoder: Any) -> Iterator[_Unit]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import ExitStack
+from threading import RLock
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.patching import replace_method
+from kontext_fast.optimizations.call_tracking import track_calls
 from kontext_fast.optimizations.weight_fingerprint import WeightFingerprint
 
 _PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
@@ -37,10 +39,10 @@ class PromptCache(Optimization):
         return "prompt_cache: prompts that are repeated are not encoded again, so times hold for repeated prompts only"
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
-        """Replace `encode_prompt` on the instance `pipe`. The facts `hits` and `misses` count its calls."""
+        """Replace `encode_prompt` of `pipe`. The facts `hits` and `misses` count its calls."""
         facts: Facts = {"hits": 0, "misses": 0}
         kept: OrderedDict[Any, Any] = OrderedDict()
-        watch = WeightFingerprint()
+        watch, lock = WeightFingerprint(), RLock()
 
         def encode(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = inspect.signature(original).bind(*args, **kwargs)
@@ -48,22 +50,37 @@ class PromptCache(Optimization):
             if call.arguments.get("prompt_embeds") is not None:
                 return original(*args, **kwargs)
             owner = original.__self__
-            if watch.changed([owner.text_encoder, owner.text_encoder_2]):
-                kept.clear()
-            parts = tuple(id(getattr(owner, part)) for part in _PARTS)
+            parts = _Identities(getattr(owner, part) for part in _PARTS)
             key = (parts, owner._execution_device, *(_frozen(value) for value in call.arguments.values()))
-            facts["hits" if key in kept else "misses"] += 1
-            if key not in kept:
-                kept[key] = tuple(map(_copy, original(*args, **kwargs)))
-                while len(kept) > self.entries:
-                    kept.popitem(last=False)
-            kept.move_to_end(key)
-            # Copies, since the caller may write to them.
-            return tuple(map(_copy, kept[key]))
+            # Calls of other threads wait: what they encode next may be this prompt.
+            with lock:
+                if watch.changed([owner.text_encoder, owner.text_encoder_2]):
+                    kept.clear()
+                facts["hits" if key in kept else "misses"] += 1
+                if key not in kept:
+                    kept[key] = tuple(map(_copy, original(*args, **kwargs)))
+                    while len(kept) > self.entries:
+                        kept.popitem(last=False)
+                kept.move_to_end(key)
+                # Copies, since the caller may write to them.
+                return tuple(map(_copy, kept[key]))
 
-        replace_method(pipe, "encode_prompt", encode, undo)
+        track_calls(pipe, undo).replace_method(pipe, "encode_prompt", encode, undo)
         undo.callback(kept.clear)
         return facts
+
+
+class _Identities(tuple[Any, ...]):
+    """Objects that are equal where they are the same. They stay alive, so that no other one gets the same identity."""
+
+    def __new__(cls, objects: Iterable[Any]) -> _Identities:
+        return super().__new__(cls, objects)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identities) and list(map(id, self)) == list(map(id, other))
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(id, self)))
 
 
 def _frozen(value: Any) -> Any:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from threading import RLock
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.patching import replace_method
+from kontext_fast.optimizations.call_tracking import track_calls
 from kontext_fast.optimizations.weight_fingerprint import WeightFingerprint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Encoded:
     pixels: Any
     latents: Any
@@ -46,7 +47,7 @@ class ReferenceLatentsCache(Optimization):
         )
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
-        """Replace `_encode_vae_image` on the instance `pipe`. The facts `hits` and `misses` count its calls.
+        """Replace `_encode_vae_image` of `pipe`. The facts `hits` and `misses` count its calls.
 
         Raises InvalidInput for a pipeline that takes no input image.
         """
@@ -54,12 +55,14 @@ class ReferenceLatentsCache(Optimization):
             raise InvalidInput(f"{self.name} needs a pipeline with an input image; leave it out for text-to-image.")
         facts: Facts = {"hits": 0, "misses": 0}
         kept: list[_Encoded] = []
-        watch = WeightFingerprint()
+        watch, lock = WeightFingerprint(), RLock()
 
         def encode(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return self._encode(kept, watch, facts, original, *args, **kwargs)
+            # Calls of other threads wait: what they encode next may be this image.
+            with lock:
+                return self._encode(kept, watch, facts, original, *args, **kwargs)
 
-        replace_method(pipe, "_encode_vae_image", encode, undo)
+        track_calls(pipe, undo).replace_method(pipe, "_encode_vae_image", encode, undo)
         undo.callback(kept.clear)
         return facts
 

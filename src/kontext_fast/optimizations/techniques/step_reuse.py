@@ -17,6 +17,7 @@ from kontext_fast.engine.step_reuse import Schedule, computed_steps
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import PipelineCall, track_calls
+from kontext_fast.optimizations.patching import original_class
 
 
 class StepReuse(Optimization):
@@ -90,7 +91,7 @@ def _require_euler(scheduler: Any, sigmas: Sequence[float]) -> None:
     """Raises InvalidInput where a step does not add its velocity times the change of sigma, all the way to zero."""
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-    euler = type(scheduler).step is FlowMatchEulerDiscreteScheduler.step
+    euler = original_class(type(scheduler)).step is FlowMatchEulerDiscreteScheduler.step
     if not euler or scheduler.config.stochastic_sampling or scheduler.config.invert_sigmas:
         raise InvalidInput(
             f"step_reuse corrects its guesses for Euler's method only, not for this {type(scheduler).__name__}; "
