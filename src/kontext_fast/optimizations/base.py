@@ -98,6 +98,9 @@ class Optimization(BaseModel, ABC):
     """Names of the optimizations that must be in the same plan and are applied before, in an earlier phase."""
     in_host_memory: ClassVar[bool] = False
     """Whether the pipeline should be loaded into host memory, since it moves the weights that run to the device."""
+    exchangeable: ClassVar[bool] = False
+    """Whether it can be put on and taken off between two calls at no cost: it changes no weights and compiles nothing.
+    It is applied after everything that cannot."""
     extra: ClassVar[tuple[str, str] | None] = None
     """A module that must be importable, and the extra of this package that installs it; None where it needs none."""
 

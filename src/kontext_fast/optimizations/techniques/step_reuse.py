@@ -29,6 +29,7 @@ class StepReuse(Optimization):
     effect: ClassVar[Effect] = Effect.LOSSY
     phase: ClassVar[Phase] = Phase.STEPS
     requires: ClassVar[frozenset[str]] = frozenset({"engine"})
+    exchangeable: ClassVar[bool] = True
 
     order: Literal[0, 1] = 1
     """0: the last computed velocity; 1: the line through the last two, over sigma."""

@@ -1,0 +1,49 @@
+"""Presets that share weights, exchanged between two calls of one pipeline."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kontext_fast.optimizations.acceleration import accelerate, current
+from kontext_fast.optimizations.presets import find_preset, resolve
+from kontext_fast.optimizations.switching import SwitchablePlans, sharing_groups
+from kontext_fast.pipeline.device import Machine
+from tests.pipelines import render, small_pipeline
+
+
+def test_presets_of_one_precision_share_a_worker() -> None:
+    presets = [find_preset(name) for name in ("fast", "faithful", "balanced", "baseline", "turbo")]
+    groups = sharing_groups(presets)
+    assert [[preset.name for preset in group] for group in groups] == [
+        ["fast", "balanced", "turbo"],
+        ["faithful"],
+        ["baseline"],
+    ]
+
+
+def test_selected_preset_equals_the_same_one_alone() -> None:
+    machine = Machine.detect("cpu")
+    names = ("balanced", "fast")
+    alone = {}
+    for name in names:
+        pipe = small_pipeline()
+        with accelerate(pipe, name, quiet=True):
+            alone[name] = render(pipe, steps=7)
+    assert not np.array_equal(alone["balanced"], alone["fast"])
+    pipe = small_pipeline()
+    before = render(pipe, steps=7)
+    plans = SwitchablePlans([resolve(name, machine) for name in names], pipe)
+    for name in ("balanced", "fast", "fast", "balanced"):
+        plans.select(name)
+        assert np.array_equal(render(pipe, steps=7), alone[name])
+    plans.select("fast")
+    plans.revert()
+    assert current(pipe) is None
+    assert np.array_equal(render(pipe, steps=7), before)
+
+
+def test_presets_of_other_weights_are_refused() -> None:
+    machine = Machine.detect("cpu")
+    with pytest.raises(ValueError, match="do not share weights"):
+        SwitchablePlans([resolve(name, machine) for name in ("balanced", "faithful")], small_pipeline())
