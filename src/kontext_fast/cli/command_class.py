@@ -38,6 +38,7 @@ class Group(StrEnum):
 
     START = "Start here"
     IMAGES = "Make images"
+    SERVE = "Serve"
     MEASURE = "Measure and prove"
     DECIDE = "Report and decide"
 
