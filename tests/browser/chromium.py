@@ -1,4 +1,4 @@
-"""A headless Chromium on one page of a file, driven by Selenium."""
+"""A headless Chromium on one page, of a file or of a server, driven by Selenium."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def chromium(found: tuple[str, str], profile: Path) -> Iterator[webdriver.Chrome
         driver.quit()
 
 
-def look(driver: webdriver.Chrome, page: Path, *, width: int = 1280, dark: bool = False) -> None:
+def look(driver: webdriver.Chrome, page: Path | str, *, width: int = 1280, dark: bool = False) -> None:
     """Open a page on a screen of that width, and forget what happened before."""
     screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
@@ -67,7 +67,7 @@ def look(driver: webdriver.Chrome, page: Path, *, width: int = 1280, dark: bool 
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
     driver.get_log("performance")
     driver.get_log("browser")
-    driver.get(page.as_uri())
+    driver.get(page if isinstance(page, str) else page.as_uri())
 
 
 def open_everything(driver: webdriver.Chrome) -> None:
