@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
@@ -33,18 +34,33 @@ def test_fused_weights_share_memory(pipe: Any) -> None:
     assert _allocated(pipe.transformer) == before
 
 
+class CountsProducts(TorchFunctionMode):
+    """Counts linear maps with a weight of one of `layers`."""
+
+    def __init__(self, layers: list[torch.nn.Module]) -> None:
+        super().__init__()
+        self.weights = {id(layer.weight) for layer in layers}
+        self.products = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.products += func is torch.nn.functional.linear and id(args[1]) in self.weights
+        return func(*args, **(kwargs or {}))
+
+
 def test_three_products_become_one(pipe: Any) -> None:
-    products: list[int] = []
     attention = pipe.transformer.transformer_blocks[0].attn
-    for name in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"):
-        getattr(attention, name).register_forward_hook(lambda *_: products.append(1))
-    render(pipe, steps=1)
-    assert len(products) == 6
+    names = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
+
+    def products(*layers: str) -> int:
+        with CountsProducts([getattr(attention, name) for name in layers]) as count:
+            render(pipe, steps=1)
+        return count.products
+
+    assert products(*names) == 6
     with accelerate(pipe, [FuseQKV()], quiet=True):
-        render(pipe, steps=1)
-        assert len(products) == 6
-    render(pipe, steps=1)
-    assert len(products) == 12
+        assert products(*names) == 0
+        assert products("to_qkv", "to_added_qkv") == 2
+    assert products(*names) == 6
 
 
 def test_parameters_keep_identity_and_requires_grad(pipe: Any) -> None:
@@ -83,6 +99,21 @@ def test_converting_afterwards_is_refused_and_reverts(pipe: Any) -> None:
             render(pipe)
     pipe.transformer.to(torch.float32)
     np.testing.assert_array_equal(render(pipe), render(small_pipeline()))
+
+
+def test_moving_afterwards_as_offloading_does_is_followed(pipe: Any) -> None:
+    before = _allocated(pipe.transformer)
+    with accelerate(pipe, [FuseQKV()], quiet=True):
+        expected = render(pipe)
+        for _ in range(2):
+            pipe.transformer._apply(torch.clone)
+            assert _allocated(pipe.transformer) > before
+            np.testing.assert_array_equal(render(pipe), expected)
+            assert _allocated(pipe.transformer) == before
+        pipe.transformer._apply(torch.clone)
+        pipe.transformer.transformer_blocks[0].attn.to_k.weight.data += 1e-3
+        with pytest.raises(InvalidInput, match="moved or converted"):
+            render(pipe)
 
 
 def test_projections_fused_already_are_refused(pipe: Any) -> None:

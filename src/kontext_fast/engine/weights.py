@@ -428,13 +428,20 @@ def _require_ordinary_parameters(transformer: Any) -> None:
         )
 
 
-def _require_known_block(block: Any) -> None:
-    processor = type(block.attn.processor).__name__
-    if processor != "FluxAttnProcessor":
+def require_known_processor(processor: Any) -> None:
+    """Raise InvalidInput unless `processor` is the one of diffusers for FLUX, which the engine computes the same as."""
+    from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+
+    if type(processor) is not FluxAttnProcessor:
         raise InvalidInput(
-            f"The engine replaces the transformer's own attention, but here it is a {processor}; "
-            "unload what put it there (IP-Adapter is one that does), then accelerate again."
+            f"The engine replaces the transformer's own attention, but here it is a {type(processor).__name__} of "
+            f"{type(processor).__module__}; unload what put it there (pipe.unload_ip_adapter() after an IP-Adapter, "
+            "pipe.transformer.set_attn_processor(FluxAttnProcessor()) after others), then accelerate again."
         )
+
+
+def _require_known_block(block: Any) -> None:
+    require_known_processor(block.attn.processor)
     activations = [block.act_mlp] if hasattr(block, "act_mlp") else [block.ff.net[0], block.ff_context.net[0]]
     for activation in activations:
         if getattr(activation, "approximate", None) != "tanh":

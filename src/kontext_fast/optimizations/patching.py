@@ -3,11 +3,15 @@
 Deep copies and pickles of changed modules are what the modules were before: unaccelerated, with weights of their own on
 the original device. What accelerating changes on a module (a forward, hooks, a submodule, where a weight lies) means
 nothing in a copy, and closures cannot be pickled.
+
+What runs in place of modules must first know that these are what their classes say: a hook or a patch on a module that
+does not run would be ignored without a word. `require_undisturbed` proves it for every technique.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +20,8 @@ from threading import Lock, RLock
 from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
+
+from kontext_fast.errors import InvalidInput
 
 _ABSENT = object()
 
@@ -66,6 +72,72 @@ def replace_method(owner: Any, name: str, replacement: Replacement, undo: ExitSt
     """Replace the method `name` of `owner` until `undo` is closed."""
     original = getattr(owner, name).__func__
     set_attribute(owner, name, MethodType(_OnlyOn(owner, original, replacement), owner), undo)
+
+
+def require_undisturbed(modules: Iterable[tuple[str, Any]], by: str, *, replaced: bool = False) -> None:
+    """Prove of `modules`, (name, module), that calling each would run the forward that torch or diffusers defines.
+
+    `by` is what runs in their place; it may have `replaced` their forwards itself. Raises InvalidInput, with a remedy,
+    that names the first one of which hooks, a forward of its own, a parametrization, a compilation or a class of
+    somebody else's would be ignored.
+    """
+    from torch.nn.modules import module as torch_modules
+
+    if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
+        raise InvalidInput(
+            f"There are forward hooks on all modules of this process, and {by} would not run them on the modules in "
+            "whose place it runs; remove them, then accelerate again."
+        )
+    for name, module in modules:
+        if (obstacle := _obstacle(name, module)) is not None:
+            what, remedy = obstacle
+            raise InvalidInput(f"{what}, which {by} would ignore; {remedy}, then accelerate again.")
+        if replaced and "forward" not in vars(module):
+            raise InvalidInput(
+                f"The forward that {by} gave to {name} was taken off; revert the acceleration, then accelerate again."
+            )
+
+
+def _obstacle(name: str, module: Any) -> tuple[str, str] | None:
+    """What is on a module beside its class, and how to take it off."""
+    own, kind = vars(module), type(module)
+    registry = own.get("_diffusers_hook")
+    if "_hf_hook" in own or (registry is not None and registry.hooks):
+        # diffusers leaves an empty registry of hooks behind after every call.
+        return f"{name} has hooks of offloading or of a cache", (
+            "take offloading or caches off (pipe.remove_all_hooks(), pipe.transformer.disable_cache())"
+        )
+    if "parametrizations" in module._modules:
+        tensor = next(iter(module._modules["parametrizations"]))
+        return f"{name}.{tensor} has a parametrization", (
+            f'take it off (torch.nn.utils.parametrize.remove_parametrizations(module, "{tensor}"))'
+        )
+    if module._forward_hooks or module._forward_pre_hooks:
+        return f"{name} has a forward hook", "remove it (handle.remove())"
+    forward = own.get("forward")
+    if forward is not None and not isinstance(getattr(forward, "__func__", None), _OnlyOn):
+        return f"{name} has a forward of its own", "take it off (del module.forward)"
+    if module._compiled_call_impl is not None:
+        return f"{name} is compiled", "load the pipeline again without compiling it"
+    if not (defined_by_libraries(kind.forward) and defined_by_libraries(kind.__call__)):
+        return f"{name} is a {kind.__name__} whose forward is not that of torch or diffusers", (
+            "put back what was there, or load the pipeline again"
+        )
+    return None
+
+
+@functools.cache
+def _library_folders() -> tuple[str, ...]:
+    import diffusers
+    import torch
+
+    return tuple(os.path.dirname(str(library.__file__)) + os.sep for library in (torch, diffusers))
+
+
+def defined_by_libraries(function: Any) -> bool:
+    """Whether the code of `function` is in torch or diffusers; names would be copied by `functools.wraps`."""
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_filename.startswith(_library_folders())
 
 
 def subclass(original: Any, body: dict[str, Any]) -> type:

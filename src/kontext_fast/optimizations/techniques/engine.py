@@ -8,6 +8,7 @@ and for a copy of the transformer, the forward is the original.
 from __future__ import annotations
 
 import functools
+import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -31,7 +32,7 @@ from kontext_fast.engine.dispatch import (
 from kontext_fast.errors import InvalidInput, KontextError
 from kontext_fast.optimizations.base import Conflict, Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import CallTracker, PipelineCall, track_calls
-from kontext_fast.optimizations.patching import set_attribute
+from kontext_fast.optimizations.patching import defined_by_libraries, require_undisturbed, set_attribute
 from kontext_fast.records.schema import EMULATED
 
 if TYPE_CHECKING:
@@ -151,10 +152,13 @@ class Engine(Optimization):
         """
         from kontext_fast.engine.quantized_file import QuantizedFile
         from kontext_fast.engine.transformer import EngineTransformer
-        from kontext_fast.engine.weights import quantized_copy, take_weights
+        from kontext_fast.engine.weights import quantized_copy, require_plain, take_weights
 
         transformer = pipe.transformer
         _require_untouched(transformer)
+        require_plain(transformer)
+        replaced = _Replaced(transformer)
+        replaced.require_undisturbed(transformer)
         place = pipe._execution_device
         device = place.type
         require_dtype(device, transformer.dtype)
@@ -168,7 +172,7 @@ class Engine(Optimization):
         if stored is not None:
             stored.require_made_from(weights)
         calls = track_calls(pipe, undo)
-        forward = EngineForward(transformer, EngineTransformer(weights, ops, unquantized), calls)
+        forward = EngineForward(transformer, EngineTransformer(weights, ops, unquantized), calls, replaced)
         forward.full_precision_steps = self.full_precision_steps
         _install(transformer, forward, calls, undo)
         return {
@@ -221,8 +225,9 @@ class _RunningBranch:
 class EngineForward:
     """The forward of one transformer: the function of a bound method, which a copy of the transformer binds anew."""
 
-    def __init__(self, transformer: Any, engine: EngineTransformer, calls: CallTracker) -> None:
+    def __init__(self, transformer: Any, engine: EngineTransformer, calls: CallTracker, replaced: _Replaced) -> None:
         functools.update_wrapper(self, type(transformer).forward)
+        self._replaced = replaced
         self.engine = engine
         self._owner = weakref.ref(transformer)
         self._calls = calls
@@ -269,6 +274,7 @@ class EngineForward:
         if index not in branches:
             # Here and not when the call begins, so that a GPU encodes text and image meanwhile.
             self.engine.weights.sources.verify(call.pipe.transformer)
+            self._replaced.require_undisturbed(call.pipe.transformer)
             branches[index] = self._begin(call, hidden_states, *inputs)
         running = branches[index]
         running.actual[step] = timestep
@@ -373,13 +379,54 @@ def _require_untouched(transformer: Any) -> None:
             "Something already replaced the transformer's forward (offloading, another cache or hook); "
             "take it off, e.g. with pipe.remove_all_hooks(), then accelerate again."
         )
-    for part in transformer.modules():
-        # diffusers leaves an empty registry of hooks behind after every request.
-        registry = vars(part).get("_diffusers_hook")
-        if "_hf_hook" in vars(part) or (registry is not None and registry.hooks):
-            raise InvalidInput("The engine runs no hooks of the transformer; take offloading or caches off first.")
-        if part._compiled_call_impl is not None:
-            raise InvalidInput("The transformer is compiled already; load it again without torch.compile.")
+    if transformer._compiled_call_impl is not None:
+        raise InvalidInput("The transformer is compiled already; load it again without torch.compile.")
+    if not defined_by_libraries(type(transformer).forward):
+        raise InvalidInput("The forward of the transformer's class was replaced; put back the one of diffusers.")
+
+
+_RUN_BY_THE_ENGINE = ("time_text_embed", "pos_embed")
+"""Called as they are, with whatever is on them."""
+
+
+class _Replaced:
+    """The modules of a transformer in whose place the engine runs."""
+
+    def __init__(self, transformer: Any) -> None:
+        import torch
+
+        # Blocks of a kind are alike, so one of each stands for all of them.
+        with torch.device("meta"):
+            alike = type(transformer).from_config({**transformer.config, "num_layers": 1, "num_single_layers": 1})
+        self._classes = {name: type(module) for name, module in alike.named_modules()}
+
+    def require_undisturbed(self, transformer: Any) -> None:
+        """Raise InvalidInput, with a remedy, unless every module is and runs what diffusers puts in its place."""
+        from kontext_fast.engine.weights import require_known_processor
+
+        modules = [
+            (name, module)
+            for name, module in transformer.named_modules()
+            if name and not name.startswith(_RUN_BY_THE_ENGINE)
+        ]
+        require_undisturbed(modules, "the engine")
+        for name, module in modules:
+            expected = self._classes.get(_BLOCK.sub("_blocks.0", name), type(module))
+            if type(module) is not expected:
+                raise InvalidInput(
+                    f"{name} is a {type(module).__name__} in place of a {expected.__name__}, which the engine would "
+                    "ignore; put back what was there, then accelerate again."
+                )
+            if name.endswith(".attn"):
+                require_known_processor(module.processor)
+                if not defined_by_libraries(type(module.processor).__call__):
+                    raise InvalidInput(
+                        "The attention of diffusers was replaced in its class, which the engine would ignore; put back "
+                        "what was there, then accelerate again."
+                    )
+
+
+_BLOCK = re.compile(r"_blocks\.\d+")
 
 
 def _require_supported(attention_kwargs: dict[str, Any] | None, *controlnet: Any) -> None:

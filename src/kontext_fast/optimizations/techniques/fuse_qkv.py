@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import PipelineCall, track_calls
-from kontext_fast.optimizations.patching import set_attribute
+from kontext_fast.optimizations.patching import require_undisturbed, set_attribute
 
 _IMAGE = ("to_q", "to_k", "to_v")
 _TEXT = ("add_q_proj", "add_k_proj", "add_v_proj")
@@ -44,10 +44,12 @@ class FuseQKV(Optimization):
                 fused.append(_fuse(attention, "to_added_qkv", _TEXT, undo))
             set_attribute(attention, "fused_projections", True, undo)
 
+        dtype = pipe.transformer.dtype
+
         def check(call: PipelineCall) -> None:
             for attention in attentions:
                 _require_plain(attention, fused=True)
-            if not all(_is_view(separate[0].weight, projection.weight) for projection, separate in fused):
+            if not all(layer.weight.dtype == dtype and _joined(layer, separate) for layer, separate in fused):
                 raise InvalidInput(
                     "The transformer was moved or converted after fuse_qkv was applied; revert the acceleration, "
                     "move the pipeline, then accelerate again."
@@ -80,6 +82,7 @@ def _require_plain(attention: Any, *, fused: bool = False) -> None:
             raise InvalidInput(
                 f"fuse_qkv needs plain linear layers, but {name} is a {type(layer).__name__}; leave it out."
             )
+        require_undisturbed([(name, layer)], "fuse_qkv")
 
 
 def _fuse(attention: Any, name: str, parts: tuple[str, ...], undo: ExitStack) -> tuple[Any, list[Any]]:
@@ -101,6 +104,31 @@ def _fuse(attention: Any, name: str, parts: tuple[str, ...], undo: ExitStack) ->
     undo.callback(attention._modules.pop, name, None)
     setattr(attention, name, fused)
     return fused, layers
+
+
+def _joined(projection: Any, separate: list[Any]) -> bool:
+    """Whether the weights of `separate` are views into those of `projection`, or become so as they have the same bits.
+
+    Offloading moves each tensor on its own, so that both are held; a LoRA that was merged since has changed some.
+    """
+    import torch
+
+    if _is_view(separate[0].weight, projection.weight):
+        return True
+    for kind in ("weight", "bias"):
+        whole, parts = getattr(projection, kind), [getattr(layer, kind) for layer in separate]
+        if whole is None:
+            continue
+        views = whole.split_with_sizes([len(part) for part in parts])
+        if not all(
+            part.device == view.device and part.dtype == view.dtype for part, view in zip(parts, views, strict=True)
+        ):
+            return False
+        if not all(torch.equal(part.data, view) for part, view in zip(parts, views, strict=True)):
+            return False
+        for part, view in zip(parts, views, strict=True):
+            part.data = view
+    return True
 
 
 def _is_view(part: Any, whole: Any) -> bool:

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.patching import replace_method
+from kontext_fast.optimizations.call_tracking import track_calls
+from kontext_fast.optimizations.patching import replace_method, require_undisturbed
 from kontext_fast.pipeline.device import Machine
 
 
@@ -46,9 +47,15 @@ class FusedVae(Optimization):
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Replace `forward` of the norms and activations on the instance `pipe.vae`.
 
-        Raises InvalidInput if its blocks have other norms or activations than a FLUX VAE.
+        Raises InvalidInput if its blocks have other norms or activations than a FLUX VAE, and, at calls too, where
+        something is on them that would see another input or output than without this.
         """
         pairs = list(_pairs(pipe.vae))
+        names = {module: f"vae.{name}" for name, module in pipe.vae.named_modules(remove_duplicate=False)}
+        replaced = [(names[module], module) for pair in pairs for module in pair]
+        require_undisturbed(replaced, self.name)
+        calls = track_calls(pipe, undo)
+        calls.on_begin(lambda _: require_undisturbed(replaced, self.name, replaced=True), undo)
         fused = pipe._execution_device.type == "cuda"
         norm_silu = _fused if fused else _plain
 
