@@ -151,6 +151,17 @@ def test_a_scheduler_put_in_afterwards_runs_the_rule_too() -> None:
             latents_of(pipe)
 
 
+def test_a_step_that_a_user_replaced_is_refused_until_taken_off() -> None:
+    pipe = small_pipeline()
+    with accelerate(pipe, [FittedSolver(fitted=RULE)], quiet=True):
+        expected = latents_of(pipe)
+        pipe.scheduler.step = lambda *args, **kwargs: pytest.fail("not this one")
+        with pytest.raises(InvalidInput, match=r"del pipe\.scheduler\.step"):
+            latents_of(pipe)
+        del pipe.scheduler.step
+        assert torch.equal(latents_of(pipe), expected)
+
+
 @pytest.mark.parametrize(
     "scheduler", [UniPCMultistepScheduler(), FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)]
 )

@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 from kontext_fast.errors import Caution, InvalidInput
 from kontext_fast.optimizations.patching import Replacement, original_class, serialize_calls, set_attribute, subclass
 from kontext_fast.pipeline.edit import CAUTIONS, STEP_KINDS, joint_kind
+from kontext_fast.pipeline.previews import AROUND
 from kontext_fast.records.schema import StepKind
 
 _TRACKER = "_kontext_fast_calls"
@@ -285,7 +286,10 @@ class CallTracker:
             self._running += 1
         undo.callback(self._give_up, call, scheduler, outer)
         if self._stand_in is not None:
+            own_step = vars(scheduler).get("step")
             scheduler = self._stand_in(scheduler)
+            if own_step is not None:
+                scheduler.step = _around(own_step, scheduler.step)
             undo.callback(vars(pipe).__setitem__, "scheduler", pipe.scheduler)
             # Past the pipeline's own way, which would write this class into what `save_pretrained` stores.
             vars(pipe)["scheduler"] = scheduler
@@ -434,6 +438,17 @@ def _ending_step(call: PipelineCall | None, step: Callable[..., Any]) -> Callabl
         return result
 
     return ending
+
+
+def _around(own_step: Any, step: Callable[..., Any]) -> Callable[..., Any]:
+    """What `own_step` is to the scheduler that it was put on, of `step`, that of its stand-in."""
+    around: Callable[[Callable[..., Any]], Callable[..., Any]] | None = getattr(own_step, AROUND, None)
+    if around is None:
+        raise InvalidInput(
+            "Something replaced step of this scheduler, which a solver would not run; take that off "
+            "(del pipe.scheduler.step), or use a preset without a solver."
+        )
+    return around(step)
 
 
 def _call_with(scheduler: Any) -> PipelineCall | None:

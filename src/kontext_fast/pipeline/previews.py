@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 MOST_PREVIEWS = 3
 
+AROUND = "_kontext_fast_around"
+"""Attribute of a `step` that was put on a scheduler: makes another step likewise, of the scheduler of a solver."""
+
 
 def preview_steps(steps: int, previews: int) -> tuple[int, ...]:
     """After how many of `steps` steps each of `previews` previews is made: evenly spread, never after the last step.
@@ -49,28 +52,33 @@ def watch_previews(
     `size` is the (width, height) of its output in pixels. `pipe` may be accelerated; one call at a time.
     """
     scheduler, spent = pipe.scheduler, PreviewTime()
-    inner = scheduler.step
-    signature = inspect.signature(inner)
     done = 0
 
-    @functools.wraps(inner)
-    def step(*args: Any, **kwargs: Any) -> Any:
-        nonlocal done
-        arguments = signature.bind(*args, **kwargs).arguments
-        result = inner(*args, **kwargs)
-        done += 1
-        # A solver runs as many steps as it has, whatever was asked for.
-        after = preview_steps(len(scheduler.timesteps), previews)
-        if done in after:
-            start = time.perf_counter()
-            sigma = float(arguments["timestep"]) / scheduler.config.num_train_timesteps
-            clean = clean_latents(arguments["sample"], arguments["model_output"], sigma)
-            show(after.index(done), _decode(pipe, clean, size))
-            spent.seconds += time.perf_counter() - start
-        return result
+    def around(inner: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(inner)
+
+        @functools.wraps(inner)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            nonlocal done
+            arguments = signature.bind(*args, **kwargs).arguments
+            result = inner(*args, **kwargs)
+            done += 1
+            # A solver runs as many steps as it has, whatever was asked for, with a scheduler of its own.
+            running = pipe.scheduler
+            after = preview_steps(len(running.timesteps), previews)
+            if done in after:
+                start = time.perf_counter()
+                sigma = float(arguments["timestep"]) / running.config.num_train_timesteps
+                clean = clean_latents(arguments["sample"], arguments["model_output"], sigma)
+                show(after.index(done), _decode(pipe, clean, size))
+                spent.seconds += time.perf_counter() - start
+            return result
+
+        return step
 
     before = vars(scheduler).get("step")
-    scheduler.step = step
+    scheduler.step = around(scheduler.step)
+    setattr(scheduler.step, AROUND, around)
     try:
         yield spent
     finally:
