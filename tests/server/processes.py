@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +18,13 @@ from typing import Any
 
 import httpx
 import psutil
+import uvicorn
 from PIL import Image
 
+from kontext_fast.server.app import create_app
+from kontext_fast.server.placement import WorkerPlan
+from kontext_fast.server.pool import WorkerPool
+from kontext_fast.server.settings import ServerSettings
 from tests.pipelines import picture
 
 _ADDRESS = re.compile(r"Serving \S+ on (http://\S+) once")
@@ -145,3 +152,24 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     content = BytesIO()
     image.save(content, form, **options)
     return content.getvalue()
+
+
+@contextmanager
+def scripted_server(**settings: Any) -> Iterator[str]:
+    """The address of the app over one worker that runs a script, in a thread of this process."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    chosen = ServerSettings(presets=("baseline",), steps=2, **settings)
+    command = (sys.executable, "-m", "tests.server.scripted_worker")
+    plans = [WorkerPlan("cpu", "cpu", ("baseline",))]
+    pool = WorkerPool(chosen, plans, on_unusable=lambda _: None, command=command)
+    server = uvicorn.Server(uvicorn.Config(create_app(chosen, pool), log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        until(lambda: server.started and httpx.get(f"{address}/readyz").status_code == 200, START_S)
+        yield address
+    finally:
+        server.should_exit = True
+        thread.join(START_S)
+        listener.close()

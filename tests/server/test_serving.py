@@ -29,6 +29,7 @@ from kontext_fast.datasets.shapes import held_out
 from kontext_fast.pipeline.edit import EditRequest, edit
 from kontext_fast.pipeline.load import load
 from tests.server.hostile_images import bomb
+from tests.server.loras import write_lora
 from tests.server.processes import RunningServer, png, server, until
 
 ITEM = held_out(1)[0]
@@ -41,7 +42,9 @@ LONG = 300
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     options = ("--max-steps", str(LONG), "--max-upload", "2", "--upload-time", "2", "--queue", "16")
-    with server(tmp_path_factory.mktemp("server"), *options) as started:
+    folder = tmp_path_factory.mktemp("server")
+    write_lora(folder / "ink.safetensors")
+    with server(folder, *options, "--lora", "ink=ink.safetensors:2") as started:
         yield started
 
 
@@ -319,6 +322,16 @@ def test_models_say_what_requests_may_ask_for(client: openai.OpenAI) -> None:
     assert [preset["name"] for preset in details["presets"]] == ["baseline"]
     assert details["max_steps"] == LONG
     assert client.models.retrieve("tiny").id == "tiny"
+
+
+def test_lora_is_exchanged_per_request(running: RunningServer) -> None:
+    plain, inked, again = (running.edit(seed=1, **lora).json() for lora in ({}, {"lora": "ink"}, {}))
+    assert [answer["kontext"]["lora"] for answer in (plain, inked, again)] == [None, "ink", None]
+    assert inked["kontext"]["lora_swap_s"] > 0
+    assert plain["kontext"]["lora_swap_s"] == 0
+    assert plain["data"][0]["b64_json"] == again["data"][0]["b64_json"] != inked["data"][0]["b64_json"]
+    unknown = running.edit(lora="pencil")
+    assert (unknown.status_code, error_of(unknown)["param"]) == (400, "lora")
 
 
 def test_request_has_an_identity_and_no_prompt_in_the_log(running: RunningServer) -> None:

@@ -249,6 +249,39 @@ class Verification(Stored):
     metrics: tuple[MetricFacts, ...] = ()
 
 
+class ServedRequest(Stored):
+    """One request of a load test."""
+
+    at_s: float
+    """When it was due, since the test began; a client that is late does not move it."""
+    latency_s: float
+    """From when it was due until it was answered, or until its client left."""
+    status: int | None
+    """Of the answer; None where there is none."""
+    left: bool = False
+    """Whether its client was to leave before the answer, and did."""
+    images: int = 0
+    queue_s: float | None = None
+    run_s: float | None = None
+
+
+class LoadTest(Stored):
+    """Requests that came at random times, whatever the server did with those before."""
+
+    rate_per_s: float
+    """At which requests came on average, as a Poisson process."""
+    duration_s: float
+    """From the first request that was due until the last one was answered."""
+    deadline_s: float
+    seed: int
+    workers: int
+    busy_s: float
+    """Time in which the workers ran jobs, all of them together."""
+    requests: tuple[ServedRequest, ...]
+    probes_s: tuple[float, ...]
+    """Latencies of `/livez` meanwhile."""
+
+
 class Record(Stored):
     """One run: one process that loaded a checkpoint, applied one plan and measured one or more workloads."""
 
@@ -275,6 +308,8 @@ class Record(Stored):
     """What the run was to measure, in order; where it ended early, `measurements` has fewer."""
     compile_cache: CompileCache = "user"
     measurements: tuple[Measurement, ...] = ()
+    load_test: LoadTest | None = None
+    """Where a server was put under load; its measurement then holds the calls as the worker timed them."""
     arm: Arm | None = None
     outputs: tuple[Output, ...] = ()
     """The images of an arm of a verification."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from kontext_fast.records.schema import AppliedOptimization, Checkpoint, StepKind
 from kontext_fast.server.images import Format
 
 MOST_IMAGES = 10
@@ -126,6 +127,7 @@ class Details(BaseModel):
     seed: int
     steps: int
     computed_steps: int
+    step_kinds: list[StepKind]
     guidance: float
     true_cfg: float
     width: int
@@ -193,6 +195,7 @@ class PresetAnswer(BaseModel):
     lossy: bool
     labels: list[str]
     verdict: Verdict
+    optimizations: list[AppliedOptimization]
 
 
 class ServiceDetails(BaseModel):
@@ -204,12 +207,13 @@ class ServiceDetails(BaseModel):
     steps: int
     guidance: float
     native: int
+    text_tokens: int
     max_steps: int
     max_images: int
     max_pixels: int
     deadline_s: float
     caution: str | None
-    random_weights: bool
+    checkpoint: Checkpoint
     environment: dict[str, Any]
 
 
@@ -230,6 +234,8 @@ class WorkerAnswer(BaseModel):
     name: str
     state: str
     restarts: int
+    busy_s: float
+    """Time in which it ran jobs, since the server started."""
 
 
 class HealthAnswer(BaseModel):

@@ -167,6 +167,7 @@ class ImageService:
             seed=result.seeds[0],
             steps=edit.steps,
             computed_steps=result.step_kinds.count("full"),
+            step_kinds=list(result.step_kinds),
             guidance=edit.guidance,
             true_cfg=edit.true_cfg,
             width=size.width,

@@ -54,7 +54,7 @@ def health_router(backend: Backend, metrics: Metrics) -> APIRouter:
             running=status.running,
             expected_wait_s=status.expected_wait_s,
             workers=[
-                WorkerAnswer(name=worker.name, state=worker.state, restarts=worker.restarts)
+                WorkerAnswer(name=worker.name, state=worker.state, restarts=worker.restarts, busy_s=worker.busy_s)
                 for worker in status.workers
             ],
         )

@@ -28,7 +28,7 @@ from kontext_fast.server.contract import (
     TokenDetails,
     Usage,
 )
-from kontext_fast.server.errors import ApiError, bad_value
+from kontext_fast.server.errors import ApiError, ErrorBody, bad_value
 from kontext_fast.server.images import encode
 from kontext_fast.server.jobs import EventStream, Finished, Job, Preview, Started, StepDone
 from kontext_fast.server.routes.schema import ERRORS, edit_body, json_body
@@ -72,7 +72,12 @@ def openai_router(service: ImageService, bodies: BodyReader) -> APIRouter:
     async def models() -> ModelsAnswer:
         return ModelsAnswer(data=[_model(service, created)])
 
-    @router.get("/v1/models/{name:path}", summary="The one model that is served", response_model=ModelAnswer)
+    @router.get(
+        "/v1/models/{name:path}",
+        summary="The one model that is served",
+        response_model=ModelAnswer,
+        responses={404: {"model": ErrorBody, "description": "There is no such model."}},
+    )
     async def model(name: str) -> ModelAnswer:
         known = _model(service, created)
         if name != known.id:
@@ -249,6 +254,7 @@ def _model(service: ImageService, created: int) -> ModelAnswer:
             lossy=preset.lossy,
             labels=list(preset.labels),
             verdict=service.verdicts.of(preset.name, facts),
+            optimizations=list(preset.optimizations),
         )
         for preset in facts.presets
     ]
@@ -261,12 +267,13 @@ def _model(service: ImageService, created: int) -> ModelAnswer:
             steps=settings.steps,
             guidance=settings.guidance,
             native=facts.native,
+            text_tokens=facts.text_tokens,
             max_steps=settings.max_steps,
             max_images=settings.max_images,
             max_pixels=service.max_pixels(facts),
             deadline_s=settings.deadline_s,
             caution=facts.checkpoint.caution,
-            random_weights=facts.checkpoint.random_weights,
+            checkpoint=facts.checkpoint,
             environment=dict(facts.environment),
         ),
     )
