@@ -12,8 +12,8 @@ from pathlib import Path
 from kontext_fast import EditRequest, accelerate, edit, load
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.optimizations import DEFAULT_PRESET
-from kontext_fast.pipeline.images import PngFile
-from kontext_fast.pipeline.load import default_checkpoint
+from kontext_fast.pipeline.hub import default_checkpoint
+from kontext_fast.pipeline.images import ImageFile, Origin
 
 SEED = 42
 
@@ -24,8 +24,8 @@ def timed_edit(pipe: object, request: EditRequest, preset: str, checkpoint: str)
     start = time.perf_counter()
     result = edit(pipe, request)
     seconds = time.perf_counter() - start
-    file = PngFile(Path(f"kontext-{preset}.png"))
-    file.save(result.images[0], seed=SEED, preset=preset, checkpoint=checkpoint, instruction=request.instruction)
+    file = ImageFile(Path(f"kontext-{preset}.png"))
+    file.save(result.image, Origin.of(request, seed=SEED, preset=preset, checkpoint=checkpoint))
     print(f"{preset}: {seconds:.2f} s, {result.size.width}x{result.size.height}, {request.steps} steps, {file.path}")
     return seconds
 

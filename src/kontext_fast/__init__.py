@@ -12,15 +12,18 @@ from kontext_fast.version import __version__
 
 if TYPE_CHECKING:
     from kontext_fast.optimizations.acceleration import accelerate
-    from kontext_fast.pipeline.edit import EditRequest, edit
+    from kontext_fast.pipeline.edit import EditRequest, EditResult, edit
+    from kontext_fast.pipeline.edit_many import edit_many
     from kontext_fast.pipeline.load import load
 
-__all__ = ["EditRequest", "__version__", "accelerate", "edit", "load"]
+__all__ = ["EditRequest", "EditResult", "__version__", "accelerate", "edit", "edit_many", "load"]
 
 _HOME = {
     "accelerate": "kontext_fast.optimizations.acceleration",
     "edit": "kontext_fast.pipeline.edit",
+    "edit_many": "kontext_fast.pipeline.edit_many",
     "EditRequest": "kontext_fast.pipeline.edit",
+    "EditResult": "kontext_fast.pipeline.edit",
     "load": "kontext_fast.pipeline.load",
 }
 

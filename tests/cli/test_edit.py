@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from PIL import Image
 from kontext_fast.optimizations.acceleration import current
 from kontext_fast.optimizations.presets import faster_presets
 from kontext_fast.pipeline.edit import edit
-from kontext_fast.pipeline.images import PngFile, read_png_metadata
+from kontext_fast.pipeline.images import ImageFile, Origin, read_origin
 
 QUICK = ("--steps", "1", "--checkpoint", "tiny", "--seed", "5")
 
@@ -25,15 +26,17 @@ QUICK = ("--steps", "1", "--checkpoint", "tiny", "--seed", "5")
 def test_image_is_edited_beside_the_input(kontext: Any, picture: Path) -> None:
     outcome = kontext("edit", picture, "make it red", *QUICK)
     output = picture.with_name("cat.edited.png")
-    assert (outcome.code, outcome.out) == (0, f"{output}\n")
-    assert "144x96" in outcome.err
+    assert outcome.code == 0
+    line = re.fullmatch(r"(\S+)  144x96  [\d.]+ s  \(faithful, 1 step, seed 5\)\n", outcome.out)
+    assert line
+    assert line[1] == str(output)
     assert "checkpoint tiny, preset faithful" in outcome.err
     assert outcome.err.splitlines()[-1] == faster_presets()
     with Image.open(output) as image:
         assert image.size == (144, 96)
-    metadata = read_png_metadata(output)
-    assert (metadata["seed"], metadata["preset"], metadata["checkpoint"]) == ("5", "faithful", "tiny")
-    assert metadata["instruction"] == "make it red"
+    facts = read_origin(output)
+    assert (facts["seed"], facts["preset"], facts["checkpoint"]) == ("5", "faithful", "tiny")
+    assert (facts["instruction"], facts["steps"]) == ("make it red", "1")
 
 
 def test_image_is_opened_and_output_checked_once(kontext: Any, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +46,7 @@ def test_image_is_opened_and_output_checked_once(kontext: Any, picture: Path, mo
         return lambda *arguments, **options: (calls.update([name]), function(*arguments, **options))[1]
 
     monkeypatch.setattr(Image, "open", counted("open", Image.open))
-    monkeypatch.setattr(PngFile, "__post_init__", counted("check", PngFile.__post_init__))
+    monkeypatch.setattr(ImageFile, "__post_init__", counted("check", ImageFile.__post_init__))
     assert kontext("edit", picture, "make it red", *QUICK).code == 0
     assert calls == {"open": 1, "check": 1}
 
@@ -62,11 +65,13 @@ def test_last_line_of_stdout_is_the_result_as_json(kontext: Any, picture: Path) 
     assert Path("new/out.png").is_file()
 
 
-def test_default_checkpoint_without_gpu_is_tiny_with_reason(kontext: Any, picture: Path) -> None:
+def test_picture_is_not_edited_by_tiny_unasked(kontext: Any, picture: Path) -> None:
     outcome = kontext("edit", picture, "make it red", "--steps", "1")
-    assert outcome.code == 0
-    assert "checkpoint tiny" in outcome.err
+    assert (outcome.code, outcome.out) == (3, "")
     assert "there is no GPU" in outcome.err
+    assert "insist with --checkpoint tiny" in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert [entry.name for entry in picture.parent.iterdir()] == ["cat.jpg"]
 
 
 def test_preset_is_applied_during_the_edit(kontext: Any, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +85,7 @@ def test_preset_is_applied_during_the_edit(kontext: Any, picture: Path, monkeypa
     monkeypatch.setattr("kontext_fast.pipeline.edit.edit", watched)
     result = json.loads(kontext("edit", picture, "make it red", *QUICK, "--json", "--preset", "fuse_qkv").out)
     assert in_force == [result["preset"]] == ["fuse_qkv"]
-    assert read_png_metadata(Path(result["images"][0]["path"]))["preset"] == "fuse_qkv"
+    assert read_origin(result["images"][0]["path"])["preset"] == "fuse_qkv"
 
 
 def test_folder_is_edited_in_order_without_earlier_edits(kontext: Any, tmp_path: Path) -> None:
@@ -92,8 +97,92 @@ def test_folder_is_edited_in_order_without_earlier_edits(kontext: Any, tmp_path:
     outcome = kontext("edit", folder, "make it red", *QUICK, "-o", tmp_path / "out")
     assert outcome.code == 0
     names = ["a.jpg.edited.png", "a.png.edited.png", "b.edited.png"]
-    assert outcome.out.split() == [str(tmp_path / "out" / name) for name in names]
+    lines = [line.split("  ") for line in outcome.out.splitlines()]
+    assert [line[0] for line in lines] == ["1 of 3", "2 of 3", "3 of 3"]
+    assert [line[1] for line in lines] == [str(tmp_path / "out" / name) for name in names]
+    assert re.search(r"3 images in [\d.]+ s, [\d.]+ s each", outcome.err)
     assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == names
+
+
+def test_second_run_makes_only_what_is_missing(kontext: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (128, 128), "blue").save(folder / name)
+    line = ("edit", folder, "make it red", "--steps", "1", "--checkpoint", "tiny")
+    assert kontext(*line).code == 0
+    (folder / "b.edited.png").unlink()
+    before = (folder / "a.edited.png").read_bytes()
+    again = json.loads(kontext(*line, "--json").out)
+    assert [Path(image["path"]).name for image in again["images"]] == ["b.edited.png"]
+    assert again["skipped"] == [str(folder / "a.edited.png")]
+    assert (folder / "a.edited.png").read_bytes() == before
+    nothing_left = kontext(*line)
+    assert (nothing_left.code, nothing_left.out) == (0, "")
+    assert "All 2 images are there already" in nothing_left.err
+    # A newer input and --overwrite make it again.
+    os.utime(folder / "a.png", (2_000_000_000, 2_000_000_000))
+    assert [Path(image["path"]).name for image in json.loads(kontext(*line, "--json").out)["images"]] == [
+        "a.edited.png"
+    ]
+    assert len(json.loads(kontext(*line, "--overwrite", "--json").out)["images"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "words"),
+    [
+        ({}, ["--seed", "6"], "made with seed '5'"),
+        ({}, ["--preset", "fuse_qkv"], "made with preset 'faithful'"),
+        ({}, ["--guidance", "3"], "made with guidance '2.5'"),
+        ({}, ["--size", "64x64"], "made without size"),
+        ({"lora": ("a.safetensors:1",)}, [], "made with lora 'a.safetensors:1'"),
+        ({"instruction": "make it blue"}, [], "made with instruction 'make it blue'"),
+        ({"checkpoint": "other"}, [], "made with the checkpoint other"),
+        (None, [], "not made by kontext-fast"),
+    ],
+)
+def test_file_made_otherwise_is_kept_unless_overwritten(
+    kontext: Any, picture: Path, made: dict[str, Any] | None, asked: list[str], words: str
+) -> None:
+    output = picture.with_name("cat.edited.png")
+    image = Image.new("RGB", (16, 16))
+    facts: dict[str, Any] = {
+        "instruction": "make it red",
+        "preset": "faithful",
+        "checkpoint": "tiny",
+        "steps": 1,
+        "guidance": 2.5,
+        "seed": 5,
+    }
+    if made is None:
+        image.save(output)
+    else:
+        ImageFile(output).save(image, Origin(**facts | made))
+    before = output.read_bytes()
+    outcome = kontext("edit", picture, "make it red", *QUICK, *asked)
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert "--overwrite" in outcome.err
+    assert output.read_bytes() == before
+
+
+def test_several_images_and_formats_in_one_line(kontext: Any, picture: Path, tmp_path: Path) -> None:
+    other = tmp_path / "dog.png"
+    Image.new("RGB", (128, 128), "blue").save(other)
+    outcome = kontext("edit", picture, other, "make it red", *QUICK, "-q", "-o", "all", "-n", "2")
+    assert outcome.err == ""
+    assert outcome.out.split() == [f"all/{name}.edited.{number}.png" for name in ("cat", "dog") for number in (1, 2)]
+    assert [read_origin(path)["seed"] for path in outcome.out.split()] == ["5", "6", "5", "6"]
+    single = kontext("edit", picture, "make it red", *QUICK, "-q", "-o", "cat.webp")
+    assert (single.code, single.out) == (0, "cat.webp\n")
+    assert read_origin("cat.webp")["instruction"] == "make it red"
+
+
+def test_names_of_diffusers_are_understood(kontext: Any, picture: Path) -> None:
+    words = ("--num-inference-steps", "2", "--guidance-scale", "3", "--true-cfg-scale", "2")
+    outcome = kontext("edit", picture, "x", "--checkpoint", "tiny", *words, "--negative-prompt", "a star", "-q")
+    facts = read_origin(outcome.out.strip())
+    assert (facts["steps"], facts["guidance"], facts["true_cfg"], facts["negative"]) == ("2", "3.0", "2.0", "a star")
 
 
 def test_broken_image_does_not_stop_a_folder(kontext: Any, tmp_path: Path) -> None:
@@ -109,7 +198,8 @@ def test_broken_image_does_not_stop_a_folder(kontext: Any, tmp_path: Path) -> No
     assert [Path(entry["input"]).name for entry in result["failed"]] == ["a.png"]
     broken, total = outcome.err.splitlines()
     assert "a.png is not an image" in broken
-    assert "1 of 3 images were not edited" in total
+    assert broken.startswith("1 of 3  ")
+    assert "1 of 3 images were not made" in total
 
 
 BAD = {
@@ -132,7 +222,11 @@ BAD = {
     "negative guidance": (["cat.jpg", "x", "--guidance", "-1"], 2, "guidance is -1"),
     "true CFG without a negative": (["cat.jpg", "x", "--true-cfg", "3"], 2, "needs a negative prompt"),
     "missing LoRA": (["cat.jpg", "x", "--lora", "no.safetensors:0.5", *QUICK], 2, "no LoRA no.safetensors;"),
-    "output is not a PNG": (["cat.jpg", "x", "-o", "out.jpg"], 2, "end in .png"),
+    "output of another kind": (["cat.jpg", "x", "-o", "out.gif"], 2, "end in .png, .jpg, .jpeg, .webp"),
+    "output two folders down": (["cat.jpg", "x", "-o", "a/b/out.png"], 2, "There is no folder a for"),
+    "output is the input": (["dot.png", "x", "-o", "dot.png"], 2, "would replace it"),
+    "no images": (["cat.jpg", "x", "-n", "0"], 2, "number of images is 0"),
+    "two presets": (["cat.jpg", "x", "--preset", "fast", "--preset", "turbo", *QUICK], 2, "fast and turbo"),
     "output folder is a file": (["cat.jpg", "x", "-o", "broken.png/out.png", *QUICK], 2, "cannot be written"),
     "too long an instruction": (["cat.jpg", "red " * 300, *QUICK], 2, "shorten it"),
 }

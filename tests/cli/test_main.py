@@ -101,7 +101,7 @@ def test_version_is_printed(kontext: Any) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["edit"], ["edit", "a.png"], ["edit", "a.png", "x", "--steps", "many"], ["edit", "--nonsense"]],
+    [["nonsense"], ["edit"], ["edit", "a.png", "x", "--steps", "many"], ["edit", "--nonsense"]],
 )
 def test_usage_error_is_one_line_that_names_the_help(kontext: Any, arguments: list[str]) -> None:
     outcome = kontext(*arguments)

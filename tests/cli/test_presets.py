@@ -19,8 +19,8 @@ def test_json_is_the_last_line_and_complete(capsys: pytest.CaptureFixture[str]) 
     assert set(optimizations) == set(discover())
     assert optimizations["fuse_qkv"]["effect"] == "numeric"
     # The conflict is declared by one of the two only.
-    assert {one["other"] for one in optimizations["compile"]["conflicts"]} == {"first_block_cache", "engine"}
-    assert {one["other"] for one in optimizations["first_block_cache"]["conflicts"]} == {"compile", "engine"}
+    assert {one["other"] for one in optimizations["compile"]["conflicts"]} == {"first_block_cache", "engine", "solver"}
+    assert {one["other"] for one in optimizations["first_block_cache"]["conflicts"]} == {"compile", "engine", "solver"}
 
 
 def test_without_a_compiler_the_table_says_what_to_install(

@@ -110,7 +110,7 @@ def test_images_of_threads_equal_their_own_alone(pipe: Any, plan: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_in_threads_equals_its_own_alone(pipe: Any, name: str) -> None:
-    from kontext_fast.optimizations.plan import resolve
+    from kontext_fast.optimizations.presets import resolve
 
     resolve(name, Machine.detect("cpu"))
     require_images_of_threads_equal(pipe, name, requests=32)

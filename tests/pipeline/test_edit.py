@@ -220,3 +220,37 @@ def test_invalid_request_cannot_be_created(changes: dict[str, Any], words: str) 
 
 def test_highest_seeds_are_valid() -> None:
     assert request(None, seed=2**63 - 2, batch=2).seeds() == (2**63 - 2, 2**63 - 1)
+
+
+def test_short_call_equals_the_request_it_stands_for(tiny: Any, picture: Image.Image) -> None:
+    short = edit(tiny, picture, INSTRUCTION, steps=2, seed=3)
+    assert short.image.tobytes() == edit(tiny, request(picture)).images[0].tobytes()
+    assert edit(tiny, None, INSTRUCTION, steps=1, seed=3).size.reference_tokens == 0
+
+
+BAD_CALLS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
+    "no instruction": ("photo.jpg", None, {}, "instruction is missing"),
+    "image second": ("make it red", Image.new("RGB", (16, 16)), {}, "image comes first"),
+    "name of diffusers": ("photo.jpg", "x", {"guidance_scale": 3}, "guidance_scale is called guidance here"),
+    "unknown option": ("photo.jpg", "x", {"sed": 3}, "no option 'sed'; did you mean seed"),
+    "request and more": (EditRequest("x"), "y", {}, "holds instruction and options"),
+    "request and options": (EditRequest("x"), None, {"seed": 3}, "holds instruction and options"),
+}
+
+
+@pytest.mark.parametrize(("image", "instruction", "options", "words"), BAD_CALLS.values(), ids=BAD_CALLS.keys())
+def test_bad_call_says_how_to_write_it(
+    tiny: Any, image: Any, instruction: Any, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        edit(tiny, image, instruction, **options)
+
+
+def test_result_tells_time_size_and_seed(tiny: Any, picture: Image.Image) -> None:
+    result = edit(tiny, picture, INSTRUCTION, steps=2, seed=3)
+    assert 0 < result.seconds < 60
+    assert result.computed_steps == 2
+    assert repr(result) == f"EditResult(128x128, {result.seconds:.2f} s, 2 of 2 steps computed, seed 3)"
+    shown = result._repr_html_()
+    assert repr(result) in shown
+    assert shown.count("data:image/png;base64,") == 1

@@ -67,7 +67,7 @@ import sys
 from kontext_fast.errors import CheckpointUnavailable
 from kontext_fast.pipeline.hub import download
 try:
-    download(sys.argv[1])
+    print(download(sys.argv[1]))
 except CheckpointUnavailable as error:
     import traceback
     print(error)
@@ -120,6 +120,19 @@ def test_missing_network_is_reported_at_once(tmp_path: Path, variables: dict[str
     sentence = ask("org/name", variables.pop("HF_ENDPOINT", "http://127.0.0.1:9"), tmp_path, **variables)
     assert "cannot be reached" in sentence
     assert "tiny" in sentence
+
+
+def test_cached_checkpoint_needs_no_token(hub: str, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--gated--kontext" / "snapshots" / COMMIT
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        (snapshot / part).mkdir(parents=True)
+        (snapshot / part / "model.safetensors").write_bytes(b"weights")
+    (snapshot / "model_index.json").write_text('{"_class_name": "FluxKontextPipeline"}')
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(COMMIT)
+    assert ask("gated/kontext", hub, tmp_path, HF_TOKEN="") == str(snapshot)
+    assert "is gated" in ask("gated/kontext", hub, tmp_path / "elsewhere", HF_TOKEN="")
 
 
 def test_hub_ids_are_recognized_by_form() -> None:

@@ -9,10 +9,24 @@ import torch
 from PIL import Image, ImageCms
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.pipeline.images import PngFile, read_png_metadata, to_rgb
+from kontext_fast.pipeline.edit import EditRequest
+from kontext_fast.pipeline.images import FORMATS, ImageFile, Origin, read_origin, to_rgb
 from kontext_fast.version import __version__
 
 RED = (255, 0, 0)
+
+ORIGIN = Origin(
+    instruction="mach es gr\u00fcn \u2192 \U0001f7e2",
+    preset="classic",
+    checkpoint="tiny",
+    steps=20,
+    guidance=2.5,
+    seed=7,
+    negative="a star",
+    true_cfg=2.0,
+    size=(64, 48),
+    lora=("style.safetensors:0.8",),
+)
 
 
 @pytest.mark.parametrize(
@@ -175,29 +189,74 @@ def test_unreadable_files_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
             to_rgb(whole)
 
 
-def test_saved_image_carries_its_origin(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "folder" / "out.png"
+def save(path: Path, origin: Origin = ORIGIN) -> Image.Image:
     image = Image.effect_noise((32, 16), 50).convert("RGB")
-    PngFile(path).save(image, seed=7, preset="classic", checkpoint="tiny", instruction="mach es gr\u00fcn")
-    assert read_png_metadata(path) == {
+    ImageFile(path).save(image, origin)
+    return image
+
+
+@pytest.mark.parametrize("suffix", [*FORMATS, ".JPG"])
+def test_every_format_carries_all_facts_and_is_that_format(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / "new" / f"out{suffix}"
+    image = save(path)
+    assert read_origin(path) == {
         "software": "kontext-fast",
         "version": __version__,
         "seed": "7",
         "preset": "classic",
         "checkpoint": "tiny",
-        "instruction": "mach es gr\u00fcn",
+        "instruction": ORIGIN.instruction,
+        "steps": "20",
+        "guidance": "2.5",
+        "negative": "a star",
+        "true_cfg": "2.0",
+        "size": "64x48",
+        "lora": "style.safetensors:0.8",
     }
-    assert Image.open(path).tobytes() == image.tobytes()
-    assert [entry.name for entry in path.parent.iterdir()] == ["out.png"]
+    with Image.open(path) as saved:
+        assert saved.format == FORMATS[suffix.lower()]
+        off = np.abs(np.asarray(saved.convert("RGB"), dtype=int) - np.asarray(image, dtype=int)).mean()
+    assert off == 0 if suffix == ".png" else off < 12
+    assert [entry.name for entry in path.parent.iterdir()] == [f"out{suffix}"]
+
+
+def test_facts_leave_out_what_was_not_given() -> None:
+    request = EditRequest("make it red", seed=3)
+    facts = Origin.of(request, seed=3, preset="faithful", checkpoint="tiny").facts()
+    assert facts == {
+        "seed": "3",
+        "preset": "faithful",
+        "checkpoint": "tiny",
+        "instruction": "make it red",
+        "steps": "28",
+        "guidance": "2.5",
+    }
+
+
+def test_image_of_another_program_has_no_facts(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16))
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0something"
+    image.save(tmp_path / "a.png")
+    image.save(tmp_path / "b.jpg", exif=exif)
+    exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0no JSON"
+    image.save(tmp_path / "c.webp", exif=exif)
+    (tmp_path / "d.png").write_text("no image")
+    for name in ("a.png", "b.jpg", "c.webp", "d.png", "missing.png"):
+        assert read_origin(tmp_path / name) == {}
 
 
 def test_failed_save_leaves_nothing(tmp_path: Path) -> None:
-    image = Image.new("RGB", (16, 16))
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "folder.png").mkdir()
-    for name, words in (("file/out.png", "cannot be written"), ("folder.png", "folder"), ("out.jpg", "end in .png")):
+    for name, words in (
+        ("file/out.png", "cannot be written"),
+        ("folder.png", "folder"),
+        ("out.gif", r"end in \.png"),
+        ("no/such/out.png", "There is no folder"),
+    ):
         with pytest.raises(InvalidInput, match=words):
-            PngFile(tmp_path / name).save(image, seed=0, preset="baseline", checkpoint="tiny")
+            save(tmp_path / name)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder.png"]
 
 
@@ -210,6 +269,6 @@ def test_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        PngFile(path).save(Image.new("RGB", (16, 16)), seed=0, preset="baseline", checkpoint="tiny")
+        save(path)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.png"]

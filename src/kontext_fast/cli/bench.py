@@ -43,10 +43,7 @@ def command(
         str, typer.Option(metavar="NAME|FILE.toml", help=f"What to run: {', '.join(bundled_suites())}, or a file.")
     ] = "quick",
     checkpoint: options.Checkpoint = None,
-    presets: Annotated[
-        str | None,
-        typer.Option(metavar="A,B", help="Presets to run, or to ablate. [default: the suite's]", show_default=False),
-    ] = None,
+    preset: Annotated[list[str] | None, options.presets_option("the suite's")] = None,
     sizes: Annotated[
         str | None, typer.Option(metavar="WxH,...", help="Output sizes. [default: the suite's]", show_default=False)
     ] = None,
@@ -121,7 +118,7 @@ def command(
         say(f"The checkpoint is {checkpoint}, since {reason}.")
     named = suite_file.resolve(find_source(checkpoint).kind)
     chosen = named.override(
-        **{"ablate" if named.ablate else "presets": options.split(presets)},
+        **{"ablate" if named.ablate else "presets": options.names(preset)},
         sizes=options.split(sizes),
         steps=_split_counts(steps, "step counts"),
         batches=_split_counts(batch, "batch sizes"),
@@ -142,7 +139,7 @@ def command(
     choices = {
         "suite": suite,
         "checkpoint": checkpoint,
-        "presets": presets,
+        "preset": ",".join(options.names(preset) or ()) or None,
         "sizes": sizes,
         "steps": steps,
         "batch": batch,
@@ -213,7 +210,7 @@ def _default_checkpoint(device: str | None) -> tuple[str, str]:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    from kontext_fast.pipeline.load import default_checkpoint
+    from kontext_fast.pipeline.hub import default_checkpoint
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(default_checkpoint, device).result()

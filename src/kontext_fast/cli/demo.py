@@ -31,7 +31,7 @@ def command(
     from kontext_fast.datasets.shapes import held_out
     from kontext_fast.metrics.scorer import judge_benchmark
     from kontext_fast.pipeline.edit import EditRequest
-    from kontext_fast.pipeline.images import PngFile
+    from kontext_fast.pipeline.images import ImageFile
     from kontext_fast.records.lock import locked_folder
     from kontext_fast.records.store import ResultStore
     from kontext_fast.report.output.publish import publish
@@ -49,8 +49,8 @@ def command(
     item = held_out(1, suite.seed)[0]
     item.image.save(folder / "input.png")
     request = EditRequest(item.instruction, item.image, seed=suite.seed)
-    with open_session(Setup(checkpoint="tiny", preset=DEFAULT_PRESET, lora=None, device="cpu")) as session:
-        edited = session.save(request, PngFile(folder / "edited.png"), source=folder / "input.png")
+    with open_session(Setup(checkpoint="tiny", preset=DEFAULT_PRESET, lora=(), device="cpu")) as session:
+        edited = session.save(request, ImageFile(folder / "edited.png"), source=folder / "input.png")
     print_headline(written.report.analysis, Console(highlight=False))
     if json:
         print_json({"folder": str(folder), "page": str(written.document), "edit": edited})

@@ -1,36 +1,54 @@
-"""`kontext edit`: one image, or every image of a folder, by one instruction."""
+"""`kontext edit`: one image, several, or every image of a folder, by one instruction."""
 
 from __future__ import annotations
 
+import glob
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from kontext_fast.cli import options
 from kontext_fast.cli.command_class import Group
-from kontext_fast.cli.output import say
+from kontext_fast.cli.session import ImageJob, make_images, numbered, require_count, setup_for_pictures
 from kontext_fast.errors import InvalidInput
-from kontext_fast.optimizations import DEFAULT_PRESET
-
-_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-
-_EDITED = ".edited.png"
 
 GROUP = Group.IMAGES
 
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""Of the files in a folder that are edited."""
+
+_EDITED = re.compile(r"\.edited(\.\d+)?\.png$")
+_PATTERN = re.compile(r"[*?\[]")
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
 
 def command(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE|DIR", help="An image, or a folder of images.")],
-    instruction: Annotated[str, typer.Argument(help='What to change, for example "make the car red".')],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar='IMAGE|DIR... "INSTRUCTION"',
+            help='What to edit, and last what to change in it: photo.jpg "make the car red".',
+            show_default=False,
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--out", help="PNG file, or a folder for a folder. [default: NAME.edited.png]", show_default=False
+            "-o",
+            "--out",
+            metavar="PATH",
+            help="PNG, JPEG or WebP file, or a folder. [default: NAME.edited.png beside each]",
+            show_default=False,
         ),
     ] = None,
+    num_images: options.Images = 1,
     checkpoint: options.Checkpoint = None,
-    preset: options.Preset = DEFAULT_PRESET,
+    preset: options.Preset = None,
     steps: options.Steps = 28,
     seed: options.Seed = None,
     guidance: options.Guidance = 2.5,
@@ -39,20 +57,25 @@ def command(
     size: options.OutputSize = None,
     lora: options.Lora = None,
     device: options.Device = None,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
-    """Edit images as an instruction says."""
+    """Edit images as an instruction says.
+
+    What is done already is skipped. Each file says how it was made.
+    """
     from dataclasses import replace
 
-    from kontext_fast.cli.session import Setup, open_session
     from kontext_fast.pipeline.edit import EditRequest
-    from kontext_fast.pipeline.images import PngFile
+    from kontext_fast.pipeline.images import ImageFile
     from kontext_fast.pipeline.sizes import parse_size
 
-    is_folder = image.is_dir()
+    require_count(num_images)
+    paths, instruction = read_words(words)
+    images = images_of(paths)
     request = EditRequest(
         instruction,
-        None if is_folder else image,
         steps=steps,
         guidance=guidance,
         seed=seed,
@@ -60,37 +83,108 @@ def command(
         true_cfg=true_cfg,
         size=parse_size(size) if size else None,
     )
-    outputs = _outputs_of_folder(image, out) if is_folder else {image: out or image.with_name(image.stem + _EDITED)}
-    files = {source: PngFile(output) for source, output in outputs.items()}
-    edited: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    with open_session(Setup(checkpoint=checkpoint, preset=preset, lora=lora, device=device)) as session:
-        for source, file in files.items():
-            try:
-                this = replace(request, image=source) if is_folder else request
-                edited.append(session.save(this, file, source=source))
-            except InvalidInput as error:
-                if not is_folder:
-                    raise
-                failed.append({"input": str(source), "reason": str(error)})
-                say(str(error))
-        session.report(edited, as_json=json, failed=failed)
-    if failed:
-        raise InvalidInput(f"{len(failed)} of {len(files)} images were not edited; give intact copies of them.")
+    into_folder = len(images) > 1 or any(path.is_dir() for path in paths)
+    outputs = outputs_of(images, out, count=num_images, into_folder=into_folder)
+    if len(images) == 1:
+        # Opened now, so that what is wrong with it is said before anything is loaded.
+        request = replace(request, image=images[0])
+    jobs = [
+        ImageJob(image, ImageFile(file), replace(request, seed=None if seed is None else seed + number))
+        for image, files in outputs.items()
+        for number, file in enumerate(files)
+    ]
+    setup = setup_for_pictures(checkpoint, options.one_preset(preset), lora or (), device)
+    make_images(jobs, setup, overwrite=overwrite, quiet=quiet, as_json=json)
 
 
-def _outputs_of_folder(folder: Path, out: Path | None) -> dict[Path, Path]:
-    """Each image of `folder` and where its edit goes; earlier edits are not edited again."""
-    if out is not None and out.exists() and not out.is_dir():
-        raise InvalidInput(f"{out} is a file, and a folder of images needs a folder; give another name.")
+def read_words(words: Sequence[str]) -> tuple[list[Path], str]:
+    """Images and folders, and the instruction, which comes last. Raises InvalidInput that says how to write it."""
+    *named, instruction = words
+    example = f"kontext edit {shlex.quote(named[0] if named else 'photo.jpg')} "
+    if not named:
+        if Path(instruction).exists():
+            raise InvalidInput(
+                f'The instruction is missing; write kontext edit {shlex.quote(instruction)} "make the car red".'
+            )
+        raise InvalidInput(f"The image is missing; write kontext edit photo.jpg {shlex.quote(instruction)}.")
+    for word in named:
+        if _ADDRESS.match(word):
+            raise InvalidInput(f"{word} is an address, and only files are read: download it first, then edit the file.")
+    missing = [word for word in named if not _exists(word)]
+    if missing and Path(instruction).exists():
+        raise InvalidInput(
+            f"The image comes first and the instruction last; write kontext edit {shlex.quote(instruction)} "
+            f"{shlex.quote(' '.join(missing))}."
+        )
+    if len(named) > 1 and missing == named[1:]:
+        raise InvalidInput(f'Put the instruction in quotes; write {example}"{" ".join([*missing, instruction])}".')
+    if missing:
+        raise InvalidInput(f"There is no image {missing[0]}; check the path.")
+    return [path for word in named for path in _expanded(word)], instruction
+
+
+def images_of(paths: Sequence[Path]) -> list[Path]:
+    """The images that `paths` name, each once; of a folder all in it but earlier edits. Raises InvalidInput.
+
+    Of images beside their earlier edits, as `*.png` gives them, the edits are left out, too.
+    """
+    images: dict[Path, None] = {}
+    for path in paths:
+        images.update(dict.fromkeys(_in_folder(path) if path.is_dir() else [path]))
+    stems = {path.with_name(path.stem) for path in images}
+    return [
+        path for path in images if path.with_name(_EDITED.sub("", path.name)) not in stems - {path.with_name(path.stem)}
+    ]
+
+
+def outputs_of(images: Sequence[Path], out: Path | None, *, count: int, into_folder: bool) -> dict[Path, list[Path]]:
+    """Where the `count` edits of each image go; `into_folder`: `out` is a folder whatever its name.
+
+    Raises InvalidInput where two edits would be one file, or an edit its own input.
+    """
+    folder = out if out is not None and (into_folder or out.is_dir() or not out.suffix) else None
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise InvalidInput(f"{folder} is a file, and several edits need a folder; give another name.")
+    file = None if folder is not None else out
+    stems = Counter((image.parent if folder is None else None, image.stem) for image in images)
+    outputs: dict[Path, list[Path]] = {}
+    takers: dict[Path, Path] = {}
+    for image in images:
+        alone = stems[image.parent if folder is None else None, image.stem] == 1
+        name = f"{image.stem if alone else image.name}.edited.png"
+        first = file or (folder or image.parent) / name
+        outputs[image] = [first] if count == 1 else [numbered(first, number) for number in range(1, count + 1)]
+        for output in outputs[image]:
+            if (other := takers.setdefault(output.resolve(), image)) is not image:
+                raise InvalidInput(f"The edits of {other} and {image} would both be {output}; edit them one by one.")
+            if output.resolve() == image.resolve():
+                raise InvalidInput(f"The edit of {image} would replace it; give -o another name.")
+    return outputs
+
+
+def _exists(word: str) -> bool:
+    # A word that is too long for a path, or holds a NUL, names nothing.
+    try:
+        return bool(word) and (Path(word).exists() or bool(_matches(word)))
+    except (OSError, ValueError):
+        return False
+
+
+def _matches(word: str) -> list[str]:
+    """Of a pattern that the shell left alone, as shells of Windows do."""
+    return sorted(glob.glob(word)) if _PATTERN.search(word) else []
+
+
+def _expanded(word: str) -> list[Path]:
+    return [Path(word)] if Path(word).exists() else [Path(match) for match in _matches(word)]
+
+
+def _in_folder(folder: Path) -> list[Path]:
     images = [
         path
         for path in sorted(folder.iterdir())
-        if path.suffix.lower() in _SUFFIXES and not path.name.endswith(_EDITED) and path.is_file()
+        if path.suffix.lower() in SUFFIXES and not _EDITED.search(path.name) and path.is_file()
     ]
     if not images:
         raise InvalidInput(f"The folder {folder} has no images; give an image or a folder with some.")
-    stems = [path.stem for path in images]
-    return {
-        path: (out or folder) / f"{path.stem if stems.count(path.stem) == 1 else path.name}{_EDITED}" for path in images
-    }
+    return images

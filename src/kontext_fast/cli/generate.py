@@ -9,16 +9,19 @@ import typer
 
 from kontext_fast.cli import options
 from kontext_fast.cli.command_class import Group
-from kontext_fast.optimizations import DEFAULT_PRESET
+from kontext_fast.cli.session import ImageJob, make_images, numbered, require_count, setup_for_pictures
 
 GROUP = Group.IMAGES
 
 
 def command(
-    prompt: Annotated[str, typer.Argument(help='What to draw, for example "a red car".')],
-    out: Annotated[Path, typer.Option("-o", "--out", help="PNG file.")] = Path("generated.png"),
+    prompt: Annotated[str, typer.Argument(metavar='"PROMPT"', help='What to draw, for example "a red car".')],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="PNG, JPEG or WebP file.")] = Path(
+        "generated.png"
+    ),
+    num_images: options.Images = 1,
     checkpoint: options.Checkpoint = None,
-    preset: options.Preset = DEFAULT_PRESET,
+    preset: options.Preset = None,
     steps: options.Steps = 28,
     seed: options.Seed = None,
     guidance: options.Guidance = 2.5,
@@ -27,14 +30,18 @@ def command(
     size: options.OutputSize = None,
     lora: options.Lora = None,
     device: options.Device = None,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
     """Make images from a description alone."""
-    from kontext_fast.cli.session import Setup, open_session
+    from dataclasses import replace
+
     from kontext_fast.pipeline.edit import EditRequest
-    from kontext_fast.pipeline.images import PngFile
+    from kontext_fast.pipeline.images import ImageFile
     from kontext_fast.pipeline.sizes import parse_size
 
+    require_count(num_images)
     request = EditRequest(
         prompt,
         steps=steps,
@@ -44,6 +51,10 @@ def command(
         true_cfg=true_cfg,
         size=parse_size(size) if size else None,
     )
-    file = PngFile(out)
-    with open_session(Setup(checkpoint=checkpoint, preset=preset, lora=lora, device=device)) as session:
-        session.report([session.save(request, file)], as_json=json)
+    jobs = []
+    for number in range(num_images):
+        asked = replace(request, seed=None if seed is None else seed + number)
+        file = ImageFile(out if num_images == 1 else numbered(out, number + 1))
+        jobs.append(ImageJob(source=None, file=file, asked=asked))
+    setup = setup_for_pictures(checkpoint, options.one_preset(preset), lora or (), device)
+    make_images(jobs, setup, overwrite=overwrite, quiet=quiet, as_json=json)

@@ -1,8 +1,12 @@
-"""Options that several commands share, so that they are called and explained alike everywhere."""
+"""Options that several commands share, so that they are called and explained alike everywhere.
+
+Where diffusers has another name for something, it is understood beside the short one.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,21 +14,82 @@ import typer
 
 from kontext_fast.cost import Billing
 from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations import DEFAULT_PRESET
 from kontext_fast.pipeline.load import KONTEXT_DEV, choices
+
+
+def _preset_names(incomplete: str) -> list[str]:
+    from kontext_fast.optimizations.presets import PRESETS
+
+    return [name for name in PRESETS if name.startswith(incomplete)]
+
+
+def _checkpoint_names(incomplete: str) -> list[str]:
+    names = ("tiny", "random", KONTEXT_DEV)
+    folders = [f"{path}" for path in Path().glob(f"{incomplete}*") if path.is_dir()] if incomplete else []
+    return [name for name in (*names, *folders) if name.startswith(incomplete)]
+
+
+def _device_names(incomplete: str) -> list[str]:
+    return [name for name in ("cpu", "cuda", "cuda:0") if name.startswith(incomplete)]
+
 
 Checkpoint = Annotated[
     str | None,
     typer.Option(
-        help=f"{choices()}. [default: {KONTEXT_DEV} with a GPU and HF_TOKEN, else tiny]",
+        metavar="NAME",
+        help=f"{choices()}. [default: {KONTEXT_DEV} on a GPU]",
+        show_default=False,
+        autocompletion=_checkpoint_names,
+    ),
+]
+Preset = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help=f"How the pipeline is made faster; see kontext presets. [default: {DEFAULT_PRESET}]",
+        show_default=False,
+        autocompletion=_preset_names,
+    ),
+]
+
+
+def presets_option(of_none: str) -> typer.models.OptionInfo:
+    """`--preset` of a command that takes several; `of_none` is what it takes where none is named."""
+    option: typer.models.OptionInfo = typer.Option(
+        metavar="NAME",
+        help=f"A preset; give it again for more, or with commas. [default: {of_none}]",
+        show_default=False,
+        autocompletion=_preset_names,
+    )
+    return option
+
+
+Steps = Annotated[int, typer.Option("--steps", "--num-inference-steps", metavar="N", help="Denoising steps.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of the noise.", show_default="drawn")]
+Guidance = Annotated[
+    float,
+    typer.Option("--guidance", "--guidance-scale", metavar="G", help="How closely the instruction is followed."),
+]
+Negative = Annotated[
+    str | None,
+    typer.Option(
+        "--negative",
+        "--negative-prompt",
+        metavar="TEXT",
+        help="What to avoid; needs --true-cfg above 1.",
         show_default=False,
     ),
 ]
-Preset = Annotated[str, typer.Option(help="How the pipeline is made faster; see kontext presets.")]
-Steps = Annotated[int, typer.Option(help="Denoising steps.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of the noise.", show_default="drawn")]
-Guidance = Annotated[float, typer.Option(help="How closely the instruction is followed.")]
-Negative = Annotated[str | None, typer.Option(help="What to avoid; needs --true-cfg above 1.", show_default=False)]
-TrueCfg = Annotated[float, typer.Option(help="Scale of true classifier-free guidance; above 1 it doubles the work.")]
+TrueCfg = Annotated[
+    float,
+    typer.Option(
+        "--true-cfg",
+        "--true-cfg-scale",
+        metavar="X",
+        help="Scale of true classifier-free guidance; above 1 it doubles the work.",
+    ),
+]
 OutputSize = Annotated[
     str | None,
     typer.Option(
@@ -33,14 +98,34 @@ OutputSize = Annotated[
         show_default=False,
     ),
 ]
-Lora = Annotated[str | None, typer.Option(metavar="PATH[:STRENGTH]", help="A LoRA in safetensors.", show_default=False)]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATH[:STRENGTH]", help="A LoRA in safetensors; give it again for more.", show_default=False),
+]
+Images = Annotated[
+    int, typer.Option("-n", "--num-images", metavar="N", help="Images of each, with seeds one after the other.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Make again what is done, and replace files that were made otherwise.")
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print the paths of results alone, and errors.")]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:N. [default: the first GPU, else cpu]", show_default=False)
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="cpu, cuda or cuda:N. [default: the first GPU, else cpu]",
+        show_default=False,
+        autocompletion=_device_names,
+    ),
 ]
 Records = Annotated[
     Path, typer.Argument(metavar="RECORDS", help="A folder that a bench wrote, or a JSON file of records in it.")
 ]
-ImagesPerDay = Annotated[float, typer.Option(help="Volume to price.")]
+SeveralRecords = Annotated[
+    list[Path],
+    typer.Argument(metavar="RECORDS...", help="Folders that a bench wrote, or JSON files of records in them."),
+]
+ImagesPerDay = Annotated[float, typer.Option(metavar="N", help="Volume to price.")]
 BillingModel = Annotated[Billing, typer.Option("--billing", help="How the GPUs are paid.")]
 Price = Annotated[
     str | None,
@@ -51,10 +136,31 @@ Price = Annotated[
     ),
 ]
 DevelopmentUsd = Annotated[
-    float | None, typer.Option(help="What the development cost, for the payback time.", show_default=False)
+    float | None,
+    typer.Option(metavar="USD", help="What the development cost, for the payback time.", show_default=False),
 ]
-UpkeepUsd = Annotated[float, typer.Option(help="What the upkeep costs every month, for the payback time.")]
+UpkeepUsd = Annotated[
+    float, typer.Option(metavar="USD", help="What the upkeep costs every month, for the payback time.")
+]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print also what the table leaves out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the last line of stdout.")]
+
+
+def names(values: Iterable[str] | None) -> tuple[str, ...] | None:
+    """All names of a repeatable option, whether repeated or with commas; None where there are none."""
+    if values is None:
+        return None
+    return tuple(part for value in values for part in split(value) or () if part) or None
+
+
+def one_preset(values: Sequence[str] | None) -> str:
+    """The preset of a command that applies one. Raises InvalidInput for several."""
+    chosen = names(values) or (DEFAULT_PRESET,)
+    if len(chosen) > 1:
+        raise InvalidInput(
+            f"One preset is applied at a time, not {' and '.join(chosen)}; kontext showcase makes an image with each."
+        )
+    return chosen[0]
 
 
 def split(text: str | None) -> tuple[str, ...] | None:

@@ -16,6 +16,7 @@ from threading import Lock, Timer
 from typing import TYPE_CHECKING
 
 from kontext_fast.errors import InvalidInput
+from kontext_fast.records.store import require_folder_for
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -49,6 +50,7 @@ def result_folder(out: Path | None, command: str, *, resume: bool = False) -> Pa
         return folder
     if folder.is_dir() and any(file.name not in LOCK_NAMES for file in folder.iterdir()):
         raise InvalidInput(f"{folder} is not empty; give --out a new or empty folder.")
+    require_folder_for(folder)
     return folder
 
 
@@ -98,6 +100,19 @@ class Bar:
                 progress, task = self._shown
                 progress.update(task, completed=done, total=total)
 
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Off the screen while the context prints lines, which a live bar would write over."""
+        with self._lock:
+            if self._shown is not None:
+                self._shown[0].stop()
+            try:
+                yield
+            finally:
+                sys.stdout.flush()
+                if self._shown is not None and not self._closed:
+                    self._shown[0].start()
+
     def close(self) -> None:
         """Remove the bar."""
         self._timer.cancel()
@@ -113,7 +128,10 @@ class Bar:
         with self._lock:
             if self._closed:
                 return
-            progress = Progress(console=Console(stderr=True), transient=True)
+            # Results go to stdout, which may be a file, and never through the console of the bar.
+            progress = Progress(
+                console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
+            )
             task = progress.add_task(self._description, total=self._total, completed=self._done)
             self._shown = (progress, task)
             progress.start()

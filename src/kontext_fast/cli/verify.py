@@ -36,12 +36,7 @@ GROUP = Group.MEASURE
 def command(
     checkpoint: options.Checkpoint = None,
     preset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B",
-            help=f"Presets to verify; see kontext presets. [default: {DEFAULT_PRESET}; all of them with --frontier]",
-            show_default=False,
-        ),
+        list[str] | None, options.presets_option(f"{DEFAULT_PRESET}; all of them with --frontier")
     ] = None,
     items: Annotated[int, typer.Option(help="Items at most.")] = 100,
     seeds: Annotated[int, typer.Option(help="Seeds per item, 2 at least.")] = 2,
@@ -83,7 +78,7 @@ def command(
     """
     from rich.console import Console
 
-    from kontext_fast.pipeline.load import default_checkpoint
+    from kontext_fast.pipeline.hub import default_checkpoint
     from kontext_fast.records.lock import locked_folder
     from kontext_fast.report.output.quality_page import write_quality_page
     from kontext_fast.report.output.terminal import print_verdicts, verdicts_as_data
@@ -98,7 +93,7 @@ def command(
         checkpoint, reason = default_checkpoint(device)
         say(f"The checkpoint is {checkpoint}, since {reason}.")
     request = Request(
-        presets=options.split(preset) or (every_preset() if frontier else (DEFAULT_PRESET,)),
+        presets=options.names(preset) or (every_preset() if frontier else (DEFAULT_PRESET,)),
         checkpoint=checkpoint,
         items=items,
         seeds=seeds,

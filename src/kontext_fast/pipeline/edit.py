@@ -5,13 +5,18 @@ It passes `FluxKontextPipeline` sizes that the pipeline does not change, and inp
 
 from __future__ import annotations
 
+import base64
+import html
 import math
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final, overload
 
+from kontext_fast.discovery import unknown_name
 from kontext_fast.errors import Cancelled, InvalidInput
 from kontext_fast.pipeline.device import memory_errors
 from kontext_fast.pipeline.images import to_rgb
@@ -34,6 +39,17 @@ _MAX_TEXT_TOKENS = 512
 
 MAX_STEPS = 1000
 """The schedule has no more distinct times."""
+
+DIFFUSERS_NAMES: Final[Mapping[str, str]] = {
+    "prompt": "instruction",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "negative_prompt": "negative",
+    "true_cfg_scale": "true_cfg",
+    "num_images_per_prompt": "batch",
+    "generator": "seed",
+}
+"""What arguments of the pipeline are called in `EditRequest`."""
 
 _SEED_LIMIT = 2**63
 _DRAWN_SEED_LIMIT = 2**32
@@ -107,9 +123,9 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EditResult:
-    """The images of one request, in the order of their seeds."""
+    """The images of one request, in the order of their seeds. A notebook shows them."""
 
     images: tuple[Image, ...]
     seeds: tuple[int, ...]
@@ -117,25 +133,102 @@ class EditResult:
     step_kinds: tuple[StepKind, ...]
     """Per step that ran, which a fitted solver may have fewer of than the request: skipped where every image of the
     request skipped it."""
+    seconds: float
+    """Wall time of the call, from prepared inputs to finished images; of the whole batch that the request was in."""
     cautions: tuple[str, ...] = ()
     """What must be said beside the images, one sentence each: the pipeline is used otherwise than it was tuned for."""
+
+    @property
+    def image(self) -> Image:
+        """The first image."""
+        return self.images[0]
+
+    @property
+    def computed_steps(self) -> int:
+        """How many steps ran the transformer."""
+        return sum(kind == "full" for kind in self.step_kinds)
+
+    def __repr__(self) -> str:
+        images = "" if len(self.images) == 1 else f"{len(self.images)} images, "
+        seeds = ", ".join(map(str, self.seeds))
+        return (
+            f"EditResult({images}{self.size.width}x{self.size.height}, {self.seconds:.2f} s, "
+            f"{self.computed_steps} of {len(self.step_kinds)} steps computed, seed {seeds})"
+        )
+
+    def _repr_html_(self) -> str:
+        pictures = "".join(f'<img src="{data_url(image)}" alt="" style="max-width:100%">' for image in self.images)
+        return f"<figure>{pictures}<figcaption>{html.escape(repr(self))}</figcaption></figure>"
+
+
+def data_url(image: Image) -> str:
+    """`image` as the source of an `<img>`, PNG inside."""
+    content = BytesIO()
+    image.save(content, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+@overload
+def edit(
+    pipe: Any,
+    image: EditRequest,
+    instruction: None = None,
+    *,
+    on_step: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> EditResult: ...
+
+
+@overload
+def edit(
+    pipe: Any,
+    image: Any,
+    instruction: str,
+    *,
+    on_step: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    **options: Any,
+) -> EditResult: ...
 
 
 def edit(
     pipe: Any,
-    request: EditRequest,
+    image: Any,
+    instruction: str | None = None,
     *,
     on_step: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    **options: Any,
 ) -> EditResult:
-    """Run `request` on a `FluxKontextPipeline`; without an image it is text-to-image.
+    """Edit `image` on a `FluxKontextPipeline` as `instruction` says; an image of None is text-to-image.
 
-    The noise of each image is drawn on the CPU from its own seed, so it does not depend on the batch or the device.
+    `options` are the other fields of `EditRequest`: steps, guidance, seed, negative, true_cfg, size, batch. An
+    `EditRequest` may stand in the place of image and instruction. The noise of each image is drawn on the CPU from its
+    own seed, so it does not depend on the batch or the device.
     `on_step(done, total)` is called after every step. `should_stop()` is called before the first and after every step;
     where it returns True, Cancelled is raised. The pipeline is usable again after any error.
     Raises InvalidInput, OutOfMemory or Cancelled.
     """
+    request = make_request(image, instruction, **options)
     return edit_together(pipe, [request], on_step=on_step, should_stop=should_stop)[0]
+
+
+def make_request(image: Any, instruction: str | None = None, **options: Any) -> EditRequest:
+    """The request of `edit(pipe, image, instruction, **options)`. Raises InvalidInput."""
+    if isinstance(image, EditRequest):
+        if instruction is not None or options:
+            raise InvalidInput("An EditRequest holds instruction and options already; change them there.")
+        return image
+    known = [field.name for field in fields(EditRequest) if field.name not in ("image", "instruction")]
+    for name in options:
+        if name not in known:
+            short = DIFFUSERS_NAMES.get(name)
+            raise InvalidInput(f"{name} is called {short} here." if short else unknown_name("option", name, known))
+    if instruction is None:
+        raise InvalidInput('The instruction is missing; write edit(pipe, image, "make the car red").')
+    if isinstance(image, str) and not isinstance(instruction, str):
+        raise InvalidInput('The image comes first; write edit(pipe, image, "make the car red").')
+    return EditRequest(instruction, image, **options)
 
 
 def edit_together(
@@ -168,6 +261,7 @@ def edit_together(
         return {}
 
     _raise_if_stopped(should_stop, 0, first.steps)
+    begin = time.perf_counter()
     with memory_errors(f"editing at {size.width}x{size.height}"), _hooks_freed_on_error(pipe), _no_progress_bar(pipe):
         images = pipe(
             **_inputs(requests, [_reference(request.image, size.reference_size) for request in requests]),
@@ -183,11 +277,12 @@ def edit_together(
             callback_on_step_end=after_step,
             callback_on_step_end_tensor_inputs=[],
         ).images
+    seconds = time.perf_counter() - begin
     results, start = [], 0
     for request_seeds in seeds:
         samples = slice(start, start + len(request_seeds))
-        kinds = _step_kinds(pipe, samples)
-        results.append(EditResult(tuple(images[samples]), request_seeds, size, kinds, getattr(pipe, CAUTIONS, ())))
+        kinds, cautions = _step_kinds(pipe, samples), getattr(pipe, CAUTIONS, ())
+        results.append(EditResult(tuple(images[samples]), request_seeds, size, kinds, seconds, cautions))
         start = samples.stop
     return tuple(results)
 

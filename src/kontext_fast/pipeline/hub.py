@@ -1,5 +1,7 @@
 """Checkpoints from the Hugging Face Hub: downloaded once into its cache, then a diffusers folder like any other.
 
+Where no checkpoint is named, it is FLUX.1-Kontext-dev if there is a GPU.
+
 The package huggingface_hub reads HF_TOKEN itself, so this module never handles the token.
 """
 
@@ -9,9 +11,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from kontext_fast.errors import CheckpointUnavailable
+from kontext_fast.errors import CheckpointUnavailable, Refused
 from kontext_fast.pipeline.folder import INDEX, check_folder, load_folder, weights_bytes
-from kontext_fast.pipeline.load import FULL_SIZE_BYTES, KONTEXT_DEV, CheckpointSource, LoadedCheckpoint, Target
+from kontext_fast.pipeline.load import FULL_SIZE_BYTES, KONTEXT_DEV, CheckpointSource, LoadedCheckpoint, Target, kind_of
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -19,6 +21,12 @@ _COMPONENT_FILES = ("*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
 """Only of subfolders: repositories also hold a second copy of the whole transformer at the top."""
 
 _REACH_S = 10.0
+
+STEPS_TO_WEIGHTS = (
+    f"(1) accept the licence at https://huggingface.co/{KONTEXT_DEV}, (2) run hf auth login with a token of that "
+    "account, (3) run this again; or add --checkpoint tiny to try the small bundled model."
+)
+"""What brings the weights, as the end of a sentence."""
 
 
 def is_hub_id(checkpoint: str) -> bool:
@@ -53,10 +61,45 @@ def cached_folder(hub_id: str) -> Path | None:
     return Path(index).parent if isinstance(index, str) else None
 
 
+def default_checkpoint(device: str | None) -> tuple[str, str]:
+    """The checkpoint to use where none is named, and the reason for it. Imports torch.
+
+    On a GPU nothing takes the place of FLUX.1-Kontext-dev: raises CheckpointUnavailable where it is neither in the
+    local cache nor to be had, with what is to be done.
+    """
+    import torch
+    from huggingface_hub import get_token
+
+    if device == "cpu":
+        return "tiny", "the device is the CPU"
+    if not torch.cuda.is_available():
+        return "tiny", "there is no GPU"
+    if cached_folder(KONTEXT_DEV) is not None:
+        return KONTEXT_DEV, "there is a GPU and the local cache has it"
+    if get_token() is None:
+        raise CheckpointUnavailable(f"{KONTEXT_DEV} is not here yet: {STEPS_TO_WEIGHTS}")
+    return KONTEXT_DEV, "there is a GPU and a token"
+
+
+def checkpoint_for_pictures(device: str | None) -> str:
+    """The checkpoint that edits a user's own pictures where they name none: FLUX.1-Kontext-dev on a GPU.
+
+    Imports torch. Raises CheckpointUnavailable as `default_checkpoint`, and Refused without a GPU, since `tiny` knows
+    drawings of shapes alone and would ruin a picture.
+    """
+    checkpoint, reason = default_checkpoint(device)
+    if kind_of(checkpoint).has_judge:
+        raise Refused(
+            f"No checkpoint was named and {reason}, so only tiny is left, which knows drawings of shapes and would "
+            "ruin a picture: run this on a machine with a GPU, try kontext demo here, or insist with --checkpoint tiny."
+        )
+    return checkpoint
+
+
 def download(hub_id: str) -> Path:
     """The local folder of a checkpoint, after downloading what the cache lacks. Raises CheckpointUnavailable."""
     import httpx
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi, get_token, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -68,8 +111,10 @@ def download(hub_id: str) -> Path:
     )
 
     try:
+        # Whoever has the weights needs no token to use them; the Hub would ask for one to look for newer ones.
+        have = get_token() is None and cached_folder(hub_id) is not None
         # The index is small, so it reveals what is wrong before gigabytes are downloaded.
-        offline = not _is_reachable(HfApi(), hub_id)
+        offline = have or not _is_reachable(HfApi(), hub_id)
         index = Path(hf_hub_download(hub_id, INDEX, local_files_only=offline))
         check_folder(index.parent, hub_id, weights=False)
         patterns = [INDEX, *_COMPONENT_FILES]

@@ -1,15 +1,19 @@
-"""Images in and out: inputs of any type become one upright RGB image, and edits become PNG files with their origin.
+"""Images in and out: any input becomes one upright RGB image, and edits become files that say how they were made.
 
-`FluxKontextPipeline` crashes on most of these inputs and silently misreads some of them (a tensor in 0..255).
+`FluxKontextPipeline` crashes on most of these inputs and silently misreads some of them (a tensor in 0..255). A PNG
+file carries its origin in text chunks, JPEG and WebP in the comment of EXIF. Files are written whole or not at all. So
+an image can be made again, and a second run over a folder finds what it has made already.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.version import __version__
@@ -21,8 +25,18 @@ if TYPE_CHECKING:
 
 _SIXTEEN_BIT = 65535
 
-_KEYS = ("software", "version", "seed", "preset", "checkpoint", "instruction")
-"""Text chunks of a PNG file."""
+FORMATS: Final[Mapping[str, str]] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""Pillow's format by the suffix of the file."""
+
+_LOSSY: Final[Mapping[str, Mapping[str, Any]]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"quality": 95},
+}
+
+_SOFTWARE, _EXIF, _USER_COMMENT = 0x0131, 0x8769, 0x9286
+"""EXIF tags."""
+_ASCII = b"ASCII\0\0\0"
+"""How the EXIF standard marks the encoding of a comment."""
 
 
 def to_rgb(image: Any) -> Image:
@@ -212,43 +226,90 @@ def _unit_range(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return values
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What an image was made from, and how."""
+
+    instruction: str
+    preset: str
+    checkpoint: str
+    """As records call it, which is no path."""
+    steps: int
+    guidance: float
+    seed: int | None
+    """None only where it is still to be drawn."""
+    negative: str | None = None
+    true_cfg: float = 1.0
+    size: tuple[int, int] | None = None
+    """(width, height) in pixels as requested, or None for the native area."""
+    lora: tuple[str, ...] = ()
+    """File names with strengths."""
+
+    @classmethod
+    def of(cls, request: Any, *, seed: int | None, preset: str, checkpoint: str, lora: tuple[str, ...] = ()) -> Origin:
+        """The origin of an image of `request`, an `EditRequest`."""
+        return cls(
+            instruction=request.instruction,
+            preset=preset,
+            checkpoint=checkpoint,
+            steps=request.steps,
+            guidance=request.guidance,
+            seed=seed,
+            negative=request.negative,
+            true_cfg=request.true_cfg,
+            size=request.size,
+            lora=lora,
+        )
+
+    def facts(self) -> dict[str, str]:
+        """As texts, without what was not given."""
+        values: dict[str, object] = {
+            "seed": self.seed,
+            "preset": self.preset,
+            "checkpoint": self.checkpoint,
+            "instruction": self.instruction,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "negative": self.negative,
+            "true_cfg": None if self.true_cfg == 1 else self.true_cfg,
+            "size": None if self.size is None else "x".join(map(str, self.size)),
+            "lora": ", ".join(self.lora) or None,
+        }
+        return {name: str(value) for name, value in values.items() if value is not None}
+
+
+_KEYS = ("software", "version", *Origin.__dataclass_fields__)
+
+
 @dataclass(frozen=True)
-class PngFile:
-    """A place for one image; raises InvalidInput on creation where `path` cannot become a PNG file."""
+class ImageFile:
+    """A place for one image; raises InvalidInput on creation where `path` cannot become a PNG, JPEG or WebP file."""
 
     path: Path
 
     def __post_init__(self) -> None:
-        if self.path.suffix.lower() != ".png":
-            raise InvalidInput(
-                f"{self.path} does not end in .png, and only PNG files keep the seed and preset; rename it."
-            )
-        if self.path.is_dir():
-            raise InvalidInput(f"{self.path} is a folder; give the name of a PNG file.")
+        from kontext_fast.records.store import require_folder_for
 
-    def save(self, image: Image, *, seed: int, preset: str, checkpoint: str, instruction: str | None = None) -> None:
-        """Write `image` with its origin in PNG text chunks; missing folders are made, an existing file is replaced.
+        if self.path.suffix.lower() not in FORMATS:
+            raise InvalidInput(f"{self.path} does not end in {', '.join(FORMATS)}; give a name that does.")
+        if self.path.is_dir():
+            raise InvalidInput(f"{self.path} is a folder; give the name of a file.")
+        require_folder_for(self.path)
+
+    def save(self, image: Image, origin: Origin) -> None:
+        """Write `image` and its origin; a missing folder is made, an existing file is replaced.
 
         Raises InvalidInput where the path cannot be written.
         """
-        from PIL.PngImagePlugin import PngInfo
-
         from kontext_fast.records.store import write_atomically
 
-        metadata = PngInfo()
-        origin = {
-            "software": "kontext-fast",
-            "version": __version__,
-            "seed": str(seed),
-            "preset": preset,
-            "checkpoint": checkpoint,
-            "instruction": instruction,
-        }
-        for key, value in origin.items():
-            if value is not None:
-                metadata.add_itxt(key, value)
+        facts = {"software": "kontext-fast", "version": __version__, **origin.facts()}
         content = BytesIO()
-        image.save(content, format="PNG", pnginfo=metadata)
+        kind = FORMATS[self.path.suffix.lower()]
+        if kind == "PNG":
+            image.save(content, format=kind, pnginfo=_text_chunks(facts))
+        else:
+            image.save(content, format=kind, exif=_exif(facts), **_LOSSY[kind])
         try:
             write_atomically(self.path, content.getvalue())
         except OSError as error:
@@ -257,11 +318,41 @@ class PngFile:
             ) from error
 
 
-def read_png_metadata(path: str | Path) -> dict[str, str]:
-    """What `PngFile.save` wrote into the file at `path`: software, version, seed, preset, checkpoint, instruction."""
+def read_origin(path: str | Path) -> dict[str, str]:
+    """The facts of `Origin.facts` that the file at `path` carries, with `software` and `version`; empty for a file
+    that is no image or was made by another program."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        image.load()
-        texts = getattr(image, "text", {})
-    return {key: str(texts[key]) for key in _KEYS if key in texts}
+    try:
+        # Not loaded: the facts stand before the pixels.
+        with Image.open(path) as image:
+            found = dict(image.info) if image.format == "PNG" else _from_exif(image)
+    except (OSError, ValueError, SyntaxError):
+        return {}
+    return {key: str(found[key]) for key in _KEYS if key in found}
+
+
+def _text_chunks(facts: Mapping[str, str]) -> Any:
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    for key, value in facts.items():
+        chunks.add_itxt(key, value)
+    return chunks
+
+
+def _exif(facts: Mapping[str, str]) -> Any:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[_SOFTWARE] = f"{facts['software']} {facts['version']}"
+    exif.get_ifd(_EXIF)[_USER_COMMENT] = _ASCII + json.dumps(facts).encode("ascii")
+    return exif
+
+
+def _from_exif(image: Image) -> dict[str, object]:
+    comment = image.getexif().get_ifd(_EXIF).get(_USER_COMMENT)
+    if not isinstance(comment, bytes) or not comment.startswith(_ASCII):
+        return {}
+    facts = json.loads(comment.removeprefix(_ASCII))
+    return facts if isinstance(facts, dict) else {}

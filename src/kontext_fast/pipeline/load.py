@@ -134,20 +134,6 @@ def is_full_size(checkpoint: str) -> bool:
     return find_source(checkpoint).full_size(checkpoint)
 
 
-def default_checkpoint(device: str | None) -> tuple[str, str]:
-    """The checkpoint to use where none is named, and the reason for it. Imports torch."""
-    import torch
-    from huggingface_hub import get_token
-
-    if device == "cpu":
-        return "tiny", "the device is the CPU"
-    if not torch.cuda.is_available():
-        return "tiny", "there is no GPU"
-    if get_token() is None:
-        return "tiny", "HF_TOKEN is not set"
-    return KONTEXT_DEV, "there is a GPU and HF_TOKEN is set"
-
-
 def kind_of(checkpoint: str) -> CheckpointKind:
     """What is known of `checkpoint`, as a user wrote it, before it is loaded. Raises CheckpointUnavailable."""
     return SPECIAL_KINDS.get(find_source(checkpoint).kind, CheckpointKind())

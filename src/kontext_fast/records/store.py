@@ -150,6 +150,16 @@ def _score_key(score: Score) -> tuple[str, int, str, str]:
     return (score.item, score.seed, score.image, score.metric)
 
 
+def require_folder_for(path: Path) -> None:
+    """Raise InvalidInput unless the folder of `path` exists or could be made beside others.
+
+    Only one level is ever made: more of them missing is a slip of the pen.
+    """
+    folder = path.parent
+    if not folder.exists() and not folder.parent.exists():
+        raise InvalidInput(f"There is no folder {folder.parent} for {path}; make it first, or choose another place.")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` through a temporary file in the same folder, which is created if missing.
 

@@ -15,6 +15,7 @@ from kontext_fast.bench.recorder import redact
 from kontext_fast.datasets.base import Item
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError, OutOfMemory
 from kontext_fast.pipeline.edit import EditRequest
+from kontext_fast.pipeline.edit_many import LAUNCH_BOUND_BATCH, LAUNCH_BOUND_PARAMETERS
 from kontext_fast.records.schema import Output
 from kontext_fast.verify.arm_pipeline import ArmPipeline, captured_latents
 from kontext_fast.verify.arms import ArmSpec, Batch, make_batches
@@ -22,9 +23,6 @@ from kontext_fast.verify.arms import ArmSpec, Batch, make_batches
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LAUNCH_BOUND_PARAMETERS = 10**9
-"""A GPU spends the edits of a smaller transformer on launching kernels, so that a batch takes hardly longer."""
-LAUNCH_BOUND_BATCH = 64
 WARM_UP_EDITS = 2
 TIMED_EDITS = 7
 MAX_FAILURES = 8
