@@ -52,12 +52,32 @@ def test_records_of_a_gpu_are_priced(kontext: Kontext, h200: Path) -> None:
 
 
 def test_cost_table_names_billing_price_day_and_runs(kontext: Kontext, h200: Path) -> None:
-    out = kontext("cost", h200).out
+    out = kontext("cost", h200, "--verbose").out
     assert "Billed by-use at " in out
     assert "2026-10-01" in out
     assert "time of classic-0, classic-1, classic-2" in out
     assert "repays its longer start after: 33 images" in out
     assert "bfl-kontext-pro" in out
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_every_priced_row_shows_dollars_in_80_columns(
+    kontext: Kontext, h200: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = kontext("cost", h200, "--price", "2").out.splitlines()
+    names = ("baseline", "compile", "classic")
+    rows = {name: next(line for line in lines if line.startswith(f"{name} ")) for name in names}
+    assert [row.count("$") for row in rows.values()] == [2, 3, 3]
+    assert max(map(len, lines)) <= columns
+    assert any(line.startswith("classic costs least: $") for line in lines)
+
+
+def test_several_folders_are_priced_as_one(kontext: Kontext, h200: Path, tmp_path: Path) -> None:
+    other = stored(tmp_path / "other", result([timed("faithful", 0, [1.0, 1.0])]))
+    outcome = kontext("cost", h200, other, h200, "--json")
+    presets = [{preset["preset"] for preset in group["presets"]} for group in answer(outcome.out)["groups"]]
+    assert presets == [{"baseline", "compile", "classic"}, {"faithful"}]
 
 
 def test_cost_command_states_the_licence(kontext: Kontext, h200: Path) -> None:
@@ -108,7 +128,7 @@ def test_missing_records_are_bad_input(kontext: Kontext) -> None:
 def test_old_price_is_stamped_stale(kontext: Kontext, h200: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text(OLD, encoding="utf-8")
-    outcome = kontext("cost", h200, "--prices", own, "--json")
+    outcome = kontext("cost", h200, "--prices", own, "--json", "-v")
     assert "This price is stale" in outcome.out
     assert "old 2020-01-01 (stale)" in outcome.out
     assert answer(outcome.out)["groups"][0]["price"]["stale"] is True

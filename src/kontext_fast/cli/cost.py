@@ -17,7 +17,7 @@ GROUP = Group.DECIDE
 
 
 def command(
-    records: options.Records,
+    records: options.SeveralRecords,
     images_per_day: options.ImagesPerDay = 10_000,
     billing: options.BillingModel = "by-use",
     price: options.Price = None,
@@ -34,6 +34,7 @@ def command(
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write one line per preset here.", show_default=False)
     ] = None,
+    verbose: options.Verbose = False,
     json: options.Json = False,
 ) -> None:
     """What measured times cost, and what a preset saves."""
@@ -44,7 +45,8 @@ def command(
     from kontext_fast.cost.billing import Demand
     from kontext_fast.cost.export import as_csv, as_json
     from kontext_fast.cost.prices import load_prices
-    from kontext_fast.records.store import ResultStore, write_atomically
+    from kontext_fast.records.merge import load_all
+    from kontext_fast.records.store import write_atomically
     from kontext_fast.report.output.terminal import print_cost
 
     question = Question(
@@ -56,7 +58,7 @@ def command(
         upkeep_usd_per_month=upkeep_usd,
     )
     table = load_prices(prices)
-    groups = analyze_benchmark(ResultStore.find(records).load())
+    groups = analyze_benchmark(load_all(records))
     costs = [group_cost(group, table, question) for group in groups]
     if csv is not None:
         try:
@@ -65,7 +67,7 @@ def command(
             raise InvalidInput(f"{csv} cannot be written ({error.strerror}): choose another file.") from error
     console = Console(highlight=False)
     for cost in costs:
-        print_cost(cost, console)
+        print_cost(cost, console, verbose=verbose)
     for note in table.licence_notes():
         console.print(note, markup=False)
     if json:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import CompileCache, Record, ResultFile, StoredItem
+from kontext_fast.records.store import ResultStore
+
+
+def load_all(folders: Sequence[Path]) -> ResultFile:
+    """The records of what a user named, at least one; of several merged, but the same folder counts once.
+
+    Raises InvalidInput where one of them has no records, or a run is in two of them.
+    """
+    files = dict.fromkeys(ResultStore.find(folder).records_file.resolve() for folder in folders)
+    results = [ResultStore.find(file).load() for file in files]
+    return results[0] if len(results) == 1 else merge_results(results)
 
 
 def merge_results(results: Sequence[ResultFile]) -> ResultFile:

@@ -5,7 +5,7 @@ Names, labels and reasons come from records, so they are printed as plain text a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 HEADLINE_COLUMNS = ("preset", "time", "vs baseline", "steps", "judge", "memory")
 VERDICT_COLUMNS = ("preset", "verdict", "because")
-COST_COLUMNS = ("preset", "per image", "per day", "per month", "saved/month", "GPUs")
+COST_COLUMNS = ("preset", "per image", "per month", "saved/month", "GPUs")
 
 
 def print_headline(groups: Iterable[AnalyzedGroup], console: Console) -> None:
@@ -48,15 +48,22 @@ def print_headline(groups: Iterable[AnalyzedGroup], console: Console) -> None:
         )
 
 
-def print_cost(cost: GroupCost, console: Console) -> None:
-    """Print one table, the assumptions, and of every preset when it pays and where other ways are cheaper."""
+def print_cost(cost: GroupCost, console: Console, *, verbose: bool = False) -> None:
+    """Print one table in 80 columns, its labels, the assumptions, and which preset costs least.
+
+    `verbose` adds of every preset what its cost stands on, when it pays and where other ways are cheaper.
+    """
     title = ", ".join(filter(None, (cost.checkpoint, cost.workload, f"on {cost.machine or 'an unknown machine'}")))
-    _print_table(title, COST_COLUMNS, map(_cost_cells, cost.presets), console)
+    labels = list(dict.fromkeys(label for preset in cost.presets for label in preset.labels))
+    _print_table(title, COST_COLUMNS, [_cost_cells(preset, labels) for preset in cost.presets], console)
+    lines = [f"[{number}] {label}" for number, label in enumerate(labels, 1)]
     if cost.refusal:
-        lines = [f"Not priced: {cost.refusal}."]
+        lines.append(f"Not priced: {cost.refusal}.")
     else:
-        unpriced = [f"{preset.preset}: {preset.note}" for preset in cost.presets if preset.cost is None]
-        lines = [*unpriced, *_assumptions(cost), *(line for preset in cost.presets for line in _more(preset))]
+        lines += [f"{preset.preset}: {preset.note}" for preset in cost.presets if preset.cost is None]
+        lines += _assumptions(cost)
+        lines += [line for preset in cost.presets for line in (_more(preset) if verbose else _payback(preset))]
+        lines += _cheapest(cost)
     _print_lines(lines, console)
 
 
@@ -125,14 +132,18 @@ def _print_lines(lines: Iterable[str], console: Console) -> None:
 
 
 def _headline_cells(row: Row, labels: list[str]) -> tuple[str, ...]:
-    # The text of a label is below the table, so that there is room for the numbers.
-    numbers = sorted(labels.index(label) + 1 for label in row.labels)
-    name = f"{row.preset} [{','.join(map(str, numbers))}]" if numbers else row.preset
+    name = _numbered(row.preset, row.labels, labels)
     if row.time is None:
         return (name, row.status, "", "", "", "")
     steps = fmt.computed_steps(row.computed_steps) if row.computed_steps else fmt.NOT_MEASURED
     judge = f"{fmt.percent(row.accepted.value)} of {row.accepted.n}" if row.accepted else fmt.NOT_MEASURED
     return (name, fmt.seconds_estimate(row.time.mean), _factor(row), steps, judge, fmt.peak_memory(row.memory))
+
+
+def _numbered(preset: str, own: Iterable[str], labels: list[str]) -> str:
+    """The preset with the numbers of its labels, whose text is below the table, so that there is room for numbers."""
+    numbers = sorted(labels.index(label) + 1 for label in own)
+    return f"{preset} [{','.join(map(str, numbers))}]" if numbers else preset
 
 
 def _factor(row: Row) -> str:
@@ -141,21 +152,38 @@ def _factor(row: Row) -> str:
     return f"{fmt.factor(row.factor)} ({fmt.factor_range_short(row.factor) or f'n={row.factor.n}'})"
 
 
-def _cost_cells(preset: PresetCost) -> tuple[str, ...]:
-    name = "\n".join((preset.preset, *(f"  {label}" for label in preset.labels)))
+def _cost_cells(preset: PresetCost, labels: list[str]) -> tuple[str, ...]:
+    name = _numbered(preset.preset, preset.labels, labels)
     priced = preset.cost
     if priced is None:
         time = preset.seconds_per_image
-        return (name, fmt.seconds_estimate(time) if time else "not priced", "", "", "", "")
+        return (name, fmt.seconds_estimate(time) if time else "not priced", "", "", "")
     saved = preset.savings_per_month
     return (
         name,
         _usd_cell(priced.per_image),
-        _usd_cell(priced.per_day),
         _usd_cell(priced.per_month),
         _usd_cell(saved) if saved else "",
         _gpus(priced),
     )
+
+
+def _cheapest(cost: GroupCost) -> Iterator[str]:
+    """One sentence on the preset that saves most, where its saving is beyond its interval."""
+    savers = [
+        (preset, preset.cost, saved)
+        for preset in cost.presets
+        if preset.cost is not None
+        and (saved := preset.savings_per_month) is not None
+        and saved.interval is not None
+        and saved.interval[0] > 0
+    ]
+    if savers:
+        preset, priced, saved = max(savers, key=lambda saver: saver[2].value)
+        yield (
+            f"{preset.preset} costs least: {fmt.usd(priced.per_month.value)} a month, "
+            f"{fmt.usd_with_interval(saved)} less than baseline."
+        )
 
 
 def _usd_cell(estimate: Estimate) -> str:
@@ -197,6 +225,15 @@ def _starts(group: GroupCost) -> str:
     return f", {starts:g} cold {'start' if starts == 1 else 'starts'} a day"
 
 
+def _payback(preset: PresetCost) -> tuple[str, ...]:
+    if preset.payback is None:
+        return ()
+    return (
+        f"{preset.preset} pays the development back after: {fmt.months(preset.payback.months)}, "
+        f"first-year return {100 * preset.payback.first_year_return:.0f} %",
+    )
+
+
 def _more(preset: PresetCost) -> tuple[str, ...]:
     if preset.cost is None:
         return ()
@@ -206,11 +243,7 @@ def _more(preset: PresetCost) -> tuple[str, ...]:
         lines.append("  its cold start was not measured and is not in its cost")
     if preset.savings_per_month is not None:
         lines.append(f"  repays its longer start after: {fmt.images(preset.images_to_repay_start)}")
-    if preset.payback is not None:
-        lines.append(
-            f"  pays the development back after: {fmt.months(preset.payback.months)}, "
-            f"first-year return {100 * preset.payback.first_year_return:.0f} %"
-        )
+    lines += [f"  {line.removeprefix(f'{preset.preset} ')}" for line in _payback(preset)]
     for cheaper in dict.fromkeys(crossing.cheaper for crossing in preset.crossovers):
         against = ", ".join(
             f"{crossing.instead_of} from {fmt.volume(crossing.images_per_day)}"
