@@ -276,7 +276,8 @@ def test_ctrl_c_in_mid_edit_leaves_one_line_and_no_file(picture: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", PROGRAM, "edit", str(picture), "make it red", "--checkpoint", "tiny"]
     process = subprocess.Popen(
-        [*command, "--steps", "1000"],
+        # A preset on the engine would refuse the hook that announces the steps.
+        [*command, "--steps", "1000", "--preset", "baseline"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
