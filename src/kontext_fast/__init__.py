@@ -12,11 +12,22 @@ from kontext_fast.version import __version__
 
 if TYPE_CHECKING:
     from kontext_fast.optimizations.acceleration import accelerate
+    from kontext_fast.optimizations.presets import PRESETS, Preset
     from kontext_fast.pipeline.edit import EditRequest, EditResult, edit
     from kontext_fast.pipeline.edit_many import edit_many
     from kontext_fast.pipeline.load import load
 
-__all__ = ["EditRequest", "EditResult", "__version__", "accelerate", "edit", "edit_many", "load"]
+__all__ = [
+    "PRESETS",
+    "EditRequest",
+    "EditResult",
+    "Preset",
+    "__version__",
+    "accelerate",
+    "edit",
+    "edit_many",
+    "load",
+]
 
 _HOME = {
     "accelerate": "kontext_fast.optimizations.acceleration",
@@ -25,6 +36,8 @@ _HOME = {
     "EditRequest": "kontext_fast.pipeline.edit",
     "EditResult": "kontext_fast.pipeline.edit",
     "load": "kontext_fast.pipeline.load",
+    "Preset": "kontext_fast.optimizations.presets",
+    "PRESETS": "kontext_fast.optimizations.presets",
 }
 
 

@@ -194,3 +194,15 @@ def test_public_names_load_on_first_use() -> None:
         assert name in dir(kontext_fast)
     with pytest.raises(AttributeError, match="no attribute 'speed'"):
         _ = kontext_fast.speed
+
+
+def test_parameters_of_a_preset_are_changed_in_one_call() -> None:
+    pipe = small_pipeline()
+    with accelerate(pipe, "turbo", quiet=True, computed=5) as fast:
+        assert [part.parameters().get("computed") for part in fast.plan.optimizations if part.name == "step_reuse"] == [
+            5
+        ]
+        assert repr(fast).startswith("<Acceleration turbo(computed=5): engine, ")
+    with pytest.raises(InvalidInput, match="list on its optimizations"):
+        accelerate(pipe, [FuseQKV()], quiet=True, computed=5)
+    assert current(pipe) is None

@@ -11,7 +11,7 @@ import pytest
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations import base
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.presets import Preset, find_preset, resolve
+from kontext_fast.optimizations.presets import PRESETS, Preset, find_preset, resolve
 from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 from kontext_fast.pipeline.device import Machine
 
@@ -69,3 +69,26 @@ def test_missing_package_refuses_even_an_optional_part(monkeypatch: pytest.Monke
 def test_required_part_refuses_the_preset_on_other_hardware() -> None:
     with pytest.raises(Refused, match="gpu_only needs a GPU"):
         resolve(Preset("mine", "no part is optional", (_GpuOnly(),)), CPU)
+
+
+def test_replaced_parameter_changes_its_optimization_alone() -> None:
+    turbo = PRESETS["turbo"]
+    changed = turbo.replace(computed=5)
+    assert changed.name == "turbo(computed=5)"
+    assert [part.name for part in changed.optimizations] == [part.name for part in turbo.optimizations]
+    different = [
+        (before.parameters(), after.parameters())
+        for before, after in zip(turbo.optimizations, changed.optimizations, strict=True)
+        if before != after
+    ]
+    assert [(before["computed"], after["computed"]) for before, after in different] == [(4, 5)]
+    assert PRESETS["turbo"] == turbo
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [({"compute": 5}, "did you mean computed"), ({"computed": 0}, "step_reuse.*computed")],
+)
+def test_impossible_replacement_is_refused(parameters: dict[str, int], words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        PRESETS["turbo"].replace(**parameters)

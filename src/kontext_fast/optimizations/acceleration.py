@@ -17,7 +17,7 @@ from kontext_fast.optimizations import DEFAULT_PRESET
 from kontext_fast.optimizations.base import Facts, Optimization
 from kontext_fast.optimizations.call_tracking import CallTracker, track_calls
 from kontext_fast.optimizations.patching import Originals, set_attribute
-from kontext_fast.optimizations.presets import Plan, Preset, faster_presets, require_memory, resolve
+from kontext_fast.optimizations.presets import Plan, Preset, faster_presets, find_preset, require_memory, resolve
 from kontext_fast.pipeline.device import Machine
 from kontext_fast.pipeline.folder import MODELS
 from kontext_fast.pipeline.load import FULL_SIZE_BYTES
@@ -30,18 +30,24 @@ def accelerate(
     *,
     device: Any = None,
     quiet: bool = False,
+    **parameters: Any,
 ) -> Acceleration:
     """Make `pipe`, a FluxKontextPipeline or FluxPipeline, faster in place; prints the applied plan unless `quiet`.
 
     `preset` is the name of a preset, a Preset or a list of optimizations. Use the pipeline as before; `revert()` on
     the result, or leaving a `with` block over it, restores the original pipeline.
+    `parameters` take the place of those of the preset's optimizations: `accelerate(pipe, "turbo", computed=5)`.
     `device` is where it will run; None: where it is. A pipeline in host memory can run on a GPU that is too small for
     it with the preset `low_memory` and `device="cuda"`.
 
-    Raises InvalidInput for an unknown preset, conflicting optimizations, another class of pipeline or one that is
-    accelerated already, and Refused if this machine lacks what the preset needs. Then nothing has changed.
+    Raises InvalidInput for an unknown preset or parameter, conflicting optimizations, another class of pipeline or one
+    that is accelerated already, and Refused if this machine lacks what the preset needs. Then nothing has changed.
     """
     _require_flux(pipe)
+    if parameters:
+        if not isinstance(preset, str | Preset):
+            raise InvalidInput("Parameters change a preset; set those of a list on its optimizations.")
+        preset = (find_preset(preset) if isinstance(preset, str) else preset).replace(**parameters)
     machine = Machine.detect(pipe._execution_device if device is None else device)
     plan = resolve(preset, machine)
     if _weights_bytes(pipe) >= FULL_SIZE_BYTES:
@@ -98,6 +104,10 @@ class Acceleration:
     def last_step_kinds(self) -> list[StepKind]:
         """Kinds of the steps of the most recent call, in order, as far as it got; empty before the first."""
         return list(self._last.kinds)
+
+    def __repr__(self) -> str:
+        names = ", ".join(optimization.name for optimization in self.plan.optimizations) or "nothing changed"
+        return f"<Acceleration {self.plan.preset}: {names}; revert() takes it off>"
 
     def __enter__(self) -> Acceleration:
         return self
