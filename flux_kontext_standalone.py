@@ -1,47 +1,27 @@
-"""One edit before and after `accelerate`: prints both times and saves both images.
+"""The service of the original project: `python flux_kontext_standalone.py [options of kontext serve]`.
 
-It runs on FLUX.1-Kontext-dev where there is a GPU and HF_TOKEN, and on the bundled checkpoint `tiny` otherwise.
+Without a GPU it serves the bundled checkpoint `tiny`, unless another one is named. `POST /inference` takes the JSON of
+the original; docs/serving.md has the rest.
 """
 
-# ruff: noqa: T201 - it talks to a person at a prompt
 from __future__ import annotations
 
-import time
-from pathlib import Path
+import os
+import sys
 
-from kontext_fast import EditRequest, accelerate, edit, load
-from kontext_fast.datasets.shapes import held_out
-from kontext_fast.optimizations import DEFAULT_PRESET
-from kontext_fast.pipeline.hub import default_checkpoint
-from kontext_fast.pipeline.images import ImageFile, Origin
-
-SEED = 42
+from kontext_fast.cli.main import run
+from kontext_fast.server.placement import default_devices
 
 
-def timed_edit(pipe: object, request: EditRequest, preset: str, checkpoint: str) -> float:
-    """Seconds of the second call, since the first one compiles; its image is saved."""
-    edit(pipe, request)
-    start = time.perf_counter()
-    result = edit(pipe, request)
-    seconds = time.perf_counter() - start
-    file = ImageFile(Path(f"kontext-{preset}.png"))
-    file.save(result.image, Origin.of(request, seed=SEED, preset=preset, checkpoint=checkpoint))
-    print(f"{preset}: {seconds:.2f} s, {result.size.width}x{result.size.height}, {request.steps} steps, {file.path}")
-    return seconds
-
-
-def main() -> None:
-    checkpoint, reason = default_checkpoint(None)
-    print(f"The checkpoint is {checkpoint}, since {reason}.")
-    pipe = load(checkpoint).pipe
-    item = held_out(1)[0]
-    request = EditRequest(item.instruction, item.render(pipe.vae.config.sample_size), seed=SEED)
-    print(f"The instruction is {item.instruction!r}, the preset {DEFAULT_PRESET}.")
-    before = timed_edit(pipe, request, "baseline", checkpoint)
-    with accelerate(pipe):
-        after = timed_edit(pipe, request, DEFAULT_PRESET, checkpoint)
-    print(f"{before / after:.2f} times as fast, by one call each; for a measurement use kontext bench.")
+def main() -> int:
+    arguments = sys.argv[1:]
+    named = any(argument.startswith(("--checkpoint", "--config", "--help", "-h")) for argument in arguments)
+    named = named or bool({"KONTEXT_CHECKPOINT", "KONTEXT_SERVE_CHECKPOINT", "KONTEXT_CONFIG"} & set(os.environ))
+    if not named and default_devices() == ("cpu",):
+        print("There is no GPU, so the checkpoint is tiny; --checkpoint chooses another one.", flush=True)  # noqa: T201
+        arguments += ["--checkpoint", "tiny"]
+    return run(["serve", *arguments])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

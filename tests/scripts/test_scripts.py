@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from kontext_fast.records.store import ResultStore
 from tests.bench.test_bench_command import SUITE
 from tests.records import builder
+from tests.server.processes import server
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,13 +68,12 @@ def test_requirements_pin_what_is_tested() -> None:
 
 
 @pytest.mark.slow
-def test_standalone_edits_with_both_presets(tmp_path: Path) -> None:
-    done = python("flux_kontext_standalone.py", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "baseline: " in done.stdout
-    assert "faithful: " in done.stdout
-    for preset in ("baseline", "faithful"):
-        assert Image.open(tmp_path / f"kontext-{preset}.png").size == (128, 128)
+def test_standalone_serves_the_original_s_route(tmp_path: Path) -> None:
+    with server(tmp_path, command=(sys.executable, str(ROOT / "flux_kontext_standalone.py"))) as running:
+        answer = running.client.post("/inference", json={"prompt": "a red circle", "steps": 1, "seed": 2}).json()
+        assert "the checkpoint is tiny" in running.log()
+    assert (answer["seed"], answer["kontext"]["steps"]) == (2, 1)
+    assert answer["images"][0].startswith("data:image/png;base64,")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -29,20 +29,8 @@ from tests.pipelines import picture
 
 _ADDRESS = re.compile(r"Serving \S+ on (http://\S+) once")
 START_S = 120.0
-COMMAND = (
-    sys.executable,
-    "-m",
-    "kontext_fast",
-    "serve",
-    "--checkpoint",
-    "tiny",
-    "--device",
-    "cpu",
-    "--threads",
-    "1",
-    "--port",
-    "0",
-)
+COMMAND = (sys.executable, "-m", "kontext_fast", "serve", "--checkpoint", "tiny")
+OPTIONS = ("--device", "cpu", "--threads", "1", "--port", "0")
 
 
 class RunningServer:
@@ -112,7 +100,13 @@ class RunningServer:
 
 @contextmanager
 def server(
-    folder: Path, *options: str, preset: str = "baseline", steps: int = 1, ready: bool = True, **environment: str
+    folder: Path,
+    *options: str,
+    command: Sequence[str] = COMMAND,
+    preset: str = "baseline",
+    steps: int = 1,
+    ready: bool = True,
+    **environment: str,
 ) -> Iterator[RunningServer]:
     """A server in an empty working folder, killed at the end; one thread, one step and nothing to quantize by default,
     as fast as a real edit can be."""
@@ -120,7 +114,7 @@ def server(
     variables = {name: value for name, value in os.environ.items() if not name.startswith("KONTEXT_")}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*COMMAND, "--preset", preset, "--steps", str(steps), *options],
+            [*command, *OPTIONS, "--preset", preset, "--steps", str(steps), *options],
             cwd=folder,
             stdout=output,
             stderr=output,

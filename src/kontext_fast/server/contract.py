@@ -81,6 +81,9 @@ class ImageParameters(Accepted):
     lora: Annotated[str | None, Field(description="One of /v1/models.")] = None
 
 
+_SIDE = "Without it the checkpoint's native side, which is 1024 for FLUX.1-Kontext."
+
+
 class OriginalRequest(BaseModel):
     """The JSON of the original project's `POST /inference`, with its limits."""
 
@@ -94,8 +97,8 @@ class OriginalRequest(BaseModel):
         str | None, Field(description="A data URL, or https where the operator allows the host; else text-to-image.")
     ] = None
     true_cfg_scale: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] = 1.0
-    height: Annotated[int, Field(ge=256, le=1024, multiple_of=16)] = 1024
-    width: Annotated[int, Field(ge=256, le=1024, multiple_of=16)] = 1024
+    height: Annotated[int | None, Field(ge=256, le=1024, multiple_of=16, description=_SIDE)] = None
+    width: Annotated[int | None, Field(ge=256, le=1024, multiple_of=16, description=_SIDE)] = None
     steps: Annotated[int, Field(ge=1, le=50)] = 28
     guidance_scale: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] = 3.5
     num_images: Annotated[int, Field(ge=1, le=4)] = 1

@@ -29,12 +29,13 @@ def original_router(service: ImageService, bodies: BodyReader) -> APIRouter:
     async def inference(request: Request) -> OriginalAnswer:
         asked = validated(OriginalRequest, await bodies.json(request), strict=True)
         _check(asked)
+        native = service.facts().native
         job = await service.job(
             Wish(
                 prompt=asked.prompt,
                 image=None if asked.image_url is None else await service.fetch(asked.image_url, "image_url"),
                 images=asked.num_images,
-                size=(asked.width, asked.height),
+                size=(asked.width or native, asked.height or native),
                 seed=asked.seed,
                 steps=asked.steps,
                 guidance=asked.guidance_scale,
