@@ -63,15 +63,19 @@ def stages(ops: Ops, text: int, image: int, precision: Precision) -> Iterator[St
 
     def elementwise(rows: int, where: str) -> Iterator[Stage]:
         inputs = Inputs(FLUX_KONTEXT_DEV, 1, rows, draw)
-        for operation in (operation for kernel in kernels().values() for operation in kernel.operations):
+        ours = (kernel for kernel in kernels().values() if not kernel.is_product)
+        for operation in (operation for kernel in ours for operation in kernel.operations):
             times = operation.per_single * singles if where == "single" else operation.per_double * doubles
             for quantizes in operation.variants(precision)[-1:] if times else ():
                 moved = rows * operation.bytes_per_row(FLUX_KONTEXT_DEV, 2, 1 if quantizes else 2)
                 call = partial(_bound, operation, inputs, ops, quantizes)
-                yield Stage(f"{operation.name} {where}", times, moved, 0, call)
+                flop = 2 * rows * W * M if "linear_gelu" in operation.name else 0
+                yield Stage(f"{operation.name} {where}", times, moved, flop, call)
 
     def products(rows: int, where: str, times: int, widths: list[tuple[int, int]]) -> Iterator[Stage]:
         for shared, out in widths:
+            if precision == "int8" and (shared, out) == (W, M):
+                continue  # a stage of its own, with the GELU
 
             def product(shared: int = shared, out: int = out) -> Callable[[], object]:
                 x, weight, bias = draw(1, rows, shared), draw(out, shared), draw(out)

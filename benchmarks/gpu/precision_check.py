@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu.precision_check [--checkpoint tiny] [--items 16] [--steps 28] [--side 1024] [--out FILE]
 
-For every preset: the relative error of the first velocity, ||v - w|| / ||w||, and of the final latents, as means over
-items. The float32 reference runs the same weights, rounded to bfloat16, without TF32. It receives timesteps and
+For every precision: the relative error of the first velocity, ||v - w|| / ||w||, and of the final latents, as means
+over items. The float32 reference runs the same weights, rounded to bfloat16, without TF32. It receives timesteps and
 guidance already rounded to bfloat16, so that only arithmetic differs: diffusers multiplies both by 1000 in the
 pipeline's dtype, and in bfloat16 a guidance of 2.5 becomes 2496. On a GPU the checkpoint `random` takes 68 GB in
 float32.
@@ -25,11 +25,18 @@ from torch import Tensor
 from benchmarks.gpu.check import option_parser, write_report
 from benchmarks.gpu.latents import latents_of
 from kontext_fast.datasets.shapes import held_out
+from kontext_fast.errors import Refused
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.patching import replace_method
+from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.pipeline.load import load
 
-PRESETS = ("faithful", "balanced")
+PLANS: dict[str, str | list[Engine]] = {
+    "faithful": "faithful",
+    "precise": "precise",
+    "balanced": "balanced",
+    "fp8 with flash3_fp8": [Engine(precision="fp8", attention="flash3_fp8")],
+}
 
 
 @dataclass(frozen=True)
@@ -70,9 +77,13 @@ def main() -> int:
     edits = [_edit(pipe, item, side, number) for number, item in enumerate(held_out(arguments.items))]
     pipe.to(torch.bfloat16)
     outputs = {"diffusers, bfloat16": run(pipe, edits, steps)}
-    for preset in PRESETS:
-        with accelerate(pipe, preset, quiet=True):
-            outputs[preset] = run(pipe, edits, steps)
+    refused: dict[str, str] = {}
+    for name, plan in PLANS.items():
+        try:
+            with accelerate(pipe, plan, quiet=True):
+                outputs[name] = run(pipe, edits, steps)
+        except Refused as error:
+            refused[name] = str(error)
     pipe.to(torch.float32)
     with _inputs_rounded_to_bfloat16(pipe.transformer):
         reference = run(pipe, edits, steps)
@@ -88,6 +99,7 @@ def main() -> int:
         }
         for name, result in outputs.items()
     }
+    report["refused"] = refused
     print(json.dumps(report, indent=1))
     write_report(report, arguments.out)
     return 0

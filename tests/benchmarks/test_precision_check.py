@@ -34,14 +34,15 @@ def test_errors_match_the_rounding_of_each_precision(tmp_path: Path, monkeypatch
     assert received[torch.float32] == received[torch.bfloat16] == {(1000, 2496), (616, 2496)}
     assert "| `balanced` | 0.0" in precision.render(DocContext(find_published(tmp_path), None))
     errors = json.loads(out.read_text())["errors"]
-    assert set(errors) == {"diffusers, bfloat16", "faithful", "balanced"}
+    assert set(errors) == {"diffusers, bfloat16", "faithful", "precise", "balanced"}
+    assert list(json.loads(out.read_text())["refused"]) == ["fp8 with flash3_fp8"]
     for stage in ("first step", "final latents"):
-        plain, faithful, balanced = (
+        plain, faithful, precise, balanced = (
             errors[name]["against diffusers, float32"][stage]
-            for name in ("diffusers, bfloat16", "faithful", "balanced")
+            for name in ("diffusers, bfloat16", "faithful", "precise", "balanced")
         )
         # With other noise the error would be a hundred times as large.
         assert 0 < plain < 0.05
         assert faithful < 1.5 * plain
-        assert plain < balanced < 0.1
+        assert plain < precise < balanced < 0.1
         assert errors["diffusers, bfloat16"]["against diffusers, bfloat16"][stage] == 0

@@ -32,6 +32,7 @@ PEAK_GIB: Final[Mapping[str, int]] = {
     "faithful": 42,
     "classic": 40,
     "baseline": 36,
+    "precise": 36,
     "balanced": 36,
     "fast": 36,
     "turbo": 36,
@@ -198,6 +199,7 @@ def _low_memory() -> tuple[Optimization, ...]:
 _COMBINATIONS: Final[Mapping[str, tuple[str, Callable[[], tuple[Optimization, ...]]]]] = {
     "classic": ("the four classic techniques together", _classic),
     "faithful": ("our own forward in the checkpoint's precision", lambda: _on_the_engine("bf16")),
+    "precise": ("our own forward in rotated int8, every step in full", lambda: _on_the_engine("int8")),
     "balanced": ("our own forward in fp8, every step in full", lambda: _on_the_engine("fp8")),
     "fast": ("fp8, every third step computed", lambda: _fp8_with_one_step_in(3)),
     "low_memory": ("balanced, with the text encoders in host memory", _low_memory),

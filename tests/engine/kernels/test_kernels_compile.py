@@ -73,9 +73,8 @@ def test_kernels_fit_into_shared_memory() -> None:
 
 def test_product_keeps_its_sums_in_registers() -> None:
     spilled = [kernel["spilled"] for name, kernel in _compiled(90)["kernels"].items() if PRODUCT in name]
-    # What follows the sums of a tile, GELU and a rotation, may spill a few numbers once.
-    assert sorted(spilled)[:2] == [0, 0]
-    assert max(spilled) < 256
+    assert len(spilled) >= 2
+    assert set(spilled) == {0}
 
 
 def test_vae_norms_access_wide_and_spill_nothing() -> None:

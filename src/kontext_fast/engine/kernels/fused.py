@@ -39,7 +39,6 @@ from kontext_fast.engine.ops import (
     Quantized,
     Rope,
     attend,
-    rotation_group,
 )
 
 
@@ -149,12 +148,9 @@ class FusedInt8Ops(FusedOps):
     def linear_gelu(self, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
         if not (quantize and isinstance(x, Quantized) and isinstance(layer.weight, Quantized)):
             return super().linear_gelu(x, layer, quantize=quantize)
-        width = len(layer.weight.values)
-        hidden = int8_linear(x, layer.weight, layer.bias, gelu_group=rotation_group(width))
-        return quantize_int8(hidden[..., :0], rotated=hidden)
+        return quantize_int8(int8_linear(x, layer.weight, layer.bias, gelu=True))
 
     def join_linear_gelu(self, attended: Tensor, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
         if not (quantize and isinstance(x, Quantized) and isinstance(layer.weight, Quantized)):
             return super().join_linear_gelu(attended, x, layer, quantize=quantize)
-        group = rotation_group(attended.shape[-1] + len(layer.weight.values))
-        return quantize_int8(attended, rotated=int8_linear(x, layer.weight, layer.bias, gelu_group=group))
+        return quantize_int8(attended, beside=int8_linear(x, layer.weight, layer.bias, gelu=True))

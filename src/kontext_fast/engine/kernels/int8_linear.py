@@ -1,9 +1,8 @@
 """Products of int8 matrices with one scale per row and per column, in one kernel for Hopper's matrix units.
 
 It is persistent: as many programs as the GPU has multiprocessors walk over the tiles, and the copy engine fetches the
-next tiles of both operands meanwhile. Sums are int32 and so exact. What follows the first layer of an MLP is done
-while a tile is there: GELU, and the rotation that the next product needs of its input, as a product with a small
-matrix.
+next tiles of both operands meanwhile. Sums are int32 and so exact. The GELU after the first layer of an MLP is applied
+while a tile is in registers.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from kontext_fast.engine.kernels.gelu import activated
 from kontext_fast.engine.kernels.language import tl, triton
 from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
 from kontext_fast.engine.kernels.rows import device_of
-from kontext_fast.engine.ops import Linear, Quantized, hadamard, quantize_int8
+from kontext_fast.engine.ops import Linear, Quantized, quantize_int8
 from kontext_fast.errors import InvalidInput
 
 _ROWS, _COLUMNS, _SHARED = 256, 128, 128
@@ -28,11 +27,11 @@ _TOGETHER = 8
 _MULTIPLE = 16
 
 
-def int8_linear(x: Quantized, weight: Quantized, bias: Tensor | None, *, gelu_group: int | None = None) -> Tensor:
+def int8_linear(x: Quantized, weight: Quantized, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
     """[..., out] bfloat16 of `x` [..., K] and `weight` [out, K], both contiguous; `bias` is [out] bfloat16.
 
-    With a `gelu_group` the GELU of it, rotated in groups of so many channels, a power of two up to 128.
-    Raises InvalidInput if K or out is no multiple of 16, or for another dtype than bfloat16.
+    With `gelu` the GELU of it, in the tanh form. Raises InvalidInput if K or out is no multiple of 16, or for another
+    dtype than bfloat16.
     """
     out, shared = weight.values.shape
     if out % _MULTIPLE or shared % _MULTIPLE:
@@ -44,7 +43,6 @@ def int8_linear(x: Quantized, weight: Quantized, bias: Tensor | None, *, gelu_gr
         raise InvalidInput("int8 on a GPU returns bfloat16; load the pipeline with dtype=torch.bfloat16.")
     rows = x.values.view(-1, shared)
     result = torch.empty(len(rows), out, dtype=x.dtype, device=rows.device)
-    rotation = None if gelu_group is None else _rotation(gelu_group, x.dtype, rows.device)
     programs = min(_programs(rows.device), triton.cdiv(len(rows), _ROWS) * triton.cdiv(out, _COLUMNS))
     with device_of(rows):
         _int8_linear[(programs,)](
@@ -54,7 +52,6 @@ def int8_linear(x: Quantized, weight: Quantized, bias: Tensor | None, *, gelu_gr
             x.scale,
             weight.scale,
             bias,
-            rotation,
             len(rows),
             out,
             shared,
@@ -63,8 +60,9 @@ def int8_linear(x: Quantized, weight: Quantized, bias: Tensor | None, *, gelu_gr
             COLUMNS=_COLUMNS,
             SHARED=_SHARED,
             TOGETHER=_TOGETHER,
+            GELU=gelu,
             num_warps=8,
-            num_stages=3 if rotation is None else 2,  # the rotation's matrix needs shared memory, too
+            num_stages=3,
         )
     return result.view(*x.values.shape[:-1], out)
 
@@ -81,12 +79,6 @@ def _programs(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-@cache
-def _rotation(group: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[COLUMNS, COLUMNS] which rotates groups of neighbouring columns."""
-    return torch.kron(torch.eye(_COLUMNS // group, device=device), hadamard(group, device)).to(dtype)
-
-
 @triton.jit(do_not_specialize=["rows", "columns", "shared", "programs"])
 def _int8_linear(
     x: tl.tensor,
@@ -95,7 +87,6 @@ def _int8_linear(
     row_scales: tl.tensor,
     column_scales: tl.tensor,
     bias: tl.tensor,
-    rotation: tl.tensor,
     rows: tl.tensor,
     columns: tl.tensor,
     shared: tl.tensor,
@@ -104,6 +95,7 @@ def _int8_linear(
     COLUMNS: tl.constexpr,
     SHARED: tl.constexpr,
     TOGETHER: tl.constexpr,
+    GELU: tl.constexpr,
 ) -> None:
     row_tiles, column_tiles = tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS)
     for tile in tl.range(tl.program_id(0), row_tiles * column_tiles, programs, flatten=True):
@@ -121,10 +113,8 @@ def _int8_linear(
         numbers = sums.to(tl.float32) * row_scale * column_scale
         if bias is not None:
             numbers += tl.load(bias + column_index, inside, 0.0).to(tl.float32)[None, :]
-        if rotation is not None:
-            turned = tl.arange(0, COLUMNS)
-            matrix = tl.load(rotation + turned[:, None] * COLUMNS + turned[None, :])
-            numbers = tl.dot(activated(numbers).to(matrix.dtype), matrix)
+        if GELU:
+            numbers = activated(numbers)
         result.store([row, column], numbers.to(result.dtype))
 
 

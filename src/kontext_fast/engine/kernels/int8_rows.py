@@ -1,4 +1,4 @@
-"""Rounding to int8, one scale per row, of what was rotated before or is rotated here: one pass over a row."""
+"""Rotation and rounding to int8 with one scale per row, of one part or of two side by side: one pass over a row."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ from kontext_fast.engine.kernels.rows import (
 from kontext_fast.engine.ops import Quantized, rotation_group
 from kontext_fast.errors import InvalidInput
 
+_SHORT = 4
+"""Blocks of a row that half as many warps hold in their registers."""
 
-def quantize_int8(x: Tensor, *, rotated: Tensor | None = None) -> Quantized:
-    """Rows of `x` [B, rows, W], rotated here, and of `rotated` [B, rows, M], which was before, side by side.
 
-    Both may have any strides but a contiguous last dimension, and W may be 0. Raises InvalidInput if what is rotated
-    together in the whole row is in both parts.
+def quantize_int8(x: Tensor, *, beside: Tensor | None = None) -> Quantized:
+    """Rotated rows of `x` [B, rows, W] and of `beside` [B, rows, M], if any, in this order.
+
+    Both may have any strides but a contiguous last dimension. Raises InvalidInput if channels of both would be rotated
+    together.
     """
-    beside = x[..., :0] if rotated is None else rotated
-    for tensor in (x, beside):
+    joined = x[..., :0] if beside is None else beside
+    for tensor in (x, joined):
         require_dense_rows(tensor)
     batch, rows, _ = x.shape
-    widths = x.shape[-1], beside.shape[-1]
+    widths = x.shape[-1], joined.shape[-1]
     group = rotation_group(sum(widths))
     block = block_of(*widths)
     if group > block:
@@ -42,18 +45,18 @@ def quantize_int8(x: Tensor, *, rotated: Tensor | None = None) -> Quantized:
     with device_of(x):
         _quantize_int8[(rows, batch)](
             x,
-            beside,
+            joined,
             values,
             scale,
             x.stride(0),
             x.stride(1),
-            beside.stride(0),
-            beside.stride(1),
-            TURNED=widths[0],
-            READY=widths[1],
+            joined.stride(0),
+            joined.stride(1),
+            FIRST=widths[0],
+            SECOND=widths[1],
             BLOCK=block,
             GROUP=group,
-            **options_for(block, accesses=1 if widths[1] else 2),
+            **options_for(block, accesses=2 if sum(widths) <= _SHORT * block else 1),
         )
     return Quantized(values, scale, x.dtype)
 
@@ -96,8 +99,8 @@ def _quantize_int8(
     x_row: tl.tensor,
     beside_batch: tl.tensor,
     beside_row: tl.tensor,
-    TURNED: tl.constexpr,
-    READY: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
 ) -> None:
@@ -105,17 +108,17 @@ def _quantize_int8(
     blocks: tl.tuple = ()
     largest = tl.zeros((BLOCK,), tl.float32)
     source = row_of(x, x_batch, x_row)
-    for i in tl.static_range(TURNED // BLOCK):
+    for i in tl.static_range(FIRST // BLOCK):
         block = rotated_block(tl.load(source + i * BLOCK + columns).to(tl.float32), BLOCK, GROUP)
         largest = larger_magnitude(largest, block)
         blocks += (block,)
     source = row_of(beside, beside_batch, beside_row)
-    for i in tl.static_range(READY // BLOCK):
-        block = tl.load(source + i * BLOCK + columns).to(tl.float32)
+    for i in tl.static_range(SECOND // BLOCK):
+        block = rotated_block(tl.load(source + i * BLOCK + columns).to(tl.float32), BLOCK, GROUP)
         largest = larger_magnitude(largest, block)
         blocks += (block,)
     row = row_index()
-    store_int8(blocks, largest, values + row * (TURNED + READY), scale + row, BLOCK)
+    store_int8(blocks, largest, values + row * (FIRST + SECOND), scale + row, BLOCK)
 
 
 def _example(inputs: Inputs) -> Call:
