@@ -6,10 +6,11 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch.nn.modules.module import register_module_forward_pre_hook
+from diffusers.models.embeddings import CombinedTimestepGuidanceTextProjEmbeddings
 
 from benchmarks.gpu import precision_check
 from tools.docs.blocks import precision
@@ -20,16 +21,17 @@ from tools.docs.result_tree import find_published
 def test_errors_match_the_rounding_of_each_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     received: dict[torch.dtype, set[tuple[float, float]]] = defaultdict(set)
 
-    def remember(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if type(module).__name__ == "CombinedTimestepGuidanceTextProjEmbeddings":
-            time, guidance, pooled = args
-            received[pooled.dtype].update(zip(time.tolist(), guidance.tolist(), strict=True))
+    forward = CombinedTimestepGuidanceTextProjEmbeddings.forward
+
+    def remember(module: torch.nn.Module, time: torch.Tensor, guidance: torch.Tensor, pooled: torch.Tensor) -> Any:
+        received[pooled.dtype].update(zip(time.tolist(), guidance.tolist(), strict=True))
+        return forward(module, time, guidance, pooled)
 
     out = tmp_path / "precision.json"
     options = ["--checkpoint", "tiny", "--device", "cpu", "--items", "1", "--steps", "2", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["precision_check.py", *options])
-    with register_module_forward_pre_hook(remember):  # type: ignore[arg-type]
-        assert precision_check.main() == 0
+    monkeypatch.setattr(CombinedTimestepGuidanceTextProjEmbeddings, "forward", remember)
+    assert precision_check.main() == 0
     # Without rounding, float32 would receive a guidance of 2500 and another second timestep.
     assert received[torch.float32] == received[torch.bfloat16] == {(1000, 2496), (616, 2496)}
     assert "| `balanced` | 0.0" in precision.render(DocContext(find_published(tmp_path), None))

@@ -31,16 +31,16 @@ _DIFFUSERS = "https://github.com/huggingface/diffusers"
 PEAK_GIB: Final[Mapping[str, int]] = {
     "faithful": 42,
     "classic": 40,
+    "precise": 38,
     "baseline": 36,
-    "precise": 36,
     "balanced": 36,
     "fast": 36,
     "turbo": 36,
     "low_memory": 22,
 }
 """GPU memory that each preset needs on FLUX.1-Kontext-dev: the peak of the whole process, from loading in bfloat16 to
-an edit at 1024x1024, rounded up. From results/h100/2026-11-25-card; of low_memory from results/h100/2026-11-25-checks,
-where it ran in a process that was given no more."""
+an edit at 1024x1024, rounded up. From results/h100/2026-11-25-card and results/h100/2026-11-26-card-precise; of
+low_memory from results/h100/2026-11-25-checks, where it ran in a process that was given no more."""
 
 FP8_WEIGHTS_GIB: Final = 12
 """What an engine that holds its weights in both precisions has beside those of `faithful`: 11.9 GB in fp8, and what
