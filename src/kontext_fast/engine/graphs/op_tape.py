@@ -1,0 +1,140 @@
+"""A tape of the operations of one call, which can be run again without the Python code that chose them.
+
+Libraries ask whether a CUDA graph is being captured and then take other paths, with other rounding: transformers
+builds masks that it leaves out otherwise. So a call is taped while it runs as always, and what is captured is the tape.
+
+On a CPU a tape behaves as a CUDA graph does: it reads the tensors that the call read, at their addresses, and whatever
+Python decided is fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Stands for a tensor."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class _Op:
+    function: Any
+    args: Any
+    """With slots in place of tensors, as `kwargs` and `results`."""
+    kwargs: Any
+    results: Any
+    last_uses: tuple[int, ...] = ()
+    """Slots that nothing after it reads."""
+
+
+class OpTape:
+    """The operations of one call."""
+
+    def __init__(self, ops: Sequence[_Op], read: dict[int, Tensor], outputs: Sequence[_Slot]) -> None:
+        self._ops = ops
+        self._read = read
+        self._outputs = outputs
+
+    @classmethod
+    def of(cls, call: Callable[[], Sequence[Tensor]]) -> tuple[OpTape, Sequence[Tensor]]:
+        """The tape of `call`, and its result.
+
+        Raises RuntimeError if the call lets Python see a number of a tensor, which no tape can repeat.
+        """
+        recorder = _Recorder()
+        with recorder:
+            outputs = call()
+        slots = [recorder.slot(tensor) for tensor in outputs]
+        return cls(_with_last_uses(recorder.ops, slots), recorder.read, slots), outputs
+
+    def __len__(self) -> int:
+        return len(self._ops)
+
+    def run(self) -> tuple[Tensor, ...]:
+        """Run all operations again, on what is now in the tensors that the call read."""
+        tensors = dict(self._read)
+
+        def filled(value: Any) -> Any:
+            return tensors[value.index] if isinstance(value, _Slot) else value
+
+        for op in self._ops:
+            results = op.function(*tree_map(filled, op.args), **tree_map(filled, op.kwargs))
+            for slot, tensor in zip(_flat(op.results), _flat(results), strict=True):
+                if isinstance(slot, _Slot):
+                    tensors[slot.index] = tensor
+            for index in op.last_uses:
+                tensors.pop(index, None)
+        return tuple(tensors[slot.index] for slot in self._outputs)
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every operation below it. It holds only those tensors that no earlier operation returned."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops: list[_Op] = []
+        self.read: dict[int, Tensor] = {}
+        self._slots: Any = WeakTensorKeyDictionary()
+        self._count = 0
+
+    def slot(self, tensor: Tensor) -> _Slot:
+        if tensor not in self._slots:
+            self.read[self._new(tensor).index] = tensor
+        slot: _Slot = self._slots[tensor]
+        return slot
+
+    def _new(self, tensor: Tensor) -> _Slot:
+        slot = self._slots[tensor] = _Slot(self._count)
+        self._count += 1
+        return slot
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _depends_on_numbers(function, args):
+            raise RuntimeError(f"{function} depends on the numbers of a tensor, so the call cannot be repeated")
+        slotted = tree_map(self._slotted, (args, kwargs))
+        results = function(*args, **kwargs)
+        # In place: the tensor keeps its slot.
+        slotted_results = tree_map(
+            lambda value: (self._slots.get(value) or self._new(value)) if isinstance(value, Tensor) else value, results
+        )
+        slotted_args, slotted_kwargs = slotted
+        self.ops.append(_Op(function, slotted_args, slotted_kwargs, slotted_results))
+        return results
+
+    def _slotted(self, value: Any) -> Any:
+        return self.slot(value) if isinstance(value, Tensor) else value
+
+
+def _depends_on_numbers(function: Any, args: tuple[Any, ...]) -> bool:
+    """Whether Python sees a number of a tensor, or the shape of the result depends on one."""
+    if function is torch.ops.aten.index.Tensor:
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return torch.Tag.data_dependent_output in function.tags or torch.Tag.dynamic_output_shape in function.tags
+
+
+def _flat(results: Any) -> Sequence[Any]:
+    return results if isinstance(results, list | tuple) else (results,)
+
+
+def _with_last_uses(ops: Sequence[_Op], outputs: Sequence[_Slot]) -> list[_Op]:
+    used = {slot.index for slot in outputs}
+    timed = []
+    for op in reversed(ops):
+        here: set[int] = set()
+        tree_map(lambda value, here=here: here.add(value.index) if isinstance(value, _Slot) else None,
+                 (op.args, op.kwargs, op.results))  # fmt: skip
+        timed.append(_Op(op.function, op.args, op.kwargs, op.results, tuple(here - used)))
+        used |= here
+    return timed[::-1]
