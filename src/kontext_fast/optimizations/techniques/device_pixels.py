@@ -1,0 +1,140 @@
+"""`device_pixels`: images go to the device and come back as 8-bit pixels, and are scaled there.
+
+diffusers converts pictures to float32 and back in numpy, and copies 12 MB where 3 MB hold a picture of 1024x1024.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
+from kontext_fast.optimizations.call_tracking import track_calls
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class DevicePixels(Optimization):
+    """Of pictures in RGB and for output as PIL images; everything else is converted as before, which is counted.
+
+    Input is looked up in a table of the 256 values that diffusers computes; output is rounded by the same operations.
+    """
+
+    name: ClassVar[str] = "device_pixels"
+    summary: ClassVar[str] = "images are scaled on the device and cross as 8-bit pixels"
+    effect: ClassVar[Effect] = Effect.EXACT
+    phase: ClassVar[Phase] = Phase.REQUESTS
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        """Have every call of `pipe` use an image processor of its own around that of the pipeline.
+
+        Facts: `read` and `written`, images that crossed as 8-bit pixels, and `as_before`, conversions by diffusers.
+        """
+        facts: Facts = {"read": 0, "written": 0, "as_before": 0}
+        calls = track_calls(pipe, undo)
+        table = _Table()
+
+        def processor(running: Any) -> Any:
+            original = vars(running)["image_processor"]
+            if calls.current is None:
+                return original
+            return _PixelProcessor(original, table.on(running._execution_device), facts)
+
+        def replace(running: Any, replacement: Any) -> None:
+            vars(running)["image_processor"] = replacement
+
+        calls.set_member("image_processor", lambda _: property(processor, replace), undo)
+        return facts
+
+
+class _Table:
+    """The float32 values in -1..1 of the pixels 0 to 255, as diffusers computes them, kept on each device."""
+
+    def __init__(self) -> None:
+        self._tables: dict[torch.device, Tensor] = {}
+
+    def on(self, device: torch.device) -> Tensor:
+        import numpy as np
+        import torch
+
+        if device not in self._tables:
+            values = torch.from_numpy(np.arange(256, dtype=np.uint8).astype(np.float32) / 255.0)
+            self._tables[device] = (2.0 * values - 1.0).to(device)
+        return self._tables[device]
+
+
+class _PixelProcessor:
+    """A VaeImageProcessor whose pixels are scaled on the device of `table`."""
+
+    def __init__(self, original: Any, table: Tensor, facts: Facts) -> None:
+        self._original = original
+        self._table = table
+        self._facts = facts
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+    def preprocess(self, image: Any, height: Any = None, width: Any = None, **others: Any) -> Any:
+        """[B, 3, H, W] in -1..1, float32, on the device for pictures in RGB; in memory the channels are innermost."""
+        import numpy as np
+        import torch
+
+        pictures = image if isinstance(image, list) else [image]
+        if others or not self._scales_plainly() or not pictures or not all(map(_is_rgb, pictures)):
+            self._facts["as_before"] += 1
+            return self._original.preprocess(image, height, width, **others)
+        height, width = self._original.get_default_height_width(pictures[0], height, width)
+        pixels = np.stack([np.asarray(self._original.resize(picture, height, width)) for picture in pictures])
+        self._facts["read"] += len(pictures)
+        return self._table.take(torch.from_numpy(pixels).to(self._table.device).long()).permute(0, 3, 1, 2)
+
+    def postprocess(self, image: Any, output_type: str = "pil", do_denormalize: Any = None) -> Any:
+        """PIL images for `output_type` pil; otherwise what diffusers returns."""
+        import torch
+
+        plain = output_type == "pil" and do_denormalize is None and self._scales_plainly()
+        if plain and isinstance(image, torch.Tensor) and image.ndim == 4 and image.shape[1] == 3:
+            scaled = self._original.denormalize(image)
+            # numpy warns of what is no number, and so does diffusers.
+            if not scaled.isnan().any():
+                self._facts["written"] += len(image)
+                return _pictures((scaled.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8))
+        self._facts["as_before"] += 1
+        return self._original.postprocess(image, output_type, do_denormalize)
+
+    def _scales_plainly(self) -> bool:
+        """Whether the pipeline's processor has the options of FLUX, and no methods of somebody else."""
+        from diffusers.image_processor import VaeImageProcessor
+
+        config = self._original.config
+        return (
+            type(self._original) is VaeImageProcessor
+            and not {"preprocess", "postprocess", "denormalize"} & set(vars(self._original))
+            and config.do_resize
+            and config.do_normalize
+            and not config.do_binarize
+            and not config.do_convert_grayscale
+        )
+
+
+def _is_rgb(image: Any) -> bool:
+    from PIL.Image import Image
+
+    return isinstance(image, Image) and image.mode == "RGB"
+
+
+def _pictures(pixels: Tensor) -> list[Any]:
+    """PIL images of [B, H, W, 3] uint8."""
+    import torch
+    from PIL import Image
+
+    if pixels.device.type == "cuda":
+        host = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
+        host.copy_(pixels.contiguous(), non_blocking=True)
+        torch.cuda.current_stream(pixels.device).synchronize()
+    else:
+        host = pixels.contiguous().cpu()
+    # Images in RGB have memory of their own, so the buffer can be used again.
+    return [Image.fromarray(picture) for picture in host.numpy()]

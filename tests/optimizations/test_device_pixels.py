@@ -1,0 +1,131 @@
+"""Pixels scaled on the device: the bits of diffusers for every pixel value, and everything unusual as before."""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.techniques.device_pixels import DevicePixels
+from tests.pipelines import SIDE, picture, small_pipeline
+
+
+@pytest.fixture
+def pipe() -> Any:
+    return small_pipeline()
+
+
+def noise(seed: int = 0, size: tuple[int, int] = (SIDE, SIDE), mode: str = "RGB") -> Image.Image:
+    """A picture with every pixel value."""
+    width, height = size
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def run(pipe: Any, image: Any = None, **options: Any) -> Any:
+    count = len(image) if isinstance(image, list) else 1
+    return pipe(
+        image=image,
+        prompt=["make the background red"] * count,
+        height=SIDE,
+        width=SIDE,
+        max_area=SIDE * SIDE,
+        _auto_resize=False,
+        num_inference_steps=1,
+        generator=[torch.Generator().manual_seed(seed) for seed in range(count)],
+        max_sequence_length=48,
+        **options,
+    ).images
+
+
+def encoded(pipe: Any, image: Any) -> torch.Tensor:
+    """What the VAE reads in a call."""
+    seen: list[torch.Tensor] = []
+    encode = pipe.vae.encode
+    pipe.vae.encode = lambda x: seen.append(x) or encode(x)
+    try:
+        run(pipe, image, output_type="latent")
+    finally:
+        del pipe.vae.encode
+    return torch.cat(seen)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [noise(), noise(1, (100, 70)), [noise(2), noise(3)], Image.fromarray(np.zeros((SIDE, SIDE, 3), np.uint8))],
+    ids=["noise", "resized", "batch", "black"],
+)
+def test_vae_reads_the_same_bits_in_the_same_layout(pipe: Any, image: Any) -> None:
+    expected = encoded(pipe, image)
+    with accelerate(pipe, [DevicePixels()], quiet=True) as acceleration:
+        actual = encoded(pipe, image)
+        assert acceleration.facts["device_pixels"]["read"] == (len(image) if isinstance(image, list) else 1)
+    assert actual.dtype == expected.dtype
+    assert actual.stride() == expected.stride()
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_images_have_the_same_pixels(pipe: Any, dtype: torch.dtype) -> None:
+    decoded = (torch.randn(2, 3, 129, 65, generator=torch.Generator().manual_seed(0)) * 0.8).to(dtype)
+    decoded[0, 0, 0] = (torch.arange(65) + 0.5) * 2 / 255 - 1  # halves, which round to even
+    pipe.vae.decode = lambda *_, **__: (decoded,)
+    expected = run(pipe, noise())
+    with accelerate(pipe, [DevicePixels()], quiet=True) as acceleration:
+        actual = run(pipe, noise())
+        assert acceleration.facts["device_pixels"] == {"read": 1, "written": 2, "as_before": 0}
+    assert [image.mode for image in actual] == ["RGB", "RGB"]
+    for image, other in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(other))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L"])
+def test_other_pictures_and_outputs_are_converted_as_before(pipe: Any, mode: str) -> None:
+    processor = pipe.image_processor
+    with accelerate(pipe, [DevicePixels()], quiet=True) as acceleration:
+        pixels = np.asarray(noise(4), dtype=np.float32)[None] / 255
+        arrays = run(pipe, pixels, output_type="np")
+        assert acceleration.facts["device_pixels"] == {"read": 0, "written": 0, "as_before": 2}
+        assert pipe.image_processor is processor
+        with pytest.raises((RuntimeError, ValueError)):  # the VAE has three channels, with and without
+            run(pipe, noise(4, mode=mode))
+    np.testing.assert_array_equal(run(pipe, pixels, output_type="np"), arrays)
+
+
+def test_not_a_number_warns_as_before(pipe: Any) -> None:
+    decoded = torch.full((1, 3, 8, 8), float("nan"))
+    pipe.vae.decode = lambda *_, **__: (decoded,)
+    with accelerate(pipe, [DevicePixels()], quiet=True), pytest.warns(RuntimeWarning, match="invalid value"):
+        run(pipe, noise())
+
+
+def test_processor_of_the_user_is_called(pipe: Any) -> None:
+    from diffusers.image_processor import VaeImageProcessor
+
+    class Inverting(VaeImageProcessor):
+        def preprocess(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return -super().preprocess(*args, **kwargs)
+
+    plain = encoded(pipe, picture())
+    with accelerate(pipe, [DevicePixels()], quiet=True):
+        pipe.image_processor = Inverting(vae_scale_factor=16)
+        assert torch.equal(encoded(pipe, picture()), -plain)
+    assert isinstance(pipe.image_processor, Inverting)
+
+
+def test_copies_in_threads_read_their_own_pictures(pipe: Any) -> None:
+    seeds = range(4)
+    expected = [np.asarray(run(pipe, noise(seed))[0]) for seed in seeds]
+    with accelerate(pipe, [DevicePixels()], quiet=True):
+        copies = [copy.copy(pipe) for _ in seeds]
+        for own in copies:
+            own.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        with ThreadPoolExecutor(len(copies)) as threads:
+            images = list(threads.map(lambda seed: np.asarray(run(copies[seed], noise(seed))[0]), seeds))
+    np.testing.assert_array_equal(images, expected)

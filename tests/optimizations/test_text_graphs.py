@@ -1,0 +1,253 @@
+"""Graphs of the text encoders: the bits of the encoders, never those of other words, weights or arguments.
+
+A tape stands in for a CUDA graph: it repeats the same operations at the same addresses, without Python.
+"""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kontext_fast.engine.graphs import recording
+from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.presets import resolve
+from kontext_fast.optimizations.techniques.engine import Engine
+from kontext_fast.optimizations.techniques.offload import Offload
+from kontext_fast.optimizations.techniques.text_graphs import TextGraphs
+from kontext_fast.pipeline.device import Machine
+from tests.engine.graphs.taped import TapeRecorder
+from tests.pipelines import render, small_pipeline
+
+RED, REMOVE = "make the background red", "remove the circle"
+
+
+@pytest.fixture
+def pipe() -> Any:
+    return small_pipeline()
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> TapeRecorder:
+    tapes = TapeRecorder()
+    monkeypatch.setattr(recording, "recorder_for", lambda _: tapes)
+    return tapes
+
+
+def embeddings(pipe: Any, prompts: tuple[str, ...] = (RED,)) -> list[np.ndarray[Any, Any]]:
+    """The embeddings that reach the transformer in a call."""
+    seen: list[np.ndarray[Any, Any]] = []
+    handle = pipe.transformer.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.extend(
+            kwargs[name].numpy().copy() for name in ("encoder_hidden_states", "pooled_projections")
+        ),
+        with_kwargs=True,
+    )
+    try:
+        render(pipe, prompts=prompts, seeds=tuple(range(len(prompts))), steps=1)
+    finally:
+        handle.remove()
+    return seen
+
+
+def assert_same(actual: list[np.ndarray[Any, Any]], expected: list[np.ndarray[Any, Any]]) -> None:
+    for pair in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(*pair)
+
+
+def test_second_call_is_recorded_and_later_ones_replay(
+    pipe: Any, recorder: TapeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    red, remove = embeddings(pipe), embeddings(pipe, (REMOVE,))
+    with accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
+        facts = acceleration.facts["text_graphs"]
+        assert_same(embeddings(pipe), red)
+        assert facts["graphs"] == recorder.recorded == 0
+        assert_same(embeddings(pipe), red)
+        assert facts["graphs"] == recorder.recorded == 2
+        ran: list[int] = []
+        norm = type(pipe.text_encoder_2.encoder.final_layer_norm)
+        monkeypatch.setattr(norm, "forward", lambda _, x, run=norm.forward: ran.append(1) or run(_, x))
+        assert_same(embeddings(pipe, (REMOVE,)), remove)
+        assert_same(embeddings(pipe), red)
+        assert ran == []
+        assert facts["replays"] == 4
+        assert facts["record_s"] > 0
+        assert facts["pool_bytes"] == 2000
+        assert facts["unrecorded"] == {"first of its length": 2, "recorded": 2}
+
+
+def test_each_number_of_prompts_has_a_graph(pipe: Any, recorder: TapeRecorder) -> None:
+    both, single = embeddings(pipe, (RED, REMOVE)), embeddings(pipe)
+    with accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
+        for _ in range(3):
+            assert_same(embeddings(pipe, (RED, REMOVE)), both)
+            assert_same(embeddings(pipe), single)
+        assert acceleration.facts["text_graphs"]["graphs"] == 4
+
+
+def test_oldest_graph_is_dropped(pipe: Any, recorder: TapeRecorder) -> None:
+    with accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
+        for count in range(1, 6):
+            for _ in range(2):
+                embeddings(pipe, (RED,) * count)
+        assert acceleration.facts["text_graphs"]["graphs"] == 8
+
+
+def test_weights_changed_in_place_are_read(pipe: Any, recorder: TapeRecorder) -> None:
+    with accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
+        for _ in range(3):
+            before = embeddings(pipe)
+        pipe.text_encoder_2.shared.weight.data.mul_(2)
+        replays = acceleration.facts["text_graphs"]["replays"]
+        after = embeddings(pipe)
+        assert acceleration.facts["text_graphs"]["replays"] == replays + 2
+    assert_same(embeddings(pipe), after)
+    assert not np.array_equal(before[0], after[0])
+
+
+def test_weights_at_another_address_are_recorded_anew(pipe: Any, recorder: TapeRecorder) -> None:
+    with accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
+        for _ in range(3):
+            embeddings(pipe)
+        weight = pipe.text_encoder_2.encoder.block[1].layer[0].SelfAttention.q.weight
+        weight.data = weight.data * 3
+        moved = [embeddings(pipe) for _ in range(3)]
+        assert recorder.recorded == 3
+        assert acceleration.facts["text_graphs"]["graphs"] == 2
+    for recorded in moved:
+        assert_same(recorded, embeddings(pipe))
+
+
+def test_hooks_and_adapters_run_as_before(pipe: Any, recorder: TapeRecorder) -> None:
+    from peft import LoraConfig
+
+    with accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
+        for _ in range(3):
+            embeddings(pipe)
+        ran: list[int] = []
+        handle = pipe.text_encoder.final_layer_norm.register_forward_hook(lambda *_: ran.append(1))
+        embeddings(pipe)
+        handle.remove()
+        assert ran == [1]
+        assert acceleration.facts["text_graphs"]["unrecorded"]["hooks"] == 1
+        pipe.text_encoder.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+        pipe.text_encoder.eval()
+        adapted = embeddings(pipe)
+        counts = acceleration.facts["text_graphs"]["unrecorded"]
+    assert any("of peft" in reason for reason in counts)
+    assert_same(adapted, embeddings(pipe))
+
+
+def test_calls_from_outside_the_pipeline_run_as_before(pipe: Any, recorder: TapeRecorder) -> None:
+    ids = torch.ones(1, 48, dtype=torch.long)
+    with torch.no_grad(), accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
+        for _ in range(3):
+            pipe.text_encoder_2(ids)
+        assert recorder.recorded == 0
+        assert acceleration.facts["text_graphs"]["unrecorded"] == {}
+
+
+def test_recording_with_other_numbers_is_not_used(
+    pipe: Any, recorder: TapeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.engine.graphs.taped import TapedRecording
+
+    monkeypatch.setattr(TapedRecording, "replay", lambda self: [output.fill_(1) for output in self.outputs])
+    expected = embeddings(pipe)
+    with accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
+        for _ in range(4):
+            assert_same(embeddings(pipe), expected)
+        assert acceleration.facts["text_graphs"]["graphs"] == 0
+        counts = acceleration.facts["text_graphs"]["unrecorded"]
+        assert counts == {"first of its length": 2, "a recording computes other numbers": 6}
+        assert recorder.recorded == 2
+
+
+def test_encoder_that_looks_at_numbers_runs_as_before(
+    pipe: Any, recorder: TapeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = type(pipe.text_encoder.embeddings).forward
+
+    def looking(self: Any, *args: Any, **kwargs: Any) -> Any:
+        embedded = embed(self, *args, **kwargs)
+        return embedded if embedded.sum().item() > -1e9 else -embedded
+
+    monkeypatch.setattr(type(pipe.text_encoder.embeddings), "forward", looking)
+    with accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
+        first = embeddings(pipe)
+        for _ in range(2):
+            assert_same(embeddings(pipe), first)
+        counts = acceleration.facts["text_graphs"]["unrecorded"]
+        assert sum(count for reason, count in counts.items() if "depends on the numbers" in reason) == 2
+
+
+def test_image_is_the_same_with_graphs_and_true_cfg(pipe: Any, recorder: TapeRecorder) -> None:
+    expected = render(pipe, negative="blurry")
+    with accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
+        for _ in range(3):
+            np.testing.assert_array_equal(render(pipe, negative="blurry"), expected)
+        assert acceleration.facts["text_graphs"]["replays"] == 8
+
+
+def test_offload_and_graphs_exclude_each_other() -> None:
+    with pytest.raises(InvalidInput, match="moves the encoders' weights"):
+        resolve([Engine(), Offload(), TextGraphs()], Machine.detect("cpu"))
+
+
+def test_threads_with_copies_get_their_own_embeddings(pipe: Any, recorder: TapeRecorder) -> None:
+    prompts = (RED, REMOVE, "make the red circle blue", "remove the star")
+    expected = {prompt: render(pipe, prompts=(prompt,), steps=2) for prompt in prompts}
+    copies = {prompt: copy.copy(pipe) for prompt in prompts}
+    for own in copies.values():
+        own.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    with ExitStack() as undo:
+        shared = [undo.enter_context(accelerate(own, [TextGraphs()], quiet=True)) for own in copies.values()]
+
+        def edit_often(prompt: str) -> list[np.ndarray[Any, Any]]:
+            return [render(copies[prompt], prompts=(prompt,), steps=2) for _ in range(4)]
+
+        with ThreadPoolExecutor(len(prompts)) as threads:
+            images = dict(zip(prompts, threads.map(edit_often, prompts), strict=True))
+        assert shared[0].facts["text_graphs"]["replays"] > 0
+        assert shared[0].facts["text_graphs"]["graphs"] == 2
+    for prompt in prompts:
+        for image in images[prompt]:
+            np.testing.assert_array_equal(image, expected[prompt])
+
+
+def test_tensor_subclasses_run_as_before(pipe: Any, recorder: TapeRecorder) -> None:
+    class Quantized(torch.Tensor):
+        pass
+
+    expected = embeddings(pipe)
+    layer = pipe.text_encoder_2.encoder.block[0].layer[0].SelfAttention.q
+    layer.weight = torch.nn.Parameter(layer.weight.data.as_subclass(Quantized), requires_grad=False)
+    with accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
+        for _ in range(3):
+            assert_same(embeddings(pipe), expected)
+        assert acceleration.facts["text_graphs"]["unrecorded"]["weights of class Quantized"] == 3
+        assert acceleration.facts["text_graphs"]["graphs"] == 1
+
+
+def test_replaced_forward_is_refused(pipe: Any, recorder: TapeRecorder) -> None:
+    pipe.text_encoder_2.forward = pipe.text_encoder_2.forward
+    with pytest.raises(InvalidInput, match="replaced the forward of the text_encoder_2"):
+        accelerate(pipe, [TextGraphs()], quiet=True)
+    assert "forward" not in vars(pipe.text_encoder)
+
+
+def test_cpu_runs_as_before_and_says_so(pipe: Any) -> None:
+    machine = Machine.detect("cpu")
+    assert resolve([TextGraphs()], machine).labels == ("text_graphs: changes nothing on cpu",)
+    expected = embeddings(pipe)
+    with accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
+        for _ in range(3):
+            assert_same(embeddings(pipe), expected)
+        assert acceleration.facts["text_graphs"]["graphs"] == 0
