@@ -67,9 +67,9 @@ class SolverRun:
         self._velocities: list[Tensor] = []
 
     @property
-    def evaluations(self) -> int:
-        """How many velocities it was given so far."""
-        return len(self._velocities)
+    def noise_levels(self) -> tuple[float, ...]:
+        """Sigma of each evaluation."""
+        return self.solver.noise_levels
 
     def advance(self, latents: Tensor, velocity: Tensor) -> Tensor:
         """The latents after this evaluation, in float32.

@@ -134,8 +134,15 @@ def faster_presets() -> str:
 def find_preset(name: str, known: Mapping[str, Preset] | None = None) -> Preset:
     """The preset `name` of `known` (None: those that are built in), or the ablation of one that `name` describes.
 
-    Names of ablations are `classic-only-compile` and `classic-without-compile`. Raises InvalidInput for any other.
+    Names of ablations are `classic-only-compile` and `classic-without-compile`. A name that ends in .toml is the path
+    of a preset file. Raises InvalidInput for any other.
     """
+    if name.endswith(".toml"):
+        from pathlib import Path
+
+        from kontext_fast.optimizations.preset_file import read_preset
+
+        return declare_preset(*read_preset(Path(name), PRESETS))
     known = PRESETS if known is None else known
     if name in known:
         return known[name]

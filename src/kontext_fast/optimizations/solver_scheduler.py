@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
@@ -17,15 +17,26 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 )
 from torch import Tensor
 
-from kontext_fast.engine.solver import Solver, SolverRun
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.call_tracking import CallTracker, PipelineCall, track_calls
 from kontext_fast.optimizations.patching import original_class, replace_method
 
 _MEMORY = "solver"
 
-SolverOf = Callable[[Sequence[float]], Solver]
-"""The solver of a call, given the noise levels that its own steps would have, and 0 at the end."""
+
+class Run(Protocol):
+    """One call's way from noise to a result."""
+
+    @property
+    def noise_levels(self) -> Sequence[float]:
+        """Sigma of each evaluation, falling."""
+
+    def advance(self, latents: Tensor, velocity: Tensor) -> Tensor:
+        """The latents after an evaluation, in float32; see `engine.solver.SolverRun`."""
+
+
+RunOf = Callable[[Sequence[float]], Run]
+"""The run of a call, given the noise levels that its own steps would have, and 0 at the end."""
 
 
 class SolverScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
@@ -34,15 +45,15 @@ class SolverScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
     timesteps: Tensor
     sigmas: Tensor
     _calls: CallTracker
-    _solver_of: SolverOf
+    _run_of: RunOf
     _original: Any
 
     @classmethod
-    def in_place_of(cls, original: Any, solver_of: SolverOf, calls: CallTracker) -> SolverScheduler:
+    def in_place_of(cls, original: Any, run_of: RunOf, calls: CallTracker) -> SolverScheduler:
         """One with the settings of `original`. Raises InvalidInput for a scheduler that is no plain Euler method."""
         require_flow_matching(original)
         scheduler: SolverScheduler = cls.from_config(original.config)
-        scheduler._original, scheduler._solver_of, scheduler._calls = original, solver_of, calls
+        scheduler._original, scheduler._run_of, scheduler._calls = original, run_of, calls
         return scheduler
 
     def set_timesteps(
@@ -56,9 +67,9 @@ class SolverScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         """As the scheduler before it, then with the levels of the solver instead."""
         super().set_timesteps(num_inference_steps, None, sigmas, mu, timesteps)
         if (call := self._calls.current) is not None:
-            run = _Run(self._solver_of(self.sigmas.tolist()))
+            run = _CheckedRun(self._run_of(self.sigmas.tolist()))
             call.memory[_MEMORY] = run
-            levels = torch.tensor(run.solver.noise_levels, dtype=torch.float32)
+            levels = torch.tensor(run.noise_levels, dtype=torch.float32)
             self.timesteps = levels * self.config.num_train_timesteps
             self.sigmas = torch.cat([levels, torch.zeros(1)])
             self.num_inference_steps = len(levels)
@@ -81,7 +92,7 @@ class SolverScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         Raises InvalidInput where someone else changed the latents of the step before.
         """
         call = self._calls.current
-        run: _Run | None = None if call is None else call.memory.get(_MEMORY)
+        run: _CheckedRun | None = None if call is None else call.memory.get(_MEMORY)
         if run is None:
             return super().step(model_output, timestep, sample, *args, return_dict=return_dict, **kwargs)
         latents = run.advance(sample, model_output)
@@ -96,11 +107,12 @@ class SolverScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         return self._original.__reduce_ex__(protocol)
 
 
-class _Run(SolverRun):
-    """A run that knows what it gave to the pipeline."""
+class _CheckedRun:
+    """A run that notices where the pipeline does not go on with what it was given."""
 
-    def __init__(self, solver: Solver) -> None:
-        super().__init__(solver)
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.noise_levels = run.noise_levels
         self._given: Tensor | None = None
 
     def advance(self, latents: Tensor, velocity: Tensor) -> Tensor:
@@ -109,12 +121,12 @@ class _Run(SolverRun):
                 "Something changed the latents between two steps (a callback or inpainting), which a solver cannot "
                 "follow; leave that out, or use a preset without a solver."
             )
-        self._given = super().advance(latents, velocity).to(velocity.dtype)
+        self._given = self._run.advance(latents, velocity).to(velocity.dtype)
         return self._given
 
 
-def run_solver(pipe: Any, solver_of: SolverOf, undo: ExitStack) -> CallTracker:
-    """Have every call of `pipe` run the solver that `solver_of` says, until `undo` is closed; gives its calls.
+def run_solver(pipe: Any, run_of: RunOf, undo: ExitStack) -> CallTracker:
+    """Have every call of `pipe` follow the run that `run_of` gives, until `undo` is closed; gives its calls.
 
     Raises InvalidInput for a scheduler that is no plain FlowMatchEulerDiscreteScheduler; calls raise it too, and where
     someone else chooses the noise levels or the latents.
@@ -123,7 +135,7 @@ def run_solver(pipe: Any, solver_of: SolverOf, undo: ExitStack) -> CallTracker:
 
     calls = track_calls(pipe, undo)
     require_flow_matching(pipe.scheduler)
-    calls.replace_scheduler(lambda original: SolverScheduler.in_place_of(original, solver_of, calls), undo)
+    calls.replace_scheduler(lambda original: SolverScheduler.in_place_of(original, run_of, calls), undo)
     transformer = pipe.transformer
 
     def check(call: PipelineCall) -> None:

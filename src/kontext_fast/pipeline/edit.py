@@ -24,6 +24,7 @@ from kontext_fast.pipeline.sizes import Size, SizePlan, check_requested_size, pl
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from kontext_fast.records.schema import StepKind
 
@@ -244,6 +245,42 @@ def edit_together(
     Requests may differ in image, instruction, negative prompt, seed and batch, and have to agree in everything else,
     the size that is really run included. Raises InvalidInput where they do not, and what `edit` raises.
     """
+    seeds = [request.seeds() for request in requests]
+    size, images, seconds = _run(pipe, requests, seeds, on_step, should_stop)
+    results, start = [], 0
+    for request_seeds in seeds:
+        samples = slice(start, start + len(request_seeds))
+        kinds, cautions = _step_kinds(pipe, samples), getattr(pipe, CAUTIONS, ())
+        results.append(EditResult(tuple(images[samples]), request_seeds, size, kinds, seconds, cautions))
+        start = samples.stop
+    return tuple(results)
+
+
+def final_latents(
+    pipe: Any,
+    requests: Sequence[EditRequest],
+    *,
+    start: Tensor | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Tensor:
+    """[B, N, C] what `edit_together` would decode, in the pipeline's precision and packing.
+
+    `start` [B, N, C] are latents to begin with instead of the noise of the seeds. Raises what `edit_together` raises.
+    """
+    seeds = [request.seeds() for request in requests]
+    latents: Tensor = _run(pipe, requests, seeds, None, should_stop, latents=start, output_type="latent")[1]
+    return latents
+
+
+def _run(
+    pipe: Any,
+    requests: Sequence[EditRequest],
+    seeds: Sequence[Sequence[int]],
+    on_step: Callable[[int, int], None] | None,
+    should_stop: Callable[[], bool] | None,
+    **more: Any,
+) -> tuple[SizePlan, Any, float]:
+    """The size, the images and the seconds of one call of the pipeline, with `more` arguments of its own."""
     import torch
 
     size = _common_size(pipe, requests)
@@ -252,7 +289,6 @@ def edit_together(
             if text is not None:
                 _check_text(pipe, name, text)
     first = requests[0]
-    seeds = [request.seeds() for request in requests]
 
     def after_step(running: Any, index: int, _time: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
         if on_step is not None:
@@ -276,15 +312,9 @@ def edit_together(
             max_sequence_length=size.text_tokens,
             callback_on_step_end=after_step,
             callback_on_step_end_tensor_inputs=[],
+            **more,
         ).images
-    seconds = time.perf_counter() - begin
-    results, start = [], 0
-    for request_seeds in seeds:
-        samples = slice(start, start + len(request_seeds))
-        kinds, cautions = _step_kinds(pipe, samples), getattr(pipe, CAUTIONS, ())
-        results.append(EditResult(tuple(images[samples]), request_seeds, size, kinds, seconds, cautions))
-        start = samples.stop
-    return tuple(results)
+    return size, images, time.perf_counter() - begin
 
 
 def _step_kinds(pipe: Any, samples: slice) -> tuple[StepKind, ...]:

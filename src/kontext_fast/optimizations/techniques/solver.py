@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from kontext_fast.engine.solver import Solver, adams_bashforth
+from kontext_fast.engine.solver import Solver, SolverRun, adams_bashforth
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Conflict, Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import PipelineCall
@@ -25,7 +25,7 @@ class FittedSolver(Optimization):
 
     name: ClassVar[str] = "solver"
     summary: ClassVar[str] = (
-        "a multistep rule in float32 in place of Euler's method; kontext tune fits one to your weights"
+        "a multistep rule in float32 in place of Euler's method; kontext_fast.tuning fits one to your weights"
     )
     effect: ClassVar[Effect] = Effect.LOSSY
     phase: ClassVar[Phase] = Phase.SCHEDULE
@@ -81,7 +81,7 @@ class FittedSolver(Optimization):
 
         facts: Facts = {"cautions": []}
         always = [] if self.fitted_for is None else list(self.fitted_for.cautions_about_weights(pipe.transformer))
-        calls = run_solver(pipe, self._solver, undo)
+        calls = run_solver(pipe, lambda sigmas: SolverRun(self._solver(sigmas)), undo)
 
         def check(call: PipelineCall) -> None:
             for sentence in (*always, *self._cautions(call)):

@@ -1,0 +1,182 @@
+"""Runs of a pipeline from noise to final latents, in float32, and the parts of runs that a fit needs.
+
+Shapes: I items; N image tokens of C channels; latents and velocities are [I, N, C]. Everything goes through
+`pipeline.edit`, so the model is called as an edit calls it: its precision, its engine, its rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kontext_fast.datasets.base import Item
+from kontext_fast.engine.solver import Solver, SolverRun
+from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations.call_tracking import PipelineCall
+from kontext_fast.optimizations.solver_scheduler import Run, run_solver
+from kontext_fast.pipeline.edit import EditRequest, final_latents
+from kontext_fast.pipeline.sizes import Size
+
+Progress = Callable[[int], None]
+"""Called with evaluations of single items, after each batch."""
+
+
+class EulerPath:
+    """Euler's method over `levels` [steps + 1] in float32; keeps every state and velocity where `keep` says so."""
+
+    def __init__(self, levels: Sequence[float], *, keep: bool = False) -> None:
+        self.noise_levels = tuple(levels[:-1])
+        self._lengths = [after - before for before, after in pairwise(levels)]
+        self._keep = keep
+        self._done = 0
+        self.states: list[Tensor] = []
+        """[steps + 1] where they are kept, else the latest one alone."""
+        self.velocities: list[Tensor] = []
+
+    def advance(self, latents: Tensor, velocity: Tensor) -> Tensor:
+        """The latents after a step; `latents` is read at the first one only."""
+        state = self.states[-1] if self.states else latents.float()
+        following = state + self._lengths[self._done] * velocity.float()
+        self._done += 1
+        if self._keep:
+            self.velocities.append(velocity.float())
+        self.states = [*(self.states or [state]), following] if self._keep else [following]
+        return following
+
+
+class _Evaluation:
+    """One evaluation at a noise level, whose velocity is kept."""
+
+    def __init__(self, level: float) -> None:
+        self.noise_levels = (level,)
+        self.velocity: Tensor | None = None
+
+    def advance(self, latents: Tensor, velocity: Tensor) -> Tensor:
+        self.velocity = velocity.float()
+        return latents.float()
+
+
+class _RecordedRun(SolverRun):
+    """A rule whose final latents are kept in float32."""
+
+    final: Tensor
+
+    def advance(self, latents: Tensor, velocity: Tensor) -> Tensor:
+        self.final = super().advance(latents, velocity)
+        return self.final
+
+
+class PathRunner:
+    """Runs batches of items on one pipeline until `close`; between runs the pipeline is the user's own."""
+
+    def __init__(self, pipe: Any, *, steps: int, guidance: float, size: Size | None, on_progress: Progress) -> None:
+        """`steps`: what a call asks for, whose noise levels a baseline has. Raises what `run_solver` raises."""
+        self.pipe = pipe
+        self._steps, self._guidance, self._size = steps, guidance, size
+        self._on_progress = on_progress
+        self._run_of: Callable[[Sequence[float]], Run] | None = None
+        self._place: tuple[int, int] | None = None
+        self._undo = ExitStack()
+        calls = run_solver(pipe, self._next_run, self._undo)
+
+        def place(call: PipelineCall) -> None:
+            call.place = self._place
+
+        calls.on_begin(place, self._undo)
+
+    def close(self) -> None:
+        """Give the pipeline its own scheduler back."""
+        self._undo.close()
+
+    def levels(self, items: Sequence[Item], steps: int) -> list[float]:
+        """[steps + 1] the noise levels of a call for these items with that many steps, and 0."""
+        seen: list[float] = []
+
+        def look(sigmas: Sequence[float]) -> Run:
+            seen.extend(sigmas)
+            return _Evaluation(sigmas[0])
+
+        self._call(items[:1], (0,), look, steps=steps)
+        return seen
+
+    def euler(self, items: Sequence[Item], seeds: Sequence[int], steps: int) -> Tensor:
+        """The final latents of Euler's method at the noise levels that the pipeline itself has for `steps`."""
+        path: list[EulerPath] = []
+
+        def begin(sigmas: Sequence[float]) -> Run:
+            path.append(EulerPath(sigmas))
+            return path[0]
+
+        self._call(items, seeds, begin, steps=steps)
+        return path[0].states[-1]
+
+    def dense(self, items: Sequence[Item], seeds: Sequence[int], levels: Sequence[float]) -> EulerPath:
+        """The whole path of Euler's method over `levels` [steps + 1]."""
+        path = EulerPath(levels, keep=True)
+        self._call(items, seeds, lambda _: path, steps=1)
+        return path
+
+    def run(self, items: Sequence[Item], seeds: Sequence[int], rule: Callable[[Sequence[float]], Solver]) -> Tensor:
+        """The final latents of a rule, which may depend on the noise levels of a call for `steps` and 0."""
+        run: list[_RecordedRun] = []
+
+        def begin(sigmas: Sequence[float]) -> Run:
+            run.append(_RecordedRun(rule(sigmas)))
+            return run[0]
+
+        self._call(items, seeds, begin)
+        return run[0].final
+
+    def velocity(
+        self, items: Sequence[Item], seeds: Sequence[int], states: Tensor, level: float, place: tuple[int, int]
+    ) -> Tensor:
+        """The velocity at `states` and a noise level, as evaluation `place` (which one, of how many) of a run."""
+        evaluation = _Evaluation(level)
+        self._place = place
+        try:
+            self._call(items, seeds, lambda _: evaluation, steps=1, start=states)
+        finally:
+            self._place = None
+        assert evaluation.velocity is not None
+        return evaluation.velocity
+
+    def _next_run(self, sigmas: Sequence[float]) -> Run:
+        assert self._run_of is not None
+        return self._run_of(sigmas)
+
+    def _call(
+        self,
+        items: Sequence[Item],
+        seeds: Sequence[int],
+        run_of: Callable[[Sequence[float]], Run],
+        *,
+        steps: int | None = None,
+        start: Tensor | None = None,
+    ) -> None:
+        counted = [0]
+
+        def counting(sigmas: Sequence[float]) -> Run:
+            run = run_of(sigmas)
+            counted[0] = len(run.noise_levels)
+            return run
+
+        self._run_of = counting
+        requests = [
+            EditRequest(
+                item.instruction, item.image, steps=steps or self._steps, guidance=self._guidance, seed=seed,
+                size=self._size,
+            )
+            for item, seed in zip(items, seeds, strict=True)
+        ]  # fmt: skip
+        with torch.inference_mode():
+            latents = final_latents(self.pipe, requests, start=start)
+        if not bool(torch.isfinite(latents).all()):
+            raise InvalidInput(
+                "The model gave latents that are not finite; check the checkpoint with kontext edit, then tune again."
+            )
+        self._on_progress(counted[0] * len(requests))

@@ -1,0 +1,145 @@
+"""A whole tuning of a small pipeline: what it writes, that it goes on after a stop, and what its verdicts say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kontext_fast.datasets.shapes.dataset import held_out
+from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.preset_file import read_provenance
+from kontext_fast.optimizations.presets import find_preset
+from kontext_fast.tuning.fit import Products
+from kontext_fast.tuning.parts import Part, Parts
+from kontext_fast.tuning.paths import PathRunner
+from kontext_fast.tuning.proof import Verdict, ratio, relative_distances
+from kontext_fast.tuning.solver_fit import DensePart, fit_rows
+from kontext_fast.tuning.store import Store
+from kontext_fast.tuning.tune import TuneRequest, tune
+from tests.pipelines import SIDE, picture, small_pipeline
+
+REQUEST = TuneRequest(evaluations=(3,), grid=12, reference=32, steps=4, size=(SIDE, SIDE), images_per_call=8)
+
+
+class Stopped(BaseException):
+    """As an interrupt, which no handler of errors catches."""
+
+
+def parts_of(fit: int = 8, choose: int = 2, confirmed: int = 8) -> Parts:
+    items = held_out(fit + choose + confirmed)
+    seeds = range(len(items))
+    cuts = (slice(0, fit), slice(fit, fit + choose), slice(fit + choose, None))
+    return Parts(*(Part(items[cut], list(seeds[cut])) for cut in cuts))
+
+
+def stored(folder: Path) -> Store:
+    return Store(folder, json.loads((folder / "request.json").read_text()), resume=True)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return small_pipeline()
+
+
+@pytest.fixture(scope="module")
+def tuned(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, list[str]]:
+    folder = tmp_path_factory.mktemp("tuned")
+    sentences: list[str] = []
+    return folder, tune(pipe, parts_of(), REQUEST, folder, checkpoint="small", say=sentences.append), sentences
+
+
+def test_the_fit_beats_plain_steps_of_unseen_items(tuned: Any) -> None:
+    _, result, sentences = tuned
+    (point,) = result.points
+    distances = point.distances
+    assert point.verdict is Verdict.PASSES
+    assert distances["fitted"].mean() < 0.7 * distances["plain steps"].mean()
+    assert {"step_reuse", "UniPC", "DPM++", "Adams-Bashforth"} < set(distances)
+    assert len(distances["fitted"]) == 8
+    assert "evaluations of single edits" in sentences[0]
+
+
+def test_baseline_in_float32_is_what_diffusers_runs(tuned: Any) -> None:
+    _, result, _ = tuned
+    as_run, exact = (result.baseline[name] for name in ("as diffusers runs it", "in float32"))
+    np.testing.assert_allclose(as_run, exact, rtol=0.02)
+    assert result.baseline["reference error"].mean() < exact.mean()
+
+
+def test_the_preset_file_runs_on_these_weights_alone(tuned: Any, pipe: Any) -> None:
+    folder, result, _ = tuned
+    assert [file.name for file in result.files] == ["3.toml"]
+    preset = find_preset(str(folder / "3.toml"))
+    assert preset.name == "tuned-3"
+    provenance = read_provenance(folder / "3.toml")
+    assert provenance is not None
+    assert provenance.scores["distances"]["fitted"]["mean"] == pytest.approx(
+        result.points[0].distances["fitted"].mean()
+    )
+    steps: list[int] = []
+    with accelerate(pipe, preset, quiet=True):
+        pipe(image=picture(), prompt="make it red", height=SIDE, width=SIDE, max_area=SIDE * SIDE, _auto_resize=False,
+             num_inference_steps=4, guidance_scale=2.5, max_sequence_length=48, output_type="latent",
+             generator=torch.Generator().manual_seed(1),
+             callback_on_step_end=lambda _p, step, _t, _k: steps.append(step) or {})  # fmt: skip
+    assert steps == [0, 1, 2]
+    with pytest.raises(InvalidInput, match="these are other weights"):
+        accelerate(small_pipeline(double=2), preset, quiet=True)
+
+
+def test_a_stop_at_any_moment_and_resume_give_the_same_file(tuned: Any, pipe: Any, tmp_path: Path) -> None:
+    folder, _, _ = tuned
+    stops = iter(np.random.default_rng(0).integers(4, 12, 100))
+    left = [next(stops)]
+
+    def interrupt(_stage: str, _done: int, _total: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            left[0] = next(stops)
+            raise Stopped
+
+    interruptions = 0
+    for _ in range(100):
+        try:
+            tune(pipe, parts_of(), REQUEST, tmp_path, checkpoint="small", resume=True, on_progress=interrupt)
+        except Stopped:
+            interruptions += 1
+            continue
+        break
+    assert interruptions >= 2
+    assert (tmp_path / "3.toml").read_bytes() == (folder / "3.toml").read_bytes()
+
+
+def test_a_fit_to_shuffled_pairs_comes_less_near(tuned: Any, pipe: Any) -> None:
+    """The velocities of one item with the states and the end of another."""
+    folder, result, _ = tuned
+    store, batch = stored(folder / "work"), parts_of()
+    arrays = store.arrays("fit-0000", dict)
+    states, target = np.roll(arrays["states"][1:], 1, axis=1), np.roll(arrays["target"], 1, axis=0)
+    states = np.concatenate([arrays["states"][:1], states])
+    shuffled = DensePart(batch.fit, states, target, Products(*(arrays[name] for name in ("gram", "cross", "squares"))))
+    levels = store.data("levels", dict)[str(REQUEST.grid)]
+    runner = PathRunner(pipe, steps=4, guidance=2.5, size=(SIDE, SIDE), on_progress=lambda _: None)
+    try:
+        solver = fit_rows(runner, [shuffled], levels, [0, 4, 8])
+        final = runner.run(batch.held_out.items, batch.held_out.seeds, lambda _: solver).numpy()
+    finally:
+        runner.close()
+    reached = relative_distances(final, store.arrays("held_out-0000", dict)["target"])
+    interval = ratio(reached, result.points[0].distances["fitted"]).interval
+    assert interval is not None
+    assert interval[0] > 1.2
+
+
+def test_resuming_another_tuning_is_refused(tuned: Any, pipe: Any) -> None:
+    folder, _, _ = tuned
+    with pytest.raises(InvalidInput, match="other items, weights or options"):
+        tune(pipe, parts_of(fit=9), REQUEST, folder, checkpoint="small", resume=True)
+    with pytest.raises(InvalidInput, match="resume=True"):
+        tune(pipe, parts_of(), REQUEST, folder, checkpoint="small")
