@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo docs test test-full check format wheel clean
+.PHONY: help install demo docs test test-full check format faults wheel clean
 
 help:
 	@echo "make demo       edit, measure, judge and report on the bundled checkpoint; no GPU, no network beyond PyPI"
@@ -15,6 +15,7 @@ help:
 	@echo "make test       install, then the tests"
 	@echo "make test-full  the slow tests as well"
 	@echo "make check      linter, format, types and who imports whom"
+	@echo "make faults     verify faults that are planted on purpose; hours on a CPU, FAULTS='--items 50' for fewer"
 	@echo "make wheel      build the wheel and install it into an empty environment"
 
 install: $(INSTALLED)
@@ -48,6 +49,10 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+FAULTS ?=
+faults: $(INSTALLED)
+	$(BIN)/python -m research.faults.study --out faults $(FAULTS)
 
 wheel: $(INSTALLED)
 	$(BIN)/python -m build --wheel --outdir dist

@@ -55,7 +55,10 @@ def losing(every: int) -> Make:
 
     def make(item: ShapesItem, image: Image.Image, index: int) -> Image.Image:
         worse = extra_object(item) if index % every == 0 else None
-        return worse or noisy(0.8)(item, image, index)
+        if worse is None:
+            return noisy(0.8)(item, image, index)
+        # With the noise of the seed.
+        return _shifted(worse, np.asarray(image, float) - np.asarray(item.target, float))
 
     return make
 

@@ -12,6 +12,7 @@ from kontext_fast.verify.margins import read_margins
 from kontext_fast.verify.request import Request
 from kontext_fast.verify.run import verify
 from kontext_fast.verify.verdict import Level
+from research.faults.catalogue import named
 from tests.verify import faulty_optimizations as faulty
 from tests.verify.fake_edits import write_dataset
 
@@ -27,6 +28,14 @@ PLANTED = (
     faulty.Rounded,
 )
 
+SINGLE = {
+    "unedited input, 1 in 10": "is the input",
+    "picture of another request, 1 in 10": "output for",
+    "black picture, 1 in 10": "is one color",
+    "seed ignored": "is its own output for seed 0",
+}
+"""Faults that a single output shows, and what the verdict says of it."""
+
 
 # Images per call at most: those of one item, and of more than the control items of one call.
 @pytest.fixture(scope="module", params=[2, 12])
@@ -36,7 +45,10 @@ def analysis(
     folder = tmp_path_factory.mktemp("verified")
     margins = read_margins()
     verification = Request(
-        presets=tuple(faulty.preset(optimization()) for optimization in PLANTED),
+        presets=(
+            *(faulty.preset(optimization()) for optimization in PLANTED),
+            *(named(name).preset for name in SINGLE),
+        ),
         checkpoint=str(dense_checkpoint),
         dataset=write_dataset(folder / "data", 6),
         control_items=6,
@@ -92,3 +104,20 @@ def test_failing_call_is_a_loss_even_if_retries_succeed(analysis: VerificationAn
 def test_harmless_optimizations_are_identical_or_equivalent(analysis: VerificationAnalysis) -> None:
     assert _of(analysis, "untouched").verdict.level is Level.IDENTICAL
     assert _of(analysis, "rounded").verdict.level is Level.EQUIVALENT
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_fault_of_single_outputs_is_named(name: str, analysis: VerificationAnalysis) -> None:
+    verdict = _of(analysis, name).verdict
+    assert verdict.level is Level.LOSS
+    assert SINGLE[name] in verdict.reason or "depend on other requests" in verdict.reason
+    evidence = _of(analysis, name).evidence
+    assert evidence is not None
+    assert any(SINGLE[name].removeprefix("is ") in repeat.what for repeat in evidence.repeats)
+
+
+def test_harmless_outputs_repeat_nothing(analysis: VerificationAnalysis) -> None:
+    for name in ("untouched", "rounded", "scale off", "block skipped"):
+        evidence = _of(analysis, name).evidence
+        assert evidence is not None
+        assert evidence.repeats == ()

@@ -6,6 +6,7 @@ verifications are one call. Seeds of an item are averaged before they come here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,10 +16,6 @@ from scipy.special import ndtr, ndtri, stdtr, stdtrit
 from scipy.stats import binom
 
 Array = npt.NDArray[np.float64]
-
-RESAMPLES = 2000
-_SEED = 20250726
-"""Of the bootstrap, so that the same data always give the same bounds."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +103,31 @@ class Ratio:
     upper: float
 
 
+_LARGEST_RATIO = 1000.0
+"""Of one item; its inverse is the smallest. A distance of 0 has no logarithm."""
+
+
 def ratio_bounds(numerator: npt.ArrayLike, denominator: npt.ArrayLike, confidence: float) -> Ratio:
-    """Of two distances of every item, all at least 0; the bounds come from a bootstrap over the items."""
+    """Of two distances of every item, all at least 0: the geometric mean of the items' ratios with t-bounds of its
+    logarithm.
+
+    Distances spread over orders of magnitude, and a ratio of their means rests on the few largest ones, so that neither
+    a bootstrap nor Fieller's bounds tell anything with a dozen items. Each item compared with itself has no such tail.
+    A single item gives no bounds but 0 and infinity.
+    """
     above, below = (np.asarray(values, np.float64) for values in (numerator, denominator))
-    chosen = np.random.default_rng(_SEED).integers(len(above), size=(RESAMPLES, len(above)))
-    ratios = divided(above[chosen].mean(-1), below[chosen].mean(-1))
-    lower, upper = np.quantile(ratios, [1 - confidence, confidence], method="nearest")
-    return Ratio(float(divided(above.mean(), below.mean())), float(lower), float(upper))
+    if not above.any():
+        # Nothing is apart, whatever it is compared with.
+        return Ratio(0.0, 0.0, 0.0)
+    if not below.any():
+        return Ratio(math.inf, math.inf, math.inf)
+    ratios = np.where((above == 0) & (below == 0), 1.0, divided(above, below))
+    logs = np.log(np.clip(ratios, 1 / _LARGEST_RATIO, _LARGEST_RATIO))
+    value, n = float(logs.mean()), len(logs)
+    if n < 2:
+        return Ratio(math.exp(value), 0.0, math.inf)
+    half = float(stdtrit(n - 1, confidence)) * float(logs.std(ddof=1)) / math.sqrt(n)
+    return Ratio(math.exp(value), math.exp(value - half), math.exp(value + half))
 
 
 def divided(above: npt.ArrayLike, below: npt.ArrayLike) -> Array:

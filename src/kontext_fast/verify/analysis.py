@@ -11,11 +11,16 @@ from kontext_fast.metrics.base import Metric, Role, discover
 from kontext_fast.records.schema import ArmRole, MetricFacts, Record, ResultFile, Verification
 from kontext_fast.verify.comparisons import ByItem, FidelityDistances, QualityDifferences
 from kontext_fast.verify.controls import RERUN, ControlCheck, insensitivity, sensitivity_checks
+from kontext_fast.verify.findings import Repeat
 from kontext_fast.verify.margins import Margins
+from kontext_fast.verify.pictures import DIRECTIONS, REPEAT, SEED_SPREAD, change_name
 from kontext_fast.verify.verdict import Evidence, Level, QualityVerdict, decide
 
 BETWEEN_SEEDS = " between seeds"
 """Suffix of the name of a score that compares two outputs of baseline for one item."""
+
+ROUNDING = frozenset({"exact", "numeric"})
+"""Effects of optimizations that change rounding at most."""
 
 _Key = tuple[str, int]
 """Item and seed."""
@@ -178,6 +183,18 @@ class ArmScores:
             ),
             failures=_items(failed - _failed(self.baseline), baseline),
             reordered_failures=_items(_failed(reordered) - failed, images),
+            repeats=tuple(
+                Repeat(score.item, score.seed, score.note or "another picture")
+                for score in record.scores
+                if score.metric == REPEAT and score.value
+            ),
+            seed_spreads=_by_item(self.scores(preset, SEED_SPREAD)),
+            changes={
+                direction: by_item
+                for direction in DIRECTIONS
+                if (by_item := _by_item(self.scores(preset, change_name(direction))))
+            },
+            declares_rounding=bool(record.plan) and all(applied.effect in ROUNDING for applied in record.plan),
             insensitive=insensitive,
         )
 

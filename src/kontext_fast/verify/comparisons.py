@@ -62,13 +62,14 @@ class QualityDifferences:
 
 @dataclass(frozen=True)
 class FloorComparison:
-    """The preset's mean distance over that of the largest arm of the floor, on the items of both."""
+    """The preset's distance over that of the largest arm of the floor, item by item, on the items of both."""
 
     metric: str
     outcome: Outcome
     ratio: Ratio
+    """The geometric mean of the items' ratios."""
     median_ratio: Ratio
-    """Of the median item: a single edit that amplifies rounding can dominate a mean."""
+    """Of the median item."""
     worst: float
     """The preset's largest distance over the arm's, of all items that each has."""
     arm: str

@@ -34,6 +34,11 @@ class NoiseMargins(_Table):
     p90: Positive
 
 
+class TailMargins(_Table):
+    factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.005
+
+
 class Margins(_Table):
     """The largest changes that count as no loss; `margins.toml` explains each value."""
 
@@ -43,6 +48,8 @@ class Margins(_Table):
     floor: FloorMargins
     primary: Annotated[dict[str, Positive], Field(min_length=1)]
     seed_noise: NoiseMargins
+    tail: TailMargins = TailMargins()
+    """Files and records without it are of the time before it."""
 
     @property
     def sha256(self) -> str:

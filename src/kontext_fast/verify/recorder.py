@@ -26,6 +26,7 @@ from kontext_fast.records.schema import (
 from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.analysis import BETWEEN_SEEDS
 from kontext_fast.verify.journal import Journal
+from kontext_fast.verify.pictures import picture_scores
 
 
 class ArmRecorder:
@@ -130,7 +131,9 @@ def score_arms(
     outputs: Mapping[str, Sequence[StoredOutput]],
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[tuple[str, list[Score]]]:
-    """The scores of one arm of `outputs` after the other. Raises InvalidInput where an image is missing."""
+    """The scores of one arm of `outputs` after the other, with what its pixels say. Raises InvalidInput where an image
+    is missing.
+    """
     fidelity = {metric.name for metric in discover().values() if metric.role is Role.FIDELITY}
     for arm, scores in scorer.score(outputs, on_progress):
         if arm == BASELINE:
@@ -138,4 +141,6 @@ def score_arms(
                 score.model_copy(update={"metric": score.metric + BETWEEN_SEEDS}) if score.metric in fidelity else score
                 for score in scores
             ]
+        else:
+            scores = [*scores, *picture_scores(outputs[arm])]
         yield arm, scores

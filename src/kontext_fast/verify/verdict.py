@@ -8,10 +8,11 @@ difference that was not found does not count as equality: L1 and L2 need bounds 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from kontext_fast.verify.comparisons import (
+    ByItem,
     FidelityDistances,
     FloorComparison,
     MarginComparison,
@@ -21,6 +22,17 @@ from kontext_fast.verify.comparisons import (
     compare_with_floor,
     compare_with_margins,
     compare_with_seed_noise,
+)
+from kontext_fast.verify.findings import (
+    Repeat,
+    SignedChange,
+    Tail,
+    compare_tail,
+    contradiction,
+    ignored_seeds,
+    repeats_sentence,
+    signed_changes,
+    tail_sentence,
 )
 from kontext_fast.verify.margins import Margins
 
@@ -64,6 +76,13 @@ class Evidence:
     """Items on which baseline succeeded and the preset did not, or at the second attempt only."""
     reordered_failures: tuple[str, ...] = ()
     """Items on which the preset succeeded, but not in another order."""
+    repeats: tuple[Repeat, ...] = ()
+    seed_spreads: ByItem = field(default_factory=dict)
+    """Distances of outputs for two seeds over the same distances of baseline."""
+    changes: Mapping[str, ByItem] = field(default_factory=dict)
+    """Signed changes of the pixels by direction."""
+    declares_rounding: bool = False
+    """True where no optimization of the preset declares that it changes more than rounding."""
     insensitive: Mapping[str, str] = field(default_factory=dict)
     """Metrics on which no verdict may rest, and why."""
 
@@ -75,15 +94,29 @@ class QualityVerdict:
     floor: tuple[FloorComparison, ...] = ()
     seed_noise: tuple[SeedNoiseComparison, ...] = ()
     losses: tuple[MarginComparison, ...] = ()
+    tails: tuple[Tail, ...] = ()
+    """Outputs far from baseline, by metric."""
+    changes: tuple[SignedChange, ...] = ()
+    """What changed on average, beside the verdict, which does not rest on it."""
 
 
 def decide(evidence: Evidence, margins: Margins) -> QualityVerdict:
     """The verdict. Insensitive metrics are left out; it rests on the others."""
-    fidelity = [
-        distances
-        for distances in evidence.fidelity
-        if distances.metric not in evidence.insensitive and distances.to_baseline
-    ]
+    fidelity = [distances for distances in evidence.fidelity if distances.to_baseline]
+    tails = tuple(tail for distances in fidelity if (tail := compare_tail(distances, margins)) is not None)
+    verdict = _decide(evidence, margins, fidelity)
+    if verdict.level not in (Level.IDENTICAL, Level.LOSS):
+        reason = tail_sentence(tails, margins)
+        if reason is None and evidence.declares_rounding and contradiction(verdict.floor, margins) is not None:
+            reason = f"It declares to change rounding only, and does more. {_largest_ratio(verdict.floor)}."
+        if reason is not None:
+            verdict = replace(verdict, level=Level.LOSS, reason=reason)
+    return replace(verdict, tails=tails, changes=signed_changes(evidence.changes, margins.confidence))
+
+
+def _decide(evidence: Evidence, margins: Margins, of_preset: Sequence[FidelityDistances]) -> QualityVerdict:
+    """The verdict of means, and of outputs that are faults by themselves."""
+    fidelity = [distances for distances in of_preset if distances.metric not in evidence.insensitive]
     floor = tuple(
         comparison
         for distances in fidelity
@@ -95,6 +128,10 @@ def decide(evidence: Evidence, margins: Margins) -> QualityVerdict:
         return QualityVerdict(Level.LOSS, reason, floor)
     if (order_reason := _depends_on_order(evidence, fidelity, margins)) is not None:
         return QualityVerdict(Level.LOSS, order_reason, floor)
+    if evidence.repeats:
+        return QualityVerdict(Level.LOSS, repeats_sentence(evidence.repeats), floor)
+    if (seeds_reason := ignored_seeds(evidence.seed_spreads, margins.confidence)) is not None:
+        return QualityVerdict(Level.LOSS, seeds_reason, floor)
     if evidence.identical:
         return QualityVerdict(Level.IDENTICAL, "Every output is the same, bit for bit.", floor)
     if floor and all(comparison.outcome is Outcome.PASSED for comparison in floor):

@@ -40,9 +40,13 @@ class ItemCard:
 
 
 def worst(preset: PresetAnalysis, analysis: VerificationAnalysis) -> list[str]:
-    """Items that lost most, in units of the margins, and among equals the ones farthest from baseline."""
+    """Items with outputs that are a fault by themselves, then those that lost most, in units of the margins, and among
+    equals the ones farthest from baseline.
+    """
     if preset.evidence is None:
         return []
+    faults = {repeat.item for repeat in preset.evidence.repeats}
+    faults |= {item for tail in preset.verdict.tails for item in tail.beyond}
     losses: dict[str, float] = {}
     for quality in preset.evidence.quality:
         margin = analysis.margins.primary.get(quality.metric)
@@ -51,7 +55,10 @@ def worst(preset: PresetAnalysis, analysis: VerificationAnalysis) -> list[str]:
         for item, differences in quality.differences.items():
             losses[item] = min(losses.get(item, 0.0), float(np.mean(differences)) / margin)
     distances = _distances(preset, analysis)
-    return sorted(distances.keys() | losses.keys(), key=lambda item: (losses.get(item, 0.0), -distances.get(item, 0.0)))
+    return sorted(
+        distances.keys() | losses.keys(),
+        key=lambda item: (item not in faults, losses.get(item, 0.0), -distances.get(item, 0.0)),
+    )
 
 
 def arbitrary(items: Sequence[str], seed: int) -> list[str]:
@@ -144,10 +151,15 @@ def _distances(preset: PresetAnalysis, analysis: VerificationAnalysis) -> dict[s
 
 
 def _notes(item: str, preset: PresetAnalysis, analysis: VerificationAnalysis) -> tuple[str, ...]:
-    """What the metrics say of an item, its seeds averaged."""
+    """What is wrong with single outputs of an item, and what the metrics say of it, its seeds averaged."""
     if preset.evidence is None:
         return ()
     notes = [
+        f"the output of seed {repeat.seed} is {repeat.what}"
+        for repeat in preset.evidence.repeats
+        if repeat.item == item
+    ]
+    notes += [
         f"{title(quality.metric)} {change(quality.metric, float(np.mean(quality.differences[item])))}"
         for quality in preset.evidence.quality
         if item in quality.differences and quality.metric not in analysis.insensitive

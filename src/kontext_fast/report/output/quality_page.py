@@ -21,6 +21,7 @@ from kontext_fast.report.text import quality as words
 from kontext_fast.report.verification import VerificationReport, build_verification_report
 from kontext_fast.verify.analysis import PresetAnalysis
 from kontext_fast.verify.controls import NO_LOSS_ARMS, ControlCheck
+from kontext_fast.verify.findings import changes_sentence
 
 PAGE = Path("visualizations") / "quality" / "index.html"
 
@@ -31,6 +32,8 @@ class PresetSection:
 
     preset: PresetAnalysis
     computed: str
+    changes: str | None
+    """What changed on average."""
     worst: tuple[ItemCard, ...]
     random: tuple[ItemCard, ...]
 
@@ -92,6 +95,7 @@ def _section(preset: PresetAnalysis, report: VerificationReport, store: ResultSt
     return PresetSection(
         preset=preset,
         computed=words.computed_share([output.step_kinds for output in outputs if output.step_kinds]),
+        changes=changes_sentence(preset.verdict.changes),
         worst=tuple(item_cards(worst(preset, report.analysis), preset, report, store)),
         random=tuple(item_cards(by_chance, preset, report, store)),
     )

@@ -19,6 +19,7 @@ from kontext_fast.report.text.phrases import of_other_plans, speed_finding
 from kontext_fast.report.text.quality import frontier_finding, level_name
 from kontext_fast.stats.intervals import Estimate
 from kontext_fast.verify.analysis import VerificationAnalysis
+from kontext_fast.verify.findings import changes_sentence
 from kontext_fast.verify.frontier import Frontier
 
 if TYPE_CHECKING:
@@ -80,6 +81,11 @@ def print_verdicts(analysis: VerificationAnalysis, frontier: Frontier | None, co
     )
     _print_lines(
         [
+            *(
+                f"{preset.preset}: {changes}"
+                for preset in analysis.presets
+                if (changes := changes_sentence(preset.verdict.changes)) is not None
+            ),
             *([] if frontier is None else [frontier_finding(frontier)]),
             *(f"{metric} is insensitive here: {reason}." for metric, reason in analysis.insensitive.items()),
             *metrics,
@@ -98,6 +104,14 @@ def verdicts_as_data(analysis: VerificationAnalysis, frontier: Frontier | None) 
                 "level": preset.verdict.level.value,
                 "meaning": preset.verdict.level.meaning,
                 "reason": preset.verdict.reason,
+                "changes": {
+                    change.direction: {
+                        "mean": change.estimate.value,
+                        "interval": change.estimate.interval,
+                        "significant": change.significant,
+                    }
+                    for change in preset.verdict.changes
+                },
             }
             for preset in analysis.presets
         ],

@@ -15,7 +15,7 @@ LEVELS = {
     Level.IDENTICAL: "every output is bit-identical to baseline's",
     Level.EQUIVALENT: "as close to baseline as a second run of baseline that differs in rounding only",
     Level.NON_INFERIOR: "no loss beyond margins that were fixed before the run, and within seed noise",
-    Level.LOSS: "a loss was measured, with its size",
+    Level.LOSS: "a loss was measured, with its size, or single outputs are faults",
     Level.NOT_MEASURED: "no metric that can detect a loss was measured",
     Level.CANNOT_TELL: "too few items for the margins",
 }

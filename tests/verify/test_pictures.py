@@ -1,0 +1,180 @@
+"""Repeated pictures, ignored seeds and signed changes, on rendered pictures of the shapes world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageFilter
+
+from kontext_fast.datasets.shapes import ShapesItem, held_out
+from kontext_fast.metrics.scorer import StoredOutput
+from kontext_fast.records.schema import Score
+from kontext_fast.verify.pictures import DIRECTIONS, REPEAT, SEED_SPREAD, change_name, picture_scores, signed_changes
+from tests.verify.synthetic_results import SEEDS, drawn, noisy
+
+Key = tuple[int, int]
+"""Index of the item and seed."""
+Fault = Callable[[Image.Image], Image.Image]
+
+
+class Outputs:
+    """Outputs of baseline and of a preset that differs from it by rounding."""
+
+    def __init__(self, folder: Path, items: int) -> None:
+        self.folder = folder
+        self.items: list[ShapesItem] = sorted(held_out(items), key=lambda item: item.id)
+        self.stored: dict[Key, StoredOutput] = {}
+        self.pictures: dict[Key, Image.Image] = {}
+        for index, item in enumerate(self.items):
+            for seed in SEEDS:
+                baseline = drawn(item, seed)
+                reference = folder / f"baseline-{index}-{seed}.png"
+                baseline.save(reference)
+                self.put((index, seed), noisy(0.6, seed)(item, baseline, index), reference)
+
+    def put(self, key: Key, picture: Image.Image, reference: Path | None = None) -> None:
+        """Store `picture` as the output of the preset."""
+        index, seed = key
+        old = self.stored.get(key)
+        file = self.folder / f"preset-{index}-{seed}-{id(picture)}.png"
+        picture.save(file)
+        self.pictures[key] = picture
+        self.stored[key] = StoredOutput(
+            item=self.items[index],
+            seed=seed,
+            image=file.stem,
+            file=file,
+            reference_file=reference or (old.reference_file if old else None),
+        )
+
+    def scores(self, metric: str) -> dict[Key, Score]:
+        places = {item.id: index for index, item in enumerate(self.items)}
+        scores = picture_scores(list(self.stored.values()))
+        return {(places[score.item], score.seed): score for score in scores if score.metric == metric}
+
+    def repeats(self) -> dict[Key, str | None]:
+        return {key: score.note for key, score in self.scores(REPEAT).items() if score.value}
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Outputs:
+    return Outputs(tmp_path, 8)
+
+
+def test_no_output_of_an_honest_preset_is_a_repeat(outputs: Outputs) -> None:
+    assert len(outputs.scores(REPEAT)) == 16
+    assert outputs.repeats() == {}
+
+
+def test_unedited_input_is_named(outputs: Outputs) -> None:
+    changed = [index for index, item in enumerate(outputs.items) if _difference(item.image, item.target) > 8]
+    outputs.put((changed[0], 1), outputs.items[changed[0]].image)
+    assert outputs.repeats() == {(changed[0], 1): "the input"}
+
+
+def test_output_of_another_item_is_named(outputs: Outputs) -> None:
+    outputs.put((2, 0), outputs.pictures[5, 1])
+    # As baseline made it, so that rounding differs.
+    outputs.put((3, 1), Image.open(outputs.folder / "baseline-6-0.png"))
+    assert outputs.repeats() == {
+        (2, 0): f"the output for {outputs.items[5].id}",
+        (3, 1): f"the output for {outputs.items[6].id}",
+    }
+
+
+def test_two_outputs_that_are_exchanged_are_both_named(outputs: Outputs) -> None:
+    first, second = outputs.pictures[1, 0], outputs.pictures[4, 0]
+    outputs.put((1, 0), second)
+    outputs.put((4, 0), first)
+    assert set(outputs.repeats()) == {(1, 0), (4, 0)}
+
+
+def test_output_of_one_color_is_named(outputs: Outputs) -> None:
+    outputs.put((7, 0), Image.new("RGB", (128, 128), (0, 0, 0)))
+    assert outputs.repeats() == {(7, 0): "one color"}
+
+
+def test_noise_is_named(outputs: Outputs) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    outputs.put((7, 1), Image.fromarray(noise))
+    assert outputs.repeats() == {(7, 1): "noise"}
+
+
+def test_output_for_another_seed_is_named(outputs: Outputs) -> None:
+    outputs.put((4, 1), outputs.pictures[4, 0])
+    assert outputs.repeats() == {(4, 1): "its own output for seed 0"}
+
+
+def test_bad_but_own_output_is_no_repeat(outputs: Outputs) -> None:
+    outputs.put((4, 1), outputs.pictures[4, 1].filter(ImageFilter.GaussianBlur(3)))
+    assert outputs.repeats() == {}
+
+
+def test_model_that_copies_its_input_is_no_repeat(tmp_path: Path) -> None:
+    """The preset leaves out an edit, as a lossy one may, and its output is as close to the input as any of baseline."""
+    outputs = Outputs(tmp_path, 6)
+    noise = np.random.default_rng(3).normal(0, 1.4, (128, 128, 3))
+    for index, item in enumerate(outputs.items):
+        copied = Image.fromarray(np.clip(np.asarray(item.image, float) + noise, 0, 255).round().astype(np.uint8))
+        if index < 5:
+            copied.save(outputs.folder / f"baseline-{index}-0.png")
+        outputs.put((index, 0), copied)
+    assert outputs.repeats() == {}
+    outputs.put((5, 0), outputs.items[5].image)
+    assert outputs.repeats() == {(5, 0): "the input"}
+
+
+def test_seed_spread_shows_whether_seeds_are_followed(outputs: Outputs) -> None:
+    spreads = [score.value for score in outputs.scores(SEED_SPREAD).values()]
+    assert len(spreads) == 8
+    assert spreads == pytest.approx([1.0] * 8, abs=0.05)
+    for index, item in enumerate(outputs.items):
+        outputs.put((index, 1), noisy(0.6, 99)(item, outputs.pictures[index, 0], index))
+    assert all(float(score.value or 0) < 0.2 for score in outputs.scores(SEED_SPREAD).values())
+
+
+def test_output_of_another_size_has_no_scores(outputs: Outputs) -> None:
+    outputs.put((0, 0), outputs.pictures[0, 0].resize((64, 64)))
+    assert (0, 0) not in outputs.scores(REPEAT)
+    assert len(outputs.scores(REPEAT)) == 15
+    assert picture_scores([replace(output, reference_file=None) for output in outputs.stored.values()]) == []
+
+
+def test_directions_have_the_sign_of_the_change() -> None:
+    picture = drawn(held_out(1)[0], 0)
+    before = np.asarray(picture, np.float32)
+
+    def change(fault: Fault, direction: str) -> float:
+        return signed_changes(np.asarray(fault(picture), np.float32), before)[direction]
+
+    assert change(lambda image: ImageEnhance.Brightness(image).enhance(1.02), "luminance") > 1
+    assert change(lambda image: ImageEnhance.Contrast(image).enhance(0.95), "contrast") < -0.2
+    assert change(lambda image: ImageEnhance.Color(image).enhance(0.9), "chroma") < -1
+    assert change(lambda image: image.filter(ImageFilter.GaussianBlur(1)), "sharpness") < -1
+    assert signed_changes(before, before) == dict.fromkeys(DIRECTIONS, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("corner", "region"), [((0, 0), "top left"), ((60, 60), "middle"), ((120, 60), "right"), ((0, 120), "bottom left")]
+)
+def test_mark_changes_its_region_alone(corner: tuple[int, int], region: str) -> None:
+    before = np.full((128, 128, 3), 100, np.float32)
+    after = before.copy()
+    left, top = corner
+    after[top : top + 8, left : left + 8] = 200
+    changes = signed_changes(after, before)
+    regions = DIRECTIONS[4:]
+    assert [name for name in regions if changes[name] != 0] == [region]
+    assert changes[region] == pytest.approx(100 * 64 / (128 / 3) ** 2, rel=0.05)
+
+
+def test_names_of_changes_are_distinct() -> None:
+    assert len({change_name(direction) for direction in DIRECTIONS}) == 13
+
+
+def _difference(first: Image.Image, second: Image.Image) -> float:
+    return float(np.sqrt(np.mean((np.asarray(first, float) - np.asarray(second, float)) ** 2)))
