@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kontext_fast.stats.claims import SpeedClaim, detectable_slowdown, resolution, speed_claim
+from kontext_fast.stats.bounds import ratio_bounds
+from kontext_fast.stats.claims import SpeedClaim, detectable_slowdown, faster_without_control, resolution, speed_claim
 from kontext_fast.stats.intervals import Estimate, bootstrap_mean, ratio_interval, unpaired_log_ratio
 from kontext_fast.stats.series import drift
 
@@ -102,3 +103,48 @@ def test_drift_test_has_its_rate_and_power() -> None:
 
     assert rate_interval(found(noise))[0] <= 0.05
     assert found(warming) > 0.9 * SIMULATIONS
+
+
+TAILS = {
+    "light": lambda rng, n: rng.normal(0, 0.4, n),
+    "wide": lambda rng, n: rng.normal(0, 1.0, n),
+    "heavy": lambda rng, n: 0.5 * rng.standard_t(3, n),
+}
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("n", [8, 16, 30, 100])
+def test_bounds_of_a_ratio_hold_their_level(n: int, tail: str) -> None:
+    """The truth is below the upper bound, and above the lower one, in 95 % of simulations."""
+    rng = np.random.default_rng(900 + n)
+    below = above = 0
+    for _ in range(SIMULATIONS):
+        # Items differ by orders of magnitude in how they amplify a change.
+        base = rng.lognormal(0, 1.5, n)
+        ratio = ratio_bounds(1.3 * base * np.exp(TAILS[tail](rng, n)), base, 0.95)
+        below += ratio.upper < 1.3
+        above += ratio.lower > 1.3
+    for missed in (below, above):
+        low, high = rate_interval(missed)
+        assert low <= 0.05 <= high
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 5])
+def test_equals_are_hardly_ever_faster_without_a_control(rounds: int) -> None:
+    rng = np.random.default_rng(70 + rounds)
+    alarms = 0
+    for _ in range(SIMULATIONS):
+        baseline, *others = simulate(rng, [1.0] * 6, rounds)
+        alarms += any(faster_without_control(factor(baseline, other), 5) for other in others)
+    assert alarms / SIMULATIONS < 0.01 + 0.01
+    assert rate_interval(alarms)[0] <= 0.01
+
+
+def test_much_faster_preset_is_found_without_a_control() -> None:
+    rng = np.random.default_rng(75)
+    found = 0
+    for _ in range(200):
+        baseline, other = simulate(rng, [1.0, 1.5], 3)
+        found += faster_without_control(factor(baseline, other), 5)
+    assert found > 0.95 * 200
+    assert not faster_without_control(Estimate(1.5, None, 1), 5)

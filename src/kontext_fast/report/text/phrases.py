@@ -18,7 +18,7 @@ from kontext_fast.analysis.rows import Row
 from kontext_fast.records.names import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL, Sample
 from kontext_fast.report.verification import Verdicts, VerdictSummary
-from kontext_fast.stats.claims import speed_claim
+from kontext_fast.stats.claims import faster_without_control, speed_claim
 from kontext_fast.stats.series import drift, outliers, percentile
 
 _PERCENTILES = (90, 95, 99)
@@ -179,10 +179,11 @@ def _of_a_peer(row: Row) -> bool:
 
 
 def _fastest_of(rows: Iterable[Row], limit: float | None) -> Row | None:
+    compared = [(row.factor, row) for row in rows if row.preset != CONTROL and row.factor is not None]
     faster = [
-        (row.factor.value, row)
-        for row in rows
-        if row.preset != CONTROL and row.factor is not None and speed_claim(row.factor, limit or 0.0) == "faster"
+        (factor.value, row)
+        for factor, row in compared
+        if (faster_without_control(factor, len(compared)) if limit is None else speed_claim(factor, limit) == "faster")
     ]
     return max(faster, key=lambda candidate: candidate[0])[1] if faster else None
 
@@ -193,8 +194,15 @@ def _fastest(compared: Sequence[Row], rows: Sequence[Row], limit: float | None, 
         return f"{best.preset} is {_claim(best)}. " + _quality(best, rows, verdicts.get(best.preset))
     if all(row.factor and row.factor.interval is None for row in compared):
         return "One round gives no intervals, so no preset can be called faster than baseline yet."
-    control = "" if limit is None else f" and the {100 * limit:.1f} % that the A/A control resolves"
-    return f"No preset is faster than baseline beyond its 95 % interval{control}."
+    if limit is not None:
+        return (
+            "No preset is faster than baseline beyond its 95 % interval and the "
+            f"{100 * limit:.1f} % that the A/A control resolves."
+        )
+    return (
+        "No A/A control ran, and no preset is faster than baseline beyond chance without one; run `kontext bench` with "
+        "its control."
+    )
 
 
 def _claim(row: Row) -> str:
