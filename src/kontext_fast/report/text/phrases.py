@@ -200,8 +200,8 @@ def _fastest(compared: Sequence[Row], rows: Sequence[Row], limit: float | None, 
             f"{100 * limit:.1f} % that the A/A control resolves."
         )
     return (
-        "No A/A control ran, and no preset is faster than baseline beyond chance without one; run `kontext bench` with "
-        "its control."
+        "No preset is faster than baseline beyond chance, for which more is asked without an A/A control; run `kontext "
+        "bench` with its control."
     )
 
 
