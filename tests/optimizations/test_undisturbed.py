@@ -54,7 +54,6 @@ def modules_that_run(pipe: Any) -> set[str]:
     handles: list[Any] = []
 
     def watch(step: int) -> None:
-        # Not before: hooks on all modules are refused when a call begins.
         if step == 0:
             handles.append(register_module_forward_hook(lambda module, *_: ran.add(names.get(module, ""))))
 
@@ -147,16 +146,9 @@ def compiled(pipe: Any, owner: Any) -> Iterator[None]:
     owner._compiled_call_impl = None
 
 
-@contextmanager
-def hook_on_all(pipe: Any, owner: Any) -> Iterator[None]:
-    handle = register_module_forward_hook(lambda *_: None)
-    yield
-    handle.remove()
-
-
 Disturbance = Callable[[Any, Any], Any]
 DISTURBANCES = (
-    hook, input_hook, own_forward, subclass_with_a_forward, patched_class, parametrization, compiled, hook_on_all
+    hook, input_hook, own_forward, subclass_with_a_forward, patched_class, parametrization, compiled
 )  # fmt: skip
 OWNERS: dict[str, tuple[str, ...]] = {
     "engine": ("transformer.transformer_blocks.0.ff.net.2", "transformer.single_transformer_blocks.0.attn.to_q"),

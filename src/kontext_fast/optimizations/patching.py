@@ -79,15 +79,8 @@ def require_undisturbed(modules: Iterable[tuple[str, Any]], by: str, *, replaced
 
     `by` is what runs in their place; it may have `replaced` their forwards itself. Raises InvalidInput, with a remedy,
     that names the first one of which hooks, a forward of its own, a parametrization, a compilation or a class of
-    somebody else's would be ignored.
+    somebody else's would be ignored. Hooks on all modules of the process, which torch keeps for debugging, are let be.
     """
-    from torch.nn.modules import module as torch_modules
-
-    if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
-        raise InvalidInput(
-            f"There are forward hooks on all modules of this process, and {by} would not run them on the modules in "
-            "whose place it runs; remove them, then accelerate again."
-        )
     for name, module in modules:
         if (obstacle := _obstacle(name, module)) is not None:
             what, remedy = obstacle
