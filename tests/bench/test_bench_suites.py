@@ -44,6 +44,12 @@ def mistake(old: str, new: str) -> str:
     return str(caught.value)
 
 
+def test_suite_with_a_byte_order_mark_is_the_same(tmp_path: Path) -> None:
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "mine.toml").write_text(GOOD, encoding=encoding)
+        assert read_suite(str(tmp_path / "mine.toml")).resolve("tiny") == SuiteFile(GOOD, "mine.toml").resolve("tiny")
+
+
 def test_section_overrides_values_of_its_checkpoint_only() -> None:
     suite = SuiteFile(GOOD, "mine.toml")
     assert (suite.resolve("tiny").rounds, suite.resolve("tiny").steps) == (3, (2,))

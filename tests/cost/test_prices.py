@@ -58,6 +58,12 @@ def test_apis_and_the_licence_are_rows() -> None:
     assert "non-commercial" in licence.terms
 
 
+def test_own_prices_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    path = own(tmp_path, ROW)
+    path.write_text(ROW, encoding="utf-8-sig")
+    assert load_prices(path).named("mine").usd_per_gpu_hour == 1.5
+
+
 def test_api_rows_of_equal_price_use_the_newest(tmp_path: Path) -> None:
     table = load_prices()
     apis = table.apis()

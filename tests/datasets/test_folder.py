@@ -139,6 +139,33 @@ def test_folder_pairs_images_with_texts(tmp_path: Path) -> None:
     assert dataset.rejected == ("mute.png is left out: mute.txt with its instruction cannot be read.",)
 
 
+def test_texts_with_a_byte_order_mark_are_the_same_items(tmp_path: Path) -> None:
+    ids = []
+    for encoding in ("utf-8", "utf-8-sig"):
+        folder = tmp_path / encoding
+        folder.mkdir()
+        _picture(folder / "cat.png")
+        (folder / "cat.txt").write_text("make it blue", encoding=encoding)
+        lines = folder / "edits.jsonl"
+        lines.write_text(json.dumps({"image": "cat.png", "instruction": "make it blue"}), encoding=encoding)
+        ids += [_ids(read_dataset(lines))]
+        lines.unlink()
+        ids += [_ids(read_dataset(folder))]
+    assert ids == [ids[0]] * 4
+
+
+def test_folder_names_what_it_leaves_out(tmp_path: Path) -> None:
+    for name in ("cat.png", "fox.gif", "owl.avif"):
+        _picture(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text(f"make the {name} red")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "dog.raw").write_bytes(b"")
+    (tmp_path / ".hidden").write_bytes(b"")
+    dataset = read_dataset(tmp_path)
+    assert len(dataset.items) == 3
+    assert [line.partition(" ")[0] for line in dataset.rejected] == ["dog.raw", "more"]
+
+
 def test_empty_and_missing_folders_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"put a NAME\.txt"):
         read_dataset(tmp_path)

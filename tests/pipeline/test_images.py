@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,99 @@ def test_unusable_color_profile_changes_nothing(profile: bytes, mode: str) -> No
     plain = to_rgb(image)
     image.info["icc_profile"] = profile
     assert to_rgb(image).tobytes() == plain.tobytes()
+
+
+SRGB_PRIMARIES = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
+"""Red, green and blue in XYZ of the D50 white of profiles."""
+
+
+def icc_profile(space: str, gamma: float, name: str, primaries: Any = SRGB_PRIMARIES) -> bytes:
+    """An ICC profile of version 2: a gray one, or one of three primaries, with a power curve."""
+
+    def xyz(values: Any) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    described = name.encode() + b"\0"
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256))
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(described)) + described + bytes(8 + 3 + 67),
+        b"cprt": b"text\0\0\0\0none\0",
+        b"wtpt": xyz((0.9642, 1.0, 0.8249)),
+    }
+    if space == "GRAY":
+        tags[b"kTRC"] = curve
+    else:
+        for letter, primary in zip(b"rgb", primaries, strict=True):
+            tags[bytes([letter]) + b"XYZ"] = xyz(primary)
+            tags[bytes([letter]) + b"TRC"] = curve
+    table, content = struct.pack(">I", len(tags)), b""
+    for signature, data in tags.items():
+        padded = data + bytes(-len(data) % 4)
+        table += signature + struct.pack(">II", 132 + 12 * len(tags) + len(content), len(data))
+        content += padded
+    header = struct.pack(">I", 128 + len(table) + len(content)) + b"none" + struct.pack(">I", 0x02400000)
+    header += b"mntr" + space.encode().ljust(4) + b"XYZ " + bytes(12) + b"acsp" + bytes(28)
+    header += xyz((0.9642, 1.0, 0.8249))[8:]
+    return header.ljust(128, b"\0") + table + content
+
+
+def srgb_of_linear(value: float) -> float:
+    return 255 * (1.055 * (value / 255) ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("name", ["linear sRGB", "sRGB IEC61966-2.1", "Linear", "not srgb at all"])
+def test_linear_profile_is_applied_whatever_its_name(name: str) -> None:
+    image = Image.new("RGB", (16, 16), (128, 64, 200))
+    image.info["icc_profile"] = icc_profile("RGB", 1.0, name)
+    converted = np.asarray(to_rgb(image))[0, 0]
+    np.testing.assert_allclose(converted, [srgb_of_linear(value) for value in (128, 64, 200)], atol=2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_name_of_a_profile_has_no_part_in_colors(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    primaries = np.array(SRGB_PRIMARIES) * random.uniform(0.8, 1.2, (3, 1))
+    gamma = random.uniform(1.0, 2.6)
+    image = Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    pictures = []
+    for name in ("a camera", "sRGB", "My sRGB display"):
+        image.info["icc_profile"] = icc_profile("RGB", gamma, name, primaries)
+        pictures.append(to_rgb(image).tobytes())
+    assert len(set(pictures)) == 1
+    assert pictures[0] != image.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "La", "I;16"])
+def test_profile_of_a_gray_image_is_applied(mode: str) -> None:
+    image = (
+        Image.fromarray(np.full((16, 16), 128 * 257, np.uint16)) if mode == "I;16" else Image.new("L", (16, 16), 128)
+    )
+    if mode in ("LA", "La"):
+        image.putalpha(255)
+    image = image.convert(mode) if mode == "La" else image
+    image.info["icc_profile"] = icc_profile("GRAY", 1.0, "linear gray")
+    np.testing.assert_allclose(np.asarray(to_rgb(image))[0, 0], [srgb_of_linear(128)] * 3, atol=2)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_profiles_that_are_srgb_leave_pixels_untouched(mode: str) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).convert(mode)
+    plain = to_rgb(image)
+    image.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert to_rgb(image).tobytes() == plain.tobytes()
+
+
+def test_heic_names_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = tmp_path / "photo.HEIC"
+    photo.write_bytes(b"\0\0\0\x18ftypheic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(InvalidInput, match="pip install pillow-heif"):
+        to_rgb(photo)
+
+
+def test_avif_is_read(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), RED).save(tmp_path / "photo.avif")
+    assert np.asarray(to_rgb(tmp_path / "photo.avif"))[0, 0, 0] > 240
 
 
 def red_array(dtype: Any, high: float) -> np.ndarray[Any, Any]:

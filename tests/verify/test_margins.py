@@ -25,6 +25,8 @@ def test_hash_depends_on_values_alone(tmp_path: Path) -> None:
     copy.write_text(BUNDLED.read_text().replace("judge_done = 0.05", "judge_done = 0.06"))
     assert read_margins(copy).sha256 != margins.sha256
     assert Margins.model_validate(margins.model_dump(mode="json")) == margins
+    copy.write_text(BUNDLED.read_text(), encoding="utf-8-sig")
+    assert read_margins(copy).sha256 == margins.sha256
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def read_suite(name_or_path: str) -> SuiteFile:
             )
         path = SUITES / f"{name_or_path}.toml"
     try:
-        return SuiteFile(path.read_text(encoding="utf-8"), path.name)
+        return SuiteFile(path.read_text(encoding="utf-8-sig"), path.name)
     except (OSError, UnicodeDecodeError):
         raise InvalidInput(f"The suite {name_or_path} cannot be read; give an existing TOML text file.") from None
 

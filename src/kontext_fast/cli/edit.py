@@ -16,11 +16,9 @@ from kontext_fast.cli import options
 from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.session import ImageJob, make_images, numbered, require_count, setup_for_pictures
 from kontext_fast.errors import InvalidInput
+from kontext_fast.pipeline.images import IMAGE_SUFFIXES
 
 GROUP = Group.IMAGES
-
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Of the files in a folder that are edited."""
 
 _EDITED = re.compile(r"\.edited(\.\d+)?\.png$")
 _PATTERN = re.compile(r"[*?\[]")
@@ -183,7 +181,7 @@ def _in_folder(folder: Path) -> list[Path]:
     images = [
         path
         for path in sorted(folder.iterdir())
-        if path.suffix.lower() in SUFFIXES and not _EDITED.search(path.name) and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not _EDITED.search(path.name) and path.is_file()
     ]
     if not images:
         raise InvalidInput(f"The folder {folder} has no images; give an image or a folder with some.")

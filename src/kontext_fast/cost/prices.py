@@ -169,7 +169,7 @@ def load_prices(own: Path | None = None) -> PriceTable:
     if own is None:
         return PriceTable(shipped)
     try:
-        text = own.read_text(encoding="utf-8")
+        text = own.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{own} cannot be read ({error}): name a TOML file with [[price]] rows.") from error
     theirs = _parse(text, str(own))

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from kontext_fast.datasets.base import Dataset
 from kontext_fast.errors import InvalidInput
+from kontext_fast.pipeline.images import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _PARTS = (".target", ".mask")
 _TEXTS = ("kind", "input_caption", "output_caption")
 _KEYS = frozenset({"image", "instruction", "target", "mask", *_TEXTS})
@@ -73,7 +73,7 @@ def read_folder(folder: Path) -> Dataset:
 def jsonl_entries(file: Path, read: Callable[[Any, Path], Mapping[str, Any]]) -> Iterator[Entry | str]:
     """Each line as `read` parses it, or one sentence that names the line and why it cannot be used."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise InvalidInput(f"{file} cannot be read; give an existing JSONL text file.") from None
     for number, line in enumerate(text.splitlines(), start=1):
@@ -129,14 +129,20 @@ def _checked(line: Any, folder: Path) -> Mapping[str, Any]:
 
 
 def _folder_entries(folder: Path) -> Iterator[Entry | str]:
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
+    for path in visible:
+        if path.is_dir():
+            yield f"{path.name} is left out: it is a folder, whose images can be a data set of their own."
+        elif path.suffix.lower() not in IMAGE_SUFFIXES | {".txt"}:
+            yield f"{path.name} is left out: it is neither an image nor a .txt file."
     parts = {file.stem: file for file in files if Path(file.stem).suffix in _PARTS}
     for file in files:
         if file.stem in parts:
             continue
         text = file.with_suffix(".txt")
         try:
-            lines = text.read_text(encoding="utf-8").strip().splitlines()
+            lines = text.read_text(encoding="utf-8-sig").strip().splitlines()
         except (OSError, UnicodeDecodeError):
             yield f"{file.name} is left out: {text.name} with its instruction cannot be read."
             continue

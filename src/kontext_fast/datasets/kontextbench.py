@@ -52,7 +52,7 @@ def _entry(line: Any, folder: Path) -> Mapping[str, Any]:
 
 def _first_keys(file: Path) -> set[str]:
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             first = json.loads(next(lines, "null"))
     except (OSError, ValueError):
         return set()

@@ -7,6 +7,7 @@ an image can be made again, and a second run over a folder finds what it has mad
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Mapping
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+)
+"""Of the files in a folder that are taken for images, in lower case."""
+
+_HEIF = frozenset({".heic", ".heif"})
 
 _SIXTEEN_BIT = 65535
 
@@ -78,6 +86,8 @@ def _read(path: Path) -> Image:
         raise InvalidInput(f"There is no image {path}; check the path.")
     if path.is_dir():
         raise InvalidInput(f"{path} is a folder, not an image; give one image file.")
+    if path.suffix.lower() in _HEIF:
+        _register_heif(path)
     try:
         with warnings.catch_warnings():
             # Below twice the limit of its decompression-bomb check Pillow only warns.
@@ -90,6 +100,16 @@ def _read(path: Path) -> Image:
         raise InvalidInput(f"{path} may not be read by this user; change its permissions.") from None
     except UnidentifiedImageError:
         raise InvalidInput(f"{path} is not an image that can be read; give a PNG, JPEG or WebP file.") from None
+
+
+def _register_heif(path: Path) -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise InvalidInput(
+            f"{path} is a HEIC photo, which needs `pip install pillow-heif`; install it, or save the photo as JPEG."
+        ) from None
+    register_heif_opener()
 
 
 def _upright_rgb(image: Image, name: str) -> Image:
@@ -110,8 +130,9 @@ def _opaque_rgb(image: Image) -> Image:
     import numpy as np
     from PIL import Image
 
+    profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
-        return scaled_image(np.asarray(image).astype(np.float64) / _SIXTEEN_BIT)
+        return _to_srgb(scaled_image(np.asarray(image).astype(np.float64) / _SIXTEEN_BIT).convert("L"), profile)
     if image.mode == "F":
         return image_from_array(np.asarray(image))
     if image.mode == "La":
@@ -120,30 +141,56 @@ def _opaque_rgb(image: Image) -> Image:
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         white = Image.new("RGBA", layered.size, "white")
-        return _to_srgb(Image.alpha_composite(white, layered).convert("RGB"), image.info.get("icc_profile"))
+        opaque = Image.alpha_composite(white, layered)
+        # A profile of gray images converts those only.
+        return _to_srgb(opaque.convert("L" if image.mode in ("L", "LA") else "RGB"), profile)
     if image.mode not in ("L", "RGB", "CMYK"):
-        return _to_srgb(image.convert("RGB"), image.info.get("icc_profile"))
-    return _to_srgb(image, image.info.get("icc_profile"))
+        return _to_srgb(image.convert("RGB"), profile)
+    return _to_srgb(image, profile)
 
 
 def _to_srgb(image: Image, profile: bytes | None) -> Image:
-    """Apply an embedded color profile. One that is broken or of another color space is ignored, as browsers do."""
-    from io import BytesIO
-
+    """Apply an embedded color profile, whatever it is called. One that is broken or of another color space than the
+    image is ignored, as browsers do."""
     from PIL import ImageCms
 
     if profile:
-        space = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}[image.mode]
         try:
-            embedded = ImageCms.ImageCmsProfile(BytesIO(profile))
-            fits = embedded.profile.xcolor_space.strip() == space
-            if fits and "srgb" not in ImageCms.getProfileDescription(embedded).lower():
-                converted = ImageCms.profileToProfile(image, embedded, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if not _is_srgb(profile):
+                converted = _converted(image, profile)
                 if converted is not None:
                     return converted
         except (ImageCms.PyCMSError, OSError):
             pass
     return image.convert("RGB")
+
+
+def _converted(image: Image, profile: bytes) -> Image | None:
+    """`image` in sRGB; None where `profile` is of another color space."""
+    from PIL import ImageCms
+
+    embedded = ImageCms.ImageCmsProfile(BytesIO(profile))
+    if embedded.profile.xcolor_space.strip() != {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}[image.mode]:
+        return None
+    return ImageCms.profileToProfile(image, embedded, ImageCms.createProfile("sRGB"), outputMode="RGB")
+
+
+_SRGB_TOLERANCE = 3
+"""Levels of 255 by which the colors of an sRGB profile differ between those who wrote one."""
+
+
+@functools.lru_cache(maxsize=16)
+def _is_srgb(profile: bytes) -> bool:
+    """Whether converting from `profile` to sRGB leaves colors what they are, so that pixels stay untouched."""
+    import numpy as np
+    from PIL import Image
+
+    levels = np.linspace(0, 255, 18).round().astype(np.uint8)
+    cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(len(levels), -1, 3)
+    converted = _converted(Image.fromarray(cube), profile)
+    if converted is None:
+        return False
+    return bool(np.abs(np.asarray(converted).astype(int) - cube).max() <= _SRGB_TOLERANCE)
 
 
 _CHANNELS = (1, 2, 3, 4)

@@ -62,7 +62,7 @@ def read_margins(file: Path | None = None) -> Margins:
     bundled = resources.files("kontext_fast.verify") / "margins.toml"
     name = "margins.toml" if file is None else file.name
     try:
-        return Margins.model_validate(tomllib.loads((file or bundled).read_text(encoding="utf-8")))
+        return Margins.model_validate(tomllib.loads((file or bundled).read_text(encoding="utf-8-sig")))
     except (OSError, UnicodeDecodeError):
         raise InvalidInput(f"The margins {file} cannot be read; give an existing TOML text file.") from None
     except tomllib.TOMLDecodeError as error:
