@@ -9,12 +9,13 @@ from kontext_fast.cost.billing import Demand, cost
 from kontext_fast.report.plots import money as plots
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.money import Caption, Money, ProviderPair, Tile, VolumeLine
+from kontext_fast.report.plots.style import Picture
 
 STAMP = "As published, not measured here"
 SCENARIOS = (1_000, 10_000, 100_000)
 
 
-def summary_picture(of: Published) -> bytes:
+def summary_picture(of: Published) -> Picture:
     """h100_summary.png."""
     saved = of.baseline_s - of.optimized_s
     tiles = (
@@ -31,7 +32,7 @@ def summary_picture(of: Published) -> bytes:
     return plots.summary_picture(_caption(of, "FLUX.1-Kontext on an H100 PCIe"), tiles, bars, "Saved a month")
 
 
-def analysis_picture(of: Published) -> bytes:
+def analysis_picture(of: Published) -> Picture:
     """h100_cost_analysis.png."""
     demand = Demand(images_per_day=of.images_per_day, days_per_month=of.days_per_month)
     pairs = []

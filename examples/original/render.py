@@ -17,8 +17,8 @@ def write(folder: Path) -> None:
     """Write README.md, h100_summary.png and h100_cost_analysis.png into `folder`."""
     of = published()
     write_atomically(folder / "README.md", page(of).encode())
-    write_atomically(folder / "h100_summary.png", summary_picture(of))
-    write_atomically(folder / "h100_cost_analysis.png", analysis_picture(of))
+    write_atomically(folder / "h100_summary.png", summary_picture(of).png())
+    write_atomically(folder / "h100_cost_analysis.png", analysis_picture(of).png())
 
 
 if __name__ == "__main__":

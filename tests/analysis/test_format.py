@@ -62,8 +62,25 @@ def test_peak_memory_is_in_gib_with_its_kind() -> None:
     assert fmt.gib(36 * 2**30) == "36.0 GiB"
     assert fmt.gib(None) == "not measured"
     both = Memory(allocated_peak_bytes=2**31, host_rss_peak_bytes=2**30)
-    assert (fmt.peak_memory(both), fmt.peak_memory_kind(both)) == ("2.00 GiB", "GPU, allocated")
+    assert (fmt.peak_memory(both), fmt.peak_memory_kind(both)) == ("2.00 GiB", "GPU, allocated by torch")
+    whole = Memory(allocated_peak_bytes=25 * 2**30, device_process_peak_bytes=36 * 2**30, host_rss_peak_bytes=2**30)
+    assert (fmt.peak_memory(whole), fmt.peak_memory_kind(whole)) == ("36.0 GiB", "GPU, whole process")
+    assert fmt.peak_memory_detail(whole) == "GPU, whole process, 25.0 GiB of it allocated by torch"
     assert (fmt.peak_memory(Memory()), fmt.peak_memory_kind(Memory())) == ("not measured", None)
+
+
+@pytest.mark.parametrize(
+    ("memory", "words"),
+    [
+        (Memory(device_process_peak_bytes=36 * 2**30, allocated_peak_bytes=23 * 2**30), "fits a 40 GB card"),
+        (Memory(device_process_peak_bytes=22 * 2**30), "fits a 24 GB card"),
+        (Memory(allocated_peak_bytes=200 * 2**30), "fits no single card"),
+        (Memory(host_rss_peak_bytes=2**30), None),
+        (Memory(), None),
+    ],
+)
+def test_smallest_card_is_decided_by_the_whole_process(memory: Memory, words: str | None) -> None:
+    assert fmt.smallest_card(memory) == words
 
 
 def test_computed_steps_show_differing_calls() -> None:

@@ -13,7 +13,7 @@ from selenium.webdriver.support.select import Select
 
 from kontext_fast.analysis.format import usd
 from kontext_fast.cli.main import run
-from tests.browser.chromium import look
+from tests.browser.chromium import look, open_everything
 
 MONEY = ("usd_per_image", "usd_per_day", "usd_per_month", "saved_usd_per_month")
 
@@ -124,6 +124,7 @@ def test_form_prices_a_cpu_only_with_typed_price(
     driver: webdriver.Chrome, cpu: Path, cpu_page: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     look(driver, cpu_page)
+    open_everything(driver)
     assert "no price for this machine" in driver.find_element(By.ID, "cost-basis").text
     assert not any(shown(driver).values())
     fill(driver, usd="0.19", images_per_day="500")

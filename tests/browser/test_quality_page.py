@@ -8,6 +8,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
 
 from kontext_fast.report.output.quality_page import write_quality_page
 from tests.browser.chromium import look, requested
@@ -44,7 +45,7 @@ def test_the_page_fits_the_screen(driver: webdriver.Chrome, page: Path, width: i
 
 def test_quality_slider_uncovers_the_picture(driver: webdriver.Chrome, page: Path) -> None:
     look(driver, page)
-    slider = driver.find_element(By.CSS_SELECTOR, ".slider")
+    slider = driver.find_element(By.CSS_SELECTOR, ".card:not([hidden]) .slider")
     over, handle = (slider.find_element(By.CSS_SELECTOR, name) for name in (".over", "input"))
     assert over.value_of_css_property("clip-path") == "inset(0px 0px 0px 50%)"
     driver.execute_script("arguments[0].focus()", handle)
@@ -52,6 +53,48 @@ def test_quality_slider_uncovers_the_picture(driver: webdriver.Chrome, page: Pat
     assert over.value_of_css_property("clip-path") == "inset(0px 0px 0px 0%)"
     handle.send_keys(Keys.ARROW_RIGHT * 3)
     assert over.value_of_css_property("clip-path") == "inset(0px 0px 0px 3%)"
+
+
+def test_pickers_choose_and_order_the_images(driver: webdriver.Chrome, page: Path) -> None:
+    look(driver, page)
+
+    def shown(name: str) -> list[str]:
+        cards = driver.find_elements(By.CSS_SELECTOR, ".card:not([hidden])")
+        return [card.get_attribute(f"data-{name}") or "" for card in cards]
+
+    form = driver.find_element(By.ID, "pick")
+    assert set(shown("preset")) == {"turbo"}
+    assert set(shown("choice")) == {"worst"}
+    Select(form.find_element(By.NAME, "preset")).select_by_visible_text("faithful")
+    Select(form.find_element(By.NAME, "choice")).select_by_value("random")
+    assert set(shown("preset")) == {"faithful"}
+    assert set(shown("choice")) == {"random"}
+    Select(form.find_element(By.NAME, "preset")).select_by_visible_text("turbo")
+    order = Select(form.find_element(By.NAME, "order"))
+    order.select_by_index(len(order.options) - 1)
+    scores = shown(f"score-{order.first_selected_option.get_attribute('value')}")
+    losses = [float(score) for score in scores if score]
+    assert len(losses) > 1
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_arrow_keys_go_from_picture_to_picture(driver: webdriver.Chrome, page: Path) -> None:
+    look(driver, page)
+    first, second, *_ = driver.find_elements(By.CSS_SELECTOR, ".card:not([hidden]) .slider input")
+    first.send_keys(Keys.ARROW_DOWN)
+    assert driver.switch_to.active_element == second
+    second.send_keys(Keys.ARROW_UP)
+    assert driver.switch_to.active_element == first
+
+
+def test_matrix_has_a_cell_per_preset_and_metric(driver: webdriver.Chrome, page: Path) -> None:
+    look(driver, page)
+    table = driver.find_element(By.CSS_SELECTOR, "table.matrix")
+    columns = len(table.find_elements(By.CSS_SELECTOR, "thead th"))
+    rows = {row.text.split()[0]: row for row in table.find_elements(By.CSS_SELECTOR, "tbody tr")}
+    assert rows.keys() == {"faithful", "turbo"}
+    assert all(len(row.find_elements(By.XPATH, "./*")) == columns > 2 for row in rows.values())
+    assert rows["turbo"].find_elements(By.CSS_SELECTOR, "td.no")
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -31,7 +31,7 @@ FILE = "{folder}/{name}.png"
 
 def draw(report):
     return Chart(title="A dummy chart", how_to_read="At a glance.", takeaway="{section}", alt="Nothing.",
-                 png=style.png(style.new_figure(1.0)))
+                 picture=style.Picture(lambda canvas: style.new_figure(1.0, canvas.width_in)))
 """
 
 
@@ -68,5 +68,5 @@ def test_dummy_chart_of_a_verification_is_on_the_page(add: AddChart, tmp_path: P
 
 def test_chart_in_unknown_section_is_refused(add: AddChart, tmp_path: Path) -> None:
     add(benchmark, "dummy_lost", "nowhere", "performance")
-    with pytest.raises(KontextError, match="is in section 'nowhere'; choose one of speed"):
+    with pytest.raises(KontextError, match="is in section 'nowhere'; choose one of frontier"):
         write_charts(report_of(full(ResultStore(tmp_path / "out"))), tmp_path / "charts")

@@ -9,14 +9,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
 
-from kontext_fast.records.schema import CONTROL, AppliedOptimization, Cell, ResultFile
+from kontext_fast.records.schema import AppliedOptimization, Cell, Memory, ResultFile
 from kontext_fast.report.charts.benchmark import (
     ablation,
     cold_start,
@@ -28,7 +27,7 @@ from kontext_fast.report.charts.benchmark import (
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.bars import Part, StackedPanel, StackedRow, stacked_picture
 from kontext_fast.stats.intervals import Estimate
-from tests.records.builder import record, result, timed
+from tests.records.builder import record, result, sample, timed
 from tests.report import suite_records
 from tests.report.reports import report_of, written
 from tests.report.suite_records import SIZES, STEPS, walls
@@ -116,27 +115,30 @@ def test_scaling_page_escapes_words_from_records() -> None:
     assert page.count("</script>") == 2
 
 
-def test_memory_chart_shows_highest_call_per_process() -> None:
+def test_memory_chart_shows_highest_call_of_all_processes() -> None:
+    """One number per preset and kind, the same as in tables."""
     stored = suite_records.sweep()
     (panel,) = memory_usage.plotted(report_of(stored))
     assert "1024x1024" in panel.title
     assert ORIGIN.fullmatch(panel.subtitle)
-    assert {(bar.preset, bar.kind) for bar in panel.bars} == {
-        (preset, kind) for preset in ("baseline", CONTROL, "fast") for kind in suite_records.GIB
-    }
-    for bar in panel.bars:
-        peaks = [
-            max(getattr(s.memory, bar.kind) for s in m.samples if not s.warmup)
-            for run in stored.records
-            for m in run.measurements
-            if run.preset == bar.preset and (m.workload.steps, m.workload.width) == (28, 1024)
-        ]
-        assert_estimates(bar.peak, peaks)
+    assert [row.preset for row in panel.rows] == ["baseline", "fast"]
+    for row in panel.rows:
+        for kind in suite_records.GIB:
+            peaks = [
+                getattr(s.memory, kind)
+                for run in stored.records
+                for m in run.measurements
+                for s in m.samples
+                if not s.warmup and run.preset == row.preset and (m.workload.steps, m.workload.width) == (28, 1024)
+            ]
+            assert getattr(row.memory, kind) == max(peaks)
 
 
 def test_uncounted_memory_is_not_drawn() -> None:
     (panel,) = memory_usage.plotted(report_of(result([timed("baseline", 0, [1.0, 1.0])])))
-    assert [bar.kind for bar in panel.bars] == ["host_rss_peak_bytes"]
+    assert [row.memory.allocated_peak_bytes for row in panel.rows] == [None]
+    nothing = [record("baseline", 0, [sample(item, 1.0, memory=Memory()) for item in "ab"])]
+    assert memory_usage.draw(report_of(result(nothing))).takeaway == "Not drawn: no call had its memory counted."
 
 
 def test_stages_chart_adds_up_to_the_call() -> None:
@@ -159,7 +161,7 @@ def test_stages_and_memory_charts_rank_slow_to_fast() -> None:
     (stages,) = stage_breakdown.plotted(report_of(stored))
     (memory,) = memory_usage.plotted(report_of(stored))
     assert [row.name for row in stages.rows] == ["baseline", "slow", "quick"]
-    assert list(dict.fromkeys(bar.preset for bar in memory.bars)) == ["baseline", "slow", "quick"]
+    assert [row.preset for row in memory.rows] == ["baseline", "slow", "quick"]
 
 
 def test_stages_chart_shows_failed_preset_with_reason() -> None:
@@ -206,29 +208,28 @@ def test_user_cache_is_not_named_in_rows() -> None:
     assert [row.name for row in panel.rows] == ["baseline", "compile"]
 
 
-def test_long_row_names_are_inside_the_picture() -> None:
+@pytest.mark.parametrize(
+    "canvas", [style.FILE, style.DESKTOP, style.CARD, style.PHONE], ids=lambda c: f"{c.width_in}in"
+)
+def test_long_names_and_words_are_inside_the_picture(canvas: style.Canvas) -> None:
+    """Names beside the rows, and words after an interval that is as wide as all else."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    for name in ("p", "first_block_cache, cold cache", "peer:compiled-float8-and-more, warm cache"):
-        figure = style.new_figure(3.0)
-        axes = figure.add_axes((style.name_left([name], 0.1), 0.2, 0.5, 0.6))
-        style.row_name(axes, 0.5, name)
-        FigureCanvasAgg(figure).draw()
-        left, right = axes.texts[0].get_window_extent().x0, axes.get_window_extent().x0
-        assert 0 < left < right
-
-
-def test_words_after_wide_interval_are_inside_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Any] = []
-    monkeypatch.setattr(style, "png", lambda figure: drawn.append(figure) or b"")
-    wide = StackedRow("classic, warm cache", (Part("p", 9.0),), Estimate(9.0, (0.0, 18.0), 5), "new size 2 s, then 1 s")
-    stacked_picture([StackedPanel("title", "subtitle", (wide,))], {"p": "black"})
-    (figure,) = drawn
+    names = ("p", "first_block_cache, cold cache", "peer:compiled-float8-and-more, warm")
+    wide = [
+        StackedRow(name, (Part("p", 9.0),), Estimate(9.0, (0.0, 18.0), 5), "new size 2 s, then 1 s") for name in names
+    ]
+    figure = stacked_picture("headline", [StackedPanel("title", "subtitle", tuple(wide))], {"p": "#123456"}).draw(
+        canvas
+    )
+    FigureCanvasAgg(figure).draw()
     (axes,) = figure.axes
-    (words,) = (text for text in axes.texts if "then 1 s" in text.get_text())
-    # What begins outside of the axes is not drawn at all.
-    assert words.xy[0] < axes.get_xlim()[1]
-    assert words.get_window_extent().x1 < figure.get_window_extent().x1
+    frame = figure.get_window_extent()
+    for words in axes.texts:
+        box = words.get_window_extent()
+        assert frame.x0 <= box.x0, words.get_text()
+        assert box.x1 <= frame.x1, words.get_text()
+    assert {words.get_text() for words in axes.texts} >= set(names)
 
 
 def test_ablation_compares_alone_and_added_last() -> None:
@@ -310,4 +311,4 @@ def test_names_that_look_like_formulas_are_drawn_as_text(chart: ModuleType) -> N
     renamed = [run.model_copy(update={"preset": run.preset.replace("fast", formula).replace("p-", f"{formula}-")})
                for run in stored.records]  # fmt: skip
     renamed = [run.model_copy(update={"preset": formula}) if run.preset == "p" else run for run in renamed]
-    assert chart.draw(report_of(stored.model_copy(update={"records": tuple(renamed)}))).png
+    assert chart.draw(report_of(stored.model_copy(update={"records": tuple(renamed)}))).picture.png()

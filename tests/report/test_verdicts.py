@@ -59,8 +59,10 @@ def test_every_document_shows_the_verdict_and_its_weights(benched: Path, verifie
 
 
 def test_summary_chart_shows_the_verdict(benched: Path, verified: Path, tmp_path: Path) -> None:
-    def picture(verdicts: Verdicts) -> bytes | None:
-        return cost_summary.draw(report_of(gpu_result(), verdicts)).png
+    def picture(verdicts: Verdicts) -> bytes:
+        drawn = cost_summary.draw(report_of(gpu_result(), verdicts)).picture
+        assert drawn is not None
+        return drawn.png()
 
     assert picture(read_verdicts(verified)) != picture({})
     drawn = {chart.path.name: chart for chart in write_charts(report_of(gpu_result()), tmp_path) if chart.path}

@@ -40,8 +40,18 @@ REFUSED = {"peer:para-attention": "It fails on diffusers 0.42 (TypeError); use p
 
 README = """\
 # A project
+<!-- records: pitch -->
+<!-- /records: pitch -->
 <!-- records: picture -->
 <!-- /records: picture -->
+<!-- records: choices -->
+<!-- /records: choices -->
+<!-- records: rivals -->
+<!-- /records: rivals -->
+<!-- records: measured -->
+<!-- /records: measured -->
+<!-- records: tiny_edit -->
+<!-- /records: tiny_edit -->
 Words of a person.
 <!-- records: headline -->
 <!-- /records: headline -->

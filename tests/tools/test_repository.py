@@ -29,8 +29,8 @@ from tools.docs.repository import differences, render_repository
 
 ALWAYS = {"reports/index.html", "reports/blog.md", "reports/paper.tex", "reports/business.md", "results/samples.csv"}
 PERFORMANCE = {
-    "ablation.png", "cold_start.png", "memory_usage.png", "resolution_scaling.html", "resolution_scaling.png",
-    "speedup_comparison.png", "stage_breakdown.png", "step_resolution_heatmap.png",
+    "ablation.png", "cold_start.png", "like_for_like.png", "memory_usage.png", "resolution_scaling.html",
+    "resolution_scaling.png", "speedup_comparison.png", "stage_breakdown.png", "step_resolution_heatmap.png",
 }  # fmt: skip
 """What is drawn of the suites of `project`; a new chart may add its picture."""
 
@@ -88,7 +88,7 @@ def test_project_without_records_has_no_claims_and_charts(tmp_path: Path) -> Non
     root = project(tmp_path)
     render_repository(root)
     text = (root / "README.md").read_text()
-    assert text.count(NOTHING) == 2
+    assert text.count(NOTHING) == 5
     assert "Words of a person." in text
     assert next(line for line in text.splitlines() if line.startswith("| `fast`")).count("not measured") == 2
     assert not re.search(r"\d+\.\d+x|\$\d", text)
@@ -107,7 +107,7 @@ def test_headline_equals_the_records(two: Path) -> None:
     logs = np.log(baseline) - np.log(fast)
     bounds = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
     assert_written(factor, [math.exp(value) for value in (float(np.mean(logs)), bounds.low, bounds.high)])
-    assert (steps, quality, memory, n) == ("28 of 28", "not measured", "36.0 GiB", "2")
+    assert (steps, quality, memory, n) == ("28 of 28", "not measured", "39.0 GiB", "2")
     assert re.fullmatch(r"\$[\d,]+ \(\$[\d,]+ to \$[\d,]+\)", saved)
 
 
@@ -124,6 +124,37 @@ def test_headline_shows_peers_failures_and_labels(two: Path) -> None:
         assert re.sub(r"\W", "", reason) in re.sub(r"\W", "", text)
     assert "A/A control: baseline against baseline is 1." in text
     assert "image quality is not measured" in text
+
+
+def test_readme_blocks_equal_the_records(two: Path) -> None:
+    """Seconds of the first sentence and of the tables, computed here a second time."""
+    stored = ResultStore.find(records_file(two)).load()
+    text = (two / "README.md").read_text()
+
+    def mean(preset: str) -> str:
+        value = float(np.mean(seconds(stored, preset)))
+        return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
+
+    assert f"edits in {mean('turbo')} instead of {mean('baseline')} on one H200" in text
+    # In these records `fast` computes every step, too.
+    assert f"and in {mean('fast')} with every step computed" in text
+    for preset in ("balanced", "turbo"):
+        row = next(line for line in text.splitlines() if f"| `{preset}` |" in line)
+        assert mean(preset) in row
+        assert "39.0 GiB" in row
+    rival = f"| 12 evaluations, 16 bit | cache-dit-12-of-28: {mean('peer:cache-dit-12-of-28')}"
+    assert any(line.startswith(rival) and f"`turbo`: {mean('turbo')}" in line for line in text.splitlines())
+    assert "Not timed: `peer:para-attention` (refused)." in text
+
+
+def test_hero_is_written_for_light_and_dark_pages(two: Path) -> None:
+    text = (two / "README.md").read_text()
+    for name, ink in (("hero.svg", "#1c1d1f"), ("hero-dark.svg", "#eceef0")):
+        assert f'"visualizations/{name}"' in text
+        drawn = (two / "visualizations" / name).read_text()
+        assert ink in drawn
+        assert "turbo" in drawn
+    assert '<source media="(prefers-color-scheme: dark)" srcset="visualizations/hero-dark.svg">' in text
 
 
 def test_one_process_gives_no_interval_and_no_claim(tmp_path: Path) -> None:
@@ -201,7 +232,7 @@ def test_cpu_times_are_never_the_headline(tmp_path: Path) -> None:
     store = ResultStore(root / "results" / "laptop")
     store.write(full(store))
     render_repository(root)
-    assert (root / "README.md").read_text().count(NOTHING) == 2
+    assert (root / "README.md").read_text().count(NOTHING) == 5
     assert "Imaginary CPU 9000" in (root / "docs" / "results.md").read_text()
     assert (root / "reports" / "index.html").read_text().count("data:image/png") > 1
 
@@ -227,7 +258,9 @@ def test_unknown_passage_is_bad_input_that_lists_known_ones(tmp_path: Path) -> N
     root = project(tmp_path)
     readme = root / "README.md"
     readme.write_text(readme.read_text().replace("records: headline", "records: hedline"))
-    with pytest.raises(InvalidInput, match="no passage 'hedline'; choose attention, charts, first_image, headline"):
+    with pytest.raises(
+        InvalidInput, match="no passage 'hedline'; choose attention, charts, choices, first_image, headline"
+    ):
         render_repository(root)
 
 

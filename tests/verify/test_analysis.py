@@ -60,11 +60,11 @@ def test_page_is_one_complete_file(store: ResultStore) -> None:
     page = write_quality_page(store.folder)
     assert page == store.folder / "visualizations" / "quality" / "index.html"
     text = page.read_text()
-    assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", text)
+    assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:|#)", text)
     assert "url(" not in text
     for words in ("L1 numerically equivalent", "L2 non-inferior", "L3 measured loss", "the loss in judge_kept"):
         assert words.lower() in text.lower()
-    assert text.count('<article class="card">') == 3 * 24
+    assert text.count('<article class="card"') == 3 * 24
     assert text.count('<input type="range"') == 3 * 24
     assert "not measured: no output came with what it needs" in text.lower()
     for chart in ("paired_differences.png", "score_distributions.png"):
@@ -83,7 +83,7 @@ def test_page_is_written_without_a_missing_image(store: ResultStore, tmp_path: P
         text = write_quality_page(store.folder, tmp_path).read_text()
     finally:
         path.write_bytes(kept)
-    assert text.count('<article class="card">') >= 3 * 24 - 2
+    assert text.count('<article class="card"') >= 3 * 24 - 2
 
 
 def test_records_of_a_benchmark_are_refused(tmp_path: Path) -> None:

@@ -151,5 +151,5 @@ def test_verification_without_frontier_has_no_chart(store: ResultStore) -> None:
         if record.arm and record.arm.role != "steps"
     )
     chart = frontier_chart.draw(build_verification_report(result.model_copy(update={"records": kept})))
-    assert chart.png is None
+    assert chart.picture is None
     assert "--frontier" in chart.takeaway

@@ -11,12 +11,14 @@ from pathlib import Path
 from kontext_fast.records.store import write_atomically
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report, build_report, usual_question
-from kontext_fast.report.output.publish import DOCUMENTS, write_report
+from kontext_fast.report.output.publish import DOCUMENTS, QUALITY_PAGE, write_report
 from kontext_fast.report.output.quality_page import write_page
-from kontext_fast.report.verification import VerificationReport, build_verification_report, verdicts
+from kontext_fast.report.verification import VerificationReport, build_verification_report
 from tools.docs.doc_blocks import inject
-from tools.docs.doc_context import DocContext, block
+from tools.docs.doc_context import DocContext, block, ran_on_gpu
+from tools.docs.hero import write_hero
 from tools.docs.result_tree import Published, find_published
+from tools.docs.studied_distances import studied_distances
 
 RESULTS, RENDERED = "results", ("reports", "visualizations")
 _PICTURE = re.compile(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+")
@@ -74,13 +76,20 @@ def _benchmark(
     """Write the charts and documents of all benchmarks together."""
     if published.speed is None:
         return None, ()
+    question = usual_question(published.day)
+    lead = build_report(published.speed, question).lead
     report = build_report(
         published.speed,
-        usual_question(published.day),
-        verdicts(verification) if verification else None,
+        question,
+        verified=verification,
+        distances=studied_distances(published.folder, lead.group if lead else None),
         kept_in=" and ".join(published.places),
     )
-    return report, write_report(report, published, out, out / RESULTS / "samples.csv", DOCUMENTS)
+    quality_page = f"../{QUALITY_PAGE.as_posix()}" if verification else None
+    samples_file = out / RESULTS / "samples.csv"
+    if report.lead is not None and ran_on_gpu(report.lead.group):
+        write_hero(report, out / "visualizations")
+    return report, write_report(report, published.images, out, samples_file, DOCUMENTS, quality_page=quality_page)
 
 
 def _documents(root: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from kontext_fast.records.merge import merge_results
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import RECORDS_NAME, ResultStore
+from kontext_fast.report.output.publish import Stores
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class Published:
         files = [store.records_file for store in self.stores if store not in judged]
         return tuple(file.relative_to(self.folder.parent).as_posix() for file in files)
 
-    def image_path(self, digest: str) -> Path:
-        """Where the image with this hash is, in whichever folder it was stored."""
-        paths = [store.image_path(digest) for store in self.stores]
-        return next((path for path in paths if path.is_file()), paths[0])
+    @property
+    def images(self) -> Stores:
+        """The images of all folders."""
+        return Stores(self.stores)
 
 
 def find_published(folder: Path) -> Published:

@@ -127,17 +127,55 @@ def computed_steps_range(steps: ComputedSteps) -> str | None:
     return None if steps.low == steps.high else f"{steps.low} to {steps.high} in a call"
 
 
+_PEAKS = {
+    "device_process_peak_bytes": "GPU, whole process",
+    "reserved_peak_bytes": "GPU, reserved by torch",
+    "allocated_peak_bytes": "GPU, allocated by torch",
+    "host_rss_peak_bytes": "host, resident",
+}
+"""What decides whether a process fits, the one that decides first."""
+
+
+def _deciding(memory: Memory) -> str | None:
+    return next((kind for kind in _PEAKS if getattr(memory, kind) is not None), None)
+
+
+def deciding_peak(memory: Memory) -> int | None:
+    """Bytes of the peak that decides what fits: the process's on the GPU where there is one, else the host's."""
+    kind = _deciding(memory)
+    return getattr(memory, kind) if kind else None
+
+
 def peak_memory(memory: Memory) -> str:
-    """The one peak that matters most on the machine: the GPU's where there is one, else the host's."""
-    on_gpu = memory.allocated_peak_bytes
-    return gib(memory.host_rss_peak_bytes if on_gpu is None else on_gpu)
+    """`deciding_peak` as `35.6 GiB`."""
+    return gib(deciding_peak(memory))
 
 
 def peak_memory_kind(memory: Memory) -> str | None:
     """Which memory `peak_memory` writes, None where it writes none."""
-    if memory.allocated_peak_bytes is not None:
-        return "GPU, allocated"
-    return None if memory.host_rss_peak_bytes is None else "host, resident"
+    kind = _deciding(memory)
+    return _PEAKS[kind] if kind else None
+
+
+def peak_memory_detail(memory: Memory) -> str | None:
+    """`GPU, whole process, 25.2 GiB of it allocated by torch`."""
+    kind, allocated = peak_memory_kind(memory), memory.allocated_peak_bytes
+    if kind is None or allocated is None or allocated == deciding_peak(memory):
+        return kind
+    return f"{kind}, {gib(allocated)} of it allocated by torch"
+
+
+_USABLE_GIB = {16: 15.6, 24: 23.5, 32: 31.3, 40: 39.4, 48: 44.4, 80: 79.1, 96: 94.9, 141: 139.7}
+"""What a process can have of a card that is sold as so many GB."""
+
+
+def smallest_card(memory: Memory) -> str | None:
+    """`fits a 40 GB card`; None where no memory of a GPU was counted."""
+    kind, peak = _deciding(memory), deciding_peak(memory)
+    if kind in (None, "host_rss_peak_bytes") or peak is None:
+        return None
+    size = next((size for size, usable in _USABLE_GIB.items() if peak <= usable * 2**30), None)
+    return f"fits a {size} GB card" if size else "fits no single card"
 
 
 def count(n: int, singular: str, plural: str | None = None) -> str:

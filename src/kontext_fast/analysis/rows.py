@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,15 +96,29 @@ def headline(group: Group) -> tuple[Row, ...]:
     return tuple(_row(group, preset, baseline) for preset in group.presets)
 
 
+_OF_28 = re.compile(r"\d+ of 28 steps(?: computed)? at 28(?: \([\d, ]*\))?")
+"""What a schedule does at the usual 28 steps, which a preset states before it knows how many it will run."""
+
+
+def _label_at(label: str, steps: ComputedSteps | None) -> str:
+    """`label` with the steps that were computed in place of those that 28 steps would have had."""
+    if steps is None:
+        return label
+    return _OF_28.sub(f"{round(steps.mean, 1):g} of {steps.total} steps computed", label)
+
+
 def _row(group: Group, preset: str, baseline: Sequence[Run]) -> Row:
     runs = group.runs_of(preset)
     failures = tuple(
         Failure(record.run_id, record.round, record.status, record.reason or "No reason was recorded.")
         for record in group.failures_of(preset)
     )
+    steps = _computed_steps(runs)
     labels = tuple(
         dict.fromkeys(
-            label for record in [*(r.record for r in runs), *group.failures_of(preset)] for label in record.labels
+            _label_at(label, steps)
+            for record in [*(r.record for r in runs), *group.failures_of(preset)]
+            for label in record.labels
         )
     )
     by_round = _by_round(runs)
@@ -118,7 +133,7 @@ def _row(group: Group, preset: str, baseline: Sequence[Run]) -> Row:
         by_round=by_round,
         factor=factor,
         factor_note=factor_note,
-        computed_steps=_computed_steps(runs),
+        computed_steps=steps,
         accepted=acceptance(judged),
         accepted_change=None if preset == BASELINE else paired_difference(accepted_by_item(baseline), judged),
         memory=_peaks(runs),

@@ -29,6 +29,12 @@ def command(
         typer.Option(help="Of a day's images, what falls into the busiest hour.", show_default="1/24, an even load"),
     ] = 1 / 24,
     cold_starts: Annotated[float, typer.Option(help="Cold starts a day, paid by use.")] = 1,
+    load_seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="What loading takes at a cold start. [default: as measured; 0 for random]", show_default=False
+        ),
+    ] = None,
     development_usd: options.DevelopmentUsd = None,
     upkeep_usd: options.UpkeepUsd = 0,
     csv: Annotated[
@@ -54,6 +60,7 @@ def command(
         today=date.today(),
         billing=billing,
         price=price,
+        load_s=load_seconds,
         development_usd=development_usd,
         upkeep_usd_per_month=upkeep_usd,
     )

@@ -13,7 +13,7 @@ from kontext_fast.cost.billing import RHO_MAX, Basis, Cost, Demand, Tariff, cost
 from kontext_fast.cost.crossover import Crossover, fleet_instead_of_use, hosting_instead_of_api
 from kontext_fast.cost.payback import Payback, images_to_repay_start, payback, savings_per_month
 from kontext_fast.cost.prices import Kind, Price, PriceTable, card_of, user_price
-from kontext_fast.cost.work import PresetWork, Work, paired_half_s, preset_works
+from kontext_fast.cost.work import PresetWork, Work, is_load_known, paired_half_s, preset_works
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import BASELINE, CONTROL
 from kontext_fast.stats.intervals import Estimate
@@ -32,6 +32,9 @@ class Question:
     price: str | None = None
     """Id of a row or dollars per GPU-hour; None takes the card's typical row."""
     rho_max: float = RHO_MAX
+    load_s: float | None = None
+    """What loading the weights takes at a cold start; None takes it from the records, and nothing where they have
+    random weights, which are read from nowhere."""
     development_usd: float | None = None
     upkeep_usd_per_month: float = 0.0
 
@@ -89,6 +92,11 @@ class GroupCost:
     def basis(self) -> Basis | None:
         return next((preset.cost.basis for preset in self.presets if preset.cost), None)
 
+    @property
+    def without_load(self) -> bool:
+        """Whether cold starts are counted without loading, since the records cannot tell how long it takes."""
+        return not is_load_known(self.group) and all(work.work is None or work.work.load_s == 0 for work in self.works)
+
     def of(self, preset: str) -> PresetCost | None:
         return next((cost for cost in self.presets if cost.preset == preset), None)
 
@@ -99,7 +107,7 @@ class GroupCost:
 
 def group_cost(group: AnalyzedGroup, table: PriceTable, question: Question) -> GroupCost:
     """Raises InvalidInput for a price that is not of the card that was measured, or of one with too little memory."""
-    works = preset_works(group)
+    works = preset_works(group, question.load_s)
     priced = [work for work in works if work.preset != CONTROL]
     price = choose_price(group.machine, priced, table, question)
     tariff = None if price is None else Tariff(billing=question.billing, price=price, rho_max=question.rho_max)

@@ -52,12 +52,14 @@ class HeadlineComparison:
         return f"{fmt.count(baseline, 'run')} of baseline, {other} of the preset"
 
     @property
+    def note(self) -> str | None:
+        """What must be shown with every number: the labels of both presets."""
+        return "; ".join(dict.fromkeys((*self.baseline.row.labels, *self.other.row.labels))) or None
+
+    @property
     def stamp(self) -> str | None:
-        """What must be shown with every number."""
-        stamps = list(dict.fromkeys((*self.baseline.row.labels, *self.other.row.labels)))
-        if self.price.is_stale(self.today):
-            stamps.append(f"stale price of {self.price.day}")
-        return "; ".join(stamps) or None
+        """A warning: that the price is stale."""
+        return f"stale price of {self.price.day}" if self.price.is_stale(self.today) else None
 
     def tariff(self, billing: Billing, price: Price | None = None) -> Tariff:
         return Tariff(billing=billing, price=price or self.price)

@@ -61,9 +61,14 @@ class PresetWork:
         return max((peak for peak in peaks if peak is not None), default=None)
 
 
-def preset_works(group: AnalyzedGroup) -> tuple[PresetWork, ...]:
-    """Of every preset of the group, in its order."""
-    return tuple(_preset_work(group, row) for row in group.rows)
+def preset_works(group: AnalyzedGroup, load_s: float | None = None) -> tuple[PresetWork, ...]:
+    """Of every preset of the group, in its order. `load_s` is what loading takes where the records cannot tell it."""
+    return tuple(_preset_work(group, row, load_s) for row in group.rows)
+
+
+def is_load_known(group: AnalyzedGroup) -> bool:
+    """Whether the records tell how long loading takes: random weights are drawn on the device, not read from a disk."""
+    return group.checkpoint is None or not group.checkpoint.random_weights
 
 
 def paired_half_s(baseline: PresetWork, other: PresetWork) -> float | None:
@@ -76,7 +81,7 @@ def paired_half_s(baseline: PresetWork, other: PresetWork) -> float | None:
     return None if interval is None else (interval[1] - interval[0]) / 2
 
 
-def _preset_work(group: AnalyzedGroup, row: Row) -> PresetWork:
+def _preset_work(group: AnalyzedGroup, row: Row, load_s: float | None) -> PresetWork:
     if row.time is None:
         return PresetWork(row, None, row.status_and_reason)
     if EMULATED in row.labels:
@@ -84,11 +89,17 @@ def _preset_work(group: AnalyzedGroup, row: Row) -> PresetWork:
     work = Work(
         seconds=row.time.mean,
         images_per_call=group.workload.batch if group.workload else 1,
-        load_s=row.load.value if row.load else None,
+        load_s=_load_s(group, row) if load_s is None else load_s,
         prepare_s=_prepare_s(row),
         run_ids=group.run_ids(row.preset),
     )
     return PresetWork(row, work, None)
+
+
+def _load_s(group: AnalyzedGroup, row: Row) -> float | None:
+    if not is_load_known(group):
+        return 0.0
+    return row.load.value if row.load else None
 
 
 def _prepare_s(row: Row) -> float | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -52,6 +53,28 @@ def machine_identity(environment: Mapping[str, Any]) -> str | None:
     gpu = environment.get("gpu")
     identity = gpu.get("uuid_sha256") if isinstance(gpu, Mapping) else environment.get("host_sha256")
     return identity if isinstance(identity, str) and identity else machine_name(environment)
+
+
+_MAKER = re.compile(r"^(?:NVIDIA|AMD|Intel(?:\(R\))?)\s+(?:GeForce\s+)?", re.IGNORECASE)
+_VARIANT = re.compile(r"[\s-]+(?:\d+ ?GB|SXM\d?|PCIe|HBM\d?e?)\b.*$", re.IGNORECASE)
+
+
+def short_machine(name: str) -> str:
+    """As people call it: `H100` for `NVIDIA H100 80GB HBM3`, `RTX 4090` for `NVIDIA GeForce RTX 4090`."""
+    return _VARIANT.sub("", _MAKER.sub("", name.strip())) or name
+
+
+def slugs_of(machines: Sequence[str | None]) -> list[str]:
+    """Of each machine a part of a file name, `h100`; its whole name where two would have the same."""
+    short = [_slug(short_machine(name)) if name else "unknown" for name in machines]
+    return [
+        brief if short.count(brief) == 1 or name is None else _slug(_MAKER.sub("", name))
+        for brief, name in zip(short, machines, strict=True)
+    ]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "unknown"
 
 
 def ran_on_gpu(environment: Mapping[str, Any]) -> bool:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kontext_fast.analysis.groups import Group, Run
 from kontext_fast.analysis.judge_scores import StoredJudgement, judgement_of
 from kontext_fast.records.schema import BASELINE, StoredItem
 
+if TYPE_CHECKING:
+    from kontext_fast.report.verification import VerificationReport
+
 MOST_ITEMS = 12
+MOST_VERIFIED = 6
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,28 @@ def gallery(group: Group, items: Sequence[StoredItem]) -> Gallery:
     wanted = group.workload.items if group.workload else ()
     cards = [card for name in wanted if name in by_id and (card := _card(group, by_id[name])) is not None]
     return Gallery(tuple(_evenly_spaced(cards, MOST_ITEMS)), len(cards))
+
+
+def verified_gallery(report: VerificationReport) -> Gallery:
+    """Of a verification: items drawn with its seed, whatever their results, with the outputs of all its presets."""
+    baseline = report.arms.baseline
+    if baseline is None:
+        return Gallery((), 0)
+    outputs = {
+        record.preset: {(output.item, output.seed): output.image for output in record.outputs if output.image}
+        for record in (baseline, *report.arms.presets)
+    }
+    seeds = dict(reversed(outputs[baseline.preset]))
+    shown = [item for item in report.result.items if item.id in seeds]
+    cards = []
+    for item in random.Random(report.result.seed).sample(shown, min(MOST_VERIFIED, len(shown))):
+        pictures = [GalleryPicture("input", item.image, None if item.image else "no input image")]
+        for record in (baseline, *report.arms.presets):
+            image = outputs[record.preset].get((item.id, seeds[item.id]))
+            judged = judgement_of(record, item.id, seeds[item.id], image) if image else None
+            pictures.append(GalleryPicture(record.preset, image, None if image else "not kept", record.preset, judged))
+        cards.append(GalleryItem(item, seeds[item.id], tuple(pictures)))
+    return Gallery(tuple(cards), len(shown))
 
 
 def _card(group: Group, item: StoredItem) -> GalleryItem | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 
 from kontext_fast.analysis import format as fmt
@@ -22,10 +22,17 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import Record, ResultFile, Workload
 from kontext_fast.records.store import RECORDS_NAME
 from kontext_fast.report.environment import Fact, environment_facts
-from kontext_fast.report.gallery import Gallery, gallery
+from kontext_fast.report.gallery import Gallery, gallery, verified_gallery
 from kontext_fast.report.quality import PresetQuality, preset_qualities
 from kontext_fast.report.text.phrases import checks, fastest, not_measured, speed_finding
-from kontext_fast.report.verification import Verdicts, VerificationReport, build_verification_report
+from kontext_fast.report.verification import (
+    Distances,
+    Verdicts,
+    VerificationReport,
+    build_verification_report,
+    distances_of,
+    verdicts_of,
+)
 
 COMPUTING = ("torch", "diffusers", "triton")
 """Packages whose version changes times."""
@@ -88,6 +95,10 @@ class Report:
     environment: tuple[Fact, ...]
     verdicts: Verdicts
     """Of a verification, which has records of its own; empty without one."""
+    distances: Distances | None
+    """How far presets' images lie from those of all steps; None where nobody measured it."""
+    samples: Gallery
+    """Images of the verification that the verdicts are of; none without one."""
     verification: VerificationReport | None
     """Where these records themselves are of a verification."""
     kept_in: str
@@ -96,6 +107,32 @@ class Report:
     @property
     def lead(self) -> GroupReport | None:
         return self.groups[0] if self.groups else None
+
+    @property
+    def machine(self) -> str | None:
+        """The machine that it leads with."""
+        return self.lead.group.machine if self.lead else None
+
+    def by_machine(self) -> tuple[Report, ...]:
+        """A report of the groups of each machine, the leading one first; what ran nowhere is in the first."""
+        machines = list(dict.fromkeys(group.group.machine for group in self.groups if group.group.runs))
+        if len(machines) < 2:
+            return (self,)
+        leading = machines[0]
+
+        def of(machine: str | None) -> Callable[[AnalyzedGroup], bool]:
+            return lambda group: group.machine == machine or (machine == leading and group.machine not in machines)
+
+        return tuple(self._restricted(of(machine)) for machine in machines)
+
+    def _restricted(self, shown: Callable[[AnalyzedGroup], bool]) -> Report:
+        groups = tuple(group for group in self.groups if shown(group.group))
+        return replace(
+            self,
+            groups=groups,
+            analysis=tuple(filter(shown, self.analysis)),
+            comparison=headline_comparison((group.cost for group in groups), self.prices, self.question.today),
+        )
 
     @property
     def licence(self) -> tuple[str, ...]:
@@ -156,15 +193,21 @@ def build_report(
     question: Question | None = None,
     verdicts: Verdicts | None = None,
     *,
+    verified: VerificationReport | None = None,
+    distances: Distances | None = None,
     kept_in: str = f"results/{RECORDS_NAME}",
 ) -> Report:
     """Compute everything. `question` is what is asked of the cost; None asks what `kontext cost` asks by default.
+    `verified` is a verification, whose verdicts, distances and images stand beside the times; `distances` of another
+    origin take the place of its own.
 
     Raises InvalidInput for an asked price that is not of the card that was measured.
     """
     question, prices = question or usual_question(), load_prices()
     analysis = analyze_benchmark(result)
-    verdicts = verdicts or {}
+    verdicts = verdicts or (verdicts_of(verified) if verified else {})
+    if distances is None and verified is not None:
+        distances = distances_of(verified)
     groups = tuple(
         _group_report(group, result, verdicts, _cost(group, prices, question))
         for group in headline_group_first(analysis)
@@ -179,6 +222,8 @@ def build_report(
         entries=_entries(result.records),
         environment=environment_facts(result.records),
         verdicts=verdicts,
+        distances=distances,
+        samples=verified_gallery(verified) if verified else Gallery((), 0),
         verification=build_verification_report(result) if result.verification else None,
         kept_in=kept_in,
     )

@@ -29,6 +29,11 @@ class PresetQuality:
         return f"{fmt.percent(self.accepted.value)} accepted" if self.accepted else fmt.NOT_MEASURED
 
     @property
+    def words(self) -> str:
+        """As `value`, for those who do not know the levels of verdicts: `within the margins on tiny`."""
+        return self.verdict.words if self.verdict else self.value
+
+    @property
     def basis(self) -> str:
         """What `value` rests on, or why it is unknown."""
         if self.verdict is not None:

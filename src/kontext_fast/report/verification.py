@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kontext_fast.records.schema import ResultFile
+from kontext_fast.records.schema import BASELINE, ResultFile
 from kontext_fast.records.store import ResultStore
 
 if TYPE_CHECKING:
@@ -36,6 +36,17 @@ def build_verification_report(result: ResultFile) -> VerificationReport:
     return VerificationReport(result, analysis, ArmScores(result.records), frontier(result, analysis))
 
 
+_PLAIN = {
+    "L0": "bit-identical",
+    "L1": "rounding only",
+    "L2": "within the margins",
+    "L3": "a loss was measured",
+    "L4": "not measured",
+    "cannot tell": "cannot tell",
+}
+"""A level in words for those who do not know the levels."""
+
+
 @dataclass(frozen=True)
 class VerdictSummary:
     """The verdict on one preset as the report of a benchmark shows it."""
@@ -54,6 +65,11 @@ class VerdictSummary:
         return self.level if self.level == self.meaning else f"{self.level} {self.meaning}"
 
     @property
+    def words(self) -> str:
+        """`within the margins on tiny`."""
+        return f"{_PLAIN.get(self.level, self.name)} on {self.checkpoint}"
+
+    @property
     def where(self) -> str:
         """A verdict holds for the weights on which it was found, which need not be those that were timed."""
         return f"verified on {self.checkpoint}, {self.items} items"
@@ -63,12 +79,44 @@ Verdicts = Mapping[str, VerdictSummary]
 """By preset."""
 
 
+@dataclass(frozen=True)
+class Distances:
+    """How far the images of presets lie from those of all steps, as means over the same edits."""
+
+    of_presets: Mapping[str, float]
+    """0 is the image that baseline makes."""
+    axis: str
+    """What is measured, in words for an axis: `relative latent error`."""
+    basis: str
+    """On what, as a clause: `200 edits of tiny`."""
+
+
+def distances_of(report: VerificationReport) -> Distances | None:
+    """By the first metric of fidelity that is sensitive; None where none was measured."""
+    from kontext_fast.metrics.base import Role, discover
+
+    arms, insensitive = report.arms, report.analysis.insensitive
+    for metric in discover().values():
+        if metric.role is not Role.FIDELITY or metric.name in insensitive or not arms.measured(metric.name):
+            continue
+        means = {
+            record.preset: sum(values) / len(values)
+            for record in (*arms.presets, *arms.fewer_steps)
+            if (values := [value for of in arms.distances(metric, record.preset).values() for value in of])
+        }
+        if means:
+            checkpoint = next((r.checkpoint.name for r in report.result.records if r.checkpoint), "unknown weights")
+            items = len(report.result.items)
+            return Distances({BASELINE: 0.0, **means}, metric.title, f"{items} edits of {checkpoint}")
+    return None
+
+
 def read_verdicts(folder: Path) -> Verdicts:
     """Of a folder that `kontext verify` wrote. Raises InvalidInput for records of anything else."""
-    return verdicts(build_verification_report(ResultStore.find(folder).load()))
+    return verdicts_of(build_verification_report(ResultStore.find(folder).load()))
 
 
-def verdicts(report: VerificationReport) -> Verdicts:
+def verdicts_of(report: VerificationReport) -> Verdicts:
     result = report.result
     checkpoint = next((record.checkpoint.name for record in result.records if record.checkpoint), "unknown weights")
     return {

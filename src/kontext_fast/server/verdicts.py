@@ -36,12 +36,12 @@ class KnownVerdicts:
     def read(cls, folders: Sequence[Path]) -> KnownVerdicts:
         """Of folders that `kontext verify` wrote. Raises InvalidInput for records of anything else."""
         from kontext_fast.records.store import ResultStore
-        from kontext_fast.report.verification import build_verification_report, verdicts
+        from kontext_fast.report.verification import build_verification_report, verdicts_of
 
         found: dict[str, list[_Found]] = {}
         for folder in folders:
             report = build_verification_report(ResultStore.find(folder).load())
-            summaries = verdicts(report)
+            summaries = verdicts_of(report)
             for record in report.result.records:
                 if record.arm is None or record.arm.role != "preset" or record.checkpoint is None:
                     continue

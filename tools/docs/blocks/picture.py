@@ -1,13 +1,22 @@
-"""The one picture to begin with: the first chart of speed, times and factors of every preset."""
+"""The picture that README begins with, for light and dark pages: our presets beside the best rival at equal work."""
 
 from __future__ import annotations
 
-from kontext_fast.report.text.markup import Markdown, paragraphs, picture
+from html import escape
+
+from kontext_fast.report.text.markup import Markdown, paragraphs
 from tools.docs.doc_context import NOTHING, DocContext
+from tools.docs.hero import DARK, LIGHT, hero
 
 
 def render(context: DocContext) -> Markdown:
-    """The picture where a card was measured."""
-    charts = context.charts if context.headline else ()
-    chart = next((chart for chart in charts if chart.path and chart.section == "speed"), None)
-    return paragraphs([picture(chart.alt, context.link(chart.path)) if chart and chart.path else NOTHING])
+    """`render_repository` writes the two files."""
+    shown = hero(context.report) if context.headline else None
+    if shown is None:
+        return paragraphs([NOTHING])
+    light, dark = (f"{context.to_root}visualizations/{name}" for name in (LIGHT, DARK))
+    both = Markdown(
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img alt="{escape(shown.alt)}" src="{light}"></picture>'
+    )
+    return paragraphs([both, Markdown("<sub>{}</sub>").format(shown.caption)])

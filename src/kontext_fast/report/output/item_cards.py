@@ -24,12 +24,25 @@ GAIN = 4
 
 
 @dataclass(frozen=True)
+class CardScore:
+    """What a metric says of an item, its seeds averaged."""
+
+    metric: str
+    words: str
+    loss: float
+    """In units of the margin where the metric has one; the larger, the worse."""
+    is_distance: bool
+
+
+@dataclass(frozen=True)
 class ItemCard:
     """One item: baseline and preset to slide between, where they differ, the input and the target; data URIs."""
 
     item: StoredItem
     seed: int
-    notes: tuple[str, ...]
+    scores: tuple[CardScore, ...]
+    faults: tuple[str, ...]
+    """What is wrong with single outputs, whatever the metrics say."""
     source: str | None
     target: str | None
     baseline: str | None
@@ -37,6 +50,14 @@ class ItemCard:
     difference: str | None
     width: int
     height: int
+
+    @property
+    def caption(self) -> tuple[str, ...]:
+        """Its faults, the largest loss of quality, and the first distance to baseline."""
+        losses = [score for score in self.scores if not score.is_distance]
+        distances = [score for score in self.scores if score.is_distance]
+        largest = [max(losses, key=lambda score: score.loss)] if losses else []
+        return (*self.faults, *(score.words for score in (*largest, *distances[:1])))
 
 
 def worst(preset: PresetAnalysis, analysis: VerificationAnalysis) -> list[str]:
@@ -78,15 +99,22 @@ def item_cards(
 
     def cards() -> Iterator[ItemCard]:
         for item in (by_id[name] for name in items if name in by_id):
-            notes = _notes(item.id, preset, report.analysis)
-            if (card := _card(item, notes, _images(baseline, item.id), _images(record, item.id), store)) is not None:
+            scores, faults = _scores(item.id, preset, report.analysis), _faults(item.id, preset)
+            if (
+                card := _card(item, scores, faults, _images(baseline, item.id), _images(record, item.id), store)
+            ) is not None:
                 yield card
 
     return list(islice(cards(), MOST_CARDS))
 
 
 def _card(
-    item: StoredItem, notes: tuple[str, ...], before: Mapping[int, str], after: Mapping[int, str], store: ResultStore
+    item: StoredItem,
+    scores: tuple[CardScore, ...],
+    faults: tuple[str, ...],
+    before: Mapping[int, str],
+    after: Mapping[int, str],
+    store: ResultStore,
 ) -> ItemCard | None:
     """Of the seeds the one that differs most; None where a picture of it is missing."""
     seeds = sorted(before.keys() & after.keys())
@@ -99,7 +127,8 @@ def _card(
     return ItemCard(
         item=item,
         seed=seed,
-        notes=notes,
+        scores=scores,
+        faults=faults,
         source=stored_image_uri(store.image_path(item.image)) if item.image else None,
         target=stored_image_uri(store.image_path(item.target)) if item.target else None,
         baseline=stored_image_uri(store.image_path(before[seed])),
@@ -150,23 +179,31 @@ def _distances(preset: PresetAnalysis, analysis: VerificationAnalysis) -> dict[s
     return {item: float(np.mean(distances)) for item, distances in by_item.items()}
 
 
-def _notes(item: str, preset: PresetAnalysis, analysis: VerificationAnalysis) -> tuple[str, ...]:
-    """What is wrong with single outputs of an item, and what the metrics say of it, its seeds averaged."""
+def _scores(item: str, preset: PresetAnalysis, analysis: VerificationAnalysis) -> tuple[CardScore, ...]:
+    """Of the metrics that are sensitive."""
     if preset.evidence is None:
         return ()
-    notes = [
+    scores = []
+    for quality in preset.evidence.quality:
+        if item in quality.differences and quality.metric not in analysis.insensitive:
+            mean = float(np.mean(quality.differences[item]))
+            words = f"{title(quality.metric)} {change(quality.metric, mean)}"
+            loss = -mean / analysis.margins.primary.get(quality.metric, 1.0)
+            scores.append(CardScore(quality.metric, words, loss, is_distance=False))
+    for fidelity in preset.evidence.fidelity:
+        if item in fidelity.to_baseline:
+            distance = float(np.mean(fidelity.to_baseline[item]))
+            words = f"{fidelity.metric} distance {distance:.2g}"
+            scores.append(CardScore(fidelity.metric, words, distance, is_distance=True))
+    return tuple(scores)
+
+
+def _faults(item: str, preset: PresetAnalysis) -> tuple[str, ...]:
+    """What is wrong with single outputs of an item."""
+    if preset.evidence is None:
+        return ()
+    return tuple(
         f"the output of seed {repeat.seed} is {repeat.what}"
         for repeat in preset.evidence.repeats
         if repeat.item == item
-    ]
-    notes += [
-        f"{title(quality.metric)} {change(quality.metric, float(np.mean(quality.differences[item])))}"
-        for quality in preset.evidence.quality
-        if item in quality.differences and quality.metric not in analysis.insensitive
-    ]
-    notes += [
-        f"{fidelity.metric} distance {float(np.mean(fidelity.to_baseline[item])):.2g}"
-        for fidelity in preset.evidence.fidelity
-        if item in fidelity.to_baseline
-    ]
-    return tuple(notes)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,10 @@ from kontext_fast.report.charting import Chart, write_charts
 from kontext_fast.report.model import Report, build_report
 from kontext_fast.report.output import page
 from kontext_fast.report.output.page import ImageFolder, beside_reports
-from kontext_fast.report.verification import read_verdicts
+from kontext_fast.report.verification import build_verification_report
+
+QUALITY_PAGE = Path("visualizations") / "quality" / "index.html"
+"""Below a folder of a verification."""
 
 Audience = Literal["page", "blog", "paper", "business"]
 
@@ -45,7 +49,7 @@ def render(report: Report, charts: Sequence[Chart], audience: Audience) -> str:
 def hero(charts: Sequence[Chart]) -> Chart | None:
     """The summary of what is gained where there is one, else the first picture; None where none was drawn."""
     drawn = [chart for chart in charts if chart.path is not None]
-    summaries = [chart for chart in drawn if chart.path and chart.path.name.endswith("_summary.png")]
+    summaries = [chart for chart in drawn if chart.section == "summary"]
     return next(iter(summaries or drawn), None)
 
 
@@ -67,22 +71,49 @@ def publish(
     """Write `visualizations/`, `results/samples.csv` and one document in `reports/` below `out`, or beside the records.
 
     `question` is what is asked of the cost; None asks what `kontext cost` asks by default. `verification` is a folder
-    of `kontext verify`, whose verdicts stand beside the times. Only the records and their images are read.
+    of `kontext verify`, whose verdicts and images stand beside the times. Only the records and their images are read.
     Raises InvalidInput where they cannot be read, `out` cannot be written, or a price does not fit.
     """
     store = ResultStore.find(records)
-    verdicts = None if verification is None else read_verdicts(verification)
-    report = build_report(store.load(), question, verdicts)
+    judged = None if verification is None else ResultStore.find(verification)
+    verified = None if judged is None else build_verification_report(judged.load())
+    report = build_report(store.load(), question, verified=verified)
     folder = store.folder if out is None else out
     samples_file = store.samples_file if out is None else out / "results" / store.samples_file.name
-    charts = write_report(report, store, folder, samples_file, [audience])
+    page_of_quality = None if judged is None else _beside(judged.folder / QUALITY_PAGE, folder / "reports")
+    images = Stores(tuple(filter(None, (store, judged))))
+    charts = write_report(report, images, folder, samples_file, [audience], quality_page=page_of_quality)
     return Published(report, folder / "reports" / DOCUMENTS[audience], charts)
 
 
+@dataclass(frozen=True)
+class Stores:
+    """Several result folders as one folder of images."""
+
+    stores: tuple[ResultStore, ...]
+
+    def image_path(self, digest: str) -> Path:
+        """Where the image with this hash is, in whichever folder it was stored."""
+        paths = [store.image_path(digest) for store in self.stores]
+        return next((path for path in paths if path.is_file()), paths[0])
+
+
+def _beside(page: Path, folder: Path) -> str | None:
+    """The way from `folder` to `page`, None where there is no such page."""
+    return Path(os.path.relpath(page, folder)).as_posix() if page.is_file() else None
+
+
 def write_report(
-    report: Report, images: ImageFolder, folder: Path, samples_file: Path, audiences: Iterable[Audience]
+    report: Report,
+    images: ImageFolder,
+    folder: Path,
+    samples_file: Path,
+    audiences: Iterable[Audience],
+    *,
+    quality_page: str | None = None,
 ) -> tuple[Chart, ...]:
     """Write the charts below `folder`, the samples and a document for each of `audiences`; returns the charts.
+    `quality_page` is where the page of the verification lies, from the documents on.
 
     Raises InvalidInput where they cannot be written.
     """
@@ -91,7 +122,7 @@ def write_report(
         write_atomically(samples_file, samples_csv(report.result).encode())
         for audience in audiences:
             if audience == "page":
-                text = page.render(report, charts, images)
+                text = page.render(report, charts, images, quality_page)
             else:
                 text = render(report, charts, audience)
             write_atomically(folder / "reports" / DOCUMENTS[audience], text.encode())

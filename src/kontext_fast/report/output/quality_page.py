@@ -15,15 +15,17 @@ from kontext_fast.records.store import ResultStore, write_atomically
 from kontext_fast.report import templates
 from kontext_fast.report.charting import Chart, write_verification_charts
 from kontext_fast.report.environment import Fact
+from kontext_fast.report.output import page
 from kontext_fast.report.output.item_cards import GAIN, ItemCard, arbitrary, item_cards, worst
-from kontext_fast.report.output.page import png_uri
+from kontext_fast.report.output.publish import QUALITY_PAGE
+from kontext_fast.report.output.quality_matrix import matrix
 from kontext_fast.report.text import quality as words
 from kontext_fast.report.verification import VerificationReport, build_verification_report
 from kontext_fast.verify.analysis import PresetAnalysis
 from kontext_fast.verify.controls import NO_LOSS_ARMS, ControlCheck
 from kontext_fast.verify.findings import changes_sentence
 
-PAGE = Path("visualizations") / "quality" / "index.html"
+SCRIPTS = ("page.js", "quality.js")
 
 
 @dataclass(frozen=True)
@@ -49,28 +51,34 @@ def write_quality_page(records: Path, out: Path | None = None) -> Path:
 
 def write_page(report: VerificationReport, store: ResultStore, folder: Path) -> Path:
     """As `write_quality_page`, of records that were read already."""
-    page = folder / PAGE
+    file = folder / QUALITY_PAGE
     try:
         charts = write_verification_charts(report, folder / "visualizations")
-        write_atomically(page, render(report, charts, store).encode())
+        write_atomically(file, render(report, charts, store).encode())
     except OSError as error:
         reason = error.strerror or str(error)
         raise InvalidInput(f"The page cannot be written to {folder} ({reason}); choose another folder.") from error
-    return page
+    return file
 
 
 def render(report: VerificationReport, charts: Sequence[Chart], store: ResultStore) -> str:
     """The page as text. Pictures are read from `store`."""
     result, analysis = report.result, report.analysis
+    presets = [_section(preset, report, store) for preset in analysis.presets]
+    cards = [card for section in presets for card in (*section.worst, *section.random)]
+    script = page.script(SCRIPTS)
     return templates.render(
         "quality.html.j2",
         result=result,
         analysis=analysis,
+        matrix=matrix(analysis),
         frontier=report.frontier,
-        presets=[_section(preset, report, store) for preset in analysis.presets],
-        charts={
-            section: [chart for chart in charts if chart.section == section] for section in ("quality", "frontier")
-        },
+        presets=presets,
+        cards=cards,
+        kinds=sorted({card.item.kind for card in cards if card.item.kind}),
+        orders=tuple(dict.fromkeys(score.metric for card in cards for score in card.scores)),
+        shown_first=_shown_first(presets),
+        **page.chart_context(charts),
         facts=_facts(report),
         caution=next((record.checkpoint.caution for record in result.records if record.checkpoint), None),
         controls=[control.value for control in Control] + list(NO_LOSS_ARMS),
@@ -78,9 +86,21 @@ def render(report: VerificationReport, charts: Sequence[Chart], store: ResultSto
         failed=[record for record in result.records if record.status != "ok"],
         lost=_lost(result),
         words=words,
-        png_uri=png_uri,
         gain=GAIN,
+        script=script,
+        script_hash=page.script_hash(script),
     )
+
+
+def _shown_first(presets: Sequence[PresetSection]) -> str:
+    """The preset whose images a reader sees first: one with a loss, else the one that is farthest from baseline."""
+    lossy = [section for section in presets if not section.preset.verdict.level.passes]
+    chosen = max(lossy or presets, key=_largest_distance, default=None)
+    return chosen.preset.preset if chosen else ""
+
+
+def _largest_distance(section: PresetSection) -> float:
+    return max((floor.ratio.value for floor in section.preset.verdict.floor), default=0.0)
 
 
 def _section(preset: PresetAnalysis, report: VerificationReport, store: ResultStore) -> PresetSection:

@@ -236,7 +236,10 @@ def _starts(group: GroupCost) -> str:
     if group.basis is None or group.basis.billing != "by-use":
         return ""
     starts = group.demand.cold_starts_per_day
-    return f", {starts:g} cold {'start' if starts == 1 else 'starts'} a day"
+    without = (
+        " without loading, since random weights are not read from disk (--load-seconds)" if group.without_load else ""
+    )
+    return f", {starts:g} cold {'start' if starts == 1 else 'starts'} a day{without}"
 
 
 def _payback(preset: PresetCost) -> tuple[str, ...]:

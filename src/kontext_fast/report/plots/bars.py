@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kontext_fast.analysis import format as fmt
-from kontext_fast.records.names import is_peer
-from kontext_fast.records.schema import BASELINE, CONTROL
 from kontext_fast.report.plots import style
+from kontext_fast.report.plots.style import Canvas, Picture, Rows, Slot
 from kontext_fast.stats.intervals import Estimate
 
-NAME_LEFT = 0.15
-"""Least room for names, as a fraction of the width."""
-SPEED_HEAD_IN = 1.0
-"""Without a legend."""
-SPEED_ROW_IN, STACKED_ROW_IN = 0.62, 0.56
-LABEL_SHARE = 0.09
-"""Parts narrower than this share of the longest row are not written into; they are in the table."""
+NO_CLAIM_ALPHA = 0.45
+"""Of rows from which nothing may be claimed."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +24,10 @@ class SpeedBar:
     factor: Estimate | None
     note: str | None
     """Written in place of what is missing: the reason of a failure, or why there is no factor."""
+    name: str = ""
+    """What is written beside the bar; the preset where it is empty."""
+    claims: bool = True
+    """Whether anything may be claimed from it."""
 
 
 @dataclass(frozen=True)
@@ -43,50 +40,77 @@ class SpeedPanel:
     finding: str
 
 
-def speed_picture(panels: Sequence[SpeedPanel]) -> bytes:
-    """Times on the left, factors against baseline on the right; PNG."""
-    return style.draw_panels(
-        panels, lambda panel: SPEED_ROW_IN * len(panel.bars) + SPEED_HEAD_IN + style.FOOT_IN, _draw_speed
+def speed_picture(headline: str, panels: Sequence[SpeedPanel]) -> Picture:
+    """Times on the left, factors against baseline on the right; on a phone the factors stand behind the times."""
+    presets = [bar.preset for panel in panels for bar in panel.bars]
+    return style.panels_picture(
+        headline, panels, lambda panel, canvas: style.rows_in(len(panel.bars), canvas), _draw_speed, style.who(presets)
     )
 
 
-def _draw_speed(figure: Any, panel: SpeedPanel, top_in: float, height_in: float) -> None:
-    left = style.name_left((bar.preset for bar in panel.bars), NAME_LEFT)
-    # The factors first, so that the words of a failure, which begin on the left, lie above them.
-    factors = style.panel_axes(figure, top_in, height_in, left=0.56, right=0.98, head_in=SPEED_HEAD_IN)
-    times = style.panel_axes(figure, top_in, height_in, left=left, right=0.51, head_in=SPEED_HEAD_IN)
-    style.rows(times, len(panel.bars), "seconds per call")
-    style.rows(factors, len(panel.bars), "times as fast as baseline")
-    for y, bar in enumerate(panel.bars):
-        style.row_name(times, y, bar.preset)
+def _draw_speed(slot: Slot, panel: SpeedPanel) -> None:
+    with_factors = not slot.canvas.narrow
+    names = [bar.name or bar.preset for bar in panel.bars]
+    times = Rows(slot, names, "seconds per call", right=0.56)
+    words = [_time_words(bar, with_factors) for bar in panel.bars]
+    style.room_for(
+        times.axes,
+        [
+            (max(style.end_of(bar.time.value, bar.time.interval), *bar.processes), said)
+            for bar, said in zip(panel.bars, words, strict=True)
+            if bar.time
+        ],
+    )
+    for row, (bar, said) in enumerate(zip(panel.bars, words, strict=True)):
+        times.name(row, names[row], style.INK if bar.claims else style.MUTED)
         if bar.time is None:
-            style.row_words(times, 0, y, style.shortened(bar.note or "", 108), style.FAILURE)
+            times.failure(row, bar.note or "")
             continue
-        times.barh(y, bar.time.value, height=0.52, color=_color(bar.preset), alpha=0.85, linewidth=0)
-        style.whisker(times, y, bar.time.interval)
-        times.plot(bar.processes, [y] * len(bar.processes), "o", markersize=4, mfc="white", mec=style.INK, mew=0.8)
+        times.bar(row, bar.time.value, style.color_of(bar.preset), alpha=1.0 if bar.claims else NO_CLAIM_ALPHA)
+        times.whisker(row, bar.time.interval)
         end = max(style.end_of(bar.time.value, bar.time.interval), *bar.processes)
-        style.row_words(times, end, y, f"{fmt.seconds_estimate(bar.time)}  n={bar.time.n}")
-        if bar.factor is None:
-            style.row_words(factors, 1.0, y, bar.note or "", style.MUTED)
+        times.words(end, row, said, style.INK if bar.claims else style.MUTED)
+    for row, bar in enumerate(panel.bars):
+        times.hit(row, _speed_tip(bar), bar.preset)
+    if with_factors:
+        _draw_factors(slot, panel)
+
+
+def _time_words(bar: SpeedBar, with_factors: bool) -> str:
+    if bar.time is None:
+        return ""
+    factor = f", {fmt.factor(bar.factor)}" if bar.factor and not with_factors else ""
+    return fmt.seconds_estimate(bar.time) + factor
+
+
+def _speed_tip(bar: SpeedBar) -> str:
+    name = bar.name or bar.preset
+    if bar.time is None:
+        return f"{name}: {bar.note or fmt.NOT_MEASURED}"
+    factor = f"; {fmt.factor_with_interval(bar.factor)} as fast" if bar.factor else ""
+    return f"{name}: {fmt.seconds_with_interval(bar.time)}{factor}; n={bar.time.n}"
+
+
+def _draw_factors(slot: Slot, panel: SpeedPanel) -> None:
+    axes = slot.axes(0.6, 0.985)
+    style.clean(axes, "x", x="times as fast as baseline")
+    axes.set_yticks([])
+    axes.set_ylim(len(panel.bars) - 0.5, -0.5)
+    shown = [bar.factor for bar in panel.bars if bar.factor]
+    style.factor_scale(axes, (end for factor in shown for end in (factor.value, *(factor.interval or ()))), right=0.8)
+    for row, bar in enumerate(panel.bars):
+        if bar.time is None:
             continue
-        style.whisker(factors, y, bar.factor.interval)
-        factors.plot([bar.factor.value], [y], "o", markersize=10, color=_color(bar.preset))
+        if bar.factor is None:
+            style.row_words(axes, 1.0, row, bar.note or "", style.MUTED, size=10)
+            continue
+        style.whisker(axes, row, bar.factor.interval)
+        alpha = 1.0 if bar.claims else NO_CLAIM_ALPHA
+        axes.plot([bar.factor.value], [row], "o", markersize=8, color=style.color_of(bar.preset), alpha=alpha)
         end = style.end_of(bar.factor.value, bar.factor.interval)
-        style.row_words(factors, end, y, fmt.factor_with_interval(bar.factor))
-    measured = [bar for bar in panel.bars if bar.time]
-    longest = max(max(style.end_of(bar.time.value, bar.time.interval), *bar.processes) for bar in measured if bar.time)
-    times.set_xlim(0, longest * 1.42)
-    shown = [bar.factor for bar in measured if bar.factor]
-    style.factor_scale(
-        factors, (end for factor in shown for end in (factor.value, *(factor.interval or ()))), right=0.95
-    )
-
-
-def _color(preset: str) -> str:
-    if preset in (BASELINE, CONTROL):
-        return style.BASELINE_COLOR
-    return style.PEER_COLOR if is_peer(preset) else style.PRESET_COLOR
+        style.row_words(
+            axes, end, row, fmt.factor_with_interval(bar.factor), style.INK if bar.claims else style.MUTED, size=10
+        )
 
 
 @dataclass(frozen=True)
@@ -102,6 +126,7 @@ class StackedRow:
     whole: Estimate | None
     """Seconds; None where the row was not measured, which `note` explains."""
     note: str | None = None
+    preset: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,40 +136,64 @@ class StackedPanel:
     rows: tuple[StackedRow, ...]
 
 
-def stacked_picture(panels: Sequence[StackedPanel], colors: Mapping[str, str]) -> bytes:
-    """`colors` has one for the name of every part, in the order of the legend; PNG."""
+def stacked_picture(headline: str, panels: Sequence[StackedPanel], colors: Mapping[str, str]) -> Picture:
+    """`colors` has one for the name of every part, in the order of the legend."""
 
-    def draw(figure: Any, panel: StackedPanel, top_in: float, height_in: float) -> None:
-        left = style.name_left((row.name for row in panel.rows), NAME_LEFT)
-        axes = style.panel_axes(figure, top_in, height_in, left=left, right=0.985)
-        style.rows(axes, len(panel.rows), "seconds")
-        wholes = [row.whole for row in panel.rows if row.whole]
-        longest = max((whole.value for whole in wholes), default=1.0)
-        furthest = max((whole.interval[1] for whole in wholes if whole.interval), default=0.0)
-        for y, row in enumerate(panel.rows):
-            style.row_name(axes, y, row.name)
-            _draw_parts(axes, y, row, colors, longest)
-        # Behind bars and whiskers there has to be room for words.
-        axes.set_xlim(0, max(1.8 * longest, 1.5 * furthest))
+    def draw(slot: Slot, panel: StackedPanel) -> None:
+        rows = Rows(slot, [row.name for row in panel.rows], "seconds")
+        style.room_for(rows.axes, [(_end(row), _whole_words(row)) for row in panel.rows if row.whole])
+        for number, row in enumerate(panel.rows):
+            rows.name(number, row.name)
+            if row.whole is None:
+                rows.failure(number, row.note or fmt.NOT_MEASURED)
+            else:
+                _draw_parts(rows, number, row, colors)
+        for number, row in enumerate(panel.rows):
+            rows.hit(number, _stacked_tip(row), row.preset or row.name)
 
-    def height_in(panel: StackedPanel) -> float:
-        return style.HEAD_IN + style.FOOT_IN + STACKED_ROW_IN * len(panel.rows)
+    def height_in(panel: StackedPanel, canvas: Canvas) -> float:
+        return style.rows_in(len(panel.rows), canvas)
 
-    return style.draw_panels(panels, height_in, draw, list(colors.items()))
+    return style.panels_picture(headline, panels, height_in, draw, list(colors.items()))
 
 
-def _draw_parts(axes: Any, y: int, row: StackedRow, colors: Mapping[str, str], longest: float) -> None:
-    if row.whole is None:
-        style.row_words(axes, 0, y, style.shortened(row.note or fmt.NOT_MEASURED, 92), style.FAILURE)
-        return
+def _draw_parts(rows: Rows, number: int, row: StackedRow, colors: Mapping[str, str]) -> None:
+    assert row.whole is not None
     start = 0.0
+    inches_per_second = rows.axes.get_position().width * rows.axes.figure.get_figwidth() / rows.axes.get_xlim()[1]
     for part in row.parts:
-        axes.barh(y, part.seconds, left=start, height=0.56, color=colors[part.name], linewidth=0)
-        if part.seconds > LABEL_SHARE * longest:
+        rows.bar(number, part.seconds, colors[part.name], left=start)
+        words = fmt.seconds(part.seconds)
+        # Words that are wider than their part are in the tip and in the table.
+        if style.words_in(words, 9.5) + 0.1 < part.seconds * inches_per_second:
             middle = start + part.seconds / 2
-            axes.text(middle, y, fmt.seconds(part.seconds), ha="center", va="center", fontsize=10, color="white")
+            rows.axes.text(
+                middle, rows.middle(number), words, ha="center", va="center", fontsize=9.5, color=style.ON_COLOR
+            )
         start += part.seconds
-    style.whisker(axes, y + 0.38, row.whole.interval)
-    words = f"{fmt.seconds_estimate(row.whole)}  n={row.whole.n}"
-    end = max(start, style.end_of(row.whole.value, row.whole.interval))
-    style.row_words(axes, end, y, f"{words}  {row.note}" if row.note else words)
+    style.whisker(rows.axes, rows.middle(number) + rows.bar_height / 2 + 0.06, _interval(row))
+    rows.words(_end(row), number, _whole_words(row))
+
+
+def _end(row: StackedRow) -> float:
+    assert row.whole is not None
+    return max(sum(part.seconds for part in row.parts), style.end_of(row.whole.value, _interval(row)))
+
+
+def _interval(row: StackedRow) -> tuple[float, float] | None:
+    """Of three processes at least: that of two may be ten times as long as what it is of."""
+    return row.whole.interval if row.whole and row.whole.n > 2 else None
+
+
+def _whole_words(row: StackedRow) -> str:
+    assert row.whole is not None
+    words = fmt.seconds_estimate(row.whole)
+    return f"{words}, {row.note}" if row.note else words
+
+
+def _stacked_tip(row: StackedRow) -> str:
+    if row.whole is None:
+        return f"{row.name}: {row.note or fmt.NOT_MEASURED}"
+    parts = ", ".join(f"{part.name} {fmt.seconds(part.seconds)}" for part in row.parts)
+    note = f"; {row.note}" if row.note else ""
+    return f"{row.name}: {fmt.seconds_with_interval(row.whole)}: {parts}{note}; n={row.whole.n}"

@@ -1,20 +1,21 @@
-"""Draws what a verification measured: rows of one dot per output, and presets as dots of quality against time."""
+"""Draws what a verification measured: rows of distributions with their means, and presets as dots of quality against
+time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from kontext_fast.report.plots import style
+from kontext_fast.report.plots.style import Canvas, Picture, Rows, Slot
+from kontext_fast.report.plots.svg import tip
+from kontext_fast.stats.intervals import wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-HEAD_IN = 0.75
-"""Of a panel without subtitle and legend."""
 
 DotKind = Literal["baseline", "preset", "floor", "control"]
 
@@ -24,8 +25,13 @@ DOT_COLORS: dict[DotKind, str] = {
     "floor": style.GREEN,
     "control": style.VERMILION,
 }
-DOT_ROW_IN = 0.36
-MOST_DOTS = 600
+DOT_NAMES: dict[DotKind, str] = {
+    "baseline": "baseline",
+    "preset": "presets",
+    "floor": "baseline again, other rounding",
+    "control": "worse on purpose",
+}
+DOT_ROW_IN = 0.32
 
 
 @dataclass(frozen=True)
@@ -44,43 +50,75 @@ class DotPanel:
     rows: tuple[DotRow, ...]
     log: bool = False
     """Distances: zeros are drawn at the left edge."""
+    rates: bool = False
+    """Scores are yes or no, so a row is its share of yes."""
     margin: float | None = None
     """A loss up to this counts as none; it is drawn left of zero."""
     subtitle: str = ""
 
 
-def dot_picture(panels: Sequence[DotPanel]) -> bytes:
-    """PNG."""
-    return style.draw_panels(
-        panels, lambda panel: HEAD_IN + style.FOOT_IN + DOT_ROW_IN * len(panel.rows), _draw_dot_panel
+def dot_picture(headline: str, panels: Sequence[DotPanel]) -> Picture:
+    kinds = {row.kind for panel in panels for row in panel.rows}
+    names = [(DOT_NAMES[kind], color) for kind, color in DOT_COLORS.items() if kind in kinds]
+    return style.panels_picture(
+        headline,
+        panels,
+        lambda panel, canvas: style.rows_in(len(panel.rows), canvas, DOT_ROW_IN),
+        _draw_dot_panel,
+        names,
     )
 
 
-def _draw_dot_panel(figure: Any, panel: DotPanel, top_in: float, height_in: float) -> None:
-    axes = style.panel_axes(figure, top_in, height_in, left=0.21, right=0.98, head_in=HEAD_IN)
-    style.rows(axes, len(panel.rows), panel.axis)
+def _draw_dot_panel(slot: Slot, panel: DotPanel) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    rows = Rows(slot, [row.label for row in panel.rows], panel.axis)
     floor = min((value for row in panel.rows for value in row.values if value > 0), default=1e-6) / 3
     if panel.log:
-        axes.set_xscale("log")
-        axes.set_xlim(floor / 1.5, 3 * max(max(row.values, default=0) for row in panel.rows) or 1)
-    for y, row in enumerate(panel.rows):
-        style.row_name(axes, y, row.label, style.INK if row.kind in ("baseline", "preset") else style.MUTED)
-        _draw_dots(axes, y, row, np.maximum(row.values, floor) if panel.log else np.asarray(row.values))
+        rows.axes.set_xscale("log")
+        rows.axes.set_xlim(floor / 1.5, 1.5 * max(max(row.values, default=0) for row in panel.rows) or 1)
+        rows.axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        rows.axes.minorticks_off()
+    for number, row in enumerate(panel.rows):
+        rows.name(number, row.label, style.INK if row.kind in ("baseline", "preset") else style.MUTED)
+        if row.values:
+            values = np.maximum(row.values, floor) if panel.log else np.asarray(row.values)
+            _draw_row(rows, number, row, values, rates=panel.rates)
     if panel.margin is not None:
-        axes.axvspan(-panel.margin, 0, color=style.GREEN, alpha=0.14, linewidth=0, zorder=0)
-        axes.axvline(0, color=style.INK, linewidth=1)
+        low, high = rows.axes.get_xlim()
+        rows.axes.set_xlim(min(low, -1.15 * panel.margin), max(high, 0.3 * panel.margin))
+        rows.axes.axvspan(-panel.margin, 0, color=style.GREEN, alpha=0.14, linewidth=0, zorder=0)
+        rows.axes.axvline(0, color=style.INK, linewidth=1)
+    for number, row in enumerate(panel.rows):
+        if row.values:
+            rows.hit(number, _said(row, rates=panel.rates))
 
 
-def _draw_dots(axes: Axes, y: int, row: DotRow, values: np.ndarray) -> None:
-    if len(values) == 0:
-        return
-    rng, color = np.random.default_rng(y), DOT_COLORS[row.kind]
-    shown = values if len(values) <= MOST_DOTS else rng.choice(values, MOST_DOTS, replace=False)
-    jitter = rng.uniform(-0.24, 0.24, len(shown))
-    axes.plot(shown, y + jitter, "o", markersize=3.2, color=color, alpha=0.4, markeredgewidth=0)
-    style.whisker(axes, y, row.bounds)
-    middle = float(np.mean(values)) if row.bounds is not None else float(np.median(values))
-    axes.plot([middle], [y], "D", markersize=6, color=color, markeredgecolor="white", markeredgewidth=0.9, zorder=3)
+def _draw_row(rows: Rows, number: int, row: DotRow, values: np.ndarray, *, rates: bool) -> None:
+    y, color = rows.middle(number), DOT_COLORS[row.kind]
+    if rates:
+        share = wilson(float(values.sum()), len(values))
+        style.whisker(rows.axes, y, share.interval)
+        middle = share.value
+    elif row.bounds is None:
+        low, first, middle, third, high = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95))
+        rows.axes.plot([low, high], [y, y], color=color, linewidth=1.6, solid_capstyle="butt")
+        rows.axes.plot([first, third], [y, y], color=color, linewidth=7, alpha=0.55, solid_capstyle="butt")
+    else:
+        style.whisker(rows.axes, y, row.bounds)
+        middle = float(np.mean(values))
+    rows.axes.plot([middle], [y], "D", markersize=6, color=color, markeredgecolor=style.PAPER, markeredgewidth=0.9)
+
+
+def _said(row: DotRow, *, rates: bool) -> str:
+    of = f"n={len(row.values)}"
+    if rates:
+        return f"{row.label}: {100 * float(np.mean(row.values)):.1f} %; {of}"
+    if row.bounds is not None:
+        low, high = row.bounds
+        return f"{row.label}: mean {float(np.mean(row.values)):.3g}, bounds {low:.3g} and {high:.3g}; {of}"
+    low, middle, high = np.quantile(row.values, (0.05, 0.5, 0.95))
+    return f"{row.label}: median {middle:.3g}, 90 % of outputs from {low:.3g} to {high:.3g}; {of}"
 
 
 FrontierKind = Literal["baseline", "preset", "steps"]
@@ -119,13 +157,16 @@ class FrontierPanel:
     subtitle: str = ""
 
 
-def frontier_picture(panels: Sequence[FrontierPanel]) -> bytes:
-    """PNG."""
-    return style.draw_panels(panels, lambda _: FRONTIER_IN, _draw_frontier)
+def frontier_picture(headline: str, panels: Sequence[FrontierPanel]) -> Picture:
+    return style.panels_picture(headline, panels, _frontier_in, _draw_frontier)
 
 
-def _draw_frontier(figure: Any, panel: FrontierPanel, top_in: float, height_in: float) -> None:
-    axes = style.panel_axes(figure, top_in, height_in, left=0.085, right=0.975, head_in=HEAD_IN)
+def _frontier_in(_: FrontierPanel, canvas: Canvas) -> float:
+    return 4.2 if canvas.narrow else 4.9
+
+
+def _draw_frontier(slot: Slot, panel: FrontierPanel) -> None:
+    axes = slot.axes(0.17 if slot.canvas.narrow else 0.085, 0.975)
     axes.axhspan(-panel.margin, 0, color=style.GREEN, alpha=0.14, linewidth=0, zorder=0)
     axes.axhline(0, color=style.INK, linewidth=1, zorder=1)
     line = sorted((dot for dot in panel.dots if dot.kind != "preset"), key=lambda dot: dot.time_s)
@@ -141,9 +182,16 @@ def _draw_frontier(figure: Any, panel: FrontierPanel, top_in: float, height_in: 
         color = FRONTIER_COLORS[dot.kind]
         axes.plot([dot.time_s] * 2, dot.bounds, color=color, linewidth=1.4, alpha=0.6)
         axes.plot(dot.time_range_s, [dot.change] * 2, color=color, linewidth=1.4, alpha=0.6)
-        axes.plot(
-            [dot.time_s], [dot.change], MARKERS[dot.kind], markersize=9, color=color, markeredgecolor="white", zorder=4
+        (mark,) = axes.plot(
+            [dot.time_s],
+            [dot.change],
+            MARKERS[dot.kind],
+            markersize=9,
+            color=color,
+            markeredgecolor=style.PAPER,
+            zorder=4,
         )
+        tip(mark, f"{dot.label}: {dot.time_s:.3g} s, {dot.change:+.3g} ({dot.bounds[0]:+.3g} to {dot.bounds[1]:+.3g})")
     _scale_frontier(axes, panel)
     _label_frontier(axes, panel)
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
+
+from kontext_fast.records.names import is_peer
+from kontext_fast.records.schema import BASELINE, CONTROL
+from kontext_fast.report.plots.svg import inline_svg, standalone_svg, tip
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,29 +20,113 @@ if TYPE_CHECKING:
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = COLORS
 GRAY, INK, MUTED, GRID, FAILURE = "#8a8f98", "#1c1d1f", "#5f656e", "#e4e6e9", "#a3330b"
+PAPER, ON_COLOR, NO_DATA = "#ffffff", "#fefefe", "#f4f5f6"
+"""Behind everything, words on a dark colour, and a cell without a number."""
 BASELINE_COLOR, PRESET_COLOR, PEER_COLOR = GRAY, BLUE, ORANGE
 
-WIDTH_IN, DPI = 12.0, 150
-"""At half of its 1800 pixels the smallest letters are still as large as those of a page."""
-HEAD_IN, FOOT_IN = 1.4, 0.6
-"""Above the axes of a panel, with room for a legend, and below them."""
+VARIABLES: Final = {
+    BLUE: "blue", ORANGE: "orange", GREEN: "green", PURPLE: "purple", SKY: "sky", VERMILION: "vermilion",
+    GRAY: "gray", INK: "ink", MUTED: "soft", GRID: "line", FAILURE: "failure", ON_COLOR: "on-color", NO_DATA: "no-data",
+    PAPER: "raised",
+}  # fmt: skip
+"""Of each colour the CSS variable that a page has for it in its light and in its dark scheme."""
+DARK: Final = {
+    BLUE: "#56b4e9", ORANGE: "#f0b35a", GREEN: "#4fd0a5", PURPLE: "#e3a6c8", SKY: "#9ad3f5", VERMILION: "#ff9d6b",
+    GRAY: "#8b939e", INK: "#eceef0", MUTED: "#a9b0b9", GRID: "#31363c", FAILURE: "#f5b597", ON_COLOR: "#15171a",
+    NO_DATA: "#23272c", PAPER: "#15171a",
+}  # fmt: skip
+"""What stands for each colour in a file that is shown on a dark page."""
+
+DPI = 150
+"""At half of its 1800 pixels the smallest letters of a wide picture are still as large as those of a page."""
+FOOT_IN = 0.6
+"""Below the axes of a panel."""
+ROW_IN, PHONE_ROW_IN = 0.36, 0.56
+"""Of a row; on a phone its name stands above it."""
 DASHED = (0, (4, 3))
 
 _ROUND_FACTORS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
-_LETTER_IN = 0.105
+_LETTER_IN = 0.092
 """Of the name of a row, with room to spare."""
 
 
-def new_figure(inches: float) -> Any:
+@dataclass(frozen=True)
+class Canvas:
+    """Where a picture is seen."""
+
+    width_in: float
+    headed: bool
+    """Whether title and source are part of the picture; a page has them beside it."""
+
+    @property
+    def narrow(self) -> bool:
+        return self.width_in < 6
+
+    def letters(self, size: float) -> int:
+        """How many letters of `size` points fit into a line."""
+        return int(self.width_in * 72 / (0.55 * size))
+
+
+FILE = Canvas(12.0, headed=True)
+DESKTOP = Canvas(12.0, headed=False)
+CARD = Canvas(7.6, headed=False)
+"""Half of a page."""
+PHONE = Canvas(4.4, headed=False)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is drawn where it is needed: as a file, wide on a page, and narrow on a phone."""
+
+    draw: Callable[[Canvas], Any]
+    """The figure for a canvas."""
+
+    def png(self) -> bytes:
+        return png(self.draw(FILE))
+
+    def wide(self, label: str) -> str:
+        """SVG for a page; `label` is its name."""
+        return inline_svg(self.draw(DESKTOP), label, VARIABLES, "wide")
+
+    def half(self, label: str) -> str:
+        """For half of a page."""
+        return inline_svg(self.draw(CARD), label, VARIABLES, "wide")
+
+    def narrow(self, label: str) -> str:
+        return inline_svg(self.draw(PHONE), label, VARIABLES, "narrow")
+
+    def svg_file(self, label: str, *, dark: bool) -> str:
+        """SVG to be shown as a picture on a page of either scheme, through which the page is seen."""
+        colours = DARK if dark else {}
+        return standalone_svg(self.draw(FILE), label, {**colours, PAPER: "none"})
+
+
+def new_figure(inches: float, width_in: float = FILE.width_in) -> Any:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(WIDTH_IN, inches), dpi=DPI, facecolor="white")
+    return Figure(figsize=(width_in, inches), dpi=DPI, facecolor=PAPER)
 
 
 def png(figure: Any) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
     return content.getvalue()
+
+
+def color_of(preset: str) -> str:
+    """Gray is baseline, blue are presets of this package, orange are recipes of other projects: in every chart."""
+    if preset in (BASELINE, CONTROL):
+        return BASELINE_COLOR
+    return PEER_COLOR if is_peer(preset) else PRESET_COLOR
+
+
+WHO = (("baseline", BASELINE_COLOR), ("kontext-fast", PRESET_COLOR), ("other projects", PEER_COLOR))
+
+
+def who(presets: Iterable[str]) -> list[tuple[str, str]]:
+    """The legend of the colours that `presets` have."""
+    used = {color_of(preset) for preset in presets}
+    return [(name, color) for name, color in WHO if color in used]
 
 
 class Titled(Protocol):
@@ -50,37 +140,83 @@ class Titled(Protocol):
 AnyPanel = TypeVar("AnyPanel", bound=Titled)
 
 
-def draw_panels(
+@dataclass(frozen=True)
+class Slot:
+    """The part of a figure in which a panel draws."""
+
+    figure: Any
+    canvas: Canvas
+    top_in: float
+    """Its upper edge above the lower edge of the figure."""
+    height_in: float
+
+    def axes(self, left: float, right: float, *, head_in: float = 0.1, foot_in: float = FOOT_IN) -> Any:
+        """Axes from `left` to `right`, as fractions of the figure's width."""
+        inches = self.figure.get_figheight()
+        bottom = (self.top_in - self.height_in + foot_in) / inches
+        place = (left, bottom, right - left, (self.height_in - head_in - foot_in) / inches)
+        return self.figure.add_axes(place, facecolor="none")
+
+
+Legend = Sequence[tuple[str, str]]
+
+
+def panels_picture(
+    headline: str,
     panels: Sequence[AnyPanel],
-    height_in: Callable[[AnyPanel], float],
-    draw: Callable[[Any, AnyPanel, float, float], None],
-    names: Sequence[tuple[str, str]] = (),
-) -> bytes:
-    """One panel below the other, each with its heading, and a legend of `names` with their colours; PNG.
+    height_in: Callable[[AnyPanel, Canvas], float],
+    draw: Callable[[Slot, AnyPanel], None],
+    names: Legend = (),
+) -> Picture:
+    """One panel below the other under the `headline`, with a legend of `names` with their colours.
 
-    `draw(figure, panel, top_in, height_in)` adds the axes; `top_in` is the height of the panel's upper edge above the
-    lower edge of the figure.
+    `height_in` is what a panel takes without its heading. On a page the headline stands in the page.
     """
-    heights = [height_in(panel) for panel in panels]
-    figure, top = new_figure(sum(heights)), sum(heights)
-    for panel, height in zip(panels, heights, strict=True):
-        _text(figure, top - 0.42, panel.title, fontsize=16, fontweight="bold", color=INK)
-        _text(figure, top - 0.74, panel.subtitle, fontsize=11, color=MUTED)
-        draw(figure, panel, top, height)
-        top -= height
-    if names:
-        _legend(figure, names)
-    return png(figure)
+
+    def figure_for(canvas: Canvas) -> Any:
+        lines = textwrap.wrap(headline, canvas.letters(15)) if canvas.headed else []
+        heads = [_heading(panel, canvas, alone=len(panels) == 1) for panel in panels]
+        legend_in = _legend_in(names, canvas)
+        top = 0.3 * len(lines) + (0.2 if lines else 0.0)
+        heights = [
+            sum(step for _, _, step in head) + height_in(panel, canvas)
+            for head, panel in zip(heads, panels, strict=True)
+        ]
+        figure = new_figure(top + legend_in + sum(heights), canvas.width_in)
+        edge = top + legend_in + sum(heights)
+        for number, line in enumerate(lines):
+            text(figure, edge - 0.36 - 0.3 * number, line, fontsize=15, fontweight="bold", color=INK)
+        edge -= top
+        for number, (panel, head, height) in enumerate(zip(panels, heads, heights, strict=True)):
+            below = edge
+            for words, how, step in head:
+                below -= step
+                text(figure, below + 0.07, words, **how)
+            if number == 0 and names:
+                _legend(figure, names, below, canvas)
+                below -= legend_in
+                height += legend_in
+            draw(Slot(figure, canvas, below, height - (edge - below)), panel)
+            edge -= height
+        return figure
+
+    return Picture(figure_for)
 
 
-def panel_axes(
-    figure: Any, top_in: float, height_in: float, *, left: float, right: float, head_in: float = HEAD_IN
-) -> Any:
-    """Axes of a panel of `height_in` inches; `left` and `right` are fractions of the figure's width."""
-    inches = figure.get_figheight()
-    bottom = (top_in - height_in + FOOT_IN) / inches
-    place = (left, bottom, right - left, (height_in - head_in - FOOT_IN) / inches)
-    return figure.add_axes(place, facecolor="none")
+def _heading(panel: Titled, canvas: Canvas, *, alone: bool) -> list[tuple[str, dict[str, Any], float]]:
+    """Lines with their style and the inches that each takes. On a page the heading of a panel that is alone is text."""
+    if alone and not canvas.headed:
+        return []
+    size = 12 if canvas.narrow else 13
+    lines: list[tuple[str, dict[str, Any], float]] = [
+        (line, {"fontsize": size, "fontweight": "bold", "color": INK}, 0.28)
+        for line in textwrap.wrap(panel.title, canvas.letters(size))
+    ]
+    if canvas.headed:
+        lines += [
+            (line, {"fontsize": 11, "color": MUTED}, 0.24) for line in textwrap.wrap(panel.subtitle, canvas.letters(11))
+        ]
+    return lines
 
 
 def clean(axes: Axes, grid: Literal["x", "y", "both"], *, x: str = "", y: str = "") -> None:
@@ -94,16 +230,82 @@ def clean(axes: Axes, grid: Literal["x", "y", "both"], *, x: str = "", y: str = 
         spine.set_visible(False)
 
 
-def rows(axes: Axes, count: float, x: str) -> None:
-    """Clean axes of `count` rows from top to bottom, whose names are written beside them; numbers are along `x`."""
-    clean(axes, "x", x=x)
-    axes.set_yticks([])
-    axes.set_ylim(count - 0.42, -0.58)
+class Rows:
+    """Axes of rows from top to bottom, numbers along x. Names stand beside the rows, on a narrow canvas above them."""
+
+    def __init__(self, slot: Slot, names: Sequence[str], x: str, *, right: float = 0.985, head_in: float = 0.1) -> None:
+        self.narrow = slot.canvas.narrow
+        left = 0.03 if self.narrow else name_left(names, 0.13, slot.canvas.width_in)
+        self.axes = slot.axes(left, 0.97 if self.narrow else right, head_in=head_in)
+        clean(self.axes, "x", x=x)
+        self.axes.set_yticks([])
+        self.axes.set_ylim(len(names) - 0.5, -0.5)
+        self.bar_height = 0.36 if self.narrow else 0.62
+
+    def middle(self, row: float) -> float:
+        """The height at which a row's bar lies."""
+        return row + 0.24 if self.narrow else row
+
+    def name(self, row: float, words: str, color: str = INK, *, bold: bool = False) -> None:
+        if self.narrow:
+            self._beside(0.0, row - 0.2, words, color=color, ha="left", bold=bold)
+        else:
+            self._beside(-0.012, row, words, color=color, ha="right", bold=bold)
+
+    def heading(self, row: float, words: str) -> None:
+        """Above the rows that follow, on a narrow canvas."""
+        self._beside(0.0, row - 0.2, words, color=MUTED, ha="left")
+
+    def note(self, row: float, words: str) -> None:
+        """At the right edge, on a wide canvas."""
+        self._beside(1.0, row, words, color=MUTED, ha="right")
+
+    def _beside(self, x: float, row: float, words: str, *, color: str, ha: str, bold: bool = False) -> None:
+        self.axes.text(
+            x,
+            row,
+            words,
+            transform=self.axes.get_yaxis_transform(),
+            ha=ha,
+            va="center",
+            fontsize=11.5,
+            fontweight="bold" if bold else "normal",
+            color=color,
+            parse_math=False,
+        )
+
+    def bar(self, row: float, value: float, color: str, *, left: float = 0.0, alpha: float = 1.0) -> Any:
+        (drawn,) = self.axes.barh(
+            self.middle(row), value, left=left, height=self.bar_height, color=color, alpha=alpha, linewidth=0
+        )
+        return drawn
+
+    def whisker(self, row: float, interval: tuple[float, float] | None) -> None:
+        whisker(self.axes, self.middle(row), interval)
+
+    def words(self, x: float, row: float, words: str, color: str = INK, *, bold: bool = False) -> None:
+        row_words(self.axes, x, self.middle(row), words, color, bold=bold)
+
+    def failure(self, row: float, words: str) -> None:
+        most = 50 if self.narrow else 100
+        row_words(self.axes, self.axes.get_xlim()[0], self.middle(row), shortened(words, most), FAILURE, size=10)
+
+    def hit(self, row: float, words: str, preset: str = "") -> None:
+        """Say `words` wherever the row is pointed at. To be called last, when the axes have their limits."""
+        low, high = self.axes.get_xlim()
+        self.axes.autoscale(False)
+        area = self.axes.fill_between([low, high], row - 0.5, row + 0.5, color=INK, alpha=0.0, linewidth=0, zorder=9)
+        tip(area, words, preset)
 
 
-def name_left(names: Iterable[str], least: float) -> float:
+def rows_in(count: int, canvas: Canvas, wide_in: float = ROW_IN) -> float:
+    """Inches of so many rows with their axis."""
+    return (PHONE_ROW_IN if canvas.narrow else wide_in) * count + FOOT_IN + 0.1
+
+
+def name_left(names: Iterable[str], least: float, width_in: float = FILE.width_in) -> float:
     """Where axes begin whose rows have `names`, at `least` or further right, as a fraction of the figure's width."""
-    return max(least, (max(map(len, names), default=0) + 1) * _LETTER_IN / WIDTH_IN)
+    return max(least, (max(map(len, names), default=0) + 2) * _LETTER_IN / width_in)
 
 
 def shortened(text: str, most: int) -> str:
@@ -111,15 +313,15 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3].rstrip() + "..."
 
 
-def row_name(axes: Axes, y: float, name: str, color: str = INK) -> None:
-    """To the left of the axes."""
-    place = axes.get_yaxis_transform()
-    axes.text(-0.015, y, name, transform=place, ha="right", va="center", fontsize=12, color=color, parse_math=False)
+def words_in(words: str, size: float = 11) -> float:
+    """Inches that `words` take, about."""
+    return 0.55 * size / 72 * len(words)
 
 
-def row_words(axes: Axes, x: float, y: float, words: str, color: str = INK, *, size: float = 11, down: int = 0) -> None:
-    """To the right of where the drawing of a row ends, `down` points lower; a failure covers what is below it."""
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 1} if color == FAILURE else None
+def row_words(
+    axes: Axes, x: float, y: float, words: str, color: str = INK, *, size: float = 11, down: int = 0, bold: bool = False
+) -> None:
+    """To the right of where the drawing of a row ends, `down` points lower."""
     axes.annotate(
         words,
         (x, y),
@@ -127,17 +329,27 @@ def row_words(axes: Axes, x: float, y: float, words: str, color: str = INK, *, s
         textcoords="offset points",
         va="center",
         fontsize=size,
+        fontweight="bold" if bold else "normal",
         color=color,
-        bbox=box,
         parse_math=False,
     )
+
+
+def room_for(axes: Axes, ends: Iterable[tuple[float, str]], *, from_zero: bool = True) -> None:
+    """Set the limits of a linear x axis so that behind each end its words fit, however long they are."""
+    width_in = axes.get_position().width * axes.figure.get_figwidth()  # type: ignore[union-attr]
+    limit, furthest = 0.0, 0.0
+    for end, words in ends:
+        share = min(0.75, (words_in(words) + 0.2) / width_in)
+        limit, furthest = max(limit, end / (1 - share)), max(furthest, end)
+    axes.set_xlim(0 if from_zero else axes.get_xlim()[0], max(limit, 1.02 * furthest) or 1.0)
 
 
 def whisker(axes: Axes, y: float, interval: tuple[float, float] | None) -> None:
     """An interval along x; nothing where there is none."""
     if interval is not None and interval[0] != interval[1]:
-        axes.plot(interval, [y, y], color=INK, linewidth=1.6, solid_capstyle="butt")
-        axes.plot(interval, [y, y], "|", color=INK, markersize=9, markeredgewidth=1.6)
+        axes.plot(interval, [y, y], color=INK, linewidth=1.4, solid_capstyle="butt")
+        axes.plot(interval, [y, y], "|", color=INK, markersize=7, markeredgewidth=1.4)
 
 
 def end_of(value: float, interval: tuple[float, float] | None) -> float:
@@ -153,7 +365,7 @@ def factor_scale(axes: Axes, factors: Iterable[float], *, right: float) -> None:
     kept: list[float] = []
     for tick in sorted(_ROUND_FACTORS, key=lambda tick: abs(math.log(tick))):
         apart = all(abs(math.log(tick / other)) >= 0.08 * math.log(high / low) for other in kept)
-        if low <= tick <= high and apart:
+        if low <= tick <= 1.3 * max(ends) and apart:
             kept.append(tick)
     axes.set_xscale("log")
     axes.set_xlim(low, high)
@@ -162,23 +374,47 @@ def factor_scale(axes: Axes, factors: Iterable[float], *, right: float) -> None:
     axes.axvline(1, color=INK, linewidth=1.2, linestyle=DASHED, zorder=1)
 
 
-def _text(figure: Any, y_in: float, text: str, **style: Any) -> None:
-    figure.text(0.015, y_in / figure.get_figheight(), text, parse_math=False, **style)
+def text(figure: Any, y_in: float, words: str, **style: Any) -> None:
+    """At the left edge, `y_in` inches above the lower one."""
+    left = 0.18 / figure.get_figwidth() if figure.get_figwidth() > 6 else 0.0
+    figure.text(left, y_in / figure.get_figheight(), words, parse_math=False, **style)
 
 
-def _legend(figure: Any, names: Sequence[tuple[str, str]]) -> None:
-    """Below the heading of the first panel."""
+_LEGEND_LINE_IN = 0.26
+
+
+def _columns(names: Legend, canvas: Canvas) -> int:
+    longest = max(words_in(name) for name, _ in names) + 0.45
+    return max(1, min(len(names), int((canvas.width_in - 0.2) / longest)))
+
+
+def _legend_in(names: Legend, canvas: Canvas) -> float:
+    return 0.12 + _LEGEND_LINE_IN * math.ceil(len(names) / _columns(names, canvas)) if names else 0.0
+
+
+def _legend(figure: Any, names: Legend, top_in: float, canvas: Canvas) -> None:
+    """Row by row below `top_in`."""
     from matplotlib.patches import Patch
 
+    columns = _columns(names, canvas)
+    lines = math.ceil(len(names) / columns)
+    # Matplotlib fills a legend column by column.
+    ordered = [
+        names[row * columns + column]
+        for column in range(columns)
+        for row in range(lines)
+        if row * columns + column < len(names)
+    ]
     inches = figure.get_figheight()
     figure.legend(
-        handles=[Patch(color=color, label=name) for name, color in names],
+        handles=[Patch(color=color, label=name) for name, color in ordered],
         loc="upper left",
-        bbox_to_anchor=(0.009, (inches - 0.82) / inches),
+        bbox_to_anchor=(0.009 if canvas.headed else 0.0, (top_in - 0.02) / inches),
         borderpad=0.2,
-        ncols=len(names),
+        ncols=columns,
         frameon=False,
         fontsize=11,
         handlelength=1.0,
+        labelcolor=INK,
         columnspacing=1.2,
     )

@@ -135,58 +135,39 @@
     return made;
   }
 
-  // The label stands before the cell where the table is one of cards.
-  function cell(label, text, attributes = {}) {
-    const made = element("td", text, attributes);
-    made.setAttribute("role", "cell");
-    made.dataset.label = label;
-    return made;
+  function cell(text, attributes = {}) {
+    return element("td", text, { className: "n", ...attributes });
   }
 
-  function moneyCell(label, estimate) {
-    const made = cell(label);
+  function moneyCell(estimate) {
+    const made = cell();
     const shown = element("data", usd(estimate.value), { value: String(estimate.value) });
     const range = estimate.interval ? estimate.interval.map(usd).join(" to ") : "no interval";
+    made.dataset.value = String(estimate.value);
     made.append(shown, element("small", range));
     return made;
   }
 
-  function recordLinks(preset) {
-    const links = element("small", "records ", { className: "records" });
-    for (const place of preset.records) {
-      links.append(element("a", String(place), { href: `#record-${place}` }), " ");
-    }
-    return links;
-  }
-
   function row(preset, baseline, asked) {
     const made = element("tr"), name = element("th", preset.preset, { scope: "row" });
-    made.setAttribute("role", "row");
-    name.setAttribute("role", "rowheader");
-    for (const label of preset.labels) {
-      const line = element("small");
-      line.append(element("span", label, { className: "chip" }));
-      name.append(line);
-    }
     made.append(name);
     if (!preset.seconds_per_image) {
-      made.append(cell("", preset.note, { colSpan: 6, className: "words" }));
+      made.append(cell(preset.note, { colSpan: 6, className: "words" }));
       return made;
     }
-    const time = cell("Time per image", preset.time);
-    time.append(element("small", preset.time_range), recordLinks(preset));
+    const seconds = preset.seconds_per_image.value, time = cell(preset.time);
+    time.dataset.value = String(seconds);
+    time.append(element("small", preset.time_range));
     made.append(time);
     if (!asked) {
-      made.append(cell("Cost", "no price", { colSpan: 5 }));
+      made.append(cell("no price", { colSpan: 5 }));
       return made;
     }
-    const day = perDay(preset, asked), seconds = preset.seconds_per_image.value;
+    const day = perDay(preset, asked);
     const saved = baseline && preset !== baseline ? savedPerMonth(baseline, preset, asked) : null;
-    made.append(moneyCell("Per image", scaled(day, 1 / asked.images)), moneyCell("Per day", day));
-    made.append(moneyCell("Per month", scaled(day, asked.days)));
-    const none = preset === baseline ? "reference" : "no baseline";
-    made.append(saved ? moneyCell("Saved a month", saved) : cell("Saved a month", none));
-    const gpus = cell("GPUs");
+    made.append(moneyCell(scaled(day, 1 / asked.images)), moneyCell(day), moneyCell(scaled(day, asked.days)));
+    made.append(saved ? moneyCell(saved) : cell(preset === baseline ? "reference" : "no baseline"));
+    const gpus = cell();
     gpus.append(element("data", String(gpusNeeded(seconds, asked)), { value: String(gpusNeeded(seconds, asked)) }));
     const used = 100 * busyHours(seconds, asked) * asked.price.usd / day.value;
     gpus.append(element("small", asked.billing === "by-use" ? "at the peak" : `${used.toFixed(0)} % used`));

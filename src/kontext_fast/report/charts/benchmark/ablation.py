@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.benchmark import AnalyzedGroup
@@ -14,6 +14,7 @@ from kontext_fast.records.schema import BASELINE
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
+from kontext_fast.report.plots.style import Picture, Rows, Slot
 from kontext_fast.report.text.phrases import provenance
 from kontext_fast.stats.claims import SpeedClaim, speed_claim
 from kontext_fast.stats.intervals import Estimate, ratio_interval
@@ -21,13 +22,17 @@ from kontext_fast.stats.intervals import Estimate, ratio_interval
 SECTION = "ablation"
 FILE = "performance/ablation.png"
 TITLE = "What each optimization of a preset is worth"
+HOW = (
+    "Alone: how many times as fast as baseline with only this optimization. Added last: how many times as fast the "
+    "preset is with it as without it. Right of the line at 1 it helps, on a logarithmic scale; whiskers are 95 % "
+    "intervals. Factors alone need not multiply to the whole."
+)
 How = Literal["alone", "added last", "all together"]
 COLORS: dict[How, str] = {
-    "alone": style.BLUE,
-    "added last": style.VERMILION,
+    "alone": style.SKY,
+    "added last": style.BLUE,
     "all together": style.INK,
 }
-ROW_IN = 0.42
 
 
 @dataclass(frozen=True)
@@ -61,19 +66,17 @@ def plotted(report: Report) -> tuple[AblationPanel, ...]:
 
 def draw(report: Report) -> Chart:
     panels = plotted(report)
-    takeaway = (
-        " ".join(_takeaway(panel) for panel in panels) or "Not drawn: no preset was taken apart (suite ablation)."
-    )
+    if not panels:
+        takeaway = "Not drawn: no preset was taken apart (suite ablation)."
+        return Chart(TITLE, HOW, takeaway, alt="None.", picture=None)
+    takeaway = " ".join(_takeaway(panel) for panel in panels)
     return Chart(
         title=TITLE,
-        how_to_read=(
-            "Alone: how many times as fast as baseline with only this optimization. Added last: how many times as fast "
-            "the preset is with it as without it. Right of the line at 1 it helps, on a logarithmic scale; whiskers "
-            "are 95 % intervals. Factors alone need not multiply to the whole."
-        ),
+        how_to_read=HOW,
         takeaway=takeaway,
         alt=f"Points with intervals per optimization. {takeaway}",
-        png=_picture(panels) if panels else None,
+        picture=_picture(takeaway, panels),
+        source="; ".join(panel.subtitle for panel in panels),
     )
 
 
@@ -118,26 +121,36 @@ def _takeaway(panel: AblationPanel) -> str:
     return f"{panel.title}: {'; '.join(sentences)}."
 
 
-def _picture(panels: Sequence[AblationPanel]) -> bytes:
-    return style.draw_panels(
-        panels,
-        lambda panel: style.HEAD_IN + style.FOOT_IN + ROW_IN * len(panel.points),
-        _draw_panel,
+def _picture(takeaway: str, panels: Sequence[AblationPanel]) -> Picture:
+    return style.panels_picture(
+        takeaway, panels, lambda panel, canvas: style.rows_in(len(panel.points), canvas), _draw_panel,
         list(COLORS.items()),
-    )
+    )  # fmt: skip
 
 
-def _draw_panel(figure: Any, panel: AblationPanel, top_in: float, height_in: float) -> None:
-    axes = style.panel_axes(figure, top_in, height_in, left=0.28, right=0.985)
-    style.rows(axes, len(panel.points), "times as fast")
-    for y, point in enumerate(panel.points):
-        style.row_name(axes, y, f"{point.optimization}, {point.how}")
-        if point.factor is None:
-            style.row_words(axes, 1.0, y, point.note or "", style.FAILURE)
-            continue
-        style.whisker(axes, y, point.factor.interval)
-        axes.plot([point.factor.value], [y], "o", markersize=9, color=COLORS[point.how])
-        words = f"{fmt.factor(point.factor)} ({fmt.factor_range(point.factor) or fmt.NO_INTERVAL}, n={point.factor.n})"
-        style.row_words(axes, style.end_of(point.factor.value, point.factor.interval), y, words)
+def _draw_panel(slot: Slot, panel: AblationPanel) -> None:
+    names = [
+        point.optimization if point.how == "all together" else f"{point.optimization}, {point.how}"
+        for point in panel.points
+    ]
+    rows = Rows(slot, names, "times as fast")
     factors = [point.factor for point in panel.points if point.factor]
-    style.factor_scale(axes, (end for factor in factors for end in (factor.value, *(factor.interval or ()))), right=0.6)
+    style.factor_scale(
+        rows.axes,
+        (end for factor in factors for end in (factor.value, *(factor.interval or ()))),
+        right=1.2 if slot.canvas.narrow else 0.5,
+    )
+    for number, point in enumerate(panel.points):
+        rows.name(number, names[number])
+        if point.factor is None:
+            rows.failure(number, point.note or fmt.NOT_MEASURED)
+            continue
+        rows.whisker(number, point.factor.interval)
+        rows.axes.plot([point.factor.value], [rows.middle(number)], "o", markersize=9, color=COLORS[point.how])
+        words = fmt.factor(point.factor) if slot.canvas.narrow else fmt.factor_with_interval(point.factor)
+        rows.words(style.end_of(point.factor.value, point.factor.interval), number, words)
+    for number, point in enumerate(panel.points):
+        said = point.note or fmt.NOT_MEASURED
+        if point.factor is not None:
+            said = f"{fmt.factor_with_interval(point.factor)}; n={point.factor.n}"
+        rows.hit(number, f"{names[number]}: {said}")

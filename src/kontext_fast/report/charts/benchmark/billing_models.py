@@ -57,7 +57,7 @@ def plotted(report: Report) -> Plotted | str:
 def draw(report: Report) -> Chart:
     data = plotted(report)
     if isinstance(data, str):
-        return Chart(TITLE, HOW, takeaway=f"Not drawn: {data}.", alt=f"None: {data}.", png=None)
+        return Chart(TITLE, HOW, takeaway=f"Not drawn: {data}.", alt=f"None: {data}.", picture=None)
     shown = data.shown
     prices = [*(tariff.price for tariff in data.tariffs), *filter(None, [data.api])]
     priced = "; ".join(dict.fromkeys(price.dated(shown.today) for price in prices))
@@ -65,9 +65,10 @@ def draw(report: Report) -> Chart:
         f"Prices: {priced}.\nEven load, at most {100 * RHO_MAX:.0f} % busy at the peak, 365/12 days "
         f"a month, no cold starts, no licence of the weights. Time: {shown.runs}."
     )
-    caption = Caption(f"Ways to pay on {shown.card}", shown.subtitle, foot, shown.stamp)
+    caption = Caption(f"Ways to pay on {shown.card}", shown.subtitle, foot, shown.stamp, shown.note)
     takeaway = _takeaway(data)
-    return Chart(TITLE, HOW, takeaway, alt=takeaway, png=volume_picture(caption, data.panels, "dollars a month"))
+    picture = volume_picture(caption, data.panels, "dollars a month")
+    return Chart(TITLE, HOW, takeaway, alt=takeaway, picture=picture, source=shown.subtitle)
 
 
 def _lines(shown: HeadlineComparison, work: Work, tariffs: list[Tariff], api: Price | None) -> tuple[VolumeLine, ...]:

@@ -8,7 +8,6 @@ from kontext_fast.analysis import format as fmt
 from kontext_fast.cost import Billing
 from kontext_fast.cost.billing import Demand, cost
 from kontext_fast.cost.headline_comparison import HeadlineComparison
-from kontext_fast.cost.prices import slug
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
@@ -45,7 +44,8 @@ def plotted(report: Report) -> Plotted | str:
         slow, fast = (cost(work, demand, tariff, today=shown.today).per_month for work in shown.works)
         stale = ", stale" if price.is_stale(shown.today) else ""
         name = f"{price.provider}, {price.product}\n{fmt.usd_rate(price.usd_per_gpu_hour)} per h, {price.day}{stale}"
-        pairs.append(ProviderPair(name, _money("baseline", slow), _money(shown.other.row.preset, fast)))
+        short = f"{price.provider}, {fmt.usd_rate(price.usd_per_gpu_hour)}"
+        pairs.append(ProviderPair(name, _money("baseline", slow), _money(shown.other.row.preset, fast), short))
     lines = (
         VolumeLine("billed by use", _saved(shown, "by-use"), style.BLUE),
         VolumeLine("always on, even load", _saved(shown, "always-on"), style.VERMILION, joined=False),
@@ -56,7 +56,7 @@ def plotted(report: Report) -> Plotted | str:
 def draw(report: Report) -> Chart:
     data = plotted(report)
     if isinstance(data, str):
-        return Chart(TITLE, HOW, takeaway=f"Not drawn: {data}.", alt=f"None: {data}.", png=None)
+        return Chart(TITLE, HOW, takeaway=f"Not drawn: {data}.", alt=f"None: {data}.", picture=None)
     shown = data.shown
     price = shown.price
     caption = Caption(
@@ -68,12 +68,13 @@ def draw(report: Report) -> Chart:
             "Sources of the prices: kontext_fast/cost/prices.toml."
         ),
         stamp=shown.stamp,
+        note=shown.note,
     )
     titles = (f"A month of {IMAGES_PER_DAY:,} images a day, billed by use", "Saved a month by volume")
     names = ("baseline", shown.other.row.preset)
     takeaway = _takeaway(data)
-    png = analysis_picture(caption, data.pairs, data.lines, titles, names)
-    return Chart(TITLE, HOW, takeaway, alt=takeaway, png=png, name=slug(shown.card))
+    picture = analysis_picture(caption, data.pairs, data.lines, titles, names)
+    return Chart(TITLE, HOW, takeaway, alt=takeaway, picture=picture, source=shown.subtitle)
 
 
 def _saved(shown: HeadlineComparison, billing: Billing) -> tuple[tuple[float, float], ...]:

@@ -7,13 +7,12 @@ import re
 from kontext_fast.analysis import format as fmt
 from kontext_fast.cost.billing import Demand
 from kontext_fast.cost.headline_comparison import HeadlineComparison
-from kontext_fast.cost.prices import slug
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots.money import Caption, Money, Tile, summary_picture
 from kontext_fast.report.quality import PresetQuality
 
-SECTION = "cost"
+SECTION = "summary"
 FILE = "cost/*_summary.png"
 TITLE = "What the cheapest preset gains, and what that saves a month"
 HOW = "Above: baseline against the preset. Below: dollars saved a month by use; whiskers are 95 % intervals."
@@ -35,19 +34,20 @@ def plotted(report: Report) -> tuple[HeadlineComparison, tuple[Money, ...]] | st
 def draw(report: Report) -> Chart:
     data = plotted(report)
     if isinstance(data, str):
-        return Chart(TITLE, HOW, takeaway=f"Not drawn: {data}.", alt=f"None: {data}.", png=None)
+        return Chart(TITLE, HOW, takeaway=f"Not drawn: {data}.", alt=f"None: {data}.", picture=None)
     shown, bars = data
     caption = Caption(
         title=f"{shown.other.row.preset} on {shown.card}",
         subtitle=shown.subtitle,
         foot=_foot(shown),
         stamp=shown.stamp,
+        note=shown.note,
     )
     group = next(group for group in report.groups if group.group is shown.group)
     tiles = _tiles(shown, group.quality[shown.other.preset])
     takeaway = _takeaway(shown, bars)
-    png = summary_picture(caption, tiles, bars, "Saved a month, against baseline")
-    return Chart(TITLE, HOW, takeaway, alt=takeaway, png=png, name=slug(shown.card))
+    picture = summary_picture(caption, tiles, bars, "Saved a month, against baseline")
+    return Chart(TITLE, HOW, takeaway, alt=takeaway, picture=picture, source=shown.subtitle)
 
 
 def _tiles(shown: HeadlineComparison, quality: PresetQuality) -> tuple[Tile, ...]:
@@ -57,7 +57,8 @@ def _tiles(shown: HeadlineComparison, quality: PresetQuality) -> tuple[Tile, ...
     assert fast.time is not None
     times = f"{fmt.seconds_estimate(slow.time.mean)} to {fmt.seconds_estimate(fast.time.mean)} a call"
     interval = fmt.factor_range(factor) if factor else None
-    memory = filter(None, (fmt.peak_memory_kind(fast.memory), f"baseline {fmt.peak_memory(slow.memory)}"))
+    kind = fmt.smallest_card(fast.memory) or fmt.peak_memory_kind(fast.memory)
+    memory = filter(None, (kind, f"baseline {fmt.peak_memory(slow.memory)}"))
     return (
         Tile(
             "Speed",
@@ -65,7 +66,7 @@ def _tiles(shown: HeadlineComparison, quality: PresetQuality) -> tuple[Tile, ...
             f"{times}\n" + (f"95 % interval {interval}" if interval else fmt.NO_INTERVAL),
         ),
         Tile("Memory", fmt.peak_memory(fast.memory), "\n".join(memory)),
-        Tile("Quality", quality.value, re.sub(", |; ", "\n", quality.basis)),
+        Tile("Quality", quality.words, re.sub(", |; ", "\n", quality.basis)),
     )
 
 

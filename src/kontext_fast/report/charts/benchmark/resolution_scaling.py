@@ -4,24 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import cycle
 from typing import Any
 
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.groups import by_machine
-from kontext_fast.records.schema import CONTROL
+from kontext_fast.records.schema import BASELINE, CONTROL
 from kontext_fast.report import templates
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
+from kontext_fast.report.plots.style import Slot
+from kontext_fast.report.plots.svg import tip
 from kontext_fast.report.text.phrases import provenance
 from kontext_fast.stats.intervals import Estimate
 
 SECTION = "sizes"
 FILE = "performance/resolution_scaling.png"
-TITLE = "Time per call over the tokens really run"
-HEIGHT_IN = 6.4
+TITLE = "Time per call over the size of the image"
+HOW = (
+    "Each point is one size at the same step count, placed by the tokens that a step works on: text, image and "
+    "reference. Whiskers are 95 % intervals over processes. A straight line through zero would be time in proportion "
+    "to tokens; attention makes it steeper."
+)
+HEIGHT_IN = 4.6
+SHADES = {style.PRESET_COLOR: (style.BLUE, style.SKY, style.GREEN, style.PURPLE)}
+"""Of several lines with the same meaning."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +72,18 @@ def plotted(report: Report) -> tuple[ScalingPanel, ...]:
 
 def draw(report: Report) -> Chart:
     panels = plotted(report)
+    if not panels:
+        takeaway = "Not drawn: edits were not measured at two sizes with the same steps (suite full)."
+        return Chart(TITLE, HOW, takeaway, alt="None.", picture=None)
     takeaway = " ".join(_takeaway(panel) for panel in panels)
-    takeaway = takeaway or "Not drawn: edits were not measured at two sizes with the same steps (suite full)."
     return Chart(
         title=TITLE,
-        how_to_read=(
-            "Each point is one size at the same step count, placed by the tokens that a step works on: text, image and "
-            "reference. Whiskers are 95 % intervals over processes. A straight line through zero would be time in "
-            "proportion to tokens; attention makes it steeper. resolution_scaling.html beside the picture shows every "
-            "number and lets presets be switched off."
-        ),
+        how_to_read=HOW,
         takeaway=takeaway,
-        alt=f"Lines of seconds per call over tokens. {takeaway}",
-        png=style.draw_panels(panels, lambda _: HEIGHT_IN, _draw_panel) if panels else None,
-        html=_page(panels) if panels else None,
+        alt=f"Lines of seconds per call over sizes. {takeaway}",
+        picture=style.panels_picture(takeaway, panels, lambda *_: HEIGHT_IN, _draw_panel),
+        html=_page(takeaway, panels),
+        source="; ".join(panel.subtitle for panel in panels),
     )
 
 
@@ -109,37 +115,86 @@ def _panel(steps: int, groups: Sequence[AnalyzedGroup]) -> ScalingPanel:
 
 
 def _takeaway(panel: ScalingPanel) -> str:
-    """How much more the largest size costs than the smallest, for the first preset that has both."""
+    """How many times as fast the presets are over all sizes, and how much more the largest size costs."""
+    baseline = next((line for line in panel.lines if line.preset == BASELINE), None)
+    others = [line for line in panel.lines if line is not baseline]
+    spans = [words for line in others if baseline and (words := _span(baseline, line))]
+    if spans:
+        return f"{panel.title}: {'; '.join(spans)}."
     line = max(panel.lines, key=lambda line: len(line.points))
     small, large = line.points[0], line.points[-1]
     tokens, time = large.tokens / small.tokens, large.time.value / small.time.value
-    times = f"{fmt.seconds_estimate(small.time)} to {fmt.seconds_estimate(large.time)}"
     return (
         f"{panel.title}: from {small.size} to {large.size} {line.preset} works on {tokens:.1f} times the tokens and "
-        f"takes {time:.1f} times as long ({times})."
+        f"takes {time:.1f} times as long."
     )
 
 
-def _draw_panel(figure: Any, panel: ScalingPanel, top_in: float, height_in: float) -> None:
-    axes = style.panel_axes(figure, top_in, height_in, left=0.07, right=0.86)
-    style.clean(axes, "both", x="tokens of one transformer call", y="seconds per call")
-    for line, color in zip(panel.lines, cycle(style.COLORS), strict=False):
+def _span(baseline: ScalingLine, line: ScalingLine) -> str | None:
+    """The quotients of the drawn means, which are no factors paired by round: a size has one process or a few."""
+    slow = {point.size: point.time.value for point in baseline.points}
+    quotients = [slow[point.size] / point.time.value for point in line.points if point.size in slow]
+    if len(quotients) < 2:
+        return None
+    low, high = (f"{value:.1f}" for value in (min(quotients), max(quotients)))
+    reach = low if low == high else f"{low} to {high}"
+    return f"{line.preset} is {reach} times as fast as baseline at {len(quotients)} sizes"
+
+
+def colors_of(lines: Sequence[ScalingLine]) -> list[str]:
+    """One per line: what it means, in another shade where several lines mean the same."""
+    used: dict[str, int] = {}
+    chosen = []
+    for line in lines:
+        color = style.color_of(line.preset)
+        shades = SHADES.get(color, (color,))
+        chosen.append(shades[used.get(color, 0) % len(shades)])
+        used[color] = used.get(color, 0) + 1
+    return chosen
+
+
+def _draw_panel(slot: Slot, panel: ScalingPanel) -> None:
+    narrow = slot.canvas.narrow
+    axes = slot.axes(0.11 if narrow else 0.06, 0.92 if narrow else 0.9, foot_in=0.95)
+    style.clean(axes, "both", y="" if narrow else "seconds per call")
+    longest = max(point.time.value for line in panel.lines for point in line.points)
+    for line, color in zip(panel.lines, colors_of(panel.lines), strict=True):
         tokens = [point.tokens for point in line.points]
-        axes.plot(tokens, [point.time.value for point in line.points], "o-", color=color, linewidth=1.8, markersize=6)
+        axes.plot(tokens, [point.time.value for point in line.points], "-", color=color, linewidth=2)
         for point in line.points:
             if point.time.interval:
                 axes.plot([point.tokens] * 2, point.time.interval, color=style.INK, linewidth=1.4)
+            (dot,) = axes.plot([point.tokens], [point.time.value], "o", color=color, markersize=7)
+            words = f"{line.preset} at {point.size}: {fmt.seconds_with_interval(point.time)}; n={point.time.n}"
+            tip(dot, words, line.preset)
         last = line.points[-1]
-        style.row_words(axes, last.tokens, last.time.value, f"{line.preset} (n={last.time.n})", color)
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+        if narrow:
+            axes.annotate(line.preset, (last.tokens, last.time.value), xytext=(-4, 9), textcoords="offset points",
+                          ha="right", fontsize=11, color=color, parse_math=False)  # fmt: skip
+        else:
+            style.row_words(axes, last.tokens, last.time.value, line.preset, color)
+    axes.set_xlim(0, max(point.tokens for line in panel.lines for point in line.points) * 1.03)
+    axes.set_ylim(0, longest * 1.12)
+    _name_sizes(axes, panel, narrow)
 
 
-def _page(panels: Sequence[ScalingPanel]) -> str:
+def _name_sizes(axes: Any, panel: ScalingPanel, narrow: bool) -> None:
+    """The sizes below their tokens, every second one a line lower, so that neighbours do not cover each other."""
+    sizes = {point.tokens: point.size for line in panel.lines for point in line.points}
+    ticks = sorted(sizes)
+    labels = [("\n" if number % 2 else "") + sizes[tokens] for number, tokens in enumerate(ticks)]
+    axes.set_xticks(ticks, labels=labels)
+    axes.set_xlabel(
+        f"size; its place is the tokens of a step, {ticks[0]:,} to {ticks[-1]:,}", fontsize=10 if narrow else 11
+    )
+
+
+def _page(takeaway: str, panels: Sequence[ScalingPanel]) -> str:
     return templates.render(
         "resolution_scaling.html.j2",
         title=TITLE,
+        takeaway=takeaway,
         panels=panels,
         data=[asdict(panel) for panel in panels],
-        colors=style.COLORS,
+        colors=[[style.VARIABLES[color] for color in colors_of(panel.lines)] for panel in panels],
     )

@@ -8,16 +8,20 @@ from kontext_fast.analysis.names import group_name
 from kontext_fast.analysis.ranking import leading_groups
 from kontext_fast.analysis.rows import Row
 from kontext_fast.analysis.stages import StageRow
-from kontext_fast.records.schema import BASELINE
+from kontext_fast.records.schema import BASELINE, CONTROL
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.bars import Part, StackedPanel, StackedRow, stacked_picture
 from kontext_fast.report.text.phrases import provenance
 
-SECTION = "speed"
+SECTION = "stages"
 FILE = "performance/stage_breakdown.png"
 TITLE = "Where the time of a call goes"
+HOW = (
+    "Each bar is one call, split into its stages; the parts are means over processes and add up to the whole. "
+    "The whisker below a bar is the 95 % interval of the whole."
+)
 NAMES = {
     "text_encode": "text encode",
     "vae_encode": "VAE encode",
@@ -26,10 +30,10 @@ NAMES = {
 }
 REST = "rest"
 COLORS = {
-    NAMES["text_encode"]: style.ORANGE,
+    NAMES["text_encode"]: style.PURPLE,
     NAMES["vae_encode"]: style.GREEN,
     NAMES["denoise"]: style.BLUE,
-    NAMES["vae_decode"]: style.PURPLE,
+    NAMES["vae_decode"]: style.SKY,
     REST: style.GRAY,
 }
 
@@ -44,22 +48,22 @@ def plotted(report: Report) -> tuple[StackedPanel, ...]:
 
 def draw(report: Report) -> Chart:
     panels = plotted(report)
-    takeaway = " ".join(_takeaway(panel) for panel in panels) or "Not drawn: no call was measured."
+    if not panels:
+        return Chart(TITLE, HOW, takeaway="Not drawn: no call was measured.", alt="None.", picture=None)
+    takeaway = " ".join(_takeaway(panel, alone=len(panels) == 1) for panel in panels)
     return Chart(
         title=TITLE,
-        how_to_read=(
-            "Each bar is one call, split into its stages; the parts are means over processes and add up to the whole. "
-            "The whisker below a bar is the 95 % interval of the whole."
-        ),
+        how_to_read=HOW,
         takeaway=takeaway,
         alt=f"Stacked bars of seconds per stage. {takeaway}",
-        png=stacked_picture(panels, COLORS) if panels else None,
+        picture=stacked_picture(takeaway, panels, COLORS),
+        source="; ".join(panel.subtitle for panel in panels),
     )
 
 
 def _panel(group: AnalyzedGroup) -> StackedPanel:
     stages = {row.preset: row for row in group.stages}
-    rows = tuple(_row(row, stages.get(row.preset)) for row in group.ranked)
+    rows = tuple(_row(row, stages.get(row.preset)) for row in group.ranked if row.preset != CONTROL)
     return StackedPanel(group_name(group), provenance([group]), rows)
 
 
@@ -70,11 +74,17 @@ def _row(row: Row, stages: StageRow | None) -> StackedRow:
     return StackedRow(row.preset, (*parts, Part(REST, max(0.0, stages.rest))), row.time.mean)
 
 
-def _takeaway(panel: StackedPanel) -> str:
-    """Of baseline where it was measured: that is what there is to gain."""
+def _takeaway(panel: StackedPanel, *, alone: bool) -> str:
+    """Of baseline, which is what there is to gain, and of the fastest row, which is what is left."""
     measured = [row for row in panel.rows if row.whole]
-    row = next((row for row in measured if row.name == BASELINE), measured[0])
+    first = next((row for row in measured if row.name == BASELINE), measured[0])
+    last = min(measured, key=lambda row: row.whole.value if row.whole else 0.0)
+    whole = " and ".join(_longest(row) for row in dict.fromkeys((first, last)))
+    return f"{'' if alone else panel.title + ': '}{whole}."
+
+
+def _longest(row: StackedRow) -> str:
     assert row.whole is not None
     shares = {part.name: part.seconds / row.whole.value for part in row.parts}
     longest = max(shares, key=lambda name: shares[name])
-    return f"{panel.title}: {longest} takes {fmt.percent(shares[longest])} of a call of {row.name}."
+    return f"{longest} takes {fmt.percent(shares[longest])} of a call of {row.name}"

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.benchmark import AnalyzedGroup
+from kontext_fast.analysis.consistency import contradictions
 from kontext_fast.analysis.groups import Group, by_machine
 from kontext_fast.records.names import machine_name
-from kontext_fast.records.schema import CONTROL, ResultFile
+from kontext_fast.records.schema import BASELINE, CONTROL, ResultFile
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
+from kontext_fast.report.plots.style import Picture, Slot
+from kontext_fast.report.plots.svg import tip
 from kontext_fast.report.text.phrases import provenance
 from kontext_fast.stats.intervals import Estimate
 
 SECTION = "sizes"
 FILE = "performance/step_resolution_heatmap.png"
 TITLE = "Time per call over steps and sizes"
-MOST_PRESETS = 6
-ROW_IN, TABLE_HEAD_IN = 0.85, 0.75
-_HEAD_IN = 1.0
+HOW = (
+    "Rows are steps, columns are sizes really run; darker is slower, on one scale for all presets. A cell has the mean "
+    "over processes, and its 95 % interval where there are two processes at least. The last table divides baseline's "
+    "mean by that of the preset which was measured most: darker gains more."
+)
+MOST_PRESETS = 3
+ROW_IN, TABLE_HEAD_IN = 0.44, 0.72
+ON_LIGHT, ON_DARK = "#101112", "#fdfdfd"
+"""On cells, whose colours are the same in every scheme of a page."""
 
 Size = tuple[int, int]
 
@@ -45,6 +54,21 @@ class HeatmapPanel:
     """By area."""
     tables: tuple[HeatmapTable, ...]
 
+    @property
+    def factors(self) -> tuple[str, dict[tuple[int, Size], float]] | None:
+        """A preset and the quotients of baseline's means by its own; None where nothing has both."""
+        baseline = next((table.cells for table in self.tables if table.preset == BASELINE), None)
+        others = [table for table in self.tables if table.preset != BASELINE]
+        if baseline is None or not others:
+            return None
+        other = max(others, key=lambda table: len(table.cells.keys() & baseline.keys()))
+        quotients = {
+            place: baseline[place].value / estimate.value
+            for place, estimate in other.cells.items()
+            if place in baseline
+        }
+        return (other.preset, quotients) if len(quotients) > 1 else None
+
 
 def plotted(report: Report) -> tuple[HeatmapPanel, ...]:
     """One panel per checkpoint and machine where edits were measured at two sizes and two step counts at least."""
@@ -54,17 +78,18 @@ def plotted(report: Report) -> tuple[HeatmapPanel, ...]:
 
 def draw(report: Report) -> Chart:
     panels = plotted(report)
+    if not panels:
+        takeaway = "Not drawn: edits were not measured at two sizes and two step counts (suite full)."
+        return Chart(TITLE, HOW, takeaway, alt="None.", picture=None)
     takeaway = " ".join(_takeaway(panel) for panel in panels)
-    takeaway = takeaway or "Not drawn: edits were not measured at two sizes and two step counts (suite full)."
+    doubts = contradictions(group for group in report.analysis if _is_shown(group))
     return Chart(
         title=TITLE,
-        how_to_read=(
-            "Rows are steps, columns are sizes really run; darker is slower, on one scale for all presets of a panel. "
-            "Each cell has the mean over processes, its 95 % interval and the number of processes."
-        ),
+        how_to_read=" ".join([HOW, *(f"In doubt: {doubt}" for doubt in doubts)]),
         takeaway=takeaway,
         alt=f"A table of seconds for each step count and size. {takeaway}",
-        png=_picture(panels) if panels else None,
+        picture=_picture(takeaway, panels),
+        source="; ".join(panel.subtitle for panel in panels),
     )
 
 
@@ -101,8 +126,9 @@ def _panel(groups: Sequence[AnalyzedGroup], planned: Sequence[tuple[int, Size]])
         for row in group.rows:
             if row.preset != CONTROL and row.time:
                 tables.setdefault(row.preset, {})[place] = row.time.mean
-    # A single cell is no table; and presets that were measured everywhere come first, where there are too many.
-    tables = {name: cells for name, cells in tables.items() if len(cells) > 1} or tables
+    # What was measured at fewer than half of the places is in the tables of the page alone.
+    most = max(map(len, tables.values()), default=0)
+    tables = {name: cells for name, cells in tables.items() if 2 * len(cells) > most}
     names = sorted(tables, key=lambda name: -len(tables[name]))[:MOST_PRESETS]
     return HeatmapPanel(
         title="Edits, one image per call",
@@ -114,21 +140,21 @@ def _panel(groups: Sequence[AnalyzedGroup], planned: Sequence[tuple[int, Size]])
 
 
 def _takeaway(panel: HeatmapPanel) -> str:
-    sentences = []
-    single = [table.preset for table in panel.tables if len(table.cells) == 1]
-    for table in panel.tables:
-        if table.preset in single:
-            continue
+    if panel.factors is None:
+        table = max(panel.tables, key=lambda table: len(table.cells))
         slow, fast = (pick(table.cells, key=lambda place: table.cells[place].value) for pick in (max, min))
-        missing = len(panel.steps) * len(panel.sizes) - len(table.cells)
-        note = f"; {fmt.count(missing, 'cell')} not measured" if missing else ""
-        sentences.append(
+        return (
             f"{table.preset} takes from {fmt.seconds_estimate(table.cells[fast])} ({_place(fast)}) to "
-            f"{fmt.seconds_estimate(table.cells[slow])} ({_place(slow)}){note}."
+            f"{fmt.seconds_estimate(table.cells[slow])} ({_place(slow)})."
         )
-    if single:
-        sentences.append(f"Measured at a single size and step count: {', '.join(single)}.")
-    return " ".join(sentences)
+    preset, quotients = panel.factors
+    low, high = (pick(quotients, key=lambda place: quotients[place]) for pick in (min, max))
+    missing = len(panel.steps) * len(panel.sizes) - len(quotients)
+    note = f"; {fmt.count(missing, 'cell')} not measured" if missing else ""
+    return (
+        f"{preset} is {quotients[low]:.1f} ({_place(low)}) to {quotients[high]:.1f} times ({_place(high)}) as fast as "
+        f"baseline over {fmt.count(len(quotients), 'cell')}{note}."
+    )
 
 
 def _place(place: tuple[int, Size]) -> str:
@@ -136,44 +162,101 @@ def _place(place: tuple[int, Size]) -> str:
     return f"{width}x{height}, {fmt.count(steps, 'step')}"
 
 
-def _picture(panels: Sequence[HeatmapPanel]) -> bytes:
-    return style.draw_panels(panels, lambda panel: _HEAD_IN + len(panel.tables) * _table_in(panel) + 0.1, _draw_panel)
+def _picture(takeaway: str, panels: Sequence[HeatmapPanel]) -> Picture:
+    return style.panels_picture(
+        takeaway, panels, lambda panel, _: _table_in(panel) * _table_count(panel) + 0.1, _draw_panel
+    )
 
 
-def _draw_panel(figure: Any, panel: HeatmapPanel, top_in: float, height_in: float) -> None:
-    slowest = max(estimate.value for table in panel.tables for estimate in table.cells.values())
-    for index, table in enumerate(panel.tables):
-        lower = top_in - _HEAD_IN - (index + 1) * _table_in(panel) + 0.1
-        _draw_table(figure, lower, panel, table, slowest)
+def _table_count(panel: HeatmapPanel) -> int:
+    return len(panel.tables) + (panel.factors is not None)
 
 
 def _table_in(panel: HeatmapPanel) -> float:
     return ROW_IN * len(panel.steps) + TABLE_HEAD_IN
 
 
-def _draw_table(figure: Any, lower_in: float, panel: HeatmapPanel, table: HeatmapTable, slowest: float) -> None:
+def _draw_panel(slot: Slot, panel: HeatmapPanel) -> None:
+    slowest = max(estimate.value for table in panel.tables for estimate in table.cells.values())
+    tables = [(table.preset, _of_seconds(table, slowest)) for table in panel.tables]
+    if panel.factors is not None:
+        preset, quotients = panel.factors
+        tables.append((f"baseline / {preset}: times as fast", _of_factors(quotients)))
+    for index, (name, cells) in enumerate(tables):
+        _draw_table(slot, index, panel, name, cells)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    shade: str
+    words: str
+    note: str = ""
+    tip: str = ""
+
+
+def _of_seconds(table: HeatmapTable, slowest: float) -> dict[tuple[int, Size], _Cell]:
+    return {
+        place: _Cell(
+            _shade("cividis_r", estimate.value / slowest),
+            fmt.seconds_estimate(estimate),
+            fmt.seconds_range(estimate) or "",
+            f"{table.preset}, {_place(place)}: {fmt.seconds_with_interval(estimate)}; n={estimate.n}",
+        )
+        for place, estimate in table.cells.items()
+    }
+
+
+def _of_factors(quotients: Mapping[tuple[int, Size], float]) -> dict[tuple[int, Size], _Cell]:
+    most = max(quotients.values())
+    return {place: _Cell(_shade("Blues", 0.7 * value / most), f"{value:.1f}x") for place, value in quotients.items()}
+
+
+def _shade(colours: str, share: float) -> str:
     from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return str(to_hex(colormaps[colours](share)))
+
+
+def _draw_table(
+    slot: Slot, index: int, panel: HeatmapPanel, name: str, cells: Mapping[tuple[int, Size], _Cell]
+) -> None:
     from matplotlib.patches import Rectangle
 
-    inches = figure.get_figheight()
-    axes = figure.add_axes((0.13, lower_in / inches, 0.85, ROW_IN * len(panel.steps) / inches))
+    narrow, inches = slot.canvas.narrow, slot.figure.get_figheight()
+    lower = slot.top_in - (index + 1) * _table_in(panel)
+    left = 0.17 if narrow else 0.09
+    axes = slot.figure.add_axes((left, lower / inches, 0.99 - left, ROW_IN * len(panel.steps) / inches))
     axes.set_xlim(0, len(panel.sizes))
     axes.set_ylim(len(panel.steps), 0)
     axes.axis("off")
-    axes.text(0, -0.62, table.preset, fontsize=13, fontweight="bold", color=style.INK, parse_math=False)
-    shades = colormaps["cividis_r"]
+    style.text(slot.figure, lower + _table_in(panel) - 0.3, name, fontsize=12, fontweight="bold", color=style.INK)
     for column, (width, height) in enumerate(panel.sizes):
-        axes.text(column + 0.5, -0.12, f"{width}x{height}", ha="center", fontsize=11, color=style.MUTED)
+        words = f"{width}\n{height}" if narrow else f"{width}x{height}"
+        axes.text(column + 0.5, -0.12, words, ha="center", fontsize=9 if narrow else 11, color=style.MUTED)
     for row, steps in enumerate(panel.steps):
-        style.row_name(axes, row + 0.5, fmt.count(steps, "step"))
+        words = str(steps) if narrow else fmt.count(steps, "step")
+        axes.text(-0.06, row + 0.5, words, ha="right", va="center", fontsize=11, color=style.INK)
         for column, size in enumerate(panel.sizes):
-            estimate = table.cells.get((steps, size))
-            shade = shades(estimate.value / slowest) if estimate else "#f4f5f6"
-            axes.add_patch(Rectangle((column, row), 1, 1, facecolor=shade, edgecolor="white", linewidth=2))
-            _write_cell(axes, column + 0.5, row + 0.5, estimate, _ink_on(shade))
+            cell = cells.get((steps, size), _Cell(style.NO_DATA, "" if narrow else fmt.NOT_MEASURED))
+            patch = Rectangle((column + 0.01, row + 0.02), 0.98, 0.96, facecolor=cell.shade, edgecolor="none")
+            axes.add_patch(patch)
+            if cell.tip:
+                tip(patch, cell.tip)
+            _write_cell(axes, column + 0.5, row + 0.5, cell, narrow)
 
 
-def _ink_on(shade: Any) -> str:
+def _write_cell(axes: Any, x: float, y: float, cell: _Cell, narrow: bool) -> None:
+    ink = style.MUTED if cell.shade == style.NO_DATA else _ink_on(cell.shade)
+    note = "" if narrow else cell.note
+    axes.text(
+        x, y - (0.18 if note else 0), cell.words, ha="center", va="center", fontsize=9.5 if narrow else 11.5, color=ink
+    )
+    if note:
+        axes.text(x, y + 0.24, note, ha="center", va="center", fontsize=9, color=ink)
+
+
+def _ink_on(shade: str) -> str:
     """White or black, whichever can be read better on `shade`."""
     from matplotlib.colors import to_rgb
 
@@ -182,14 +265,4 @@ def _ink_on(shade: Any) -> str:
         for weight, value in zip((0.2126, 0.7152, 0.0722), to_rgb(shade), strict=True)
     )
     # Where the contrasts of WCAG with white and with black are the same.
-    return "white" if luminance < 0.179 else style.INK
-
-
-def _write_cell(axes: Any, x: float, y: float, estimate: Estimate | None, ink: str) -> None:
-    if estimate is None:
-        axes.text(x, y, fmt.NOT_MEASURED, ha="center", va="center", fontsize=10, color=style.MUTED, style="italic")
-        return
-    interval = fmt.seconds_range(estimate) or "no interval"
-    lines = ((-0.27, fmt.seconds_estimate(estimate), 12.5), (0.06, interval, 10), (0.32, f"n={estimate.n}", 10))
-    for lower, words, size in lines:
-        axes.text(x, y + lower, words, ha="center", va="center", fontsize=size, color=ink)
+    return ON_DARK if luminance < 0.179 else ON_LIGHT

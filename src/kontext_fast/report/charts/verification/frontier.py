@@ -31,6 +31,7 @@ def plotted(report: VerificationReport) -> tuple[FrontierPanel, ...]:
 
 def draw(report: VerificationReport) -> Chart:
     panels = plotted(report)
+    takeaway = frontier_finding(report.frontier) if report.frontier and panels else _nothing(report.frontier)
     return Chart(
         title=TITLE,
         how_to_read=(
@@ -40,9 +41,9 @@ def draw(report: VerificationReport) -> Chart:
             "within the margin. Times are of single edits in the verification's own process and support no claim "
             "about speed; that takes kontext bench."
         ),
-        takeaway=frontier_finding(report.frontier) if report.frontier and panels else _nothing(report.frontier),
-        alt="; ".join(f"{panel.title}: {', '.join(dot.label for dot in panel.dots)}" for panel in panels),
-        png=frontier_picture(panels) if panels else None,
+        takeaway=takeaway,
+        alt=f"Points of quality against time. {takeaway}",
+        picture=frontier_picture(takeaway, panels) if panels else None,
     )
 
 

@@ -15,6 +15,12 @@ SECTION = "quality"
 FILE = "quality/score_distributions.png"
 TITLE = "Distances to baseline, and scores, of every output"
 
+HOW = (
+    "The diamond is the median of all outputs, the thick bar holds half of them and the thin line nine in ten. What is "
+    "either right or wrong is a share with its 95 % interval. Green is baseline against itself with nothing but "
+    "rounding changed, the floor of every distance. Lines that reach the left edge begin at exactly zero."
+)
+
 
 def plotted(report: VerificationReport) -> tuple[DotPanel, ...]:
     """Panels of fidelity first."""
@@ -28,8 +34,10 @@ def plotted(report: VerificationReport) -> tuple[DotPanel, ...]:
         if metric.role is Role.FIDELITY:
             rows, axis = _distances(arms, metric), f"distance to baseline by {metric.name}, logarithmic"
         else:
-            rows, axis = _scores(arms, metric), "score of each output"
-        panels.append(DotPanel(metric.title + stamp, axis, tuple(rows), log=metric.role is Role.FIDELITY))
+            rows, axis = _scores(arms, metric), "share of outputs" if metric.bounded else "score of each output"
+        is_distance = metric.role is Role.FIDELITY
+        rates = metric.bounded and not is_distance
+        panels.append(DotPanel(metric.title + stamp, axis, tuple(rows), log=is_distance, rates=rates))
     return tuple(panel for panel in panels if any(value > 0 for row in panel.rows for value in row.values))
 
 
@@ -60,14 +68,11 @@ def _scores(arms: ArmScores, metric: type[Metric]) -> list[DotRow]:
 
 def draw(report: VerificationReport) -> Chart:
     panels = plotted(report)
+    takeaway = finding(report.analysis) if panels else "Nothing was scored."
     return Chart(
         title=TITLE,
-        how_to_read=(
-            "A dot is an output and the diamond is the median. Blue are presets; green is baseline against itself "
-            "with nothing but rounding changed, the floor of every distance; orange are outputs made worse on purpose; "
-            "gray is baseline, in distances to itself with another seed. Dots at the left edge are exactly zero."
-        ),
-        takeaway=finding(report.analysis) if panels else "Nothing was scored.",
-        alt="; ".join(f"{panel.title}: {', '.join(row.label for row in panel.rows)}" for panel in panels),
-        png=dot_picture(panels) if panels else None,
+        how_to_read=HOW,
+        takeaway=takeaway,
+        alt=f"Distributions in {len(panels)} panels. {takeaway}",
+        picture=dot_picture(takeaway, panels) if panels else None,
     )

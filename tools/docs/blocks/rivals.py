@@ -1,0 +1,46 @@
+"""Against the others, in as many rows as there are kinds of equal work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kontext_fast.analysis import format as fmt
+from kontext_fast.analysis.rows import Row
+from kontext_fast.analysis.tiers import Tier, tiers
+from kontext_fast.records.names import is_peer
+from kontext_fast.report.text.markup import Markdown, code_span, paragraphs, table
+from kontext_fast.report.text.names import plain_name
+from tools.docs.doc_context import NOTHING, DocContext
+
+HEADER = ("equal work", "best rival", "ours")
+
+
+def render(context: DocContext) -> Markdown:
+    """Of each tier in which a rival was measured the fastest rival and our fastest preset."""
+    group = context.headline
+    if group is None:
+        return paragraphs([NOTHING])
+    rows = [tuple(_cells(tier)) for tier in tiers(group.group) if tier.best_rival]
+    refused = [
+        Markdown("{} ({})").format(code_span(row.preset), row.status)
+        for row in group.rows
+        if row.time is None and is_peer(row.preset)
+    ]
+    missing = Markdown("Not timed: {}.").format(Markdown(", ".join(refused))) if refused else None
+    return paragraphs([table(HEADER, rows), missing])
+
+
+def _cells(tier: Tier) -> Iterator[str]:
+    rival = tier.best_rival
+    assert rival is not None
+    yield tier.name
+    yield f"{plain_name(rival.preset)}: {_words(rival)}"
+    ours = tier.ours[-1]
+    yield Markdown("**{}: {}**").format(code_span(ours.preset), _words(ours))
+
+
+def _words(row: Row) -> str:
+    assert row.time is not None
+    factor = f", {fmt.factor(row.factor)}" if row.factor else ""
+    single = " (one process)" if row.time.mean.n < 2 else ""
+    return f"{fmt.seconds(row.time.mean.value)}{factor}{single}"
