@@ -48,6 +48,8 @@ def test_factors() -> None:
     assert fmt.factor(Estimate(1.0041, (1.0011, 1.0071), 5)) == "1.004x"
     assert fmt.factor(Estimate(12.34, None, 1)) == "12.3x"
     assert fmt.factor_range(Estimate(12.34, None, 1)) is None
+    assert fmt.factor_range_short(Estimate(1.618, (1.55, 1.70), 5)) == "1.55-1.70"
+    assert fmt.factor_range_short(Estimate(2.21, (0.00002, 254029.3), 2)) is None
 
 
 @pytest.mark.parametrize(

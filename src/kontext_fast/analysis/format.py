@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 NOT_MEASURED = "not measured"
 NO_INTERVAL = "no interval"
 
+_SAYS_NOTHING = 100
+"""An interval of a factor from bound to bound this many times as large; two rounds on a busy machine give such."""
+
 
 def seconds(value: float | None) -> str:
     """Three significant digits; milliseconds below 0.1 s."""
@@ -60,8 +63,8 @@ def factor_with_interval(estimate: Estimate) -> str:
 
 
 def factor_range_short(estimate: Estimate) -> str | None:
-    """`1.55-1.70`, for places without room, None where there is no interval."""
-    if estimate.interval is None:
+    """`1.55-1.70`, for places without room; None where there is no interval, or one so wide that it says nothing."""
+    if estimate.interval is None or estimate.interval[1] > _SAYS_NOTHING * estimate.interval[0]:
         return None
     return "-".join(_fixed(bound, _factor_decimals(estimate)) for bound in estimate.interval)
 
