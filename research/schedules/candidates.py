@@ -79,10 +79,14 @@ def _caches(steps: int, _engine: Engine) -> Iterator[Candidate]:
 
 
 def _cache_dit(steps: int, _engine: Engine) -> Iterator[Candidate]:
-    """Its masks without a threshold, which would apply to a batch as a whole."""
-    if find_spec("cache_dit") is None or steps < 8:
-        return
-    for name, mask in MASKS:
+    """Its masks, where the package is installed."""
+    if find_spec("cache_dit") is not None:
+        yield from masks(steps)
+
+
+def masks(steps: int) -> Iterator[Candidate]:
+    """cache-dit's masks without a threshold, which would apply to a batch as a whole."""
+    for name, mask in MASKS if steps >= 8 else ():
         cache = CacheDit(first_blocks=1, mask=mask, policy="static", taylorseer_order=1)
         yield Candidate(CACHE_DIT, f"mask {name}", steps, (cache,), tests_first_block=True)
 

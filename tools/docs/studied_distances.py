@@ -13,7 +13,7 @@ from typing import Any
 from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.records.schema import BASELINE, AppliedOptimization
 from kontext_fast.report.verification import Distances
-from research.schedules.candidates import CACHE_DIT, FEWER, STEPS, Candidate, candidates
+from research.schedules.candidates import FEWER, STEPS, Candidate, candidates, masks
 
 FILE = "pareto.json"
 _DECIDES: Mapping[str, tuple[str, ...]] = {
@@ -49,7 +49,9 @@ def studied_distances(folder: Path, group: AnalyzedGroup | None) -> Distances | 
 def _all(steps: int) -> Iterator[Candidate]:
     from kontext_fast.optimizations.techniques.engine import Engine
 
-    yield from (candidate for candidate in candidates(steps, Engine()) if candidate.family in (FEWER, STEPS, CACHE_DIT))
+    yield from (candidate for candidate in candidates(steps, Engine()) if candidate.family in (FEWER, STEPS))
+    # Records are read where cache-dit is not installed, too.
+    yield from masks(steps)
 
 
 def _key(candidate: Candidate) -> Key | None:

@@ -57,6 +57,8 @@ Preset = Annotated[
 def presets_option(of_none: str) -> typer.models.OptionInfo:
     """`--preset` of a command that takes several; `of_none` is what it takes where none is named."""
     option: typer.models.OptionInfo = typer.Option(
+        "--preset",
+        "--presets",
         metavar="NAME",
         help=f"A preset; give it again for more, or with commas. [default: {of_none}]",
         show_default=False,
@@ -158,7 +160,7 @@ def one_preset(values: Sequence[str] | None) -> str:
     chosen = names(values) or (DEFAULT_PRESET,)
     if len(chosen) > 1:
         raise InvalidInput(
-            f"One preset is applied at a time, not {' and '.join(chosen)}; kontext showcase makes an image with each."
+            f"One preset is applied at a time, not {' and '.join(chosen)}; run the command once with each."
         )
     return chosen[0]
 
