@@ -17,6 +17,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
+from selenium.webdriver.support.wait import WebDriverWait
 
 from kontext_fast.datasets.shapes import held_out
 from tests.browser.chromium import look, open_everything, requested
@@ -214,7 +215,8 @@ def test_keyboard_alone_makes_an_edit(driver: webdriver.Chrome, running: Running
 
 def test_preset_and_its_verdict_follow_the_choice(driver: webdriver.Chrome, running: RunningServer) -> None:
     page = Playground(driver, running.url, width=DESKTOP)
-    assert "as diffusers runs it" in page.text("verdict")
+    # The page asks the server for its presets first.
+    WebDriverWait(driver, 20).until(lambda _: "as diffusers runs it" in page.text("verdict"))
     Select(page.the("preset")).select_by_visible_text("fuse_qkv")
     assert "Not verified on this checkpoint" in page.text("verdict")
 
