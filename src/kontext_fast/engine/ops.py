@@ -126,7 +126,7 @@ class Ops(Protocol):
     ) -> Sequence[Callable[[], object]]:
         """Calls that compile what a step of any size needs on `device`; they may run concurrently.
 
-        `transformer` is diffusers', `quantize` whether the large products are in fp8."""
+        `transformer` is diffusers', `quantize` whether the large products are quantized."""
 
     def norm_modulate(self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
         """[B, rows, W] layer norm of `x` without weights, times (1 + `scale`), plus `shift` (both [B, W])."""
