@@ -14,6 +14,7 @@ from typing import Any
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.wait import WebDriverWait
 
 PACKAGES = ("chromium", "chromium-driver")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -67,7 +68,11 @@ def look(driver: webdriver.Chrome, page: Path | str, *, width: int = 1280, dark:
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
     driver.get_log("performance")
     driver.get_log("browser")
+    # On a loaded machine `get` may return while the document before is still shown: it is marked, and waited out.
+    driver.execute_script("window.leaving = true;")
     driver.get(page if isinstance(page, str) else page.as_uri())
+    loaded = "return !window.leaving && document.URL !== 'about:blank' && document.readyState === 'complete';"
+    WebDriverWait(driver, 30, poll_frequency=0.02).until(lambda browser: browser.execute_script(loaded))
 
 
 def open_everything(driver: webdriver.Chrome) -> None:
