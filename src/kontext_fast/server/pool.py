@@ -11,13 +11,11 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from kontext_fast.errors import InvalidInput, KontextError, Refused
-from kontext_fast.server.estimate import NOTHING, Estimate, JobKind, ServiceTimes
+from kontext_fast.server.admission import UNKNOWN_WAIT_S, Admission
 from kontext_fast.server.jobs import (
-    Event,
     Finished,
     Job,
     JobFailed,
@@ -26,7 +24,6 @@ from kontext_fast.server.jobs import (
     ServiceStatus,
     Started,
     StepDone,
-    WorkerStatus,
 )
 from kontext_fast.server.placement import WorkerPlan
 from kontext_fast.server.protocol import (
@@ -47,85 +44,15 @@ from kontext_fast.server.protocol import (
 )
 from kontext_fast.server.queue import JobQueue, Waiting
 from kontext_fast.server.settings import ServerSettings
+from kontext_fast.server.slots import JobEvents, Slot
 from kontext_fast.server.worker_process import COMMAND, WorkerDied, WorkerProcess
 
 _log = logging.getLogger("kontext_fast.server")
 
 _LONGEST_PAUSE_S = 60.0
 """Between attempts to start a worker that does not start."""
-_UNKNOWN_WAIT_S = 10.0
-"""What a client is told to wait where nothing was timed yet."""
 _EXPIRY_S = 0.05
 """How often deadlines of waiting jobs are looked at."""
-_MEMORY_LIMIT_S = 600.0
-"""How long a size that was too large for the memory is remembered."""
-
-
-class JobEvents:
-    """The events of one accepted job; closing it cancels the job."""
-
-    def __init__(self, pool: WorkerPool, waiting: Waiting) -> None:
-        self._pool = pool
-        self.waiting = waiting
-        self._events: asyncio.Queue[Event | JobFailed] = asyncio.Queue()
-        self.ended = False
-
-    @property
-    def job(self) -> Job:
-        return self.waiting.job
-
-    def __aiter__(self) -> JobEvents:
-        return self
-
-    async def __anext__(self) -> Event:
-        if self.ended and self._events.empty():
-            raise StopAsyncIteration
-        event = await self._events.get()
-        if isinstance(event, JobFailed):
-            raise event
-        return event
-
-    async def aclose(self) -> None:
-        """Cancel the job unless it has ended; awaits nothing."""
-        self._pool.cancel(self)
-
-    def tell(self, event: Event | JobFailed) -> None:
-        """Nothing is told after the end."""
-        if self.ended:
-            return
-        self.ended = isinstance(event, Finished | JobFailed)
-        self._events.put_nowait(event)
-
-
-@dataclass(eq=False)
-class _Slot:
-    """A worker, whichever process it is at the moment."""
-
-    plan: WorkerPlan
-    card: asyncio.Lock
-    state: str = "starting"
-    restarts: int = 0
-    process: WorkerProcess | None = None
-    ready: Ready | None = None
-    """Of its first start."""
-    started_at: float = 0.0
-    memory: Idle | None = None
-    busy_s: float = 0.0
-    busy_since: float | None = None
-    lora: str | None = None
-    running: list[JobEvents] = field(default_factory=list)
-    share_done: dict[str, float] = field(default_factory=dict)
-    """Of the steps of each running job."""
-
-    def status(self, now: float) -> WorkerStatus:
-        return WorkerStatus(
-            name=self.plan.name,
-            state=self.state,  # type: ignore[arg-type]
-            restarts=self.restarts,
-            busy_s=self.busy_s + (0.0 if self.busy_since is None else now - self.busy_since),
-            device_memory_bytes=self.memory.device_memory_bytes if self.memory else None,
-            host_memory_bytes=self.memory.host_memory_bytes if self.memory else None,
-        )
 
 
 class WorkerPool:
@@ -145,18 +72,15 @@ class WorkerPool:
         self._command = command
         self._queue = JobQueue(settings.queue, batch=settings.batch, batch_pixels=settings.batch_pixels)
         self._accepted: dict[Waiting, JobEvents] = {}
-        self._times = ServiceTimes()
         cards: dict[str, asyncio.Lock] = {plan.device: asyncio.Lock() for plan in plans}
-        self._slots = [_Slot(plan, cards[plan.device]) for plan in plans]
+        self._slots = [Slot(plan, cards[plan.device]) for plan in plans]
+        self._admission = Admission(self._queue, self._slots)
         self._changed = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
         self._facts: ServiceFacts | None = None
-        self._swap_s = 0.0
         self._background: set[asyncio.Task[None]] = set()
         """Held here, since the event loop holds tasks weakly."""
-        self._too_large: tuple[int, float] | None = None
-        """Tokens of a job that ran out of memory, and when."""
 
     # What the app calls
 
@@ -177,16 +101,20 @@ class WorkerPool:
             draining=self._draining,
             waiting=len(self._queue),
             running=sum(len(slot.running) for slot in self._slots),
-            expected_wait_s=None if (wait := self._wait(now)) is None else wait.mean,
+            expected_wait_s=None if (wait := self._admission.expected_wait(now)) is None else wait.mean,
             workers=tuple(slot.status(now) for slot in self._slots),
         )
 
     def submit(self, job: Job) -> JobEvents:
         """Accept `job`, or raise JobFailed: it must be expected to end before its deadline."""
         now = time.monotonic()
-        self._refuse_unless_acceptable(job, now)
+        if self._draining:
+            raise _shutting_down()
+        if self._facts is None:
+            raise JobFailed("The model is still loading; try again soon.", "not ready", retry_after_s=UNKNOWN_WAIT_S)
+        self._admission.check(job, now)
         waiting = Waiting(job, now)
-        events = JobEvents(self, waiting)
+        events = JobEvents(waiting, self.cancel)
         self._queue.add(waiting)
         self._accepted[waiting] = events
         self._notify()
@@ -210,14 +138,14 @@ class WorkerPool:
         self._draining = True
         for waiting in self._queue:
             self._queue.remove(waiting)
-            self._accepted.pop(waiting).tell(self._shutting_down())
+            self._accepted.pop(waiting).tell(_shutting_down())
         self._notify()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s), self._changed:
                 await self._changed.wait_for(lambda: not any(slot.running for slot in self._slots))
         for slot in self._slots:
             for events in slot.running:
-                events.tell(self._shutting_down())
+                events.tell(_shutting_down())
 
     async def stop(self) -> None:
         """End all workers."""
@@ -229,86 +157,9 @@ class WorkerPool:
                 await slot.process.close()
             slot.state = "stopped"
 
-    # What is accepted
-
-    def _refuse_unless_acceptable(self, job: Job, now: float) -> None:
-        if self._draining:
-            raise self._shutting_down()
-        if self._facts is None:
-            raise JobFailed("The model is still loading; try again soon.", "not ready", retry_after_s=_UNKNOWN_WAIT_S)
-        if self._too_large is not None:
-            tokens, since = self._too_large
-            if now - since < _MEMORY_LIMIT_S and _tokens(job) >= tokens:
-                raise JobFailed(
-                    f"A request of {job.size.width}x{job.size.height} ran out of memory here a short while ago; "
-                    "ask for a smaller size.",
-                    "too large",
-                )
-        wait, own = self._wait(now, job), self._times.of(job)
-        if self._queue.is_full:
-            raise JobFailed(
-                "The queue is full; try again after the time that Retry-After says.",
-                "queue full",
-                retry_after_s=self._next_place(now),
-            )
-        if wait is None or own is None:
-            return
-        late = wait.most + own.most - job.deadline_s
-        if late > 0:
-            if own.most > job.deadline_s:
-                raise JobFailed(
-                    f"This edit takes up to {own.most:.1f} s here, and its deadline is {job.deadline_s:g} s; "
-                    "give it more time or ask for fewer steps, images or pixels.",
-                    "input",
-                )
-            raise JobFailed(
-                f"This edit would not be done within its deadline of {job.deadline_s:g} s; try again after the time "
-                "that Retry-After says.",
-                "no time",
-                retry_after_s=late,
-            )
-
-    def _wait(self, now: float, job: Job | None = None) -> Estimate | None:
-        """How long a job that comes now waits, exchanges of LoRAs included; None before anything was timed.
-
-        `job` itself may need one more of them.
-        """
-        usable = [slot for slot in self._slots if slot.ready is not None]
-        if not usable:
-            return None
-        wanted = {waiting.job.lora for waiting in self._queue} | ({job.lora} if job else set())
-        swaps = self._swap_s * len(wanted - {slot.lora for slot in usable})
-        total = Estimate(swaps, swaps)
-        for waiting in self._queue:
-            total += self._times.of(waiting.job) or NOTHING
-        for slot in usable:
-            total += self._left(slot, now)
-        cards = len({slot.plan.device for slot in usable})
-        return total * (1 / cards)
-
-    def _left(self, slot: _Slot, now: float) -> Estimate:
-        """Of what `slot` does now."""
-        if slot.state == "restarting" and slot.ready is not None:
-            left = max(0.0, slot.ready.load_s - (now - slot.started_at))
-            return Estimate(left, 1.5 * left)
-        total = NOTHING
-        for events in slot.running:
-            job = events.job
-            estimate = self._times.of(job) or NOTHING
-            total += estimate * (1 - slot.share_done.get(job.id, 0.0))
-        return total
-
-    def _next_place(self, now: float) -> float:
-        """When a job that waits will have left the queue."""
-        soonest = [self._left(slot, now).mean for slot in self._slots if slot.ready is not None]
-        return min(soonest, default=_UNKNOWN_WAIT_S)
-
-    def _shutting_down(self) -> JobFailed:
-        return JobFailed("The server is shutting down; send the request again.", "draining", retry_after_s=5.0)
-
     # Who runs it
 
-    async def _keep_alive(self, slot: _Slot) -> None:
+    async def _keep_alive(self, slot: Slot) -> None:
         """Run processes for `slot` one after another, for as long as the server runs."""
         pause = 0.0
         while True:
@@ -333,7 +184,7 @@ class WorkerPool:
             await process.close()
             self._end_process(slot)
 
-    async def _start(self, slot: _Slot) -> Ready:
+    async def _start(self, slot: Slot) -> Ready:
         """Raises what the worker says, or Refused where it says nothing."""
         settings = self._settings
         memory = settings.worker_memory_gib
@@ -364,13 +215,10 @@ class WorkerPool:
             raise Refused(f"The worker {slot.plan.name} does not speak this version's protocol; install it again.")
         return report
 
-    def _learn(self, slot: _Slot, ready: Ready) -> None:
+    def _learn(self, slot: Slot, ready: Ready) -> None:
         """What a worker that has loaded says about itself."""
-        tokens = ready.text_tokens + 2 * (ready.native // 16) ** 2
-        for timing in ready.timings:
-            self._times.add(JobKind(timing.preset, timing.steps, 1, tokens), timing.seconds)
+        self._admission.worker_loaded(ready)
         slot.ready = slot.ready or ready
-        self._swap_s = ready.swap_s or 0.0
         if self._facts is None and all(other.ready is not None for other in self._slots):
             presets = {preset.name: preset for other in self._slots if other.ready for preset in other.ready.presets}
             self._facts = ServiceFacts(
@@ -382,7 +230,7 @@ class WorkerPool:
                 environment=ready.environment,
             )
 
-    async def _work(self, slot: _Slot, process: WorkerProcess) -> None:
+    async def _work(self, slot: Slot, process: WorkerProcess) -> None:
         """Run jobs until the process ends, and then raise WorkerDied."""
         await self._until_idle(slot, process)
         while True:
@@ -394,7 +242,7 @@ class WorkerPool:
                 if taken:
                     await self._run(slot, process, [self._accepted.pop(waiting) for waiting in taken])
 
-    async def _wait_for_job(self, slot: _Slot, process: WorkerProcess) -> None:
+    async def _wait_for_job(self, slot: Slot, process: WorkerProcess) -> None:
         """Return when there may be a job for `slot`. Raises WorkerDied if the process ends first."""
 
         async def job() -> None:
@@ -411,7 +259,7 @@ class WorkerPool:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, slot: _Slot, process: WorkerProcess, jobs: list[JobEvents]) -> None:
+    async def _run(self, slot: Slot, process: WorkerProcess, jobs: list[JobEvents]) -> None:
         start = time.monotonic()
         slot.state, slot.busy_since, slot.running = "busy", start, jobs
         slot.lora = jobs[0].job.lora
@@ -435,7 +283,7 @@ class WorkerPool:
             slot.share_done.clear()
             self._notify()
 
-    async def _until_idle(self, slot: _Slot, process: WorkerProcess) -> None:
+    async def _until_idle(self, slot: Slot, process: WorkerProcess) -> None:
         """Pass on what the worker reports until it waits for jobs. Raises WorkerDied."""
         heard = time.monotonic()
         while True:
@@ -459,14 +307,14 @@ class WorkerPool:
                 return
             self._pass_on(slot, report, blobs)
 
-    async def _stalled(self, slot: _Slot, process: WorkerProcess) -> WorkerDied:
+    async def _stalled(self, slot: Slot, process: WorkerProcess) -> WorkerDied:
         await process.write_stacks()
         await process.kill()
         for events in slot.running:
             events.tell(JobFailed("The worker stopped responding; send the request again.", "worker stalled"))
         return WorkerDied(f"reported nothing for {self._settings.stall_s:g} s")
 
-    def _pass_on(self, slot: _Slot, report: Report, blobs: list[bytes]) -> None:
+    def _pass_on(self, slot: Slot, report: Report, blobs: list[bytes]) -> None:
         if not isinstance(report, JobStep | JobPreview | JobDone | JobError):
             return
         events = next((events for events in slot.running if events.job.id == report.job), None)
@@ -479,17 +327,14 @@ class WorkerPool:
         elif isinstance(report, JobPreview):
             events.tell(Preview(report.image, report.index, picture(report.size, blobs[0])))
         elif isinstance(report, JobDone):
-            images = sum(other.job.images for other in slot.running)
-            self._times.add(JobKind.of(job), (report.run_s - report.swap_s) / images)
-            if report.swap_s:
-                self._swap_s = report.swap_s
+            self._admission.job_done(job, report, sum(other.job.images for other in slot.running))
             events.tell(_finished(events, report, blobs, slot))
         else:
             if report.reason == "out of memory":
-                self._too_large = (_tokens(job), time.monotonic())
+                self._admission.out_of_memory(job)
             events.tell(JobFailed(report.message, report.reason))
 
-    def _end_process(self, slot: _Slot) -> None:
+    def _end_process(self, slot: Slot) -> None:
         slot.process, slot.lora, slot.memory = None, None, None
         slot.state, slot.restarts = "restarting", slot.restarts + 1
         self._notify()
@@ -520,9 +365,8 @@ class WorkerPool:
             self._changed.notify_all()
 
 
-def _tokens(job: Job) -> int:
-    """What the memory of a job grows with: its images run one at a time."""
-    return job.size.text_tokens + job.size.image_tokens + job.size.reference_tokens
+def _shutting_down() -> JobFailed:
+    return JobFailed("The server is shutting down; send the request again.", "draining", retry_after_s=5.0)
 
 
 def _deadline_passed(job: Job) -> JobFailed:
@@ -549,7 +393,7 @@ def _job_message(job: Job) -> JobMessage:
     )
 
 
-def _finished(events: JobEvents, report: JobDone, blobs: list[bytes], slot: _Slot) -> Finished:
+def _finished(events: JobEvents, report: JobDone, blobs: list[bytes], slot: Slot) -> Finished:
     assert slot.busy_since is not None
     return Finished(
         pictures=tuple(picture(report.size, blob) for blob in blobs),
