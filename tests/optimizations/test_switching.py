@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
+from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate, current
 from kontext_fast.optimizations.presets import find_preset, resolve
 from kontext_fast.optimizations.switching import SwitchablePlans, sharing_groups
@@ -47,3 +50,20 @@ def test_presets_of_other_weights_are_refused() -> None:
     machine = Machine.detect("cpu")
     with pytest.raises(ValueError, match="do not share weights"):
         SwitchablePlans([resolve(name, machine) for name in ("balanced", "faithful")], small_pipeline())
+
+
+def test_select_during_a_call_is_refused() -> None:
+    machine = Machine.detect("cpu")
+    pipe = small_pipeline()
+    plans = SwitchablePlans([resolve(name, machine) for name in ("balanced", "fast")], pipe)
+    plans.select("balanced")
+    alone = render(pipe, steps=7)
+
+    def select_in_another_thread(_step: int) -> None:
+        with ThreadPoolExecutor(1) as thread, pytest.raises(InvalidInput, match="still runs; select fast"):
+            thread.submit(plans.select, "fast").result()
+
+    assert np.array_equal(render(pipe, steps=7, on_step=select_in_another_thread), alone)
+    plans.select("fast")
+    assert not np.array_equal(render(pipe, steps=7), alone)
+    plans.revert()

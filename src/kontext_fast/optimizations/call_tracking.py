@@ -173,6 +173,11 @@ class CallTracker:
         """Whether a pipeline is accelerated with it still."""
         return bool(self._users) and not self._closed
 
+    @property
+    def has_running_call(self) -> bool:
+        """Of any of its pipelines, in any thread."""
+        return self._running > 0
+
     def on_begin(self, callback: Callable[[PipelineCall], None], undo: ExitStack) -> None:
         """Run `callback` before each call; an error in it is raised by the user's call."""
         _add(self._on_begin, callback, undo)

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import apply_plan
 from kontext_fast.optimizations.base import Optimization
+from kontext_fast.optimizations.call_tracking import tracker_of
 from kontext_fast.optimizations.presets import Plan, Preset
 
 
@@ -46,9 +48,12 @@ class SwitchablePlans:
         self._selected: str | None = None
 
     def select(self, preset: str) -> None:
-        """Have the next calls run `preset`, one of the plans; between calls only."""
+        """Have the next calls run `preset`, one of the plans. Raises InvalidInput while a call runs, in any thread."""
         if preset == self._selected:
             return
+        tracker = tracker_of(self._pipe)
+        if tracker is not None and tracker.has_running_call:
+            raise InvalidInput(f"A call of this pipeline still runs; select {preset} when it has ended.")
         self._undo_exchanged.close()
         self._selected = None
         with ExitStack() as undo:
