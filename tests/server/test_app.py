@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from kontext_fast.server.placement import WorkerPlan
 from kontext_fast.server.pool import WorkerPool
 from kontext_fast.server.settings import ServerSettings
 
+ROOT = Path(__file__).parents[2]
 KEYS = ("the-first-key-of-it", "the-second-key-of-it")
 
 
@@ -43,6 +47,17 @@ def test_probes_need_no_key() -> None:
     client = app(api_keys=KEYS)
     statuses = [client.get(path).status_code for path in ("/livez", "/metrics", "/readyz", "/health")]
     assert statuses == [200, 200, 503, 503]
+
+
+def test_dashboard_asks_for_metrics_that_exist() -> None:
+    text = app().get("/metrics").text
+    types = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.M))
+    dashboard = json.loads((ROOT / "deploy/grafana/kontext.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked = {name for query in queries for name in re.findall(r"kontext_\w+", query)}
+    assert len(asked) > 10
+    histograms = {f"{name}_bucket" for name, kind in types.items() if kind == "histogram"}
+    assert asked <= histograms | types.keys()
 
 
 def test_loading_server_says_when_to_come_again() -> None:

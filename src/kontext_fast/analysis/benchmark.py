@@ -24,7 +24,7 @@ class AnalyzedGroup(Group):
     rows: tuple[Row, ...]
     """One per preset, in the order of `presets`."""
     stages: tuple[StageRow, ...]
-    """Of every preset that was measured, in the order of `ranked`."""
+    """Of every preset whose stages were measured, in the order of `ranked`."""
     smallest_claim: float | None
     """The smallest difference, as a fraction, that may be claimed; None without an A/A control."""
 

@@ -28,8 +28,9 @@ class StageRow:
 
 
 def stage_rows(group: Group) -> tuple[StageRow, ...]:
-    """A row for every preset that was measured."""
-    return tuple(_row(preset, runs) for preset in group.presets if (runs := group.runs_of(preset)))
+    """A row for every preset that was measured; none for one whose calls were not taken apart, as under a load."""
+    rows = (_row(preset, runs) for preset in group.presets if (runs := group.runs_of(preset)))
+    return tuple(row for row in rows if row.stages or row.steps)
 
 
 def _row(preset: str, runs: tuple[Run, ...]) -> StageRow:

@@ -176,7 +176,7 @@ def _preset_cost(
     work = priced.work
     unpriced = PresetCost(
         preset=priced.preset,
-        labels=priced.row.labels,
+        labels=priced.labels,
         seconds_per_image=_per_image(work),
         cold_start_s=work.cold_start_s if work else None,
         cost=None,

@@ -144,7 +144,7 @@ def cost(work: Work, demand: Demand, tariff: Tariff, *, today: date) -> Cost:
         per_day=per_day,
         per_month=scaled(per_day, demand.days_per_month),
         gpus=_gpus(work.seconds.value, work, demand, tariff),
-        utilization=busy / paid,
+        utilization=work.busy_share * busy / paid,
         basis=Basis(
             tariff.billing, tariff.price, tariff.price.is_stale(today), demand.days_per_month, tuple(work.run_ids)
         ),
@@ -185,7 +185,7 @@ def _gpus(seconds: float, work: Work, demand: Demand, tariff: Tariff) -> int:
         seconds,
         work.images_per_call,
         demand.peak_images_per_hour,
-        rho_max=tariff.rho_max,
+        rho_max=work.highest_load(tariff.rho_max),
         # By use, nobody makes you take the other GPUs of the machine.
         sold_by=1 if tariff.billing == "by-use" else tariff.price.count,
     )

@@ -69,8 +69,9 @@ def _fleet_against_api(work: Work, demand: Demand, tariff: Tariff, bought: float
 
 
 def _served(gpus: int, work: Work, demand: Demand, tariff: Tariff) -> float:
+    rho_max = work.highest_load(tariff.rho_max)
     return most_images_per_day(
-        gpus, work.seconds.value, work.images_per_call, peak_share=demand.peak_share, rho_max=tariff.rho_max
+        gpus, work.seconds.value, work.images_per_call, peak_share=demand.peak_share, rho_max=rho_max
     )
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.rows import Row
+from kontext_fast.analysis.served_load import LoadSummary, load_summary
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import EMULATED
 from kontext_fast.stats.intervals import Estimate, mean_estimate
+
+AS_SERVED: Final = "as served under load: card time, idle time included, per image served in time"
+_HOUR_S: Final = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +31,9 @@ class Work:
     """Applying the preset, and the first call beyond an ordinary one, compilation included."""
     run_ids: tuple[str, ...] = ()
     """The records that the time came from."""
+    busy_share: float = 1.0
+    """Of the seconds, the share in which the card ran jobs. It is below 1 where the seconds are those of a card that
+    was held under load, per image that was served in time."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.seconds.value) and self.seconds.value > 0):
@@ -34,6 +43,10 @@ class Work:
         for start_s in (self.load_s, self.prepare_s):
             if start_s is not None and not (math.isfinite(start_s) and start_s >= 0):
                 raise InvalidInput(f"A start of {start_s} s is not a time: give 0 or more.")
+
+    def highest_load(self, rho_max: float) -> float:
+        """Of a fleet: `rho_max`, or all of it where the seconds hold the idle time of a load test already."""
+        return 1.0 if self.busy_share < 1 else rho_max
 
     @property
     def cold_start_s(self) -> float | None:
@@ -52,6 +65,12 @@ class PresetWork:
     @property
     def preset(self) -> str:
         return self.row.preset
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What must be said beside its numbers."""
+        is_served = self.work is not None and self.work.busy_share < 1
+        return (*self.row.labels, AS_SERVED) if is_served else self.row.labels
 
     @property
     def peak_bytes(self) -> int | None:
@@ -86,12 +105,31 @@ def _preset_work(group: AnalyzedGroup, row: Row, load_s: float | None) -> Preset
         return PresetWork(row, None, row.status_and_reason)
     if EMULATED in row.labels:
         return PresetWork(row, None, "emulated kernel: not a speed, so not a cost")
+    tests = [load_summary(run.record.load_test) for run in group.runs_of(row.preset) if run.record.load_test]
+    if tests:
+        return _served_work(group, row, tests)
     work = Work(
         seconds=row.time.mean,
         images_per_call=group.workload.batch if group.workload else 1,
         load_s=_load_s(group, row) if load_s is None else load_s,
         prepare_s=_prepare_s(row),
         run_ids=group.run_ids(row.preset),
+    )
+    return PresetWork(row, work, None)
+
+
+def _served_work(group: AnalyzedGroup, row: Row, tests: Sequence[LoadSummary]) -> PresetWork:
+    """Of load tests, each of which is a unit of replication."""
+    if not all(test.images_per_card_hour for test in tests):
+        return PresetWork(row, None, "a load test served no image in time")
+    held = [_HOUR_S / test.images_per_card_hour for test in tests]
+    busy = sum(test.busy_share for test in tests) / len(tests)
+    work = Work(
+        seconds=mean_estimate(held),
+        load_s=None,
+        prepare_s=None,
+        run_ids=group.run_ids(row.preset),
+        busy_share=min(busy, math.nextafter(1.0, 0.0)),
     )
     return PresetWork(row, work, None)
 

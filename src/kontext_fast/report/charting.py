@@ -27,6 +27,7 @@ SECTIONS: Mapping[str, str] = {
     "quality": "scores and distances",
     "sizes": "sizes and step counts",
     "memory": "peak memory",
+    "serving": "what clients of a server waited",
     "cold": "the start of a process",
     "stages": "where the time of a call goes",
     "ablation": "what each optimization is worth",
