@@ -16,7 +16,6 @@ from threading import Lock, Timer
 from typing import TYPE_CHECKING
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.store import require_folder_for
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -38,7 +37,9 @@ def result_folder(out: Path | None, command: str, *, resume: bool = False) -> Pa
     Raises InvalidInput if the folder holds anything, but for `resume`, which needs an `out`, and if another process
     writes into it.
     """
+    # Late: records need pydantic, which a command's help does not wait for.
     from kontext_fast.records.lock import LOCK_NAMES, check_unlocked
+    from kontext_fast.records.store import require_folder_for
 
     if resume and out is None:
         raise InvalidInput("--resume needs the folder to continue in; add --out.")

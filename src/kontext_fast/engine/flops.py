@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kontext_fast.records.schema import StepKind
+if TYPE_CHECKING:
+    from kontext_fast.records.schema import StepKind
 
 
 @dataclass(frozen=True)
