@@ -68,17 +68,26 @@ def default_checkpoint(device: str | None) -> tuple[str, str]:
     local cache nor to be had, with what is to be done.
     """
     import torch
-    from huggingface_hub import get_token
 
     if device == "cpu":
         return "tiny", "the device is the CPU"
     if not torch.cuda.is_available():
         return "tiny", "there is no GPU"
+    return KONTEXT_DEV, f"there is a GPU and {require_kontext_dev()}"
+
+
+def require_kontext_dev() -> str:
+    """Why FLUX.1-Kontext-dev can be had here. Raises CheckpointUnavailable, with what is to be done, where it cannot.
+
+    Imports no torch.
+    """
+    from huggingface_hub import get_token
+
     if cached_folder(KONTEXT_DEV) is not None:
-        return KONTEXT_DEV, "there is a GPU and the local cache has it"
+        return "the local cache has it"
     if get_token() is None:
         raise CheckpointUnavailable(f"{KONTEXT_DEV} is not here yet: {STEPS_TO_WEIGHTS}")
-    return KONTEXT_DEV, "there is a GPU and a token"
+    return "a token"
 
 
 def checkpoint_for_pictures(device: str | None) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.presets import PEAK_GIB, Preset, find_preset
 from kontext_fast.optimizations.switching import sharing_groups
+from kontext_fast.pipeline.hub import require_kontext_dev
 from kontext_fast.pipeline.load import KONTEXT_DEV, is_full_size, kind_of
 from kontext_fast.server.settings import ServerSettings
 
@@ -47,11 +48,15 @@ def default_devices() -> tuple[str, ...]:
 
 
 def default_checkpoint() -> str:
-    """FLUX.1-Kontext-dev where there is a GPU. Raises InvalidInput elsewhere: nobody is served by `tiny` unasked."""
+    """FLUX.1-Kontext-dev where there is a GPU. Raises InvalidInput elsewhere: nobody is served by `tiny` unasked.
+
+    Raises CheckpointUnavailable where the weights are neither in the local cache nor to be had.
+    """
     if default_devices() == ("cpu",):
         raise InvalidInput(
             "There is no GPU here; name a checkpoint, for example --checkpoint tiny, a toy model that runs anywhere."
         )
+    require_kontext_dev()
     return KONTEXT_DEV
 
 
