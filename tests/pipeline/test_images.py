@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import struct
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
+from kontext_fast.datasets.folder import read_folder
 from kontext_fast.errors import InvalidInput
 from kontext_fast.pipeline.edit import EditRequest
 from kontext_fast.pipeline.images import FORMATS, ImageFile, Origin, read_origin, to_rgb
@@ -367,3 +370,34 @@ def test_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytes
         save(path)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_postscript_called_png_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = tmp_path / "started"
+    for program in ("gs", "gswin64c"):
+        script = tmp_path / program
+        script.write_text(f"#!/bin/sh\ntouch {started}\nexit 1\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    picture = tmp_path / "cat.png"
+    picture.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(InvalidInput, match="not an image"):
+        to_rgb(picture)
+    assert not started.exists()
+
+
+@pytest.mark.parametrize("kind", ["text", "profile"])
+def test_chunk_that_unfolds_to_megabytes_is_refused(kind: str, tmp_path: Path) -> None:
+    facts = PngInfo()
+    facts.add_text("comment", "a" * 40_000_000, zip=True)
+    bomb = {"pnginfo": facts} if kind == "text" else {"icc_profile": bytes(40_000_000)}
+    Image.new("RGB", (16, 16)).save(tmp_path / "bomb.png", **bomb)
+    assert read_origin(tmp_path / "bomb.png") == {}
+    with pytest.raises(InvalidInput, match=r"bomb\.png is damaged"):
+        to_rgb(tmp_path / "bomb.png")
+    Image.new("RGB", (16, 16)).save(tmp_path / "cat.png")
+    for name in ("bomb", "cat"):
+        (tmp_path / f"{name}.txt").write_text("make it blue")
+    dataset = read_folder(tmp_path)
+    assert len(dataset.items) == 1
+    assert [line for line in dataset.rejected if "bomb.png" in line]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 )
 """Of the files in a folder that are taken for images, in lower case."""
+
+READ_FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+"""Pillow's formats that are read, whatever a file is called: Pillow would start Ghostscript for PostScript."""
+
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, MemoryError, struct.error)
+"""What Pillow's decoders raise for files that are broken, or made to break them."""
 
 _HEIF = frozenset({".heic", ".heif"})
 
@@ -92,7 +99,7 @@ def _read(path: Path) -> Image:
         with warnings.catch_warnings():
             # Below twice the limit of its decompression-bomb check Pillow only warns.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=readable_formats()) as image:
                 return _upright_rgb(image, str(path))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise InvalidInput(f"{path} has too many pixels; scale it down to {Image.MAX_IMAGE_PIXELS} or fewer.") from None
@@ -100,6 +107,21 @@ def _read(path: Path) -> Image:
         raise InvalidInput(f"{path} may not be read by this user; change its permissions.") from None
     except UnidentifiedImageError:
         raise InvalidInput(f"{path} is not an image that can be read; give a PNG, JPEG or WebP file.") from None
+    # Only of the header: what comes later is named where it is decoded.
+    except BROKEN as error:
+        raise _damaged(str(path), error) from error
+
+
+def readable_formats() -> list[str]:
+    """Those of `READ_FORMATS` that can be read here; `_register_heif` adds HEIF."""
+    from PIL import Image, features
+
+    here = {"AVIF": features.check("avif"), "HEIF": "HEIF" in Image.OPEN}
+    return [name for name in READ_FORMATS if here.get(name, True)]
+
+
+def _damaged(name: str, error: Exception) -> InvalidInput:
+    return InvalidInput(f"{name} is damaged or cut off ({error or type(error).__name__}); give an intact copy.")
 
 
 def _register_heif(path: Path) -> None:
@@ -119,11 +141,9 @@ def _upright_rgb(image: Image, name: str) -> Image:
         raise InvalidInput(f"{name} has no pixels; give another one.")
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-    # Pillow's decoders report broken data with all of these.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-        raise InvalidInput(f"{name} is damaged or cut off ({error}); give an intact copy.") from error
-    return _opaque_rgb(upright)
+        return _opaque_rgb(ImageOps.exif_transpose(image))
+    except BROKEN as error:
+        raise _damaged(name, error) from error
 
 
 def _opaque_rgb(image: Image) -> Image:
@@ -372,9 +392,9 @@ def read_origin(path: str | Path) -> dict[str, str]:
 
     try:
         # Not loaded: the facts stand before the pixels.
-        with Image.open(path) as image:
+        with Image.open(path, formats=tuple(FORMATS.values())) as image:
             found = dict(image.info) if image.format == "PNG" else _from_exif(image)
-    except (OSError, ValueError, SyntaxError):
+    except (*BROKEN, RecursionError):
         return {}
     return {key: str(found[key]) for key in _KEYS if key in found}
 
