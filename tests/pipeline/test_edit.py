@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory
+from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 from kontext_fast.pipeline.edit import STEP_KINDS, EditRequest, edit, edit_together, text_length
 
 INSTRUCTION = "make the red circle blue"
@@ -254,3 +254,28 @@ def test_result_tells_time_size_and_seed(tiny: Any, picture: Image.Image) -> Non
     shown = result._repr_html_()
     assert repr(result) in shown
     assert shown.count("data:image/png;base64,") == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["transformer.x_embedder.weight", "text_encoder_2.shared.weight", "vae.decoder.conv_out.bias"]
+)
+def test_weights_that_are_not_finite_are_refused_by_name(tiny: Any, picture: Image.Image, name: str) -> None:
+    component, _, weight = name.partition(".")
+    values = getattr(tiny, component).get_parameter(weight).data
+    before = values.clone()
+    try:
+        values.fill_(float("nan"))
+        with pytest.raises(InvalidInput, match=f"The weights {weight} of {component} are not finite"):
+            edit(tiny, request(picture, steps=1))
+    finally:
+        values.copy_(before)
+
+
+def test_latents_that_overflow_are_refused(tiny: Any, picture: Image.Image) -> None:
+    layer = tiny.transformer.proj_out
+    hook = layer.register_forward_hook(lambda _module, _inputs, output: output * float("inf"))
+    try:
+        with pytest.raises(Refused, match="latents are not finite, though all weights are"):
+            edit(tiny, request(picture, steps=1))
+    finally:
+        hook.remove()

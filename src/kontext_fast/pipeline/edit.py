@@ -17,7 +17,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, overload
 
 from kontext_fast.discovery import unknown_name
-from kontext_fast.errors import Cancelled, InvalidInput
+from kontext_fast.errors import Cancelled, InvalidInput, Refused
 from kontext_fast.pipeline.device import memory_errors
 from kontext_fast.pipeline.images import to_rgb
 from kontext_fast.pipeline.sizes import Size, SizePlan, check_requested_size, plan_size
@@ -208,7 +208,7 @@ def edit(
     own seed, so it does not depend on the batch or the device.
     `on_step(done, total)` is called after every step. `should_stop()` is called before the first and after every step;
     where it returns True, Cancelled is raised. The pipeline is usable again after any error.
-    Raises InvalidInput, OutOfMemory or Cancelled.
+    Raises InvalidInput, OutOfMemory or Cancelled, and where weights or latents are not finite InvalidInput or Refused.
     """
     request = make_request(image, instruction, **options)
     return edit_together(pipe, [request], on_step=on_step, should_stop=should_stop)[0]
@@ -290,7 +290,12 @@ def _run(
                 _check_text(pipe, name, text)
     first = requests[0]
 
-    def after_step(running: Any, index: int, _time: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+    finite: list[Tensor] = []
+
+    def after_step(running: Any, index: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index + 1 == running.num_timesteps:
+            # Looked at when the images are there, so that the device does not wait in between.
+            finite.append(torch.isfinite(tensors["latents"]).all())
         if on_step is not None:
             on_step(index + 1, running.num_timesteps)
         _raise_if_stopped(should_stop, index + 1, running.num_timesteps)
@@ -311,10 +316,38 @@ def _run(
             generator=[torch.Generator().manual_seed(seed) for request_seeds in seeds for seed in request_seeds],
             max_sequence_length=size.text_tokens,
             callback_on_step_end=after_step,
-            callback_on_step_end_tensor_inputs=[],
+            callback_on_step_end_tensor_inputs=["latents"],
             **more,
         ).images
+        _check_finite(pipe, all(map(bool, finite)), images)
     return size, images, time.perf_counter() - begin
+
+
+def _check_finite(pipe: Any, latents_are_finite: bool, images: Any) -> None:
+    """Raise for outputs of weights or arithmetic that are not finite, which would be pictures of one color.
+
+    InvalidInput names the weights; Refused says that they are not the reason.
+    """
+    one_color = isinstance(images, list) and any(_is_one_color(image) for image in images)
+    if latents_are_finite and not one_color:
+        return
+    for name, component in pipe.components.items():
+        for weight, values in component.named_parameters() if hasattr(component, "named_parameters") else ():
+            # Weights that are offloaded have no values here, and eight bits cannot be asked.
+            if values.is_floating_point() and not values.is_meta and not bool(values.float().isfinite().all()):
+                raise InvalidInput(
+                    f"The weights {weight} of {name} are not finite, so that every edit is empty; "
+                    "download the checkpoint again, or use another LoRA or file."
+                )
+    if not latents_are_finite:
+        raise Refused(
+            "The edit overflowed: its latents are not finite, though all weights are; "
+            "use the preset baseline, or a checkpoint in bfloat16 or float32."
+        )
+
+
+def _is_one_color(image: Image) -> bool:
+    return all(len(set(band.getextrema())) == 1 for band in image.convert("RGB").split())
 
 
 def _step_kinds(pipe: Any, samples: slice) -> tuple[StepKind, ...]:
