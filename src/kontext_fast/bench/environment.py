@@ -18,13 +18,9 @@ from typing import Any
 from kontext_fast.bench.nvml import NvmlDevice
 from kontext_fast.bench.schedule import Configuration
 from kontext_fast.errors import InvalidInput
+from kontext_fast.records.privacy import recorded_flags
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "triton", "numpy")
-
-_FLAG_PREFIXES = ("OMP_", "MKL_", "CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_TF32", "TORCH", "PYTORCH_", "TRITON_")
-"""Environment variables that change speed or numbers."""
-
-_FLAGS_WITH_PATHS = ("_DIR", "_HOME", "_PATH", "_ROOT", "_FILE", "_LOGS")
 
 
 def environment_facts(device: str) -> dict[str, Any]:
@@ -35,7 +31,7 @@ def environment_facts(device: str) -> dict[str, Any]:
         **_host(),
         "packages": {name: _installed(name) for name in _PACKAGES},
         "git": _git(),
-        "flags": _flags(),
+        "flags": recorded_flags(),
         "device": device,
         **_torch(device),
     }
@@ -98,14 +94,6 @@ def _git() -> dict[str, Any] | None:
 def _run_git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
-
-
-def _flags() -> dict[str, str]:
-    return {
-        name: value
-        for name, value in sorted(os.environ.items())
-        if name.startswith(_FLAG_PREFIXES) and not name.endswith(_FLAGS_WITH_PATHS) and "/" not in value
-    }
 
 
 def _torch(device: str) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import secrets
 import signal
 from collections.abc import Iterable
@@ -16,21 +14,10 @@ from kontext_fast.bench.schedule import UNFINISHED, Run, Schedule, machine_of
 from kontext_fast.bench.suites import Suite
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.names import machine_identity
+from kontext_fast.records.privacy import redact
 from kontext_fast.records.schema import Cell, Record, ResultFile, Status, StoredItem
 from kontext_fast.records.store import ResultStore
 from kontext_fast.version import __version__
-
-_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/\"':,()]+/)+")
-_HUB_TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
-_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-
-
-def redact(text: str) -> str:
-    """`text` with absolute folders shortened to `.../` and access tokens removed, since records are published."""
-    for variable in _TOKEN_VARIABLES:
-        if token := os.environ.get(variable):
-            text = text.replace(token, "[token]")
-    return _FOLDERS.sub(".../", _HUB_TOKEN.sub("[token]", text))
 
 
 def now() -> str:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kontext_fast.bench.recorder import redact
 from kontext_fast.datasets.base import Item
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError, OutOfMemory
 from kontext_fast.pipeline.edit import EditRequest
 from kontext_fast.pipeline.edit_many import LAUNCH_BOUND_BATCH, LAUNCH_BOUND_PARAMETERS
+from kontext_fast.records.privacy import redact
 from kontext_fast.records.schema import Output
 from kontext_fast.verify.arm_pipeline import ArmPipeline, captured_latents
 from kontext_fast.verify.arms import ArmSpec, Batch, make_batches

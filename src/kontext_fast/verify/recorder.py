@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from kontext_fast.bench.recorder import redact
 from kontext_fast.datasets.base import Item
 from kontext_fast.metrics.base import Role, discover
 from kontext_fast.metrics.scorer import Scorer, StoredOutput
 from kontext_fast.optimizations.presets import Plan
+from kontext_fast.records.privacy import redact
 from kontext_fast.records.schema import (
     BASELINE,
     Arm,
