@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from kontext_fast.datasets.base import Item
 from kontext_fast.metrics.base import Setting
 from kontext_fast.metrics.scorer import Scorer, StoredOutput
 from kontext_fast.records.schema import AppliedOptimization, Arm, Output, Record, ResultFile
-from kontext_fast.records.store import ResultStore, write_atomically
+from kontext_fast.records.store import ResultStore, read_stored_image, write_atomically
 from kontext_fast.verify.analysis import analyze
 from kontext_fast.verify.journal import Journal
 from kontext_fast.verify.margins import Margins, TailMargins
@@ -80,9 +79,9 @@ def _picture_records(
         for output in base.outputs:
             if output.image is None:
                 continue
-            with Image.open(store.image_path(output.image)) as image:
-                source = np.asarray(by_id[output.item].image.convert("RGB").resize(image.size), np.float32)
-                spoiled = store.put_image(fault.plant.next(image, source, seen))
+            image = read_stored_image(store.image_path(output.image))
+            source = np.asarray(by_id[output.item].image.convert("RGB").resize(image.size), np.float32)
+            spoiled = store.put_image(fault.plant.next(image, source, seen))
             outputs.append(output.model_copy(update={"image": spoiled}))
         stored = [
             StoredOutput(

@@ -15,8 +15,9 @@ from PIL import Image
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.samples_csv import COLUMNS
-from kontext_fast.records.schema import Score
-from kontext_fast.records.store import ResultStore
+from kontext_fast.records.schema import Score, Verification
+from kontext_fast.records.store import ResultStore, read_stored_image
+from kontext_fast.verify.margins import read_margins
 from tests.records.builder import full, judged, record, result, timed
 
 
@@ -227,3 +228,41 @@ def test_records_import_no_torch() -> None:
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+def test_picture_under_the_hash_of_another_is_refused(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    digest = store.put_image(Image.new("RGB", (8, 8), "red"))
+    path = store.image_path(digest)
+    assert read_stored_image(path).getpixel((0, 0)) == (255, 0, 0)
+    Image.new("RGB", (8, 8), "blue").save(path)
+    with pytest.raises(InvalidInput, match="is not the one that was recorded"):
+        read_stored_image(path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        read_stored_image(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_stored_image(path)
+
+
+def test_margins_that_were_altered_afterwards_are_refused(tmp_path: Path) -> None:
+    margins = read_margins()
+    verification = Verification(
+        dataset="shapes",
+        steps=28,
+        guidance=2.5,
+        seeds=(0, 1),
+        batch=2,
+        control_items=(),
+        margins=margins.model_dump(mode="json"),
+        margins_sha256=margins.sha256,
+    )
+    store = ResultStore(tmp_path)
+    store.write(result([]).model_copy(update={"verification": verification}))
+    assert store.load().verification == verification
+    wide = {**verification.margins, "min_items": 2}
+    altered = verification.model_copy(update={"margins": wide})
+    store.write(result([]).model_copy(update={"verification": altered}))
+    with pytest.raises(InvalidInput, match="not those that were fixed before"):
+        store.load()

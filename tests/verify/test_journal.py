@@ -29,7 +29,7 @@ def _journal(out: Path) -> Journal:
 
 def _resumed(out: Path) -> Journal:
     journal = Journal(out)
-    journal.resume(SETUP)
+    journal.resume(SETUP, lambda image: Path(__file__))
     return journal
 
 
@@ -54,12 +54,51 @@ def test_truncated_last_line_is_dropped(cut: int, tmp_path: Path) -> None:
     assert list(_resumed(tmp_path).done("half the steps")) == ["x", "y"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"arm": "half the steps", "item": "x", "outp',
+        "null",
+        "[" * 9999,
+        '{"arm": 1}',
+        '{"arm": {}, "outputs": [3]}',
+    ],
+)
+def test_broken_line_is_left_out_and_the_others_stay(line: str, tmp_path: Path) -> None:
+    _journal(tmp_path)
+    file = tmp_path / FOLDER / "outputs.jsonl"
+    setup, _, last = file.read_text().splitlines()
+    file.write_text("\n".join((setup, line, last, "")))
+    assert list(_resumed(tmp_path).done("half the steps")) == ["y"]
+
+
+def test_outputs_with_cut_latents_are_made_again(tmp_path: Path) -> None:
+    latents = _journal(tmp_path).latents_file("half the steps", "x", 0)
+    latents.write_bytes(latents.read_bytes()[:-3])
+    assert list(_resumed(tmp_path).done("half the steps")) == ["y"]
+
+
+def test_outputs_without_their_images_are_made_again(tmp_path: Path) -> None:
+    _journal(tmp_path)
+    journal = Journal(tmp_path)
+    journal.resume(SETUP, lambda image: tmp_path / image)
+    assert not journal.done("half the steps")
+
+
+def test_journal_whose_setup_is_broken_is_refused(tmp_path: Path) -> None:
+    _journal(tmp_path)
+    file = tmp_path / FOLDER / "outputs.jsonl"
+    file.write_text("[1, 2]\n" + file.read_text())
+    with pytest.raises(InvalidInput, match="no verification to resume"):
+        _resumed(tmp_path)
+
+
 def test_journal_of_another_verification_is_refused(tmp_path: Path) -> None:
     _journal(tmp_path)
     with pytest.raises(InvalidInput, match="differs in checkpoint, steps"):
-        Journal(tmp_path).resume({**SETUP, "checkpoint": "other", "steps": 3})
+        Journal(tmp_path).resume({**SETUP, "checkpoint": "other", "steps": 3}, Path)
 
 
 def test_resume_without_a_journal_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no verification to resume"):
-        Journal(tmp_path).resume(SETUP)
+        Journal(tmp_path).resume(SETUP, Path)

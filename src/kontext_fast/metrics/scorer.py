@@ -23,7 +23,7 @@ from kontext_fast.metrics.base import Case, Metric, NotMeasured, Role, Setting, 
 from kontext_fast.metrics.shapes_judge import ShapesJudge
 from kontext_fast.records.lock import locked_folder
 from kontext_fast.records.schema import MetricFacts, Record, Score
-from kontext_fast.records.store import ResultStore
+from kontext_fast.records.store import ResultStore, read_stored_image
 
 _CHUNK = 16
 """Outputs whose images are in memory at once."""
@@ -216,8 +216,7 @@ def _processors() -> int:
 
 def _open(file: Path) -> Image.Image:
     try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
+        return read_stored_image(file).convert("RGB")
     except OSError:
         raise InvalidInput(
             f"The output {file.name} is missing from the result folder; run the command that wrote it again."
@@ -227,5 +226,8 @@ def _open(file: Path) -> Image.Image:
 def _latents(file: Path | None) -> npt.NDArray[np.float32] | None:
     if file is None or not file.is_file():
         return None
-    array: npt.NDArray[np.float32] = np.load(file)
+    try:
+        array: npt.NDArray[np.float32] = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        raise InvalidInput(f"The latents {file} are cut off; go on with --resume to make them again.") from None
     return array

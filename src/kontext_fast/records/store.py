@@ -8,7 +8,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,13 +78,20 @@ class ResultStore:
             raise InvalidInput(f"{path} is not readable JSON: name the file that `kontext bench` wrote.") from None
         _check_version(path, data)
         try:
-            return ResultFile.model_validate(data)
+            result = ResultFile.model_validate(data)
         except ValidationError as error:
             location, message = first_mistake(error)
             what = f"{dotted(location) or 'top level'}: {message}"
             raise InvalidInput(
                 f"{path} is not a kontext-fast record file ({what}): name one that `kontext bench` wrote."
             ) from None
+        verification = result.verification
+        if verification and content_hash(verification.margins) != verification.margins_sha256:
+            raise InvalidInput(
+                f"The margins in {path} are not those that were fixed before the verification: their hash is another; "
+                "restore the file, or verify again."
+            )
+        return result
 
     def write(self, result: ResultFile) -> None:
         """Replace the records, and the raw samples rendered from them, and create the folders of the layout."""
@@ -116,8 +123,7 @@ class ResultStore:
         """Store an image once and return its hash. Modes other than RGB, RGBA and L are stored as RGB."""
         if image.mode not in STORED_MODES:
             image = image.convert("RGB")
-        header = f"{image.mode} {image.width}x{image.height}\n".encode()
-        digest = hashlib.sha256(header + image.tobytes()).hexdigest()
+        digest = image_hash(image)
         path = self.image_path(digest)
         if not path.exists():
             png = io.BytesIO()
@@ -133,6 +139,39 @@ class ResultStore:
         if not HASH.fullmatch(digest):
             raise InvalidInput(f"{digest!r} is not an image hash (64 hexadecimal digits): the records were altered.")
         return self.results / "images" / f"{digest}.png"
+
+
+def content_hash(values: Mapping[str, Any]) -> str:
+    """The sha256 of JSON values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def image_hash(image: Image) -> str:
+    """The name of an image in records: the sha256 of its mode, size and pixels."""
+    header = f"{image.mode} {image.width}x{image.height}\n".encode()
+    return hashlib.sha256(header + image.tobytes()).hexdigest()
+
+
+def read_stored_image(path: Path) -> Image:
+    """The image at `path`, in its own mode; what `put_image` stored there is called by its hash.
+
+    Raises FileNotFoundError, and InvalidInput where the file is no picture or another one than its name says: nothing
+    may be shown or judged under a hash that it does not have.
+    """
+    from PIL import Image as PILImage
+
+    try:
+        with PILImage.open(path, formats=("PNG",)) as image:
+            image.load()
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, PILImage.DecompressionBombError):
+        raise InvalidInput(f"The picture {path} cannot be read; restore it, or delete it and make it again.") from None
+    if HASH.fullmatch(path.stem) and image_hash(image) != path.stem:
+        raise InvalidInput(
+            f"The picture {path} is not the one that was recorded; restore it, or delete it and make it again."
+        )
+    return image
 
 
 def _check_version(path: Path, data: Any) -> None:

@@ -1,7 +1,7 @@
 """The outputs of a verification so far, on disk after every call, so that a kill neither loses nor repeats one.
 
-The file has one JSON line per item of an arm, after a first line with everything that decides the outputs. A truncated
-last line is dropped: its images are generated again.
+The file has one JSON line per item of an arm, after a first line with everything that decides the outputs. A line that
+was cut or broken is left out, and so is one whose latents or images are not there: its images are generated again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,12 @@ class Journal:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._append([{"setup": dict(setup)}])
 
-    def resume(self, setup: Mapping[str, Any]) -> None:
-        """Read the journal. Raises InvalidInput where there is none, or that of another verification."""
+    def resume(self, setup: Mapping[str, Any], image_file: Callable[[str], Path]) -> None:
+        """Read the journal; `image_file` says where the image with a hash is. Raises InvalidInput where there is no
+        journal, or that of another verification.
+        """
         lines = self._lines()
-        if not lines or "setup" not in lines[0]:
+        if not lines or not isinstance(lines[0], dict) or not isinstance(lines[0].get("setup"), dict):
             raise InvalidInput("There is no verification to resume; leave out --resume, or give its folder as --out.")
         before, now = lines[0]["setup"], json.loads(json.dumps(setup))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
@@ -48,7 +51,15 @@ class Journal:
                 f"The verification to resume differs in {', '.join(changed)}; repeat its options, or start a new one."
             )
         for line in lines[1:]:
-            self._done[line["arm"]][line["item"]] = tuple(Output(**output) for output in line["outputs"])
+            with suppress(KeyError, TypeError, ValueError, InvalidInput):
+                arm, item = str(line["arm"]), str(line["item"])
+                outputs = tuple(Output(**output) for output in line["outputs"])
+                if all(
+                    _is_whole(self.latents_file(arm, item, output.seed))
+                    and (output.image is None or image_file(output.image).is_file())
+                    for output in outputs
+                ):
+                    self._done[arm][item] = outputs
 
     def done(self, arm: str) -> Mapping[str, tuple[Output, ...]]:
         """Outputs by item, in the order in which they were generated."""
@@ -62,7 +73,9 @@ class Journal:
             for seed, array in latents.items():
                 path = self.latents_file(arm, item, seed)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                np.save(path, array)
+                whole = path.with_suffix(".new.npy")
+                np.save(whole, array)
+                whole.replace(path)
         self._append(
             {"arm": arm, "item": item, "outputs": [output.model_dump(mode="json") for output in outputs]}
             for item, outputs, _ in results
@@ -80,7 +93,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
 
-    def _lines(self) -> list[dict[str, Any]]:
+    def _lines(self) -> list[Any]:
         try:
             content = self._file.read_bytes()
         except OSError:
@@ -89,4 +102,23 @@ class Journal:
         if whole != content:
             # The next entry must begin on a line of its own.
             os.truncate(self._file, len(whole))
-        return [json.loads(line) for line in whole.splitlines()]
+        return list(map(_parsed, whole.splitlines()))
+
+
+def _parsed(line: bytes) -> Any:
+    """What a line says; None where it is no JSON."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a latents file can be read to its end, or is not there, as for outputs made from images."""
+    try:
+        np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, EOFError):
+        return False
+    return True

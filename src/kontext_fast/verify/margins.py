@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +9,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kontext_fast.errors import InvalidInput
+from kontext_fast.records.store import content_hash
+from kontext_fast.toml_lines import TOMLDecodeError, parse_toml
 from kontext_fast.validation import dotted, first_mistake
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -19,7 +18,7 @@ Probability = Annotated[float, Field(gt=0.5, lt=1)]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class FloorMargins(_Table):
@@ -53,8 +52,7 @@ class Margins(_Table):
 
     @property
     def sha256(self) -> str:
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        return content_hash(self.model_dump(mode="json"))
 
 
 def read_margins(file: Path | None = None) -> Margins:
@@ -62,10 +60,10 @@ def read_margins(file: Path | None = None) -> Margins:
     bundled = resources.files("kontext_fast.verify") / "margins.toml"
     name = "margins.toml" if file is None else file.name
     try:
-        return Margins.model_validate(tomllib.loads((file or bundled).read_text(encoding="utf-8-sig")))
+        return Margins.model_validate(parse_toml((file or bundled).read_text(encoding="utf-8-sig")))
     except (OSError, UnicodeDecodeError):
         raise InvalidInput(f"The margins {file} cannot be read; give an existing TOML text file.") from None
-    except tomllib.TOMLDecodeError as error:
+    except TOMLDecodeError as error:
         raise InvalidInput(f"{name} is not valid TOML: {error}.") from None
     except ValidationError as error:
         location, message = first_mistake(error)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from kontext_fast.metrics.scorer import StoredOutput
 from kontext_fast.records.schema import Score
+from kontext_fast.records.store import read_stored_image
 
 Pixels = npt.NDArray[np.float32]
 """(height, width, 3) in 0..255."""
@@ -229,20 +230,19 @@ def _array(image: Image.Image) -> Pixels:
 
 @lru_cache(maxsize=8)
 def _read(file: Path) -> Pixels:
-    with Image.open(file) as image:
-        return _array(image)
+    return _array(read_stored_image(file))
 
 
 @lru_cache(maxsize=4096)
 def _size(file: Path) -> tuple[int, int]:
-    with Image.open(file) as image:
+    with Image.open(file, formats=("PNG",)) as image:
         return image.size
 
 
 @lru_cache(maxsize=4096)
 def _thumb(file: Path) -> Pixels:
-    with Image.open(file) as image:
-        return _array(image.convert("RGB").resize((_THUMB, _THUMB), Image.Resampling.BOX))
+    image = read_stored_image(file).convert("RGB")
+    return _array(image.resize((_THUMB, _THUMB), Image.Resampling.BOX))
 
 
 def _thumb_distances(thumb: Pixels, thumbs: Pixels) -> npt.NDArray[np.float64]:

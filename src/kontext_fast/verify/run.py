@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from kontext_fast.bench.environment import environment_facts
-from kontext_fast.bench.recorder import redact
 from kontext_fast.datasets.base import Dataset, Item
 from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 from kontext_fast.metrics.base import Control, Setting
@@ -21,8 +18,9 @@ from kontext_fast.optimizations.presets import Plan, Preset, resolve_for
 from kontext_fast.pipeline.device import Machine, choose_device
 from kontext_fast.records.lock import locked_folder
 from kontext_fast.records.names import machine_name
+from kontext_fast.records.privacy import redact
 from kontext_fast.records.schema import BASELINE, EMULATED, Arm, Output, ResultFile, Status, StoredItem, Verification
-from kontext_fast.records.store import ResultStore
+from kontext_fast.records.store import ResultStore, read_stored_image
 from kontext_fast.verify.arm_pipeline import ArmPipeline
 from kontext_fast.verify.arms import ArmSpec, arm_specs
 from kontext_fast.verify.controls import OTHER_POSITION, degrade
@@ -97,7 +95,7 @@ class _Run:
         self._journal = Journal(store.folder)
         setup = self._setup(dataset, environment)
         if resume:
-            self._journal.resume(setup)
+            self._journal.resume(setup, store.image_path)
         else:
             self._journal.begin(setup)
         result = ResultFile(
@@ -250,8 +248,8 @@ class _Run:
             for output in baseline:
                 if output.item not in inputs or not output.image:
                     continue
-                with Image.open(self._store.image_path(output.image)) as image:
-                    worse = degrade(image.convert("RGB"), control, inputs[output.item].image)
+                image = read_stored_image(self._store.image_path(output.image)).convert("RGB")
+                worse = degrade(image, control, inputs[output.item].image)
                 outputs.append(Output(item=output.item, seed=output.seed, image=self._store.put_image(worse)))
             self._recorder.add(Arm(name=control.value, role="control"), control.value, outputs)
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from kontext_fast.records.schema import Record, StoredItem
-from kontext_fast.records.store import ResultStore
+from kontext_fast.records.store import ResultStore, read_stored_image
 from kontext_fast.report.output.page import image_uri, stored_image_uri
 from kontext_fast.report.text.quality import change, title
 from kontext_fast.report.verification import VerificationReport
@@ -159,8 +159,7 @@ def _difference(store: ResultStore, first: str, second: str) -> float:
 
 def _opened(store: ResultStore, digest: str) -> Image.Image | None:
     try:
-        with Image.open(store.image_path(digest)) as image:
-            return image.convert("RGB")
+        return read_stored_image(store.image_path(digest)).convert("RGB")
     except OSError:
         return None
 

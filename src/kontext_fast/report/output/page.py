@@ -24,6 +24,7 @@ from kontext_fast.cost.prices import Kind
 from kontext_fast.cost.work import paired_half_s
 from kontext_fast.records.names import is_peer, short_machine
 from kontext_fast.records.schema import BASELINE, CONTROL
+from kontext_fast.records.store import read_stored_image
 from kontext_fast.report import templates
 from kontext_fast.report.charting import SECTIONS, Chart
 from kontext_fast.report.gallery import Gallery, GalleryPicture
@@ -48,17 +49,15 @@ class ImageFolder(Protocol):
 
 
 def stored_image_uri(path: Path) -> str | None:
-    """The picture at `path`, pixel for pixel if it is small; None where it is missing or no picture."""
-    from PIL import Image, UnidentifiedImageError
+    """The stored picture at `path`, pixel for pixel if it is small; None where it is missing.
 
+    Raises InvalidInput where it is not the picture that was recorded.
+    """
     try:
-        with Image.open(path) as image:
-            if max(image.size) <= MOST_PIXELS:
-                return png_uri(path.read_bytes())
-            small = image.copy()
-    except (OSError, UnidentifiedImageError):
+        image = read_stored_image(path)
+    except FileNotFoundError:
         return None
-    return _encoded(small, "WEBP", quality=92)
+    return png_uri(path.read_bytes()) if max(image.size) <= MOST_PIXELS else _encoded(image, "WEBP", quality=92)
 
 
 def png_uri(png: bytes) -> str:
