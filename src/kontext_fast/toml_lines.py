@@ -1,13 +1,28 @@
-"""The line of a key in a TOML text, which `tomllib` does not report."""
+"""TOML that people write: read with every mistake as one kind of error, and the line of a key, which `tomllib` does not
+report.
+"""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from collections import Counter
+from tomllib import TOMLDecodeError
+from typing import Any
+
+__all__ = ["TOMLDecodeError", "line_of", "parse_toml"]
 
 _HEADER = re.compile(r"^\s*\[\s*([\w.-]+)\s*\]")
 _ARRAY_HEADER = re.compile(r"^\s*\[\[\s*([\w.-]+)\s*\]\]")
 _KEY = re.compile(r"^\s*([\w-]+)\s*=")
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a text. Raises TOMLDecodeError for what is no TOML, and for values in values without end."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise TOMLDecodeError("values are nested too deeply") from None
 
 
 def line_of(text: str, key: str) -> int | None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -170,3 +171,40 @@ def test_closed_pipe_is_no_error() -> None:
     assert process.stderr is not None
     assert process.stderr.read() == b""
     assert process.wait(60) == 0
+
+
+def test_closed_stdout_is_no_error(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "{sys.executable}" -c "{START}" --version >&-'],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_with_one_sentence(number: signal.Signals) -> None:
+    waiting = "import kontext_fast.cli.main as main, sys, time; main._invoke = lambda *_: (print('ready', flush=True), "
+    waiting += "time.sleep(600)); main.main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", waiting],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (130, "Interrupted; nothing was left half-written.\n")
+
+
+@pytest.mark.parametrize("number", ["inf", "nan", "-inf"])
+def test_number_that_is_not_finite_is_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert front_door.run(["compare", "before", "after", "--threshold", number]) == 2
+    assert capsys.readouterr().err == f"--threshold is {number}; give a finite number.\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kontext_fast.cli.output import result_folder
+from kontext_fast.cli.output import print_json, result_folder
 from kontext_fast.errors import InvalidInput
 
 PROGRAM = """
@@ -53,3 +54,8 @@ def test_folder_two_levels_down_is_a_slip(tmp_path: Path) -> None:
     assert result_folder(tmp_path / "new", "bench") == tmp_path / "new"
     with pytest.raises(InvalidInput, match="There is no folder"):
         result_folder(tmp_path / "no" / "such" / "new", "bench")
+
+
+def test_json_has_no_number_that_is_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"bounds": [1.5, float("inf")], "worst": {"p90": float("nan")}, "n": 3})
+    assert json.loads(capsys.readouterr().out) == {"bounds": [1.5, None], "worst": {"p90": None}, "n": 3}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -21,7 +20,7 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.pipeline.load import sources
 from kontext_fast.pipeline.sizes import MULTIPLE, parse_size
 from kontext_fast.records.schema import Cell, CompileCache, Mode
-from kontext_fast.toml_lines import line_of
+from kontext_fast.toml_lines import TOMLDecodeError, line_of, parse_toml
 from kontext_fast.validation import first_mistake
 
 _T = TypeVar("_T")
@@ -57,7 +56,7 @@ Distinct = Annotated[tuple[_T, ...], Field(min_length=1), AfterValidator(_check_
 class Sweep(BaseModel):
     """Further cells: the product of these axes; an axis that is None has the value of the suite's centre."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     priority: int = Field(ge=1)
@@ -82,7 +81,7 @@ class Tier:
 class Suite(BaseModel):
     """What is run on one checkpoint: its own cells, the product of its axes, and then its sweeps."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     summary: str = ""
@@ -177,8 +176,8 @@ class SuiteFile:
         self._text = text
         self._source = source
         try:
-            content = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+            content = parse_toml(text)
+        except TOMLDecodeError as error:
             raise InvalidInput(f"{source} is not valid TOML: {error}.") from None
         kinds = {source.kind for source in sources()}
         self._sections = {kind: content.pop(kind) for kind in sorted(kinds & content.keys())}

@@ -15,6 +15,7 @@ pyproject.toml here, and kontext-fast/kontext.toml in the user's folder of confi
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import sys
 import tomllib
@@ -30,7 +31,7 @@ from typer.core import TyperCommand, TyperGroup
 from kontext_fast.cli.output import say
 from kontext_fast.discovery import unknown_name
 from kontext_fast.errors import InvalidInput
-from kontext_fast.toml_lines import line_of
+from kontext_fast.toml_lines import TOMLDecodeError, line_of, parse_toml
 
 
 class Group(StrEnum):
@@ -69,6 +70,9 @@ class Command(TyperCommand):
             settings = read_settings(str(ctx.info_name), _options_of_all(ctx.parent.command), _config(ctx))
             ctx.default_map = {name: setting.value for name, setting in settings.items()}
         rest = super().parse_args(ctx, args)
+        for name, value in ctx.params.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InvalidInput(f"{option_name(name)} is {value}; give a finite number.")
         ctx.meta["settings"] = {
             name: setting
             for name, setting in settings.items()
@@ -290,7 +294,7 @@ def _of_pyproject() -> SettingsFile | None:
     try:
         text = path.read_text(encoding="utf-8-sig")
         table = tomllib.loads(text).get("tool", {}).get("kontext-fast")
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+    except (OSError, UnicodeDecodeError, TOMLDecodeError, RecursionError):
         # It is the file of another program, which says what is wrong with it.
         return None
     return None if table is None else SettingsFile(path.name, text, table, f"{_PYPROJECT_TABLE}.")
@@ -299,8 +303,8 @@ def _of_pyproject() -> SettingsFile | None:
 def _read_toml(path: Path) -> SettingsFile:
     try:
         text = path.read_text(encoding="utf-8-sig")
-        return SettingsFile(path.name, text, tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        return SettingsFile(path.name, text, parse_toml(text))
+    except TOMLDecodeError as error:
         raise InvalidInput(f"{path} is not valid TOML ({error}); correct it, or name another file.") from None
     except UnicodeDecodeError:
         raise InvalidInput(f"{path} is not a text in UTF-8; give a TOML file of settings.") from None

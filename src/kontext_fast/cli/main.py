@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -33,7 +34,18 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 def main() -> None:
     """Entry point of the installed command `kontext`."""
+    _open_closed_streams()
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # As Ctrl-C, so that everything that is open is left as it should be; serve has a handler of its own.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
+
+
+def _open_closed_streams() -> None:
+    """A shell may start a command without stdout or stderr (`>&-`), for which Python has None."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the end
 
 
 def run(arguments: list[str]) -> int:
@@ -144,6 +156,8 @@ def _silence_libraries() -> None:
     """Their remarks on missing extras would hide our one sentence; settings of the user are kept."""
     # Commands show these themselves, each once.
     warnings.simplefilter("ignore", Caution)
+    # Of pixels that are not finite, which an edit refuses by the name of their weights.
+    warnings.filterwarnings("ignore", "invalid value encountered in cast", RuntimeWarning)
     for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(variable, "error")
     # diffusers imports torchao where it is installed, which then reports every kernel that it cannot load.

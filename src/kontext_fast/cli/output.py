@@ -6,6 +6,7 @@ Progress is a bar in a terminal once work takes over two seconds, else a line pe
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -27,8 +28,18 @@ def say(sentence: str) -> None:
 
 
 def print_json(result: object) -> None:
-    """Print the result as one line, which has to be the last one on stdout."""
-    print(json.dumps(result))
+    """Print the result as one line, which has to be the last one on stdout. JSON has no number that is not finite, such
+    as the bound of a value that nothing bounds: it is null.
+    """
+    print(json.dumps(_finite(result), allow_nan=False))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def result_folder(out: Path | None, command: str, *, resume: bool = False) -> Path:

@@ -9,7 +9,7 @@ from datetime import date
 from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.names import workload_name
 from kontext_fast.cost import Billing
-from kontext_fast.cost.billing import RHO_MAX, Basis, Cost, Demand, Tariff, cost
+from kontext_fast.cost.billing import LARGEST, RHO_MAX, Basis, Cost, Demand, Tariff, cost
 from kontext_fast.cost.crossover import Crossover, fleet_instead_of_use, hosting_instead_of_api
 from kontext_fast.cost.payback import Payback, images_to_repay_start, payback, savings_per_month
 from kontext_fast.cost.prices import Kind, Price, PriceTable, card_of, user_price
@@ -37,6 +37,17 @@ class Question:
     random weights, which are read from nowhere."""
     development_usd: float | None = None
     upkeep_usd_per_month: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises InvalidInput for amounts that nobody pays, which would give sums that are no numbers."""
+        amounts = {
+            "development": self.development_usd or 0.0,
+            "upkeep": self.upkeep_usd_per_month,
+            "loading": self.load_s or 0.0,
+        }
+        for name, amount in amounts.items():
+            if not 0 <= amount <= LARGEST:
+                raise InvalidInput(f"{amount:g} for the {name} cannot be priced: give 0 to {LARGEST:g}.")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ RHO_MAX = 0.7
 
 _ROUNDING = 1e-12
 
+LARGEST = 1e12
+"""Of anything that is priced: images a day, dollars, seconds."""
+
 
 def images_per_hour(seconds: float, images_per_call: int) -> float:
     """What one GPU does when it never waits; `seconds` per call, above 0."""
@@ -71,12 +74,16 @@ class Demand:
     days_per_month: float = DAYS_PER_MONTH
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.images_per_day) and self.images_per_day > 0):
-            raise InvalidInput(f"{self.images_per_day} images a day cannot be priced: give a number above 0.")
+        if not 0 < self.images_per_day <= LARGEST:
+            raise InvalidInput(
+                f"{self.images_per_day:g} images a day cannot be priced: give a number above 0, up to {LARGEST:g}."
+            )
         if not 1 / HOURS_PER_DAY <= self.peak_share <= 1:
             raise InvalidInput(f"The peak share is {self.peak_share}: give a fraction from 1/24 (even load) to 1.")
-        if not (math.isfinite(self.cold_starts_per_day) and self.cold_starts_per_day >= 0):
-            raise InvalidInput(f"{self.cold_starts_per_day} cold starts a day cannot be priced: give 0 or more.")
+        if not 0 <= self.cold_starts_per_day <= LARGEST:
+            raise InvalidInput(
+                f"{self.cold_starts_per_day:g} cold starts a day cannot be priced: give 0 or more, up to {LARGEST:g}."
+            )
         if not 0 < self.days_per_month <= 31:
             raise InvalidInput(f"A month of {self.days_per_month} days cannot be priced: give 28 to 31, or 365/12.")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -15,6 +13,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kontext_fast.errors import InvalidInput
+from kontext_fast.toml_lines import TOMLDecodeError, parse_toml
 from kontext_fast.validation import dotted, first_mistake
 
 CARDS: Final[Mapping[str, str]] = {
@@ -71,6 +70,10 @@ _NEEDS: Final[dict[Kind, tuple[str, ...]]] = {
 }
 
 
+HIGHEST_USD = 1e6
+"""Of an hour of any machine."""
+
+
 class Price(BaseModel):
     """One row. Which of the optional fields it has follows from its kind."""
 
@@ -89,7 +92,7 @@ class Price(BaseModel):
     """Of one card."""
     count: int = Field(default=1, ge=1)
     """GPUs that are only sold together."""
-    usd_per_hour: float | None = Field(default=None, gt=0)
+    usd_per_hour: float | None = Field(default=None, gt=0, le=HIGHEST_USD)
     """Of all `count` GPUs."""
     usd_per_image: float | None = Field(default=None, gt=0)
     usd_per_month: float | None = Field(default=None, ge=0)
@@ -186,7 +189,7 @@ def user_price(text: str, *, billing_kind: Kind, today: date) -> Price | None:
         usd = float(text)
     except ValueError:
         return None
-    if not (math.isfinite(usd) and usd > 0):
+    if not 0 < usd <= HIGHEST_USD:
         raise InvalidInput(f"{text} is not a price: give dollars per GPU-hour above 0, such as 2.28.")
     return Price(
         id=USER,
@@ -202,8 +205,8 @@ def user_price(text: str, *, billing_kind: Kind, today: date) -> Price | None:
 
 def _parse(text: str, name: str) -> tuple[Price, ...]:
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        data = parse_toml(text)
+    except TOMLDecodeError as error:
         raise InvalidInput(f"{name} is not TOML ({error}): correct it.") from None
     rows = data.get("price")
     if not isinstance(rows, list) or not rows or set(data) != {"price"}:

@@ -81,8 +81,9 @@ def jsonl_entries(file: Path, read: Callable[[Any, Path], Mapping[str, Any]]) ->
             continue
         try:
             yield f"line {number}", read(json.loads(line), file.parent)
-        except ValueError as error:
-            what = "not valid JSON" if isinstance(error, json.JSONDecodeError) else str(error)
+        except (ValueError, RecursionError) as error:
+            ours = isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError)
+            what = str(error) if ours else "not valid JSON"
             yield f"line {number} is left out: {what}."
 
 

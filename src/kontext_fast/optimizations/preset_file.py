@@ -11,7 +11,6 @@ precision = "fp8"
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,14 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.registry import build
-from kontext_fast.toml_lines import line_of
+from kontext_fast.toml_lines import TOMLDecodeError, line_of, parse_toml
 from kontext_fast.validation import first_mistake
 
 
 class Provenance(BaseModel):
     """What a fitted preset rests on. Pure, frozen data."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     precision: str
     """Of the blocks while it was fitted."""
@@ -44,7 +43,7 @@ class Provenance(BaseModel):
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
     summary: str = "a preset of a file"
@@ -101,8 +100,8 @@ def _parsed(file: Path) -> tuple[str, _File]:
     except OSError as error:
         raise InvalidInput(f"The preset file {file} cannot be read ({error.strerror}); check the path.") from error
     try:
-        return text, _File.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        return text, _File.model_validate(parse_toml(text))
+    except TOMLDecodeError as error:
         raise InvalidInput(f"{file} is not valid TOML ({error}); correct it.") from error
     except ValidationError as error:
         location, complaint = first_mistake(error)
