@@ -144,8 +144,8 @@ def test_file_for_another_model_is_refused(tiny: Any, lora: Path, tmp_path: Path
         ({**tensors, other: torch.zeros(7, 4)}, "another model"),
         ({key: value for key, value in tensors.items() if key != other}, "another model"),
         ({key.replace("transformer_blocks.0", "transformer_blocks.99"): tensors[key] for key in tensors}, "another"),
-        ({**tensors, "transformer.x_embedder.lora_magnitude_vector": torch.zeros(160)}, "not a plain LoRA"),
-        ({**tensors, "transformer.single_transformer_blocks.0.diff_b": torch.zeros(4)}, "not a plain LoRA"),
+        ({**tensors, "transformer.x_embedder.lora_magnitude_vector": torch.zeros(7)}, "another model"),
+        ({**tensors, "transformer.single_transformer_blocks.0.diff_b": torch.zeros(4)}, "no layer for"),
     ):
         save_file(changed, file)
         assert words in refused(file)

@@ -59,8 +59,11 @@ def setup_for_pictures(checkpoint: str | None, preset: str, lora: Sequence[str],
 class Session:
     """A loaded and accelerated pipeline that edits one request after another."""
 
-    def __init__(self, loaded: LoadedCheckpoint, setup: Setup, load_s: float, bar: Bar) -> None:
+    def __init__(
+        self, loaded: LoadedCheckpoint, setup: Setup, load_s: float, bar: Bar, unused: Sequence[str] = ()
+    ) -> None:
         self._loaded = loaded
+        self._unused = unused
         self.setup = setup
         self._load_s = load_s
         self.bar = bar
@@ -100,6 +103,7 @@ class Session:
         from kontext_fast.optimizations.presets import faster_presets
 
         remarks = [f"Made with checkpoint {self._loaded.facts.name}, preset {self.setup.preset}."]
+        remarks.extend(f"Note: {sentence}." for sentence in self._unused)
         if self.setup.preset == DEFAULT_PRESET:
             remarks.append(faster_presets())
         return remarks
@@ -130,11 +134,12 @@ def open_session(setup: Setup) -> Iterator[Session]:
         bar.begin(f"loading {setup.checkpoint}")
         begin = time.perf_counter()
         loaded = load(setup.checkpoint, device=device, in_host_memory=plan.in_host_memory)
+        unused = list(loaded.unused)
         for text in setup.lora:
-            stack.enter_context(load_lora(loaded.pipe, *parse_lora(text)))
+            unused.extend(stack.enter_context(load_lora(loaded.pipe, *parse_lora(text))))
         if plan.optimizations:
             stack.enter_context(apply_plan(plan, loaded.pipe, device))
-        yield Session(loaded, setup, time.perf_counter() - begin, bar)
+        yield Session(loaded, setup, time.perf_counter() - begin, bar, unused)
 
 
 @dataclass(frozen=True)
@@ -283,6 +288,8 @@ def make_images(jobs: Sequence[ImageJob], setup: Setup, *, overwrite: bool, quie
             done = f"{skipped[0]} is" if len(skipped) == 1 else f"All {len(skipped)} images are"
             say(f"{done} there already, made in the same way; --overwrite makes them again.")
         return
+    if setup.lora and not (quiet or as_json):
+        _say_how_loras_are_run(setup, left[0].asked.steps)
     with open_session(setup) as session:
         begin = time.perf_counter()
         outcome = run_jobs(session, left, quiet=quiet, as_json=as_json)
@@ -296,6 +303,14 @@ def make_images(jobs: Sequence[ImageJob], setup: Setup, *, overwrite: bool, quie
         raise InvalidInput(
             f"{len(outcome.failed)} of {len(left)} images were not made; give intact copies of their inputs."
         )
+
+
+def _say_how_loras_are_run(setup: Setup, steps: int) -> None:
+    from kontext_fast.pipeline.lora import distilled_hint
+
+    for path, strength in map(parse_lora, setup.lora):
+        if (hint := distilled_hint(path, strength, steps)) is not None:
+            say(f"Note: {hint}")
 
 
 def _say_summary(session: Session, outcome: Outcome, skipped: Sequence[str], seconds: float) -> None:

@@ -282,7 +282,13 @@ def _run(
 ) -> tuple[SizePlan, Any, float]:
     """The size, the images and the seconds of one call of the pipeline, with `more` arguments of its own."""
     import torch
+    from diffusers import FluxPipeline
 
+    if (text_only := isinstance(pipe, FluxPipeline)) and requests and requests[0].image is not None:
+        raise InvalidInput(
+            "This checkpoint makes images from text and reads none; use kontext generate, or a FLUX.1-Kontext "
+            "checkpoint."
+        )
     size = _common_size(pipe, requests)
     for request in requests:
         for name, text in (("instruction", request.instruction), ("negative prompt", request.negative)):
@@ -303,14 +309,14 @@ def _run(
 
     _raise_if_stopped(should_stop, 0, first.steps)
     begin = time.perf_counter()
+    of_kontext = {"max_area": size.width * size.height, "_auto_resize": False}
     with memory_errors(f"editing at {size.width}x{size.height}"), _hooks_freed_on_error(pipe), _no_progress_bar(pipe):
         images = pipe(
             **_inputs(requests, [_reference(request.image, size.reference_size) for request in requests]),
+            **({} if text_only else of_kontext),
             true_cfg_scale=first.true_cfg,
             width=size.width,
             height=size.height,
-            max_area=size.width * size.height,
-            _auto_resize=False,
             num_inference_steps=first.steps,
             guidance_scale=first.guidance,
             generator=[torch.Generator().manual_seed(seed) for request_seeds in seeds for seed in request_seeds],
@@ -374,14 +380,14 @@ def _inputs(requests: Sequence[EditRequest], references: Sequence[Image | None])
     if len(requests) == 1:
         (request,), (reference,) = requests, references
         return {
-            "image": reference,
+            **({} if reference is None else {"image": reference}),
             "prompt": request.instruction,
             "negative_prompt": request.negative,
             "num_images_per_prompt": request.batch,
         }
     each = [index for index, request in enumerate(requests) for _ in range(request.batch)]
     return {
-        "image": None if requests[0].image is None else [references[index] for index in each],
+        **({} if requests[0].image is None else {"image": [references[index] for index in each]}),
         "prompt": [requests[index].instruction for index in each],
         "negative_prompt": None if requests[0].negative is None else [requests[index].negative for index in each],
     }

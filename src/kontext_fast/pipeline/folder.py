@@ -7,12 +7,12 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kontext_fast.errors import CheckpointUnavailable
+from kontext_fast.errors import CheckpointUnavailable, KontextError
 from kontext_fast.pipeline.device import choose_dtype, is_out_of_host_memory, memory_errors
 from kontext_fast.pipeline.load import FULL_SIZE_BYTES, CheckpointSource, LoadedCheckpoint, Target, loaded_checkpoint
 
@@ -22,12 +22,20 @@ if TYPE_CHECKING:
 
 TINY_FOLDER = Path(__file__).parent / "checkpoints" / "tiny"
 
-PIPELINE = "FluxKontextPipeline"
+PIPELINES = {
+    "FluxKontextPipeline": "FluxKontextPipeline",
+    "FluxKontextInpaintPipeline": "FluxKontextPipeline",
+    "FluxPipeline": "FluxPipeline",
+}
+"""The class that a folder names, and the one that runs it: the second has the same parts as the first."""
 
 INDEX = "model_index.json"
 
 MODELS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 """The components that have weights."""
+
+TOKENIZERS = {"tokenizer": ("tokenizer.json", "vocab.json"), "tokenizer_2": ("tokenizer.json", "spiece.model")}
+"""Files of which each needs one: without any, transformers builds a tokenizer that knows no word."""
 
 
 def check_folder(folder: Path, name: str, *, weights: bool = True, own_transformer: bool = True) -> None:
@@ -45,14 +53,20 @@ def check_folder(folder: Path, name: str, *, weights: bool = True, own_transform
         pipeline = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, TypeError, KeyError):
         raise CheckpointUnavailable(f"The {INDEX} of {name} is damaged; download it again.") from None
-    if pipeline != PIPELINE:
+    if pipeline not in PIPELINES:
         raise CheckpointUnavailable(
-            f"{name} is a {pipeline}, not a {PIPELINE}; use a FLUX.1-Kontext checkpoint or tiny."
+            f"{name} is a {pipeline}, not a FluxKontextPipeline; use a FLUX.1-Kontext checkpoint or tiny."
         )
     if weights:
         for component in MODELS:
             if own_transformer or component != "transformer":
                 _check_component(folder / component, name)
+        for tokenizer, files in TOKENIZERS.items():
+            if not any((folder / tokenizer / file).is_file() for file in files):
+                raise CheckpointUnavailable(
+                    f"{name} has no {' or '.join(files)} in its folder {tokenizer}, without which instructions are "
+                    "not read; copy that folder from the checkpoint again, or use tiny."
+                )
 
 
 def _check_component(folder: Path, name: str) -> None:
@@ -69,7 +83,8 @@ def _check_component(folder: Path, name: str) -> None:
 def weights_bytes(folder: Path, *, transformer: bool = True) -> int:
     """Size on disk of all weights in `folder`, or of all but the transformer's."""
     models = MODELS if transformer else MODELS[1:]
-    return sum(file.stat().st_size for model in models for file in weight_files(folder / model))
+    variant = weights_variant(folder)
+    return sum(file.stat().st_size for model in models for file in weight_files(folder / model, variant))
 
 
 @dataclass(frozen=True)
@@ -77,8 +92,8 @@ class TransformerFile:
     """A transformer that comes from a file and not from the folder of the rest."""
 
     path: Path
-    load: Callable[[Path, Path, torch.dtype], Any]
-    """From the file, the folder and a precision to a transformer on the CPU."""
+    load: Callable[[Path, Path, torch.dtype], tuple[Any, tuple[str, ...]]]
+    """From the file, the folder and a precision to a transformer on the CPU, and what of the file is not used."""
 
 
 def load_folder(
@@ -88,20 +103,39 @@ def load_folder(
 
     Records call it `name`, and messages `shown`, which may be a path. Raises CheckpointUnavailable or OutOfMemory.
     """
-    from diffusers import FluxKontextPipeline
+    import diffusers
 
     dtype = choose_dtype(target.dtype, target.device, weights_bytes(folder))
+    variant = weights_variant(folder, own_transformer=transformer is None)
+    pipeline = getattr(diffusers, PIPELINES[json.loads((folder / INDEX).read_text(encoding="utf-8"))["_class_name"]])
+    parts: dict[str, Any] = {}
+    unused: tuple[str, ...] = ()
     with memory_errors(f"loading {shown}"):
         with _loading_errors(shown), _no_progress_bars():
-            parts = {} if transformer is None else {"transformer": transformer.load(transformer.path, folder, dtype)}
-            pipe = FluxKontextPipeline.from_pretrained(
-                folder, **parts, dtype=dtype, use_safetensors=True, local_files_only=True
+            if transformer is not None:
+                parts["transformer"], unused = transformer.load(transformer.path, folder, dtype)
+            pipe = pipeline.from_pretrained(
+                folder, **parts, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
             )
+            _check_tokenizers(pipe, shown)
         check_scheduler(pipe.scheduler, shown)
         if not target.in_host_memory:
             pipe.to(target.device)
-    files = weight_files(folder / "transformer") if transformer is None else [transformer.path]
-    return loaded_checkpoint(pipe, name=name, kind=kind, weights_sha256=weights_sha256(files), dtype=dtype)
+    files = weight_files(folder / "transformer", variant) if transformer is None else [transformer.path]
+    loaded = loaded_checkpoint(pipe, name=name, kind=kind, weights_sha256=weights_sha256(files), dtype=dtype)
+    return replace(loaded, unused=unused)
+
+
+def _check_tokenizers(pipe: Any, name: str) -> None:
+    """Raise CheckpointUnavailable unless both tokenizers know words, and none that their encoder does not."""
+    for part, encoder in (("tokenizer", pipe.text_encoder), ("tokenizer_2", pipe.text_encoder_2)):
+        tokenizer = getattr(pipe, part)
+        ids = tokenizer("make the red car blue", add_special_tokens=False).input_ids
+        if len(set(ids) - {tokenizer.unk_token_id}) < 2 or max(ids) >= encoder.get_input_embeddings().num_embeddings:
+            raise CheckpointUnavailable(
+                f"The {part} of {name} is not that of its encoder; copy its folder from the checkpoint again, "
+                "or use tiny."
+            )
 
 
 _TOKENS_TRIED = (64, 4096, 16384)
@@ -179,27 +213,18 @@ FOLDER = CheckpointSource(
 @contextmanager
 def _loading_errors(name: str) -> Iterator[None]:
     import torch
-    from safetensors import SafetensorError
 
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, KontextError):
         raise
-    # Raised by diffusers, transformers and torch for missing, damaged and mismatched files.
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        ArithmeticError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
+    # For missing, damaged and mismatched files libraries raise anything: tokenizers, for one, a bare Exception.
+    except Exception as error:
         if is_out_of_host_memory(error):
             raise
         raise CheckpointUnavailable(
-            f"{name} could not be loaded ({_reason(error)}); download it again, or use tiny."
+            f"{name} could not be loaded ({_reason(error)}); check that it is a whole copy of a FLUX.1-Kontext "
+            "checkpoint, or use tiny."
         ) from error
 
 
@@ -226,9 +251,32 @@ def _no_progress_bars() -> Iterator[None]:
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files directly in `folder`, sorted by name."""
-    return sorted(folder.glob("*.safetensors"))
+_SHARD = re.compile(r"-\d{5}-of-\d{5}")
+
+
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The safetensors files directly in `folder` that are loaded, sorted by name: those of `variant` where there are
+    any, else those of none, else of whichever there is."""
+    by_variant: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        by_variant.setdefault(_SHARD.sub("", file.stem).partition(".")[2], []).append(file)
+    return next((by_variant[name] for name in (variant, "", *by_variant) if name in by_variant), [])
+
+
+def weights_variant(folder: Path, *, own_transformer: bool = True) -> str | None:
+    """The variant, "fp16" for one, to load `folder` in: that of a part that comes in no other way.
+
+    Raises CheckpointUnavailable where two parts come only in different ones.
+    """
+    variants: dict[str, str] = {}
+    for model in MODELS if own_transformer else MODELS[1:]:
+        files = weight_files(folder / model)
+        if files and (variant := _SHARD.sub("", files[0].stem).partition(".")[2]):
+            variants.setdefault(variant, model)
+    if len(variants) > 1:
+        only = " and ".join(f"its {model} only as {variant}" for variant, model in variants.items())
+        raise CheckpointUnavailable(f"{folder.name} has {only}; give all parts in one of them.")
+    return next(iter(variants), None)
 
 
 def weights_sha256(files: list[Path]) -> str:

@@ -33,6 +33,8 @@ class LoadedCheckpoint:
 
     pipe: Any
     facts: Checkpoint
+    unused: tuple[str, ...] = ()
+    """What of its file is left out without changing an image, one sentence each."""
 
 
 @dataclass(frozen=True, kw_only=True)

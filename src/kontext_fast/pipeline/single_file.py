@@ -1,16 +1,20 @@
-"""A transformer in one .safetensors file, inside the diffusers folder that has the rest of its pipeline."""
+"""A transformer in one file, with the rest of its pipeline from the diffusers folder that it is in."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kontext_fast.errors import CheckpointUnavailable
+from kontext_fast.errors import CheckpointUnavailable, InvalidInput
 from kontext_fast.pipeline.folder import INDEX, TransformerFile, check_folder, load_folder, weights_bytes
-from kontext_fast.pipeline.load import FULL_SIZE_BYTES, CheckpointSource, LoadedCheckpoint, Target
+from kontext_fast.pipeline.hub import cached_folder
+from kontext_fast.pipeline.load import FULL_SIZE_BYTES, KONTEXT_DEV, CheckpointSource, LoadedCheckpoint, Target
 
 if TYPE_CHECKING:
     import torch
+
+SUFFIXES = (".safetensors", ".gguf")
 
 
 def _is_file(checkpoint: str) -> bool:
@@ -18,29 +22,47 @@ def _is_file(checkpoint: str) -> bool:
 
 
 def _load(checkpoint: str, target: Target) -> LoadedCheckpoint:
+    from kontext_fast.pipeline.weights_file import open_weights, require_transformer
+
     path = Path(checkpoint).expanduser()
-    folder = path.parent
-    if path.suffix != ".safetensors":
-        raise CheckpointUnavailable(f"{checkpoint} is not a .safetensors file; convert it, or use tiny.")
-    if not (folder / INDEX).is_file():
+    if path.suffix not in SUFFIXES:
+        raise CheckpointUnavailable(f"{checkpoint} is not a .safetensors or .gguf file; convert it, or use tiny.")
+    try:
+        require_transformer(open_weights(path))
+    except InvalidInput as error:
+        raise CheckpointUnavailable(str(error)) from error
+    folder = _folder_of_the_rest(path)
+    if folder is None:
         raise CheckpointUnavailable(
-            f"{checkpoint} is a transformer alone; put it into a diffusers folder of FLUX.1-Kontext, "
-            "which has the rest."
+            f"{checkpoint} is a transformer alone; put it into a diffusers folder of FLUX.1-Kontext, which has the "
+            f"rest, or download {KONTEXT_DEV}."
         )
     check_folder(folder, str(folder), own_transformer=False)
-    name = f"{folder.resolve().name}/{path.name}"
+    name = f"{path.parent.resolve().name}/{path.name}"
     return load_folder(
-        folder, target, kind="folder", name=name, shown=checkpoint, transformer=TransformerFile(path, _load_transformer)
+        folder, target, kind="folder", name=name, shown=checkpoint, transformer=TransformerFile(path, load_transformer)
     )
 
 
+def _folder_of_the_rest(path: Path) -> Path | None:
+    """The diffusers folder that has the other parts: the file's own, else FLUX.1-Kontext-dev in the local cache."""
+    return path.parent if (path.parent / INDEX).is_file() else cached_folder(KONTEXT_DEV)
+
+
 def _is_full_size(checkpoint: str) -> bool:
+    from kontext_fast.pipeline.weights_file import open_weights
+
     path = Path(checkpoint).expanduser()
-    return path.stat().st_size + weights_bytes(path.parent, transformer=False) >= FULL_SIZE_BYTES
+    if path.suffix not in SUFFIXES:
+        return False
+    # What is stored in 4 or 8 bits has 16 once it is loaded.
+    loaded = 2 * sum(math.prod(stored.shape) for stored in open_weights(path).tensors.values())
+    folder = _folder_of_the_rest(path)
+    return loaded + (0 if folder is None else weights_bytes(folder, transformer=False)) >= FULL_SIZE_BYTES
 
 
 SINGLE_FILE = CheckpointSource(
-    name="a .safetensors file inside one",
+    name="a .safetensors or .gguf file inside one",
     kind="folder",
     precedence=20,
     matches=_is_file,
@@ -49,25 +71,58 @@ SINGLE_FILE = CheckpointSource(
 )
 
 
-def _load_transformer(file: Path, folder: Path, dtype: torch.dtype) -> Any:
-    """A transformer from one file with the keys of diffusers or of the original release; its shape is `folder`'s."""
+def load_transformer(file: Path, folder: Path, dtype: torch.dtype) -> tuple[Any, tuple[str, ...]]:
+    """A transformer in `dtype` from a file with the names of diffusers or of the original; its shape is `folder`'s.
+
+    Every key of the file is used, or named among the sentences, or the file is refused: raises CheckpointUnavailable.
+    """
     import torch
     from diffusers import FluxTransformer2DModel
-    from safetensors import safe_open
-    from safetensors.torch import load_file
 
-    with safe_open(file, framework="pt") as tensors:
-        keys = set(tensors.keys())
-        if any(tensors.get_slice(key).get_dtype().startswith("F8") for key in keys):
-            raise CheckpointUnavailable(
-                f"{file.name} holds float8 weights, whose scales have no common meaning; give a bfloat16 file."
-            )
-    if "transformer_blocks.0.attn.to_q.weight" not in keys:
-        return FluxTransformer2DModel.from_single_file(
-            str(file), config=str(folder), subfolder="transformer", dtype=dtype, local_files_only=True
-        )
+    from kontext_fast.pipeline.layer_names import Piece, original_layers, split_rows
+    from kontext_fast.pipeline.weights_file import account_for_scales, open_weights, transformer_prefix
+
     with torch.device("meta"):
         transformer = FluxTransformer2DModel.from_config(FluxTransformer2DModel.load_config(folder / "transformer"))
-    weights = {key: tensor.to(dtype) for key, tensor in load_file(file).items()}
+    wanted = {name: tensor.shape for name, tensor in transformer.state_dict().items()}
+    config = transformer.config
+    originals = original_layers(config.num_layers, config.num_single_layers)
+    try:
+        opened = open_weights(file)
+        stored = account_for_scales(opened, transformer_prefix(opened, config.in_channels))
+    except InvalidInput as error:
+        raise CheckpointUnavailable(str(error)) from error
+    weights: dict[str, torch.Tensor] = {}
+    for name, key in stored.weights.items():
+        layer, _, part = name.rpartition(".")
+        part = "weight" if part == "scale" else part
+        pieces = originals.get(layer, (Piece(layer),))
+        own = {piece.layer: wanted.get(f"{piece.layer}.{part}") for piece in pieces}
+        if None in own.values():
+            raise CheckpointUnavailable(
+                f"{file.name} has {key}, which the transformer of {folder.name} does not; put it into the folder of "
+                "its own pipeline."
+            )
+        try:
+            rows_of = {layer: shape[0] for layer, shape in own.items() if shape is not None}
+            for piece, values in split_rows(stored.values(name, dtype), pieces, rows_of):
+                target = f"{piece.layer}.{part}"
+                if values.shape[1:] != wanted[target][1:]:
+                    raise ValueError(f"it is {list(values.shape)} instead of {list(wanted[target])}")
+                if piece.half is None:
+                    weights[target] = values.contiguous()
+                else:
+                    whole = weights.setdefault(target, torch.empty(wanted[target], dtype=dtype))
+                    whole[piece.rows(len(whole))] = values
+        except ValueError as error:
+            raise CheckpointUnavailable(
+                f"The {key} of {file.name} does not fit the transformer of {folder.name}, since {error}; put the file "
+                "into the folder of its own pipeline."
+            ) from error
+    if missing := sorted(wanted.keys() - weights.keys()):
+        raise CheckpointUnavailable(
+            f"{file.name} lacks {len(missing)} of {len(wanted)} weights, {missing[0]} among them; "
+            "copy it again, or give a file that has the whole transformer."
+        )
     transformer.load_state_dict(weights, assign=True)
-    return transformer.eval()
+    return transformer.eval(), stored.unused
