@@ -24,10 +24,7 @@ def command(
     prices: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Your own [[price]] rows in TOML.", show_default=False)
     ] = None,
-    peak_share: Annotated[
-        float,
-        typer.Option(help="Of a day's images, what falls into the busiest hour.", show_default="1/24, an even load"),
-    ] = 1 / 24,
+    peak_share: options.PeakShare = 1 / 24,
     cold_starts: Annotated[float, typer.Option(help="Cold starts a day, paid by use.")] = 1,
     load_seconds: Annotated[
         float | None,

@@ -128,6 +128,10 @@ SeveralRecords = Annotated[
     typer.Argument(metavar="RECORDS...", help="Folders that a bench wrote, or JSON files of records in them."),
 ]
 ImagesPerDay = Annotated[float, typer.Option(metavar="N", help="Volume to price.")]
+PeakShare = Annotated[
+    float,
+    typer.Option(help="Of a day's images, what falls into the busiest hour.", show_default="1/24, an even load"),
+]
 BillingModel = Annotated[Billing, typer.Option("--billing", help="How the GPUs are paid.")]
 Price = Annotated[
     str | None,

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.names import group_name
 from kontext_fast.analysis.rows import REFERENCE, Row
+from kontext_fast.cost import Billing
 from kontext_fast.cost.analysis import GroupCost, PresetCost
 from kontext_fast.cost.billing import Cost, Demand
+from kontext_fast.cost.capacity import PresetCapacity
 from kontext_fast.report.text.phrases import of_other_plans, speed_finding
 from kontext_fast.report.text.quality import frontier_finding, level_name
 from kontext_fast.stats.intervals import Estimate
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 HEADLINE_COLUMNS = ("preset", "time", "vs baseline", "steps", "judge", "memory")
 VERDICT_COLUMNS = ("preset", "verdict", "because")
+CAPACITY_COLUMNS = ("preset", "cards", "load", "p95", "by use/month", "always on", "reserved")
 COST_COLUMNS = ("preset", "per image", "per month", "saved/month", "GPUs")
 
 
@@ -65,6 +68,21 @@ def print_cost(cost: GroupCost, console: Console, *, verbose: bool = False) -> N
         lines += _assumptions(cost)
         lines += [line for preset in cost.presets for line in (_more(preset) if verbose else _payback(preset))]
         lines += _cheapest(cost)
+    _print_lines(lines, console)
+
+
+def print_capacity(
+    group: AnalyzedGroup, presets: Sequence[PresetCapacity], demand: Demand, deadline_s: float, console: Console
+) -> None:
+    """Print one row per preset with its cards, and what the forecast assumes."""
+    checkpoint = f"{group.checkpoint.name}, " if group.checkpoint else ""
+    _print_table(checkpoint + group_name(group), CAPACITY_COLUMNS, map(_capacity_cells, presets), console)
+    lines = [f"{preset.preset}: {preset.note}" for preset in presets if preset.note]
+    lines.append(
+        f"{demand.images_per_day:,.0f} images a day, {demand.peak_images_per_hour:,.0f} of them in the busiest hour, "
+        f"95 % of them within {fmt.seconds(deadline_s)}. A forecast: requests come at random times, wait in one queue "
+        "and take as long as the measured calls; docs/scale.md says how far that was checked."
+    )
     _print_lines(lines, console)
 
 
@@ -180,6 +198,14 @@ def _cost_cells(preset: PresetCost, labels: list[str]) -> tuple[str, ...]:
         _usd_cell(saved) if saved else "",
         _gpus(priced),
     )
+
+
+def _capacity_cells(preset: PresetCapacity) -> tuple[str, ...]:
+    capacity = preset.capacity
+    if capacity is None:
+        return (preset.preset, "none", "", "", "", "", "")
+    usd = [fmt.usd(preset.usd_per_month[name]) if name in preset.usd_per_month else "" for name in get_args(Billing)]
+    return (preset.preset, str(capacity.cards), fmt.percent(capacity.load), fmt.seconds(capacity.latency_p95_s), *usd)
 
 
 def _cheapest(cost: GroupCost) -> Iterator[str]:
