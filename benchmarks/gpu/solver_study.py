@@ -36,9 +36,10 @@ from kontext_fast.optimizations.techniques.step_reuse import StepReuse
 from kontext_fast.pipeline.edit import EditRequest, edit
 from kontext_fast.pipeline.load import load
 from kontext_fast.tuning.parts import Part, shapes_parts
-from kontext_fast.tuning.paths import PathRunner
+from kontext_fast.tuning.request import TuneResult
 from kontext_fast.tuning.schemes import every_third
-from kontext_fast.tuning.tune import TuneRequest, TuneResult, tune
+from kontext_fast.tuning.tune import tune
+from kontext_fast.verify.paths import PathRunner
 
 EVALUATIONS = (6, 7, 9, 10, 12)
 SIDE = 1024
@@ -79,13 +80,10 @@ def quality(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     name = arguments.dtype if arguments.dtype == "float32" else arguments.precision
     report: dict[str, Any] = {"checkpoint": "tiny", "weights_sha256": loaded.facts.weights_sha256, "dtype": name}
     for target in ("converged", "steps"):
-        request = TuneRequest(
-            evaluations=tuple(map(int, arguments.evaluations.split(","))),
-            precision=arguments.precision,
-            target=target,
-            images_per_call=arguments.images_per_call,
+        numbers = tuple(map(int, arguments.evaluations.split(",")))
+        result, seconds = _tuned(
+            loaded.pipe, arguments, seed=0, keep=f"{name}-{target}", evaluations=numbers, target=target
         )
-        result, seconds = _tuned(loaded.pipe, request, arguments, seed=0, keep=f"{name}-{target}")
         report[target] = {"seconds": seconds, **result.as_data()}
         _print(f"{name}, {target}", result)
     return f"tiny_{name}", report
@@ -94,29 +92,33 @@ def quality(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 def as_accurate(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """The number that the rule picks on `tiny`, then the same number fitted and judged with other items."""
     loaded = load("tiny", device=arguments.device, dtype=arguments.dtype)
-    request = TuneRequest(as_accurate=True, precision=arguments.precision, images_per_call=arguments.images_per_call)
-    picked, seconds = _tuned(loaded.pipe, request, arguments, seed=0, keep="as-accurate")
+    picked, seconds = _tuned(loaded.pipe, arguments, seed=0, keep="as-accurate", as_accurate=True)
     _print("as-accurate", picked)
     report: dict[str, Any] = {"seconds": seconds, "picked": picked.as_data()}
     if picked.points:
-        again = TuneRequest(
-            evaluations=(picked.points[0].evaluations,),
-            precision=arguments.precision,
-            images_per_call=arguments.images_per_call,
-        )
-        confirmed, _ = _tuned(loaded.pipe, again, arguments, seed=1, keep=None)
+        numbers = (picked.points[0].evaluations,)
+        confirmed, _ = _tuned(loaded.pipe, arguments, seed=1, keep=None, evaluations=numbers)
         _print("confirmed with other items", confirmed)
         report["confirmed"] = confirmed.as_data()
     return "as_accurate", report
 
 
 def _tuned(
-    pipe: Any, request: TuneRequest, arguments: argparse.Namespace, *, seed: int, keep: str | None
+    pipe: Any, arguments: argparse.Namespace, *, seed: int, keep: str | None, **options: Any
 ) -> tuple[TuneResult, float]:
     parts = shapes_parts(items=arguments.items, held_out=arguments.held_out, seed=seed)
     start = perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        result = tune(pipe, parts, request, Path(folder), checkpoint="tiny", say=print)
+        result = tune(
+            pipe,
+            parts,
+            folder,
+            checkpoint="tiny",
+            say=print,
+            precision=arguments.precision,
+            images_per_call=arguments.images_per_call,
+            **options,
+        )
         seconds = perf_counter() - start
         for file in result.files if keep else ():
             (arguments.out / f"{keep}-{file.name}").write_bytes(file.read_bytes())
@@ -130,7 +132,7 @@ def _print(title: str, result: TuneResult) -> None:
         shown = ", ".join(
             f"{name} {values.mean():.4f}/{np.median(values):.4f}" for name, values in point.distances.items()
         )
-        accurate = "" if point.as_accurate is None else f", as accurate: {point.as_accurate}"
+        accurate = "" if point.closeness is None else f", against baseline: {point.closeness}"
         print(f"{title}: {point.evaluations} evaluations {point.verdict}{accurate}: {shown}", flush=True)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kontext_fast.pipeline.edit import EditRequest, EditResult, edit
     from kontext_fast.pipeline.edit_many import edit_many
     from kontext_fast.pipeline.load import load
+    from kontext_fast.tuning.tune import tune
 
 __all__ = [
     "PRESETS",
@@ -27,6 +28,7 @@ __all__ = [
     "edit",
     "edit_many",
     "load",
+    "tune",
 ]
 
 _HOME = {
@@ -38,6 +40,7 @@ _HOME = {
     "load": "kontext_fast.pipeline.load",
     "Preset": "kontext_fast.optimizations.presets",
     "PRESETS": "kontext_fast.optimizations.presets",
+    "tune": "kontext_fast.tuning.tune",
 }
 
 

@@ -27,7 +27,7 @@ def machine(**facts: Any) -> Machine:
 
 def test_optimization_has_a_preset_of_its_name() -> None:
     on_the_engine = {"faithful", "precise", "balanced", "fast", "turbo", "low_memory"}
-    assert set(PRESETS) == {"baseline", "classic", *on_the_engine, *discover()}
+    assert set(PRESETS) == {"baseline", "classic", "tuned-10", "tuned-7", *on_the_engine, *discover()}
     assert PRESETS["baseline"].optimizations == ()
 
 

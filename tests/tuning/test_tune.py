@@ -17,14 +17,19 @@ from kontext_fast.optimizations.preset_file import read_provenance
 from kontext_fast.optimizations.presets import find_preset
 from kontext_fast.tuning.fit import Products
 from kontext_fast.tuning.parts import Part, Parts
-from kontext_fast.tuning.paths import PathRunner
-from kontext_fast.tuning.proof import Verdict, ratio, relative_distances
+from kontext_fast.tuning.proof import Verdict, ratio
+from kontext_fast.tuning.request import TuneRequest
 from kontext_fast.tuning.solver_fit import DensePart, fit_rows
 from kontext_fast.tuning.store import Store
-from kontext_fast.tuning.tune import TuneRequest, tune
+from kontext_fast.tuning.tune import tune
+from kontext_fast.verify.converged import relative_distances
+from kontext_fast.verify.paths import PathRunner
 from tests.pipelines import SIDE, picture, small_pipeline
 
-REQUEST = TuneRequest(evaluations=(3,), grid=12, reference=32, steps=4, size=(SIDE, SIDE), images_per_call=8)
+OPTIONS: dict[str, Any] = {
+    "evaluations": (3,), "grid": 12, "reference": 32, "steps": 4, "size": (SIDE, SIDE), "images_per_call": 8
+}  # fmt: skip
+GRID = TuneRequest(**OPTIONS).grid
 
 
 class Stopped(BaseException):
@@ -51,7 +56,7 @@ def pipe() -> Any:
 def tuned(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, list[str]]:
     folder = tmp_path_factory.mktemp("tuned")
     sentences: list[str] = []
-    return folder, tune(pipe, parts_of(), REQUEST, folder, checkpoint="small", say=sentences.append), sentences
+    return folder, tune(pipe, parts_of(), folder, **OPTIONS, checkpoint="small", say=sentences.append), sentences
 
 
 def test_the_fit_beats_plain_steps_of_unseen_items(tuned: Any) -> None:
@@ -65,6 +70,13 @@ def test_the_fit_beats_plain_steps_of_unseen_items(tuned: Any) -> None:
     assert "evaluations of single edits" in sentences[0]
 
 
+def test_the_distances_of_every_held_out_item_are_stored(tuned: Any) -> None:
+    folder, result, _ = tuned
+    samples = json.loads((folder / "tuning.json").read_text())["samples"]
+    assert samples["3"]["UniPC"] == result.points[0].distances["UniPC"].tolist()
+    assert len(samples["baseline"]["in float32"]) == 8
+
+
 def test_baseline_in_float32_is_what_diffusers_runs(tuned: Any) -> None:
     _, result, _ = tuned
     as_run, exact = (result.baseline[name] for name in ("as diffusers runs it", "in float32"))
@@ -76,7 +88,7 @@ def test_the_preset_file_runs_on_these_weights_alone(tuned: Any, pipe: Any) -> N
     folder, result, _ = tuned
     assert [file.name for file in result.files] == ["3.toml"]
     preset = find_preset(str(folder / "3.toml"))
-    assert preset.name == "tuned-3"
+    assert preset.name == "tuned-small-3"
     provenance = read_provenance(folder / "3.toml")
     assert provenance is not None
     assert provenance.scores["distances"]["fitted"]["mean"] == pytest.approx(
@@ -107,7 +119,7 @@ def test_a_stop_at_any_moment_and_resume_give_the_same_file(tuned: Any, pipe: An
     interruptions = 0
     for _ in range(100):
         try:
-            tune(pipe, parts_of(), REQUEST, tmp_path, checkpoint="small", resume=True, on_progress=interrupt)
+            tune(pipe, parts_of(), tmp_path, **OPTIONS, checkpoint="small", resume=True, on_progress=interrupt)
         except Stopped:
             interruptions += 1
             continue
@@ -124,7 +136,7 @@ def test_a_fit_to_shuffled_pairs_comes_less_near(tuned: Any, pipe: Any) -> None:
     states, target = np.roll(arrays["states"][1:], 1, axis=1), np.roll(arrays["target"], 1, axis=0)
     states = np.concatenate([arrays["states"][:1], states])
     shuffled = DensePart(batch.fit, states, target, Products(*(arrays[name] for name in ("gram", "cross", "squares"))))
-    levels = store.data("levels", dict)[str(REQUEST.grid)]
+    levels = store.data(f"levels-{GRID:03}", list)
     runner = PathRunner(pipe, steps=4, guidance=2.5, size=(SIDE, SIDE), on_progress=lambda _: None)
     try:
         solver = fit_rows(runner, [shuffled], levels, [0, 4, 8])
@@ -140,6 +152,6 @@ def test_a_fit_to_shuffled_pairs_comes_less_near(tuned: Any, pipe: Any) -> None:
 def test_resuming_another_tuning_is_refused(tuned: Any, pipe: Any) -> None:
     folder, _, _ = tuned
     with pytest.raises(InvalidInput, match="other items, weights or options"):
-        tune(pipe, parts_of(fit=9), REQUEST, folder, checkpoint="small", resume=True)
+        tune(pipe, parts_of(fit=9), folder, **OPTIONS, checkpoint="small", resume=True)
     with pytest.raises(InvalidInput, match="resume=True"):
-        tune(pipe, parts_of(), REQUEST, folder, checkpoint="small")
+        tune(pipe, parts_of(), folder, **OPTIONS, checkpoint="small")

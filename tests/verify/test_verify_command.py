@@ -104,6 +104,7 @@ def test_every_preset_is_verified_once() -> None:
     names = every_preset()
     assert {"faithful", "balanced", "fast", "turbo", "classic", "compile", "fuse_qkv"} <= set(names)
     assert "baseline" not in names
+    assert set(names) - set(every_preset("someone/weights")) == {"tuned-10", "tuned-7"}
     plans = [resolve(name, machine()).content_hash for name in names]
     assert len(set(plans)) == len(plans)
 

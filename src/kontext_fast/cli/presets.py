@@ -62,7 +62,11 @@ def _presets(machine: Machine) -> list[dict[str, Any]]:
 
 def _as_data(optimizations: Iterable[Optimization]) -> list[dict[str, Any]]:
     return [
-        {"name": optimization.name, "effect": optimization.effect.value, "parameters": optimization.parameters()}
+        {
+            "name": optimization.name,
+            "effect": optimization.effect.value,
+            "parameters": optimization.parameters_for_people(),
+        }
         for optimization in optimizations
     ]
 

@@ -93,7 +93,7 @@ def command(
         checkpoint, reason = default_checkpoint(device)
         say(f"The checkpoint is {checkpoint}, since {reason}.")
     request = Request(
-        presets=options.names(preset) or (every_preset() if frontier else (DEFAULT_PRESET,)),
+        presets=options.names(preset) or (every_preset(checkpoint) if frontier else (DEFAULT_PRESET,)),
         checkpoint=checkpoint,
         items=items,
         seeds=seeds,

@@ -41,13 +41,13 @@ class FittedFor(BaseModel):
         if self.weights.differs(weights):
             raise InvalidInput(
                 f"This solver was fitted to {self.checkpoint}, and these are other weights; fit one to them with "
-                "kontext_fast.tuning, or use a preset without a solver."
+                "kontext tune, or use a preset without a solver."
             )
         if weights != self.weights:
             loras = f" with {' and '.join(self.loras)}" if self.loras else " without a LoRA"
             yield (
                 f"The solver was fitted to {self.checkpoint}{loras}; these weights have another LoRA or none, so how "
-                "near it comes was not measured: fit it to them with kontext_fast.tuning."
+                "near it comes was not measured: fit it to them with kontext tune."
             )
 
     def cautions_about_call(self, arguments: Mapping[str, Any]) -> Iterator[str]:

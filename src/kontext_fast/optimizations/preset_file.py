@@ -31,13 +31,15 @@ class Provenance(BaseModel):
 
     precision: str
     """Of the blocks while it was fitted."""
+    dtype: str | None = None
+    """Of the pipeline then; None in files of an earlier version."""
     fitted_items: int
     chosen_items: int
     held_out_items: int
     grid_steps: int
     reference_steps: int
     scores: dict[str, Any]
-    """On the held-out items; see `tuning.tune.Point.as_data`."""
+    """On the held-out items; see `tuning.request.Point.as_data`."""
     baseline: dict[str, Any]
     """Baseline's own distances there."""
 

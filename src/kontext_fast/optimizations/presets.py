@@ -67,6 +67,12 @@ class Preset:
     source: str | None = None
     """URL where the recipe is published; None for a preset of this package."""
 
+    @property
+    def fitted_to(self) -> str | None:
+        """The checkpoint whose weights alone it accepts, as its file names it; None for one that runs on all."""
+        fits = [fit for part in self.optimizations if (fit := getattr(part, "fitted_for", None)) is not None]
+        return fits[0].checkpoint if fits else None
+
     def replace(self, **parameters: Any) -> Preset:
         """The same with other parameters of its optimizations, as in `PRESETS["turbo"].replace(computed=5)`.
 
@@ -215,6 +221,10 @@ _COMBINATIONS: Final[Mapping[str, tuple[str, Callable[[], tuple[Optimization, ..
 """Schedules are functions of the number of steps, and come from the study in docs/engine.md."""
 
 
+_FITTED: Final = ("tuned-10", "tuned-7")
+"""Preset files in `fitted`, which `kontext tune` wrote for `tiny`. They run on `random`, too, for their time alone."""
+
+
 class _BuiltIn(MutableMapping[str, Preset]):
     """Presets are built when they are first looked up, so that each imports its own techniques only."""
 
@@ -227,6 +237,13 @@ class _BuiltIn(MutableMapping[str, Preset]):
             if name in _COMBINATIONS:
                 summary, optimizations = _COMBINATIONS[name]
                 self._presets[name] = declare_preset(name, summary, optimizations())
+            elif name in _FITTED:
+                from pathlib import Path
+
+                from kontext_fast.optimizations.preset_file import read_preset
+
+                _, summary, fitted = read_preset(Path(__file__).with_name("fitted") / f"{name}.toml", ())
+                self._presets[name] = declare_preset(name, summary, fitted)
             else:
                 technique = discover()[name]
                 self._presets[name] = declare_preset(name, technique.summary, with_required(technique()))
@@ -239,14 +256,14 @@ class _BuiltIn(MutableMapping[str, Preset]):
         del self._presets[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys(("baseline", *discover(), *_COMBINATIONS, *self._presets)))
+        return iter(dict.fromkeys(("baseline", *discover(), *_COMBINATIONS, *_FITTED, *self._presets)))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
 
 PRESETS: Final = _BuiltIn()
-"""`baseline`, one per optimization, which has its name and what it requires, and the combinations above."""
+"""`baseline`, one per optimization, which has its name and what it requires, and the combinations and files above."""
 
 
 @dataclass(frozen=True)

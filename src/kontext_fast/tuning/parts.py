@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,23 +38,33 @@ class Parts:
 
 
 def split(dataset: Dataset, *, items: int, held_out: int, seed: int = 0) -> Parts:
-    """`held_out` items of `dataset`, then `items` others, every fifth of which is for the choice.
+    """`held_out` items of `dataset`, then `items` others, every fifth of which is for the choice; all of other images.
 
     Items are in the order of their ids, which are hashes, so the order says nothing. Raises GateFailed where there
     are too few for a claim.
     """
     _require_enough(items, held_out)
-    # What differs in its instruction alone shares an image, and what shares an image belongs to one part.
-    available = list(dataset.items)
+    available = _one_per_image(dataset.items, held_out + items)
     if len(available) < held_out + items:
-        fit = len(available) - held_out
-        if fit < LEAST_FIT:
+        # What there is, in the proportion that was asked for.
+        held_out = max(LEAST_HELD_OUT, len(available) * held_out // (held_out + items))
+        items = len(available) - held_out
+        if items < LEAST_FIT:
             raise GateFailed(
-                f"Cannot tell: {dataset.name} has {len(available)} usable items, and a fit with a proof takes at least "
-                f"{LEAST_FIT + LEAST_HELD_OUT}, add items or ask for fewer."
+                f"Cannot tell: {dataset.name} has {len(available)} usable items of different images, and a fit with a "
+                f"proof takes at least {LEAST_FIT + LEAST_HELD_OUT}; add some."
             )
-        items = fit
     return _parts(available[held_out : held_out + items], available[:held_out], seed)
+
+
+def _one_per_image(items: Iterable[Item], most: int) -> list[Item]:
+    """The first `most` that share no image: a proof on the image of the fit would prove less."""
+    chosen: dict[str, Item] = {}
+    for item in items:
+        chosen.setdefault(hashlib.sha256(item.image.tobytes()).hexdigest(), item)
+        if len(chosen) == most:
+            break
+    return list(chosen.values())
 
 
 def shapes_parts(*, items: int, held_out: int, seed: int = 0) -> Parts:

@@ -14,7 +14,7 @@ from torch import Tensor
 from kontext_fast.engine.solver import Solver, combined
 from kontext_fast.tuning.fit import Products, least_distances, search_levels, spread
 from kontext_fast.tuning.parts import Part
-from kontext_fast.tuning.paths import EulerPath, PathRunner
+from kontext_fast.verify.paths import EulerPath, PathRunner
 
 Floats = npt.NDArray[np.float32]
 

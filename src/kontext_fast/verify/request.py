@@ -61,9 +61,11 @@ class Request:
         return tuple(range(self.seed, self.seed + self.seeds))
 
 
-def every_preset() -> tuple[str, ...]:
-    """All presets but baseline."""
-    return tuple(name for name in PRESETS if name != BASELINE)
+def every_preset(checkpoint: str = "tiny") -> tuple[str, ...]:
+    """All presets but baseline and those that were fitted to other weights than `checkpoint`."""
+    return tuple(
+        name for name, preset in PRESETS.items() if name != BASELINE and preset.fitted_to in (None, checkpoint)
+    )
 
 
 def dataset_of(request: Request) -> Dataset:

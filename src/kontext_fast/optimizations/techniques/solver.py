@@ -25,7 +25,7 @@ class FittedSolver(Optimization):
 
     name: ClassVar[str] = "solver"
     summary: ClassVar[str] = (
-        "a multistep rule in float32 in place of Euler's method; kontext_fast.tuning fits one to your weights"
+        "a multistep rule in float32 in place of Euler's method; kontext tune fits one to your weights"
     )
     effect: ClassVar[Effect] = Effect.LOSSY
     phase: ClassVar[Phase] = Phase.SCHEDULE

@@ -1,0 +1,436 @@
+"""The stages of a tuning in their order; what each computes is stored, so that a stop at any moment loses little."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kontext_fast.engine.solver import Solver
+from kontext_fast.errors import GateFailed, Refused
+from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.base import Optimization
+from kontext_fast.optimizations.presets import find_preset
+from kontext_fast.optimizations.registry import discover
+from kontext_fast.optimizations.weight_identity import identity_of
+from kontext_fast.pipeline.edit import EditRequest, edit, final_latents, plan_for
+from kontext_fast.pipeline.edit_many import images_per_call
+from kontext_fast.tuning.fit import Products
+from kontext_fast.tuning.parts import Part, Parts
+from kontext_fast.tuning.proof import verdict
+from kontext_fast.tuning.request import (
+    AS_ACCURATE,
+    AS_RUN,
+    IN_FLOAT32,
+    PRESETS,
+    REFERENCE_ERROR,
+    Point,
+    TuneRequest,
+    TuneResult,
+)
+from kontext_fast.tuning.schemes import Rule, schemes
+from kontext_fast.tuning.solver_fit import DensePart, candidates, dense_arrays, fit_rows
+from kontext_fast.tuning.store import Store
+from kontext_fast.verify.converged import (
+    Array,
+    closeness,
+    converged_reference,
+    log_ratios,
+    reference_evaluations,
+    relative_distances,
+)
+from kontext_fast.verify.paths import PathRunner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_BATCH_ON_A_CPU = 16
+_COMPARED = 6
+"""Rules of every number: the fitted one and `schemes`."""
+_TIMED_STEPS, _TIMED_EDITS = (2, 10), 3
+"""Edits of so many steps are timed, so often each, to know what an evaluation takes and what surrounds it."""
+
+Progress = Callable[[str, int, int], None]
+"""(stage, evaluations done, evaluations in all)."""
+
+
+class Tuning:
+    """One tuning; what was stored by an earlier run of the same is not computed again."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        parts: Parts,
+        request: TuneRequest,
+        folder: Path,
+        *,
+        resume: bool,
+        say: Callable[[str], object],
+        on_progress: Progress | None,
+    ) -> None:
+        self._pipe, self._parts, self._request = pipe, parts, request
+        self._folder, self._say, self._on_progress = folder, say, on_progress
+        self.weights = identity_of(pipe.transformer)
+        self._stage, self._done, self._total = "", 0, 0
+        self._store = Store(folder / "work", self._description(), resume=resume)
+        self._batches = {name: self._batched(part) for name, part in vars(parts).items()}
+
+    def run(self) -> TuneResult:
+        """The numbers of every point; nothing is written but what was computed."""
+        request, result = self._request, TuneResult(self._folder, self._request)
+        self._require_disk()
+        numbers = self._numbers(result)
+        self._total = self._evaluations_ahead(numbers)
+        with self._runner("faithful") as runner:
+            self._announce(runner)
+            levels = {steps: self._levels(runner, steps) for steps in (request.grid, *numbers)}
+            dense = self._dense_parts(runner, levels[request.grid])
+            choice = self._targets(runner, "choose", fine=request.as_accurate)
+            held_out = self._targets(runner, "held_out", fine=True)
+        if request.target == "converged":
+            result.baseline = {
+                AS_RUN: self._as_diffusers_runs_it(held_out),
+                IN_FLOAT32: _distances(held_out, "steps"),
+                REFERENCE_ERROR: _joined(held_out, "error"),
+            }
+        with self._runner(PRESETS[request.precision]) as runner:
+            for evaluations in numbers:
+                solver, chosen_by = self._fitted(runner, dense, choice, levels[request.grid], evaluations)
+                if request.as_accurate and not _promising(chosen_by, _distances(choice, "steps")):
+                    self._say(f"{evaluations} evaluations: farther than baseline on the items to choose by.")
+                    continue
+                result.points.append(self._proved(runner, solver, held_out, result.baseline, levels.__getitem__))
+                if request.as_accurate:
+                    break
+        if not result.points:
+            raise GateFailed(
+                f"Cannot tell: no number of evaluations up to {numbers[-1]} was as accurate as {request.steps} steps "
+                "on the items to choose by; give more items, or name the evaluations."
+            )
+        return result
+
+    def size_of(self, item: Any) -> str:
+        """ "WIDTHxHEIGHT" in pixels, as an edit of the item runs."""
+        return "{}x{}".format(*self._sides(item))
+
+    # What is computed, in the order in which it is.
+
+    def _numbers(self, result: TuneResult) -> tuple[int, ...]:
+        request = self._request
+        if request.as_accurate:
+            return tuple(number for number in AS_ACCURATE if number < request.steps) or request.evaluations
+        if request.seconds is None:
+            return request.evaluations
+        if request.precision != "bf16" and self._pipe._execution_device.type != "cuda":
+            raise Refused(
+                f"The seconds of {request.precision} cannot be measured here, since its kernels are emulated on a CPU: "
+                "use a GPU, or name the evaluations."
+            )
+        timed = self._store.data("seconds", self._time_edits)
+        fewest, most = _TIMED_STEPS
+        each = (timed[str(most)] - timed[str(fewest)]) / (most - fewest)
+        around = timed[str(fewest)] - fewest * each
+        number = int((request.seconds - around) / each)
+        if number < 2:
+            raise Refused(
+                f"An edit takes {around + 2 * each:.2g} seconds here with 2 evaluations already; allow more, choose a "
+                "smaller size, or use a faster machine."
+            )
+        number = min(number, request.most_evaluations, request.steps)
+        result.seconds = {number: around + number * each}
+        self._say(f"{number} evaluations take about {around + number * each:.2g} seconds of an edit here.")
+        return (number,)
+
+    def _time_edits(self) -> dict[str, float]:
+        """Seconds of an edit with plain steps, the fastest of a few, by the number of steps."""
+        self._stage = "time of an edit"
+        item, request = self._parts.fit.items[0], self._request
+        seconds: dict[str, float] = {}
+        with accelerate(self._pipe, PRESETS[request.precision], quiet=True):
+            for steps in _TIMED_STEPS:
+                edits = [
+                    edit(self._pipe, self._edit_of(item, seed=0, steps=steps)).seconds for _ in range(_TIMED_EDITS)
+                ]
+                seconds[str(steps)] = min(edits)
+        return seconds
+
+    def _levels(self, runner: PathRunner, steps: int) -> list[float]:
+        levels: list[float] = self._store.data(
+            f"levels-{steps:03}", lambda: runner.levels(self._parts.fit.items, steps)
+        )
+        return levels
+
+    def _dense_parts(self, runner: PathRunner, levels: Sequence[float]) -> list[DensePart]:
+        self._stage = "dense paths to fit to"
+        parts = []
+        for index, batch in enumerate(self._batches["fit"]):
+
+            def compute(batch: Part) -> dict[str, npt.NDArray[Any]]:
+                path = runner.dense(batch.items, batch.seeds, levels)
+                steps = self._request.target == "steps"
+                end = runner.euler(batch.items, batch.seeds, self._request.steps) if steps else path.states[-1]
+                return dense_arrays(path, end)
+
+            arrays = self._store.arrays(f"fit-{index:04}", partial(compute, batch))
+            products = Products(*(np.asarray(arrays[name]) for name in ("gram", "cross", "squares")))
+            parts.append(DensePart(batch, arrays["states"], arrays["target"], products))
+        return parts
+
+    def _targets(self, runner: PathRunner, name: str, *, fine: bool) -> list[Mapping[str, npt.NDArray[Any]]]:
+        """Of each batch: `target`, `steps` (what the steps of a call give) and the target's own `error` [I]."""
+        self._stage = "items to choose by" if name == "choose" else "reference of the held-out items"
+        return [
+            self._store.arrays(f"{name}-{index:04}", partial(self._target, runner, batch, fine))
+            for index, batch in enumerate(self._batches[name])
+        ]
+
+    def _target(self, runner: PathRunner, batch: Part, fine: bool) -> dict[str, npt.NDArray[Any]]:
+        request = self._request
+        steps = _numpy(runner.euler(batch.items, batch.seeds, request.steps))
+        if request.target == "steps":
+            return {"steps": steps, "target": steps, "error": np.zeros(len(batch))}
+        if not fine:
+            target = _numpy(runner.euler(batch.items, batch.seeds, request.grid))
+            return {"steps": steps, "target": target, "error": np.full(len(batch), np.nan)}
+        reference = converged_reference(runner, batch.items, batch.seeds, request.reference)
+        return {"steps": steps, "target": reference.target, "error": reference.error}
+
+    def _as_diffusers_runs_it(self, held_out: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Array:
+        """[I] distances of the pipeline without anything applied to it."""
+        import torch
+
+        self._stage, steps = "baseline as diffusers runs it", self._request.steps
+
+        def compute(batch: Part, target: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+            requests = [
+                self._edit_of(item, seed=seed, steps=steps) for item, seed in zip(batch.items, batch.seeds, strict=True)
+            ]
+            with torch.inference_mode():
+                latents = final_latents(self._pipe, requests)
+            self._note(steps * len(batch))
+            return {"distances": relative_distances(_numpy(latents), target)}
+
+        return np.concatenate(
+            [
+                self._store.arrays(f"as-diffusers-{index:04}", partial(compute, batch, of_batch["target"]))["distances"]
+                for index, (batch, of_batch) in enumerate(zip(self._batches["held_out"], held_out, strict=True))
+            ]
+        )
+
+    def _fitted(
+        self,
+        runner: PathRunner,
+        dense: Sequence[DensePart],
+        choice: Sequence[Mapping[str, npt.NDArray[Any]]],
+        levels: Sequence[float],
+        evaluations: int,
+    ) -> tuple[Solver, Array]:
+        """The candidate nearest to the target on the items to choose by, and its distances there."""
+        self._stage = f"fit of {evaluations} evaluations"
+        chosen = self._store.data(f"{evaluations:02}-levels", lambda: candidates(dense, evaluations))
+        fits: list[tuple[Solver, Array]] = []
+        for index, places in enumerate(chosen):
+            name = f"{evaluations:02}-candidate-{index}"
+            fit = partial(fit_rows, runner, dense, levels, places)
+            solver = Solver.model_validate(self._store.data(name, partial(_dumped, fit)))
+            fits.append((solver, self._distances_of_rule(runner, "choose", choice, name, _always(solver))))
+        return min(fits, key=lambda fit: float(fit[1].mean()))
+
+    def _proved(
+        self,
+        runner: PathRunner,
+        solver: Solver,
+        held_out: Sequence[Mapping[str, npt.NDArray[Any]]],
+        baseline: Mapping[str, Array],
+        levels_of: Callable[[int], Sequence[float]],
+    ) -> Point:
+        number = solver.evaluations
+        self._stage = f"proof of {number} evaluations"
+        rules = {"fitted": _always(solver), **schemes(number, levels_of)}
+        distances = {
+            name: self._distances_of_rule(runner, "held_out", held_out, f"{number:02}-{_file_name(name)}", rule)
+            for name, rule in rules.items()
+        }
+        fitted, error = distances["fitted"], baseline.get(REFERENCE_ERROR)
+        return Point(
+            number,
+            solver,
+            verdict(fitted, distances["plain steps"], error),
+            None if error is None else closeness(fitted, baseline[IN_FLOAT32], error, ratio_at_most=1),
+            distances,
+        )
+
+    def _distances_of_rule(
+        self,
+        runner: PathRunner,
+        part: str,
+        targets: Sequence[Mapping[str, npt.NDArray[Any]]],
+        name: str,
+        rule: Rule,
+    ) -> Array:
+        """[I] of a rule on a part of the items."""
+
+        def compute(batch: Part, target: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+            final = _numpy(runner.run(batch.items, batch.seeds, rule))
+            return {"distances": relative_distances(final, target)}
+
+        return np.concatenate(
+            [
+                self._store.arrays(f"{part}-{name}-{index:04}", partial(compute, batch, target["target"]))["distances"]
+                for index, (batch, target) in enumerate(zip(self._batches[part], targets, strict=True))
+            ]
+        )
+
+    # How it is run.
+
+    @contextmanager
+    def _runner(self, preset: str) -> Iterator[PathRunner]:
+        # The same inputs come again at every evaluation, so whatever keeps entries of them keeps all.
+        entries = 1 + sum(len(part) for part in vars(self._parts).values())
+        caches = [
+            technique(entries=entries) for technique in discover().values() if "entries" in technique.model_fields
+        ]
+        applied = (*self._optimizations(preset), *caches)
+        with accelerate(self._pipe, applied, quiet=True):
+            runner = PathRunner(
+                self._pipe,
+                steps=self._request.steps,
+                guidance=self._request.guidance,
+                size=self._request.size,
+                on_progress=self._note,
+            )
+            try:
+                yield runner
+            finally:
+                runner.close()
+
+    def _optimizations(self, preset: str) -> tuple[Optimization, ...]:
+        """Those of `preset`; without its engine on a GPU in float32, where only diffusers' own forward runs."""
+        import torch
+
+        exact = self._pipe.transformer.dtype == torch.float32 and self._pipe._execution_device.type == "cuda"
+        return () if exact and preset == "faithful" else find_preset(preset).optimizations
+
+    def _edit_of(self, item: Any, *, seed: int, steps: int) -> EditRequest:
+        request = self._request
+        return EditRequest(
+            item.instruction, item.image, steps=steps, guidance=request.guidance, seed=seed, size=request.size
+        )
+
+    def _require_disk(self) -> None:
+        """Dense paths stay on the disk, so that memory does not grow with the items."""
+        states = self._request.grid + 2
+        # A token of 16x16 pixels has 64 numbers of 4 bytes.
+        needed = sum(states * width * height for width, height in map(self._sides, self._parts.fit.items))
+        free = shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise Refused(
+                f"The paths of {len(self._parts.fit)} items take {needed / 1e9:.1f} GB of disk in {self._folder}, "
+                f"which has {free / 1e9:.1f}: give another folder, or fewer items."
+            )
+
+    def _announce(self, runner: PathRunner) -> None:
+        """State the work ahead, from the time of one batch."""
+        batch = self._batches["fit"][0]
+        self._stage = "time of an evaluation"
+        runner.levels(batch.items, 2)
+        start, done = perf_counter(), self._done
+        runner.euler(batch.items, batch.seeds, 2)
+        seconds = (perf_counter() - start) / (2 * len(batch))
+        self._done = done
+        self._say(
+            f"About {self._total} evaluations of single edits, {self._total * seconds / 60:.0f} minutes here at "
+            f"{seconds * 1000:.0f} ms each; what is done already is not computed again."
+        )
+
+    def _note(self, evaluations: int) -> None:
+        self._done += evaluations
+        if self._on_progress is not None:
+            self._on_progress(self._stage, self._done, self._total)
+
+    def _evaluations_ahead(self, numbers: Sequence[int]) -> int:
+        request, parts = self._request, self._parts
+        converged = request.target == "converged"
+        fine = reference_evaluations(request.reference)
+        extra = 0 if converged else request.steps
+        total = len(parts.fit) * (request.grid + extra)
+        total += len(parts.choose) * (request.steps + (fine if request.as_accurate else request.grid))
+        total += len(parts.held_out) * (request.steps + (fine + request.steps if converged else 0))
+        for number in numbers:
+            total += number * (2 * (len(parts.fit) + len(parts.choose)) + _COMPARED * len(parts.held_out))
+        return total
+
+    def _batched(self, part: Part) -> list[Part]:
+        """Neighbours of one size, as many as one call takes."""
+        most = self._request.images_per_call or self._default_images_per_call()
+        batches: list[Part] = []
+        for item, seed in zip(part.items, part.seeds, strict=True):
+            last = batches[-1] if batches else None
+            if last and len(last) < most and self._sides(last.items[0]) == self._sides(item):
+                batches[-1] = Part([*last.items, item], [*last.seeds, seed])
+            else:
+                batches.append(Part([item], [seed]))
+        return batches
+
+    def _default_images_per_call(self) -> int:
+        on_cpu = self._pipe._execution_device.type == "cpu"
+        return _BATCH_ON_A_CPU if on_cpu else images_per_call(self._pipe)
+
+    def _sides(self, item: Any) -> tuple[int, int]:
+        plan = plan_for(self._pipe, item.image.size, self._request.size)
+        return plan.width, plan.height
+
+    def _description(self) -> dict[str, Any]:
+        """Everything that what is computed depends on."""
+        parts = {
+            name: hashlib.sha256(
+                repr([(item.id, seed) for item, seed in zip(part.items, part.seeds, strict=True)]).encode()
+            ).hexdigest()
+            for name, part in vars(self._parts).items()
+        }
+        request = {name: value for name, value in asdict(self._request).items() if name != "evaluations"}
+        return {
+            "parts": parts,
+            **request,
+            "weights": self.weights.model_dump(),
+            "dtype": str(self._pipe.transformer.dtype),
+        }
+
+
+def _promising(values: Array, baseline: Array) -> bool:
+    """Whether to ask the held-out items: by estimates alone, since few items choose; the mean has a tenth to spare."""
+    return float(log_ratios(values, baseline).mean()) < 0 and float(values.mean()) <= float(baseline.mean())
+
+
+def _always(solver: Solver) -> Rule:
+    return lambda _: solver
+
+
+def _dumped(fit: Callable[[], Solver]) -> Any:
+    return fit().model_dump(mode="json")
+
+
+def _numpy(latents: Tensor) -> npt.NDArray[np.float32]:
+    return np.asarray(latents.float().cpu().numpy())
+
+
+def _joined(batches: Sequence[Mapping[str, npt.NDArray[Any]]], name: str) -> Array:
+    return np.concatenate([batch[name] for batch in batches]).astype(np.float64)
+
+
+def _distances(batches: Sequence[Mapping[str, npt.NDArray[Any]]], name: str) -> Array:
+    """[I] of the latents of that name to the targets, one batch in memory at a time."""
+    return np.concatenate([relative_distances(batch[name], batch["target"]) for batch in batches])
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower())

@@ -1,0 +1,79 @@
+"""The rule of what is no farther from the converged reference; and the reference, on an equation that is known."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from kontext_fast.verify.converged import (
+    Closeness,
+    closeness,
+    converged_reference,
+    reference_evaluations,
+    relative_distances,
+)
+from kontext_fast.verify.paths import PathRunner
+
+RANDOM = np.random.default_rng(0)
+BASELINE = np.exp(RANDOM.normal(-3, 0.5, 100))
+NOISE = np.exp(RANDOM.normal(0, 0.1, 100))
+EXACT = np.zeros(100)
+
+
+def test_nearer_is_no_farther_and_much_farther_is_farther() -> None:
+    assert closeness(0.8 * BASELINE * NOISE, BASELINE, EXACT) is Closeness.NO_FARTHER
+    assert closeness(1.3 * BASELINE * NOISE, BASELINE, EXACT) is Closeness.FARTHER
+
+
+def test_alike_is_no_farther_within_a_tenth_but_not_nearer() -> None:
+    alike = BASELINE * NOISE / NOISE.mean()
+    assert closeness(alike, BASELINE, EXACT) is Closeness.NO_FARTHER
+    assert closeness(alike, BASELINE, EXACT, ratio_at_most=1) is Closeness.CANNOT_TELL
+
+
+def test_few_items_far_off_decide_by_the_bound_of_the_mean() -> None:
+    """A mean that happens to lie below the limit is not enough: few items hold it up, so that it is uncertain."""
+    values = 0.5 * BASELINE * NOISE
+    values[:3] += 18 * BASELINE.mean()
+    values *= 1.05 * BASELINE.mean() / values.mean()
+    assert values.mean() < 1.1 * BASELINE.mean()
+    assert closeness(values, BASELINE, EXACT) is Closeness.CANNOT_TELL
+
+
+def test_a_reference_less_exact_than_what_is_compared_cannot_tell() -> None:
+    near = 0.8 * BASELINE * NOISE
+    assert closeness(near, BASELINE, 0.3 * near) is Closeness.NO_FARTHER
+    assert closeness(near, BASELINE, 0.4 * near) is Closeness.CANNOT_TELL
+    assert closeness(near[:1], BASELINE[:1], EXACT[:1]) is Closeness.CANNOT_TELL
+
+
+class _KnownEquation:
+    """Euler's method for dx/dt = x from 1 at t = 0, whose end at t = 1 is e."""
+
+    def euler(self, items: Any, seeds: Any, steps: int) -> torch.Tensor:
+        return torch.full((len(seeds), 2, 2), (1 + 1 / steps) ** steps)
+
+
+def test_reference_is_finer_than_its_paths_and_knows_its_error() -> None:
+    reference = converged_reference(cast("PathRunner", _KnownEquation()), [], (0, 1), 32)
+    wrong = np.abs(reference.target[:, 0, 0] / np.e - 1)
+    finest = abs((1 + 1 / 32) ** 32 / np.e - 1)
+    assert (wrong < finest / 15).all()
+    np.testing.assert_allclose(reference.error, wrong, rtol=0.3)
+    assert reference_evaluations(32) == 56
+
+
+def test_distances_are_relative_to_the_target() -> None:
+    target = np.ones((2, 3, 4), np.float32)
+    moved = target.copy()
+    moved[1] *= 1.25
+    np.testing.assert_allclose(relative_distances(moved, target), [0, 0.25])
+    assert closeness(np.array([0.1, 0.2]), np.array([0.1, 0.2]), np.array([0.0, 0.0])) is not Closeness.FARTHER
+
+
+@pytest.mark.parametrize("steps", [224, 112])
+def test_cost_of_a_reference_is_said_per_item(steps: int) -> None:
+    assert reference_evaluations(steps) == steps * 7 // 4
