@@ -11,10 +11,10 @@ import torch
 from kontext_fast.verify.converged import (
     Closeness,
     closeness,
-    converged_reference,
-    reference_evaluations,
+    compare_with_converged,
     relative_distances,
 )
+from kontext_fast.verify.converged_reference import converged_reference, packed, reference_evaluations
 from kontext_fast.verify.paths import PathRunner
 
 RANDOM = np.random.default_rng(0)
@@ -77,3 +77,24 @@ def test_distances_are_relative_to_the_target() -> None:
 @pytest.mark.parametrize("steps", [224, 112])
 def test_cost_of_a_reference_is_said_per_item(steps: int) -> None:
     assert reference_evaluations(steps) == steps * 7 // 4
+
+
+def test_latents_are_packed_as_the_pipeline_packs_them() -> None:
+    from diffusers import FluxKontextPipeline
+
+    latents = torch.randn(1, 16, 8, 12)
+    expected = FluxKontextPipeline._pack_latents(latents, 1, 16, 8, 12)[0].numpy()
+    np.testing.assert_array_equal(packed(latents[0].numpy()), expected)
+
+
+def test_a_preset_is_compared_on_the_items_that_have_everything() -> None:
+    keys = [(f"item {index}", 0) for index in range(100)]
+    baseline = dict(zip(keys, BASELINE, strict=True))
+    nearer = {key: 0.5 * value for key, value in baseline.items() if key != keys[0]}
+    error = dict.fromkeys(keys, 1e-4)
+    comparison = compare_with_converged(nearer, baseline, baseline, error)
+    assert comparison is not None
+    assert (comparison.closeness, comparison.items) == (Closeness.NO_FARTHER, 99)
+    assert comparison.ratio == pytest.approx((0.5, 0.5, 0.5))
+    assert "0.50 times as far" in comparison.sentence
+    assert compare_with_converged(nearer, baseline, {}, error) is None

@@ -14,9 +14,13 @@ from pathlib import Path
 import pytest
 
 from kontext_fast.cli.main import run
+from kontext_fast.engine.solver import adams_bashforth
 from kontext_fast.optimizations import presets
+from kontext_fast.optimizations.preset_file import write_preset
 from kontext_fast.optimizations.presets import resolve
+from kontext_fast.optimizations.techniques.solver import FittedSolver
 from kontext_fast.records.store import ResultStore
+from kontext_fast.verify import converged_reference
 from kontext_fast.verify.journal import FOLDER
 from kontext_fast.verify.request import every_preset
 from tests.optimizations.test_plan import machine
@@ -76,6 +80,28 @@ def test_engine_on_tiny_only_rounds(kontext: Kontext) -> None:
     assert metrics["clip_text"].model == "CLIP of tiny"
     assert len(metrics["clip_text"].weights_sha256 or "") == 64
     assert all(facts.not_measured for name, facts in metrics.items() if name in ("dino", "mask_preservation"))
+
+
+def test_converged_items_show_that_fewer_evaluations_are_farther(
+    kontext: Kontext, dense_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(converged_reference.converged_reference, "__defaults__", (16,))
+    rule = adams_bashforth((1.0, 0.3, 0.0), 1)
+    write_preset(tmp_path / "two.toml", name="two-steps", summary="", optimizations=[FittedSolver(fitted=rule)])
+    options = ("--preset", "fuse_qkv,two.toml", "--converged-items", 3, "--steps", 8, "--out", "out", "--json")
+    code, out, err = kontext(*_options(dense_checkpoint, tmp_path, 3)[:-4], *options, "--device", "cpu")
+    assert "as many as" in err
+    answer = {preset["preset"]: preset["converged"] for preset in json.loads(out.splitlines()[-1])["presets"]}
+    same, farther = answer["fuse_qkv"], answer["two-steps"]
+    assert same["ratio"][0] == pytest.approx(1, abs=0.01)
+    assert same["baseline_mean"] == pytest.approx(same["float32_mean"], rel=0.02)
+    assert farther["ratio"][1] > 1.5
+    assert (same["items"], farther["closeness"]) == (3, "farther"), err
+    page = (Path("out") / "visualizations" / "quality" / "index.html").read_text()
+    assert f"{farther['ratio'][0]:.2f} times as far from the model" in page
+    records = Path("out/results/benchmark_results.json").read_bytes()
+    assert kontext(*_options(dense_checkpoint, tmp_path, 3)[:-4], *options, "--device", "cpu", "--resume")[0] == code
+    assert Path("out/results/benchmark_results.json").read_bytes() == records
 
 
 def test_unverified_preset_fails_with_one_sentence(

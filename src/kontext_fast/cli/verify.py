@@ -65,6 +65,10 @@ def command(
     frontier: Annotated[
         bool, typer.Option("--frontier", help="Time edits too, and hold presets against plain fewer steps.")
     ] = False,
+    converged_items: Annotated[
+        int,
+        typer.Option(metavar="N", help="Compare N of the items with the model's own converged answer; takes long."),
+    ] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="New or empty folder. [default: kontext-verify-TIME]", show_default=False)
@@ -78,11 +82,13 @@ def command(
     """
     from rich.console import Console
 
+    from kontext_fast.optimizations.presets import find_preset
     from kontext_fast.pipeline.hub import default_checkpoint
     from kontext_fast.records.lock import locked_folder
     from kontext_fast.report.output.quality_page import write_quality_page
     from kontext_fast.report.output.terminal import print_verdicts, verdicts_as_data
     from kontext_fast.verify.analysis import analyze
+    from kontext_fast.verify.converged_reference import reference_evaluations
     from kontext_fast.verify.frontier import frontier as frontier_of
     from kontext_fast.verify.margins import read_margins
     from kontext_fast.verify.request import Request, every_preset
@@ -92,8 +98,10 @@ def command(
     if checkpoint is None:
         checkpoint, reason = default_checkpoint(device)
         say(f"The checkpoint is {checkpoint}, since {reason}.")
+    named = options.names(preset) or (every_preset(checkpoint) if frontier else (DEFAULT_PRESET,))
     request = Request(
-        presets=options.names(preset) or (every_preset(checkpoint) if frontier else (DEFAULT_PRESET,)),
+        # The records call a preset of a file by its name, since a path is of this machine alone.
+        presets=tuple(find_preset(name) if name.endswith(".toml") else name for name in named),
         checkpoint=checkpoint,
         items=items,
         seeds=seeds,
@@ -103,6 +111,7 @@ def command(
         seed=seed,
         batch=batch,
         frontier=frontier,
+        converged_items=converged_items,
         device=device,
         weights=weights,
         margins=read_margins(margins),
@@ -110,7 +119,7 @@ def command(
     # The folder and the device do not change what is verified, and a path is of this machine alone.
     choices: dict[str, str | float | bool | None] = {
         "checkpoint": checkpoint,
-        "preset": ",".join(map(str, request.presets)),
+        "preset": ",".join(Path(name).name for name in named),
         "items": items,
         "seeds": seeds,
         "steps": steps,
@@ -118,10 +127,17 @@ def command(
         "seed": seed,
         "batch": batch,
         "frontier": frontier,
+        "converged-items": converged_items or None,
         "dataset": None if dataset is None else dataset.name,
         "weights": None if weights is None else weights.name,
     }
     command = command_line("verify", choices)
+    if converged_items:
+        each = reference_evaluations() + steps
+        say(
+            f"The converged reference of {converged_items} items takes {converged_items * each} evaluations, as many "
+            f"as {converged_items * each / steps:.0f} edits of baseline."
+        )
     with progress_bar() as bar, locked_folder(folder, command):
         result = verify(request, folder, resume=resume, command=command, on_progress=_display(bar))
         bar.begin("writing the page")

@@ -13,7 +13,8 @@ from kontext_fast.optimizations.fitted_for import Target
 from kontext_fast.pipeline.edit import EditRequest
 from kontext_fast.pipeline.sizes import Size
 from kontext_fast.tuning.proof import Verdict, as_data, ratio
-from kontext_fast.verify.converged import REFERENCE_STEPS, Array, Closeness
+from kontext_fast.verify.converged import Array, Closeness
+from kontext_fast.verify.converged_reference import REFERENCE_STEPS
 
 Precision = Literal["bf16", "fp8"]
 

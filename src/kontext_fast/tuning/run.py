@@ -43,11 +43,10 @@ from kontext_fast.tuning.store import Store
 from kontext_fast.verify.converged import (
     Array,
     closeness,
-    converged_reference,
     log_ratios,
-    reference_evaluations,
     relative_distances,
 )
+from kontext_fast.verify.converged_reference import converged_reference, reference_evaluations
 from kontext_fast.verify.paths import PathRunner
 
 if TYPE_CHECKING:

@@ -11,6 +11,13 @@ from kontext_fast.metrics.base import Metric, Role, discover
 from kontext_fast.records.schema import ArmRole, MetricFacts, Record, ResultFile, Verification
 from kontext_fast.verify.comparisons import ByItem, FidelityDistances, QualityDifferences
 from kontext_fast.verify.controls import RERUN, ControlCheck, insensitivity, sensitivity_checks
+from kontext_fast.verify.converged import (
+    DISTANCE,
+    DISTANCE_IN_FLOAT32,
+    REFERENCE_ERROR,
+    ConvergedComparison,
+    compare_with_converged,
+)
 from kontext_fast.verify.findings import Repeat
 from kontext_fast.verify.margins import Margins
 from kontext_fast.verify.pictures import DIRECTIONS, REPEAT, SEED_SPREAD, change_name
@@ -32,6 +39,8 @@ class PresetAnalysis:
     verdict: QualityVerdict
     evidence: Evidence | None
     """None where the preset has no output."""
+    converged: ConvergedComparison | None = None
+    """Beside the verdict, where the verification compared with the converged reference."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ def analyze(result: ResultFile) -> VerificationAnalysis:
             reason = record.reason or (failures[0] if failures else "It made no output.")
             return PresetAnalysis(record.preset, QualityVerdict(Level.NOT_MEASURED, reason), None)
         evidence = arms.evidence(record.preset, metrics, insensitive)
-        return PresetAnalysis(record.preset, decide(evidence, margins), evidence)
+        return PresetAnalysis(record.preset, decide(evidence, margins), evidence, arms.converged(record.preset))
 
     return VerificationAnalysis(
         verification=verification,
@@ -163,6 +172,13 @@ class ArmScores:
         if preset is None:
             return None
         return next((record for record in self._of_role("order") if record.arm and record.arm.preset == preset), None)
+
+    def converged(self, preset: str) -> ConvergedComparison | None:
+        baseline = _arm_name(self.baseline)
+        return compare_with_converged(
+            self.scores(preset, DISTANCE),
+            *(self.scores(baseline, name) for name in (DISTANCE, DISTANCE_IN_FLOAT32, REFERENCE_ERROR)),
+        )
 
     def evidence(self, preset: str, metrics: Iterable[type[Metric]], insensitive: Mapping[str, str]) -> Evidence:
         metrics = list(metrics)

@@ -8,19 +8,16 @@ latents per item, |latents - reference| / |reference|, and comparisons are paire
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kontext_fast.stats.bounds import mean_bounds
-
-if TYPE_CHECKING:
-    from kontext_fast.datasets.base import Item
-    from kontext_fast.verify.paths import PathRunner
 
 Array = npt.NDArray[np.float64]
 
@@ -29,8 +26,6 @@ MEAN_AT_MOST = 1.1
 """Of baseline's mean distance, so that a few items far off cannot hide behind a typical one that is near."""
 ERROR_AT_MOST = 1 / 3
 """The reference's own error, of the smallest distance that is claimed."""
-REFERENCE_STEPS = 224
-"""Of the finest of the three paths behind a reference; the others have half and a quarter as many."""
 
 
 class Closeness(StrEnum):
@@ -39,34 +34,6 @@ class Closeness(StrEnum):
     NO_FARTHER = "no farther"
     FARTHER = "farther"
     CANNOT_TELL = "cannot tell"
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Where the paths of some items converge."""
-
-    target: npt.NDArray[np.float32]
-    """[I, N, C] final latents."""
-    error: Array
-    """[I] an estimate of its own relative distance to the limit."""
-
-
-def reference_evaluations(steps: int = REFERENCE_STEPS) -> int:
-    """Of one item."""
-    return steps + steps // 2 + steps // 4
-
-
-def converged_reference(
-    runner: PathRunner, items: Sequence[Item], seeds: Sequence[int], steps: int = REFERENCE_STEPS
-) -> Reference:
-    """Richardson's extrapolation of paths of `steps` (a multiple of 4) and half as many, with latents in float32.
-
-    Euler's error is proportional to the step to first order, which the extrapolation removes. What is left falls by
-    four when the steps are halved, so a third of what the next coarser pair gives otherwise estimates it.
-    """
-    finest, half, quarter = (runner.euler(items, seeds, steps // part).float().cpu().numpy() for part in (1, 2, 4))
-    target, coarser = 2 * finest - half, 2 * half - quarter
-    return Reference(target, relative_distances(coarser, target) / 3)
 
 
 def relative_distances(latents: npt.NDArray[np.float32], target: npt.NDArray[np.float32]) -> Array:
@@ -96,3 +63,58 @@ def closeness(values: Array, baseline: Array, error: Array, *, ratio_at_most: fl
     if float(ratio.upper) < 0 and float(mean.upper) <= 0:
         return Closeness.NO_FARTHER
     return Closeness.FARTHER if float(ratio.lower) > 0 or float(mean.lower) > 0 else Closeness.CANNOT_TELL
+
+
+DISTANCE, DISTANCE_IN_FLOAT32, REFERENCE_ERROR = "converged", "converged in float32", "converged reference error"
+"""Names of scores: of every output that is compared, and the two others of baseline."""
+
+
+@dataclass(frozen=True)
+class ConvergedComparison:
+    """One preset's distances to the reference beside baseline's own."""
+
+    closeness: Closeness
+    ratio: tuple[float, float, float]
+    """Geometric mean of the items' ratios to baseline as diffusers runs it, with one-sided bounds."""
+    mean: float
+    baseline_mean: float
+    float32_mean: float
+    """Of baseline's steps with latents in float32: what precision alone, and no solver, is worth."""
+    error: float
+    items: int
+
+    @property
+    def sentence(self) -> str:
+        value, low, high = self.ratio
+        return (
+            f"It is {value:.2f} times as far from the model's own converged answer as baseline "
+            f"({low:.2f} to {high:.2f}; mean {self.mean:.4f}, baseline {self.baseline_mean:.4f}, with latents in "
+            f"float32 {self.float32_mean:.4f}; the answer's own error {self.error:.4f}; {self.items} items): "
+            f"{self.closeness.value}."
+        )
+
+
+def compare_with_converged(
+    preset: Mapping[Any, float],
+    baseline: Mapping[Any, float],
+    in_float32: Mapping[Any, float],
+    error: Mapping[Any, float],
+) -> ConvergedComparison | None:
+    """Of distances by item and seed; None where fewer than two items have all of them."""
+    keys = sorted(preset.keys() & baseline.keys() & in_float32.keys() & error.keys())
+    if len(keys) < 2:
+        return None
+    values, own, exact, errors = (
+        np.array([of[key] for key in keys], np.float64) for of in (preset, baseline, in_float32, error)
+    )
+    bounds = mean_bounds(log_ratios(values, own), CONFIDENCE, bounded=False)
+    ratio = tuple(math.exp(float(bound)) for bound in (bounds.mean, bounds.lower, bounds.upper))
+    return ConvergedComparison(
+        closeness(values, own, errors),
+        (ratio[0], ratio[1], ratio[2]),
+        float(values.mean()),
+        float(own.mean()),
+        float(exact.mean()),
+        float(errors.mean()),
+        len(keys),
+    )

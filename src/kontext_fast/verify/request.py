@@ -34,6 +34,8 @@ class Request:
     seed: int = 0
     batch: int | None = None
     """Images per call at most; None for what suits the checkpoint and the device."""
+    converged_items: int = 0
+    """How many items are compared with the converged reference, too; see `verify.converged`."""
     frontier: bool = False
     """Whether to time single edits, too, and to compare presets with fewer steps."""
     device: str | None = None
@@ -48,6 +50,11 @@ class Request:
             raise InvalidInput("One seed gives no seed noise to compare with; use at least 2 seeds.")
         if self.control_items < 2:
             raise InvalidInput(f"{self.control_items} items are too few for the controls; use at least 2.")
+        if self.converged_items < 0 or self.converged_items == 1 or self.converged_items > self.items:
+            raise InvalidInput(
+                f"{self.converged_items} items cannot be compared with the converged reference; use 2 or more, up to "
+                f"the {self.items} items of the verification."
+            )
         if self.batch is not None and self.batch < 1:
             raise InvalidInput(f"The batch is {self.batch}; give a whole number of at least 1.")
         # Options that an edit refuses are refused before anything is loaded.

@@ -19,13 +19,29 @@ from kontext_fast.pipeline.device import Machine, choose_device
 from kontext_fast.records.lock import locked_folder
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.privacy import redact
-from kontext_fast.records.schema import BASELINE, EMULATED, Arm, Output, ResultFile, Status, StoredItem, Verification
+from kontext_fast.records.schema import (
+    BASELINE,
+    EMULATED,
+    Arm,
+    Output,
+    ResultFile,
+    Score,
+    Status,
+    StoredItem,
+    Verification,
+)
 from kontext_fast.records.store import ResultStore, read_stored_image
 from kontext_fast.verify.arm_pipeline import ArmPipeline
 from kontext_fast.verify.arms import ArmSpec, arm_specs
 from kontext_fast.verify.controls import OTHER_POSITION, degrade
+from kontext_fast.verify.converged import (
+    DISTANCE,
+    DISTANCE_IN_FLOAT32,
+    REFERENCE_ERROR,
+)
+from kontext_fast.verify.converged_reference import ReferenceStore, reference_evaluations
 from kontext_fast.verify.image_generator import ImageGenerator
-from kontext_fast.verify.journal import Journal
+from kontext_fast.verify.journal import FOLDER, Journal
 from kontext_fast.verify.recorder import ArmRecorder, score_arms, stored_outputs
 from kontext_fast.verify.request import Request, dataset_of
 from kontext_fast.version import __version__
@@ -62,8 +78,10 @@ def verify(
         try:
             run = _Run(request, store, resume=resume, command=command, on_progress=on_progress or (lambda _: None))
             run.generate_outputs()
+            run.find_converged_references()
             run.degrade_outputs()
             run.score_outputs()
+            run.compare_with_references()
         except KeyboardInterrupt:
             raise Cancelled(
                 f"The verification was interrupted; go on with the same command and --resume --out {out}."
@@ -93,6 +111,8 @@ class _Run:
         self._generator.fit_memory(self._items[0])
         environment = environment_facts(str(self._device))
         self._journal = Journal(store.folder)
+        self._vae = self._pipeline.load().vae.config
+        self._references = ReferenceStore(store.folder / FOLDER)
         setup = self._setup(dataset, environment)
         if resume:
             self._journal.resume(setup, store.image_path)
@@ -160,18 +180,7 @@ class _Run:
 
     def generate_outputs(self) -> None:
         """Run every arm that has items left to do."""
-        request = self._request
-        specs = list(
-            arm_specs(
-                request.presets,
-                self._items,
-                self._control_items,
-                steps=request.steps,
-                seeds=request.seeds,
-                images_per_call=self._generator.images_per_call,
-                frontier=request.frontier,
-            )
-        )
+        request, specs = self._request, self._specs()
         left = {spec.arm.name: self._items_left(spec) for spec in specs}
         tracker = _ProgressTracker(
             sum(len(spec.items) for spec in specs), sum(map(len, left.values())), self._on_progress
@@ -190,6 +199,20 @@ class _Run:
                 plan=self._plan(spec),
                 edits_s=self._time_edits(spec) if request.frontier and spec.timed and status == "ok" else (),
             )
+
+    def _specs(self) -> list[ArmSpec]:
+        request = self._request
+        return list(
+            arm_specs(
+                request.presets,
+                self._items,
+                self._control_items,
+                steps=request.steps,
+                seeds=request.seeds,
+                images_per_call=self._generator.images_per_call,
+                frontier=request.frontier,
+            )
+        )
 
     def _items_left(self, spec: ArmSpec) -> frozenset[int]:
         """Positions of the items that have no output yet."""
@@ -236,6 +259,60 @@ class _Run:
             raise
         except Exception:  # noqa: BLE001 - the outputs of the arm say why it fails
             return ()
+
+    def find_converged_references(self) -> None:
+        """Where the paths of the first items lead, on the pipeline as diffusers runs it with latents in float32."""
+        from kontext_fast.verify.paths import PathRunner
+
+        request, seed = self._request, self._request.all_seeds[0]
+        compared = {item.id for item in self._items[: request.converged_items]}
+        left = [item for item in self._items if item.id in compared and (item.id, seed) not in self._references]
+        if not left:
+            return
+        each = reference_evaluations() + request.steps
+        total = each * len(left)
+        tracker = _ProgressTracker(total, total, self._on_progress)
+        baseline = next(spec for spec in self._specs() if spec.arm.role == "baseline")
+        with self._pipeline.prepared(baseline) as pipe:
+            runner = PathRunner(
+                pipe,
+                steps=request.steps,
+                guidance=request.guidance,
+                size=None,
+                on_progress=lambda count: tracker.step("converged reference", count),
+            )
+            try:
+                for batch in self._generator.batches(baseline):
+                    # Their ids, since an item is an interface without equality.
+                    ids = {item.id for item in left} & {self._items[index].id for index in batch}
+                    items = [self._items[index] for index in batch if self._items[index].id in ids]
+                    if items:
+                        self._references.add(runner, items, seed, request.steps)
+            finally:
+                runner.close()
+
+    def compare_with_references(self) -> None:
+        """Add the distances of baseline and the presets to the references to their scores."""
+        request, seed = self._request, self._request.all_seeds[0]
+        if not request.converged_items:
+            return
+        names = (DISTANCE, DISTANCE_IN_FLOAT32, REFERENCE_ERROR)
+        for name, record in self._recorder.records.items():
+            if record.arm is None or record.arm.role not in ("baseline", "preset"):
+                continue
+            scores = [score for score in record.scores if score.metric not in names]
+            images = {output.item: output.image for output in record.outputs if output.seed == seed and output.image}
+            for item in self._items[: request.converged_items]:
+                latents = self._journal.latents_file(name, item.id, seed)
+                if item.id not in images or not latents.is_file():
+                    continue
+                distances = self._references.distances((item.id, seed), latents, self._vae)
+                kept = names if record.arm.role == "baseline" else (DISTANCE,)
+                scores += [
+                    Score(item=item.id, seed=seed, image=images[item.id], metric=metric, value=distances[metric])
+                    for metric in kept
+                ]
+            self._recorder.add_scores(name, scores)
 
     def degrade_outputs(self) -> None:
         """The controls that need no pipeline: baseline's outputs made worse, and the input as the output."""

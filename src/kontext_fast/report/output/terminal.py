@@ -104,6 +104,7 @@ def print_verdicts(analysis: VerificationAnalysis, frontier: Frontier | None, co
                 for preset in analysis.presets
                 if (changes := changes_sentence(preset.verdict.changes)) is not None
             ),
+            *(f"{preset.preset}: {preset.converged.sentence}" for preset in analysis.presets if preset.converged),
             *([] if frontier is None else [frontier_finding(frontier)]),
             *(f"{metric} is insensitive here: {reason}." for metric, reason in analysis.insensitive.items()),
             *metrics,
@@ -130,6 +131,7 @@ def verdicts_as_data(analysis: VerificationAnalysis, frontier: Frontier | None) 
                     }
                     for change in preset.verdict.changes
                 },
+                "converged": None if preset.converged is None else asdict(preset.converged),
             }
             for preset in analysis.presets
         ],
