@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +13,29 @@ import numpy as np
 import pytest
 import torch
 
+import kontext_fast
 from kontext_fast.datasets.shapes.dataset import held_out
-from kontext_fast.errors import InvalidInput
+from kontext_fast.engine.solver import Solver
+from kontext_fast.errors import GateFailed, InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.preset_file import read_provenance
 from kontext_fast.optimizations.presets import find_preset
+from kontext_fast.pipeline.load import load
 from kontext_fast.tuning.fit import Products
-from kontext_fast.tuning.parts import Part, Parts
-from kontext_fast.tuning.proof import Verdict, ratio
-from kontext_fast.tuning.request import TuneRequest
+from kontext_fast.tuning.parts import Part, Parts, shapes_parts
+from kontext_fast.tuning.proof import Verdict, ratio, verdict
+from kontext_fast.tuning.request import TuneRequest, TuneResult
+from kontext_fast.tuning.run import Tuning
 from kontext_fast.tuning.solver_fit import DensePart, fit_rows
 from kontext_fast.tuning.store import Store
 from kontext_fast.tuning.tune import tune
-from kontext_fast.verify.converged import relative_distances
+from kontext_fast.verify.converged import Array, Closeness, closeness, relative_distances
 from kontext_fast.verify.paths import PathRunner
 from tests.pipelines import SIDE, picture, small_pipeline
 
 OPTIONS: dict[str, Any] = {
     "evaluations": (3,), "grid": 12, "reference": 32, "steps": 4, "size": (SIDE, SIDE), "images_per_call": 8
 }  # fmt: skip
-GRID = TuneRequest(**OPTIONS).grid
 
 
 class Stopped(BaseException):
@@ -128,25 +134,78 @@ def test_a_stop_at_any_moment_and_resume_give_the_same_file(tuned: Any, pipe: An
     assert (tmp_path / "3.toml").read_bytes() == (folder / "3.toml").read_bytes()
 
 
-def test_a_fit_to_shuffled_pairs_comes_less_near(tuned: Any, pipe: Any) -> None:
-    """The velocities of one item with the states and the end of another."""
-    folder, result, _ = tuned
-    store, batch = stored(folder / "work"), parts_of()
+def shuffled_solver(pipe: Any, folder: Path, fit: Part, options: dict[str, Any], chosen: list[int]) -> Solver:
+    """Fitted as in `folder`, but the velocities of one item with the states and the end of another."""
+    store = stored(folder / "work")
     arrays = store.arrays("fit-0000", dict)
     states, target = np.roll(arrays["states"][1:], 1, axis=1), np.roll(arrays["target"], 1, axis=0)
     states = np.concatenate([arrays["states"][:1], states])
-    shuffled = DensePart(batch.fit, states, target, Products(*(arrays[name] for name in ("gram", "cross", "squares"))))
-    levels = store.data(f"levels-{GRID:03}", list)
-    runner = PathRunner(pipe, steps=4, guidance=2.5, size=(SIDE, SIDE), on_progress=lambda _: None)
+    shuffled = DensePart(fit, states, target, Products(*(arrays[name] for name in ("gram", "cross", "squares"))))
+    levels = store.data(f"levels-{options['grid']:03}", list)
+    with runner_of(pipe, options) as runner:
+        return fit_rows(runner, [shuffled], levels, chosen)
+
+
+@contextmanager
+def runner_of(pipe: Any, options: dict[str, Any]) -> Iterator[PathRunner]:
+    size = options.get("size")
+    runner = PathRunner(pipe, steps=options["steps"], guidance=2.5, size=size, on_progress=lambda _: None)
     try:
-        solver = fit_rows(runner, [shuffled], levels, [0, 4, 8])
-        final = runner.run(batch.held_out.items, batch.held_out.seeds, lambda _: solver).numpy()
+        yield runner
     finally:
         runner.close()
-    reached = relative_distances(final, store.arrays("held_out-0000", dict)["target"])
-    interval = ratio(reached, result.points[0].distances["fitted"]).interval
+
+
+def distances_of(pipe: Any, folder: Path, held_out: Part, options: dict[str, Any], solver: Solver) -> Array:
+    with runner_of(pipe, options) as runner:
+        final = runner.run(held_out.items, held_out.seeds, lambda _: solver).numpy()
+    return relative_distances(final, stored(folder / "work").arrays("held_out-0000", dict)["target"])
+
+
+def test_a_fit_to_shuffled_pairs_comes_less_near(tuned: Any, pipe: Any) -> None:
+    folder, result, _ = tuned
+    parts = parts_of()
+    solver = shuffled_solver(pipe, folder, parts.fit, OPTIONS, [0, 4, 8])
+    interval = ratio(
+        distances_of(pipe, folder, parts.held_out, OPTIONS, solver), result.points[0].distances["fitted"]
+    ).interval
     assert interval is not None
     assert interval[0] > 1.2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_fit_to_shuffled_pairs_fails_on_tiny(tmp_path: Path) -> None:
+    """On weights that have learned something, unlike the cut ones, whose velocities hardly depend on the item."""
+    pipe, parts = load("tiny", device="cpu").pipe, shapes_parts(items=10, held_out=8)
+    options: dict[str, Any] = {"evaluations": (6,), "grid": 28, "reference": 56, "steps": 14}
+    result = tune(pipe, parts, tmp_path, **options)
+    (point,) = result.points
+    assert point.verdict is Verdict.PASSES
+    chosen = stored(tmp_path / "work").data("06-levels", list)[0]
+    solver = shuffled_solver(pipe, tmp_path, parts.fit, options, chosen)
+    reached = distances_of(pipe, tmp_path, parts.held_out, options, solver)
+    error = result.baseline["reference error"]
+    assert verdict(reached, point.distances["plain steps"], error) is Verdict.FAILS
+    assert closeness(reached, result.baseline["in float32"], error, ratio_at_most=1) is Closeness.FARTHER
+
+
+def test_seconds_that_cannot_be_had_or_measured_are_refused(pipe: Any, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="with 2 evaluations already"):
+        tune(pipe, parts_of(), tmp_path / "few", **OPTIONS, seconds=1e-6)
+    with pytest.raises(Refused, match="emulated on a CPU"):
+        tune(pipe, parts_of(), tmp_path / "fp8", **OPTIONS, seconds=10, precision="fp8")
+
+
+def test_seconds_decide_the_evaluations_once(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed tuning goes on with the number that was measured first, however quick the machine is then."""
+    request = TuneRequest(**OPTIONS, seconds=1.1)
+    for seconds in ({"2": 1.0, "10": 1.8}, {"2": 0.1, "10": 0.2}):
+        tuning = Tuning(pipe, parts_of(), request, tmp_path, resume=True, say=lambda _: None, on_progress=None)
+        monkeypatch.setattr(tuning, "_time_edits", partial(dict, seconds))
+        result = TuneResult(tmp_path, request)
+        assert tuning._numbers(result) == (3,)
+        assert result.seconds[3] == pytest.approx(1.1)
 
 
 def test_resuming_another_tuning_is_refused(tuned: Any, pipe: Any) -> None:
@@ -155,3 +214,26 @@ def test_resuming_another_tuning_is_refused(tuned: Any, pipe: Any) -> None:
         tune(pipe, parts_of(fit=9), folder, **OPTIONS, checkpoint="small", resume=True)
     with pytest.raises(InvalidInput, match="resume=True"):
         tune(pipe, parts_of(), folder, **OPTIONS, checkpoint="small")
+
+
+def test_own_pairs_are_items_and_too_few_cannot_tell(pipe: Any, tmp_path: Path) -> None:
+    pairs = [(picture(number), "make it red") for number in range(12)]
+    with pytest.raises(GateFailed, match="your items has 12 usable items of different images"):
+        kontext_fast.tune(pipe, [*pairs, pairs[0], (pairs[0][0], "blur it")], tmp_path / "out", **OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("items", "options", "complaint"),
+    [
+        (["photo.jpg"], {}, "Each item is a pair"),
+        ("nowhere.jsonl", {}, "no data set nowhere.jsonl"),
+        ([], {"evaluation": (7,)}, "evaluations"),
+        ([], {"precision": "fp4"}, "choose bf16 or fp8"),
+    ],
+)
+def test_mistakes_of_a_call_are_named(
+    pipe: Any, tmp_path: Path, items: Any, options: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(InvalidInput, match=complaint):
+        kontext_fast.tune(pipe, items, tmp_path / "out", **options)

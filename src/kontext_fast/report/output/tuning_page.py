@@ -113,7 +113,7 @@ def _picture(result: Mapping[str, Any]) -> Picture:
     if _BASELINE in result["baseline"]:
         legend.append((f"{result['steps']} steps of baseline", style.BASELINE_COLOR))
     return style.panels_picture(
-        finding(result),
+        f"A solver fitted to {result['checkpoint']}, beside others of as many evaluations",
         [_Panel(result)],
         lambda _, canvas: _height_in(canvas),
         partial(_draw, points=points, shown=shown, baseline=result["baseline"].get(_BASELINE)),
