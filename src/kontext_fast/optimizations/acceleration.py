@@ -73,12 +73,17 @@ class Acceleration:
     """
 
     def __init__(self, shared: _SharedPlan, pipe: Any) -> None:
+        self._pipe = weakref.ref(pipe)
+        self._follow(shared)
+
+    def _follow(self, shared: _SharedPlan) -> None:
         self.plan = shared.plan
         self.facts = shared.facts
         """Facts of each technique, by name, as of the most recent call."""
+        self.adapters = shared.adapters
+        """Names of the adapters that are merged into the transformer."""
         self._last = shared.calls.last
         self._shared = weakref.ref(shared)
-        self._pipe = weakref.ref(pipe)
 
     def revert(self) -> None:
         """Restore the original pipeline, bit-identical; does nothing the second time.
@@ -90,6 +95,34 @@ class Acceleration:
         if shared is not None and pipe is not None:
             shared.leave(pipe)
 
+    def set_adapters(self, names: str | Sequence[str], strengths: float | Sequence[float] | None = None) -> None:
+        """Run with the adapters `names` at `strengths` (1 each) from the next call on, of those that are loaded.
+
+        As `pipe.set_adapters`, which does the same while the pipeline is accelerated: no file is read, since the
+        original weights are in host memory, but what was made of the weights, such as quantized ones, is made again.
+        Raises InvalidInput for other names, another number of strengths, while a call runs and after `revert`.
+        """
+        from kontext_fast.optimizations.adapters import check_names
+
+        shared, pipe = self._shared(), self._pipe()
+        if shared is None or pipe is None or current(pipe) is not self:
+            raise InvalidInput("This acceleration was reverted; call pipe.set_adapters, then accelerate again.")
+        names = [names] if isinstance(names, str) else list(names)
+        values = list(strengths) if isinstance(strengths, Sequence) else [strengths] * len(names)
+        check_names(pipe, names, values)
+        with _applying:
+            pipelines = shared.accelerations()
+            for each in pipelines:
+                shared.leave(each)
+            try:
+                pipe.set_adapters(names, values)
+            finally:
+                renewed: _SharedPlan | None = None
+                for each, acceleration in pipelines.items():
+                    if renewed is None:
+                        renewed = _apply(shared.plan, each, shared.device)
+                    renewed.join(shared.plan, each, None, acceleration)
+
     def describe(self) -> str:
         """One line per technique: name, effect, parameters and facts."""
         lines = [f"{self.plan.preset}: {len(self.plan.optimizations)} optimizations, revert() takes them off"]
@@ -99,6 +132,10 @@ class Acceleration:
             details = {**optimization.parameters_for_people(), **self.facts[optimization.name]}
             told = ", ".join(f"{key}={value}" for key, value in details.items() if value not in (None, [], False))
             lines.append(f"  {optimization.name} ({optimization.effect.value}): {told}")
+        if self.adapters:
+            lines.append(
+                f"  merged: {', '.join(self.adapters)}; acceleration.set_adapters(names, strengths) exchanges them"
+            )
         return "\n".join([*lines, *(f"  note: {label}" for label in self.plan.labels)])
 
     def last_step_kinds(self) -> list[StepKind]:
@@ -121,10 +158,15 @@ class Acceleration:
 class _SharedPlan:
     """A plan applied to models, for all pipelines that have them. It lives on the transformer, and is freed with it."""
 
-    def __init__(self, plan: Plan, facts: dict[str, Facts], calls: CallTracker, pipe: Any) -> None:
+    def __init__(
+        self, plan: Plan, facts: dict[str, Facts], calls: CallTracker, pipe: Any, device: Any, adapters: tuple[str, ...]
+    ) -> None:
         self.plan = plan
         self.facts = facts
         self.calls = calls
+        self.device = device
+        """As it was asked for."""
+        self.adapters = adapters
         self.undo = ExitStack()
         self._device = pipe._execution_device
         self._models = {name: getattr(pipe, name) for name in MODELS}
@@ -137,8 +179,12 @@ class _SharedPlan:
             self._accelerations[pipe] = Acceleration(self, pipe)
         return self._accelerations[pipe]
 
-    def join(self, plan: Plan, pipe: Any, device: Any) -> Acceleration:
-        """Accelerate `pipe`, which has the transformer that this plan was applied to."""
+    def accelerations(self) -> dict[Any, Acceleration]:
+        """The handles of all pipelines that are accelerated with this plan."""
+        return {pipe: self.acceleration(pipe) for pipe in self._accelerated}
+
+    def join(self, plan: Plan, pipe: Any, device: Any, handle: Acceleration | None = None) -> Acceleration:
+        """Accelerate `pipe`, which has the transformer that this plan was applied to; `handle` goes on with it."""
         import torch
 
         if pipe in self._accelerated:
@@ -154,6 +200,9 @@ class _SharedPlan:
         self.require_models(pipe)
         self.calls.attach(pipe)
         self._accelerated.add(pipe)
+        if handle is not None:
+            self._accelerations[pipe] = handle
+            handle._follow(self)
         return self.acceleration(pipe)
 
     def leave(self, pipe: Any) -> None:
@@ -192,29 +241,33 @@ def apply_plan(plan: Plan, pipe: Any, device: Any = None) -> Acceleration:
         shared = vars(pipe.transformer).get(_SHARED)
         if isinstance(shared, _SharedPlan):
             return shared.join(plan, pipe, device)
-        return _apply(plan, pipe, device)
+        return _apply(plan, pipe, device).join(plan, pipe, None)
 
 
-def _apply(plan: Plan, pipe: Any, device: Any) -> Acceleration:
+def _apply(plan: Plan, pipe: Any, device: Any) -> _SharedPlan:
     with ExitStack() as undo:
         calls = track_calls(pipe, undo)
         if device is not None:
             _run_on(pipe, plan, device, calls, undo)
         originals = Originals(part for name in MODELS if (part := getattr(pipe, name)) is not None)
+        adapters: tuple[str, ...] = ()
+        if plan.optimizations and getattr(pipe.transformer, "peft_config", None):
+            from kontext_fast.optimizations.adapters import merge_adapters
+
+            adapters = merge_adapters(pipe, calls, undo)
         # Kernels compile concurrently while weights are moved; in the first image they would compile one by one.
         with run_concurrently(
             [call for optimization in plan.optimizations for call in optimization.precompile_calls(pipe)]
         ):
             facts = {optimization.name: optimization.apply(pipe, undo) for optimization in plan.optimizations}
-        shared = _SharedPlan(plan, facts, calls, pipe)
+        shared = _SharedPlan(plan, facts, calls, pipe, device, adapters)
         # On the class of its pipelines and on the transformer, so that it is freed with them.
         calls.set_member(_SHARED, lambda _: shared, undo)
         set_attribute(pipe.transformer, _SHARED, shared, undo)
         calls.on_begin(lambda call: shared.require_models(call.pipe), undo)
         originals.give_to_copies(undo)
-        acceleration = shared.join(plan, pipe, None)
         shared.undo = undo.pop_all()
-    return acceleration
+    return shared
 
 
 def _run_on(pipe: Any, plan: Plan, device: Any, calls: CallTracker, undo: ExitStack) -> None:

@@ -1,0 +1,156 @@
+"""Adapters that PEFT loaded on a pipeline: merged while it is accelerated, exchanged, and back as they were."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations.acceleration import accelerate
+from tests.pipelines import render, small_pipeline
+
+TARGETS = ["to_q", "to_out.0", "add_k_proj", "proj_mlp", "x_embedder"]
+PRESETS = ("faithful", "balanced", "fuse_qkv", pytest.param("classic", marks=pytest.mark.slow))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two LoRAs, of which `line` is a DoRA."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed, (name, dora) in enumerate({"style": False, "line": True}.items()):
+        transformer = small_pipeline().transformer
+        torch.manual_seed(seed)
+        transformer.add_adapter(
+            LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, init_lora_weights=False, use_dora=dora)
+        )
+        stored = {f"transformer.{key}": value for key, value in get_peft_model_state_dict(transformer).items()}
+        save_file({key: value.contiguous() for key, value in stored.items()}, folder / f"{name}.safetensors")
+    return folder
+
+
+def with_adapters(folder: Path) -> Any:
+    pipe = small_pipeline()
+    for name in ("style", "line"):
+        pipe.load_lora_weights(folder, weight_name=f"{name}.safetensors", adapter_name=name)
+    pipe.set_adapters("style")
+    return pipe
+
+
+@pytest.fixture
+def pipe(folder: Path) -> Iterator[Any]:
+    """With both, of which `style` is active. Whatever happens, a reverted pipeline is what it was, bit for bit."""
+    pipe = with_adapters(folder)
+    before = {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
+    yield pipe
+    after = pipe.transformer.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def difference(first: Any, second: Any) -> float:
+    return float(np.abs(first - second).mean())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_loaded_adapters_are_merged_and_exchanged(pipe: Any, folder: Path, preset: str) -> None:
+    stock = with_adapters(folder)
+    acceleration = accelerate(pipe, preset, quiet=True)
+    assert acceleration.adapters == ("style",)
+    assert not any(isinstance(module, BaseTunerLayer) for module in pipe.transformer.modules())
+    for names, strengths in (("style", None), ("line", 0.5), (["style", "line"], [0.5, 1.0]), ("style", None)):
+        if acceleration.adapters != ("style",) or names != "style":
+            acceleration.set_adapters(names, strengths)
+        stock.set_adapters(names, strengths)
+        plain = small_pipeline()
+        accelerate(plain, preset, quiet=True)
+        with_them, without = difference(render(pipe), render(stock)), difference(render(plain), render(stock))
+        assert with_them < 0.3 * without
+        assert acceleration.adapters == tuple([names] if isinstance(names, str) else names)
+    acceleration.revert()
+    np.testing.assert_array_equal(render(pipe), render(stock))
+
+
+def test_exact_preset_gives_the_image_of_merged_weights(pipe: Any, folder: Path) -> None:
+    merged = with_adapters(folder)
+    merged.fuse_lora(safe_fusing=True)
+    merged.unload_lora_weights()
+    with accelerate(pipe, "prompt_cache", quiet=True) as acceleration:
+        assert "merged: style" in acceleration.describe()
+        np.testing.assert_array_equal(render(pipe), render(merged))
+
+
+def test_set_adapters_of_the_pipeline_exchanges_them_too(pipe: Any, folder: Path) -> None:
+    acceleration = accelerate(pipe, "faithful", quiet=True)
+    pipe.set_adapters(["line"], adapter_weights=[0.5])
+    assert acceleration.adapters == ("line",)
+    first = render(pipe)
+    acceleration.set_adapters("line", 0.5)
+    np.testing.assert_array_equal(render(pipe), first)
+    acceleration.revert()
+    stock = with_adapters(folder)
+    stock.set_adapters("line", 0.5)
+    np.testing.assert_array_equal(render(pipe), render(stock))
+    pipe.set_adapters("style")
+
+
+def test_two_pipelines_on_one_transformer_follow(pipe: Any) -> None:
+    first = accelerate(pipe, "faithful", quiet=True)
+    other = copy.copy(pipe)
+    other.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    second = accelerate(other, "faithful", quiet=True)
+    second.set_adapters("line")
+    assert first.adapters == second.adapters == ("line",)
+    np.testing.assert_array_equal(render(pipe), render(other))
+    first.revert()
+    assert render(other).shape
+    second.revert()
+    pipe.set_adapters("style")
+
+
+def test_copies_and_pickles_have_the_adapters_unmerged(pipe: Any, folder: Path) -> None:
+    stock = render(with_adapters(folder))
+    with accelerate(pipe, "balanced", quiet=True):
+        duplicate = copy.deepcopy(pipe)
+        np.testing.assert_array_equal(render(duplicate), stock)
+        duplicate.set_adapters("line")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["load_lora_weights", "unload_lora_weights", "fuse_lora", "unfuse_lora", "disable_lora", "enable_lora"],
+)
+def test_other_changes_of_adapters_are_refused(pipe: Any, name: str) -> None:
+    with accelerate(pipe, "faithful", quiet=True), pytest.raises(InvalidInput, match=f"revert.*{name}"):
+        getattr(pipe, name)()
+
+
+def test_mistakes_leave_everything_as_it_was(pipe: Any) -> None:
+    acceleration = accelerate(pipe, "faithful", quiet=True)
+    before = render(pipe)
+    for names, strengths, words in (
+        ("other", None, "There is no adapter 'other'"),
+        (["style", "line"], [1.0], "1 strengths for 2 adapters"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            acceleration.set_adapters(names, strengths)
+    with pytest.raises(InvalidInput, match="would be ignored"):
+        pipe(prompt="x", height=64, width=64, num_inference_steps=1, joint_attention_kwargs={"scale": 0.5})
+    np.testing.assert_array_equal(render(pipe), before)
+    acceleration.revert()
+    with pytest.raises(InvalidInput, match="was reverted"):
+        acceleration.set_adapters("style")
+
+
+def test_adapters_of_baseline_stay_on_their_layers(pipe: Any, folder: Path) -> None:
+    with accelerate(pipe, "baseline", quiet=True) as acceleration:
+        assert acceleration.adapters == ()
+        np.testing.assert_array_equal(render(pipe), render(with_adapters(folder)))
