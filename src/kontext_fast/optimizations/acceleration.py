@@ -32,7 +32,9 @@ def accelerate(
     quiet: bool = False,
     **parameters: Any,
 ) -> Acceleration:
-    """Make `pipe`, a FluxKontextPipeline or FluxPipeline, faster in place; prints the applied plan unless `quiet`.
+    """Make `pipe` faster in place; prints the applied plan unless `quiet`.
+
+    `pipe` is a FluxKontextPipeline, a FluxPipeline or one of FLUX.1 with an input image or a mask, but no ControlNet.
 
     `preset` is the name of a preset, a Preset or a list of optimizations. Use the pipeline as before; `revert()` on
     the result, or leaving a `with` block over it, restores the original pipeline.
@@ -291,11 +293,20 @@ def _weights_bytes(pipe: Any) -> int:
     return sum(parameter.nbytes for model in models for parameter in model.parameters())
 
 
-def _require_flux(pipe: Any) -> None:
-    from diffusers import FluxKontextPipeline, FluxPipeline, FluxTransformer2DModel
+_PIPELINES = (
+    *("FluxKontextPipeline", "FluxKontextInpaintPipeline", "FluxPipeline"),
+    *("FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxFillPipeline"),
+)
+"""Classes of diffusers that run one transformer of FLUX.1 and nothing beside it."""
 
-    if not isinstance(pipe, (FluxKontextPipeline, FluxPipeline)):
-        raise InvalidInput(f"Pass a FluxKontextPipeline or FluxPipeline to accelerate, not a {type(pipe).__name__}.")
+
+def _require_flux(pipe: Any) -> None:
+    import diffusers
+    from diffusers import FluxTransformer2DModel
+
+    classes: Any = tuple(getattr(diffusers, name) for name in _PIPELINES)
+    if not isinstance(pipe, classes):
+        raise InvalidInput(f"Pass one of {', '.join(_PIPELINES)} to accelerate, not a {type(pipe).__name__}.")
     if not isinstance(pipe.transformer, FluxTransformer2DModel):
         raise InvalidInput(
             f"The pipeline's transformer is a {type(pipe.transformer).__name__}, not a plain FluxTransformer2DModel; "

@@ -21,7 +21,7 @@ class ChannelsLast(Optimization):
         import torch
 
         changed = 0
-        for weight in pipe.vae.parameters():
+        for weight in () if pipe.vae is None else pipe.vae.parameters():
             if weight.dim() != 4:
                 continue
             undo.callback(_restore_strides, weight, weight.stride())

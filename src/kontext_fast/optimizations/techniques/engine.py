@@ -297,7 +297,8 @@ class EngineForward:
     ) -> _RunningBranch:
         from kontext_fast.engine.transformer import Branch
 
-        scheduled = call.pipe.scheduler.timesteps
+        # Pipelines with a strength leave out the first ones.
+        scheduled = call.pipe.scheduler.timesteps[-call.total_steps :]
         # Rounded as the pipeline rounds them, so that they are the same numbers.
         timesteps = scheduled.to(hidden.device, hidden.dtype) / 1000
         exact = scheduled.to(hidden.device) / 1000

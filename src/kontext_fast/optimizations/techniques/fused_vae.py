@@ -51,7 +51,8 @@ class FusedVae(Optimization):
         something is on them that would see another input or output than without this.
         """
         pairs = list(_pairs(pipe.vae))
-        names = {module: f"vae.{name}" for name, module in pipe.vae.named_modules(remove_duplicate=False)}
+        named = () if pipe.vae is None else pipe.vae.named_modules(remove_duplicate=False)
+        names = {module: f"vae.{name}" for name, module in named}
         replaced = [(names[module], module) for pair in pairs for module in pair]
         require_undisturbed(replaced, self.name)
         calls = track_calls(pipe, undo)
@@ -76,7 +77,7 @@ def _pairs(vae: Any) -> Iterator[tuple[Any, Any]]:
     from diffusers.models.resnet import ResnetBlock2D
     from torch.nn import GroupNorm, SiLU
 
-    for part in vae.modules():
+    for part in () if vae is None else vae.modules():
         if isinstance(part, ResnetBlock2D):
             # An embedding of time would pass through the same activation.
             plain = part.time_emb_proj is None and part.upsample is None and part.downsample is None

@@ -43,14 +43,15 @@ class Offload(Optimization):
         device at once so far.
         """
         device = pipe._execution_device
-        for parameter in pipe.vae.parameters():
+        for parameter in () if pipe.vae is None else pipe.vae.parameters():
             _place(parameter, device, undo)
         facts: Facts = {"encoder_bytes": 0, "resident_peak_bytes": 0}
         resident = _Resident(device, facts)
         sizes: dict[int, int] = {}
         units: list[_Unit] = []
         for name in _ENCODERS:
-            encoder = getattr(pipe, name)
+            if (encoder := getattr(pipe, name)) is None:
+                continue
             # The pipeline moves tokens to the device of the weights, which is the host.
             bring_inputs = encoder.register_forward_pre_hook(
                 lambda _, args, kwargs: _inputs_on(device, args, kwargs), with_kwargs=True

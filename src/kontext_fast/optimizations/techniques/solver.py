@@ -84,6 +84,11 @@ class FittedSolver(Optimization):
         calls = run_solver(pipe, lambda sigmas: SolverRun(self._solver(sigmas)), undo)
 
         def check(call: PipelineCall) -> None:
+            if (strength := call.arguments.get("strength", 1.0)) < 1:
+                raise InvalidInput(
+                    f"A solver runs from noise alone, and a strength of {strength} begins with an image; leave the "
+                    "strength at 1, or use a preset without a solver."
+                )
             for sentence in (*always, *self._cautions(call)):
                 call.caution(sentence)
             facts["cautions"] = call.cautions
