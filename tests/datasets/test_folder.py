@@ -160,10 +160,11 @@ def test_folder_names_what_it_leaves_out(tmp_path: Path) -> None:
         (tmp_path / name).with_suffix(".txt").write_text(f"make the {name} red")
     (tmp_path / "more").mkdir()
     (tmp_path / "dog.raw").write_bytes(b"")
+    (tmp_path / "more" / "dog.raw").write_bytes(b"")
     (tmp_path / ".hidden").write_bytes(b"")
     dataset = read_dataset(tmp_path)
     assert len(dataset.items) == 3
-    assert [line.partition(" ")[0] for line in dataset.rejected] == ["dog.raw", "more"]
+    assert [line.partition(" ")[0] for line in dataset.rejected] == ["dog.raw", "more/dog.raw"]
 
 
 def test_empty_and_missing_folders_are_errors(tmp_path: Path) -> None:

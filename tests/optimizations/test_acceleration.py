@@ -17,10 +17,12 @@ import kontext_fast
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import accelerate, current
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
+from kontext_fast.optimizations.presets import PRESETS
 from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
 from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
 from kontext_fast.pipeline.device import Machine
+from tests import needs
 from tests.pipelines import picture, render, small_pipeline
 
 
@@ -176,15 +178,24 @@ def test_transformer_replaced_later_is_refused(pipe: Any) -> None:
         render(pipe, steps=1)
 
 
-def test_accelerated_pipeline_is_freed() -> None:
+@pytest.mark.parametrize(
+    "preset", ["faithful", "fast", "low_memory", *(pytest.param(name, marks=pytest.mark.slow) for name in PRESETS)]
+)
+def test_accelerated_pipeline_is_freed(preset: str) -> None:
+    """Every model and every weight, while the handle is kept; stock diffusers frees the same."""
     pipe = small_pipeline()
-    accelerate(pipe, [FuseQKV(), FirstBlockCache()], quiet=True)
-    render(pipe, steps=1)
-    gone = weakref.ref(pipe.transformer)
-    del pipe
+    try:
+        acceleration = accelerate(pipe, preset, quiet=True)
+    except Refused:
+        pytest.skip(needs.GPU)
+    render(pipe, steps=2)
+    models = [model for model in pipe.components.values() if isinstance(model, torch.nn.Module)]
+    kept = [weakref.ref(thing) for model in models for thing in (model, *model.parameters())]
+    del pipe, models
     gc.collect()  # frees the pipeline, and with it the reporter of its steps
     gc.collect()
-    assert gone() is None
+    assert not [reference for reference in kept if reference() is not None]
+    assert acceleration.last_step_kinds()
 
 
 def test_public_names_load_on_first_use() -> None:

@@ -19,7 +19,7 @@ from kontext_fast.optimizations.acceleration import accelerate
 from tests.pipelines import render, small_pipeline
 
 TARGETS = ["to_q", "to_out.0", "add_k_proj", "proj_mlp", "x_embedder"]
-PRESETS = ("faithful", "balanced", "fuse_qkv", pytest.param("classic", marks=pytest.mark.slow))
+PRESETS = ("balanced", *(pytest.param(name, marks=pytest.mark.slow) for name in ("faithful", "fuse_qkv", "classic")))
 
 
 @pytest.fixture(scope="module")

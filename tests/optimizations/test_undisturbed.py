@@ -217,3 +217,15 @@ def test_hooks_on_what_runs_are_followed(pipe: Any) -> None:
     with accelerate(pipe, "faithful", quiet=True):
         render(pipe, steps=2)
     assert set(ran) == {"time_text_embed", "pos_embed", "transformer", "conv_in"}
+
+
+def test_layerwise_casting_is_refused_where_it_would_be_ignored() -> None:
+    pipe = small_pipeline()
+    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    stock = render(pipe, steps=1)
+    with pytest.raises(InvalidInput, match="without enable_layerwise_casting"):
+        accelerate(pipe, "fuse_qkv", quiet=True)
+    with pytest.raises(InvalidInput, match="one dtype"):
+        accelerate(pipe, "faithful", quiet=True)
+    with accelerate(pipe, "prompt_cache", quiet=True):
+        np.testing.assert_array_equal(render(pipe, steps=1), stock)

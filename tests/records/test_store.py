@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from PIL import Image
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.samples_csv import COLUMNS
 from kontext_fast.records.schema import Score, Verification
-from kontext_fast.records.store import ResultStore, read_stored_image
+from kontext_fast.records.store import ResultStore, read_stored_image, require_folder_for
 from kontext_fast.verify.margins import read_margins
 from tests.records.builder import full, judged, record, result, timed
 
@@ -266,3 +267,24 @@ def test_margins_that_were_altered_afterwards_are_refused(tmp_path: Path) -> Non
     store.write(result([]).model_copy(update={"verification": altered}))
     with pytest.raises(InvalidInput, match="not those that were fixed before"):
         store.load()
+
+
+@pytest.mark.parametrize(
+    "error", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EIO], ids=errno.errorcode.get
+)
+def test_place_that_takes_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    require_folder_for(tmp_path / "new" / "image.png")
+    assert not list(tmp_path.iterdir())
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(InvalidInput, match=f"Nothing can be written to {tmp_path}.*{os.strerror(error)}"):
+        require_folder_for(tmp_path / "image.png")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc: run it on Linux")
+def test_folder_that_the_system_writes_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="Nothing can be written to /proc/self"):
+        require_folder_for(Path("/proc/self/image.png"))

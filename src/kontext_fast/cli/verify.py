@@ -44,7 +44,7 @@ def command(
         Path | None,
         typer.Option(
             metavar="DIR|FILE",
-            help="JSONL file, folder of images with texts, or a copy of KontextBench. [default: the world of tiny]",
+            help="JSONL or CSV file, folder of images with texts, or KontextBench. [default: the world of tiny]",
             show_default=False,
         ),
     ] = None,

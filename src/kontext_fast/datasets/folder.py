@@ -4,12 +4,14 @@ A JSONL line is {"image": PATH, "instruction": TEXT} and, where there is one, "t
 "input_caption" and "output_caption". Paths are relative to the file.
 
 In a folder, `cat.jpg` is edited as the first line of `cat.txt` says; `cat.target.png` and `cat.mask.png` are optional.
+Folders in it are read alike. Texts are UTF-8, or in the encoding that their byte order mark states.
 
 Entries that cannot be used are skipped with a reason; only a data set without any usable item is an error.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -70,11 +72,24 @@ def read_folder(folder: Path) -> Dataset:
     return collect(folder.resolve().name, _folder_entries(folder), "put a NAME.txt with an instruction beside NAME.jpg")
 
 
+_MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"))
+_ENCODINGS = (*_MARKS, (codecs.BOM_UTF16_BE, "utf-16"), (codecs.BOM_UTF8, "utf-8-sig"))
+
+
+def decoded(file: Path) -> str:
+    """The text of `file`, in the encoding that its byte order mark states, else UTF-8.
+
+    Raises OSError and UnicodeDecodeError.
+    """
+    content = file.read_bytes()
+    return content.decode(next((name for mark, name in _ENCODINGS if content.startswith(mark)), "utf-8"))
+
+
 def jsonl_entries(file: Path, read: Callable[[Any, Path], Mapping[str, Any]]) -> Iterator[Entry | str]:
     """Each line as `read` parses it, or one sentence that names the line and why it cannot be used."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
+        text = decoded(file)
+    except (OSError, UnicodeError):
         raise InvalidInput(f"{file} cannot be read; give an existing JSONL text file.") from None
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -129,30 +144,33 @@ def _checked(line: Any, folder: Path) -> Mapping[str, Any]:
     }
 
 
-def _folder_entries(folder: Path) -> Iterator[Entry | str]:
+def _folder_entries(folder: Path, inside: str = "") -> Iterator[Entry | str]:
+    """Of `folder` and the folders in it; `inside` is the way to it from the outermost one."""
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     files = [path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
     for path in visible:
-        if path.is_dir():
-            yield f"{path.name} is left out: it is a folder, whose images can be a data set of their own."
+        if path.is_dir() and path.is_symlink():
+            yield f"{inside}{path.name} is left out: it is a link to a folder."
+        elif path.is_dir():
+            yield from _folder_entries(path, f"{inside}{path.name}/")
         elif path.suffix.lower() not in IMAGE_SUFFIXES | {".txt"}:
-            yield f"{path.name} is left out: it is neither an image nor a .txt file."
+            yield f"{inside}{path.name} is left out: it is neither an image nor a .txt file."
     parts = {file.stem: file for file in files if Path(file.stem).suffix in _PARTS}
     for file in files:
         if file.stem in parts:
             continue
         text = file.with_suffix(".txt")
         try:
-            lines = text.read_text(encoding="utf-8-sig").strip().splitlines()
-        except (OSError, UnicodeDecodeError):
-            yield f"{file.name} is left out: {text.name} with its instruction cannot be read."
+            lines = decoded(text).strip().splitlines()
+        except (OSError, UnicodeError):
+            yield f"{inside}{file.name} is left out: {text.name} with its instruction cannot be read."
             continue
         if not lines:
-            yield f"{file.name} is left out: {text.name} is empty."
+            yield f"{inside}{file.name} is left out: {text.name} is empty."
             continue
         entry = {"image": file, "instruction": lines[0]}
         entry |= {part[1:]: parts[file.stem + part] for part in _PARTS if file.stem + part in parts}
-        yield file.name, entry
+        yield f"{inside}{file.name}", entry
 
 
 def _item(content: Mapping[str, Any]) -> DiskItem:

@@ -404,8 +404,8 @@ def require_no_adapters(transformer: Any) -> None:
     # Not `hasattr`, which takes microseconds for each of thousands of layers where the attribute is missing.
     if any("base_layer" in layer._modules for layer in transformer.modules()):
         raise InvalidInput(
-            "The transformer has a LoRA adapter that is not fused into its weights; call pipe.fuse_lora() and "
-            "pipe.unload_lora_weights(), then accelerate again."
+            "The transformer has a LoRA adapter that is not fused into its weights; revert the acceleration and "
+            "accelerate again, which merges it (as pipe.fuse_lora and pipe.unload_lora_weights do for good)."
         )
 
 

@@ -95,6 +95,8 @@ def _obstacle(name: str, module: Any) -> tuple[str, str] | None:
     """What is on a module beside its class, and how to take it off."""
     own, kind = vars(module), type(module)
     registry = own.get("_diffusers_hook")
+    if registry is not None and "layerwise_casting" in registry.hooks:
+        return f"{name} has layerwise casting", "load the pipeline again without enable_layerwise_casting()"
     if "_hf_hook" in own or (registry is not None and registry.hooks):
         # diffusers leaves an empty registry of hooks behind after every call.
         return f"{name} has hooks of offloading or of a cache", (

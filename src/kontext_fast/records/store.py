@@ -10,6 +10,7 @@ import re
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -190,13 +191,22 @@ def _score_key(score: Score) -> tuple[str, int, str, str]:
 
 
 def require_folder_for(path: Path) -> None:
-    """Raise InvalidInput unless the folder of `path` exists or could be made beside others.
+    """Raise InvalidInput unless the folder of `path` exists or could be made beside others, and takes files.
 
     Only one level is ever made: more of them missing is a slip of the pen.
     """
     folder = path.parent
     if not folder.exists() and not folder.parent.exists():
         raise InvalidInput(f"There is no folder {folder.parent} for {path}; make it first, or choose another place.")
+    there = folder if folder.exists() else folder.parent
+    try:
+        # By trying: rights say nothing of read-only disks, full ones, and what a root user may.
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InvalidInput(
+            f"Nothing can be written to {there} ({error.strerror or error}); choose another place."
+        ) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -75,8 +75,8 @@ def _require_plain(attention: Any, *, fused: bool = False) -> None:
         layer = getattr(attention, name)
         if hasattr(layer, "base_layer"):
             raise InvalidInput(
-                f"fuse_qkv would bypass the LoRA adapter on {name}; revert the acceleration, then fuse it into the "
-                "weights (pipe.fuse_lora, then pipe.unload_lora_weights) or leave fuse_qkv out."
+                f"fuse_qkv would bypass the LoRA adapter on {name}; revert the acceleration and accelerate "
+                "again, which merges it, or leave fuse_qkv out."
             )
         if type(layer) is not Linear:
             raise InvalidInput(
