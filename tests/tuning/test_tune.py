@@ -216,6 +216,15 @@ def test_resuming_another_tuning_is_refused(tuned: Any, pipe: Any) -> None:
         tune(pipe, parts_of(), folder, **OPTIONS, checkpoint="small")
 
 
+def test_as_accurate_writes_the_first_number_that_is_no_farther(pipe: Any, tmp_path: Path) -> None:
+    options = {**OPTIONS, "steps": 8, "grid": 30, "reference": 48, "evaluations": (7,), "as_accurate": True}
+    result = tune(pipe, parts_of(), tmp_path, **options)
+    (point,) = result.points
+    assert point.evaluations in (6, 7)
+    assert (point.closeness is Closeness.NO_FARTHER) == (result.file_of(point) is not None)
+    assert point.distances["fitted"].mean() <= 1.1 * result.baseline["in float32"].mean()
+
+
 def test_own_pairs_are_items_and_too_few_cannot_tell(pipe: Any, tmp_path: Path) -> None:
     pairs = [(picture(number), "make it red") for number in range(12)]
     with pytest.raises(GateFailed, match="your items has 12 usable items of different images"):

@@ -48,6 +48,7 @@ def kontext(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
         (["--precision", "auto"], 3, "takes a GPU"),
         (["--evaluations", "7", "--as-accurate"], 2, "leave one out"),
         (["--seconds", "1", "--as-accurate"], 2, "give one of them"),
+        (["--as-accurate", "--steps", "6"], 2, "fewer evaluations than the 6 steps"),
         (["--evaluations", "1"], 2, "at least 2 evaluations"),
         (["--evaluations", "7,ten"], 2, "not whole numbers"),
         (["--evaluations", "40"], 2, "37 at most"),

@@ -63,6 +63,11 @@ class TuneRequest:
             )
         if self.as_accurate and self.target != "converged":
             raise InvalidInput("as_accurate compares with the converged reference; leave target out.")
+        if self.as_accurate and self.steps <= AS_ACCURATE[0]:
+            raise InvalidInput(
+                f"as_accurate looks for fewer evaluations than the {self.steps} steps, from {AS_ACCURATE[0]} on; ask "
+                "for more steps, or name the evaluations."
+            )
         if self.seconds is not None and self.as_accurate:
             raise InvalidInput("The seconds and as_accurate both decide the number of evaluations; give one of them.")
         if self.seconds is not None and not self.seconds > 0:

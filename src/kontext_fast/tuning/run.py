@@ -126,7 +126,7 @@ class Tuning:
     def _numbers(self, result: TuneResult) -> tuple[int, ...]:
         request = self._request
         if request.as_accurate:
-            return tuple(number for number in AS_ACCURATE if number < request.steps) or request.evaluations
+            return tuple(number for number in AS_ACCURATE if number < request.steps)
         if request.seconds is None:
             return request.evaluations
         if request.precision != "bf16" and self._pipe._execution_device.type != "cuda":
