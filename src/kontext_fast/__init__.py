@@ -1,6 +1,7 @@
 """FLUX.1-Kontext image editing, made fast and measured.
 
-The public names load on first use, so that importing this package costs no import of torch.
+The public names load on first use, so that importing this package costs no import of torch. Beside those of `__all__`,
+every optimization is here under the name of its class: `from kontext_fast import Engine, StepReuse`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ __all__ = [
     "tune",
 ]
 
+_PACKAGES = ("cost",)
+
 _HOME = {
     "accelerate": "kontext_fast.optimizations.acceleration",
     "edit": "kontext_fast.pipeline.edit",
@@ -45,10 +48,23 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    # Not for the small names that tools try, such as __path__ and __wrapped__: a search imports all techniques.
+    optimization = _optimizations().get(name) if name[:1].isupper() else None
+    if optimization is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return optimization
+
+
+def _optimizations() -> dict[str, Any]:
+    """Every optimization by the name of its class."""
+    from kontext_fast.optimizations.registry import discover
+
+    return {optimization.__name__: optimization for optimization in discover().values()}
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_PACKAGES, *_optimizations()})

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kontext_fast.cost import BILLINGS, Billing
+from kontext_fast.cost import BILLINGS, Billing, savings
 from kontext_fast.cost.billing import Demand, cost
 from kontext_fast.cost.payback import NEVER, images_to_repay_start, payback, savings_per_month
 from kontext_fast.errors import InvalidInput
@@ -86,3 +87,32 @@ def test_start_never_repaid_or_not_measured() -> None:
     assert images_to_repay_start(work(1.0), work(1.0, prepare_s=5.0)) == NEVER
     assert images_to_repay_start(work(1.0), work(2.0, prepare_s=5.0)) == NEVER
     assert images_to_repay_start(work(2.0), work(1.0, prepare_s=None)) is None
+
+
+def test_savings_of_two_times_are_the_plain_formula() -> None:
+    saved = savings(10.9, 1.94, price=2.28, images_per_day=10_000)
+    dollars_a_day = 10_000 * (10.9 - 1.94) / 3600 * 2.28
+    assert saved.per_month.value == pytest.approx(dollars_a_day * 365 / 12)
+    assert saved.fraction == pytest.approx(1 - 1.94 / 10.9)
+    assert "$1,726 a month saved (82 %)" in repr(saved)
+    assert "$2.28 per GPU-hour" in repr(saved)
+    assert "$1,726" in saved._repr_html_()
+
+
+def test_savings_of_a_slower_preset_are_negative() -> None:
+    assert savings(2.0, 3.0, price="nebius-h200", images_per_day=1000).per_month.value < 0
+
+
+def test_savings_of_whole_machines_come_in_steps() -> None:
+    saved = savings(10.9, 10.8, price=2.28, images_per_day=10_000, billing="always-on")
+    assert saved.per_month.value == 0
+    assert saved.before.gpus == saved.after.gpus == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"price": "gold"}, "no price gold"), ({"price": 0}, "not a price"), ({"images_per_day": 0}, "images a day")],
+)
+def test_savings_refuse_what_cannot_be_priced(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        savings(10.9, 1.94, **{"price": 2.28, "images_per_day": 10_000, **changes})

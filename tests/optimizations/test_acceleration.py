@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,6 +20,7 @@ from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import accelerate, current
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.presets import PRESETS
+from kontext_fast.optimizations.registry import discover
 from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
 from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
@@ -205,6 +208,28 @@ def test_public_names_load_on_first_use() -> None:
         assert name in dir(kontext_fast)
     with pytest.raises(AttributeError, match="no attribute 'speed'"):
         _ = kontext_fast.speed
+
+
+def test_optimizations_and_cost_load_from_the_top() -> None:
+    """In a process of its own, since torch is imported here."""
+    lines = (
+        "import sys, time; start = time.process_time(); import kontext_fast",
+        "took = time.process_time() - start; assert 'kontext_fast.optimizations' not in sys.modules and took < 1, took",
+        "from kontext_fast import Engine, StepReuse, PRESETS",
+        "assert [type(part) for part in PRESETS['turbo'].optimizations][:1] == [Engine] and StepReuse().name",
+        "assert kontext_fast.cost.savings(2, 1, price=1, images_per_day=1).fraction == 0.5",
+        "assert 'torch' not in sys.modules",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = {optimization.__name__ for optimization in discover().values()}
+    assert {"Engine", "StepReuse"} <= names <= set(dir(kontext_fast))
+
+
+def test_a_notebook_shows_what_was_applied() -> None:
+    with accelerate(small_pipeline(), "faithful", quiet=True) as fast:
+        assert "engine (numeric)" in fast._repr_html_()
+        assert fast._repr_html_().startswith("<pre>faithful: ")
 
 
 def test_parameters_of_a_preset_are_changed_in_one_call() -> None:

@@ -4,6 +4,8 @@ import builtins
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,21 @@ def test_tiny_has_name_kind_precision_and_hash() -> None:
     assert facts.weights_sha256 == hashlib.sha256(content).hexdigest()
     assert facts.transformer_parameters == sum(value.numel() for value in loaded.pipe.transformer.parameters())
     assert loaded.pipe.transformer.dtype == torch.float32
+
+
+def test_python_use_shows_nothing_of_other_libraries() -> None:
+    """In a process of its own: libraries make most of their remarks when they are imported."""
+    lines = (
+        "import kontext_fast, logging; pipe = kontext_fast.load('tiny', device='cpu').pipe",
+        "kontext_fast.edit(pipe, None, 'a red circle', steps=1)",
+        "from kontext_fast.metrics.base import Setting; from kontext_fast.metrics.clip_model import load_clip",
+        "load_clip(Setting(has_judge=True))",
+        "levels = [logging.getLogger(name).level for name in ('transformers', 'diffusers', 'torchao')]",
+        "assert levels == [logging.WARNING, logging.WARNING, logging.NOTSET], levels",
+        "import transformers; assert transformers.utils.logging.is_progress_bar_enabled()",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_precision_can_be_chosen() -> None:

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import date
 
-from kontext_fast.cost.billing import Demand, Tariff, scaled, usd_per_day
+from kontext_fast.analysis import format as fmt
+from kontext_fast.cost import Billing
+from kontext_fast.cost.billing import HOURS_PER_DAY, Cost, Demand, Tariff, cost, scaled, usd_per_day
+from kontext_fast.cost.prices import Kind, load_prices, user_price
 from kontext_fast.cost.work import Work
 from kontext_fast.errors import InvalidInput
 from kontext_fast.stats.intervals import Estimate
@@ -96,3 +100,62 @@ def images_to_repay_start(baseline: Work, other: Work) -> float | None:
 
 def _per_image(work: Work) -> float:
     return scaled(work.seconds, 1 / work.images_per_call).value
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What the same images cost at two times per call. Money is in US dollars."""
+
+    before: Cost
+    after: Cost
+    per_month: Estimate
+    """Less is paid; below 0 more is. Without an interval, since nothing is known of the spread of the times."""
+
+    @property
+    def fraction(self) -> float:
+        """Of what was paid before."""
+        return self.per_month.value / self.before.per_month.value
+
+    def __repr__(self) -> str:
+        before, after = self.before.per_month.value, self.after.per_month.value
+        return (
+            f"{fmt.usd(self.per_month.value)} a month saved ({fmt.percent(self.fraction)}): {fmt.usd(after)} instead "
+            f"of {fmt.usd(before)}, {self.after.gpus} instead of {self.before.gpus} GPUs; {self.after.basis}"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{fmt.usd(paid.per_image.value)}</td><td>{fmt.usd(paid.per_month.value)}</td>"
+            f"<td>{paid.gpus}</td></tr>"
+            for name, paid in (("before", self.before), ("after", self.after))
+        )
+        head = "<tr><th></th><th>per image</th><th>per month</th><th>GPUs</th></tr>"
+        saved = f"{fmt.usd(self.per_month.value)} a month saved ({fmt.percent(self.fraction)})"
+        return f"<table><caption>{saved}; {self.after.basis}</caption>{head}{rows}</table>"
+
+
+def savings(
+    seconds: float,
+    faster_seconds: float,
+    *,
+    price: float | str,
+    images_per_day: float,
+    images_per_call: int = 1,
+    billing: Billing = "by-use",
+    peak_share: float = 1 / HOURS_PER_DAY,
+) -> Savings:
+    """What `images_per_day` cost at `seconds` and at `faster_seconds` per call, and the difference.
+
+    `price` is in dollars per GPU-hour, or the id of a row of the price table. `peak_share` is what of a day's images
+    falls into the busiest hour. Raises InvalidInput for a value that cannot be priced.
+    """
+    today = date.today()
+    kind: Kind = "reserved" if billing == "reserved" else "on-demand"
+    chosen = user_price(str(price), billing_kind=kind, today=today) or load_prices().named(str(price))
+    demand = Demand(images_per_day=images_per_day, peak_share=peak_share)
+    tariff = Tariff(billing=billing, price=chosen)
+    slow, fast = (
+        Work(seconds=Estimate(value, None, 1), images_per_call=images_per_call) for value in (seconds, faster_seconds)
+    )
+    before, after = (cost(work, demand, tariff, today=today) for work in (slow, fast))
+    return Savings(before, after, savings_per_month(slow, fast, demand, tariff))

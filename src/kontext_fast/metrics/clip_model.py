@@ -25,11 +25,15 @@ class Clip:
         """Raises NotMeasured where `folder` holds no CLIP model."""
         from transformers import AutoTokenizer, CLIPModel
 
+        from kontext_fast.pipeline.folder import quiet_libraries
+
         self.name = name
         self.sha256 = weights_hash(folder)
         self._device = device
         try:
-            self._model: Any = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval().to(device)
+            with quiet_libraries():
+                model = CLIPModel.from_pretrained(folder, local_files_only=True)
+            self._model: Any = model.float().eval().to(device)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
         except (OSError, ValueError) as error:
             raise NotMeasured(f"{name} is no readable CLIP model ({str(error).splitlines()[0]})") from None

@@ -54,10 +54,13 @@ def _load(setting: Setting) -> tuple[str, str, Any, Any]:
     """Name, hash, model and processor. Raises NotMeasured."""
     from transformers import BitImageProcessorPil, Dinov2Model
 
+    from kontext_fast.pipeline.folder import quiet_libraries
+
     name, folder = model_folder(setting, "dino", HUB_ID)
     sha256 = weights_hash(folder)
     try:
-        model = Dinov2Model.from_pretrained(folder, local_files_only=True).eval().to(setting.device)
+        with quiet_libraries():
+            model = Dinov2Model.from_pretrained(folder, local_files_only=True).eval().to(setting.device)
         # The one that needs no torchvision, so that scores do not depend on what is installed.
         processor = BitImageProcessorPil.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -147,6 +148,9 @@ class Acceleration:
     def __repr__(self) -> str:
         names = ", ".join(optimization.name for optimization in self.plan.optimizations) or "nothing changed"
         return f"<Acceleration {self.plan.preset}: {names}; revert() takes it off>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.describe())}</pre>"
 
     def __enter__(self) -> Acceleration:
         return self

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -103,15 +104,16 @@ def load_folder(
 
     Records call it `name`, and messages `shown`, which may be a path. Raises CheckpointUnavailable or OutOfMemory.
     """
-    import diffusers
-
     dtype = choose_dtype(target.dtype, target.device, weights_bytes(folder))
     variant = weights_variant(folder, own_transformer=transformer is None)
-    pipeline = getattr(diffusers, PIPELINES[json.loads((folder / INDEX).read_text(encoding="utf-8"))["_class_name"]])
+    class_name = PIPELINES[json.loads((folder / INDEX).read_text(encoding="utf-8"))["_class_name"]]
     parts: dict[str, Any] = {}
     unused: tuple[str, ...] = ()
     with memory_errors(f"loading {shown}"):
-        with _loading_errors(shown), _no_progress_bars():
+        with _loading_errors(shown), quiet_libraries():
+            import diffusers
+
+            pipeline = getattr(diffusers, class_name)
             if transformer is not None:
                 parts["transformer"], unused = transformer.load(transformer.path, folder, dtype)
             pipe = pipeline.from_pretrained(
@@ -229,23 +231,29 @@ def _loading_errors(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Disable the progress bars of two libraries, since the caller reports the loading."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
+def quiet_libraries() -> Iterator[None]:
+    """Inside, other libraries show no progress bars, and no remarks on packages that they could use, too."""
+    with ExitStack() as undo:
+        # diffusers imports torchao where it is installed, which then reports every kernel that it cannot load.
+        for name in ("torchao", "torch.utils._pytree"):
+            _only_errors(name, undo)
+        import diffusers.utils.logging
+        import transformers.utils.logging
 
-    active = [
-        library
-        for library in (diffusers.utils.logging, transformers.utils.logging)
-        if library.is_progress_bar_enabled()
-    ]
-    for library in active:
-        library.disable_progress_bar()
-    try:
+        for library in (diffusers.utils.logging, transformers.utils.logging):
+            # The first use of a library's logging sets the level of its logger.
+            library.get_verbosity()
+            _only_errors(library.__name__.partition(".")[0], undo)
+            if library.is_progress_bar_enabled():
+                library.disable_progress_bar()
+                undo.callback(library.enable_progress_bar)
         yield
-    finally:
-        for library in active:
-            library.enable_progress_bar()
+
+
+def _only_errors(logger_name: str, undo: ExitStack) -> None:
+    logger = logging.getLogger(logger_name)
+    undo.callback(logger.setLevel, logger.level)
+    logger.setLevel(max(logger.level, logging.ERROR))
 
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
