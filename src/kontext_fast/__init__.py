@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kontext_fast.version import __version__
 
 if TYPE_CHECKING:
+    from kontext_fast.bench.showcase import showcase
     from kontext_fast.optimizations.acceleration import accelerate
     from kontext_fast.optimizations.presets import PRESETS, Preset
     from kontext_fast.pipeline.edit import EditRequest, EditResult, edit
@@ -29,6 +30,7 @@ __all__ = [
     "edit",
     "edit_many",
     "load",
+    "showcase",
     "tune",
 ]
 
@@ -43,6 +45,7 @@ _HOME = {
     "load": "kontext_fast.pipeline.load",
     "Preset": "kontext_fast.optimizations.presets",
     "PRESETS": "kontext_fast.optimizations.presets",
+    "showcase": "kontext_fast.bench.showcase",
     "tune": "kontext_fast.tuning.tune",
 }
 

@@ -20,7 +20,7 @@ from kontext_fast.pipeline.images import IMAGE_SUFFIXES
 
 GROUP = Group.IMAGES
 
-_EDITED = re.compile(r"\.edited(\.\d+)?\.png$")
+_EDITED = re.compile(r"\.(edited|showcase)(\.\d+)?\.png$")
 _PATTERN = re.compile(r"[*?\[]")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 

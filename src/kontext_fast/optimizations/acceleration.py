@@ -51,16 +51,25 @@ def accelerate(
         if not isinstance(preset, str | Preset):
             raise InvalidInput("Parameters change a preset; set those of a list on its optimizations.")
         preset = (find_preset(preset) if isinstance(preset, str) else preset).replace(**parameters)
-    machine = Machine.detect(pipe._execution_device if device is None else device)
-    plan = resolve(preset, machine)
-    if _weights_bytes(pipe) >= FULL_SIZE_BYTES:
-        require_memory(plan, machine)
+    plan = resolve_on(pipe, preset, device)
     acceleration = apply_plan(plan, pipe, device)
     if not quiet:
         print(acceleration.describe())  # noqa: T201 - this is the one call whose user is a person at a prompt
         if plan.preset == DEFAULT_PRESET:
             print(faster_presets())  # noqa: T201
     return acceleration
+
+
+def resolve_on(pipe: Any, preset: str | Preset | Sequence[Optimization], device: Any = None) -> Plan:
+    """The plan of `preset` for a pipeline that is loaded already, and where it is, or for `device`.
+
+    Raises what `resolve` raises, and Refused where the GPU has too little memory.
+    """
+    machine = Machine.detect(pipe._execution_device if device is None else device)
+    plan = resolve(preset, machine)
+    if _weights_bytes(pipe) >= FULL_SIZE_BYTES:
+        require_memory(plan, machine)
+    return plan
 
 
 def current(pipe: Any) -> Acceleration | None:

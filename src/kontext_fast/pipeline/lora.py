@@ -13,10 +13,12 @@ What an update makes of a weight W, in float32, with `strength` s and alpha / ra
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,8 @@ from kontext_fast.pipeline.lora_file import LayerUpdate, read_lora
 
 if TYPE_CHECKING:
     import torch
+
+    from kontext_fast.pipeline.load import LoadedCheckpoint
 
 
 @contextmanager
@@ -47,6 +51,39 @@ def load_lora(pipe: Any, path: str | Path, strength: float = 1.0) -> Iterator[tu
             for update in updates:
                 _merge(pipe, path, update, strength, undo)
         yield unused
+
+
+@contextmanager
+def load_with_loras(
+    checkpoint: str, loras: Sequence[tuple[str, float]], *, device: Any = None, in_host_memory: bool = False
+) -> Iterator[LoadedCheckpoint]:
+    """`load(checkpoint)` with LoRAs, pairs of path and strength, merged inside the context.
+
+    Records name them beside the checkpoint, without the folders of this machine, and the hash of its weights is of all
+    files. Raises what `load` and `load_lora` raise.
+    """
+    from kontext_fast.pipeline.load import load
+
+    loaded = load(checkpoint, device=device, in_host_memory=in_host_memory)
+    if not loras:
+        yield loaded
+        return
+    with ExitStack() as stack:
+        unused = [stack.enter_context(load_lora(loaded.pipe, path, strength)) for path, strength in loras]
+        names = " and ".join(f"{Path(path).name}:{strength:g}" for path, strength in loras)
+        facts = loaded.facts.model_copy(
+            update={
+                "name": f"{loaded.facts.name} with {names}",
+                "weights_sha256": hash_with_loras(loaded.facts.weights_sha256, loras),
+            }
+        )
+        yield replace(loaded, facts=facts, unused=(*loaded.unused, *(sentence for of in unused for sentence in of)))
+
+
+def hash_with_loras(weights_sha256: str | None, loras: Sequence[tuple[str, float]]) -> str:
+    """The identity of weights into which LoRAs were merged."""
+    digests = [f"{hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()}:{value:g}" for path, value in loras]
+    return hashlib.sha256("\n".join([weights_sha256 or "", *digests]).encode()).hexdigest()
 
 
 def _merge(pipe: Any, path: Path, update: LayerUpdate, strength: float, undo: ExitStack) -> None:
