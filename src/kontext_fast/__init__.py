@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kontext_fast.pipeline.edit_many import edit_many
     from kontext_fast.pipeline.load import load
     from kontext_fast.tuning.tune import tune
+    from kontext_fast.verify.verify_preset import verify_preset
 
 __all__ = [
     "PRESETS",
@@ -32,6 +33,7 @@ __all__ = [
     "load",
     "showcase",
     "tune",
+    "verify_preset",
 ]
 
 _PACKAGES = ("cost",)
@@ -47,6 +49,7 @@ _HOME = {
     "PRESETS": "kontext_fast.optimizations.presets",
     "showcase": "kontext_fast.bench.showcase",
     "tune": "kontext_fast.tuning.tune",
+    "verify_preset": "kontext_fast.verify.verify_preset",
 }
 
 

@@ -174,6 +174,12 @@ def split(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(","))
 
 
+def lora_names(values: Sequence[str] | None) -> str | None:
+    """The LoRAs of a command for its record, without the folders of this machine; None where there are none."""
+    pairs = map(parse_lora, values or ())
+    return ",".join(f"{Path(path).name}:{strength:g}" for path, strength in pairs) or None
+
+
 def parse_lora(text: str) -> tuple[str, float]:
     """Path and strength of "PATH[:STRENGTH]"; a colon that no number follows belongs to the path."""
     path, separator, strength = text.rpartition(":")

@@ -48,6 +48,7 @@ def command(
             show_default=False,
         ),
     ] = None,
+    lora: options.Lora = None,
     steps: options.Steps = 28,
     guidance: options.Guidance = 2.5,
     seed: Annotated[int, typer.Option(help="First seed of the noise, and seed of the items.")] = 0,
@@ -106,6 +107,7 @@ def command(
         items=items,
         seeds=seeds,
         dataset=dataset,
+        lora=tuple(map(options.parse_lora, lora or ())),
         steps=steps,
         guidance=guidance,
         seed=seed,
@@ -128,6 +130,7 @@ def command(
         "batch": batch,
         "frontier": frontier,
         "converged-items": converged_items or None,
+        "lora": options.lora_names(lora),
         "dataset": None if dataset is None else dataset.name,
         "weights": None if weights is None else weights.name,
     }

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
-
-if TYPE_CHECKING:
-    from kontext_fast.cost.payback import savings
-
-__all__ = ["BILLINGS", "Billing", "savings"]
+from importlib import import_module
+from typing import Any, Literal, get_args
 
 # Here, so that a command line can offer the choice without importing what computes with it.
 Billing = Literal["by-use", "always-on", "reserved"]
@@ -15,8 +11,11 @@ BILLINGS: tuple[Billing, ...] = get_args(Billing)
 
 
 def __getattr__(name: str) -> Any:
+    """`kontext_fast.cost.savings`, without importing what computes with it before."""
     if name != "savings":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from kontext_fast.cost.payback import savings
+    return import_module(f"{__name__}.payback").savings
 
-    return savings
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "savings"})

@@ -85,6 +85,42 @@ def decoded(file: Path) -> str:
     return content.decode(next((name for mark, name in _ENCODINGS if content.startswith(mark)), "utf-8"))
 
 
+@dataclass(frozen=True)
+class PairItem:
+    """An item whose image is in memory."""
+
+    id: str
+    instruction: str
+    image: Image
+    kind: str | None = None
+    open: bool | None = None
+    target: Image | None = None
+    mask: Image | None = None
+    input_caption: str | None = None
+    output_caption: str | None = None
+
+
+def read_pairs(pairs: Iterable[tuple[Any, str]], name: str = "pairs") -> Dataset:
+    """Items of pairs of image and instruction; an image is anything that `edit` takes. A repeated pair counts once.
+
+    Raises InvalidInput, naming the pair, where one cannot be used, and where there is none.
+    """
+    from kontext_fast.pipeline.images import to_rgb
+
+    items: dict[str, PairItem] = {}
+    for number, pair in enumerate(pairs, start=1):
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], str) or not pair[1].strip():
+            raise InvalidInput(f'Pair {number} is not an image and an instruction, such as ("a.jpg", "make it red").')
+        try:
+            image = to_rgb(pair[0])
+        except InvalidInput as error:
+            raise InvalidInput(f"Pair {number}: {error}") from None
+        items.setdefault(key := content_id(image, pair[1]), PairItem(key, pair[1], image))
+    if not items:
+        raise InvalidInput("There are no items; give pairs of an image and an instruction.")
+    return Dataset(name, [items[key] for key in sorted(items)])
+
+
 def jsonl_entries(file: Path, read: Callable[[Any, Path], Mapping[str, Any]]) -> Iterator[Entry | str]:
     """Each line as `read` parses it, or one sentence that names the line and why it cannot be used."""
     try:

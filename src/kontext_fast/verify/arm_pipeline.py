@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,25 +14,25 @@ from kontext_fast.optimizations.acceleration import Acceleration, apply_plan
 from kontext_fast.optimizations.patching import set_attribute
 from kontext_fast.optimizations.presets import resolve
 from kontext_fast.pipeline.device import Machine, memory_errors
-from kontext_fast.pipeline.load import LoadedCheckpoint, load
+from kontext_fast.pipeline.load import LoadedCheckpoint
 from kontext_fast.verify.arms import ArmSpec
 
 
 class ArmPipeline:
-    """One pipeline for all arms, loaded again only where an arm left it unusable."""
+    """One pipeline for all arms."""
 
-    def __init__(self, checkpoint: str, device: Any) -> None:
-        """Raises what `load` raises."""
-        self._checkpoint = checkpoint
+    def __init__(self, source: AbstractContextManager[LoadedCheckpoint], device: Any) -> None:
+        """`source` gives the pipeline, and takes back what it did to it in `release`. Raises what `source` raises."""
         self.device = device
-        self._loaded: LoadedCheckpoint | None = load(checkpoint, device=device)
+        self._stack = ExitStack()
+        self._loaded: LoadedCheckpoint | None = self._stack.enter_context(source)
         self._applied: tuple[object, Acceleration] | None = None
         self.facts = self._loaded.facts
 
-    def load(self) -> Any:
+    @property
+    def pipe(self) -> Any:
         """The pipeline as it is, with what was applied last."""
-        if self._loaded is None:
-            self._loaded = load(self._checkpoint, device=self.device)
+        assert self._loaded is not None, "released"
         return self._loaded.pipe
 
     @contextmanager
@@ -43,29 +43,31 @@ class ArmPipeline:
         Raises Refused, InvalidInput or OutOfMemory where that is not possible.
         """
         if self._applied is not None and self._applied[0] != spec.preset:
-            _, acceleration = self._applied
-            self._applied = None
-            acceleration.revert()
-        pipe = self.load()
-        if spec.other_precision:
-            # Whatever happens next, this pipeline is no baseline any more.
-            self._loaded = None
-            use_other_precision(pipe)
+            self._revert()
         if self._applied is None:
             machine = Machine.detect(self.device)
             plan = resolve(spec.preset, machine, architecture_only=self.facts.random_weights)
-            acceleration = apply_plan(plan, pipe)
-            if self._loaded is not None:
-                self._applied = spec.preset, acceleration
+            self._applied = spec.preset, apply_plan(plan, self.pipe)
         with ExitStack() as stack:
+            if spec.other_precision:
+                stack.enter_context(use_other_precision(self.pipe))
             if spec.other_attention:
                 stack.enter_context(_other_attention())
-            yield pipe
+            yield self.pipe
+
+    def _revert(self) -> None:
+        if self._applied is not None:
+            _, acceleration = self._applied
+            self._applied = None
+            acceleration.revert()
 
     def release(self) -> None:
-        """Free the pipeline's memory; the next arm loads it again."""
-        self._applied = None
+        """Leave the pipeline as it came, and free its memory where nobody else has it; does nothing a second time."""
+        if self._loaded is None:
+            return
+        self._revert()
         self._loaded = None
+        self._stack.close()
         gc.collect()
         if self.device.type == "cuda":
             import torch
@@ -103,8 +105,9 @@ def _other_attention() -> Any:
     return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
-def use_other_precision(pipe: Any) -> None:
-    """Turn a bfloat16 transformer into float32 and any other into bfloat16, for good: load again for the old one.
+@contextmanager
+def use_other_precision(pipe: Any) -> Iterator[None]:
+    """Inside, a bfloat16 transformer is in float32, and any other in bfloat16.
 
     Its inputs and outputs keep their precision. The time of a step and the guidance are inputs too: diffusers rounds
     them to the transformer's precision after multiplying them by 1000, which moves a step by up to two thousandths.
@@ -116,26 +119,50 @@ def use_other_precision(pipe: Any) -> None:
     transformer = pipe.transformer
     before = transformer.dtype
     other = torch.float32 if before is torch.bfloat16 else torch.bfloat16
-    with memory_errors(f"turning the transformer into {str(other).removeprefix('torch.')}"):
-        # Not the method of diffusers, which warns of layers that this model does not have.
-        torch.nn.Module.to(transformer, other)
-    forward, embed = transformer.forward, transformer.time_text_embed.forward
-    scaled: dict[str, torch.Tensor] = {}
+    with ExitStack() as undo:
+        undo.callback(_restore, _weights(transformer, keep=other is torch.bfloat16))
+        with memory_errors(f"turning the transformer into {str(other).removeprefix('torch.')}"):
+            # Not the method of diffusers, which warns of layers that this model does not have.
+            torch.nn.Module.to(transformer, other)
+        forward, embed = transformer.forward, transformer.time_text_embed.forward
+        scaled: dict[str, torch.Tensor] = {}
 
-    def embed_exactly(*inputs: torch.Tensor) -> Any:
-        times = [scaled[name] for name in ("timestep", "guidance") if name in scaled]
-        return embed(*times, inputs[-1])
+        def embed_exactly(*inputs: torch.Tensor) -> Any:
+            times = [scaled[name] for name in ("timestep", "guidance") if name in scaled]
+            return embed(*times, inputs[-1])
 
-    def forward_cast(**inputs: Any) -> Any:
-        scaled.clear()
-        for name in ("timestep", "guidance"):
-            if (value := inputs.get(name)) is not None:
-                scaled[name] = (value.to(before) * 1000).float()
-        outputs = forward(**{name: _cast(value, other) for name, value in inputs.items()})
-        return tuple(_cast(value, before) for value in outputs)
+        def forward_cast(**inputs: Any) -> Any:
+            scaled.clear()
+            for name in ("timestep", "guidance"):
+                if (value := inputs.get(name)) is not None:
+                    scaled[name] = (value.to(before) * 1000).float()
+            outputs = forward(**{name: _cast(value, other) for name, value in inputs.items()})
+            return tuple(_cast(value, before) for value in outputs)
 
-    transformer.time_text_embed.forward = embed_exactly
-    transformer.forward = forward_cast
+        set_attribute(transformer.time_text_embed, "forward", embed_exactly, undo)
+        set_attribute(transformer, "forward", forward_cast, undo)
+        yield
+
+
+def _weights(model: Any, *, keep: bool) -> list[tuple[dict[str, Any], str, Any, Any]]:
+    """Where every parameter and buffer of `model` stands, with its values if they are to be kept, else its precision:
+    float32 holds every value of the smaller ones, so that those need not be there twice.
+    """
+    return [
+        (table, name, tensor, tensor.data if keep or tensor.dtype.itemsize > 4 else tensor.dtype)
+        for module in model.modules()
+        for table in (module._parameters, module._buffers)
+        for name, tensor in table.items()
+        if tensor is not None and tensor.is_floating_point()
+    ]
+
+
+def _restore(weights: Sequence[tuple[dict[str, Any], str, Any, Any]]) -> None:
+    import torch
+
+    for table, name, tensor, before in weights:
+        tensor.data = before if isinstance(before, torch.Tensor) else table[name].data.to(before)
+        table[name] = tensor
 
 
 def _cast(value: Any, dtype: Any) -> Any:

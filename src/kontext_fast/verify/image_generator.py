@@ -76,7 +76,7 @@ class ImageGenerator:
                 item.instruction, item.image, steps=1, seed=self._seeds[0], batch=self.images_per_call
             )
             try:
-                edit(self._pipeline.load(), request)
+                edit(self._pipeline.pipe, request)
             except OutOfMemory:
                 self.images_per_call = self._whole_items(self.images_per_call // 2)
             else:
@@ -85,7 +85,7 @@ class ImageGenerator:
     def batches(self, spec: ArmSpec) -> list[Batch]:
         from kontext_fast.pipeline.edit import plan_for
 
-        pipe = self._pipeline.load()
+        pipe = self._pipeline.pipe
 
         def size_of(item: Item) -> object:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kontext_fast.datasets import read_dataset
 from kontext_fast.datasets.base import Dataset
@@ -28,7 +29,11 @@ class Request:
     seeds: int = 2
     """Per item; two at least, since differences are compared with seed noise."""
     control_items: int = CONTROL_ITEMS
-    dataset: Path | None = None
+    pipe: Any = None
+    """A pipeline of the caller's, in place of a checkpoint; it is as before afterwards."""
+    lora: tuple[tuple[str, float], ...] = ()
+    """Paths and strengths of LoRAs to merge into the checkpoint."""
+    dataset: Path | Dataset | None = None
     steps: int = 28
     guidance: float = 2.5
     seed: int = 0
@@ -77,8 +82,12 @@ def every_preset(checkpoint: str = "tiny") -> tuple[str, ...]:
 
 def dataset_of(request: Request) -> Dataset:
     """The items that `request` names. Raises InvalidInput where there are none."""
+    if isinstance(request.dataset, Dataset):
+        return request.dataset
     if request.dataset is not None:
         return read_dataset(request.dataset)
+    if request.pipe is not None:
+        raise InvalidInput("Give items: pairs of an image and an instruction, or the path of a data set.")
     kind = kind_of(request.checkpoint)
     if not (kind.has_judge or kind.random_weights):
         raise InvalidInput(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,12 @@ from kontext_fast.datasets.base import Dataset, Item
 from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 from kontext_fast.metrics.base import Control, Setting
 from kontext_fast.metrics.scorer import Scorer
+from kontext_fast.optimizations.acceleration import current, resolve_on
 from kontext_fast.optimizations.presets import Plan, Preset, resolve_for
 from kontext_fast.pipeline.device import Machine, choose_device
+from kontext_fast.pipeline.hub import is_hub_id
+from kontext_fast.pipeline.load import LoadedCheckpoint, loaded_checkpoint
+from kontext_fast.pipeline.lora import load_with_loras
 from kontext_fast.records.lock import locked_folder
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.privacy import redact
@@ -77,11 +82,12 @@ def verify(
             raise InvalidInput("The folder already has records; choose another one, or add --resume.")
         try:
             run = _Run(request, store, resume=resume, command=command, on_progress=on_progress or (lambda _: None))
-            run.generate_outputs()
-            run.find_converged_references()
-            run.degrade_outputs()
-            run.score_outputs()
-            run.compare_with_references()
+            with run:
+                run.generate_outputs()
+                run.find_converged_references()
+                run.degrade_outputs()
+                run.score_outputs()
+                run.compare_with_references()
         except KeyboardInterrupt:
             raise Cancelled(
                 f"The verification was interrupted; go on with the same command and --resume --out {out}."
@@ -98,20 +104,21 @@ class _Run:
         self._request = request
         self._store = store
         self._on_progress = on_progress
-        self._device = choose_device(request.device)
+        pipe = request.pipe
+        self._device = choose_device(request.device) if pipe is None else pipe._execution_device
         dataset = dataset_of(request)
         # Ids are hashes, so that the first ones are an arbitrary choice which looks at no result.
         self._items = list(dataset.items)[: request.items]
         self._control_items = self._items[: request.control_items]
         self._plans = dict(_plan_or_refusal(preset, self._device, request) for preset in request.presets)
-        self._pipeline = ArmPipeline(request.checkpoint, self._device)
+        self._pipeline = ArmPipeline(_source(request, self._device), self._device)
         self._generator = ImageGenerator(
             self._pipeline, seeds=request.all_seeds, guidance=request.guidance, images_per_call=request.batch
         )
         self._generator.fit_memory(self._items[0])
         environment = environment_facts(str(self._device))
         self._journal = Journal(store.folder)
-        self._vae = self._pipeline.load().vae.config
+        self._vae = self._pipeline.pipe.vae.config
         self._references = ReferenceStore(store.folder / FOLDER)
         setup = self._setup(dataset, environment)
         if resume:
@@ -129,6 +136,12 @@ class _Run:
             verification=self._verification(dataset),
         )
         self._recorder = ArmRecorder(store, result, self._pipeline.facts, environment)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._pipeline.release()
 
     def _setup(self, dataset: Dataset, environment: dict[str, Any]) -> dict[str, Any]:
         """Everything that decides an output; a resumed verification must agree in it."""
@@ -385,6 +398,34 @@ def _plan_or_refusal(preset: str | Preset, device: Any, request: Request) -> tup
     """The preset's name with its plan, or why this machine refuses it. Raises InvalidInput for an impossible one."""
     name = preset if isinstance(preset, str) else preset.name
     try:
+        if request.pipe is not None:
+            return name, resolve_on(request.pipe, preset)
         return name, resolve_for(request.checkpoint, preset, Machine.detect(device))
     except Refused as error:
         return name, str(error)
+
+
+def _source(request: Request, device: Any) -> AbstractContextManager[LoadedCheckpoint]:
+    """The pipeline of a verification. Raises InvalidInput for one that is accelerated already."""
+    pipe = request.pipe
+    if pipe is None:
+        return load_with_loras(request.checkpoint, request.lora, device=device)
+    if current(pipe) is not None:
+        raise InvalidInput("This pipeline is accelerated; call revert() on that first: baseline runs without it.")
+    name = str(pipe.config.get("_name_or_path") or "")
+    known = name if is_hub_id(name) and not Path(name).exists() else Path(name).name
+    dtype = pipe.transformer.dtype
+    return nullcontext(
+        loaded_checkpoint(pipe, name=known or "pipeline", kind="pipeline", weights_sha256=_sample_of(pipe), dtype=dtype)
+    )
+
+
+def _sample_of(pipe: Any) -> str:
+    """Hash of some numbers of every matrix of the transformer, which a merged LoRA changes, too."""
+    import torch
+
+    digest = hashlib.sha256()
+    for weight in pipe.transformer.parameters():
+        some = weight.data.flatten()[:: max(1, weight.numel() // 64) | 1]
+        digest.update(some.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()

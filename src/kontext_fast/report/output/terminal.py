@@ -23,12 +23,12 @@ from kontext_fast.stats.intervals import Estimate
 from kontext_fast.verify.analysis import VerificationAnalysis
 from kontext_fast.verify.findings import changes_sentence
 from kontext_fast.verify.frontier import Frontier
+from kontext_fast.verify.metric_rows import COLUMNS, items_to_decide, metric_rows
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 HEADLINE_COLUMNS = ("preset", "time", "vs baseline", "steps", "judge", "memory")
-VERDICT_COLUMNS = ("preset", "verdict", "because")
 CAPACITY_COLUMNS = ("preset", "cards", "load", "p95", "by use/month", "always on", "reserved")
 COST_COLUMNS = ("preset", "per image", "per month", "saved/month", "GPUs")
 
@@ -88,8 +88,14 @@ def print_capacity(
 
 def print_verdicts(analysis: VerificationAnalysis, frontier: Frontier | None, console: Console) -> None:
     """Print the verdict of every preset, the frontier's finding, and which metrics were used with which weights."""
-    rows = [(preset.preset, level_name(preset.verdict.level), preset.verdict.reason) for preset in analysis.presets]
-    _print_table(None, VERDICT_COLUMNS, rows, console)
+    for preset in analysis.presets:
+        verdict = preset.verdict
+        rows = metric_rows(verdict, analysis.margins)
+        _print_lines([f"{preset.preset}: {level_name(verdict.level)}. {verdict.reason}"], console, gap=not rows)
+        if rows:
+            _print_table(None, COLUMNS, [row.cells() for row in rows], console)
+            items = items_to_decide(verdict, rows)
+            _print_lines([f"Too few items to decide: run again with --items {items}."] if items else [], console)
     metrics = (
         f"{metric.name}: {metric.not_measured}"
         if metric.not_measured
@@ -123,6 +129,9 @@ def verdicts_as_data(analysis: VerificationAnalysis, frontier: Frontier | None) 
                 "level": preset.verdict.level.value,
                 "meaning": preset.verdict.level.meaning,
                 "reason": preset.verdict.reason,
+                "metrics": [
+                    {**asdict(row), "answer": row.answer} for row in metric_rows(preset.verdict, analysis.margins)
+                ],
                 "changes": {
                     change.direction: {
                         "mean": change.estimate.value,
@@ -157,12 +166,13 @@ def _print_table(
     console.print(table)
 
 
-def _print_lines(lines: Iterable[str], console: Console) -> None:
+def _print_lines(lines: Iterable[str], console: Console, *, gap: bool = True) -> None:
     from rich.text import Text
 
     for line in lines:
         console.print(Text(line))
-    console.print()
+    if gap:
+        console.print()
 
 
 def _headline_cells(row: Row, labels: list[str]) -> tuple[str, ...]:
