@@ -22,6 +22,7 @@ from kontext_fast.records.store import ResultStore
 from kontext_fast.report.gallery import MOST_ITEMS, gallery
 from kontext_fast.report.output.publish import publish
 from tests.records.builder import RANDOM, full, item, record, result, sample, timed, workload
+from tests.report import suite_records
 
 DRAWN = ("speedup_comparison", "memory_usage", "cold_start", "stage_breakdown")
 """Charts that have something to show of the records of `full`, in the order of the page; a new chart may be another."""
@@ -227,6 +228,22 @@ def test_report_in_another_folder_leaves_records_unchanged(store: ResultStore, t
     written = {path for path in out.rglob("*") if path.is_file()}
     assert written == {published.document, out / "results" / "samples.csv", *pictures}
     assert {path: path.stat().st_mtime_ns for path in store.folder.rglob("*") if path.is_file()} == before
+
+
+def test_several_folders_are_one_report_in_a_folder_of_its_own(store: ResultStore, tmp_path: Path) -> None:
+    """Images are found in whichever folder has them, and the same folder counts once."""
+    store.write(full(store))
+    other = ResultStore(tmp_path / "other")
+    other.write(suite_records.ablation())
+    folders = [other.folder, store.folder, store.records_file]
+    with pytest.raises(InvalidInput, match="2 folders stands in none of them: add -o"):
+        publish(folders)
+    published = publish(folders, tmp_path / "both")
+    runs = {record.run_id for record in published.report.result.records}
+    assert runs == {record.run_id for folder in folders[:2] for record in ResultStore(folder).load().records}
+    assert "the image file is missing" not in Page(published.document).text
+    assert published.document == tmp_path / "both" / "reports" / "index.html"
+    assert not (other.folder / "reports" / "index.html").exists()
 
 
 def test_unwritable_folder_is_one_sentence(store: ResultStore, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from kontext_fast.bench.protocol import Progress
 from kontext_fast.bench.suites import Suite
 from kontext_fast.bench.timing import StageClock
 from kontext_fast.bench.workloads import Task, tasks, workload
+from kontext_fast.datasets.base import Dataset
 from kontext_fast.optimizations.techniques.compile import graphs_compiled
 from kontext_fast.pipeline.edit import EditResult, edit
 from kontext_fast.records.schema import Cell, Measurement, Memory, Sample, StoredItem
@@ -68,8 +69,9 @@ def _host_peak() -> int | None:
 class Bench:
     """Measures any number of cells of a suite on one pipeline."""
 
-    def __init__(self, pipe: Any, suite: Suite, *, store: ResultStore | None) -> None:
-        """Images of edits are kept in `store`, if there is one."""
+    def __init__(self, pipe: Any, suite: Suite, *, store: ResultStore | None, dataset: Dataset | None = None) -> None:
+        """Images of edits are kept in `store`, if there is one; `dataset` are items of the user's."""
+        self._dataset = dataset
         self._pipe = pipe
         self._device = pipe._execution_device
         self._card = NvmlDevice.of(self._device)
@@ -85,7 +87,7 @@ class Bench:
             yield self._measure(cell, on_progress)
 
     def _measure(self, cell: Cell, on_progress: OnProgress) -> tuple[Measurement, tuple[StoredItem, ...]]:
-        cell_tasks = tasks(self._pipe, cell, self._suite)
+        cell_tasks = tasks(self._pipe, cell, self._suite, self._dataset)
         planned = workload(self._pipe, cell, cell_tasks)
         first_call_s, warmup = self._warm_up(cell_tasks[0], on_progress)
         measured = self._sample(cell_tasks, on_progress)

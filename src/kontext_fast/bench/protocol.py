@@ -25,6 +25,10 @@ class Job(_Line):
     checkpoint: str
     preset: str
     suite: Suite
+    dataset: str | None = None
+    """Path of the user's own items; None for those of the shapes world."""
+    loras: tuple[tuple[str, float], ...] = ()
+    """Paths and strengths of LoRAs to merge before the preset is applied."""
     cells: tuple[Cell, ...]
     device: str | None
     """None chooses the best device of this machine."""

@@ -52,6 +52,8 @@ def run_suite(
     out: Path,
     *,
     checkpoint: str = "tiny",
+    dataset: Path | None = None,
+    loras: Sequence[tuple[str, float]] = (),
     device: str | None = None,
     command: str = "run_suite",
     resume: bool = False,
@@ -61,6 +63,8 @@ def run_suite(
 ) -> ResultFile:
     """Run every preset of `suite` on `checkpoint` and store one record per run in the folder `out`.
 
+    `dataset` is the path of items of the user's, in place of those of the shapes world; `loras` are paths and strengths
+    of LoRAs that are merged before a preset is applied.
     Records are on disk after each run. A preset that fails is run again in later blocks, since its failure rate is a
     result; a preset that this machine refuses is recorded once. `resume` continues the records in `out`, if there are
     any. With `budget_s`, a block that is not expected to end in time is not started, and the cells that were not
@@ -86,6 +90,8 @@ def run_suite(
                 checkpoint=checkpoint,
                 preset=run.configuration.preset,
                 suite=suite,
+                dataset=None if dataset is None else str(dataset.absolute()),
+                loras=tuple((str(Path(path).expanduser().absolute()), strength) for path, strength in loras),
                 cells=run.tier.cells,
                 device=device,
                 # Random weights produce noise, which takes much space and is of no use.

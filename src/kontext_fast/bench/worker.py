@@ -97,9 +97,10 @@ def _run(job: Job, send: Send) -> None:
     from kontext_fast.bench.environment import environment_facts
     from kontext_fast.bench.measure import Bench
     from kontext_fast.bench.peers.techniques.fewer_steps import cell_for
+    from kontext_fast.datasets import read_dataset
     from kontext_fast.optimizations.acceleration import apply_plan
     from kontext_fast.pipeline.device import choose_device, memory_errors
-    from kontext_fast.pipeline.load import load
+    from kontext_fast.pipeline.lora import load_with_loras
     from kontext_fast.records.store import ResultStore
 
     try:
@@ -111,7 +112,9 @@ def _run(job: Job, send: Send) -> None:
         send(Progress(phase="loading"))
         _import_libraries()
         start = time.perf_counter()
-        loaded = load(job.checkpoint, device=device, in_host_memory=plan.in_host_memory)
+        source = load_with_loras(job.checkpoint, job.loras, device=device, in_host_memory=plan.in_host_memory)
+        # Never left: the process ends with its pipeline.
+        loaded = source.__enter__()
         _synchronize(device)
         send(Loaded(checkpoint=loaded.facts, load_s=time.perf_counter() - start))
     except OutOfMemory:
@@ -127,7 +130,9 @@ def _run(job: Job, send: Send) -> None:
             apply_plan(plan, loaded.pipe, device)
         _synchronize(device)
         send(Applied(apply_s=time.perf_counter() - start))
-        bench = Bench(loaded.pipe, job.suite, store=ResultStore(Path(job.folder)) if job.keep_images else None)
+        store = ResultStore(Path(job.folder)) if job.keep_images else None
+        dataset = None if job.dataset is None else read_dataset(Path(job.dataset))
+        bench = Bench(loaded.pipe, job.suite, store=store, dataset=dataset)
         cells = [cell_for(plan, cell) for cell in job.cells]
         for requested, (measurement, items) in zip(job.cells, bench.measure_all(cells, on_progress=send), strict=True):
             send(Measured(measurement=measurement.model_copy(update={"cell": requested}), items=items))

@@ -1,4 +1,7 @@
-"""The requests that measure a cell of a suite: the same items with the same seeds for every preset."""
+"""The requests that measure a cell of a suite: the same items with the same seeds for every preset.
+
+Items are those of the shapes world, or the user's own.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ import numpy as np
 from PIL.Image import Image
 
 from kontext_fast.bench.suites import NATIVE, Suite
+from kontext_fast.datasets.base import Dataset, Item
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.datasets.shapes.dataset import CaptionItem, draw_caption
 from kontext_fast.errors import InvalidInput
 from kontext_fast.pipeline.edit import EditRequest, plan_for, text_length
-from kontext_fast.pipeline.sizes import parse_size
+from kontext_fast.pipeline.sizes import Size, parse_size
 from kontext_fast.records.schema import Cell, Mode, StoredItem, Workload
 
 _CAPTIONS_PER_ITEM = 50
@@ -32,9 +36,11 @@ class Task:
     request: EditRequest
 
 
-def tasks(pipe: Any, cell: Cell, suite: Suite) -> list[Task]:
-    """One task per item. Raises InvalidInput if `pipe` cannot read enough captions."""
-    native = pipe.vae.config.sample_size
+def tasks(pipe: Any, cell: Cell, suite: Suite, dataset: Dataset | None = None) -> list[Task]:
+    """One task per item, of `dataset` or, without one, of the shapes world.
+
+    Raises InvalidInput if `pipe` cannot read enough captions, or too few items of `dataset` are run at one size.
+    """
     size = None if cell.size == NATIVE else parse_size(cell.size)
     return [
         Task(
@@ -49,18 +55,44 @@ def tasks(pipe: Any, cell: Cell, suite: Suite) -> list[Task]:
                 batch=cell.batch,
             ),
         )
-        for index, (item, image) in enumerate(_items(pipe, cell.mode, suite, side=max(size or (native,))))
+        for index, (item, image) in enumerate(_items(pipe, cell.mode, suite, size, dataset))
     ]
 
 
-def _items(pipe: Any, mode: Mode, suite: Suite, side: int) -> Iterator[tuple[StoredItem, Image | None]]:
+def _items(
+    pipe: Any, mode: Mode, suite: Suite, size: Size | None, dataset: Dataset | None
+) -> Iterator[tuple[StoredItem, Image | None]]:
     if mode == "text-to-image":
         for caption in _readable_captions(pipe, suite):
             yield _caption(caption), None
         return
+    if dataset is not None:
+        for item in _of_one_size(pipe, dataset, suite.items, size):
+            yield _stored(item), item.image
+        return
+    side = max(size or (pipe.vae.config.sample_size,))
     for item in held_out(suite.items, suite.seed):
-        facts = StoredItem(id=item.id, instruction=item.instruction, image=None, kind=item.kind, open=item.open)
-        yield facts, item.render(side)
+        yield _stored(item), item.render(side)
+
+
+def _stored(item: Item) -> StoredItem:
+    return StoredItem(id=item.id, instruction=item.instruction, image=None, kind=item.kind, open=item.open)
+
+
+def _of_one_size(pipe: Any, dataset: Dataset, count: int, size: Size | None) -> list[Item]:
+    """The first `count` items of those that most share what is run for them: times of several sizes have no mean."""
+    alike: dict[tuple[Size, Size | None], list[Item]] = {}
+    for item in dataset.items:
+        plan = plan_for(pipe, item.image.size, size)
+        alike.setdefault((plan.size, plan.reference_size), []).append(item)
+    (width, height), _ = most = max(alike, key=lambda sizes: len(alike[sizes]))
+    if len(alike[most]) < count:
+        have = len(alike[most])
+        raise InvalidInput(
+            f"{count} items are to be timed at one size, and of the images of {dataset.name} at most {have} are run at "
+            f"one, {width}x{height}: add --items {have}, or give more images of one shape."
+        )
+    return alike[most][:count]
 
 
 def workload(pipe: Any, cell: Cell, cell_tasks: list[Task]) -> Workload:

@@ -44,6 +44,15 @@ def command(
     ] = "quick",
     checkpoint: options.Checkpoint = None,
     preset: Annotated[list[str] | None, options.presets_option("the suite's")] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|FILE",
+            help="Your own items, as in kontext verify. [default: the world of tiny]",
+            show_default=False,
+        ),
+    ] = None,
+    lora: options.Lora = None,
     sizes: Annotated[
         str | None, typer.Option(metavar="WxH,...", help="Output sizes. [default: the suite's]", show_default=False)
     ] = None,
@@ -58,6 +67,12 @@ def command(
     ] = None,
     items: Annotated[
         int | None, typer.Option(help="Images with instructions. [default: the suite's]", show_default=False)
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="First seed of the noise, and of the order of runs. [default: the suite's]", show_default=False
+        ),
     ] = None,
     calls: Annotated[
         int | None, typer.Option(help="Timed calls per process and cell. [default: the suite's]", show_default=False)
@@ -103,6 +118,7 @@ def command(
     from kontext_fast.bench.peers import discover_peers
     from kontext_fast.bench.runner import run_suite
     from kontext_fast.bench.suites import read_suite
+    from kontext_fast.datasets import read_dataset
     from kontext_fast.metrics.scorer import judge_benchmark
     from kontext_fast.pipeline.load import find_source
     from kontext_fast.records.lock import locked_folder
@@ -112,6 +128,7 @@ def command(
     suite_file = read_suite(suite)
     if budget is not None and not budget > 0:
         raise InvalidInput(f"The budget is {budget:g} minutes; give a number above 0.")
+    loras = [options.parse_lora(text) for text in lora or ()]
     folder = result_folder(out, "bench", resume=resume)
     if checkpoint is None:
         checkpoint, reason = _default_checkpoint(device)
@@ -124,12 +141,21 @@ def command(
         batches=_split_counts(batch, "batch sizes"),
         rounds=rounds,
         items=items,
+        seed=seed,
         calls=calls,
         max_warmup=warmup,
         peers=(BASELINE, *discover_peers()) if peers else None,
         control=named.control and control,
     )
+    if dataset is not None:
+        own = read_dataset(dataset)
+        for reason in own.rejected:
+            say(reason)
+        if items is None:
+            chosen = chosen.override(items=min(chosen.items, len(own.items)))
     if roofline:
+        if dataset is not None or lora:
+            raise InvalidInput("A roofline is of one step, which neither --dataset nor --lora changes; leave them out.")
         from kontext_fast.cli.roofline_table import run_rooflines
 
         with locked_folder(folder, "kontext bench --roofline"):
@@ -144,7 +170,10 @@ def command(
         "steps": steps,
         "batch": batch,
         "rounds": rounds,
+        "dataset": None if dataset is None else dataset.name,
+        "lora": options.lora_names(lora),
         "items": items,
+        "seed": seed,
         "calls": calls,
         "warmup": warmup,
         "peers": peers,
@@ -156,13 +185,16 @@ def command(
             chosen,
             folder,
             checkpoint=checkpoint,
+            dataset=dataset,
+            loras=loras,
             device=device,
             command=line,
             resume=resume,
             budget_s=None if budget is None else 60 * budget,
             on_progress=suite_display(bar),
         )
-        if any(record.checkpoint and record.checkpoint.has_judge for record in result.records):
+        # The judge knows the answers of its own world alone.
+        if dataset is None and any(record.checkpoint and record.checkpoint.has_judge for record in result.records):
             bar.begin("judging the outputs")
             store = ResultStore(folder)
             judge_benchmark(store)

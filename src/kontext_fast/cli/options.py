@@ -121,9 +121,6 @@ Device = Annotated[
     ),
 ]
 Records = Annotated[
-    Path, typer.Argument(metavar="RECORDS", help="A folder that a bench wrote, or a JSON file of records in it.")
-]
-SeveralRecords = Annotated[
     list[Path],
     typer.Argument(metavar="RECORDS...", help="Folders that a bench wrote, or JSON files of records in them."),
 ]

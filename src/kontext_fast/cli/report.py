@@ -18,7 +18,13 @@ GROUP = Group.DECIDE
 def command(
     records: options.Records,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder of the report. [default: RECORDS]", show_default=False)
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="Folder of the report; of several RECORDS it is needed. [default: RECORDS]",
+            show_default=False,
+        ),
     ] = None,
     audience: Annotated[
         Literal["page", "blog", "paper", "business"],

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from kontext_fast.cost.analysis import Question
 from kontext_fast.errors import InvalidInput
+from kontext_fast.records.merge import load_all
 from kontext_fast.records.samples_csv import samples_csv
 from kontext_fast.records.store import ResultStore, write_atomically
 from kontext_fast.report import templates
@@ -61,7 +62,7 @@ class Published:
 
 
 def publish(
-    records: Path,
+    records: Path | Sequence[Path],
     out: Path | None = None,
     *,
     audience: Audience = "page",
@@ -69,19 +70,24 @@ def publish(
     verification: Path | None = None,
 ) -> Published:
     """Write `visualizations/`, `results/samples.csv` and one document in `reports/` below `out`, or beside the records.
+    Several folders of records are one report, which needs an `out`.
 
     `question` is what is asked of the cost; None asks what `kontext cost` asks by default. `verification` is a folder
     of `kontext verify`, whose verdicts and images stand beside the times. Only the records and their images are read.
     Raises InvalidInput where they cannot be read, `out` cannot be written, or a price does not fit.
     """
-    store = ResultStore.find(records)
+    folders = [records] if isinstance(records, Path) else list(records)
+    stores = {store.records_file.resolve(): store for store in map(ResultStore.find, folders)}
+    if len(stores) > 1 and out is None:
+        raise InvalidInput(f"A report of {len(stores)} folders stands in none of them: add -o and a folder for it.")
+    store = next(iter(stores.values()))
     judged = None if verification is None else ResultStore.find(verification)
     verified = None if judged is None else build_verification_report(judged.load())
-    report = build_report(store.load(), question, verified=verified)
+    report = build_report(load_all(folders), question, verified=verified)
     folder = store.folder if out is None else out
     samples_file = store.samples_file if out is None else out / "results" / store.samples_file.name
     page_of_quality = None if judged is None else _beside(judged.folder / QUALITY_PAGE, folder / "reports")
-    images = Stores(tuple(filter(None, (store, judged))))
+    images = Stores(tuple(filter(None, (*stores.values(), judged))))
     charts = write_report(report, images, folder, samples_file, [audience], quality_page=page_of_quality)
     return Published(report, folder / "reports" / DOCUMENTS[audience], charts)
 
