@@ -107,6 +107,8 @@ def command(
         print_json({"path": str(file.path), "checkpoint": loaded.facts.model_dump(), **_as_data(shown)})
         return
     print(shown)
+    for sentence in loaded.unused:
+        say(f"Note: {sentence}.")
     if loaded.facts.caution:
         say(loaded.facts.caution)
     print(f"The strip is {file.path}; its seed is {seed}.")
