@@ -68,7 +68,8 @@ class Shot:
         if self.result is None:
             return ""
         every, computed = len(self.result.step_kinds), self.result.computed_steps
-        return f"{every} steps" if computed == every else f"{computed} of {every} steps"
+        steps = f"{every} step{'' if every == 1 else 's'}"
+        return steps if computed == every else f"{computed} of {steps}"
 
 
 @dataclass(frozen=True, repr=False)
