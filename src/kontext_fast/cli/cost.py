@@ -17,7 +17,7 @@ GROUP = Group.DECIDE
 
 
 def command(
-    records: options.Records,
+    records: options.SeveralRecords,
     images_per_day: options.ImagesPerDay = 10_000,
     billing: options.BillingModel = "by-use",
     price: options.Price = None,

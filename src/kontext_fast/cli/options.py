@@ -120,7 +120,7 @@ Device = Annotated[
         autocompletion=_device_names,
     ),
 ]
-Records = Annotated[
+SeveralRecords = Annotated[
     list[Path],
     typer.Argument(metavar="RECORDS...", help="Folders that a bench wrote, or JSON files of records in them."),
 ]

@@ -16,7 +16,7 @@ GROUP = Group.DECIDE
 
 
 def command(
-    records: options.Records,
+    records: options.SeveralRecords,
     out: Annotated[
         Path | None,
         typer.Option(
