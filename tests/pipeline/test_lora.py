@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from kontext_fast.errors import InvalidInput, OutOfMemory
 from kontext_fast.pipeline.edit import EditRequest, edit
 from kontext_fast.pipeline.load import load
-from kontext_fast.pipeline.lora import load_lora
+from kontext_fast.pipeline.lora import hash_with_loras, load_lora, load_with_loras
+from tests.server.loras import write_lora
 
 TARGETS = ["to_q", "to_k", "to_out.0", "add_q_proj", "proj_mlp", "x_embedder"]
 
@@ -155,3 +156,23 @@ def test_file_for_another_model_is_refused(tiny: Any, lora: Path, tmp_path: Path
     pickled = tmp_path / "lora.bin"
     pickled.write_bytes(b"")
     assert "not a .safetensors file" in refused(pickled)
+
+
+def test_checkpoint_with_loras_is_named_and_hashed_by_all_files(tmp_path: Path) -> None:
+    file = tmp_path / "style.safetensors"
+    write_lora(file)
+    plain = load("tiny", device="cpu")
+    weight = plain.pipe.transformer.x_embedder.weight.clone()
+    with load_with_loras("tiny", [(str(file), 0.5)], device="cpu") as loaded:
+        facts = loaded.facts
+        assert facts.name == "tiny with style.safetensors:0.5"
+        assert facts.has_judge
+        assert not torch.equal(loaded.pipe.transformer.x_embedder.weight, weight)
+    assert torch.equal(loaded.pipe.transformer.x_embedder.weight, weight)
+    hashes = {plain.facts.weights_sha256, facts.weights_sha256}
+    hashes.add(hash_with_loras(plain.facts.weights_sha256, [(str(file), 1.0)]))
+    write_lora(file, rank=2)
+    hashes.add(hash_with_loras(plain.facts.weights_sha256, [(str(file), 0.5)]))
+    assert len(hashes) == 4
+    with load_with_loras("tiny", [], device="cpu") as loaded:
+        assert loaded.facts == plain.facts
