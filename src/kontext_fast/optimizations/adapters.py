@@ -49,7 +49,6 @@ def merge_adapters(pipe: Any, calls: CallTracker, undo: ExitStack) -> tuple[str,
         plain = _merged(layer, undo)
         parent._modules[child] = plain
         undo.callback(parent._modules.__setitem__, child, layer)
-    calls.set_member("set_adapters", lambda _: _exchange, undo)
     for name in _REFUSED:
         calls.set_member(name, partial(_refusing, name), undo)
     calls.on_begin(_require_no_scale, undo)
@@ -84,15 +83,6 @@ def _merged(layer: Any, undo: ExitStack) -> Linear:
 
 def _bring_back(parameter: Any, device: Any) -> None:
     parameter.data = parameter.data.to(device)
-
-
-def _exchange(pipe: Any, adapter_names: Any, adapter_weights: Any = None) -> None:
-    from kontext_fast.optimizations.acceleration import current
-
-    acceleration = current(pipe)
-    if acceleration is None:
-        raise InvalidInput("This copy of a pipeline is not accelerated; set the adapters of the pipeline itself.")
-    acceleration.set_adapters(adapter_names, adapter_weights)
 
 
 def _require_no_scale(call: PipelineCall) -> None:
