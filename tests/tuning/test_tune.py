@@ -20,6 +20,7 @@ from kontext_fast.errors import GateFailed, InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.preset_file import read_provenance
 from kontext_fast.optimizations.presets import find_preset
+from kontext_fast.optimizations.weight_identity import identity_of
 from kontext_fast.pipeline.load import load
 from kontext_fast.tuning.fit import Products
 from kontext_fast.tuning.parts import Part, Parts, shapes_parts
@@ -223,6 +224,21 @@ def test_as_accurate_writes_the_first_number_that_is_no_farther(pipe: Any, tmp_p
     assert point.evaluations in (6, 7)
     assert (point.closeness is Closeness.NO_FARTHER) == (result.file_of(point) is not None)
     assert point.distances["fitted"].mean() <= 1.1 * result.baseline["in float32"].mean()
+
+
+def test_weights_with_loaded_adapters_are_those_that_a_preset_sees(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    pipe = small_pipeline()
+    plain = identity_of(pipe.transformer)
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["attn.to_q"], init_lora_weights=False))
+    tuning = Tuning(
+        pipe, parts_of(), TuneRequest(**OPTIONS), tmp_path, resume=False, say=lambda _: None, on_progress=None
+    )
+    assert tuning.weights != plain
+    assert not tuning.weights.differs(plain)
+    with accelerate(pipe, "faithful", quiet=True):
+        assert identity_of(pipe.transformer) == tuning.weights
 
 
 def test_own_pairs_are_items_and_too_few_cannot_tell(pipe: Any, tmp_path: Path) -> None:

@@ -78,7 +78,9 @@ class Tuning:
     ) -> None:
         self._pipe, self._parts, self._request = pipe, parts, request
         self._folder, self._say, self._on_progress = folder, say, on_progress
-        self.weights = identity_of(pipe.transformer)
+        # Under any preset, which merges adapters that are loaded, as the preset of the file does.
+        with accelerate(pipe, "channels_last", quiet=True):
+            self.weights = identity_of(pipe.transformer)
         self._stage, self._done, self._total = "", 0, 0
         self._store = Store(folder / "work", self._description(), resume=resume)
         self._batches = {name: self._batched(part) for name, part in vars(parts).items()}
