@@ -127,6 +127,9 @@ def test_cached_checkpoint_needs_no_token(hub: str, tmp_path: Path) -> None:
     for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
         (snapshot / part).mkdir(parents=True)
         (snapshot / part / "model.safetensors").write_bytes(b"weights")
+    for part in ("tokenizer", "tokenizer_2"):
+        (snapshot / part).mkdir()
+        (snapshot / part / "tokenizer.json").write_text("{}")
     (snapshot / "model_index.json").write_text('{"_class_name": "FluxKontextPipeline"}')
     refs = snapshot.parents[1] / "refs"
     refs.mkdir()

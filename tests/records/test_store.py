@@ -280,11 +280,11 @@ def test_place_that_takes_no_file_is_refused(tmp_path: Path, monkeypatch: pytest
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(os, "open", fail)
-    with pytest.raises(InvalidInput, match=f"Nothing can be written to {tmp_path}.*{os.strerror(error)}"):
+    with pytest.raises(InvalidInput, match=f"cannot be written, since {tmp_path}.*{os.strerror(error)}"):
         require_folder_for(tmp_path / "image.png")
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc: run it on Linux")
 def test_folder_that_the_system_writes_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="Nothing can be written to /proc/self"):
+    with pytest.raises(InvalidInput, match="since /proc/self takes no file"):
         require_folder_for(Path("/proc/self/image.png"))

@@ -205,7 +205,7 @@ def require_folder_for(path: Path) -> None:
             pass
     except OSError as error:
         raise InvalidInput(
-            f"Nothing can be written to {there} ({error.strerror or error}); choose another place."
+            f"{path} cannot be written, since {there} takes no file ({error.strerror or error}); choose another place."
         ) from error
 
 
