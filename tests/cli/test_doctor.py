@@ -28,8 +28,30 @@ def test_doctor_lists_what_runs_and_why_the_rest_does_not(kontext: Any) -> None:
     assert findings["presets"]["baseline"] is None
     plain = kontext("doctor")
     assert plain.code == 0
-    for word in ("tiny: ready", "baseline: ready", torch.__version__):
-        assert word in plain.out
+    for words in ("\u2713 checkpoint tiny", "\u2717 no GPU found", "presets run here", torch.__version__):
+        assert words in plain.out
+    assert plain.out.endswith("\n  kontext demo\n")
+
+
+def test_last_line_of_doctor_is_what_to_type_next(kontext: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def last_line(memory_gib: float) -> str:
+        monkeypatch.setattr(Machine, "detect", lambda _device=None: gpu(memory_gib))
+        return str(kontext("doctor").out.splitlines()[-1]).strip()
+
+    assert last_line(80) == "hf auth login"
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert last_line(80) == 'kontext edit photo.jpg "make the car red"'
+    assert last_line(24) == 'kontext edit photo.jpg "make the car red" --preset low_memory'
+    assert last_line(12) == "kontext demo"
+
+
+def test_ticks_are_green_unless_no_color_is_set(kontext: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\x1b" not in kontext("doctor").out
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert "\x1b[32m\u2713" in kontext("doctor").out
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[32m" not in kontext("doctor").out
 
 
 def test_preset_without_its_compiler_has_the_reason(kontext: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from kontext_fast.cli import options
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations import base
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
@@ -92,3 +93,26 @@ def test_replaced_parameter_changes_its_optimization_alone() -> None:
 def test_impossible_replacement_is_refused(parameters: dict[str, int], words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         PRESETS["turbo"].replace(**parameters)
+
+
+def test_name_with_parameters_is_the_preset_with_them() -> None:
+    assert find_preset("turbo(computed=5)") == PRESETS["turbo"].replace(computed=5)
+    assert find_preset("turbo(computed=5, precision=bf16)") == PRESETS["turbo"].replace(computed=5, precision="bf16")
+    assert find_preset("turbo(computed=(0, 1, 27))") == PRESETS["turbo"].replace(computed=(0, 1, 27))
+    assert options.names(["fast,turbo(computed=5,order=0)"]) == ("fast", "turbo(computed=5,order=0)")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("trubo(computed=5)", "did you mean turbo"),
+        ("turbo(compute=5)", "did you mean computed"),
+        ("turbo(computed)", "not NAME=VALUE"),
+        ("turbo(computed=)", "not NAME=VALUE"),
+        ("turbo()", "There is no preset"),
+        ("turbo(computed=often)", "computed"),
+    ],
+)
+def test_impossible_name_with_parameters_is_refused(name: str, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        find_preset(name)

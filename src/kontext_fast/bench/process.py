@@ -15,12 +15,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import IO, Literal
+from typing import IO, TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import ValidationError
 
 from kontext_fast.bench.protocol import Ended, Job, Message, Progress, read_message
 from kontext_fast.errors import Refused
+
+if TYPE_CHECKING:
+    from kontext_fast.bench.preloaded import ForkedWorker
+
+Process: TypeAlias = "subprocess.Popen[bytes] | ForkedWorker"
 
 _TAIL_BYTES = 4000
 _TAIL_BYTES_OF_STACKS = 16000
@@ -74,7 +79,7 @@ def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def run_worker(
-    command: Sequence[str],
+    command: Sequence[str] | None,
     job: Job,
     *,
     variables: Mapping[str, str],
@@ -83,6 +88,7 @@ def run_worker(
 ) -> WorkerResult:
     """Run `command`, whose last argument is the number of the pipe to write messages to, until it ends.
 
+    None is a worker that is forked from a process that has imported the libraries.
     It sees `variables` and those of this process's environment that a worker may see.
     Ctrl-C is not raised but reported in `cause`, so that the messages are kept. Raises Refused outside POSIX.
     """
@@ -105,22 +111,14 @@ def run_worker(
 
 @contextmanager
 def _started(
-    command: Sequence[str], variables: Mapping[str, str], log: IO[bytes]
-) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    command: Sequence[str] | None, variables: Mapping[str, str], log: IO[bytes]
+) -> Iterator[tuple[Process, int]]:
     """The process, leader of a group of its own, and the descriptor to read its messages from."""
     channel, worker_side = os.pipe()
     os.set_blocking(channel, False)
     try:
         try:
-            process = subprocess.Popen(
-                [*command, str(worker_side)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env={**worker_environment(os.environ), **variables},
-                pass_fds=(worker_side,),
-                start_new_session=True,
-            )
+            process = _start(command, worker_side, log, {**worker_environment(os.environ), **variables})
         finally:
             os.close(worker_side)
         with process:
@@ -132,7 +130,23 @@ def _started(
         os.close(channel)
 
 
-def _request_stack_traces(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+def _start(command: Sequence[str] | None, channel: int, log: IO[bytes], variables: Mapping[str, str]) -> Process:
+    if command is None:
+        from kontext_fast.bench.preloaded import ForkedWorker
+
+        return ForkedWorker(channel, log, variables)
+    return subprocess.Popen(
+        [*command, str(channel)],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
+        env=variables,
+        pass_fds=(channel,),
+        start_new_session=True,
+    )
+
+
+def _request_stack_traces(process: Process, log: IO[bytes]) -> None:
     """Have a worker write the stack traces of its threads to `log`, while it still hangs.
 
     A worker that is inside of a call to the GPU's driver may write them late or never.
@@ -145,7 +159,7 @@ def _request_stack_traces(process: subprocess.Popen[bytes], log: IO[bytes]) -> N
     time.sleep(_POLL_S)
 
 
-def _send(process: subprocess.Popen[bytes], job: Job) -> None:
+def _send(process: Process, job: Job) -> None:
     """Write the job and leave the pipe open. That a worker has ended already is noticed when its messages are read."""
     assert process.stdin is not None
     with suppress(BrokenPipeError):
@@ -154,7 +168,7 @@ def _send(process: subprocess.Popen[bytes], job: Job) -> None:
 
 
 def _read_until_exit(
-    process: subprocess.Popen[bytes],
+    process: Process,
     channel: int,
     deadline: float,
     result: WorkerResult,
@@ -206,7 +220,7 @@ def _receive(line: bytes, result: WorkerResult, on_progress: Callable[[Progress]
         result.messages.append(message)
 
 
-def _exits_before(process: subprocess.Popen[bytes], deadline: float) -> bool:
+def _exits_before(process: Process, deadline: float) -> bool:
     try:
         process.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -214,7 +228,7 @@ def _exits_before(process: subprocess.Popen[bytes], deadline: float) -> bool:
     return True
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: Process) -> None:
     """Interrupt the worker, so that it leaves nothing half-written, and then kill everything that it started."""
     try:
         if process.poll() is None:
@@ -226,7 +240,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _signal_group(process: Process, number: signal.Signals) -> None:
     # macOS raises PermissionError for a group of which only zombies are left.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)

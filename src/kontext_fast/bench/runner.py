@@ -59,7 +59,7 @@ def run_suite(
     resume: bool = False,
     budget_s: float | None = None,
     on_progress: Callable[[SuiteProgress], None] | None = None,
-    worker_command: Sequence[str] = WORKER,
+    worker_command: Sequence[str] | None = WORKER,
 ) -> ResultFile:
     """Run every preset of `suite` on `checkpoint` and store one record per run in the folder `out`.
 
@@ -68,9 +68,11 @@ def run_suite(
     Records are on disk after each run. A preset that fails is run again in later blocks, since its failure rate is a
     result; a preset that this machine refuses is recorded once. `resume` continues the records in `out`, if there are
     any. With `budget_s`, a block that is not expected to end in time is not started, and the cells that were not
-    reached are recorded as not measured. The first block is always run. Raises InvalidInput for an unknown preset, an
-    unusable checkpoint, a folder that another process writes into, or one whose records cannot be continued; Refused if
-    the checkpoint cannot run on this machine at all; Cancelled on Ctrl-C, after finished runs were stored.
+    reached are recorded as not measured. The first block is always run. `worker_command` is None for workers that are
+    forked from a process that has imported the libraries, which spares them some seconds each. Raises InvalidInput for
+    an unknown preset, an unusable checkpoint, a folder that another process writes into, or one whose records cannot be
+    continued; Refused if the checkpoint cannot run on this machine at all; Cancelled on Ctrl-C, after finished runs
+    were stored.
     """
     schedule = Schedule(suite)
     with locked_folder(out, command):

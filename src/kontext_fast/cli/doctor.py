@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.options import Json
-from kontext_fast.cli.output import print_json
+from kontext_fast.cli.output import print_json, tick
 from kontext_fast.errors import KontextError, Refused
 from kontext_fast.optimizations import DEFAULT_PRESET
 from kontext_fast.pipeline.load import KONTEXT_DEV, choices
@@ -117,14 +117,34 @@ def _presets(machine: Machine) -> dict[str, str | None]:
 
 
 def _print(findings: dict[str, Any], machine: Machine) -> None:
-    device = machine.gpu or "CPU only"
+    """One line of what is there with a tick, one of what is not with a cross and the reason, and what to type."""
     print(f"kontext-fast {__version__}, Python {findings['python']}, {machine.platform}")
-    print(f"device: {device}, {machine.memory_bytes / _GIB:.1f} GiB of memory")
-    print(f"C++ compiler: {machine.cxx or 'none'}, C compiler: {machine.cc or 'none'}")
-    for name, installed in findings["packages"].items():
-        print(f"{name} {installed or 'not installed'}")
-    print(f"checkpoints can be {findings['checkpoint_choices']}")
-    for kind in ("checkpoints", "presets"):
-        print(f"\n{kind}")
-        for name, reason in findings[kind].items():
-            print(f"  {name}: {'ready' if reason is None else reason}")
+    installed = findings["packages"]
+    missing = [name for name, found in installed.items() if found is None]
+    tick(not missing, ", ".join(f"{name} {found or 'is not installed'}" for name, found in installed.items()))
+    memory = f"{machine.memory_bytes / _GIB:.1f} GiB of memory"
+    tick(machine.gpu is not None, f"{machine.gpu or 'no GPU found'}, {memory}")
+    tick(machine.cxx is not None, f"C++ compiler {machine.cxx or 'not found; the preset compile needs one'}")
+    for name, reason in findings["checkpoints"].items():
+        tick(reason is None, f"checkpoint {name}{'' if reason is None else f': {reason}'}")
+    ready = [name for name, reason in findings["presets"].items() if reason is None]
+    tick(bool(ready), f"{len(ready)} of {len(findings['presets'])} presets run here; see kontext presets")
+    for name, reason in findings["presets"].items():
+        if reason is not None:
+            tick(False, f"preset {name}: {reason}")
+    why, command = _next(findings, machine)
+    print(f"\n{why}:\n  {command}")
+
+
+def _next(findings: dict[str, Any], machine: Machine) -> tuple[str, str]:
+    """What to do now, and the command that does it."""
+    from kontext_fast.optimizations.presets import preset_that_fits
+
+    if machine.device != "cuda":
+        return "Without an NVIDIA GPU, try it on the bundled model", "kontext demo"
+    if (preset := preset_that_fits(machine)) is None:
+        return "This card is too small for FLUX.1-Kontext-dev; try it on the bundled model", "kontext demo"
+    if findings["checkpoints"][KONTEXT_DEV] is not None:
+        return f"Accept the licence at https://huggingface.co/{KONTEXT_DEV}, then log in", "hf auth login"
+    named = "" if preset == DEFAULT_PRESET else f" --preset {preset}"
+    return "Edit a picture of yours", f'kontext edit photo.jpg "make the car red"{named}'

@@ -6,6 +6,7 @@ Where diffusers has another name for something, it is understood beside the shor
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,8 @@ from kontext_fast.optimizations import DEFAULT_PRESET
 from kontext_fast.pipeline.load import KONTEXT_DEV, choices
 
 
-def _preset_names(incomplete: str) -> list[str]:
+def preset_names(incomplete: str) -> list[str]:
+    """What a shell may complete."""
     from kontext_fast.optimizations.presets import PRESETS
 
     return [name for name in PRESETS if name.startswith(incomplete)]
@@ -49,7 +51,7 @@ Preset = Annotated[
         metavar="NAME",
         help=f"How the pipeline is made faster; see kontext presets. [default: {DEFAULT_PRESET}]",
         show_default=False,
-        autocompletion=_preset_names,
+        autocompletion=preset_names,
     ),
 ]
 
@@ -62,7 +64,7 @@ def presets_option(of_none: str) -> typer.models.OptionInfo:
         metavar="NAME",
         help=f"A preset; give it again for more, or with commas. [default: {of_none}]",
         show_default=False,
-        autocompletion=_preset_names,
+        autocompletion=preset_names,
     )
     return option
 
@@ -167,8 +169,8 @@ def one_preset(values: Sequence[str] | None) -> str:
 
 
 def split(text: str | None) -> tuple[str, ...] | None:
-    """The parts of a list with commas; None where there is none."""
-    return None if text is None else tuple(part.strip() for part in text.split(","))
+    """The parts of a list with commas, of which those in brackets separate nothing; None where there is none."""
+    return None if text is None else tuple(part.strip() for part in re.split(r",(?![^()]*\))", text))
 
 
 def lora_names(values: Sequence[str] | None) -> str | None:

@@ -42,6 +42,17 @@ def _finite(value: object) -> object:
     return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
+def tick(is_well: bool, line: str) -> None:
+    """Print `line` to stdout with a green tick or a red cross before it; NO_COLOR takes the color off."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    signs = ("\u2713", "\u2717") if console.encoding.startswith("utf") else ("+", "-")
+    mark = Text(signs[0], "green") if is_well else Text(signs[1], "red")
+    console.print(mark.append(f" {line}", "default"), soft_wrap=True)
+
+
 def result_folder(out: Path | None, command: str, *, resume: bool = False) -> Path:
     """`out`, or a new name of the form kontext-COMMAND-TIME.
 

@@ -7,8 +7,10 @@ checkpoint, checked whole before anything changes.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -49,8 +51,19 @@ rounding them takes for a moment."""
 FALLBACKS: Final = ("faithful", "baseline", "low_memory")
 """Suggested instead of a preset that does not fit: the first one that does. Only the last one is lossy."""
 
-TIMES_FAITHFUL: Final[Mapping[str, float]] = {"balanced": 1.4, "fast": 3.4}
-"""How many times as fast as `faithful` an edit at 1024x1024 in 28 steps is, on the card of results/h100."""
+H100_SECONDS: Final[Mapping[str, float]] = {
+    "baseline": 10.9,
+    "faithful": 7.96,
+    "balanced": 5.67,
+    "fast": 2.34,
+    "turbo": 1.94,
+}
+"""Of an edit at 1024x1024 in 28 steps with random weights, as docs/results.md has it."""
+
+H100_DATES: Final = "2026-11-25 to 2026-11-26"
+
+_REPLACED = re.compile(r"([^()]+)\((.+)\)")
+_PARAMETER = re.compile(r"\s*(\w+)\s*=\s*(\([^)]*\)|[^,()]+)(?:,|$)")
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,9 @@ def needed_gib(preset: str, optimizations: Sequence[Optimization]) -> int | None
 
 def _with(optimization: Optimization, parameters: Mapping[str, Any]) -> Optimization:
     own = {name: value for name, value in parameters.items() if name in type(optimization).model_fields}
-    return type(optimization)(**{**optimization.parameters(), **own}) if own else optimization
+    # Defaults are left out, since a value may exclude that of another parameter.
+    given = {name: getattr(optimization, name) for name in optimization.model_fields_set}
+    return type(optimization)(**{**given, **own}) if own else optimization
 
 
 def declare_preset(
@@ -129,8 +144,9 @@ def declare_preset(
 
 def faster_presets() -> str:
     """What the faster presets bring and how to check what they cost, as one line for people."""
-    factors = ", ".join(f"{name} {factor:g}x" for name, factor in TIMES_FAITHFUL.items())
-    names = ",".join(TIMES_FAITHFUL)
+    faster = {name: H100_SECONDS["faithful"] / H100_SECONDS[name] for name in ("balanced", "fast")}
+    factors = ", ".join(f"{name} {factor:.1f}x" for name, factor in faster.items())
+    names = ",".join(faster)
     return (
         f"Faster than faithful, but lossy: {factors} (H100, 1024x1024, 28 steps); check them on your weights with: "
         f"kontext verify --preset {names} --dataset DIR"
@@ -138,10 +154,10 @@ def faster_presets() -> str:
 
 
 def find_preset(name: str, known: Mapping[str, Preset] | None = None) -> Preset:
-    """The preset `name` of `known` (None: those that are built in), or the ablation of one that `name` describes.
+    """The preset `name` of `known` (None: those that are built in), or the variant of one that `name` describes.
 
-    Names of ablations are `classic-only-compile` and `classic-without-compile`. A name that ends in .toml is the path
-    of a preset file. Raises InvalidInput for any other.
+    Names of ablations are `classic-only-compile` and `classic-without-compile`; `turbo(computed=5)` has another value
+    of a parameter. A name that ends in .toml is the path of a preset file. Raises InvalidInput for any other.
     """
     if name.endswith(".toml"):
         from pathlib import Path
@@ -152,6 +168,8 @@ def find_preset(name: str, known: Mapping[str, Preset] | None = None) -> Preset:
     known = PRESETS if known is None else known
     if name in known:
         return known[name]
+    if (replaced := _REPLACED.fullmatch(name)) is not None:
+        return find_preset(replaced[1], known).replace(**_parameters(replaced[2]))
     ablation = parse_ablation(name)
     if ablation is None or ablation.preset not in known:
         raise InvalidInput(unknown_name("preset", name, known))
@@ -166,6 +184,19 @@ def find_preset(name: str, known: Mapping[str, Preset] | None = None) -> Preset:
         optional=_ablated(whole.optional, ablation),
         source=whole.source,
     )
+
+
+def _parameters(text: str) -> dict[str, Any]:
+    """Of `computed=5,order=0`, as `Preset.replace` writes them in a name. Raises InvalidInput."""
+    if not re.fullmatch(f"(?:{_PARAMETER.pattern})+", text):
+        raise InvalidInput(f"The parameters {text!r} are not NAME=VALUE; write for example turbo(computed=5).")
+    parameters: dict[str, Any] = {}
+    for name, value in _PARAMETER.findall(text):
+        try:
+            parameters[name] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            parameters[name] = value.strip()
+    return parameters
 
 
 def _ablated(optimizations: Iterable[Optimization], ablation: Ablation) -> tuple[Optimization, ...]:

@@ -42,6 +42,14 @@ class GalleryItem:
         presets = [picture.preset for picture in self.pictures if picture.image and picture.preset]
         return BASELINE in presets and len(presets) > 1
 
+    @property
+    def done_by_baseline(self) -> bool:
+        """Whether the judge accepts baseline's output."""
+        return any(
+            picture.preset == BASELINE and picture.judgement is not None and bool(picture.judgement.accepted)
+            for picture in self.pictures
+        )
+
 
 @dataclass(frozen=True)
 class Gallery:
@@ -51,11 +59,12 @@ class Gallery:
 
 
 def gallery(group: Group, items: Sequence[StoredItem]) -> Gallery:
-    """The first seed of each item, from the first round that kept its output."""
+    """The first seed of each item, from the first round that kept its output; what baseline gets right comes first."""
     by_id = {item.id: item for item in items}
     wanted = group.workload.items if group.workload else ()
     cards = [card for name in wanted if name in by_id and (card := _card(group, by_id[name])) is not None]
-    return Gallery(tuple(_evenly_spaced(cards, MOST_ITEMS)), len(cards))
+    chosen = _evenly_spaced(cards, MOST_ITEMS)
+    return Gallery(tuple(sorted(chosen, key=lambda card: not card.done_by_baseline)), len(cards))
 
 
 def verified_gallery(report: VerificationReport) -> Gallery:

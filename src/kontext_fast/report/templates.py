@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
@@ -40,6 +41,7 @@ def _environment(language: str) -> Environment:
     if language in _CODE:
         environment.filters["code"] = _CODE[language]
     environment.filters["picture"] = picture
+    environment.filters["shell"] = shlex.quote
     environment.globals.update(fmt=fmt, costs=costs, baseline=BASELINE, control=CONTROL)
     return environment
 
