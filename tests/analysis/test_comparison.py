@@ -136,7 +136,7 @@ def test_failing_preset_is_a_regression_missing_one_is_listed() -> None:
         ({"checkpoint": TINY.model_copy(update={"weights_sha256": "f" * 64})}, "measure the same weights"),
         ({"checkpoint": TINY.model_copy(update={"dtype": "bfloat16"})}, "0 in float32, B 0"),
         ({"checkpoint": RANDOM}, "B random in bfloat16"),
-        ({"of": workload(steps=28)}, "share no workload"),
+        ({"of": workload(steps=28)}, "A has edit, 128x128, 4 steps, B edit, 128x128, 28 steps"),
         ({"of": workload(width=256, height=256)}, "share no workload"),
     ],
 )

@@ -69,7 +69,10 @@ def compare(before: ResultFile, after: ResultFile, threshold: float) -> Comparis
     old, new = analyze_benchmark(before), analyze_benchmark(after)
     pairs = [(a, b) for a in old for b in new if a.workload is not None and _key(a) == _key(b)]
     if not pairs:
-        raise InvalidInput("A and B share no workload (size, steps, batch, items); measure both with the same suite.")
+        raise InvalidInput(
+            f"A and B share no workload with the same items: A has {_workloads(old)}, B {_workloads(new)}; "
+            "measure both with the same suite."
+        )
     changes: list[Change] = []
     left_out: list[str] = []
     for a, b in pairs:
@@ -84,6 +87,11 @@ def compare(before: ResultFile, after: ResultFile, threshold: float) -> Comparis
         left_out += [f"{preset} on {group_name(b)} is only in B" for preset in new_ones]
     left_out += _unpaired(old, [a for a, _ in pairs], "A") + _unpaired(new, [b for _, b in pairs], "B")
     return Comparison(tuple(changes), tuple(left_out))
+
+
+def _workloads(groups: Sequence[AnalyzedGroup]) -> str:
+    names = list(dict.fromkeys(group_name(group) for group in groups if group.workload))
+    return " and ".join([*names[:3], *([f"{len(names) - 3} more"] if len(names) > 3 else [])]) or "none"
 
 
 def _check_alike(before: ResultFile, after: ResultFile) -> None:

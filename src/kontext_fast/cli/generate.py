@@ -10,12 +10,13 @@ import typer
 from kontext_fast.cli import options
 from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.session import ImageJob, make_images, numbered, require_count, setup_for_pictures
+from kontext_fast.errors import InvalidInput
 
 GROUP = Group.IMAGES
 
 
 def command(
-    prompt: Annotated[str, typer.Argument(metavar='"PROMPT"', help='What to draw, for example "a red car".')],
+    words: Annotated[list[str], typer.Argument(metavar='"PROMPT"', help='What to draw, for example "a red car".')],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="PNG, JPEG or WebP file.")] = Path(
         "generated.png"
     ),
@@ -42,8 +43,10 @@ def command(
     from kontext_fast.pipeline.sizes import parse_size
 
     require_count(num_images)
+    if len(words) > 1:
+        raise InvalidInput(f'Put the prompt in quotes; write kontext generate "{" ".join(words)}".')
     request = EditRequest(
-        prompt,
+        words[0],
         steps=steps,
         guidance=guidance,
         seed=seed,

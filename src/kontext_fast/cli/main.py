@@ -185,7 +185,9 @@ def _usage_sentence(error: Any) -> str:
     context = error.ctx
     place = f"see {context.command_path if context else 'kontext'} --help."
     if isinstance(error.__cause__, ValidationError):
-        option = error.param.opts[-1] if error.param.param_type_name == "option" else error.param.display_name_raw
+        # The short of two long names: the other one is that of diffusers.
+        long = [name for name in error.param.opts if name.startswith("--")]
+        option = long[0] if error.param.param_type_name == "option" else error.param.display_name_raw
         return f"{option}: {first_mistake(error.__cause__)[1]}; {place}"
     message = error.format_message().rstrip(".")
     return message if message.endswith("?") else f"{message}; {place}"

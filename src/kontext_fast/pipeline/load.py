@@ -5,6 +5,7 @@ A module of this package that defines a `CheckpointSource` adds a kind; `load` f
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -119,7 +120,9 @@ def find_source(checkpoint: str) -> CheckpointSource:
     for source in sources():
         if source.matches(checkpoint):
             return source
-    raise CheckpointUnavailable(f"There is no checkpoint {checkpoint!r}; use {choices()}.")
+    close = difflib.get_close_matches(checkpoint, ("tiny", "random"), n=1)
+    meant = f"did you mean {close[0]}? It can be" if close else "use"
+    raise CheckpointUnavailable(f"There is no checkpoint {checkpoint!r}; {meant} {choices()}.")
 
 
 def choices() -> str:
