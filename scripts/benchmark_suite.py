@@ -8,6 +8,6 @@ from kontext_fast.cli.main import run
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    if not {"--help", "--suite"} & set(arguments):
+    if not {"-h", "--help", "--suite"} & set(arguments):
         print("The suite is quick; --suite chooses another one.")
     sys.exit(run(["bench", *arguments]))

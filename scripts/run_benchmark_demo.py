@@ -5,6 +5,7 @@ Without a GPU or without HF_TOKEN it runs on the bundled checkpoint `tiny`, othe
 
 from __future__ import annotations
 
+import argparse
 import sys
 from datetime import datetime
 
@@ -14,7 +15,9 @@ FAILED_ROWS = 1
 
 
 def main() -> int:
-    out = sys.argv[1] if len(sys.argv) > 1 else f"kontext-demo-{datetime.now():%Y%m%d-%H%M%S}"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", default=f"kontext-demo-{datetime.now():%Y%m%d-%H%M%S}")
+    out = parser.parse_args().folder
     print(f"The suite is quick and the folder {out}.")
     if code := run(["doctor"]):
         return code

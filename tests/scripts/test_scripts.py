@@ -34,6 +34,17 @@ def write_result(folder: Path, written_at: float) -> None:
     os.utime(store.records_file, (written_at, written_at))
 
 
+SCRIPTS = (*sorted(path.relative_to(ROOT) for path in ROOT.glob("scripts/*.py")), Path("flux_kontext_standalone.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+def test_help_of_a_script_runs_nothing(tmp_path: Path, script: Path) -> None:
+    done = python(str(script), "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.lower().startswith("usage: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_suite_script_takes_the_options_of_bench(tmp_path: Path) -> None:
     (tmp_path / "short.toml").write_text(SUITE)
     done = python("scripts/benchmark_suite.py", "--suite", "short.toml", "--out", "result", cwd=tmp_path)

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from kontext_fast.records.schema import Memory
-from kontext_fast.stats.intervals import Estimate
+from kontext_fast.stats.intervals import Estimate, Summary
 
 if TYPE_CHECKING:
     from kontext_fast.analysis.rows import ComputedSteps
@@ -17,7 +17,7 @@ NOT_MEASURED = "not measured"
 NO_INTERVAL = "no interval"
 
 _SAYS_NOTHING = 100
-"""An interval of a factor from bound to bound this many times as large; two rounds on a busy machine give such."""
+_TWO = 2
 
 
 def seconds(value: float | None) -> str:
@@ -42,6 +42,14 @@ def seconds_estimate(estimate: Estimate) -> str:
     return f"{_fixed(estimate.value * scale, _decimals_of(estimate, scale))} {unit}"
 
 
+def seconds_of_runs(summary: Summary) -> str:
+    """The mean, or `2 runs: 0.490, 0.570 s` where two processes are all, of which no interval says more."""
+    if summary.mean.n != _TWO:
+        return seconds_estimate(summary.mean)
+    first, second = summary.values
+    return f"2 runs: {seconds(first).removesuffix(' s')}, {seconds(second)}"
+
+
 def seconds_with_interval(estimate: Estimate) -> str:
     """`1.13 s (1.10 to 1.16 s)` or `1.13 s (no interval)`."""
     return _with_interval(seconds_estimate(estimate), seconds_range(estimate))
@@ -63,8 +71,9 @@ def factor_with_interval(estimate: Estimate) -> str:
 
 
 def factor_range_short(estimate: Estimate) -> str | None:
-    """`1.55-1.70`, for places without room; None where there is no interval, or one so wide that it says nothing."""
-    if estimate.interval is None or estimate.interval[1] > _SAYS_NOTHING * estimate.interval[0]:
+    """`1.55-1.70`, for places without room; None where there is no interval, or one that says nothing: of two values,
+    or with one bound a hundred times the other."""
+    if estimate.interval is None or estimate.n == _TWO or estimate.interval[1] > _SAYS_NOTHING * estimate.interval[0]:
         return None
     return "-".join(_fixed(bound, _factor_decimals(estimate)) for bound in estimate.interval)
 
