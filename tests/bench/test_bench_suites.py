@@ -180,7 +180,7 @@ def test_warm_cache_needs_a_cold_one() -> None:
 
 
 def test_unknown_suite_names_the_existing_ones(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"choose ablation or card or .* or cold or full or quick"):
+    with pytest.raises(InvalidInput, match=r"choose ablation or card or .* or cold or demo or full or quick"):
         read_suite("quik")
     with pytest.raises(InvalidInput, match="cannot be read"):
         read_suite(str(tmp_path / "missing.toml"))

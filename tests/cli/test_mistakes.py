@@ -86,7 +86,7 @@ OPTIONS = [
     ("edit cat.jpg x --checkpoint tiyn", BAD, "did you mean tiny?"),
     ("edit cat.jpg x --checkpoint ./nowhere", BAD, "There is no checkpoint './nowhere'; use tiny"),
     ("edit cat.jpg x --checkpoint empty", BAD, "it has no model_index.json; give the folder that holds it"),
-    ("edit cat.jpg x --checkpoint text.txt", BAD, "text.txt is not a .safetensors file"),
+    ("edit cat.jpg x --checkpoint text.txt", BAD, "text.txt is not a .safetensors or .gguf file"),
     ("edit cat.jpg x --checkpoint no/such-model", BAD, "connect to the network"),
     ("edit cat.jpg x --checkpoint black-forest-labs/FLUX.1-Kontext-dev", BAD, "is not in the local cache"),
     ("edit cat.jpg x --checkpoint random", CANNOT, "needs a CUDA GPU"),

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kontext_fast.analysis import format as fmt
 from kontext_fast.cli.bench import raise_for_failures, suite_display
 from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.options import Json
 from kontext_fast.cli.output import print_json, progress_bar, result_folder
-from kontext_fast.records.schema import BASELINE, CONTROL
-from kontext_fast.stats.claims import speed_claim
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,6 +51,7 @@ def command(
     from kontext_fast.bench.suites import read_suite
     from kontext_fast.metrics.scorer import judge_benchmark
     from kontext_fast.records.lock import locked_folder
+    from kontext_fast.records.schema import BASELINE, CONTROL
     from kontext_fast.records.store import ResultStore
     from kontext_fast.report.output.publish import publish
     from kontext_fast.report.output.terminal import print_headline
@@ -141,6 +139,10 @@ def _print_speeds(report: GroupReport, console: Console) -> None:
     """One line of each preset with a bar as long as an edit takes, slow to fast, and what may be claimed of it."""
     from rich.table import Table
     from rich.text import Text
+
+    from kontext_fast.analysis import format as fmt
+    from kontext_fast.records.schema import CONTROL
+    from kontext_fast.stats.claims import speed_claim
 
     rows = [row for row in report.rows if row.time is not None]
     longest = max(row.time.mean.value for row in rows if row.time)
