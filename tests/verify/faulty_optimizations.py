@@ -19,6 +19,45 @@ class _Faulty(Optimization):
     summary: ClassVar[str] = "faulty on purpose"
 
 
+class AloneOtherwise(_Faulty):
+    """Calls of a single image get another velocity, and no others."""
+
+    name: ClassVar[str] = "alone otherwise"
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        forward = pipe.transformer.forward
+
+        def negated_alone(*inputs: Any, **named: Any) -> Any:
+            (velocity, *_) = forward(*inputs, **named)
+            return (-velocity if len(velocity) == 1 else velocity,)
+
+        set_attribute(pipe.transformer, "forward", negated_alone, undo)
+        return {}
+
+
+class NegativeIgnored(_Faulty):
+    """Without a negative prompt exact; with one, its pass returns the velocity of the other pass."""
+
+    name: ClassVar[str] = "negative ignored"
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        forward = pipe.transformer.forward
+        last: dict[str, torch.Tensor] = {}
+
+        def of_one_pass(*inputs: Any, **named: Any) -> Any:
+            time = named["timestep"]
+            if "time" in last and last["time"].shape == time.shape and bool((last["time"] == time).all()):
+                velocity = last["velocity"]
+                last.clear()
+                return (velocity,)
+            (velocity, *_) = forward(*inputs, **named)
+            last.update(time=time, velocity=velocity)
+            return (velocity,)
+
+        set_attribute(pipe.transformer, "forward", of_one_pass, undo)
+        return {}
+
+
 class BlockSkipped(_Faulty):
     name: ClassVar[str] = "block skipped"
 

@@ -108,7 +108,7 @@ def test_rate_is_that_of_the_floor_where_it_is_higher() -> None:
 
 def test_tail_needs_seed_noise_of_a_chosen_metric() -> None:
     assert compare_tail(replace(far_outputs(4), between_seeds={}), MARGINS) is None
-    assert compare_tail(replace(far_outputs(4), metric="psnr"), MARGINS) is None
+    assert compare_tail(replace(far_outputs(4), metric="lpips"), MARGINS) is None
 
 
 def test_tail_turns_a_pass_into_a_loss_and_names_items() -> None:

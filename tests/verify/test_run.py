@@ -16,6 +16,7 @@ from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 from kontext_fast.metrics.base import Control
 from kontext_fast.records.schema import Record, ResultFile
 from kontext_fast.verify.analysis import analyze
+from kontext_fast.verify.arms import CONDITIONS, condition_arm
 from kontext_fast.verify.controls import FLOOR_ARMS, OTHER_PRECISION
 from kontext_fast.verify.frontier import frontier
 from kontext_fast.verify.image_generator import TIMED_EDITS
@@ -59,6 +60,7 @@ def test_every_arm_is_a_record_with_scores(result: ResultFile, request_of: Reque
         "baseline",
         "rounded",
         "rounded, other order",
+        *(condition_arm(preset, condition) for preset in ("baseline", "rounded") for condition in CONDITIONS),
         *FLOOR_ARMS,
         *(control.value for control in Control),
     }
@@ -168,9 +170,9 @@ class _Stop:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("after", [1, 7])
+@pytest.mark.parametrize(("after", "of_them"), [(1, 1), (7, 3 + 2 * 2 + 2 * 2)])
 def test_resume_repeats_and_loses_no_call(
-    after: int, request_of: Request, result: ResultFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    after: int, of_them: int, request_of: Request, result: ResultFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
     edit = kontext_fast.pipeline.edit.edit_together
@@ -183,16 +185,17 @@ def test_resume_repeats_and_loses_no_call(
     out = tmp_path / "out"
     with pytest.raises(Cancelled, match="--resume --out"):
         verify(request_of, out, on_progress=_Stop(after))
-    assert len(calls) == after
+    assert len(calls) == of_them
     again = verify(request_of, out, resume=True)
     # A call an item: baseline, the preset, its other order, two floors, three controls, and the other precision; each
-    # image by itself at the other position.
-    assert len(calls) == 3 + 3 + 2 + 2 * 2 + 3 * 2 + 2 + 2 * 2
-    assert sum(calls) == 2 * (3 + 3 + 2 * 8)
+    # image by itself at the other position, and under both conditions of baseline and the preset.
+    conditions = 2 * 2 * 2
+    assert len(calls) == 3 + 3 + 2 + 2 * 2 + 3 * 2 + 2 + 2 * 2 + 2 * conditions
+    assert sum(calls) == 2 * (3 + 3 + 2 * 8 + conditions)
     assert _outputs(again) == _outputs(result)
     lines = (out / FOLDER / "outputs.jsonl").read_text().splitlines()[1:]
     recorded = [(line["arm"], line["item"]) for line in map(json.loads, lines)]
-    assert len(recorded) == len(set(recorded)) == 3 + 3 + 2 * 8
+    assert len(recorded) == len(set(recorded)) == 3 + 3 + 2 * 8 + conditions
 
 
 def test_resume_of_a_finished_verification_does_nothing(
@@ -231,8 +234,8 @@ def test_failing_preset_is_given_up_with_its_reason(
     faulty.FailsAlways.tried.clear()
     request = replace(request_of, presets=(faulty.preset(faulty.FailsAlways()),))
     result = verify(request, tmp_path / "out")
-    # Once for the preset and once for its other order, of three and of two items.
-    assert len(faulty.FailsAlways.tried) == 2
+    # Once for the preset, of three items, and once each for its other order and two conditions, of two items.
+    assert len(faulty.FailsAlways.tried) == 4
     record = _arms(result)["fails always"]
     assert (record.status, record.reason) == ("crash", "RuntimeError: a kernel does not compile")
     assert [output.failure for output in record.outputs] == ["RuntimeError: a kernel does not compile"] * 6

@@ -208,9 +208,14 @@ class Output(Stored):
     reason that none of them repeated alone."""
 
 
-ArmRole = Literal["baseline", "preset", "order", "steps", "floor", "control"]
-"""order: the preset again with its requests in another order; steps: baseline with fewer steps; floor: baseline again,
-differing by rounding at most; control: outputs that are worse on purpose."""
+ArmRole = Literal["baseline", "preset", "order", "condition", "steps", "floor", "control"]
+"""order: the preset again with its requests in another order; condition: baseline or a preset used in another way;
+steps: baseline with fewer steps; floor: baseline again, differing by rounding at most; control: outputs that are worse
+on purpose."""
+
+Condition = Literal["one by one", "true CFG"]
+"""one by one: calls of a single image, each of which but the first of an item repeats its image and instruction; true
+CFG: the same with a negative prompt."""
 
 
 class Arm(Stored):
@@ -219,7 +224,8 @@ class Arm(Stored):
     name: str
     role: ArmRole
     preset: str | None = None
-    """Whose order is checked, for `order`."""
+    """Whose order or condition is checked, for `order` and `condition`; baseline, too."""
+    condition: Condition | None = None
 
 
 class MetricFacts(Stored):

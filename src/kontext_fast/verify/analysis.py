@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.metrics.base import Metric, Role, discover
-from kontext_fast.records.schema import ArmRole, MetricFacts, Record, ResultFile, Verification
+from kontext_fast.records.schema import BASELINE, ArmRole, MetricFacts, Record, ResultFile, Verification
+from kontext_fast.verify.arms import condition_arm
 from kontext_fast.verify.comparisons import ByItem, FidelityDistances, QualityDifferences
+from kontext_fast.verify.conditions import ConditionEvidence, coverage_sentence
 from kontext_fast.verify.controls import RERUN, ControlCheck, insensitivity, sensitivity_checks
 from kontext_fast.verify.converged import (
     DISTANCE,
@@ -41,6 +43,8 @@ class PresetAnalysis:
     """None where the preset has no output."""
     converged: ConvergedComparison | None = None
     """Beside the verdict, where the verification compared with the converged reference."""
+    coverage: str = ""
+    """How the preset was used, and how it was not, in which case it is not verified there."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,9 @@ def analyze(result: ResultFile) -> VerificationAnalysis:
             reason = record.reason or (failures[0] if failures else "It made no output.")
             return PresetAnalysis(record.preset, QualityVerdict(Level.NOT_MEASURED, reason), None)
         evidence = arms.evidence(record.preset, metrics, insensitive)
-        return PresetAnalysis(record.preset, decide(evidence, margins), evidence, arms.converged(record.preset))
+        coverage = coverage_sentence(evidence.conditions, verification.batch, arms.has_order(record.preset))
+        converged = arms.converged(record.preset)
+        return PresetAnalysis(record.preset, decide(evidence, margins), evidence, converged, coverage)
 
     return VerificationAnalysis(
         verification=verification,
@@ -167,6 +173,35 @@ class ArmScores:
             reordered=self.distances(metric, reordered),
         )
 
+    def has_order(self, preset: str) -> bool:
+        """Whether the preset ran in another order, too."""
+        return bool(_images(self._reordered(preset)))
+
+    def _conditions(self, preset: str, metrics: Iterable[type[Metric]]) -> Iterator[ConditionEvidence]:
+        """Of every condition under which both the preset and baseline made outputs, or why the preset did not."""
+        for record in self._of_role("condition"):
+            arm = record.arm
+            if arm is None or arm.preset != preset or arm.condition is None:
+                continue
+            reference = condition_arm(BASELINE, arm.condition)
+            baseline, images = _images(self._records.get(reference)), _images(record)
+            failed = _failed(record) - _failed(self._records.get(reference))
+            reasons = [output.failure for output in record.outputs if output.failure]
+            yield ConditionEvidence(
+                name=arm.condition,
+                identical=_differ_by_seed(baseline)
+                and baseline == images
+                and all(error == 0 for error in self.scores(arm.name, "latent_error").values()),
+                fidelity=tuple(
+                    replace(self.fidelity(metric, preset), to_baseline=self.distances(metric, arm.name))
+                    for metric in metrics
+                    if metric.role is Role.FIDELITY
+                ),
+                failures=_items(failed, baseline),
+                repeats=_repeats(record),
+                not_run=None if images else record.reason or next(iter(reasons), "it made no output"),
+            )
+
     def _reordered(self, preset: str | None) -> Record | None:
         """The arm of `preset` with its requests in another order."""
         if preset is None:
@@ -199,11 +234,8 @@ class ArmScores:
             ),
             failures=_items(failed - _failed(self.baseline), baseline),
             reordered_failures=_items(_failed(reordered) - failed, images),
-            repeats=tuple(
-                Repeat(score.item, score.seed, score.note or "another picture")
-                for score in record.scores
-                if score.metric == REPEAT and score.value
-            ),
+            repeats=_repeats(record),
+            conditions=tuple(self._conditions(preset, metrics)),
             seed_spreads=_by_item(self.scores(preset, SEED_SPREAD)),
             changes={
                 direction: by_item
@@ -213,6 +245,14 @@ class ArmScores:
             declares_rounding=bool(record.plan) and all(applied.effect in ROUNDING for applied in record.plan),
             insensitive=insensitive,
         )
+
+
+def _repeats(record: Record) -> tuple[Repeat, ...]:
+    return tuple(
+        Repeat(score.item, score.seed, score.note or "another picture")
+        for score in record.scores
+        if score.metric == REPEAT and score.value
+    )
 
 
 def _by_metric(record: Record) -> dict[str, dict[_Key, float]]:

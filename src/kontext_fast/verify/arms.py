@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 from kontext_fast.datasets.base import Item
 from kontext_fast.metrics.base import Control
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.presets import Preset
 from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
-from kontext_fast.records.schema import BASELINE, Arm, ArmRole
+from kontext_fast.records.schema import BASELINE, Arm, ArmRole, Condition
 from kontext_fast.verify.controls import CACHE_FACTOR, OTHER_ATTENTION, OTHER_POSITION, OTHER_PRECISION, RERUN
 
 CONTROL_BATCHES = 2
 """The control items take at least so many calls: what one call leaves behind shows only in the next one."""
 FEWER_STEPS = (0.75, 0.5, 0.36, 0.25, 0.15)
 """Fractions of the steps at which the frontier runs baseline, to compare presets with."""
+
+CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+CONDITION_ITEMS = 8
+"""Items of each condition, the fewest that can be compared with the floor."""
+TRUE_CFG = 2.0
+"""With which presets are verified."""
+
+
+def condition_arm(preset: str, condition: Condition) -> str:
+    """The name of the arm of a preset, or of baseline, under a condition."""
+    return f"{preset}, {condition}"
+
 
 Batch = tuple[int, ...]
 """Positions of the items of one call of the pipeline."""
@@ -35,6 +47,8 @@ class ArmSpec:
     preset: str | Preset | tuple[Optimization, ...] = BASELINE
     instructions: tuple[str, ...] | None = None
     """In place of the items' own."""
+    negatives: tuple[str, ...] | None = None
+    """Negative prompts, with true CFG."""
     steps: int
     images_per_call: int
     """At most."""
@@ -74,11 +88,20 @@ def arm_specs(
         common = {"items": of, "separate": len(few), "steps": steps, "images_per_call": images_per_call}
         return ArmSpec(arm=arm, **{**common, **changes})
 
+    def conditions(name: str, preset: str | Preset) -> Iterator[ArmSpec]:
+        some = few[:CONDITION_ITEMS]
+        for condition in CONDITIONS:
+            negatives = _swapped_instructions(some) if condition == "true CFG" else None
+            arm = Arm(name=condition_arm(name, condition), role="condition", preset=name, condition=condition)
+            yield replace(spec("", "condition", some, preset=preset, images_per_call=1), arm=arm, negatives=negatives)
+
     yield spec(BASELINE, "baseline", every, timed=True)
+    yield from conditions(BASELINE, BASELINE)
     for preset in presets:
         name = preset if isinstance(preset, str) else preset.name
         yield spec(name, "preset", every, preset=preset, timed=True)
         yield spec(f"{name}, other order", "order", preset=preset, of_preset=name, reverse_order=True)
+        yield from conditions(name, preset)
     for count in fewer_steps(steps) if frontier else ():
         yield spec(f"{count} steps" if count > 1 else "1 step", "steps", every, steps=count, timed=True)
     yield spec(RERUN, "floor", timed=True)

@@ -18,7 +18,7 @@ from kontext_fast.pipeline.edit_many import LAUNCH_BOUND_BATCH, LAUNCH_BOUND_PAR
 from kontext_fast.records.privacy import redact
 from kontext_fast.records.schema import Output
 from kontext_fast.verify.arm_pipeline import ArmPipeline, captured_latents
-from kontext_fast.verify.arms import ArmSpec, Batch, make_batches
+from kontext_fast.verify.arms import TRUE_CFG, ArmSpec, Batch, make_batches
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -168,7 +168,15 @@ class ImageGenerator:
     def _request(self, spec: ArmSpec, index: int, seed: int) -> EditRequest:
         item = spec.items[index]
         instruction = spec.instructions[index] if spec.instructions else item.instruction
-        return EditRequest(instruction, item.image, steps=spec.steps, guidance=self._guidance, seed=seed)
+        return EditRequest(
+            instruction,
+            item.image,
+            steps=spec.steps,
+            guidance=self._guidance,
+            seed=seed,
+            negative=spec.negatives[index] if spec.negatives else None,
+            true_cfg=TRUE_CFG if spec.negatives else 1.0,
+        )
 
     def time_edits(self, spec: ArmSpec) -> tuple[float, ...]:
         """Seconds of single edits of `spec`, one after another, after a few that are not counted.

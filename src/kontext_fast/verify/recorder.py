@@ -25,6 +25,7 @@ from kontext_fast.records.schema import (
 )
 from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.analysis import BETWEEN_SEEDS
+from kontext_fast.verify.arms import condition_arm
 from kontext_fast.verify.journal import Journal
 from kontext_fast.verify.pictures import picture_scores
 
@@ -96,11 +97,13 @@ def stored_outputs(
 ) -> list[StoredOutput]:
     """The outputs of an arm, each with the output of the arm's reference for the same item and seed.
 
-    The reference is baseline, or the preset whose order is checked. Baseline itself is compared with its own first seed
-    of the item. `records` are by arm.
+    The reference is baseline, the preset whose order is checked, or baseline under the same condition. Baseline itself
+    is compared with its own first seed of the item. `records` are by arm.
     """
     facts = records[arm].arm
     reference = facts.preset if facts and facts.role == "order" and facts.preset else BASELINE
+    if facts and facts.condition:
+        reference = condition_arm(BASELINE, facts.condition)
     images = _images(records[reference])
     # The smallest seed of each item comes last, so that it is the one that stays.
     first_seeds = dict(sorted(images, reverse=True))

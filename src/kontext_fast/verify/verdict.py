@@ -23,6 +23,7 @@ from kontext_fast.verify.comparisons import (
     compare_with_margins,
     compare_with_seed_noise,
 )
+from kontext_fast.verify.conditions import ConditionEvidence, is_within_floor, loss_in_condition
 from kontext_fast.verify.findings import (
     Repeat,
     SignedChange,
@@ -81,6 +82,7 @@ class Evidence:
     """Distances of outputs for two seeds over the same distances of baseline."""
     changes: Mapping[str, ByItem] = field(default_factory=dict)
     """Signed changes of the pixels by direction."""
+    conditions: tuple[ConditionEvidence, ...] = ()
     declares_rounding: bool = False
     """True where no optimization of the preset declares that it changes more than rounding."""
     insensitive: Mapping[str, str] = field(default_factory=dict)
@@ -111,7 +113,32 @@ def decide(evidence: Evidence, margins: Margins) -> QualityVerdict:
             reason = f"It declares to change rounding only, and does more. {_largest_ratio(verdict.floor)}."
         if reason is not None:
             verdict = replace(verdict, level=Level.LOSS, reason=reason)
+    if verdict.level is not Level.LOSS:
+        verdict = _under_conditions(verdict, evidence, margins)
     return replace(verdict, tails=tails, changes=signed_changes(evidence.changes, margins.confidence))
+
+
+def _under_conditions(verdict: QualityVerdict, evidence: Evidence, margins: Margins) -> QualityVerdict:
+    """The verdict with what other ways of use show: a loss there is a loss, and identical means in all of them."""
+    rounding_only = verdict.level in (Level.IDENTICAL, Level.EQUIVALENT) or evidence.declares_rounding
+    conditions = [
+        replace(of, fidelity=tuple(by for by in of.fidelity if by.metric not in evidence.insensitive))
+        for of in evidence.conditions
+        if of.not_run is None
+    ]
+    for condition in conditions:
+        reason = loss_in_condition(condition, margins, rounding_only=rounding_only)
+        if reason is not None:
+            return replace(verdict, level=Level.LOSS, reason=reason)
+    rounded = [condition for condition in conditions if not condition.identical]
+    if verdict.level is Level.IDENTICAL and rounded:
+        names = " and ".join(condition.name for condition in rounded)
+        if all(is_within_floor(condition, margins) for condition in rounded):
+            reason = f"Every output is the same, bit for bit, but for rounding {names}."
+            return replace(verdict, level=Level.EQUIVALENT, reason=reason)
+        reason = f"Most outputs are the same, bit for bit, and not those {names}: more control items are needed there."
+        return replace(verdict, level=Level.CANNOT_TELL, reason=reason)
+    return verdict
 
 
 def _decide(evidence: Evidence, margins: Margins, of_preset: Sequence[FidelityDistances]) -> QualityVerdict:

@@ -111,6 +111,7 @@ def print_verdicts(analysis: VerificationAnalysis, frontier: Frontier | None, co
                 if (changes := changes_sentence(preset.verdict.changes)) is not None
             ),
             *(f"{preset.preset}: {preset.converged.sentence}" for preset in analysis.presets if preset.converged),
+            *(f"{preset.preset}: {preset.coverage}" for preset in analysis.presets if preset.coverage),
             *([] if frontier is None else [frontier_finding(frontier)]),
             *(f"{metric} is insensitive here: {reason}." for metric, reason in analysis.insensitive.items()),
             *metrics,
@@ -132,6 +133,7 @@ def verdicts_as_data(analysis: VerificationAnalysis, frontier: Frontier | None) 
                 "metrics": [
                     {**asdict(row), "answer": row.answer} for row in metric_rows(preset.verdict, analysis.margins)
                 ],
+                "coverage": preset.coverage,
                 "changes": {
                     change.direction: {
                         "mean": change.estimate.value,

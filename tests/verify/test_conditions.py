@@ -1,0 +1,132 @@
+"""A verdict names the ways of use that it covers, and a fault in any of them is a loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kontext_fast.datasets.shapes import held_out
+from kontext_fast.optimizations.presets import Preset
+from kontext_fast.records.schema import BASELINE
+from kontext_fast.verify.analysis import analyze
+from kontext_fast.verify.arms import CONDITION_ITEMS, CONDITIONS, TRUE_CFG, arm_specs, condition_arm
+from kontext_fast.verify.comparisons import FidelityDistances
+from kontext_fast.verify.conditions import AMPLIFICATION, ConditionEvidence, coverage_sentence
+from kontext_fast.verify.findings import Repeat
+from kontext_fast.verify.margins import read_margins
+from kontext_fast.verify.request import Request
+from kontext_fast.verify.run import verify
+from kontext_fast.verify.verdict import Evidence, Level, decide
+from tests.verify import faulty_optimizations as faulty
+from tests.verify.fake_edits import write_dataset
+
+MARGINS = read_margins()
+FLOOR = 0.01
+
+
+def distances(value: float, n: int = CONDITION_ITEMS) -> FidelityDistances:
+    """The floor is 0.01 and two seeds are 0.4 apart."""
+    names = [f"item {index}" for index in range(40)]
+    return FidelityDistances(
+        "latent_error",
+        to_baseline={name: [value, value] for name in names[:n]},
+        floors={"other precision": {name: [FLOOR] for name in names[:16]}},
+        between_seeds={name: [0.4] for name in names},
+    )
+
+
+IDENTICAL = Evidence(identical=True, fidelity=(distances(0.0, 40),), quality=())
+ALONE = ConditionEvidence("one by one", identical=True, fidelity=(distances(0.0),))
+CFG = ConditionEvidence("true CFG", identical=True, fidelity=(distances(0.0),))
+
+
+def level(*conditions: ConditionEvidence) -> Level:
+    return decide(replace(IDENTICAL, conditions=conditions), MARGINS).level
+
+
+def test_identical_in_all_conditions_stays_identical() -> None:
+    assert level(ALONE, CFG) is Level.IDENTICAL
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_other_outputs_in_one_condition_are_a_loss(name: str) -> None:
+    broken = {"one by one": ALONE, "true CFG": CFG}[name]
+    far = replace(broken, identical=False, fidelity=(distances(0.3),))
+    verdict = decide(replace(IDENTICAL, conditions=(far,)), MARGINS)
+    assert verdict.level is Level.LOSS
+    assert "30.00 times the floor" in verdict.reason or "10.00 times the floor" in verdict.reason
+    assert ("true CFG" if name == "true CFG" else "one image per call") in verdict.reason
+
+
+def test_rounding_in_one_condition_is_no_longer_identical() -> None:
+    assert level(replace(ALONE, identical=False, fidelity=(distances(FLOOR),))) is Level.EQUIVALENT
+    few = replace(ALONE, identical=False, fidelity=(distances(FLOOR, 5),))
+    assert level(few) is Level.CANNOT_TELL
+
+
+def test_guidance_may_amplify_rounding_and_no_more() -> None:
+    most = FLOOR * AMPLIFICATION["true CFG"]
+    assert AMPLIFICATION["true CFG"] == 2 * TRUE_CFG - 1
+    assert level(replace(CFG, identical=False, fidelity=(distances(most),))) is Level.EQUIVALENT
+    assert level(replace(CFG, identical=False, fidelity=(distances(2 * most),))) is Level.LOSS
+    assert level(replace(ALONE, identical=False, fidelity=(distances(most),))) is Level.LOSS
+
+
+def test_failures_and_repeats_in_a_condition_are_losses() -> None:
+    assert level(replace(ALONE, failures=("item 1",))) is Level.LOSS
+    assert level(replace(CFG, repeats=(Repeat("item 1", 0, "the input"),))) is Level.LOSS
+
+
+def test_condition_that_did_not_run_is_named_and_no_loss() -> None:
+    refused = ConditionEvidence("true CFG", False, (), not_run="It has no true CFG.")
+    assert level(ALONE, refused) is Level.IDENTICAL
+    assert coverage_sentence((ALONE, refused), 4, another_order=True) == (
+        "Covers calls of up to 4 images, another order, one image per call with repeated inputs. "
+        "Not verified with true CFG 2, one image per call (It has no true CFG)."
+    )
+
+
+def test_records_without_conditions_are_not_verified_there() -> None:
+    assert coverage_sentence((), 1, another_order=False) == (
+        "Covers calls of 1 image. Not verified with one image per call with repeated inputs and true CFG 2, "
+        "one image per call."
+    )
+
+
+def test_every_preset_and_baseline_have_an_arm_per_condition() -> None:
+    items = held_out(12)
+    specs = list(arm_specs(["fast"], items, items[:10], steps=4, seeds=2, images_per_call=8))
+    for preset in (BASELINE, "fast"):
+        for condition in CONDITIONS:
+            (spec,) = [spec for spec in specs if spec.arm.name == condition_arm(preset, condition)]
+            assert spec.arm.condition == condition
+            assert spec.preset_name == preset
+            assert spec.images_per_call == 1
+            assert len(spec.items) == CONDITION_ITEMS
+            assert (spec.negatives is not None) == (condition == "true CFG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "words"),
+    [
+        (faulty.preset(faulty.AloneOtherwise()), "one image per call with repeated inputs"),
+        (faulty.preset(faulty.NegativeIgnored()), "true CFG"),
+    ],
+    ids=["alone", "negative"],
+)
+def test_fault_of_one_way_of_use_is_found(preset: Preset, words: str, dense_checkpoint: Path, tmp_path: Path) -> None:
+    request = Request(
+        presets=(preset,),
+        checkpoint=str(dense_checkpoint),
+        dataset=write_dataset(tmp_path / "data", 8),
+        control_items=8,
+        steps=2,
+        device="cpu",
+    )
+    (analysis,) = analyze(verify(request, tmp_path / "out")).presets
+    assert analysis.verdict.level is Level.LOSS
+    assert words in analysis.verdict.reason
+    assert "Not verified" not in analysis.coverage
