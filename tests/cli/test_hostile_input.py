@@ -162,6 +162,15 @@ def test_altered_records_end_with_one_sentence(seed: int, kontext: Kontext, benc
     alter_and_report(kontext, bench, tmp_path, seed, lambda folder: of_a_bench(folder)[seed % 6 :: 6])
 
 
+@pytest.mark.parametrize("letters", [58, 300])
+def test_names_of_any_length_get_a_report(letters: int, kontext: Kontext, bench: Path, tmp_path: Path) -> None:
+    shutil.copytree(bench, tmp_path / "long")
+    file = ResultStore(tmp_path / "long").records_file
+    file.write_text(file.read_text().replace('"cache"', f'"{"n" * letters}"'))
+    outcome = kontext("report", tmp_path / "long")
+    assert outcome.code == 0, outcome.err
+
+
 @pytest.mark.slow
 def test_hundreds_of_altered_records(kontext: Kontext, bench: Path, tmp_path: Path) -> None:
     for seed in range(THOUSAND["records"]):

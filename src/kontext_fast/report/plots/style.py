@@ -235,7 +235,11 @@ class Rows:
 
     def __init__(self, slot: Slot, names: Sequence[str], x: str, *, right: float = 0.985, head_in: float = 0.1) -> None:
         self.narrow = slot.canvas.narrow
-        left = 0.03 if self.narrow else name_left(names, 0.13, slot.canvas.width_in)
+        width_in = slot.canvas.width_in
+        # Whatever a preset of somebody else is called, a quarter of the width stays for its numbers.
+        widest = 0.95 if self.narrow else right - 0.25
+        self._most = int(widest * width_in / _LETTER_IN) - 2
+        left = 0.03 if self.narrow else min(widest, name_left(names, 0.13, width_in))
         self.axes = slot.axes(left, 0.97 if self.narrow else right, head_in=head_in)
         clean(self.axes, "x", x=x)
         self.axes.set_yticks([])
@@ -248,9 +252,9 @@ class Rows:
 
     def name(self, row: float, words: str, color: str = INK, *, bold: bool = False) -> None:
         if self.narrow:
-            self._beside(0.0, row - 0.2, words, color=color, ha="left", bold=bold)
+            self._beside(0.0, row - 0.2, shortened(words, self._most), color=color, ha="left", bold=bold)
         else:
-            self._beside(-0.012, row, words, color=color, ha="right", bold=bold)
+            self._beside(-0.012, row, shortened(words, self._most), color=color, ha="right", bold=bold)
 
     def heading(self, row: float, words: str) -> None:
         """Above the rows that follow, on a narrow canvas."""
