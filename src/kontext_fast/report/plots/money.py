@@ -238,7 +238,7 @@ def _bars(axes: Axes, names: Sequence[str], title: str, *, title_x: float = 0.0)
     """Clean axes of bars of dollars, one row per name."""
     style.clean(axes, "x")
     axes.set_title(title, fontsize=12, loc="left", x=title_x, color=style.INK, parse_math=False)
-    axes.set_yticks(range(len(names)), [style.shortened(name, 40) for name in names])
+    axes.set_yticks(range(len(names)), list(names))
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.xaxis.set_major_formatter(_ticks(usd))
 
