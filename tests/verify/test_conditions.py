@@ -11,9 +11,17 @@ from kontext_fast.datasets.shapes import held_out
 from kontext_fast.optimizations.presets import Preset
 from kontext_fast.records.schema import BASELINE
 from kontext_fast.verify.analysis import analyze
-from kontext_fast.verify.arms import CONDITION_ITEMS, CONDITIONS, TRUE_CFG, arm_specs, condition_arm
+from kontext_fast.verify.arms import arm_specs
 from kontext_fast.verify.comparisons import FidelityDistances
-from kontext_fast.verify.conditions import AMPLIFICATION, ConditionEvidence, coverage_sentence
+from kontext_fast.verify.conditions import (
+    AMPLIFICATION,
+    CONDITION_ITEMS,
+    CONDITIONS,
+    TRUE_CFG,
+    ConditionEvidence,
+    condition_arm,
+    coverage_sentence,
+)
 from kontext_fast.verify.findings import Repeat
 from kontext_fast.verify.margins import read_margins
 from kontext_fast.verify.request import Request

@@ -16,7 +16,7 @@ from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 from kontext_fast.metrics.base import Control
 from kontext_fast.records.schema import Record, ResultFile
 from kontext_fast.verify.analysis import analyze
-from kontext_fast.verify.arms import CONDITIONS, condition_arm
+from kontext_fast.verify.conditions import CONDITIONS, condition_arm
 from kontext_fast.verify.controls import FLOOR_ARMS, OTHER_PRECISION
 from kontext_fast.verify.frontier import frontier
 from kontext_fast.verify.image_generator import TIMED_EDITS

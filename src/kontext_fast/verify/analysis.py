@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from kontext_fast.errors import InvalidInput
 from kontext_fast.metrics.base import Metric, Role, discover
 from kontext_fast.records.schema import BASELINE, ArmRole, MetricFacts, Record, ResultFile, Verification
-from kontext_fast.verify.arms import condition_arm
 from kontext_fast.verify.comparisons import ByItem, FidelityDistances, QualityDifferences
-from kontext_fast.verify.conditions import ConditionEvidence, coverage_sentence
+from kontext_fast.verify.conditions import ConditionEvidence, condition_arm, coverage_sentence
 from kontext_fast.verify.controls import RERUN, ControlCheck, insensitivity, sensitivity_checks
 from kontext_fast.verify.converged import (
     DISTANCE,

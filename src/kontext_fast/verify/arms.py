@@ -5,32 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 from kontext_fast.datasets.base import Item
 from kontext_fast.metrics.base import Control
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.presets import Preset
 from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
-from kontext_fast.records.schema import BASELINE, Arm, ArmRole, Condition
+from kontext_fast.records.schema import BASELINE, Arm, ArmRole
+from kontext_fast.verify.conditions import CONDITION_ITEMS, CONDITIONS, condition_arm
 from kontext_fast.verify.controls import CACHE_FACTOR, OTHER_ATTENTION, OTHER_POSITION, OTHER_PRECISION, RERUN
 
 CONTROL_BATCHES = 2
 """The control items take at least so many calls: what one call leaves behind shows only in the next one."""
 FEWER_STEPS = (0.75, 0.5, 0.36, 0.25, 0.15)
 """Fractions of the steps at which the frontier runs baseline, to compare presets with."""
-
-CONDITIONS: tuple[Condition, ...] = get_args(Condition)
-CONDITION_ITEMS = 8
-"""Items of each condition, the fewest that can be compared with the floor."""
-TRUE_CFG = 2.0
-"""With which presets are verified."""
-
-
-def condition_arm(preset: str, condition: Condition) -> str:
-    """The name of the arm of a preset, or of baseline, under a condition."""
-    return f"{preset}, {condition}"
-
 
 Batch = tuple[int, ...]
 """Positions of the items of one call of the pipeline."""

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from kontext_fast.records.schema import Condition
-from kontext_fast.verify.arms import CONDITIONS, TRUE_CFG
 from kontext_fast.verify.comparisons import (
     FidelityDistances,
     Outcome,
@@ -17,6 +17,18 @@ from kontext_fast.verify.comparisons import (
 )
 from kontext_fast.verify.findings import Repeat, repeats_sentence
 from kontext_fast.verify.margins import Margins
+
+CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+CONDITION_ITEMS = 8
+"""Items of each condition, the fewest that can be compared with the floor."""
+TRUE_CFG = 2.0
+"""With which presets are verified."""
+
+
+def condition_arm(preset: str, condition: Condition) -> str:
+    """The name of the arm of a preset, or of baseline, under a condition."""
+    return f"{preset}, {condition}"
+
 
 _WORDS: Mapping[Condition, str] = {
     "one by one": "one image per call with repeated inputs",

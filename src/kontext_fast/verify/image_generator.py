@@ -18,7 +18,8 @@ from kontext_fast.pipeline.edit_many import LAUNCH_BOUND_BATCH, LAUNCH_BOUND_PAR
 from kontext_fast.records.privacy import redact
 from kontext_fast.records.schema import Output
 from kontext_fast.verify.arm_pipeline import ArmPipeline, captured_latents
-from kontext_fast.verify.arms import TRUE_CFG, ArmSpec, Batch, make_batches
+from kontext_fast.verify.arms import ArmSpec, Batch, make_batches
+from kontext_fast.verify.conditions import TRUE_CFG
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -25,7 +25,7 @@ from kontext_fast.records.schema import (
 )
 from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.analysis import BETWEEN_SEEDS
-from kontext_fast.verify.arms import condition_arm
+from kontext_fast.verify.conditions import condition_arm
 from kontext_fast.verify.journal import Journal
 from kontext_fast.verify.pictures import picture_scores
 
