@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo docs test test-full check format faults wheel clean
+.PHONY: help install demo docs site test test-full check format faults wheel clean
 
 help:
 	@echo "make demo       edit, measure, judge and report on the bundled checkpoint; no GPU, no network beyond PyPI"
 	@echo "make docs       render README, docs, visualizations and reports from the records in results/"
+	@echo "make site       the documents as a site, in build/site"
 	@echo "make test       install, then the tests"
 	@echo "make test-full  the slow tests as well"
 	@echo "make check      linter, format, types and who imports whom"
@@ -33,6 +34,10 @@ demo: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m tools.docs
+
+site: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow"

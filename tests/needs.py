@@ -22,6 +22,10 @@ no_gpu = pytest.mark.skipif(
 )
 cache_dit = pytest.mark.skipif(find_spec("cache_dit") is None, reason=PEERS)
 torchao = pytest.mark.skipif(find_spec("torchao") is None, reason=PEERS)
+mkdocs = pytest.mark.skipif(
+    find_spec("mkdocstrings_handlers") is None or find_spec("material") is None,
+    reason="needs the extra `docs`: pip install --constraint constraints.txt --editable '.[docs]'",
+)
 cxx_compiler = pytest.mark.skipif(Machine.detect("cpu").cxx is None, reason="needs a C++ compiler: apt-get install g++")
 pdflatex = pytest.mark.skipif(
     shutil.which("pdflatex") is None, reason="needs pdflatex: apt-get install texlive-latex-recommended"

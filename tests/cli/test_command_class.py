@@ -72,7 +72,7 @@ def test_hidden_value_is_not_printed(capsys: pytest.CaptureFixture[str], monkeyp
     app = typer.Typer(cls=CommandGroup, rich_markup_mode=None)
     app.command("serve", cls=Command)(serve)
     app.command("other", cls=Command)(lambda: None)
-    monkeypatch.setattr(front_door, "_build_app", lambda: app)
+    monkeypatch.setattr(front_door, "build_app", lambda: app)
     monkeypatch.setenv("KONTEXT_API_KEY", "secret-of-mine")
     monkeypatch.setenv("KONTEXT_SERVE_PORT", "8000")
     assert front_door.run(["serve"]) == 0

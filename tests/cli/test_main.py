@@ -145,7 +145,7 @@ def failing(error: BaseException) -> Callable[[], typer.Typer]:
 def test_every_error_is_one_line_and_its_code(
     kontext: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: str
 ) -> None:
-    monkeypatch.setattr(front_door, "_build_app", failing(error))
+    monkeypatch.setattr(front_door, "build_app", failing(error))
     outcome = kontext("fail")
     assert (outcome.code, outcome.out) == (code, "")
     assert len(outcome.err.splitlines()) == 1

@@ -75,7 +75,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _invoke(arguments: list[str], config: Path | None) -> int:
-    command = typer.main.get_command(_build_app())
+    command = typer.main.get_command(build_app())
     if _COMPLETE in os.environ:
         command.main(prog_name="kontext")
     # Not `main`, which prints several lines of its own for Ctrl-C and usage errors.
@@ -87,7 +87,7 @@ def _invoke(arguments: list[str], config: Path | None) -> int:
     return 0
 
 
-def _build_app() -> typer.Typer:
+def build_app() -> typer.Typer:
     app = typer.Typer(
         cls=CommandGroup,
         rich_markup_mode=None,
