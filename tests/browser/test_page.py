@@ -94,6 +94,52 @@ def test_published_results_show_every_column_on_a_desktop(driver: webdriver.Chro
     assert inside <= seen
 
 
+def test_published_page_is_under_15_screens_and_1500_kb(driver: webdriver.Chrome) -> None:
+    """Before anything is opened, on a screen of 1280 x 900; the size is that without pictures."""
+    look(driver, PUBLISHED, width=1280)
+    assert driver.execute_script("return document.documentElement.scrollHeight") < 15 * 900
+    words = re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+", "", PUBLISHED.read_text(encoding="utf-8"))
+    assert len(words.encode()) < 1_500_000
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_published_page_answers_on_its_first_screen(driver: webdriver.Chrome, width: int) -> None:
+    """Four answers within the first 900 pixels, and on a desktop the main chart and what to type beside them."""
+    look(driver, PUBLISHED, width=width)
+    answers = driver.find_elements(By.CSS_SELECTOR, ".answers > div")
+    assert [answer.text.split("\n")[0] for answer in answers] == [
+        "How fast?", "Are the images as good?", "What does it save?", "How do I use it?",
+    ]  # fmt: skip
+    parts = [*answers, *(driver.find_elements(By.CSS_SELECTOR, "header figure svg, #use pre") if width > 1000 else ())]
+    shown = [part for part in parts if part.is_displayed()]
+    assert len(shown) == (7 if width > 1000 else 4)
+    assert all(part.rect["y"] + part.rect["height"] <= 900 for part in shown)
+
+
+def test_phone_shows_factors_of_the_tiers(driver: webdriver.Chrome) -> None:
+    look(driver, PUBLISHED, width=390)
+    inside, seen = widths(driver, driver.find_element(By.CSS_SELECTOR, "#results > .scroll"))
+    assert inside <= seen
+
+
+def test_other_recipes_are_closed_until_asked_for(driver: webdriver.Chrome) -> None:
+    look(driver, PUBLISHED)
+
+    def names(rows: str) -> list[str]:
+        return [cell.text for cell in driver.find_elements(By.CSS_SELECTOR, f"{rows} th") if cell.is_displayed()]
+
+    at_first = names("#cost-rows tr")
+    assert len(at_first) <= 12
+    assert {"baseline", "turbo", "peer:steps-8"} <= set(at_first)
+    assert "peer:magcache" not in at_first
+    driver.execute_script("document.querySelector('#cost-form [name=all]').click()")
+    assert {"peer:magcache", *at_first} <= set(names("#cost-rows tr"))
+    serving = "#serving tbody tr"
+    assert "magcache" not in names(serving)
+    open_everything(driver)
+    assert "magcache" in names(serving)
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_axe_finds_nothing_serious(driver: webdriver.Chrome, page: Path, width: int, dark: bool) -> None:

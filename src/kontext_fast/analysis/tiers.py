@@ -64,6 +64,21 @@ def our_rows(group: AnalyzedGroup) -> tuple[Row, ...]:
     return tuple(row for row in _comparable(group) if _is_ours(row))
 
 
+MOST_ROWS = 8
+"""A chart of a group shows every preset up to here; of more, those that `shown_rows` chooses."""
+
+
+def shown_rows(group: AnalyzedGroup) -> tuple[Row, ...]:
+    """What a chart shows of a group, slow to fast: all but the control and ablations where those are few, else
+    baseline, our presets, failed ones among them, and the best rival of each tier. Tables have all rows.
+    """
+    rows = [row for row in group.ranked if row.preset != CONTROL and not parse_ablation(row.preset)]
+    if len(rows) > MOST_ROWS:
+        rivals = {tier.best_rival.preset for tier in tiers(group) if tier.best_rival}
+        rows = [row for row in rows if not is_peer(row.preset) or row.preset in rivals]
+    return tuple(rows)
+
+
 def _comparable(group: AnalyzedGroup) -> list[Row]:
     rows = [row for row in group.ranked if row.time and row.preset != CONTROL and not parse_ablation(row.preset)]
     return [row for row in rows if not is_meaningless(row) and EMULATED not in row.labels]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.names import workload_name
 from kontext_fast.analysis.rows import Row
+from kontext_fast.analysis.tiers import shown_rows
 from kontext_fast.cost.billing import images_per_hour
 from kontext_fast.records.names import parse_ablation
 from kontext_fast.records.schema import CONTROL
@@ -25,6 +26,8 @@ class ServingRow:
     """Applying the preset and the first call; loading the weights comes before."""
     call_s: Estimate
     row: Row
+    shown: bool
+    """Whether it stands in the table that is open."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,16 @@ class BatchLine:
 
 def serving_rows(group: AnalyzedGroup) -> tuple[ServingRow, ...]:
     """Of everything that has a time, slow to fast."""
+    shown = {row.preset for row in shown_rows(group)}
     return tuple(
-        ServingRow(row.preset, _per_hour(row.time.mean, _batch(group)), _first_image_s(row), row.time.mean, row)
+        ServingRow(
+            preset=row.preset,
+            per_hour=_per_hour(row.time.mean, _batch(group)),
+            first_image_s=_first_image_s(row),
+            call_s=row.time.mean,
+            row=row,
+            shown=row.preset in shown,
+        )
         for row in group.ranked
         if row.time and row.preset != CONTROL and parse_ablation(row.preset) is None
     )

@@ -17,7 +17,7 @@ from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.consistency import contradictions
 from kontext_fast.analysis.rows import Row
 from kontext_fast.analysis.stages import STEP_KINDS
-from kontext_fast.analysis.tiers import may_claim, tiers
+from kontext_fast.analysis.tiers import may_claim, shown_rows, tiers
 from kontext_fast.cost import BILLINGS
 from kontext_fast.cost.export import as_json, price_as_json
 from kontext_fast.cost.prices import Kind
@@ -84,6 +84,7 @@ def form_data(report: Report) -> dict[str, Any]:
     must hold and the spread of the time saved; presets in the order of the page.
     """
     groups = [group for group in report.groups if group.group.runs]
+    shown = {id(group): {row.preset for row in shown_rows(group.group)} for group in groups}
     answer = as_json([group.cost for group in groups], report.prices, report.question)
     for values, group in zip(answer["groups"], groups, strict=True):
         priced = {preset["preset"]: preset for preset in values["presets"]}
@@ -100,7 +101,11 @@ def form_data(report: Report) -> dict[str, Any]:
             "typical": {
                 kind: price.id for kind in RENTED if (price := report.prices.typical(group.cost.card, kind)) is not None
             },
-            "presets": [priced[row.preset] | _preset(row.preset, group) for row in group.rows if row.preset in priced],
+            "presets": [
+                priced[row.preset] | _preset(row.preset, group) | {"shown": row.preset in shown[id(group)]}
+                for row in group.rows
+                if row.preset in priced
+            ],
         }
     return answer
 

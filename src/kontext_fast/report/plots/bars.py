@@ -187,7 +187,7 @@ def _interval(row: StackedRow) -> tuple[float, float] | None:
 
 def _whole_words(row: StackedRow) -> str:
     assert row.whole is not None
-    words = fmt.seconds_estimate(row.whole)
+    words = fmt.seconds_estimate(row.whole) if _interval(row) else fmt.seconds(row.whole.value)
     return f"{words}, {row.note}" if row.note else words
 
 

@@ -193,7 +193,8 @@
     }
     const presets = group().presets;
     const baseline = presets.find((preset) => preset.preset === "baseline" && preset.seconds_per_image);
-    document.getElementById("cost-rows").replaceChildren(...presets.map((preset) => row(preset, baseline, asked)));
+    const shown = presets.filter((preset) => preset.shown || fields.all?.checked);
+    document.getElementById("cost-rows").replaceChildren(...shown.map((preset) => row(preset, baseline, asked)));
     document.getElementById("cost-basis").textContent = words;
     fields.usd.closest("label").hidden = fields.price.value !== TYPED;
     fields.cold_starts.closest("label").hidden = fields.billing.value !== "by-use";

@@ -9,6 +9,7 @@ from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.groups import by_machine
 from kontext_fast.analysis.names import workload_name
 from kontext_fast.analysis.ranking import headline_group_first
+from kontext_fast.analysis.tiers import shown_rows
 from kontext_fast.records.names import is_peer, parse_ablation
 from kontext_fast.records.schema import CONTROL, CompileCache, Record
 from kontext_fast.report.charting import Chart
@@ -25,7 +26,8 @@ HOW = (
     "Each bar is the start of one process: loading the weights, applying the preset, and the first call, which "
     "includes all compilation. A cold cache has nothing compiled on disk, a warm one all that an earlier run of the "
     "same preset compiled; without either word it is the user's own cache. Behind the bar: the first call at a size "
-    "that is new to the process, and later calls. Whiskers are 95 % intervals of the whole."
+    "that is new to the process, and later calls. Whiskers are 95 % intervals of the whole. "
+    "Of other projects the fastest recipe at equal work is drawn; tables have them all."
 )
 NOT_READ = " Random weights are drawn on the GPU and not read from disk, so their loading is left out."
 LOAD, APPLY, FIRST = "load", "apply", "first call"
@@ -63,8 +65,9 @@ def _is_random(groups: Sequence[AnalyzedGroup]) -> bool:
 def _panel(groups: Sequence[AnalyzedGroup]) -> StackedPanel:
     """Starts are those of the first workload that a process measured, in the order of the page."""
     lead = headline_group_first(groups)[0]
-    presets = [row.preset for row in lead.ranked]
-    presets += [preset for group in groups for preset in group.presets if preset not in presets]
+    presets = [row.preset for row in shown_rows(lead)]
+    hidden = {row.preset for row in lead.ranked}.difference(presets)
+    presets += [preset for group in groups for preset in group.presets if preset not in hidden]
     shown = [preset for preset in dict.fromkeys(presets) if preset != CONTROL and not parse_ablation(preset)]
     rows = [row for preset in shown for group in _groups_of(preset, groups) if (row := _row(group, preset)) is not None]
     used = [group for group in groups if any(group.runs_of(preset) for preset in shown)] or groups

@@ -10,7 +10,8 @@ from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.names import group_name
 from kontext_fast.analysis.ranking import leading_groups
 from kontext_fast.analysis.rows import Row
-from kontext_fast.records.schema import BASELINE, CONTROL, Memory
+from kontext_fast.analysis.tiers import shown_rows
+from kontext_fast.records.schema import BASELINE, Memory
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
@@ -23,7 +24,8 @@ TITLE = "Peak memory of a call"
 HOW = (
     "The pale bar is the most that the whole process held in any measured call, which decides what fits; the dark one "
     "inside is what torch allocated of it. Where no GPU ran, it is the process's memory of the host. Dashed lines are "
-    "sizes of cards. GiB are 2**30 bytes."
+    "sizes of cards. GiB are 2**30 bytes. "
+    "Of other projects the fastest recipe at equal work is drawn; tables have them all."
 )
 HELD, ALLOCATED = style.SKY, style.BLUE
 CARDS_GB = (16, 24, 40, 48, 80)
@@ -69,12 +71,12 @@ def draw(report: Report) -> Chart:
 
 
 def _panel(group: AnalyzedGroup) -> MemoryPanel:
-    rows = tuple(map(_row, filter(_is_counted, group.ranked)))
+    rows = tuple(map(_row, filter(_is_counted, shown_rows(group))))
     return MemoryPanel(group_name(group), provenance([group]), rows)
 
 
 def _is_counted(row: Row) -> bool:
-    return row.time is not None and row.preset != CONTROL and fmt.deciding_peak(row.memory) is not None
+    return row.time is not None and fmt.deciding_peak(row.memory) is not None
 
 
 def _row(row: Row) -> MemoryRow:
