@@ -15,6 +15,7 @@ from kontext_fast.pipeline.device import Machine
 GPU = "needs a CUDA GPU: run `make test` on a machine with one"
 TRITON = "needs triton, which CUDA builds of PyTorch bring: pip install triton"
 PEERS = "needs the extra `peers`: pip install --constraint constraints.txt --editable '.[peers]'"
+DOCS = "needs the extra `docs`: pip install --constraint constraints.txt --editable '.[docs]'"
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=GPU)
 no_gpu = pytest.mark.skipif(
@@ -22,10 +23,7 @@ no_gpu = pytest.mark.skipif(
 )
 cache_dit = pytest.mark.skipif(find_spec("cache_dit") is None, reason=PEERS)
 torchao = pytest.mark.skipif(find_spec("torchao") is None, reason=PEERS)
-mkdocs = pytest.mark.skipif(
-    find_spec("mkdocstrings_handlers") is None or find_spec("material") is None,
-    reason="needs the extra `docs`: pip install --constraint constraints.txt --editable '.[docs]'",
-)
+mkdocs = pytest.mark.skipif(find_spec("mkdocstrings_handlers") is None or find_spec("material") is None, reason=DOCS)
 cxx_compiler = pytest.mark.skipif(Machine.detect("cpu").cxx is None, reason="needs a C++ compiler: apt-get install g++")
 pdflatex = pytest.mark.skipif(
     shutil.which("pdflatex") is None, reason="needs pdflatex: apt-get install texlive-latex-recommended"
