@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kontext_fast.analysis.groups import Group
+from kontext_fast.bench.peers import discover_peers
 from kontext_fast.discovery import modules_with
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records import names
@@ -59,6 +60,11 @@ class DocContext:
 
 def ran_on_gpu(group: Group) -> bool:
     return any(names.ran_on_gpu(run.record.environment) for run in group.runs)
+
+
+def unmeasured_peers(group: GroupReport) -> tuple[str, ...]:
+    """The recipes of other projects that are known and were never run as part of `group`."""
+    return tuple(name for name in discover_peers() if group.group.row(name) is None)
 
 
 Render = Callable[[DocContext], Markdown]

@@ -11,7 +11,7 @@ from kontext_fast.report.model import GroupReport, Report
 from kontext_fast.report.text import costs
 from kontext_fast.report.text.markup import Markdown, bullets, code_span, paragraphs, table
 from kontext_fast.report.text.phrases import of_other_plans, provenance
-from tools.docs.doc_context import NOTHING, DocContext
+from tools.docs.doc_context import NOTHING, DocContext, unmeasured_peers
 
 HEADER = ("preset", "time per call", "as fast as baseline", "steps", "quality", "peak memory", "saved a month", "n")
 
@@ -31,7 +31,7 @@ def render(context: DocContext) -> Markdown:
             Markdown("**{}**").format(group.finding),
             table(HEADER, (_cells(row, group, labels) for row in measured)),
             bullets(Markdown("<sup>{}</sup> {}").format(number, label) for number, label in enumerate(labels, 1)),
-            _failures(failed),
+            _not_timed(failed, unmeasured_peers(group)),
             _not_counted(measured, group),
             f"{group.title}: {provenance([group.group])}. Ranges in brackets are 95 % intervals over n processes.",
             group.caution,
@@ -57,10 +57,11 @@ def _cells(row: Row, group: GroupReport, labels: Sequence[str]) -> tuple[str, ..
     )
 
 
-def _failures(rows: Sequence[Row]) -> Markdown | None:
-    if not rows:
+def _not_timed(rows: Sequence[Row], unmeasured: Sequence[str]) -> Markdown | None:
+    if not rows and not unmeasured:
         return None
-    reasons = (Markdown("{}: {}. {}").format(code_span(row.preset), row.status, row.reason or "") for row in rows)
+    reasons = [Markdown("{}: {}. {}").format(code_span(row.preset), row.status, row.reason or "") for row in rows]
+    reasons += [Markdown("{}: {}.").format(code_span(peer), fmt.NOT_MEASURED) for peer in unmeasured]
     return paragraphs(["Not timed:", bullets(reasons)])
 
 

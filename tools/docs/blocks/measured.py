@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kontext_fast.analysis import format as fmt
-from kontext_fast.records.names import machine_name, short_machine
+from kontext_fast.analysis.consistency import contradictions
+from kontext_fast.records.names import is_peer, machine_name, short_machine
 from kontext_fast.report.text.markup import Markdown, bullets, paragraphs
 from kontext_fast.report.verification import VerificationReport
 from tools.docs.doc_context import NOTHING, DocContext, ran_on_gpu
@@ -31,11 +32,28 @@ def render(context: DocContext) -> Markdown:
         else None,
         _quality(context.verification),
         Markdown(
-            "Not measured: images of FLUX.1-Kontext-dev itself (`kontext verify` measures yours), consumer cards, AMD."
-        ),
+            "Not measured: images of FLUX.1-Kontext-dev itself (`kontext verify` measures yours), consumer cards, "
+            "AMD{}."
+        ).format("" if _has_cold_rivals(context) else ", first images of other recipes with empty compile caches"),
+        _doubts(context),
         "A number without an interval ran in one process, and nothing is claimed from it.",
     ]
     return bullets(filter(None, lines))
+
+
+def _doubts(context: DocContext) -> str | None:
+    found = contradictions(context.report.analysis) if context.report else ()
+    pairs = fmt.count(len(found), "pair")
+    return f"Doubtful and not measured again: {pairs} of times that the report's checks name." if found else None
+
+
+def _has_cold_rivals(context: DocContext) -> bool:
+    return any(
+        row.time is not None and is_peer(row.preset)
+        for of in context.groups
+        if of.group.compile_cache == "cold" and ran_on_gpu(of.group)
+        for row in of.rows
+    )
 
 
 def _quality(verification: VerificationReport | None) -> Markdown:

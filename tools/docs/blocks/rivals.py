@@ -10,23 +10,22 @@ from kontext_fast.analysis.tiers import Tier, tiers
 from kontext_fast.records.names import is_peer
 from kontext_fast.report.text.markup import Markdown, code_span, paragraphs, table
 from kontext_fast.report.text.names import plain_name
-from tools.docs.doc_context import NOTHING, DocContext
+from tools.docs.doc_context import NOTHING, DocContext, unmeasured_peers
 
 HEADER = ("equal work", "best rival", "ours")
 
 
 def render(context: DocContext) -> Markdown:
-    """Of each tier in which a rival was measured the fastest rival and our fastest preset."""
+    """Of each tier in which a rival was measured the fastest rival and our fastest preset; then every recipe that has
+    no time: those that were refused or failed, and those that nobody ran on that card."""
     group = context.headline
     if group is None:
         return paragraphs([NOTHING])
     rows = [tuple(_cells(tier)) for tier in tiers(group.group) if tier.best_rival]
-    refused = [
-        Markdown("{} ({})").format(code_span(row.preset), row.status)
-        for row in group.rows
-        if row.time is None and is_peer(row.preset)
-    ]
-    missing = Markdown("Not timed: {}.").format(Markdown(", ".join(refused))) if refused else None
+    status: dict[str, str] = {row.preset: row.status for row in group.rows if row.time is None and is_peer(row.preset)}
+    reasons = status | dict.fromkeys(unmeasured_peers(group), fmt.NOT_MEASURED)
+    not_timed = [Markdown("{} ({})").format(code_span(preset), reason) for preset, reason in reasons.items()]
+    missing = Markdown("Not timed: {}.").format(Markdown(", ".join(not_timed))) if not_timed else None
     return paragraphs([table(HEADER, rows), missing])
 
 
