@@ -20,7 +20,7 @@ from tests import needs
 from tests.browser.chromium import look, requested
 from tests.browser.test_page import AXE
 
-pytestmark = needs.mkdocs
+pytestmark = [needs.mkdocs, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = re.compile(

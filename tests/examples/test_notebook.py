@@ -14,6 +14,7 @@ nbclient = pytest.importorskip("nbclient", reason=needs.DOCS)
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "first_edit.ipynb"
 
 
+@pytest.mark.slow
 def test_notebook_runs_on_a_cpu(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # what it shows depends on the machine
