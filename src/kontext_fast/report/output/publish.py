@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from kontext_fast.analysis.ranking import slow_to_fast
+from kontext_fast.analysis.rows import Row
+from kontext_fast.analysis.tiers import may_claim, our_rows
 from kontext_fast.cost.analysis import Question
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.merge import load_all
+from kontext_fast.records.names import is_peer
 from kontext_fast.records.samples_csv import samples_csv
+from kontext_fast.records.schema import BASELINE
 from kontext_fast.records.store import ResultStore, write_atomically
 from kontext_fast.report import templates
 from kontext_fast.report.business import business_case
 from kontext_fast.report.charting import Chart, write_charts
-from kontext_fast.report.model import Report, build_report
+from kontext_fast.report.model import GroupReport, Report, build_report
 from kontext_fast.report.output import page
 from kontext_fast.report.output.page import ImageFolder, beside_reports
 from kontext_fast.report.verification import build_verification_report
@@ -42,6 +47,8 @@ def render(report: Report, charts: Sequence[Chart], audience: Audience) -> str:
         lead=report.lead,
         charts=charts,
         hero=hero(charts),
+        rows=blog_rows(report.lead),
+        shown=blog_charts(charts),
         case=business_case(report) if audience == "business" else None,
         beside=beside_reports,
     )
@@ -52,6 +59,28 @@ def hero(charts: Sequence[Chart]) -> Chart | None:
     drawn = [chart for chart in charts if chart.path is not None]
     summaries = [chart for chart in drawn if chart.section == "summary"]
     return next(iter(summaries or drawn), None)
+
+
+MOST_BLOG_ROWS = 6
+
+
+def blog_rows(lead: GroupReport | None) -> tuple[Row, ...]:
+    """Baseline, our fastest presets and the fastest recipe of another project that carries a claim, slow to fast."""
+    if lead is None:
+        return ()
+    baseline = lead.group.row(BASELINE)
+    rivals = [row for row in lead.group.ranked if is_peer(row.preset) and may_claim(row)]
+    frame = [row for row in (baseline, *rivals[-1:]) if row is not None and row.time]
+    ours = our_rows(lead.group)[len(frame) - MOST_BLOG_ROWS :]
+    return slow_to_fast([*frame, *ours])
+
+
+def blog_charts(charts: Sequence[Chart]) -> tuple[Chart, ...]:
+    """Two beside the hero: quality against time or the times alone, and the sizes."""
+    order = ("frontier", "like_for_like", "speed", "sizes", "cost")
+    drawn = [chart for section in order for chart in charts if chart.section == section and chart.path is not None]
+    first = [next((chart for chart in drawn if chart.section in group), None) for group in (order[:3], order[3:])]
+    return tuple(chart for chart in first if chart is not None and chart is not hero(charts))
 
 
 @dataclass(frozen=True)
