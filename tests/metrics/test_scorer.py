@@ -78,12 +78,12 @@ def test_share_of_a_failed_process_is_scored_here(
 
     monkeypatch.setattr("kontext_fast.datasets.shapes.judge.judge", counting)
     of = Scorer(TINY, [output.item for output in outputs], JUDGES)
-    with pytest.raises(InvalidInput, match=r"The output 0\.png is missing"):
+    with pytest.raises(InvalidInput, match=r"0\.png cannot be read"):
         _scores(of, outputs)
     held_out(5, 3)[0].image.save(outputs[0].file)
     outputs[4].file.write_bytes(b"no picture")
     monkeypatch.setattr(scorer, "_CHUNK", 4)
-    with pytest.raises(InvalidInput, match=r"The output 4\.png is missing"):
+    with pytest.raises(InvalidInput, match=r"4\.png cannot be read"):
         _scores(of, outputs)
     # The share of the process that failed was outputs 0, 2 and 4; the other one judged 1 and 3.
     assert judged == [outputs[0].item.id, outputs[2].item.id]

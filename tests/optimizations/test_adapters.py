@@ -79,13 +79,15 @@ def test_loaded_adapters_are_merged_and_exchanged(pipe: Any, folder: Path, prese
     np.testing.assert_array_equal(render(pipe), render(stock))
 
 
-def test_exact_preset_gives_the_image_of_merged_weights(pipe: Any, folder: Path) -> None:
-    merged = with_adapters(folder)
-    merged.fuse_lora(safe_fusing=True)
-    merged.unload_lora_weights()
+def test_what_keeps_the_layers_keeps_their_adapters(pipe: Any) -> None:
+    before = render(pipe)
     with accelerate(pipe, "prompt_cache", quiet=True) as acceleration:
-        assert "merged: style" in acceleration.describe()
-        np.testing.assert_array_equal(render(pipe), render(merged))
+        assert acceleration.adapters == ()
+        np.testing.assert_array_equal(render(pipe), before)
+        acceleration.set_adapters("line")
+        assert not np.array_equal(render(pipe), before)
+    pipe.set_adapters("style")
+    np.testing.assert_array_equal(render(pipe), before)
 
 
 def test_set_adapters_of_the_pipeline_exchanges_them_too(pipe: Any, folder: Path) -> None:

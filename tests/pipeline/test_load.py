@@ -3,6 +3,7 @@ from __future__ import annotations
 import builtins
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -56,7 +57,10 @@ def test_python_use_shows_nothing_of_other_libraries() -> None:
         "assert levels == [logging.WARNING, logging.WARNING, logging.NOTSET], levels",
         "import transformers; assert transformers.utils.logging.is_progress_bar_enabled()",
     )
-    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if "VERBOSITY" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False, env=environment
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

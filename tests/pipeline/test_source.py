@@ -31,7 +31,7 @@ from kontext_fast import pipeline
 pipeline.__path__.append(sys.argv[1])
 from kontext_fast.cli.main import run
 run(["edit", "--help"])
-run(["doctor"])
+run(["doctor", "--json"])
 """
 
 

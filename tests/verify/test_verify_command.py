@@ -193,7 +193,7 @@ def test_killed_verification_resumes(dense_checkpoint: Path, tmp_path: Path, kon
     after = [line for line in journal.read_bytes().splitlines() if line]
     assert after[: len(before)] == before
     recorded = [(line["arm"], line["item"]) for line in map(json.loads, after[1:])]
-    assert len(recorded) == len(set(recorded)) == 10 * 6
+    assert len(recorded) == len(set(recorded)) == 14 * 6
 
 
 def test_help_names_every_option_without_torch() -> None:

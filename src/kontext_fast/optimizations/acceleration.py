@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations import DEFAULT_PRESET
-from kontext_fast.optimizations.base import Facts, Optimization
+from kontext_fast.optimizations.base import Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import CallTracker, track_calls
 from kontext_fast.optimizations.patching import Originals, set_attribute
 from kontext_fast.optimizations.presets import Plan, Preset, faster_presets, find_preset, require_memory, resolve
@@ -274,7 +274,9 @@ def _apply(plan: Plan, pipe: Any, device: Any) -> _SharedPlan:
             _run_on(pipe, plan, device, calls, undo)
         originals = Originals(part for name in MODELS if (part := getattr(pipe, name)) is not None)
         adapters: tuple[str, ...] = ()
-        if plan.optimizations and getattr(pipe.transformer, "peft_config", None):
+        # What leaves the layers in their place runs with the wrappers of PEFT, and with a scale of each call.
+        rewrites = any(optimization.phase is Phase.WEIGHTS for optimization in plan.optimizations)
+        if rewrites and getattr(pipe.transformer, "peft_config", None):
             from kontext_fast.optimizations.adapters import merge_adapters
 
             adapters = merge_adapters(pipe, calls, undo)
