@@ -53,8 +53,9 @@ def test_savings_are_paired_by_round() -> None:
     assert presets(analysed(gpu_result()))["baseline"].savings_per_month is None
 
 
-def test_single_round_gives_cost_without_interval() -> None:
-    classic = presets(analysed(gpu_result(rounds=1)))["classic"]
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_too_few_rounds_give_cost_without_interval(rounds: int) -> None:
+    classic = presets(analysed(gpu_result(rounds=rounds)))["classic"]
     assert classic.cost is not None
     assert classic.cost.per_month.interval is None
     assert classic.savings_per_month is not None

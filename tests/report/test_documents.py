@@ -217,3 +217,11 @@ def test_the_paper_compiles(tmp_path: Path) -> None:
         command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", f"{name}.tex"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_documents_show_both_times_of_two_processes(tmp_path: Path) -> None:
+    runs = [run for run in gpu_result().records if run.preset != "compile" or run.round < 2]
+    folder = stored(tmp_path / "two", result(runs))
+    blog, paper = (written(folder, audience) for audience in ("blog", "paper"))
+    assert "| compile | 2 runs: 6.00, 6.12 s | 1.67x (no interval) |" in blog
+    assert "compile & 2 runs: 6.00, 6.12 s & 1.67x &" in paper

@@ -101,6 +101,14 @@ def test_page_contains_every_part_of_the_report(store: ResultStore) -> None:
         assert words in text, words
 
 
+def test_page_shows_both_times_of_two_processes(store: ResultStore) -> None:
+    page = page_of(full(store), store)
+    source = (store.folder / "reports" / "index.html").read_text()
+    assert "2 runs: 0.900, 0.918 s" in page.text
+    assert re.search(r'<tr class="pale"><th scope="row">fragile', source)
+    assert not re.search(r'<tr class="pale"><th scope="row">cache', source)
+
+
 def test_page_is_self_contained(store: ResultStore) -> None:
     page = page_of(full(store), store)
     assert page.images

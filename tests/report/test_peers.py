@@ -6,6 +6,7 @@ from kontext_fast.analysis.groups import groups
 from kontext_fast.analysis.rows import headline
 from kontext_fast.cost.headline_comparison import HeadlineComparison
 from kontext_fast.records.schema import Cell, Record
+from kontext_fast.report.charts.benchmark import like_for_like
 from kontext_fast.report.text.phrases import fastest, speed_finding
 from tests.records.builder import record, result, sample, timed, workload
 from tests.report.reports import report_of
@@ -55,6 +56,34 @@ def test_faster_peer_is_named_but_does_not_lead() -> None:
     finding = speed_finding(rows)
     assert finding.startswith("fast is 1.99")
     assert "The fastest peer is peer:magcache: 3.9" in finding
+
+
+def test_peer_of_two_rounds_is_named_without_a_claim() -> None:
+    twice = [run("peer:magcache", round_, 0.25) for round_ in range(2)]
+    (group,) = groups(result([*bench(baseline=1.0, fast=0.5), *twice]))
+    finding = speed_finding(headline(group))
+    assert finding.startswith("fast is 1.99")
+    assert "nothing is claimed of them; the shortest time is that of peer:magcache: 3.99x as fast" in finding
+    assert "95 % interval" not in finding.split("peer:magcache")[1]
+    assert "The fastest peer" not in finding
+
+
+def test_like_for_like_claims_nothing_of_two_processes() -> None:
+    def words(rounds: int) -> tuple[str, list[str]]:
+        peer = [run("peer:compiled", round_, 0.8) for round_ in range(rounds)]
+        runs = [*bench(baseline=1.0, fast=0.5), *peer]
+        # Without a plan they are exact, so that they are compared as those that compute all steps.
+        report = report_of(result([of.model_copy(update={"plan": ()}) for of in runs]))
+        panel = like_for_like.plotted(report)
+        assert panel is not None
+        return like_for_like.headline(report, panel), [like_for_like.shown_name(row) for row in panel.rows]
+
+    finding, names = words(2)
+    assert finding.endswith("the times of other recipes have no interval, so nothing is claimed against them.")
+    assert [name for name in names if name.endswith("*")] == ["torch.compile*"]
+    finding, names = words(3)
+    assert "fast is ahead of the fastest other recipe" in finding
+    assert not any(name.endswith("*") for name in names)
 
 
 def test_peer_does_not_lead_when_our_preset_is_not_faster() -> None:

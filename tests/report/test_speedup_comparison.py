@@ -19,7 +19,7 @@ from tests.report.reports import report_of, written
 
 def test_plotted_speedups_equal_the_records(tmp_path: Path) -> None:
     """Computed here a second time, with scipy, from nothing but the records."""
-    stored = full(ResultStore(tmp_path))
+    stored = full(ResultStore(tmp_path), rounds=4)
     (panel,) = speedup_comparison.plotted(report_of(stored))
     means: dict[str, dict[int, float]] = {}
     for run in stored.records:
@@ -40,6 +40,18 @@ def test_plotted_speedups_equal_the_records(tmp_path: Path) -> None:
         assert bar.factor is not None
         assert bar.factor.value == pytest.approx(math.exp(np.mean(logs)))
         assert bar.factor.n == len(shared)
+
+
+def test_bar_of_two_processes_is_pale_without_whisker(tmp_path: Path) -> None:
+    (panel,) = speedup_comparison.plotted(report_of(full(ResultStore(tmp_path))))
+    bars = {bar.preset: bar for bar in panel.bars}
+    two, three = bars["fragile"], bars["cache"]
+    assert two.time is not None
+    assert two.factor is not None
+    assert (two.time.n, two.time.interval, two.factor.interval, two.claims) == (2, None, None, False)
+    assert three.time is not None
+    assert three.time.interval is not None
+    assert three.claims
 
 
 def test_speedup_chart_shows_failures_with_reason(tmp_path: Path) -> None:

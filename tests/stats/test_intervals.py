@@ -140,6 +140,14 @@ def test_ratio_is_the_geometric_mean_of_baseline_over_other() -> None:
     assert estimate.n == 2
 
 
+def test_two_values_have_no_interval_and_no_claim() -> None:
+    assert mean_estimate([0.49, 0.57]).interval is None
+    assert mean_estimate([0.49, 0.57, 0.53]).interval is not None
+    estimate = ratio_interval({1: 4.0, 2: 4.0}, {1: 2.0, 2: 2.0})
+    assert estimate is not None
+    assert (estimate.interval, estimate.excludes_one) == (None, False)
+
+
 def test_swapped_arguments_invert_the_ratio() -> None:
     a, b = simulate(np.random.default_rng(3), 1.3, 4)
     forth, back = ratio_interval(a, b), ratio_interval(b, a)
@@ -181,7 +189,10 @@ def test_unpaired_log_ratio_of_too_few_values_is_open() -> None:
     assert single is not None
     assert single.value == pytest.approx(2.0)
     assert single.interval is None
-    same = unpaired_log_ratio([0.0, 0.0], [1.0, 1.0])
+    two = unpaired_log_ratio([0.0, 0.0], [1.0, 1.1, 1.2])
+    assert two is not None
+    assert two.interval is None
+    same = unpaired_log_ratio([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
     assert same is not None
     assert same.interval == (1.0, 1.0)
 

@@ -37,16 +37,16 @@ PERFORMANCE = {
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two processes per preset, rendered once."""
-    root = project(tmp_path_factory.mktemp("rendered"), rounds=2)
+    """Three processes per preset, rendered once."""
+    root = project(tmp_path_factory.mktemp("rendered"), rounds=3)
     render_repository(root)
     return root
 
 
 @pytest.fixture
-def two(rendered: Path, tmp_path: Path) -> Path:
+def three(rendered: Path, tmp_path: Path) -> Path:
     """A copy to be changed."""
-    return Path(shutil.copytree(rendered, tmp_path / "two"))
+    return Path(shutil.copytree(rendered, tmp_path / "three"))
 
 
 def cells(root: Path, preset: str) -> list[str]:
@@ -97,25 +97,25 @@ def test_project_without_records_has_no_claims_and_charts(tmp_path: Path) -> Non
     assert differences(root) == []
 
 
-def test_headline_equals_the_records(two: Path) -> None:
+def test_headline_equals_the_records(three: Path) -> None:
     """Computed here a second time, with scipy, from nothing but the records."""
-    stored = ResultStore.find(records_file(two)).load()
+    stored = ResultStore.find(records_file(three)).load()
     baseline, fast = seconds(stored, "baseline"), seconds(stored, "fast")
-    _, time, factor, steps, quality, memory, saved, n = cells(two, "fast")
+    _, time, factor, steps, quality, memory, saved, n = cells(three, "fast")
     interval = stats.ttest_1samp(fast, 0).confidence_interval(0.95)
     assert_written(time, [float(np.mean(fast)), interval.low, interval.high])
     logs = np.log(baseline) - np.log(fast)
     bounds = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
     assert_written(factor, [math.exp(value) for value in (float(np.mean(logs)), bounds.low, bounds.high)])
-    assert (steps, quality, memory, n) == ("28 of 28", "not measured", "39.0 GiB", "2")
+    assert (steps, quality, memory, n) == ("28 of 28", "not measured", "39.0 GiB", "3")
     assert re.fullmatch(r"\$[\d,]+ \(\$[\d,]+ to \$[\d,]+\)", saved)
 
 
-def test_headline_shows_peers_failures_and_labels(two: Path) -> None:
-    text = (two / "README.md").read_text()
+def test_headline_shows_peers_failures_and_labels(three: Path) -> None:
+    text = (three / "README.md").read_text()
     assert "turbo is 4." in text
     assert "The fastest peer is peer:steps-8: 5." in text
-    name, _, factor, steps, *_ = cells(two, "peer:steps-8")
+    name, _, factor, steps, *_ = cells(three, "peer:steps-8")
     (footnote,) = re.findall(r"<sup>(\d)</sup>", name)
     assert f"- <sup>{footnote}</sup> {FEWER}" in text
     assert (steps, factor.startswith("5.")) == ("8 of 8", True)
@@ -126,10 +126,10 @@ def test_headline_shows_peers_failures_and_labels(two: Path) -> None:
     assert "image quality is not measured" in text
 
 
-def test_readme_blocks_equal_the_records(two: Path) -> None:
+def test_readme_blocks_equal_the_records(three: Path) -> None:
     """Seconds of the first sentence and of the tables, computed here a second time."""
-    stored = ResultStore.find(records_file(two)).load()
-    text = (two / "README.md").read_text()
+    stored = ResultStore.find(records_file(three)).load()
+    text = (three / "README.md").read_text()
 
     def mean(preset: str) -> str:
         value = float(np.mean(seconds(stored, preset)))
@@ -151,22 +151,27 @@ def test_readme_blocks_equal_the_records(two: Path) -> None:
     assert "first images of other recipes with empty compile caches" in text
 
 
-def test_hero_is_written_for_light_and_dark_pages(two: Path) -> None:
-    text = (two / "README.md").read_text()
+def test_hero_is_written_for_light_and_dark_pages(three: Path) -> None:
+    text = (three / "README.md").read_text()
     for name, ink in (("hero.svg", "#1c1d1f"), ("hero-dark.svg", "#eceef0")):
         assert f'"visualizations/{name}"' in text
-        drawn = (two / "visualizations" / name).read_text()
+        drawn = (three / "visualizations" / name).read_text()
         assert ink in drawn
         assert "turbo" in drawn
     assert '<source media="(prefers-color-scheme: dark)" srcset="visualizations/hero-dark.svg">' in text
 
 
-def test_one_process_gives_no_interval_and_no_claim(tmp_path: Path) -> None:
-    root = project(tmp_path, rounds=1)
+@pytest.mark.parametrize(("rounds", "words"), [(1, "(one process)"), (2, "(2 runs, no interval)")])
+def test_two_processes_give_no_interval_and_no_claim(tmp_path: Path, rounds: int, words: str) -> None:
+    root = project(tmp_path, rounds=rounds)
     render_repository(root)
     text = (root / "README.md").read_text()
     assert "no preset can be called faster than baseline yet" in text
-    assert cells(root, "fast")[1].endswith("(no interval)")
+    time = cells(root, "fast")[1]
+    assert time.endswith("(no interval)") if rounds == 1 else time.startswith("2 runs: ")
+    rival = next(line for line in text.splitlines() if line.startswith("| 12 evaluations, 16 bit | "))
+    assert rival.count(words) == 2
+    assert "a star marks fewer than three processes" in text
     assert cells(root, "fast")[2].endswith("(no interval)")
     assert "turbo is 4." not in text
 
@@ -195,23 +200,23 @@ def test_several_benchmarks_become_one_set_of_charts(tmp_path: Path) -> None:
     assert differences(root) == []
 
 
-def test_rendering_again_changes_nothing(two: Path) -> None:
-    assert differences(two) == []
-    assert all((two / name).is_file() for name in ALWAYS)
+def test_rendering_again_changes_nothing(three: Path) -> None:
+    assert differences(three) == []
+    assert all((three / name).is_file() for name in ALWAYS)
 
 
-def test_differences_find_typed_numbers(two: Path) -> None:
-    readme = two / "README.md"
-    time = cells(two, "fast")[1]
+def test_differences_find_typed_numbers(three: Path) -> None:
+    readme = three / "README.md"
+    time = cells(three, "fast")[1]
     readme.write_text(readme.read_text().replace(time, time.replace("3.", "2.", 1)))
     edited = ("reports/blog.md", "reports/index.html", "results/samples.csv")
     for name in edited:
-        (two / name).write_text((two / name).read_text() + "and it is 9 times as fast\n")
-    assert differences(two) == [f"{name} differs from its records" for name in ("README.md", *edited)]
+        (three / name).write_text((three / name).read_text() + "and it is 9 times as fast\n")
+    assert differences(three) == [f"{name} differs from its records" for name in ("README.md", *edited)]
 
 
-def test_differences_find_changed_records_in_documents(two: Path) -> None:
-    path = records_file(two)
+def test_differences_find_changed_records_in_documents(three: Path) -> None:
+    path = records_file(three)
     stored = ResultStore.find(path).load()
     kept = tuple(record for record in stored.records if record.preset != "fast")
     ResultStore.find(path).write(stored.model_copy(update={"records": kept}))
@@ -219,14 +224,14 @@ def test_differences_find_changed_records_in_documents(two: Path) -> None:
         "README.md differs from its records",
         "reports/index.html differs from its records",
         "results/samples.csv differs from its records",
-    } <= set(differences(two))
+    } <= set(differences(three))
 
 
-def test_differences_find_stale_and_missing_files(two: Path) -> None:
-    (two / "visualizations" / "performance" / "speedup_comparison.png").unlink()
-    assert differences(two) == ["visualizations/performance/speedup_comparison.png is not rendered"]
-    records_file(two).unlink()
-    found = differences(two)
+def test_differences_find_stale_and_missing_files(three: Path) -> None:
+    (three / "visualizations" / "performance" / "speedup_comparison.png").unlink()
+    assert differences(three) == ["visualizations/performance/speedup_comparison.png is not rendered"]
+    records_file(three).unlink()
+    found = differences(three)
     assert "reports/blog.md is of records that are gone" in found
     assert "README.md differs from its records" in found
 

@@ -27,7 +27,7 @@ def hero(report: Report | None) -> Hero | None:
     if panel is None or report is None:
         return None
     words = f"{headline(report.lead)}: like against like"
-    single = "; a star marks a single process" if any(row.time.n < 2 for row in panel.rows) else ""
+    single = "; a star marks fewer than three processes" if any(row.time.interval is None for row in panel.rows) else ""
     caution = report.lead.caution if report.lead else None
     caption = f"{panel.title}, text encoders and VAE included{single}. {caution or ''}".strip()
     return Hero(like_for_like.picture(words, panel), like_for_like.draw(report).alt, caption)

@@ -83,7 +83,7 @@ def _speed(preset: Preset, row: Row | None, group: AnalyzedGroup | None) -> str:
     if row.factor is None:
         return f"{fmt.NOT_MEASURED}: {row.factor_note}"
     spread = fmt.factor_range(row.factor)
-    return f"{fmt.factor(row.factor)}" + (f" ({spread})" if spread else " (one round, no interval)")
+    return f"{fmt.factor(row.factor)}" + (f" ({spread})" if spread else " (no interval)")
 
 
 def _is_current(preset: Preset, record: Record) -> bool:

@@ -18,6 +18,7 @@ from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import BASELINE, CONTROL, EMULATED, Checkpoint, ResultFile
 from kontext_fast.stats.claims import detectable_slowdown
 from kontext_fast.stats.intervals import (
+    LEAST_VALUES,
     Estimate,
     exponential_of,
     log_ratios,
@@ -162,7 +163,7 @@ def _logs(group: AnalyzedGroup, preset: str, relative: bool) -> list[float]:
 
 
 def _detectable(before: Sequence[float], after: Sequence[float]) -> float | None:
-    if min(len(before), len(after)) < 2:
+    if min(len(before), len(after)) < LEAST_VALUES:
         return None
     error, freedom = welch_error(before, after)
     return detectable_slowdown(error, freedom) if error > 0 else 0.0

@@ -17,7 +17,6 @@ NOT_MEASURED = "not measured"
 NO_INTERVAL = "no interval"
 
 _SAYS_NOTHING = 100
-_TWO = 2
 
 
 def seconds(value: float | None) -> str:
@@ -44,10 +43,25 @@ def seconds_estimate(estimate: Estimate) -> str:
 
 def seconds_of_runs(summary: Summary) -> str:
     """The mean, or `2 runs: 0.490, 0.570 s` where two processes are all, of which no interval says more."""
-    if summary.mean.n != _TWO:
-        return seconds_estimate(summary.mean)
-    first, second = summary.values
-    return f"2 runs: {seconds(first).removesuffix(' s')}, {seconds(second)}"
+    return _each_run(summary) or seconds_estimate(summary.mean)
+
+
+def seconds_range_of_runs(summary: Summary) -> str | None:
+    """`1.10 to 1.16 s`, or `2 runs: 0.490, 0.570 s` in place of an interval; None of a single process."""
+    return seconds_range(summary.mean) or _each_run(summary)
+
+
+def seconds_of_runs_with_interval(summary: Summary) -> str:
+    """`1.13 s (1.10 to 1.16 s)`, `2 runs: 0.490, 0.570 s`, or of a single process `1.13 s (no interval)`."""
+    return _each_run(summary) or seconds_with_interval(summary.mean)
+
+
+def _each_run(summary: Summary) -> str | None:
+    """None of a single process, and where there is an interval."""
+    if summary.mean.interval is not None or summary.mean.n == 1:
+        return None
+    *others, last = map(seconds, summary.values)
+    return f"{summary.mean.n} runs: {', '.join(value.removesuffix(' s') for value in others)}, {last}"
 
 
 def seconds_with_interval(estimate: Estimate) -> str:
@@ -71,9 +85,9 @@ def factor_with_interval(estimate: Estimate) -> str:
 
 
 def factor_range_short(estimate: Estimate) -> str | None:
-    """`1.55-1.70`, for places without room; None where there is no interval, or one that says nothing: of two values,
-    or with one bound a hundred times the other."""
-    if estimate.interval is None or estimate.n == _TWO or estimate.interval[1] > _SAYS_NOTHING * estimate.interval[0]:
+    """`1.55-1.70`, for places without room; None where there is no interval, or one that says nothing: with one bound
+    a hundred times the other."""
+    if estimate.interval is None or estimate.interval[1] > _SAYS_NOTHING * estimate.interval[0]:
         return None
     return "-".join(_fixed(bound, _factor_decimals(estimate)) for bound in estimate.interval)
 

@@ -103,8 +103,8 @@ def _bands(rows: Sequence[Row], plans: dict[str, Plan]) -> Iterable[Tier]:
 
 
 def may_claim(row: Row) -> bool:
-    """Whether its time supports a claim: two processes at least, and no hit rate of random weights."""
-    return row.time is not None and row.time.mean.n > 1 and not is_meaningless(row)
+    """Whether its time supports a claim: it has an interval, and no hit rate of random weights."""
+    return row.time is not None and row.time.mean.interval is not None and not is_meaningless(row)
 
 
 def is_meaningless(row: Row) -> bool:

@@ -91,10 +91,11 @@ def is_load_known(group: AnalyzedGroup) -> bool:
 
 
 def paired_half_s(baseline: PresetWork, other: PresetWork) -> float | None:
-    """Half width of the 95 % interval of the seconds saved per call, paired by round; None below two shared rounds."""
+    """Half width of the 95 % interval of the seconds saved per call, paired by round; None where
+    the rounds that both have are too few for one."""
     slow, fast = baseline.row.by_round, other.row.by_round
     rounds = sorted(slow.keys() & fast.keys())
-    if len(rounds) < 2:
+    if not rounds:
         return None
     interval = mean_estimate([slow[r] - fast[r] for r in rounds]).interval
     return None if interval is None else (interval[1] - interval[0]) / 2

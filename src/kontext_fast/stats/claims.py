@@ -42,7 +42,8 @@ ALARM_RATE = 0.01
 def faster_without_control(factor: Estimate, compared: int) -> bool:
     """Whether `factor`, a geometric mean over rounds, is above 1 beyond chance, corrected for all that are `compared`.
 
-    The bound is Bonferroni's, with the t-distribution of the rounds; with two of them hardly anything passes.
+    The bound is Bonferroni's, with the t-distribution of the rounds; without an interval, which takes three
+    rounds, nothing passes.
     """
     if factor.interval is None or factor.value <= 1:
         return False

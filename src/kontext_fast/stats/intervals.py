@@ -14,6 +14,10 @@ from scipy.special import ndtri, stdtrit
 
 CONFIDENCE = 0.95
 
+LEAST_VALUES = 3
+"""Below this many independent values a t-interval is None: of two it has one degree of freedom and reaches 12.7
+standard errors, so that it says nothing, and whoever reads it learns more from the two values."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -58,10 +62,10 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate:
-    """The mean of independent values and its two-sided t-interval, None below two values."""
+    """The mean of independent values and its two-sided t-interval, None below `LEAST_VALUES`."""
     n = len(values)
     mean = float(np.mean(values))
-    if n < 2:
+    if n < LEAST_VALUES:
         return Estimate(mean, None, n)
     half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return Estimate(mean, (mean - half, mean + half), n)
@@ -101,7 +105,7 @@ def ratio_interval(baseline_by_round: Mapping[int, float], other_by_round: Mappi
 
     Both map a round to the positive value of the process that ran in it. Pairing by round removes what a round's
     processes share, such as a warm room. The value is the geometric mean of the per-round ratios; the interval is the
-    t-interval of their logarithms, None for a single round. `n` counts the rounds that both have.
+    t-interval of their logarithms, None below `LEAST_VALUES` rounds. `n` counts the rounds that both have.
     None where they share no round.
     """
     logs = log_ratios(baseline_by_round, other_by_round)
@@ -117,13 +121,13 @@ def log_ratios(baseline_by_round: Mapping[int, float], other_by_round: Mapping[i
 def unpaired_log_ratio(before: Sequence[float], after: Sequence[float]) -> Estimate | None:
     """mean(after) - mean(before) of logarithms with Welch's t-interval, which lets the two spread differently.
 
-    None where one side is empty; the interval is None where one side has a single value.
+    None where one side is empty; the interval is None where one side has fewer than `LEAST_VALUES`.
     """
     if not before or not after:
         return None
     difference = float(np.mean(after) - np.mean(before))
     n = min(len(before), len(after))
-    if n < 2:
+    if n < LEAST_VALUES:
         return Estimate(difference, None, n)
     error, freedom = welch_error(before, after)
     half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error

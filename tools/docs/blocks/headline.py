@@ -47,7 +47,7 @@ def _cells(row: Row, group: GroupReport, labels: Sequence[str]) -> tuple[str, ..
     name, saved = code_span(row.preset), costs.saved(group.cost, row.preset)
     return (
         Markdown("{} <sup>{}</sup>").format(name, numbers) if numbers else name,
-        fmt.seconds_with_interval(row.time.mean),
+        fmt.seconds_of_runs_with_interval(row.time),
         fmt.factor_with_interval(row.factor) if row.factor else row.factor_note or "",
         fmt.computed_steps(row.computed_steps) if row.computed_steps else fmt.NOT_MEASURED,
         str(group.quality[row.preset]),

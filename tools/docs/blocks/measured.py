@@ -36,7 +36,7 @@ def render(context: DocContext) -> Markdown:
             "AMD{}."
         ).format("" if _has_cold_rivals(context) else ", first images of other recipes with empty compile caches"),
         _doubts(context),
-        "A number without an interval ran in one process, and nothing is claimed from it.",
+        "A number without an interval ran in fewer than three processes, and nothing is claimed from it.",
     ]
     return bullets(filter(None, lines))
 

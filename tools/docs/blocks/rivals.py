@@ -10,6 +10,7 @@ from kontext_fast.analysis.tiers import Tier, tiers
 from kontext_fast.records.names import is_peer
 from kontext_fast.report.text.markup import Markdown, code_span, paragraphs, table
 from kontext_fast.report.text.names import plain_name
+from kontext_fast.stats.intervals import Estimate
 from tools.docs.doc_context import NOTHING, DocContext, unmeasured_peers
 
 HEADER = ("equal work", "best rival", "ours")
@@ -41,5 +42,11 @@ def _cells(tier: Tier) -> Iterator[str]:
 def _words(row: Row) -> str:
     assert row.time is not None
     factor = f", {fmt.factor(row.factor)}" if row.factor else ""
-    single = " (one process)" if row.time.mean.n < 2 else ""
-    return f"{fmt.seconds(row.time.mean.value)}{factor}{single}"
+    return f"{fmt.seconds(row.time.mean.value)}{factor}{_too_few(row.time.mean)}"
+
+
+def _too_few(time: Estimate) -> str:
+    """What says that nothing is claimed from a time."""
+    if time.interval is not None:
+        return ""
+    return " (one process)" if time.n == 1 else f" ({time.n} runs, no interval)"

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from kontext_fast.analysis.ranking import slow_to_fast
 from kontext_fast.analysis.rows import Row
-from kontext_fast.analysis.tiers import may_claim, our_rows
+from kontext_fast.analysis.tiers import is_meaningless, may_claim, our_rows
 from kontext_fast.cost.analysis import Question
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.merge import load_all
@@ -65,11 +65,13 @@ MOST_BLOG_ROWS = 6
 
 
 def blog_rows(lead: GroupReport | None) -> tuple[Row, ...]:
-    """Baseline, our fastest presets and the fastest recipe of another project that carries a claim, slow to fast."""
+    """Baseline, our fastest presets and the fastest recipe of another project, one that carries a claim where there is
+    any, slow to fast."""
     if lead is None:
         return ()
     baseline = lead.group.row(BASELINE)
-    rivals = [row for row in lead.group.ranked if is_peer(row.preset) and may_claim(row)]
+    peers = [row for row in lead.group.ranked if is_peer(row.preset) and row.time and not is_meaningless(row)]
+    rivals = [row for row in peers if may_claim(row)] or peers
     frame = [row for row in (baseline, *rivals[-1:]) if row is not None and row.time]
     ours = our_rows(lead.group)[len(frame) - MOST_BLOG_ROWS :]
     return slow_to_fast([*frame, *ours])

@@ -181,8 +181,7 @@ def _end(row: StackedRow) -> float:
 
 
 def _interval(row: StackedRow) -> tuple[float, float] | None:
-    """Of three processes at least: that of two may be ten times as long as what it is of."""
-    return row.whole.interval if row.whole and row.whole.n > 2 else None
+    return row.whole.interval if row.whole else None
 
 
 def _whole_words(row: StackedRow) -> str:

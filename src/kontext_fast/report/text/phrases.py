@@ -15,6 +15,7 @@ from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.groups import Group, Plan, Run
 from kontext_fast.analysis.names import cell_name
 from kontext_fast.analysis.rows import Row
+from kontext_fast.analysis.tiers import is_meaningless
 from kontext_fast.records.names import is_peer
 from kontext_fast.records.schema import BASELINE, CONTROL, Sample
 from kontext_fast.report.verification import Verdicts, VerdictSummary
@@ -151,9 +152,25 @@ def speed_finding(rows: Sequence[Row], limit: float | None = None, verdicts: Ver
     )
     if (peer := _fastest_of(filter(_of_a_peer, rows), limit)) is not None and peer is not fastest(rows, limit):
         sentences.append(f"The fastest peer is {peer.preset}: {_claim(peer)}.")
+    elif peer is None and fastest(rows, limit) is not None and (unclaimed := _fastest_without_interval(rows)):
+        sentences.append(unclaimed)
     if failed:
         sentences.append(f"Not timed: {_those(failed)}.")
     return " ".join(sentences)
+
+
+def _fastest_without_interval(rows: Sequence[Row]) -> str | None:
+    """Of the peers, that no reader takes them for slow where they ran too seldom; None where one has an interval."""
+    peers = [(row.factor, row) for row in rows if _of_a_peer(row) and row.factor]
+    candidates = [(factor, row) for factor, row in peers if not is_meaningless(row)]
+    if not candidates or any(factor.interval for factor, _ in peers):
+        return None
+    factor, row = max(candidates, key=lambda peer: peer[0].value)
+    rounds = fmt.count(factor.n, "round")
+    return (
+        f"No peer ran often enough for an interval, so nothing is claimed of them; the shortest time is that of "
+        f"{row.preset}: {fmt.factor(factor)} as fast as baseline in {rounds}."
+    )
 
 
 def _those(failed: Sequence[Row]) -> str:
@@ -193,7 +210,7 @@ def _fastest(compared: Sequence[Row], rows: Sequence[Row], limit: float | None, 
     if best is not None:
         return f"{best.preset} is {_claim(best)}. " + _quality(best, rows, verdicts.get(best.preset))
     if all(row.factor and row.factor.interval is None for row in compared):
-        return "One round gives no intervals, so no preset can be called faster than baseline yet."
+        return "Fewer than three rounds give no intervals, so no preset can be called faster than baseline yet."
     if limit is not None:
         return (
             "No preset is faster than baseline beyond its 95 % interval and the "
@@ -231,8 +248,10 @@ def not_measured(group: AnalyzedGroup, unpriced: str | None) -> tuple[str, ...]:
     rows = group.ranked
     missing = [f"{row.preset}: {row.reason or row.status}{_cells_of(group, row)}" for row in rows if row.time is None]
     measured = [row for row in rows if row.time is not None]
-    if measured and all(row.time and row.time.mean.n < 2 for row in measured):
-        missing.append("the spread between processes: each preset ran in one process, so there are no intervals")
+    if measured and all(row.time and row.time.mean.interval is None for row in measured):
+        missing.append(
+            "the spread between processes: each preset ran in fewer than three processes, so there are no intervals"
+        )
     if measured and all(row.factor is None for row in measured):
         missing.append("factors against baseline")
     if group.checkpoint is not None and group.checkpoint.random_weights:

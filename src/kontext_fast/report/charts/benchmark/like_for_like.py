@@ -25,7 +25,7 @@ TITLE = "Seconds per call, like against like"
 HOW = (
     "Each block compares presets that do the same work: all steps in 16 bit, all steps in 8 bit, and as many "
     "evaluations of the transformer where steps are skipped or left out. Of other projects the fastest recipe of each "
-    "block is shown. A star marks a single process, from which nothing is claimed."
+    "block is shown. A star marks fewer than three processes, from which nothing is claimed."
 )
 GAP = 0.55
 """Between two blocks, in rows."""
@@ -83,6 +83,9 @@ def headline(report: Report, panel: LikePanel) -> str:
     ours = [(block.rows[-2], block.rows[-1]) for block in panel.blocks if len(block.rows) > 1]
     ahead = [fast for slow, fast in ours if _is_apart(slow, fast)]
     machine = short_machine(report.machine or "this machine")
+    rivals = [row for row in panel.rows if row.preset.startswith(PEER_PREFIX)]
+    if rivals and all(row.time.interval is None for row in rivals):
+        return f"On {machine} the times of other recipes have no interval, so nothing is claimed against them."
     if not ahead:
         return f"On {machine} no block has two times whose intervals are apart."
     names = ", ".join(row.preset for row in ahead)
@@ -151,8 +154,8 @@ def _draw(slot: Slot, panel: LikePanel) -> None:
 
 
 def shown_name(row: LikeRow) -> str:
-    """A star marks a single process."""
-    return plain_name(row.preset) + ("*" if row.time.n < 2 else "")
+    """A star marks too few processes for an interval."""
+    return plain_name(row.preset) + ("*" if row.time.interval is None else "")
 
 
 def _words(row: LikeRow) -> str:

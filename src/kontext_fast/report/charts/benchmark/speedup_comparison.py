@@ -28,7 +28,7 @@ HOW = (
     "Left: the mean wall time of one call (image in, image out), shorter is better. Right: baseline's time over the "
     "preset's, paired by round; right of the line at 1 is faster, on a logarithmic scale. Whiskers are 95 % intervals "
     "over processes; a preset is faster only where its whisker stays right of 1. Pale rows carry no claim: they ran in "
-    "one process, or skip by data where the data are random."
+    "fewer than three processes, or skip by data where the data are random."
 )
 
 

@@ -25,7 +25,7 @@ FILE = "performance/step_resolution_heatmap.png"
 TITLE = "Time per call over steps and sizes"
 HOW = (
     "Rows are steps, columns are sizes really run; darker is slower, on one scale for all presets. A cell has the mean "
-    "over processes, and its 95 % interval where there are two processes at least. The last table divides baseline's "
+    "over processes, and its 95 % interval where there are three processes at least. The last table divides baseline's "
     "mean by that of the preset which was measured most: darker gains more."
 )
 MOST_PRESETS = 3

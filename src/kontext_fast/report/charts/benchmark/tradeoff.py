@@ -95,8 +95,9 @@ def draw(report: Report) -> Chart:
     takeaway = _takeaway(panel)
     how = (
         f"Left is faster, down is nearer to the images of all steps. Up: {panel.axis}, a mean over {panel.basis}. "
-        "Along: seconds per call, with 95 % intervals. The dashed line joins plain runs with fewer steps; a technique "
-        "below it keeps more than the steps that fit into its time. Only what has both numbers is drawn."
+        "Along: seconds per call, with 95 % intervals where three processes ran. The dashed line joins plain runs with "
+        "fewer steps; a technique below it keeps more than the steps that fit into its time. Only what has both "
+        "numbers is drawn."
     )
     return Chart(
         title=TITLE,
