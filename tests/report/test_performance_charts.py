@@ -7,15 +7,19 @@ import math
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
 
-from kontext_fast.records.schema import AppliedOptimization, Cell, Memory, ResultFile
+from kontext_fast.analysis import format as fmt
+from kontext_fast.records.schema import CONTROL, AppliedOptimization, Cell, Memory, ResultFile
+from kontext_fast.report.charting import write_charts
 from kontext_fast.report.charts.benchmark import (
     ablation,
     cold_start,
@@ -27,12 +31,30 @@ from kontext_fast.report.charts.benchmark import (
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.bars import Part, StackedPanel, StackedRow, stacked_picture
 from kontext_fast.stats.intervals import Estimate
+from tests.cost.gpu_records import gpu_result
 from tests.records.builder import record, result, sample, timed
 from tests.report import suite_records
 from tests.report.reports import report_of, written
 from tests.report.suite_records import SIZES, STEPS, walls
 
 ORIGIN = re.compile(r"tiny on Imaginary CPU 9000, 2001-02-03, \d+ processes, \d+ measured calls")
+
+
+CANVASES = (style.FILE, style.DESKTOP, style.CARD, style.PHONE)
+
+
+def inside(figure: Any) -> set[str]:
+    """The words in the axes of a figure, none of which is cut off at its edge."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    frame = figure.get_window_extent()
+    for words in axes.texts:
+        box = words.get_window_extent()
+        assert frame.x0 <= box.x0, words.get_text()
+        assert box.x1 <= frame.x1, words.get_text()
+    return {words.get_text() for words in axes.texts}
 
 
 def assert_estimates(estimate: Estimate | None, values: Sequence[float]) -> None:
@@ -115,6 +137,31 @@ def test_scaling_page_escapes_words_from_records() -> None:
     assert page.count("</script>") == 2
 
 
+def test_scaling_lines_have_the_colors_of_every_chart() -> None:
+    """Gray is baseline, blue is ours, orange is of others, in both schemes of the page and in its picture."""
+    names = {"fast": "peer:steps-8", "baseline": "baseline", CONTROL: CONTROL}
+    stored = suite_records.sweep()
+    peers = [
+        run.model_copy(update={"preset": names[run.preset], "run_id": f"{run.run_id} p"}) for run in stored.records
+    ]
+    report = report_of(stored.model_copy(update={"records": (*stored.records, *peers)}))
+    (panel,) = resolution_scaling.plotted(report)
+    wanted = {"baseline": style.GRAY, "fast": style.BLUE, "peer:steps-8": style.ORANGE}
+    assert dict(zip((line.preset for line in panel.lines), resolution_scaling.colors_of(panel.lines), strict=True)) == (
+        wanted
+    )
+    chart = resolution_scaling.draw(report)
+    assert chart.html is not None
+    (colors,) = json.loads(re.findall(r"const colorsOf = (.*);", chart.html)[0])
+    assert dict(zip((line.preset for line in panel.lines), colors, strict=True)) == {
+        name: style.VARIABLES[color] for name, color in wanted.items()
+    }
+    light, dark = re.findall(r":root \{ ?(.*?)\}", chart.html)
+    for name in {*re.findall(r"var\(--([a-z-]+)\)", chart.html), *colors}:
+        assert f"--{name}: " in light
+        assert f"--{name}: " in dark
+
+
 def test_memory_chart_shows_highest_call_of_all_processes() -> None:
     """One number per preset and kind, the same as in tables."""
     stored = suite_records.sweep()
@@ -132,6 +179,15 @@ def test_memory_chart_shows_highest_call_of_all_processes() -> None:
                 if not s.warmup and run.preset == row.preset and (m.workload.steps, m.workload.width) == (28, 1024)
             ]
             assert getattr(row.memory, kind) == max(peaks)
+
+
+@pytest.mark.parametrize("canvas", CANVASES, ids=lambda canvas: f"{canvas.width_in}in")
+def test_memory_labels_are_inside_the_picture(canvas: style.Canvas) -> None:
+    (panel,) = memory_usage.plotted(report_of(suite_records.sweep()))
+    memory = Memory(allocated_peak_bytes=2**30, device_process_peak_bytes=int(139.5 * 2**30))
+    rows = tuple(replace(row, memory=memory) for row in panel.rows)
+    picture = memory_usage._picture("headline", [replace(panel, rows=rows)])
+    assert fmt.peak_memory(memory) in inside(picture.draw(canvas))
 
 
 def test_uncounted_memory_is_not_drawn() -> None:
@@ -192,6 +248,35 @@ def test_start_is_load_apply_and_first_call() -> None:
         assert row.note.endswith("then 1.00 s")
 
 
+def test_loading_of_random_weights_is_no_part_of_a_start() -> None:
+    """They are drawn on the GPU: nothing is read from disk, as real weights are."""
+    report = report_of(gpu_result())
+    (panel,) = cold_start.plotted(report)
+    assert {part.name for row in panel.rows for part in row.parts} == {"apply", "first call"}
+    assert [row.whole and row.whole.value for row in panel.rows] == [13.0, 207.0, 205.0]
+    chart = cold_start.draw(report)
+    assert "Random weights are drawn on the GPU and not read from disk" in chart.how_to_read
+    assert "not read from disk" not in cold_start.draw(report_of(suite_records.cold())).how_to_read
+
+
+def test_starts_on_the_leading_machine_come_first(tmp_path: Path) -> None:
+    """That is the machine of most presets, wherever its records stand; the rows of a machine are slow to fast."""
+    few = [run for run in gpu_result(rounds=1).records if run.preset != "compile"]
+    many = [
+        run.model_copy(update={"run_id": f"{run.run_id} again", "order": 100 + number})
+        for number, run in enumerate(reversed(gpu_result(device="NVIDIA H100").records))
+    ]
+    report = report_of(result([*few, *many]))
+    panels = [panel for part in report.by_machine() for panel in cold_start.plotted(part)]
+    assert ["H100" in panel.subtitle for panel in panels] == [True, False]
+    assert [[row.preset for row in panel.rows] for panel in panels] == [
+        ["baseline", "compile", "classic"], ["baseline", "classic"],
+    ]  # fmt: skip
+    sources = {chart.path: chart.source for chart in write_charts(report, tmp_path) if chart.title == cold_start.TITLE}
+    assert "H100" in sources[tmp_path / "performance" / "cold_start.png"]
+    assert len(sources) == 2
+
+
 def test_user_cache_runs_are_not_mixed_with_cold_and_warm() -> None:
     stored = suite_records.cold()
     own = record("compile", 7, run_id="own", order=99).model_copy(
@@ -208,28 +293,24 @@ def test_user_cache_is_not_named_in_rows() -> None:
     assert [row.name for row in panel.rows] == ["baseline", "compile"]
 
 
-@pytest.mark.parametrize(
-    "canvas", [style.FILE, style.DESKTOP, style.CARD, style.PHONE], ids=lambda c: f"{c.width_in}in"
-)
+@pytest.mark.parametrize("canvas", CANVASES, ids=lambda canvas: f"{canvas.width_in}in")
 def test_long_names_and_words_are_inside_the_picture(canvas: style.Canvas) -> None:
     """Names beside the rows, and words after an interval that is as wide as all else."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     names = ("p", "first_block_cache, cold cache", "peer:compiled-float8-and-more, warm")
     wide = [
         StackedRow(name, (Part("p", 9.0),), Estimate(9.0, (0.0, 18.0), 5), "new size 2 s, then 1 s") for name in names
     ]
-    figure = stacked_picture("headline", [StackedPanel("title", "subtitle", tuple(wide))], {"p": "#123456"}).draw(
-        canvas
-    )
-    FigureCanvasAgg(figure).draw()
-    (axes,) = figure.axes
-    frame = figure.get_window_extent()
-    for words in axes.texts:
-        box = words.get_window_extent()
-        assert frame.x0 <= box.x0, words.get_text()
-        assert box.x1 <= frame.x1, words.get_text()
-    assert {words.get_text() for words in axes.texts} >= set(names)
+    picture = stacked_picture("headline", [StackedPanel("title", "subtitle", tuple(wide))], {"p": "#123456"})
+    assert inside(picture.draw(canvas)) >= set(names)
+
+
+@pytest.mark.parametrize("canvas", CANVASES, ids=lambda canvas: f"{canvas.width_in}in")
+def test_words_of_a_part_fit_into_it(canvas: style.Canvas) -> None:
+    parts = (Part("p", 0.41), Part("p", 9.0))
+    panel = StackedPanel("title", "subtitle", (StackedRow("fast", parts, Estimate(9.41, None, 1)),))
+    drawn = inside(stacked_picture("headline", [panel], {"p": "#123456"}).draw(canvas))
+    assert "9.00 s" in drawn
+    assert "0.410 s" not in drawn
 
 
 def test_ablation_compares_alone_and_added_last() -> None:

@@ -197,4 +197,6 @@ def _page(takeaway: str, panels: Sequence[ScalingPanel]) -> str:
         panels=panels,
         data=[asdict(panel) for panel in panels],
         colors=[[style.VARIABLES[color] for color in colors_of(panel.lines)] for panel in panels],
+        light={name: color for color, name in style.VARIABLES.items()},
+        dark={name: style.DARK[color] for color, name in style.VARIABLES.items()},
     )
