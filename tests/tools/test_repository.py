@@ -151,14 +151,25 @@ def test_readme_blocks_equal_the_records(three: Path) -> None:
     assert "first images of other recipes with empty compile caches" in text
 
 
-def test_hero_is_written_for_light_and_dark_pages(three: Path) -> None:
+def test_hero_is_written_for_every_screen_and_scheme(three: Path) -> None:
     text = (three / "README.md").read_text()
-    for name, ink in (("hero.svg", "#1c1d1f"), ("hero-dark.svg", "#eceef0")):
-        assert f'"visualizations/{name}"' in text
-        drawn = (three / "visualizations" / name).read_text()
-        assert ink in drawn
-        assert "turbo" in drawn
-    assert '<source media="(prefers-color-scheme: dark)" srcset="visualizations/hero-dark.svg">' in text
+    inks = {"": "#1c1d1f", "-dark": "#eceef0"}
+    for screen, widest in (("", 900), ("-narrow", 360)):
+        for scheme, ink in inks.items():
+            name = f"hero{screen}{scheme}.svg"
+            assert f'"visualizations/{name}"' in text
+            drawn = (three / "visualizations" / name).read_text()
+            assert ink in drawn
+            assert "turbo" in drawn
+            # On a phone a picture of 360 units has no letters below 10 pixels.
+            assert float(re.findall(r' width="([\d.]+)"', drawn)[0]) <= widest
+            assert min(map(float, re.findall(r'font-size="([\d.]+)"', drawn))) >= 10
+    conditions = re.findall(r'<source media="([^"]*)" srcset="visualizations/([^"]*)">', text)
+    assert conditions == [
+        ("(max-width: 600px) and (prefers-color-scheme: dark)", "hero-narrow-dark.svg"),
+        ("(max-width: 600px)", "hero-narrow.svg"),
+        ("(prefers-color-scheme: dark)", "hero-dark.svg"),
+    ]
 
 
 @pytest.mark.parametrize(("rounds", "words"), [(1, "(one process)"), (2, "(2 runs, no interval)")])

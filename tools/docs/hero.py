@@ -1,4 +1,4 @@
-"""The picture that README begins with, as two SVG files through which the page is seen."""
+"""The picture that README begins with, as SVG files through which the page is seen: wide and narrow, light and dark."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 from kontext_fast.records.store import write_atomically
 from kontext_fast.report.charts.benchmark import like_for_like
 from kontext_fast.report.model import Report
-from kontext_fast.report.plots.style import Picture
+from kontext_fast.report.plots.style import FILE, PHONE_FILE, Picture
 from kontext_fast.report.text.answers import headline
 
 LIGHT, DARK = "hero.svg", "hero-dark.svg"
+NARROW_LIGHT, NARROW_DARK = "hero-narrow.svg", "hero-narrow-dark.svg"
+"""For screens on which the letters of the wide ones would be too small to read."""
 
 
 @dataclass(frozen=True)
@@ -38,5 +40,6 @@ def write_hero(report: Report | None, folder: Path) -> None:
     shown = hero(report)
     if shown is None:
         return
-    for name, dark in ((LIGHT, False), (DARK, True)):
-        write_atomically(folder / name, shown.picture.svg_file(shown.alt, dark=dark).encode())
+    for names, canvas in (((LIGHT, DARK), FILE), ((NARROW_LIGHT, NARROW_DARK), PHONE_FILE)):
+        for name, dark in zip(names, (False, True), strict=True):
+            write_atomically(folder / name, shown.picture.svg_file(shown.alt, dark=dark, canvas=canvas).encode())

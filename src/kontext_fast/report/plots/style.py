@@ -72,6 +72,7 @@ DESKTOP = Canvas(12.0, headed=False)
 CARD = Canvas(7.6, headed=False)
 """Half of a page."""
 PHONE = Canvas(4.4, headed=False)
+PHONE_FILE = Canvas(4.4, headed=True)
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,10 @@ class Picture:
     def narrow(self, label: str) -> str:
         return inline_svg(self.draw(PHONE), label, VARIABLES, "narrow")
 
-    def svg_file(self, label: str, *, dark: bool) -> str:
+    def svg_file(self, label: str, *, dark: bool, canvas: Canvas = FILE) -> str:
         """SVG to be shown as a picture on a page of either scheme, through which the page is seen."""
         colours = DARK if dark else {}
-        return standalone_svg(self.draw(FILE), label, {**colours, PAPER: "none"})
+        return standalone_svg(self.draw(canvas), label, {**colours, PAPER: "none"})
 
 
 def new_figure(inches: float, width_in: float = FILE.width_in) -> Any:
