@@ -9,6 +9,8 @@ import pytest
 
 from kontext_fast.analysis.groups import groups
 from kontext_fast.analysis.rows import Row, headline
+from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
+from kontext_fast.optimizations.techniques.step_reuse import StepReuse
 from kontext_fast.records.schema import EMULATED, Measurement, Memory, ResultFile
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report.text.phrases import speed_finding
@@ -39,6 +41,26 @@ def test_times_and_factors_equal_raw_samples() -> None:
     assert cache.factor is not None
     assert cache.factor.value == pytest.approx(math.sqrt((2.0 / 1.0) * (3.0 / 1.1)))
     assert cache.factor.n == 2
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        StepReuse(computed=11).label(architecture_only=False),
+        FirstBlockCache(schedule=(0, 1, 4)).label(architecture_only=False),
+        FirstBlockCache(schedule="every_second").label(architecture_only=True),
+    ],
+    ids=["step_reuse", "steps", "every_second"],
+)
+def test_labels_count_the_steps_that_were_computed(label: str) -> None:
+    """A preset states what 28 steps would have; a row of ten steps has those of its own."""
+    runs = [timed("baseline", 0, [1.0, 1.0], of=workload(steps=10))]
+    runs.append(
+        record("fast", 0, [sample(i, 0.5, steps=10, skipped=6) for i in "ab"], of=workload(steps=10), labels=(label,))
+    )
+    (written,) = rows(result(runs))["fast"].labels
+    assert "28" not in written
+    assert "4 of 10 steps computed" in written
 
 
 def test_warm_ups_are_excluded() -> None:

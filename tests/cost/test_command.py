@@ -60,6 +60,21 @@ def test_cost_table_names_billing_price_day_and_runs(kontext: Kontext, h200: Pat
     assert "bfl-kontext-pro" in out
 
 
+def test_load_time_of_random_weights_is_said_to_be_missing(kontext: Kontext, h200: Path) -> None:
+    """They are drawn on the GPU in no time; real ones take what is given with --load-seconds."""
+    options = ("cost", h200, "--price", "3600", "--images-per-day", "1", "--cold-starts", "1")
+    words = "without loading, since random weights are not read from disk (--load-seconds)"
+    assert words in " ".join(kontext(*options).out.split())
+    assert words not in " ".join(kontext(*options, "--load-seconds", "30").out.split())
+
+    def usd_per_day(*more: object) -> float:
+        (group,) = answer(kontext(*options, *more, "--json").out)["groups"]
+        (value,) = (one["usd_per_day"]["value"] for one in group["presets"] if one["preset"] == "baseline")
+        return float(value)
+
+    assert usd_per_day("--load-seconds", "30") - usd_per_day() == pytest.approx(30.0)
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_every_priced_row_shows_dollars_in_80_columns(
     kontext: Kontext, h200: Path, columns: int, monkeypatch: pytest.MonkeyPatch

@@ -34,6 +34,18 @@ def test_answers_of_gpu_records_have_all_numbers() -> None:
     assert "36.0 GiB of memory" in use.detail
 
 
+def test_memory_of_the_answer_is_that_of_the_process() -> None:
+    """It decides what fits on a card; torch allocated less of it."""
+    runs = [
+        gpu_run(preset, round_, peak_gib=25, process_gib=35.6)
+        for round_ in range(3)
+        for preset in ("baseline", "classic")
+    ]
+    _, _, _, use = answers(report_of(result(runs)))
+    assert use.detail.startswith("35.6 GiB of memory (GPU, whole process, 25.0 GiB of it allocated by torch)")
+    assert "fits a 40 GB card" in use.detail
+
+
 def test_answers_of_cpu_records_have_no_price(tmp_path: Path) -> None:
     report = report_of(full(ResultStore(tmp_path)))
     _, good, saves, _ = answers(report)

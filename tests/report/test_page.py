@@ -17,7 +17,7 @@ from PIL import Image
 from kontext_fast.analysis.groups import groups
 from kontext_fast.cli.main import run
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.schema import ResultFile
+from kontext_fast.records.schema import Record, ResultFile
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report.gallery import MOST_ITEMS, gallery
 from kontext_fast.report.output.publish import publish
@@ -200,6 +200,16 @@ def test_leading_group_has_a_table_and_others_share_one(store: ResultStore) -> N
     others = source.index("1 other workload<")
     assert source.index('aria-label="Results: edit, 256x256, 4 steps"') < others
     assert others < source.index("<td>edit, 128x128, 4 steps</td>")
+
+
+def test_stages_table_has_no_column_that_nobody_fills(store: ResultStore) -> None:
+    def heads(*runs: Record) -> list[str]:
+        table = page_of(result(runs), store).source.split('aria-label="Where the time goes', 1)[1].split("</thead>")[0]
+        return re.findall(r"<th[^>]*>([^<]*)</th>", table)
+
+    full = [timed("baseline", 0, [1.0, 1.0]), timed("compile", 0, [0.9, 0.9])]
+    assert heads(*full)[-2:] == ["One full step", "Computed"]
+    assert "One skipped step" in heads(*full, timed("cache", 0, [0.5, 0.5], skipped=2))
 
 
 def test_differing_environment_facts_are_reported(store: ResultStore) -> None:
