@@ -73,6 +73,7 @@ def test_text_to_image_keeps_its_captions(pipe: Any) -> None:
     assert all(task.request.image is None for task in tasks(pipe, cell, SUITE, dataset))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_command_measures_own_items_with_a_lora(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -18,7 +18,7 @@ import typer
 from diffusers import FluxKontextPipeline
 
 import kontext_fast
-from kontext_fast.cli.main import _build_app, run
+from kontext_fast.cli.main import build_app, run
 from kontext_fast.optimizations.acceleration import current
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import ResultStore
@@ -157,7 +157,7 @@ def test_results_of_the_cookbook_are_what_it_says(folder: Path, pipe: Any, capsy
 def test_command_of_a_document_is_understood(line: str, folder: Path) -> None:
     """Its options exist and take such values; nothing is run."""
     _, name, *arguments = shlex.split(line)
-    group = typer.main.get_command(_build_app())
+    group = typer.main.get_command(build_app())
     with group.make_context("kontext", [name, *arguments]) as context:
         command = group.commands[name]  # type: ignore[attr-defined]
         with command.make_context(name, list(arguments), parent=context) as parsed:

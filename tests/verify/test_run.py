@@ -128,6 +128,7 @@ def test_batch_size_changes_outputs_by_rounding_only(request_of: Request, result
         assert _error(batched, name) == pytest.approx(_error(result, name), rel=0.1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_partly_recorded_batch_is_repeated_whole(
     request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_exact_preset_passes_and_writes_everything(kontext: Kontext, dense_check
     assert (Path("out") / "visualizations" / "quality" / "index.html").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_engine_on_tiny_only_rounds(kontext: Kontext) -> None:
     options = ("--checkpoint", "tiny", "--preset", "faithful", "--items", 12, "--steps", 2, "--batch", 12)

@@ -67,6 +67,7 @@ def test_error_in_the_middle_leaves_the_pipeline_as_before(monkeypatch: pytest.M
     assert current(pipe) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_other_precision_is_taken_back_bit_for_bit(dtype: torch.dtype) -> None:
     pipe = small_pipeline()

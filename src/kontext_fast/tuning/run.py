@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,9 @@ import numpy.typing as npt
 from kontext_fast.engine.solver import Solver
 from kontext_fast.errors import GateFailed, Refused
 from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.adapters import merge_adapters
 from kontext_fast.optimizations.base import Optimization
+from kontext_fast.optimizations.call_tracking import track_calls
 from kontext_fast.optimizations.presets import find_preset
 from kontext_fast.optimizations.registry import discover
 from kontext_fast.optimizations.weight_identity import identity_of
@@ -78,8 +80,9 @@ class Tuning:
     ) -> None:
         self._pipe, self._parts, self._request = pipe, parts, request
         self._folder, self._say, self._on_progress = folder, say, on_progress
-        # Under any preset, which merges adapters that are loaded, as the preset of the file does.
-        with accelerate(pipe, "channels_last", quiet=True):
+        # With the adapters merged that are loaded, as the preset of the file will see the weights.
+        with ExitStack() as undo:
+            merge_adapters(pipe, track_calls(pipe, undo), undo)
             self.weights = identity_of(pipe.transformer)
         self._stage, self._done, self._total = "", 0, 0
         self._store = Store(folder / "work", self._description(), resume=resume)
