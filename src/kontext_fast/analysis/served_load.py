@@ -67,9 +67,14 @@ class LoadSummary:
         ]
 
 
+def served_requests(test: LoadTest) -> list[ServedRequest]:
+    """Those that were answered with their images, by the deadline or later."""
+    return [request for request in test.requests if request.status == _OK]
+
+
 def load_summary(test: LoadTest) -> LoadSummary:
     """The numbers of one load test."""
-    served = [request for request in test.requests if request.status == _OK]
+    served = served_requests(test)
     in_time = [request for request in served if request.latency_s <= test.deadline_s]
     latencies = [request.latency_s for request in served]
     images = sum(request.images for request in in_time)

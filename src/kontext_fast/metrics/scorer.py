@@ -217,7 +217,7 @@ def _processors() -> int:
 def _open(file: Path) -> Image.Image:
     try:
         return read_stored_image(file).convert("RGB")
-    except OSError:
+    except FileNotFoundError:
         raise InvalidInput(
             f"The output {file.name} is missing from the result folder; run the command that wrote it again."
         ) from None

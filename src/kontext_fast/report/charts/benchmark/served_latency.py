@@ -9,7 +9,7 @@ import numpy as np
 
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.names import group_name
-from kontext_fast.analysis.served_load import LoadSummary, load_summary
+from kontext_fast.analysis.served_load import LoadSummary, load_summary, served_requests
 from kontext_fast.records.schema import LoadTest
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
@@ -71,7 +71,7 @@ def draw(report: Report) -> Chart:
 
 
 def _panel(title: str, subtitle: str, preset: str, test: LoadTest) -> LatencyPanel:
-    served = [request for request in test.requests if request.status == 200]
+    served = served_requests(test)
     return LatencyPanel(
         title=title,
         subtitle=subtitle,
