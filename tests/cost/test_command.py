@@ -51,6 +51,16 @@ def test_records_of_a_gpu_are_priced(kontext: Kontext, h200: Path) -> None:
     assert "by-use, user" in found["classic"]["basis"]
 
 
+def test_two_named_times_are_priced_without_records(kontext: Kontext) -> None:
+    outcome = kontext("cost", "--seconds", 36, "--against", 18, "--price", 2, "--images-per-day", 1000, "--json")
+    assert outcome.code == 0
+    saved = answer(outcome.out)
+    assert saved["usd_per_image"] == pytest.approx([0.02, 0.01])
+    assert saved["usd_per_month_saved"] == pytest.approx(0.01 * 1000 * 365 / 12)
+    assert "by-use" in saved["basis"]
+    assert "a month saved (50 %)" in outcome.out
+
+
 def test_cost_table_names_billing_price_day_and_runs(kontext: Kontext, h200: Path) -> None:
     out = kontext("cost", h200, "--verbose").out
     assert "Billed by-use at " in out

@@ -11,13 +11,20 @@ import typer
 from kontext_fast.cli import options
 from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.output import print_json
+from kontext_fast.cost import Billing
 from kontext_fast.errors import InvalidInput
 
 GROUP = Group.DECIDE
 
 
 def command(
-    records: options.SeveralRecords,
+    records: options.RecordsOrSeconds = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Instead of RECORDS: seconds a call takes now.", show_default=False)
+    ] = None,
+    against: Annotated[
+        float | None, typer.Option(help="With --seconds: seconds it would take.", show_default=False)
+    ] = None,
     images_per_day: options.ImagesPerDay = 10_000,
     billing: options.BillingModel = "by-use",
     price: options.Price = None,
@@ -52,6 +59,13 @@ def command(
     from kontext_fast.records.store import write_atomically
     from kontext_fast.report.output.terminal import print_cost
 
+    if seconds is not None or against is not None:
+        _print_savings(seconds, against, records, price, images_per_day, billing, peak_share, json)
+        return
+    if not records:
+        raise InvalidInput(
+            "There is nothing to price: name RECORDS that `kontext bench` wrote, or give --seconds and --against."
+        )
     question = Question(
         demand=Demand(images_per_day=images_per_day, peak_share=peak_share, cold_starts_per_day=cold_starts),
         today=date.today(),
@@ -76,3 +90,36 @@ def command(
         console.print(note, markup=False)
     if json:
         print_json(as_json(costs, table, question))
+
+
+def _print_savings(
+    seconds: float | None,
+    against: float | None,
+    records: list[Path] | None,
+    price: str | None,
+    images_per_day: float,
+    billing: Billing,
+    peak_share: float,
+    json: bool,
+) -> None:
+    """Two times that the user names, by the same billing as measured ones."""
+    from kontext_fast.cost.payback import savings
+
+    if seconds is None or against is None or price is None:
+        raise InvalidInput("Two times are priced with --seconds, --against and --price together: give all three.")
+    if records:
+        raise InvalidInput("RECORDS have times of their own: leave out --seconds and --against, or RECORDS.")
+    saved = savings(
+        seconds, against, price=price, images_per_day=images_per_day, billing=billing, peak_share=peak_share
+    )
+    print(saved)
+    if json:
+        print_json(
+            {
+                "usd_per_month_saved": saved.per_month.value,
+                "fraction_saved": saved.fraction,
+                "usd_per_image": [saved.before.per_image.value, saved.after.per_image.value],
+                "gpus": [saved.before.gpus, saved.after.gpus],
+                "basis": str(saved.after.basis),
+            }
+        )

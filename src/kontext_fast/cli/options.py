@@ -126,6 +126,14 @@ SeveralRecords = Annotated[
     list[Path],
     typer.Argument(metavar="RECORDS...", help="Folders that a bench wrote, or JSON files of records in them."),
 ]
+RecordsOrSeconds = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="RECORDS...",
+        help="Folders that a bench wrote, or JSON files of records in them.",
+        show_default=False,
+    ),
+]
 ImagesPerDay = Annotated[float, typer.Option(metavar="N", help="Volume to price.")]
 PeakShare = Annotated[
     float,
