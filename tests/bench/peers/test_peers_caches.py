@@ -20,6 +20,7 @@ from kontext_fast.bench.peers.techniques.cache_dit import CacheDit
 from kontext_fast.bench.peers.techniques.diffusers_first_block_cache import DiffusersFirstBlockCache
 from kontext_fast.bench.peers.techniques.diffusers_magcache import DiffusersMagCache
 from kontext_fast.bench.peers.techniques.diffusers_taylorseer import DiffusersTaylorSeer
+from kontext_fast.bench.peers.techniques.extrapolated_steps import ExtrapolatedSteps
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import Acceleration, apply_plan
 from kontext_fast.optimizations.base import Optimization
@@ -48,6 +49,7 @@ CASES = [
     pytest.param(DiffusersTaylorSeer(interval=2, warmup_steps=2, lite=True), "RR.R.R", id="taylorseer-lite"),
     pytest.param(DiffusersMagCache(threshold=1e9, max_skips=2), "R..R..", id="magcache"),
     pytest.param(DiffusersMagCache(max_skips=0), "RRRRRR", id="magcache-never"),
+    pytest.param(ExtrapolatedSteps(first=2, last=1), "RR..RR", id="extrapolated-steps"),
     pytest.param(
         CacheDit(first_blocks=1, mask=MASK, policy="static", taylorseer_order=1), "RR.R..", id="cache-dit-static",
         marks=needs.cache_dit,
@@ -169,6 +171,20 @@ def test_mask_ultra_is_the_published_one(steps: int, pipe: Any) -> None:
     with applied(pipe, ultra) as acceleration:
         render(pipe, steps=steps)
     assert acceleration.last_step_kinds() == kinds_of(published[steps])
+
+
+def test_extrapolated_steps_are_the_scheme_of_the_study(pipe: Any) -> None:
+    """The same schedule as a linear multistep rule, which computes with other code: they differ by rounding."""
+    from kontext_fast.optimizations.techniques.solver import FittedSolver
+    from kontext_fast.tuning.schemes import every_third
+
+    with applied(pipe, ExtrapolatedSteps()) as acceleration:
+        skipping = render(pipe, steps=12).astype(float)
+        kinds = acceleration.last_step_kinds()
+    assert kinds == kinds_of("RRR..R..RRRR")
+    rule = every_third(pipe.scheduler.sigmas.tolist())
+    with applied(pipe, FittedSolver(fitted=rule)):
+        np.testing.assert_allclose(render(pipe, steps=12), skipping, atol=1e-3)
 
 
 def test_magcache_follows_the_published_ratios(pipe: Any) -> None:
