@@ -385,7 +385,9 @@ def require_plain(transformer: Any) -> None:
     """Raise InvalidInput, with a remedy, unless the engine computes exactly what `transformer` does."""
     require_no_adapters(transformer)
     for name, layer in transformer.named_modules():
-        if hasattr(layer, "weight") and name.split(".")[-1] in _LINEAR_NAMES and type(layer) is not nn.Linear:
+        # A parametrized layer, which is of another class, is told by who looks for everything that is on a layer.
+        odd = type(layer) is not nn.Linear and "parametrizations" not in layer._modules
+        if odd and hasattr(layer, "weight") and name.split(".")[-1] in _LINEAR_NAMES:
             raise InvalidInput(
                 f"The engine reads plain linear layers, but {name} is a {type(layer).__name__}; "
                 "load the checkpoint without quantization."

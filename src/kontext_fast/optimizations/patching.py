@@ -91,17 +91,33 @@ def require_undisturbed(modules: Iterable[tuple[str, Any]], by: str, *, replaced
             )
 
 
+_DIFFUSERS_HOOKS = (
+    ("layerwise_casting", "layerwise casting", "enable_layerwise_casting"),
+    ("group_offloading", "group offloading", "enable_group_offload"),
+    ("lazy_prefetch_group_offloading", "group offloading", "enable_group_offload"),
+)
+"""Hooks of diffusers that nothing takes off again: name, what they are, and the method that puts them on."""
+
+
+def has_another_forward(module: Any) -> bool:
+    """Whether `module` has a forward beside that of its class, which hooks leave on it when they are taken off."""
+    forward = vars(module).get("forward")
+    its_own = getattr(forward, "__func__", None) is type(module).forward and forward.__self__ is module
+    return forward is not None and not its_own
+
+
 def _obstacle(name: str, module: Any) -> tuple[str, str] | None:
     """What is on a module beside its class, and how to take it off."""
     own, kind = vars(module), type(module)
-    registry = own.get("_diffusers_hook")
-    if registry is not None and "layerwise_casting" in registry.hooks:
-        return f"{name} has layerwise casting", "load the pipeline again without enable_layerwise_casting()"
-    if "_hf_hook" in own or (registry is not None and registry.hooks):
-        # diffusers leaves an empty registry of hooks behind after every call.
-        return f"{name} has hooks of offloading or of a cache", (
-            "take offloading or caches off (pipe.remove_all_hooks(), pipe.transformer.disable_cache())"
-        )
+    if "_hf_hook" in own:
+        return f"{name} has hooks of offloading", "take them off (pipe.remove_all_hooks())"
+    # diffusers leaves an empty registry of hooks behind after every call.
+    hooks = getattr(own.get("_diffusers_hook"), "hooks", {})
+    for hook, what, enabled in _DIFFUSERS_HOOKS:
+        if hook in hooks:
+            return f"{name} has {what}", f"load the pipeline again without {enabled}()"
+    if hooks:
+        return f"{name} has hooks of a cache", "take it off (pipe.transformer.disable_cache())"
     if "parametrizations" in module._modules:
         tensor = next(iter(module._modules["parametrizations"]))
         return f"{name}.{tensor} has a parametrization", (
@@ -109,8 +125,7 @@ def _obstacle(name: str, module: Any) -> tuple[str, str] | None:
         )
     if module._forward_hooks or module._forward_pre_hooks:
         return f"{name} has a forward hook", "remove it (handle.remove())"
-    forward = own.get("forward")
-    if forward is not None and not isinstance(getattr(forward, "__func__", None), _OnlyOn):
+    if has_another_forward(module) and not isinstance(getattr(own["forward"], "__func__", None), _OnlyOn):
         return f"{name} has a forward of its own", "take it off (del module.forward)"
     if module._compiled_call_impl is not None:
         return f"{name} is compiled", "load the pipeline again without compiling it"

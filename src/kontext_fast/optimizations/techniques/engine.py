@@ -32,7 +32,13 @@ from kontext_fast.engine.dispatch import (
 from kontext_fast.errors import InvalidInput, KontextError
 from kontext_fast.optimizations.base import Conflict, Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import CallTracker, PipelineCall, track_calls
-from kontext_fast.optimizations.patching import defined_by_libraries, require_undisturbed, set_attribute
+from kontext_fast.optimizations.patching import (
+    defined_by_libraries,
+    has_another_forward,
+    keep_attribute,
+    require_undisturbed,
+    set_attribute,
+)
 from kontext_fast.records.schema import EMULATED
 
 if TYPE_CHECKING:
@@ -349,8 +355,8 @@ def _install(transformer: Any, forward: EngineForward, calls: CallTracker, undo:
     def restore() -> None:
         if vars(transformer).get("forward") is not bound:
             raise KontextError("The transformer's forward was replaced after accelerate; load the checkpoint again.")
-        del transformer.forward
 
+    keep_attribute(transformer, "forward", undo)
     transformer.forward = bound
     undo.callback(restore)
     # So that merging a LoRA, which would change weights that are no longer read, sees fused projections and refuses.
@@ -375,11 +381,8 @@ def _install(transformer: Any, forward: EngineForward, calls: CallTracker, undo:
 
 
 def _require_untouched(transformer: Any) -> None:
-    if "forward" in vars(transformer):
-        raise InvalidInput(
-            "Something already replaced the transformer's forward (offloading, another cache or hook); "
-            "take it off, e.g. with pipe.remove_all_hooks(), then accelerate again."
-        )
+    if has_another_forward(transformer):
+        require_undisturbed([("The transformer", transformer)], "the engine")
     if transformer._compiled_call_impl is not None:
         raise InvalidInput("The transformer is compiled already; load it again without torch.compile.")
     if not defined_by_libraries(type(transformer).forward):

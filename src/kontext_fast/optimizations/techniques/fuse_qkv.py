@@ -78,7 +78,7 @@ def _require_plain(attention: Any, *, fused: bool = False) -> None:
                 f"fuse_qkv would bypass the LoRA adapter on {name}; revert the acceleration and accelerate "
                 "again, which merges it, or leave fuse_qkv out."
             )
-        if type(layer) is not Linear:
+        if type(layer) is not Linear and "parametrizations" not in layer._modules:
             raise InvalidInput(
                 f"fuse_qkv needs plain linear layers, but {name} is a {type(layer).__name__}; leave it out."
             )

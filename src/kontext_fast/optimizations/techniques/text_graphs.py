@@ -18,7 +18,7 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Conflict, Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import track_calls
 from kontext_fast.optimizations.module_state import module_state, reason_against_recording
-from kontext_fast.optimizations.patching import replace_method
+from kontext_fast.optimizations.patching import has_another_forward, replace_method
 from kontext_fast.pipeline.device import Machine
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class TextGraphs(Optimization):
         for name in _ENCODERS:
             if (encoder := getattr(pipe, name)) is None:
                 continue
-            if "forward" in vars(encoder):
+            if has_another_forward(encoder):
                 raise InvalidInput(
                     f"Something replaced the forward of the {name} (offloading does); take that off, or leave "
                     "text_graphs out of the preset."
