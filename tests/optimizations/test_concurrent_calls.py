@@ -7,7 +7,7 @@ import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Barrier, Event
 from typing import Any
 
@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from kontext_fast.errors import InvalidInput
+from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import accelerate, current
-from kontext_fast.optimizations.presets import PRESETS
+from kontext_fast.optimizations.presets import PRESETS, resolve
 from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
 from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
 from kontext_fast.optimizations.techniques.prompt_cache import PromptCache
 from kontext_fast.optimizations.techniques.reference_latents_cache import ReferenceLatentsCache
 from kontext_fast.pipeline.device import Machine
 from kontext_fast.pipeline.edit import STEP_KINDS
+from kontext_fast.pipeline.load import load
 from tests.pipelines import render, small_pipeline
 
 Images = np.ndarray[Any, np.dtype[np.float32]]
@@ -95,10 +96,14 @@ def title(plan: Any) -> str:
 Twin = Callable[[Any], Any]
 
 
-def require_images_of_threads_equal(pipe: Any, plan: Any, requests: int) -> None:
-    with accelerate(pipe, plan, quiet=True):
+def require_images_of_threads_equal(pipe: Any, plan: Any, requests: int, *others: Any) -> None:
+    """`others`: accelerated pipelines on the transformer of `pipe`, which take turns with it."""
+    with ExitStack() as stack:
+        for each in (pipe, *others):
+            stack.enter_context(accelerate(each, plan, quiet=True))
         alone = [numbered(pipe, number) for number in range(requests)]
-        images = in_threads([copied(pipe) for _ in range(requests)])
+        pipes = (pipe, *others)
+        images = in_threads([copied(pipes[number % len(pipes)]) for number in range(requests)])
     np.testing.assert_array_equal(images, alone)
 
 
@@ -108,12 +113,17 @@ def test_images_of_threads_equal_their_own_alone(pipe: Any, plan: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.fitted_to is None])
-def test_every_preset_in_threads_equals_its_own_alone(pipe: Any, name: str) -> None:
-    from kontext_fast.optimizations.presets import resolve
-
-    resolve(name, Machine.detect("cpu"))
-    require_images_of_threads_equal(pipe, name, requests=32)
+@pytest.mark.parametrize("two", [False, True], ids=["copies", "two pipelines"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_in_threads_equals_its_own_alone(pipe: Any, name: str, two: bool) -> None:
+    try:
+        resolve(name, Machine.detect("cpu"))
+    except Refused as refused:
+        pytest.skip(str(refused))
+    if PRESETS[name].fitted_to is not None:  # to the whole of tiny
+        pipe = load("tiny", device="cpu").pipe
+        pipe.set_progress_bar_config(disable=True)
+    require_images_of_threads_equal(pipe, name, 32, *([second_pipeline(pipe)] if two else []))
 
 
 @pytest.mark.parametrize("plan", ["turbo", CACHES], ids=title)

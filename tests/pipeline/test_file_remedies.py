@@ -1,0 +1,142 @@
+"""Refusals of files that people have: what the message names in its place is given, and then it works."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from kontext_fast.datasets import read_dataset
+from kontext_fast.errors import CheckpointUnavailable, InvalidInput
+from kontext_fast.pipeline.folder import TINY_FOLDER
+from kontext_fast.pipeline.images import ImageFile, to_rgb
+from kontext_fast.pipeline.load import load
+from kontext_fast.pipeline.lora import load_lora
+from kontext_fast.pipeline.sizes import check_requested_size
+
+WEIGHTS = load_file(TINY_FOLDER / "transformer" / "diffusion_pytorch_model.safetensors")
+FIRST = "transformer_blocks.0.attn.to_q.weight"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(TINY_FOLDER, tmp_path / "my-kontext"))
+
+
+def a_lora(file: Path) -> None:
+    out, width = WEIGHTS[FIRST].shape
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    save_file({f"{layer}.lora_A.weight": torch.ones(1, width), f"{layer}.lora_B.weight": torch.ones(out, 1)}, file)
+
+
+def int8(file: Path) -> None:
+    save_file({**WEIGHTS, FIRST: WEIGHTS[FIRST].to(torch.int8)}, file)
+
+
+def an_autoencoder(file: Path) -> None:
+    shutil.copy(TINY_FOLDER / "vae" / "diffusion_pytorch_model.safetensors", file)
+
+
+def a_fill_transformer(file: Path) -> None:
+    wide = torch.zeros(len(WEIGHTS["x_embedder.weight"]), 384)
+    save_file({**WEIGHTS, "x_embedder.weight": wide}, file)
+
+
+def cut_off(file: Path) -> None:
+    whole = (TINY_FOLDER / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+
+
+REMEDIES = {
+    int8: "give a bf16, fp8 or GGUF file",
+    an_autoencoder: "give the transformer of FLUX.1-Kontext",
+    a_fill_transformer: "put it into the folder of its own pipeline",
+    cut_off: "copy it again",
+}
+
+
+@pytest.mark.parametrize("write", REMEDIES, ids=lambda write: write.__name__)
+def test_file_that_the_remedy_names_loads(folder: Path, write: Callable[[Path], None]) -> None:
+    file = folder / "own.safetensors"
+    write(file)
+    with pytest.raises(CheckpointUnavailable, match=REMEDIES[write]):
+        load(str(file), device="cpu")
+    save_file(WEIGHTS, file)
+    assert load(str(file), device="cpu").pipe.transformer.config.in_channels == 64
+
+
+def test_lora_given_as_a_checkpoint_is_merged_as_a_lora(folder: Path) -> None:
+    a_lora(folder / "style.safetensors")
+    with pytest.raises(CheckpointUnavailable, match="pass it as --lora"):
+        load(str(folder / "style.safetensors"), device="cpu")
+    pipe = load(str(folder), device="cpu").pipe
+    with load_lora(pipe, folder / "style.safetensors"):
+        assert torch.allclose(pipe.transformer.get_parameter(FIRST), WEIGHTS[FIRST].float() + 1)
+
+
+def test_folder_with_its_tokenizer_copied_again_loads(folder: Path) -> None:
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(CheckpointUnavailable, match="in its folder tokenizer"):
+        load(str(folder), device="cpu")
+    shutil.copytree(TINY_FOLDER / "tokenizer", folder / "tokenizer")
+    assert load(str(folder), device="cpu").pipe.tokenizer is not None
+
+
+def test_table_without_a_mark_is_read_in_utf_8(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    table, text = tmp_path / "edits.csv", "image,instruction\na.png,färbe es rot\n"
+    table.write_bytes(text.encode("utf-16-le"))
+    with pytest.raises(InvalidInput, match="for example in UTF-8"):
+        read_dataset(table)
+    table.write_text(text, encoding="utf-8")
+    assert [item.instruction for item in read_dataset(table).items] == ["färbe es rot"]
+
+
+def saved(image: Any, file: Path) -> Image.Image:
+    Image.fromarray(image).save(file)
+    return to_rgb(file)
+
+
+def test_heic_photo_saved_as_the_remedy_says_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "photo.heic"
+    file.write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(64))
+    with pytest.raises(InvalidInput, match="save the photo as JPEG"):
+        to_rgb(file)
+    assert saved(np.zeros((32, 32, 3), np.uint8), tmp_path / "photo.jpg").size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("array", "remedy", "follow"),
+    [
+        (np.full((32, 32, 3), 200.0), "give uint8 for 0..255", lambda array: array.astype(np.uint8)),
+        (np.zeros((2, 32, 32, 3), np.uint8), "give one image", lambda array: array[0]),
+        (np.full((32, 32, 3), np.nan), r"give floats in 0\.\.1", lambda array: np.nan_to_num(array)),
+        (np.zeros((32, 32, 3), np.int64), "give uint8", lambda array: array.astype(np.uint8)),
+    ],
+)
+def test_array_that_the_remedy_asks_for_is_read(array: Any, remedy: str, follow: Callable[[Any], Any]) -> None:
+    with pytest.raises(InvalidInput, match=remedy):
+        to_rgb(array)
+    assert to_rgb(follow(array)).size == (32, 32)
+
+
+def test_another_place_takes_what_a_file_in_the_way_does_not(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file where a folder has to be")
+    with pytest.raises(InvalidInput, match="choose another place"):
+        ImageFile(tmp_path / "results" / "a.png")
+    assert ImageFile(tmp_path / "elsewhere" / "a.png").path.name == "a.png"
+
+
+def test_size_that_the_remedy_proposes_is_accepted() -> None:
+    with pytest.raises(InvalidInput, match=r"ask for (\d+)x(\d+)") as refusal:
+        check_requested_size((1000, 777))
+    width, height = map(int, re.findall(r"ask for (\d+)x(\d+)", str(refusal.value))[0])
+    check_requested_size((width, height))
