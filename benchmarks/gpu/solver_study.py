@@ -1,14 +1,9 @@
-"""Solvers fitted to `tiny` and proved on held-out edits, and what their evaluations take at full size.
+"""What the evaluations of a solver take at full size; its quality is what `kontext tune` says.
 
-    python -m benchmarks.gpu.solver_study quality --dtype float32 --out results/CARD/DATE-solver
-    python -m benchmarks.gpu.solver_study quality --dtype bfloat16 --precision fp8 --out results/CARD/DATE-solver
-    python -m benchmarks.gpu.solver_study as-accurate --out results/CARD/DATE-solver
-    python -m benchmarks.gpu.solver_study speed --out results/CARD/DATE-solver
+    python -m benchmarks.gpu.solver_study --out results/CARD/DATE-solver
 
-`quality` fits 6, 7, 9, 10 and 12 evaluations to `tiny` for both targets; it writes one JSON file per precision and the
-preset files that passed. `as-accurate` lets the rule choose the number, then confirms it on 400 other items.
-`speed` times edits of `random` at 1024x1024 in interleaved rounds, with the evaluations of a solver in `balanced`
-precision, and estimates what a tuning takes there from the time of its evaluations; no quality is measured there.
+It times edits of `random` at 1024x1024 in interleaved rounds, with the evaluations of a solver in `balanced` precision,
+and estimates what a tuning takes there from the time of its evaluations; no quality is measured there.
 """
 
 from __future__ import annotations
@@ -17,7 +12,6 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,108 +29,29 @@ from kontext_fast.optimizations.techniques.solver import FittedSolver
 from kontext_fast.optimizations.techniques.step_reuse import StepReuse
 from kontext_fast.pipeline.edit import EditRequest, edit
 from kontext_fast.pipeline.load import load
-from kontext_fast.tuning.parts import Part, shapes_parts
-from kontext_fast.tuning.request import TuneResult
+from kontext_fast.tuning.parts import Part
 from kontext_fast.tuning.schemes import every_third
-from kontext_fast.tuning.tune import tune
 from kontext_fast.verify.paths import PathRunner
 
-EVALUATIONS = (6, 7, 9, 10, 12)
 SIDE = 1024
 
 
 def main() -> int:
-    """Run one part and store its numbers."""
+    """Time everything and store the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("quality", "as-accurate", "speed"))
-    parser.add_argument("--out", type=Path, required=True, help="folder for the numbers and the preset files")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--precision", choices=("bf16", "fp8"), default="bf16")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the numbers")
     parser.add_argument("--device", help="default: the first GPU")
-    parser.add_argument("--items", type=int, default=160, help="to fit (four fifths) and to choose by")
-    parser.add_argument("--held-out", type=int, default=400)
-    parser.add_argument("--evaluations", default=",".join(map(str, EVALUATIONS)))
-    parser.add_argument("--images-per-call", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.device is None and not has_gpu():
         return NO_GPU
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    report = {"torch": torch.__version__, "device": torch.cuda.get_device_name(), **speed(arguments)}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    part = {"quality": quality, "as-accurate": as_accurate, "speed": speed}[arguments.part]
-    name, report = part(arguments)
-    report = {
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        **report,
-    }
-    (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (arguments.out / "speed_random.json").write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 
-def quality(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Both targets of `tiny` in one precision."""
-    loaded = load("tiny", device=arguments.device, dtype=arguments.dtype)
-    name = arguments.dtype if arguments.dtype == "float32" else arguments.precision
-    report: dict[str, Any] = {"checkpoint": "tiny", "weights_sha256": loaded.facts.weights_sha256, "dtype": name}
-    for target in ("converged", "steps"):
-        numbers = tuple(map(int, arguments.evaluations.split(",")))
-        result, seconds = _tuned(
-            loaded.pipe, arguments, seed=0, keep=f"{name}-{target}", evaluations=numbers, target=target
-        )
-        report[target] = {"seconds": seconds, **result.as_data()}
-        _print(f"{name}, {target}", result)
-    return f"tiny_{name}", report
-
-
-def as_accurate(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """The number that the rule picks on `tiny`, then the same number fitted and judged with other items."""
-    loaded = load("tiny", device=arguments.device, dtype=arguments.dtype)
-    picked, seconds = _tuned(loaded.pipe, arguments, seed=0, keep="as-accurate", as_accurate=True)
-    _print("as-accurate", picked)
-    report: dict[str, Any] = {"seconds": seconds, "picked": picked.as_data()}
-    if picked.points:
-        numbers = (picked.points[0].evaluations,)
-        confirmed, _ = _tuned(loaded.pipe, arguments, seed=1, keep=None, evaluations=numbers)
-        _print("confirmed with other items", confirmed)
-        report["confirmed"] = confirmed.as_data()
-    return "as_accurate", report
-
-
-def _tuned(
-    pipe: Any, arguments: argparse.Namespace, *, seed: int, keep: str | None, **options: Any
-) -> tuple[TuneResult, float]:
-    parts = shapes_parts(items=arguments.items, held_out=arguments.held_out, seed=seed)
-    start = perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        result = tune(
-            pipe,
-            parts,
-            folder,
-            checkpoint="tiny",
-            say=print,
-            precision=arguments.precision,
-            images_per_call=arguments.images_per_call,
-            **options,
-        )
-        seconds = perf_counter() - start
-        for file in result.files if keep else ():
-            (arguments.out / f"{keep}-{file.name}").write_bytes(file.read_bytes())
-    return result, seconds
-
-
-def _print(title: str, result: TuneResult) -> None:
-    for name, values in result.baseline.items():
-        print(f"{title}: {name}: mean {values.mean():.4f}, median {np.median(values):.4f}")
-    for point in result.points:
-        shown = ", ".join(
-            f"{name} {values.mean():.4f}/{np.median(values):.4f}" for name, values in point.distances.items()
-        )
-        accurate = "" if point.closeness is None else f", against baseline: {point.closeness}"
-        print(f"{title}: {point.evaluations} evaluations {point.verdict}{accurate}: {shown}", flush=True)
-
-
-def speed(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of edits of random weights, every configuration once in each round, in an order that changes."""
     start = perf_counter()
     pipe = load("random", device=arguments.device).pipe
@@ -161,7 +76,7 @@ def speed(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     for name, values in times.items():
         print(f"{name}: {statistics.median(values):.3f} s (median of {len(values)})", flush=True)
     print(json.dumps(report["tuning"], indent=1))
-    return "speed_random", report
+    return report
 
 
 def _configurations(levels: Callable[[int], list[float]]) -> Mapping[str, tuple[int, Any]]:

@@ -7,6 +7,7 @@ import torch
 
 from kontext_fast.tuning.fit import Products, distances, least_distances, search_levels, spread
 from kontext_fast.tuning.solver_fit import products_of
+from kontext_fast.verify.paths import DensePath
 
 
 def curve_products(levels: int = 40, items: int = 12) -> Products:
@@ -53,6 +54,21 @@ def test_the_search_beats_its_start_and_keeps_gaps() -> None:
     assert chosen[0] == 0
     assert min(np.diff(chosen)) >= 2
     assert (chosen, after) == search_levels(products, start)
+
+
+def test_the_error_of_a_dense_path_falls_by_four() -> None:
+    """On x' = -x over noise levels that are not evenly apart, whose solution is known."""
+    errors = []
+    for steps in (20, 40):
+        levels = (np.linspace(1, 0, steps + 1) ** 1.5).tolist()
+        path = DensePath(levels, keep=True)
+        state = torch.ones(1, dtype=torch.float64)
+        for _ in range(steps):
+            state = path.advance(state, -state)
+        assert len(path.states) == steps + 1
+        assert len(path.velocities) == steps
+        errors.append(abs(float(state) / np.e - 1))
+    assert 3.5 < errors[0] / errors[1] < 4.5
 
 
 def test_spread_levels_are_apart_and_dense_at_both_ends() -> None:

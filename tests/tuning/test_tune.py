@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -84,11 +85,44 @@ def test_the_distances_of_every_held_out_item_are_stored(tuned: Any) -> None:
     assert len(samples["baseline"]["in float32"]) == 8
 
 
-def test_baseline_in_float32_is_what_diffusers_runs(tuned: Any) -> None:
-    _, result, _ = tuned
-    as_run, exact = (result.baseline[name] for name in ("as diffusers runs it", "in float32"))
+def test_baseline_in_float32_is_what_diffusers_runs(tuned: Any, pipe: Any) -> None:
+    """With weights in float32 one is not run again for the other, so it has to be the same."""
+    folder, result, _ = tuned
+    exact, parts = result.baseline["in float32"], parts_of()
+    tuning = Tuning(pipe, parts, TuneRequest(**OPTIONS), folder, resume=True, say=lambda _: None, on_progress=None)
+    as_run = tuning._as_diffusers_runs_it([stored(folder / "work").arrays("held_out-0000", dict)])
     np.testing.assert_allclose(as_run, exact, rtol=0.02)
     assert result.baseline["reference error"].mean() < exact.mean()
+
+
+def test_the_computed_steps_of_presets_stand_beside_the_fit(tuned: Any) -> None:
+    _, result, _ = tuned
+    beside = result.points[0].as_data(result.baseline)["ratio_of_fitted_to"]
+    assert {"steps of fast", "steps of turbo"} < set(beside)
+    assert len(result.baseline["steps of turbo"]) == 8
+
+
+def test_every_point_is_written_as_soon_as_it_is_proved(tuned: Any, pipe: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(tuned[0], tmp_path / "more")
+    for file in ("3.toml", "tuning.json"):
+        (folder / file).unlink()
+
+    def stop_at_the_second(stage: str, _done: int, _total: int) -> None:
+        if stage == "proof of 4 evaluations":
+            raise Stopped
+
+    options = {**OPTIONS, "evaluations": (3, 4)}
+    with pytest.raises(Stopped):
+        tune(pipe, parts_of(), folder, **options, resume=True, on_progress=stop_at_the_second)
+    assert [point["evaluations"] for point in json.loads((folder / "tuning.json").read_text())["points"]] == [3]
+    assert (folder / "3.toml").is_file()
+
+
+def test_float32_needs_weights_in_float32(tmp_path: Path) -> None:
+    pipe = small_pipeline()
+    pipe.transformer.to(torch.bfloat16)
+    with pytest.raises(InvalidInput, match="float32 needs weights in float32"):
+        tune(pipe, parts_of(), tmp_path, **OPTIONS, precision="float32")
 
 
 def test_the_preset_file_runs_on_these_weights_alone(tuned: Any, pipe: Any) -> None:
@@ -254,7 +288,7 @@ def test_own_pairs_are_items_and_too_few_cannot_tell(pipe: Any, tmp_path: Path) 
         (["photo.jpg"], {}, "Each item is a pair"),
         ("nowhere.jsonl", {}, "no data set nowhere.jsonl"),
         ([], {"evaluation": (7,)}, "evaluations"),
-        ([], {"precision": "fp4"}, "choose bf16 or fp8"),
+        ([], {"precision": "fp4"}, "choose float32, bf16, fp8"),
     ],
 )
 def test_mistakes_of_a_call_are_named(

@@ -53,8 +53,13 @@ def command(
         typer.Option("--as-accurate", help="Instead: the fewest that come as near to the model's answer as --steps."),
     ] = False,
     precision: Annotated[
-        Literal["bf16", "fp8", "auto"], typer.Option(help="Of the transformer's blocks while it is fitted and used.")
+        Literal["bf16", "fp8", "float32", "auto"],
+        typer.Option(help="Of the transformer's blocks while it is fitted and used."),
     ] = "bf16",
+    target: Annotated[
+        Literal["converged", "steps"],
+        typer.Option(help="What images come near to: the model's own answer, or what --steps give."),
+    ] = "converged",
     items: Annotated[int, typer.Option(help="Items to fit to, and of these every fifth to choose by.")] = 64,
     held_out: Annotated[int, typer.Option(help="Other items, which prove what the fit is worth.")] = 100,
     lora: options.Lora = None,
@@ -92,8 +97,8 @@ def command(
         raise InvalidInput("--evaluations names the numbers that --seconds and --as-accurate find; leave one out.")
     named = {} if evaluations is None else {"evaluations": _numbers(evaluations)}
     asked: dict[str, Any] = {
-        "as_accurate": as_accurate, "seconds": seconds, "precision": precision, "steps": steps, "guidance": guidance,
-        "size": parse_size(size) if size else None, **named,
+        "as_accurate": as_accurate, "seconds": seconds, "precision": precision, "target": target,
+        "steps": steps, "guidance": guidance, "size": parse_size(size) if size else None, **named,
     }  # fmt: skip
     TuneRequest(**asked)
     loras = [options.parse_lora(text) for text in lora or ()]
@@ -106,13 +111,13 @@ def command(
         "tune",
         {
             "checkpoint": checkpoint, "dataset": None if dataset is None else dataset.name, "evaluations": evaluations,
-            "seconds": seconds, "as-accurate": as_accurate, "precision": precision, "items": items,
+            "seconds": seconds, "as-accurate": as_accurate, "precision": precision, "target": target, "items": items,
             "held-out": held_out, "steps": steps, "guidance": guidance, "size": size, "seed": seed,
         },
     )  # fmt: skip
     with progress_bar() as bar, locked_folder(folder, line), ExitStack() as stack:
         bar.begin(f"loading {checkpoint}")
-        loaded = load(checkpoint, device=device)
+        loaded = load(checkpoint, device=device, dtype="float32" if precision == "float32" else None)
         for path, strength in loras:
             stack.enter_context(load_lora(loaded.pipe, path, strength))
         result = tune(

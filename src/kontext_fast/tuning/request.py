@@ -16,9 +16,9 @@ from kontext_fast.tuning.proof import Verdict, as_data, ratio
 from kontext_fast.verify.converged import Array, Closeness
 from kontext_fast.verify.converged_reference import REFERENCE_STEPS
 
-Precision = Literal["bf16", "fp8"]
+Precision = Literal["float32", "bf16", "fp8"]
 
-PRESETS: Mapping[Precision, str] = {"bf16": "faithful", "fp8": "balanced"}
+PRESETS: Mapping[Precision, str] = {"float32": "faithful", "bf16": "faithful", "fp8": "balanced"}
 """The preset that a precision's solver is added to."""
 AS_ACCURATE = (6, 7, 8, 9, 10, 11, 12, 14, 16)
 """Numbers of evaluations that `as_accurate` tries, the smallest first."""
@@ -49,7 +49,7 @@ class TuneRequest:
     def __post_init__(self) -> None:
         EditRequest("-", steps=self.steps, guidance=self.guidance, size=self.size)
         if self.precision not in PRESETS:
-            raise InvalidInput(f"There is no precision {self.precision!r} to tune in; choose {' or '.join(PRESETS)}.")
+            raise InvalidInput(f"There is no precision {self.precision!r} to tune in; choose {', '.join(PRESETS)}.")
         if not self.evaluations or min(self.evaluations) < 2:
             raise InvalidInput("A solver has at least 2 evaluations; give for example evaluations=(7, 10).")
         if max(self.evaluations) > self.most_evaluations:
@@ -121,8 +121,9 @@ class TuneResult:
     request: TuneRequest
     points: list[Point] = field(default_factory=list)
     baseline: dict[str, Array] = field(default_factory=dict)
-    """Distances of the steps that a call asks for, to the converged reference: as diffusers runs them, and in float32;
-    and `reference error`, its own. Empty where the target is those steps."""
+    """Distances of what is compared with every point: the computed steps of presets; and where the target is the
+    converged reference, the steps that a call asks for, as diffusers runs them and in float32, and `reference error`,
+    its own."""
     seconds: Mapping[int, float] = field(default_factory=dict)
     """Of an edit, by number of evaluations, where that decided the number."""
     files: list[Path] = field(default_factory=list)

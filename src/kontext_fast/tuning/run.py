@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kontext_fast.engine.solver import Solver
-from kontext_fast.errors import GateFailed, Refused
+from kontext_fast.errors import GateFailed, InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.adapters import merge_adapters
 from kontext_fast.optimizations.base import Optimization
@@ -39,7 +39,7 @@ from kontext_fast.tuning.request import (
     TuneRequest,
     TuneResult,
 )
-from kontext_fast.tuning.schemes import Rule, schemes
+from kontext_fast.tuning.schemes import PRESET_NAMES, Rule, preset_steps, schemes, steps_of_preset
 from kontext_fast.tuning.solver_fit import DensePart, candidates, dense_arrays, fit_rows
 from kontext_fast.tuning.store import Store
 from kontext_fast.verify.converged import (
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BATCH_ON_A_CPU = 16
+_LAUNCH_BOUND_BATCH = 200
+"""On a GPU that spends the evaluations of a small checkpoint on launching kernels."""
 _COMPARED = 6
 """Rules of every number: the fitted one and `schemes`."""
 _TIMED_STEPS, _TIMED_EDITS = (2, 10), 3
@@ -80,6 +82,11 @@ class Tuning:
     ) -> None:
         self._pipe, self._parts, self._request = pipe, parts, request
         self._folder, self._say, self._on_progress = folder, say, on_progress
+        if request.precision == "float32" and not self._is_in_float32:
+            raise InvalidInput(
+                "The precision float32 needs weights in float32: load them with torch_dtype=torch.float32, or choose "
+                "bf16."
+            )
         # With the adapters merged that are loaded, as the preset of the file will see the weights.
         with ExitStack() as undo:
             merge_adapters(pipe, track_calls(pipe, undo), undo)
@@ -88,9 +95,9 @@ class Tuning:
         self._store = Store(folder / "work", self._description(), resume=resume)
         self._batches = {name: self._batched(part) for name, part in vars(parts).items()}
 
-    def run(self) -> TuneResult:
-        """The numbers of every point; nothing is written but what was computed."""
-        request, result = self._request, TuneResult(self._folder, self._request)
+    def run(self, result: TuneResult, on_point: Callable[[Point], object]) -> None:
+        """Add the numbers of every point to `result`, and call `on_point` with each as soon as it is there."""
+        request = self._request
         self._require_disk()
         numbers = self._numbers(result)
         self._total = self._evaluations_ahead(numbers)
@@ -101,18 +108,25 @@ class Tuning:
             choice = self._targets(runner, "choose", fine=request.as_accurate)
             held_out = self._targets(runner, "held_out", fine=True)
         if request.target == "converged":
+            in_float32 = _distances(held_out, "steps")
             result.baseline = {
-                AS_RUN: self._as_diffusers_runs_it(held_out),
-                IN_FLOAT32: _distances(held_out, "steps"),
+                # With weights in float32 diffusers rounds nothing in between: it is the same arithmetic.
+                AS_RUN: in_float32 if self._is_in_float32 else self._as_diffusers_runs_it(held_out),
+                IN_FLOAT32: in_float32,
                 REFERENCE_ERROR: _joined(held_out, "error"),
             }
         with self._runner(PRESETS[request.precision]) as runner:
+            self._stage = "presets to compare with"
+            for name in PRESET_NAMES:
+                beside = self._distances_of_rule(runner, "held_out", held_out, name, steps_of_preset(name))
+                result.baseline[f"steps of {name}"] = beside
             for evaluations in numbers:
                 solver, chosen_by = self._fitted(runner, dense, choice, levels[request.grid], evaluations)
                 if request.as_accurate and not _promising(chosen_by, _distances(choice, "steps")):
                     self._say(f"{evaluations} evaluations: farther than baseline on the items to choose by.")
                     continue
                 result.points.append(self._proved(runner, solver, held_out, result.baseline, levels.__getitem__))
+                on_point(result.points[-1])
                 if request.as_accurate:
                     break
         if not result.points:
@@ -120,7 +134,6 @@ class Tuning:
                 f"Cannot tell: no number of evaluations up to {numbers[-1]} was as accurate as {request.steps} steps "
                 "on the items to choose by; give more items, or name the evaluations."
             )
-        return result
 
     def size_of(self, item: Any) -> str:
         """ "WIDTHxHEIGHT" in pixels, as an edit of the item runs."""
@@ -203,7 +216,8 @@ class Tuning:
         if request.target == "steps":
             return {"steps": steps, "target": steps, "error": np.zeros(len(batch))}
         if not fine:
-            target = _numpy(runner.euler(batch.items, batch.seeds, request.grid))
+            levels = self._levels(runner, request.grid // 2)
+            target = _numpy(runner.dense(batch.items, batch.seeds, levels, keep=False).states[-1])
             return {"steps": steps, "target": target, "error": np.full(len(batch), np.nan)}
         reference = converged_reference(runner, batch.items, batch.seeds, request.reference)
         return {"steps": steps, "target": reference.target, "error": reference.error}
@@ -296,33 +310,13 @@ class Tuning:
 
     # How it is run.
 
-    @contextmanager
-    def _runner(self, preset: str) -> Iterator[PathRunner]:
-        # The same inputs come again at every evaluation, so whatever keeps entries of them keeps all.
-        entries = 1 + sum(len(part) for part in vars(self._parts).values())
-        caches = [
-            technique(entries=entries) for technique in discover().values() if "entries" in technique.model_fields
-        ]
-        applied = (*self._optimizations(preset), *caches)
-        with accelerate(self._pipe, applied, quiet=True):
-            runner = PathRunner(
-                self._pipe,
-                steps=self._request.steps,
-                guidance=self._request.guidance,
-                size=self._request.size,
-                on_progress=self._note,
-            )
-            try:
-                yield runner
-            finally:
-                runner.close()
+    def _runner(self, preset: str) -> AbstractContextManager[PathRunner]:
+        items = sum(len(part) for part in vars(self._parts).values())
+        return path_runner(self._pipe, preset, self._request, items=items, on_progress=self._note)
 
-    def _optimizations(self, preset: str) -> tuple[Optimization, ...]:
-        """Those of `preset`; without its engine on a GPU in float32, where only diffusers' own forward runs."""
-        import torch
-
-        exact = self._pipe.transformer.dtype == torch.float32 and self._pipe._execution_device.type == "cuda"
-        return () if exact and preset == "faithful" else find_preset(preset).optimizations
+    @property
+    def _is_in_float32(self) -> bool:
+        return _is_in_float32(self._pipe)
 
     def _edit_of(self, item: Any, *, seed: int, steps: int) -> EditRequest:
         request = self._request
@@ -367,8 +361,10 @@ class Tuning:
         fine = reference_evaluations(request.reference)
         extra = 0 if converged else request.steps
         total = len(parts.fit) * (request.grid + extra)
-        total += len(parts.choose) * (request.steps + (fine if request.as_accurate else request.grid))
-        total += len(parts.held_out) * (request.steps + (fine + request.steps if converged else 0))
+        total += len(parts.choose) * (request.steps + (fine if request.as_accurate else request.grid // 2))
+        as_run = 0 if self._is_in_float32 else request.steps
+        total += len(parts.held_out) * (request.steps + (fine + as_run if converged else 0))
+        total += len(parts.held_out) * sum(len(preset_steps(name, request.steps).computed) for name in PRESET_NAMES)
         for number in numbers:
             total += number * (2 * (len(parts.fit) + len(parts.choose)) + _COMPARED * len(parts.held_out))
         return total
@@ -386,8 +382,9 @@ class Tuning:
         return batches
 
     def _default_images_per_call(self) -> int:
-        on_cpu = self._pipe._execution_device.type == "cpu"
-        return _BATCH_ON_A_CPU if on_cpu else images_per_call(self._pipe)
+        if self._pipe._execution_device.type == "cpu":
+            return _BATCH_ON_A_CPU
+        return _LAUNCH_BOUND_BATCH if images_per_call(self._pipe) > 1 else 1
 
     def _sides(self, item: Any) -> tuple[int, int]:
         plan = plan_for(self._pipe, item.image.size, self._request.size)
@@ -408,6 +405,32 @@ class Tuning:
             "weights": self.weights.model_dump(),
             "dtype": str(self._pipe.transformer.dtype),
         }
+
+
+@contextmanager
+def path_runner(
+    pipe: Any, preset: str, request: TuneRequest, *, items: int, on_progress: Callable[[int], None], **more: Any
+) -> Iterator[PathRunner]:
+    """Runs `items` edits as `request` and `more` fields of an EditRequest say, on `pipe` with the preset."""
+    # The same inputs come again at every evaluation, so whatever keeps entries of them keeps all.
+    caches = [technique(entries=1 + items) for technique in discover().values() if "entries" in technique.model_fields]
+    # On a GPU in float32 only diffusers' own forward runs.
+    exact = _is_in_float32(pipe) and pipe._execution_device.type == "cuda" and preset == "faithful"
+    applied: tuple[Optimization, ...] = () if exact else find_preset(preset).optimizations
+    with accelerate(pipe, (*applied, *caches), quiet=True):
+        runner = PathRunner(
+            pipe, steps=request.steps, guidance=request.guidance, size=request.size, on_progress=on_progress, **more
+        )
+        try:
+            yield runner
+        finally:
+            runner.close()
+
+
+def _is_in_float32(pipe: Any) -> bool:
+    import torch
+
+    return bool(pipe.transformer.dtype == torch.float32)
 
 
 def _promising(values: Array, baseline: Array) -> bool:

@@ -14,6 +14,8 @@ import torch
 
 from kontext_fast.engine.solver import Solver, adams_bashforth, reused_steps
 from kontext_fast.engine.step_reuse import Schedule
+from kontext_fast.optimizations.presets import find_preset
+from kontext_fast.optimizations.techniques.step_reuse import StepReuse
 
 Rule = Callable[[Sequence[float]], Solver]
 """The rule of a call, given the noise levels of its steps and 0."""
@@ -37,6 +39,21 @@ def schemes(evaluations: int, levels_of: Callable[[int], Sequence[float]]) -> Ma
     if evaluations == len(OPTIMAL_STEPS) - 1:
         named["Optimal Steps"] = lambda _: adams_bashforth((*OPTIMAL_STEPS[:-1], 0.0), 1)
     return named
+
+
+PRESET_NAMES = ("fast", "turbo")
+"""Presets whose computed steps stand beside what is fitted, in the precision of the fit."""
+
+
+def preset_steps(name: str, steps: int) -> Schedule:
+    """Which of `steps` the preset of that name computes, and what it does at the others."""
+    reuse = next(part for part in find_preset(name).optimizations if isinstance(part, StepReuse))
+    return Schedule(reuse.computed_steps(steps), reuse.order, reuse.corrector)
+
+
+def steps_of_preset(name: str) -> Rule:
+    """The computed steps of a preset as a rule."""
+    return lambda sigmas: reused_steps(sigmas, preset_steps(name, len(sigmas) - 1))
 
 
 def _reused(sigmas: Sequence[float], evaluations: int) -> Solver:

@@ -14,7 +14,7 @@ from torch import Tensor
 from kontext_fast.engine.solver import Solver, combined
 from kontext_fast.tuning.fit import Products, least_distances, search_levels, spread
 from kontext_fast.tuning.parts import Part
-from kontext_fast.verify.paths import EulerPath, PathRunner
+from kontext_fast.verify.paths import DensePath, PathRunner
 
 Floats = npt.NDArray[np.float32]
 
@@ -44,7 +44,7 @@ def products_of(vectors: Sequence[Tensor], target: Tensor) -> Products:
     return Products(np.stack(grams), np.stack(crosses), np.array(squares))
 
 
-def dense_arrays(path: EulerPath, target: Tensor) -> dict[str, npt.NDArray[Any]]:
+def dense_arrays(path: DensePath, target: Tensor) -> dict[str, npt.NDArray[Any]]:
     """What is kept of a dense path: states and inner products, not velocities."""
     products = products_of([path.states[0], *path.velocities], target)
     return {

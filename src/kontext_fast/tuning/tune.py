@@ -68,36 +68,40 @@ def tune(
     with locked_folder(folder, command):
         try:
             tuning = Tuning(pipe, parts, request, folder, resume=resume, say=say, on_progress=on_progress)
-            result = tuning.run()
+            fitted_for = FittedFor(
+                checkpoint=checkpoint,
+                weights=tuning.weights,
+                loras=tuple(loras),
+                target=request.target,
+                steps=request.steps,
+                guidance=(request.guidance, request.guidance),
+                sizes=tuple(sorted({tuning.size_of(item) for item in parts.fit.items})),
+            )
+            result = TuneResult(folder, request)
+            result.facts = {
+                "kontext_fast_version": __version__,
+                "checkpoint": checkpoint,
+                "loras": list(loras),
+                "precision": request.precision,
+                "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+                "steps": request.steps,
+                "guidance": request.guidance,
+                "sizes": list(fitted_for.sizes),
+                "as_accurate": request.as_accurate,
+                "items": {name: len(part) for name, part in vars(parts).items()},
+            }
+
+            def write(point: Point) -> None:
+                """Whoever stops a long tuning has the points that it reached."""
+                if point.verdict is Verdict.PASSES and (point.as_accurate or not request.as_accurate):
+                    result.files.append(_written(point, result, fitted_for, parts))
+                write_atomically(folder / RESULT_FILE, _stored(result))
+
+            tuning.run(result, write)
         except KeyboardInterrupt:
             raise Cancelled(
                 f"The tuning was interrupted; go on with the same options and --resume (resume=True) in {folder}."
             ) from None
-        fitted_for = FittedFor(
-            checkpoint=checkpoint,
-            weights=tuning.weights,
-            loras=tuple(loras),
-            target=request.target,
-            steps=request.steps,
-            guidance=(request.guidance, request.guidance),
-            sizes=tuple(sorted({tuning.size_of(item) for item in parts.fit.items})),
-        )
-        result.facts = {
-            "kontext_fast_version": __version__,
-            "checkpoint": checkpoint,
-            "loras": list(loras),
-            "precision": request.precision,
-            "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
-            "steps": request.steps,
-            "guidance": request.guidance,
-            "sizes": list(fitted_for.sizes),
-            "as_accurate": request.as_accurate,
-            "items": {name: len(part) for name, part in vars(parts).items()},
-        }
-        for point in result.points:
-            if point.verdict is Verdict.PASSES and (point.as_accurate or not request.as_accurate):
-                result.files.append(_written(point, result, fitted_for, parts))
-        write_atomically(folder / RESULT_FILE, _stored(result))
     return result
 
 

@@ -48,7 +48,7 @@ def write_tuning_page(folder: Path) -> Path:
         facts=_facts(result),
         chart=Markup(picture.wide(words) + picture.narrow(words)),
         points=result["points"],
-        baseline=result["baseline"],
+        baseline=[(name, figures, *_described(name, result["steps"])) for name, figures in result["baseline"].items()],
         number=_number,
         interval=_interval,
     )
@@ -72,9 +72,18 @@ def finding(result: Mapping[str, Any]) -> str:
     accurate = [point["evaluations"] for point in points if point["closeness"] == "no farther"]
     if accurate:
         words += f" From {min(accurate)} evaluations on it is no farther from it than the {steps} steps of baseline."
-    elif result["baseline"]:
+    elif _BASELINE in result["baseline"]:
         words += f" That it is no farther from it than the {steps} steps of baseline was not shown."
     return words
+
+
+def _described(name: str, steps: int) -> tuple[str, str]:
+    """What a row of the table below the points is: its steps and its words."""
+    if name == "reference error":
+        return "", "the reference itself, estimated error"
+    if name.startswith("steps of "):
+        return "", f"the computed {name}"
+    return str(steps), f"baseline {name}"
 
 
 def _facts(result: Mapping[str, Any]) -> list[Fact]:

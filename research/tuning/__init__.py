@@ -1,0 +1,1 @@
+"""Studies of fitted solvers on `tiny`."""
