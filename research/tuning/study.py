@@ -244,7 +244,7 @@ def shuffled(study: Study) -> Iterable[Row]:
         chosen = {number: store.data(f"{number:02}-levels", list)[0] for number in _EVALUATIONS}
     preset = PRESETS[study.precision]
     with path_runner(study.pipe, preset, study.request, items=len(parts.fit), on_progress=_ignore) as runner:
-        solvers = {str(number): fit_rows(runner, [dense], levels, chosen[number]) for number in _EVALUATIONS}
+        solvers = {str(number): fit_rows(runner, [dense], levels, chosen[number])[0] for number in _EVALUATIONS}
     for row, point in zip(study.compared(parts.held_out, solvers), result.points, strict=True):
         yield {**row, "verdict_of_the_right_pairs": point.verdict.value}
 
@@ -260,17 +260,23 @@ def reference(study: Study) -> Iterable[Row]:
         ours = np.concatenate([of_batch.target for of_batch in stated])
         yield {"path": "converged reference", "distances": _figures(relative_distances(ours, truth))}
         yield {"path": "its error as estimated", "distances": _figures(error)}
-        for steps in (28, 56, 112, 224):
-            levels = runner.levels(part.items, steps)
-            yield {
-                "path": f"Euler, {steps} steps",
-                "distances": _figures(relative_distances(_euler(runner, part, steps), truth)),
-            }
-            second = _in_batches(
-                part,
-                lambda items, seeds, levels=levels: _numpy(runner.dense(items, seeds, levels, keep=False).states[-1]),
-            )
-            yield {"path": f"second order, {steps} steps", "distances": _figures(relative_distances(second, truth))}
+        ends: dict[tuple[int, int], np.ndarray] = {}
+        for order in (1, 2, 3):
+            for steps in (28, 56, 112, 224):
+                rule = _always(adams_bashforth(runner.levels(part.items, steps), order))
+                ends[order, steps] = _in_batches(
+                    part, lambda items, seeds, rule=rule: _numpy(runner.run(items, seeds, rule))
+                )
+                distances = relative_distances(ends[order, steps], truth)
+                yield {"path": f"order {order}, {steps} steps", "distances": _figures(distances)}
+    for order, coarse, fine in ((1, 28, 112), (1, 112, 224), (2, 28, 56), (2, 28, 112), (2, 56, 112), (2, 112, 224)):
+        gain = (fine / coarse) ** order
+        target = (gain * ends[order, fine] - ends[order, coarse]) / (gain - 1)
+        yield {
+            "path": f"order {order}, {coarse} and {fine} steps extrapolated",
+            "distances": _figures(relative_distances(target, truth)),
+            "change_by_extrapolation": _figures(relative_distances(ends[order, fine], target)),
+        }
 
 
 PARTS: Mapping[str, Callable[[Study], Iterable[Row]]] = {

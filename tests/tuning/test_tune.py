@@ -178,7 +178,7 @@ def shuffled_solver(pipe: Any, folder: Path, fit: Part, options: dict[str, Any],
     shuffled = DensePart(fit, states, target, Products(*(arrays[name] for name in ("gram", "cross", "squares"))))
     levels = store.data(f"levels-{options['grid']:03}", list)
     with runner_of(pipe, options) as runner:
-        return fit_rows(runner, [shuffled], levels, chosen)
+        return fit_rows(runner, [shuffled], levels, chosen)[0]
 
 
 @contextmanager

@@ -42,12 +42,7 @@ from kontext_fast.tuning.request import (
 from kontext_fast.tuning.schemes import PRESET_NAMES, Rule, preset_steps, schemes, steps_of_preset
 from kontext_fast.tuning.solver_fit import DensePart, candidates, dense_arrays, fit_rows
 from kontext_fast.tuning.store import Store
-from kontext_fast.verify.converged import (
-    Array,
-    closeness,
-    log_ratios,
-    relative_distances,
-)
+from kontext_fast.verify.converged import Array, Closeness, closeness, relative_distances
 from kontext_fast.verify.converged_reference import converged_reference, reference_evaluations
 from kontext_fast.verify.paths import PathRunner
 
@@ -105,8 +100,9 @@ class Tuning:
             self._announce(runner)
             levels = {steps: self._levels(runner, steps) for steps in (request.grid, *numbers)}
             dense = self._dense_parts(runner, levels[request.grid])
-            choice = self._targets(runner, "choose", fine=request.as_accurate)
-            held_out = self._targets(runner, "held_out", fine=True)
+            choice = self._targets(runner, "choose")
+            held_out = self._targets(runner, "held_out")
+            seen = self._baseline_of_seen_items(runner, dense, choice) if request.as_accurate else None
         if request.target == "converged":
             in_float32 = _distances(held_out, "steps")
             result.baseline = {
@@ -121,9 +117,9 @@ class Tuning:
                 beside = self._distances_of_rule(runner, "held_out", held_out, name, steps_of_preset(name))
                 result.baseline[f"steps of {name}"] = beside
             for evaluations in numbers:
-                solver, chosen_by = self._fitted(runner, dense, choice, levels[request.grid], evaluations)
-                if request.as_accurate and not _promising(chosen_by, _distances(choice, "steps")):
-                    self._say(f"{evaluations} evaluations: farther than baseline on the items to choose by.")
+                solver, reached = self._fitted(runner, dense, choice, levels[request.grid], evaluations)
+                if seen is not None and not _promising(reached, seen):
+                    self._say(f"{evaluations} evaluations: not as near as baseline on the items to fit and choose by.")
                     continue
                 result.points.append(self._proved(runner, solver, held_out, result.baseline, levels.__getitem__))
                 on_point(result.points[-1])
@@ -132,7 +128,7 @@ class Tuning:
         if not result.points:
             raise GateFailed(
                 f"Cannot tell: no number of evaluations up to {numbers[-1]} was as accurate as {request.steps} steps "
-                "on the items to choose by; give more items, or name the evaluations."
+                "on the items to fit and choose by; give more items, or name the evaluations."
             )
 
     def size_of(self, item: Any) -> str:
@@ -202,21 +198,37 @@ class Tuning:
             parts.append(DensePart(batch, arrays["states"], arrays["target"], products))
         return parts
 
-    def _targets(self, runner: PathRunner, name: str, *, fine: bool) -> list[Mapping[str, npt.NDArray[Any]]]:
+    def _baseline_of_seen_items(
+        self, runner: PathRunner, dense: Sequence[DensePart], choice: Sequence[Mapping[str, npt.NDArray[Any]]]
+    ) -> Array:
+        """[I] distances of the steps of a call to the ends of dense paths, of items to fit to, then to choose by."""
+        self._stage = "baseline of the items to fit to"
+
+        def compute(part: DensePart) -> dict[str, npt.NDArray[Any]]:
+            latents = _numpy(runner.euler(part.part.items, part.part.seeds, self._request.steps))
+            return {"distances": relative_distances(latents, part.target)}
+
+        fitted = [
+            self._store.arrays(f"fit-steps-{index:04}", partial(compute, part))["distances"]
+            for index, part in enumerate(dense)
+        ]
+        return np.concatenate([*fitted, _distances(choice, "steps")])
+
+    def _targets(self, runner: PathRunner, name: str) -> list[Mapping[str, npt.NDArray[Any]]]:
         """Of each batch: `target`, `steps` (what the steps of a call give) and the target's own `error` [I]."""
         self._stage = "items to choose by" if name == "choose" else "reference of the held-out items"
         return [
-            self._store.arrays(f"{name}-{index:04}", partial(self._target, runner, batch, fine))
+            self._store.arrays(f"{name}-{index:04}", partial(self._target, runner, batch, fine=name == "held_out"))
             for index, batch in enumerate(self._batches[name])
         ]
 
-    def _target(self, runner: PathRunner, batch: Part, fine: bool) -> dict[str, npt.NDArray[Any]]:
+    def _target(self, runner: PathRunner, batch: Part, *, fine: bool) -> dict[str, npt.NDArray[Any]]:
         request = self._request
         steps = _numpy(runner.euler(batch.items, batch.seeds, request.steps))
         if request.target == "steps":
             return {"steps": steps, "target": steps, "error": np.zeros(len(batch))}
         if not fine:
-            levels = self._levels(runner, request.grid // 2)
+            levels = self._levels(runner, request.grid)
             target = _numpy(runner.dense(batch.items, batch.seeds, levels, keep=False).states[-1])
             return {"steps": steps, "target": target, "error": np.full(len(batch), np.nan)}
         reference = converged_reference(runner, batch.items, batch.seeds, request.reference)
@@ -252,16 +264,18 @@ class Tuning:
         levels: Sequence[float],
         evaluations: int,
     ) -> tuple[Solver, Array]:
-        """The candidate nearest to the target on the items to choose by, and its distances there."""
+        """The candidate nearest to the target on the items to choose by, and its distances [I] on those to fit to, then
+        to choose by."""
         self._stage = f"fit of {evaluations} evaluations"
         chosen = self._store.data(f"{evaluations:02}-levels", lambda: candidates(dense, evaluations))
-        fits: list[tuple[Solver, Array]] = []
+        fits: list[tuple[float, Solver, Array]] = []
         for index, places in enumerate(chosen):
             name = f"{evaluations:02}-candidate-{index}"
-            fit = partial(fit_rows, runner, dense, levels, places)
-            solver = Solver.model_validate(self._store.data(name, partial(_dumped, fit)))
-            fits.append((solver, self._distances_of_rule(runner, "choose", choice, name, _always(solver))))
-        return min(fits, key=lambda fit: float(fit[1].mean()))
+            fit = self._store.data(name, partial(_dumped, partial(fit_rows, runner, dense, levels, places)))
+            solver = Solver.model_validate(fit["solver"])
+            on_choice = self._distances_of_rule(runner, "choose", choice, name, _always(solver))
+            fits.append((float(on_choice.mean()), solver, np.concatenate([fit["distances"], on_choice])))
+        return min(fits, key=lambda fit: fit[0])[1:]
 
     def _proved(
         self,
@@ -361,7 +375,8 @@ class Tuning:
         fine = reference_evaluations(request.reference)
         extra = 0 if converged else request.steps
         total = len(parts.fit) * (request.grid + extra)
-        total += len(parts.choose) * (request.steps + (fine if request.as_accurate else request.grid // 2))
+        total += len(parts.choose) * (request.steps + request.grid)
+        total += len(parts.fit) * request.steps if request.as_accurate else 0
         as_run = 0 if self._is_in_float32 else request.steps
         total += len(parts.held_out) * (request.steps + (fine + as_run if converged else 0))
         total += len(parts.held_out) * sum(len(preset_steps(name, request.steps).computed) for name in PRESET_NAMES)
@@ -434,16 +449,17 @@ def _is_in_float32(pipe: Any) -> bool:
 
 
 def _promising(values: Array, baseline: Array) -> bool:
-    """Whether to ask the held-out items: by estimates alone, since few items choose; the mean has a tenth to spare."""
-    return float(log_ratios(values, baseline).mean()) < 0 and float(values.mean()) <= float(baseline.mean())
+    """Whether to ask the held-out items, which can be done once: by the rule that they are asked by."""
+    return closeness(values, baseline, np.zeros(len(values)), ratio_at_most=1) is Closeness.NO_FARTHER
 
 
 def _always(solver: Solver) -> Rule:
     return lambda _: solver
 
 
-def _dumped(fit: Callable[[], Solver]) -> Any:
-    return fit().model_dump(mode="json")
+def _dumped(fit: Callable[[], tuple[Solver, Array]]) -> Any:
+    solver, distances = fit()
+    return {"solver": solver.model_dump(mode="json"), "distances": distances.tolist()}
 
 
 def _numpy(latents: Tensor) -> npt.NDArray[np.float32]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kontext_fast.engine.solver import Solver, combined
-from kontext_fast.tuning.fit import Products, least_distances, search_levels, spread
+from kontext_fast.tuning.fit import Array, Products, least_distances, search_levels, spread
 from kontext_fast.tuning.parts import Part
 from kontext_fast.verify.paths import DensePath, PathRunner
 
@@ -69,8 +69,12 @@ def candidates(parts: Sequence[DensePart], evaluations: int) -> list[list[int]]:
     return [chosen for index, chosen in enumerate(found) if chosen not in found[:index]]
 
 
-def fit_rows(runner: PathRunner, parts: Sequence[DensePart], levels: Sequence[float], chosen: Sequence[int]) -> Solver:
+def fit_rows(
+    runner: PathRunner, parts: Sequence[DensePart], levels: Sequence[float], chosen: Sequence[int]
+) -> tuple[Solver, Array]:
     """Coefficients in order of the evaluations, each row towards the dense path's state at the next level.
+
+    Gives the distances [I] that the last row leaves, too.
 
     Velocities are evaluated where the rule has arrived, as `runner`'s pipeline computes them, so that a rule makes up
     for its own earlier error and for the rounding of the model. `levels` are those of the dense path.
@@ -96,4 +100,4 @@ def fit_rows(runner: PathRunner, parts: Sequence[DensePart], levels: Sequence[fl
         )
         rows.append(tuple(map(float, fit.coefficients)))
         states = [combined(rows[-1], known) for known in vectors]
-    return Solver(noise_levels=tuple(levels[index] for index in chosen), coefficients=tuple(rows))
+    return Solver(noise_levels=tuple(levels[index] for index in chosen), coefficients=tuple(rows)), fit.distances
