@@ -86,6 +86,6 @@ def test_small_card_is_ready_for_the_preset_that_fits(kontext: Any, monkeypatch:
     assert findings["checkpoints"][KONTEXT_DEV] is None
     assert findings["presets"]["low_memory"] is None
     assert "42 GiB" in findings["presets"]["faithful"]
-    monkeypatch.setattr(Machine, "detect", lambda _device=None: gpu(16))
+    monkeypatch.setattr(Machine, "detect", lambda _device=None: gpu(12))
     findings = json.loads(kontext("doctor", "--json").out.splitlines()[-1])
     assert "no preset fits" in findings["checkpoints"][KONTEXT_DEV]

@@ -78,14 +78,21 @@ def test_large_folder_counts_as_full_size(tmp_path: Path) -> None:
         (gpu(39.4, (8, 0)), "baseline"),
         (gpu(24), "low_memory"),
         (gpu(24, (8, 6)), None),
-        (gpu(16), None),
+        (gpu(15.9), "low_memory(modulations=host)"),
+        (gpu(12), None),
     ],
 )
 def test_fallback_is_a_preset_that_runs_and_fits(machine: Machine, expected: str | None) -> None:
     assert preset_that_fits(machine) == expected
 
 
-@pytest.mark.parametrize("machine", [gpu(16), gpu(24, (8, 6))])
+def test_remedy_for_a_card_of_16_gb_is_a_plan_that_fits() -> None:
+    with pytest.raises(Refused, match=r"use --preset 'low_memory\(modulations=host\)'\.$"):
+        resolve_for("random", "low_memory", gpu(15.9))
+    assert resolve_for("random", "low_memory(modulations=host)", gpu(15.9)).in_host_memory
+
+
+@pytest.mark.parametrize("machine", [gpu(12), gpu(24, (8, 6))])
 def test_card_too_small_for_all_presets_is_refused(machine: Machine) -> None:
     with pytest.raises(Refused, match="no preset fits, so use a larger card or the checkpoint tiny"):
         resolve_for("random", DEFAULT_PRESET, machine)

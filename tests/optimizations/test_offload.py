@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kontext_fast.engine.ops import PortableOps, Precision
+from kontext_fast.engine.ops import Linear, PortableOps, Precision
 from kontext_fast.engine.transformer import EngineTransformer
 from kontext_fast.engine.weights import take_weights
 from kontext_fast.errors import InvalidInput
@@ -124,6 +125,49 @@ def test_engine_weights_return_to_host_memory(precision: Precision) -> None:
             one.nbytes for name, one in transformer.named_parameters() if name in quantized
         )
     assert {name: one.data_ptr() for name, one in transformer.named_parameters()} == waiting
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_modulations_are_read_from_host_memory(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer, same = random_transformer(Shape()), random_transformer(Shape())
+    inputs = inputs_for(transformer)
+    with engine_on(same, precision) as engine:
+        expected = stepped(engine, prepare(engine, inputs), inputs)
+    layers = {name: layer for name, layer in transformer.named_modules() if re.search(r"blocks.*norm.*linear$", name)}
+    waiting = {name: layer.weight.data_ptr() for name, layer in layers.items()}
+    assert len(waiting) == 2 * len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
+    with ExitStack() as undo:
+        weights = take_weights(transformer, precision, undo, device=ELSEWHERE, modulations_in_host_memory=True)
+        brought: list[int] = []
+        on = Linear.on
+        monkeypatch.setattr(
+            Linear, "on", lambda layer, device: brought.append(layer.weight.data_ptr()) or on(layer, ELSEWHERE)
+        )
+        engine = EngineTransformer(weights, PortableOps())
+        assert torch.equal(stepped(engine, prepare(engine, inputs), inputs), expected)
+        assert {name: layer.weight.data_ptr() for name, layer in layers.items()} == waiting
+        assert set(waiting.values()) <= set(brought)
+        inside = sum(layer.weight.nbytes + layer.bias.nbytes for layer in layers.values())
+        quantized = sum(parameter.nbytes for parameter in weights.sources._replaced)
+        assert weights.sources.host_bytes == inside + quantized
+
+
+def test_layer_comes_to_the_device_and_stays_where_it_is() -> None:
+    layer = Linear(torch.ones(2, 3), torch.zeros(2))
+    assert layer.on(torch.device("cpu")) is layer
+    brought = layer.on(torch.device("meta"))
+    assert brought.weight.device.type == "meta"
+    assert brought.bias is not None
+    assert brought.bias.device.type == "meta"
+
+
+def test_low_memory_for_16_gb_renders_what_low_memory_does(pipe: Any) -> None:
+    with accelerate(pipe, "low_memory", quiet=True):
+        expected = render(pipe)
+    with accelerate(pipe, "low_memory(modulations=host)", quiet=True) as acceleration:
+        np.testing.assert_array_equal(render(pipe), expected)
+    assert acceleration.plan.applied[0].parameters["modulations"] == "host"
+    assert "modulations" not in resolve("low_memory", Machine.detect("cpu")).applied[0].parameters
 
 
 def test_matrices_are_moved_one_at_a_time() -> None:

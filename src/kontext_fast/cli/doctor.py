@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -146,5 +147,5 @@ def _next(findings: dict[str, Any], machine: Machine) -> tuple[str, str]:
         return "This card is too small for FLUX.1-Kontext-dev; try it on the bundled model", "kontext demo"
     if findings["checkpoints"][KONTEXT_DEV] is not None:
         return f"Accept the licence at https://huggingface.co/{KONTEXT_DEV}, then log in", "hf auth login"
-    named = "" if preset == DEFAULT_PRESET else f" --preset {preset}"
+    named = "" if preset == DEFAULT_PRESET else f" --preset {shlex.quote(preset)}"
     return "Edit a picture of yours", f'kontext edit photo.jpg "make the car red"{named}'

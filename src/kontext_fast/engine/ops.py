@@ -78,6 +78,12 @@ class Linear:
     def quantized(self) -> bool:
         return isinstance(self.weight, Quantized)
 
+    def on(self, device: torch.device) -> Linear:
+        """The same on `device`; itself where it is there. For layers that are not quantized."""
+        if isinstance(self.weight, Quantized) or self.weight.device == device:
+            return self
+        return Linear(self.weight.to(device), None if self.bias is None else self.bias.to(device))
+
 
 @dataclass(frozen=True)
 class QKNorm:

@@ -150,7 +150,8 @@ class EngineTransformer:
         activated = functional.silu(embedded).view(steps, batch, -1)
 
         def of(layer: Linear) -> Tensor:
-            return self.ops.linear(activated, layer)
+            # One at a time, from wherever it waits.
+            return self.ops.linear(activated, layer.on(activated.device))
 
         return Modulations(
             text=tuple(of(block.text.modulation) for block in weights.doubles),

@@ -103,6 +103,7 @@ def take_weights(
     *,
     device: torch.device | None = None,
     quantizer: Quantizer | None = None,
+    modulations_in_host_memory: bool = False,
 ) -> EngineWeights:
     """Read the weights of `transformer` without a second copy on its device; `undo` restores them.
 
@@ -110,13 +111,15 @@ def take_weights(
     quantized replaces the original on the device, which waits in host memory (on a CPU it stays where it is).
     `device` is where the engine computes, if the transformer is elsewhere: its matrices are brought there one at a
     time, quantized there, and what is read as it is stays there.
-    `quantizer` may supply matrices that were quantized before.
+    `quantizer` may supply matrices that were quantized before. The blocks' modulations, which run once per request, may
+    stay in host memory.
     Raises InvalidInput if the transformer is not plain: LoRA adapters that are not fused, quantized layers, other
     attention processors, float16.
     """
     require_plain(transformer)
     sources = SourceWeights(transformer, undo, device)
-    taker = _Taker(sources, precision, quantizer or partial(_quantized, ROUNDINGS.get(precision, quantize)))
+    rounding = partial(_quantized, ROUNDINGS.get(precision, quantize))
+    taker = _Taker(sources, precision, quantizer or rounding, modulations_in_host_memory)
     final = transformer.norm_out
     first = transformer.x_embedder.weight
     weights = EngineWeights(
@@ -190,8 +193,11 @@ def _quantized(rounding: Callable[[Tensor], Quantized], _name: str, parts: Seque
 class _Taker:
     """Converts one layer after the other."""
 
-    def __init__(self, sources: SourceWeights, precision: Precision, quantizer: Quantizer) -> None:
+    def __init__(
+        self, sources: SourceWeights, precision: Precision, quantizer: Quantizer, modulations_in_host_memory: bool
+    ) -> None:
         self._sources = sources
+        self._modulations_in_host_memory = modulations_in_host_memory
         self._precision = precision
         self._quantizer = quantizer
         self.quantized: dict[str, Quantized] = {}
@@ -201,6 +207,14 @@ class _Taker:
         return Linear(
             self._sources.fuse([layer.weight]), None if layer.bias is None else self._sources.fuse([layer.bias])
         )
+
+    def modulation(self, layer: Any) -> Linear:
+        """A layer that runs once per request."""
+        if not self._modulations_in_host_memory:
+            return self.plain(layer)
+        for parameter in layer.parameters():
+            self._sources.keep_in_host_memory(parameter)
+        return Linear(layer.weight.data, None if layer.bias is None else layer.bias.data)
 
     def module(self, layers: Any) -> Any:
         """A part of the transformer that the engine calls unchanged."""
@@ -229,7 +243,7 @@ class _Taker:
         attention = block.attn
         return DoubleWeights(
             text=StreamWeights(
-                modulation=self.plain(block.norm1_context.linear),
+                modulation=self.modulation(block.norm1_context.linear),
                 qkv=self.dense(f"{name}.text.qkv", attention.add_q_proj, attention.add_k_proj, attention.add_v_proj),
                 norm=self.norm(attention.norm_added_q, attention.norm_added_k),
                 out=self.dense(f"{name}.text.out", attention.to_add_out),
@@ -237,7 +251,7 @@ class _Taker:
                 mlp_out=self.dense(f"{name}.text.mlp_out", block.ff_context.net[2]),
             ),
             image=StreamWeights(
-                modulation=self.plain(block.norm1.linear),
+                modulation=self.modulation(block.norm1.linear),
                 qkv=self.dense(f"{name}.image.qkv", attention.to_q, attention.to_k, attention.to_v),
                 norm=self.norm(attention.norm_q, attention.norm_k),
                 out=self.dense(f"{name}.image.out", attention.to_out[0]),
@@ -249,7 +263,7 @@ class _Taker:
     def single(self, name: str, block: Any) -> SingleWeights:
         attention = block.attn
         return SingleWeights(
-            modulation=self.plain(block.norm.linear),
+            modulation=self.modulation(block.norm.linear),
             qkv=self.dense(f"{name}.qkv", attention.to_q, attention.to_k, attention.to_v),
             norm=self.norm(attention.norm_q, attention.norm_k),
             mlp_in=self.dense(f"{name}.mlp_in", block.proj_mlp),
@@ -277,13 +291,15 @@ class SourceWeights:
         self.dense: list[nn.Parameter] = []
         """What fp8 and int8 quantize, whether this engine does or not."""
         self._replaced: list[nn.Parameter] = []
+        self._waiting: list[nn.Parameter] = []
         self._sample: Tensor | None = None
         self._host_memory: HostMemory | None = None
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of replaced parameters that are kept in host memory."""
-        return sum(parameter.data.nbytes for parameter in self._replaced if parameter.device != self.device)
+        """Bytes of parameters that are kept in host memory: those that were replaced, and those that are read there."""
+        kept = (*self._replaced, *self._waiting)
+        return sum(parameter.data.nbytes for parameter in kept if parameter.device != self.device)
 
     def fuse(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """The parameters one below the other, on the device of the engine; each becomes a view into the result."""
@@ -294,6 +310,14 @@ class SourceWeights:
     def replaced(self, parameter: nn.Parameter) -> None:
         """Record that `parameter` is replaced by a quantized matrix, and free its memory on a GPU."""
         self._replaced.append(parameter)
+        self._move_to_host(parameter)
+
+    def keep_in_host_memory(self, parameter: nn.Parameter) -> None:
+        """Have `parameter` wait in host memory, where it is read from, and free its memory on a GPU."""
+        self._waiting.append(parameter)
+        self._move_to_host(parameter)
+
+    def _move_to_host(self, parameter: nn.Parameter) -> None:
         if parameter.device.type != "cpu":
             self._host_memory = self._host_memory or HostMemory()
             self._undo.callback(_move, parameter, parameter.device)

@@ -11,6 +11,7 @@ import ast
 import hashlib
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -48,8 +49,12 @@ FP8_WEIGHTS_GIB: Final = 12
 """What an engine that holds its weights in both precisions has beside those of `faithful`: 11.9 GB in fp8, and what
 rounding them takes for a moment."""
 
-FALLBACKS: Final = ("faithful", "baseline", "low_memory")
-"""Suggested instead of a preset that does not fit: the first one that does. Only the last one is lossy."""
+HOST_MODULATIONS_GIB: Final = 15
+"""What an engine in 8 bits needs whose modulations and text encoders are in host memory: the 16 GiB that low_memory
+allocates, less 6 of modulations, and 5 for activations, the context of CUDA and what the allocator holds back."""
+
+FALLBACKS: Final = ("faithful", "baseline", "low_memory", "low_memory(modulations=host)")
+"""Suggested instead of a preset that does not fit: the first one that does. Only the last two are lossy."""
 
 H100_SECONDS: Final[Mapping[str, float]] = {
     "baseline": 10.9,
@@ -117,8 +122,8 @@ def needed_gib(preset: str, optimizations: Sequence[Optimization]) -> int | None
         return None
     if engine.get("full_precision"):
         return PEAK_GIB["faithful"] + FP8_WEIGHTS_GIB
-    if "offload" in parameters:
-        return PEAK_GIB["low_memory"]
+    if "offload" in parameters and engine["precision"] != "bf16":
+        return HOST_MODULATIONS_GIB if engine.get("modulations") == "host" else PEAK_GIB["low_memory"]
     return PEAK_GIB["faithful" if engine["precision"] == "bf16" else "balanced"]
 
 
@@ -395,7 +400,11 @@ def memory_refusal(preset: str, machine: Machine, optimizations: Sequence[Optimi
     if machine.device != "cuda" or needed is None or memory_gib >= needed:
         return None
     smaller = preset_that_fits(machine)
-    remedy = f"use --preset {smaller}" if smaller else "no preset fits, so use a larger card or the checkpoint tiny"
+    remedy = (
+        f"use --preset {shlex.quote(smaller)}"
+        if smaller
+        else "no preset fits, so use a larger card or the checkpoint tiny"
+    )
     return (
         f"The preset {preset} needs {needed} GiB of GPU memory for FLUX.1-Kontext-dev and this card has "
         f"{memory_gib:.0f}: {remedy}."
@@ -405,8 +414,10 @@ def memory_refusal(preset: str, machine: Machine, optimizations: Sequence[Optimi
 def preset_that_fits(machine: Machine) -> str | None:
     """The first preset of FALLBACKS that this GPU can run on FLUX.1-Kontext-dev, or None."""
     for name in FALLBACKS:
-        can_run = all(optimization.refusal(machine) is None for optimization in find_preset(name).optimizations)
-        if can_run and machine.memory_bytes >= PEAK_GIB[name] * 2**30:
+        optimizations = find_preset(name).optimizations
+        can_run = all(optimization.refusal(machine) is None for optimization in optimizations)
+        needed = needed_gib(name, optimizations)
+        if can_run and needed is not None and machine.memory_bytes >= needed * 2**30:
             return name
     return None
 

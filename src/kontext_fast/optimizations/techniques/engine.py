@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -72,6 +73,9 @@ class Engine(Optimization):
     attention: str = AUTO
     """The name of a kernel in `engine.attention`, refused where that cannot run. `auto` is the fastest one that the
     machine can run and that rounds only; a plan names which one that is."""
+    modulations: Literal["device", "host"] = "device"
+    """Where the layers of the blocks' modulations are, 6 GiB at full size, which run once per request: in `host` memory
+    they pass through the device one by one. With the preset `low_memory` for cards of 16 GB."""
     quantized_file: Path | None = Field(default=None, exclude=True)
     """A file that `save_quantized` wrote, read instead of quantizing again. No parameter of a record: the numbers are
     the same either way, since a file made from other weights is refused."""
@@ -93,8 +97,10 @@ class Engine(Optimization):
         return self
 
     def parameters(self) -> dict[str, Any]:
-        """`full_precision` only where there is any."""
-        return self.model_dump(mode="json", exclude=None if self.full_precision else {"full_precision"})
+        """`full_precision` and `modulations` only where they are not as by default."""
+        added = ("full_precision", "modulations")  # later than the first records
+        unused = {name for name in added if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude=unused)
 
     def full_precision_steps(self, total: int) -> frozenset[int]:
         """The steps, of `total`, that are computed in full precision."""
@@ -170,9 +176,10 @@ class Engine(Optimization):
         require_dtype(device, transformer.dtype)
         ops = make_ops(device, self.precision, self.attention)
         stored = None if self.quantized_file is None else QuantizedFile(self.quantized_file, self.precision)
-        unquantized = take_weights(transformer, "bf16", undo, device=place) if self.full_precision else None
+        take = partial(take_weights, device=place, modulations_in_host_memory=self.modulations == "host")
+        unquantized = take(transformer, "bf16", undo) if self.full_precision else None
         if unquantized is None:
-            weights = take_weights(transformer, self.precision, undo, device=place, quantizer=stored)
+            weights = take(transformer, self.precision, undo, quantizer=stored)
         else:
             weights = quantized_copy(unquantized, self.precision, stored)
         if stored is not None:
