@@ -33,14 +33,16 @@ from kontext_fast.datasets.shapes.dataset import held_out_captions
 from kontext_fast.datasets.shapes.edits import EDIT_KINDS
 from kontext_fast.datasets.shapes.judge import judge
 from kontext_fast.engine.solver import Solver, adams_bashforth
+from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.presets import find_preset
 from kontext_fast.optimizations.techniques.solver import FittedSolver
 from kontext_fast.pipeline.load import load
 from kontext_fast.tuning.fit import Products
 from kontext_fast.tuning.parts import Part, Parts, shapes_parts
+from kontext_fast.tuning.precisions import Mixture, path_runner
 from kontext_fast.tuning.proof import Verdict, as_data, ratio, verdict
-from kontext_fast.tuning.request import PRESETS, TuneRequest
-from kontext_fast.tuning.run import path_runner
+from kontext_fast.tuning.request import TuneRequest
+from kontext_fast.tuning.run import FAITHFUL
 from kontext_fast.tuning.schemes import PRESET_NAMES, Rule, steps_of_preset
 from kontext_fast.tuning.solver_fit import DensePart, fit_rows
 from kontext_fast.tuning.store import Store
@@ -98,6 +100,11 @@ class Study:
     def request(self) -> TuneRequest:
         return TuneRequest(precision=self.precision)
 
+    @property
+    def applied(self) -> Sequence[Optimization]:
+        """What a solver runs with."""
+        return Mixture(1, self.precision).optimizations
+
     def part(self, seed: int = 0) -> Part:
         """Held-out items: those of a tuning with seed 0, or others."""
         return shapes_parts(items=8, held_out=self.items, seed=seed).held_out
@@ -110,10 +117,15 @@ class Study:
         return {f"fitted, {file.stem}": solver_of(str(file)) for file in files}
 
     def run(
-        self, part: Part, rules: Mapping[str, Rule], request: TuneRequest, preset: str, **more: Any
+        self,
+        part: Part,
+        rules: Mapping[str, Rule],
+        request: TuneRequest,
+        applied: Sequence[Optimization],
+        **more: Any,
     ) -> dict[str, np.ndarray]:
         """[I, N, C] the final latents of each rule."""
-        with path_runner(self.pipe, preset, request, items=len(part), on_progress=_ignore, **more) as runner:
+        with path_runner(self.pipe, applied, request, items=len(part), on_progress=_ignore, **more) as runner:
             return {
                 name: _in_batches(part, lambda items, seeds, rule=rule: _numpy(runner.run(items, seeds, rule)))
                 for name, rule in rules.items()
@@ -124,7 +136,7 @@ class Study:
     ) -> Iterable[Row]:
         """Each solver beside plain steps of as many evaluations and baseline, by distance to the reference."""
         request = request or self.request
-        with path_runner(self.pipe, "faithful", request, items=len(part), on_progress=_ignore, **more) as runner:
+        with path_runner(self.pipe, FAITHFUL, request, items=len(part), on_progress=_ignore, **more) as runner:
             plain_levels = {
                 number: runner.levels(part.items, number) for number in {one.evaluations for one in solvers.values()}
             }
@@ -136,7 +148,7 @@ class Study:
         for name, solver in solvers.items():
             plain = adams_bashforth(plain_levels[solver.evaluations], 1)
             rules: dict[str, Rule] = {"fitted": _always(solver), "plain steps": _always(plain)}
-            latents = self.run(part, rules, request, PRESETS[self.precision], **more)
+            latents = self.run(part, rules, request, self.applied, **more)
             distances = {rule: relative_distances(of_rule, target) for rule, of_rule in latents.items()}
             yield {"solver": name, "evaluations": solver.evaluations, **_judged(distances, in_float32, error)}
 
@@ -150,7 +162,7 @@ def images(study: Study) -> Iterable[Row]:
     """How far each is from the images of 28 steps, and what the judge accepts of the decoded images."""
     part, request = study.part(), study.request
     fitted = study.solvers()
-    with path_runner(study.pipe, "faithful", request, items=len(part), on_progress=_ignore) as runner:
+    with path_runner(study.pipe, FAITHFUL, request, items=len(part), on_progress=_ignore) as runner:
         levels = {steps: runner.levels(part.items, steps) for steps in (28, *(s.evaluations for s in fitted.values()))}
     plain = {f"plain steps, {number}": _always(adams_bashforth(levels[number], 1)) for number in levels}
     rules: dict[str, Rule] = {
@@ -158,10 +170,10 @@ def images(study: Study) -> Iterable[Row]:
         **{f"steps of {name}": steps_of_preset(name) for name in PRESET_NAMES},
         **{name: _always(solver) for name, solver in fitted.items()},
     }
-    baseline = study.run(part, {"": plain["plain steps, 28"]}, request, "faithful")[""]
+    baseline = study.run(part, {"": plain["plain steps, 28"]}, request, FAITHFUL)[""]
     with ProcessPoolExecutor(_JUDGES, mp_context=get_context("spawn")) as pool:
         for name, rule in rules.items():
-            latents = study.run(part, {name: rule}, request, PRESETS[study.precision])[name]
+            latents = study.run(part, {name: rule}, request, study.applied)[name]
             accepted = np.array(list(pool.map(_accepted, decoded(study.pipe, latents), part.items, chunksize=20)))
             is_open = np.array([item.open for item in part.items])
             yield {
@@ -242,8 +254,7 @@ def shuffled(study: Study) -> Iterable[Row]:
         dense = DensePart(parts.fit, states, np.roll(arrays["target"], 1, axis=0), products)
         levels = store.data(f"levels-{result.request.grid:03}", list)
         chosen = {number: store.data(f"{number:02}-levels", list)[0] for number in _EVALUATIONS}
-    preset = PRESETS[study.precision]
-    with path_runner(study.pipe, preset, study.request, items=len(parts.fit), on_progress=_ignore) as runner:
+    with path_runner(study.pipe, study.applied, study.request, items=len(parts.fit), on_progress=_ignore) as runner:
         solvers = {str(number): fit_rows(runner, [dense], levels, chosen[number])[0] for number in _EVALUATIONS}
     for row, point in zip(study.compared(parts.held_out, solvers), result.points, strict=True):
         yield {**row, "verdict_of_the_right_pairs": point.verdict.value}
@@ -252,7 +263,7 @@ def shuffled(study: Study) -> Iterable[Row]:
 def reference(study: Study) -> Iterable[Row]:
     """Fine paths and extrapolations beside one that is eight times finer, and how well its error is estimated."""
     part = study.part(_FRESH_SEED)
-    with path_runner(study.pipe, "faithful", study.request, items=len(part), on_progress=_ignore) as runner:
+    with path_runner(study.pipe, FAITHFUL, study.request, items=len(part), on_progress=_ignore) as runner:
         finest = _euler(runner, part, 1792)
         truth = 2 * finest - _euler(runner, part, 896)
         stated = [converged_reference(runner, *batch) for batch in _batches(part)]

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from kontext_fast.optimizations.weight_identity import identity_of
 from kontext_fast.pipeline.load import load
 from kontext_fast.tuning.fit import Products
 from kontext_fast.tuning.parts import Part, Parts, shapes_parts
+from kontext_fast.tuning.precisions import BlockPrecision, EditTimes, Mixture, seconds_of
 from kontext_fast.tuning.proof import Verdict, ratio, verdict
-from kontext_fast.tuning.request import TuneRequest, TuneResult
+from kontext_fast.tuning.request import TuneRequest
 from kontext_fast.tuning.run import Tuning
 from kontext_fast.tuning.solver_fit import DensePart, fit_rows
 from kontext_fast.tuning.store import Store
@@ -228,8 +228,9 @@ def test_a_fit_to_shuffled_pairs_fails_on_tiny(tmp_path: Path) -> None:
 def test_seconds_that_cannot_be_had_or_measured_are_refused(pipe: Any, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="with 2 evaluations already"):
         tune(pipe, parts_of(), tmp_path / "few", **OPTIONS, seconds=1e-6)
-    with pytest.raises(Refused, match="emulated on a CPU"):
-        tune(pipe, parts_of(), tmp_path / "fp8", **OPTIONS, seconds=10, precision="fp8")
+    for precision in ("fp8", "auto"):
+        with pytest.raises(Refused, match="emulated on a CPU"):
+            tune(pipe, parts_of(), tmp_path / precision, **OPTIONS, seconds=10, precision=precision)
 
 
 def test_seconds_decide_the_evaluations_once(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,10 +238,38 @@ def test_seconds_decide_the_evaluations_once(pipe: Any, tmp_path: Path, monkeypa
     request = TuneRequest(**OPTIONS, seconds=1.1)
     for seconds in ({"2": 1.0, "10": 1.8}, {"2": 0.1, "10": 0.2}):
         tuning = Tuning(pipe, parts_of(), request, tmp_path, resume=True, say=lambda _: None, on_progress=None)
-        monkeypatch.setattr(tuning, "_time_edits", partial(dict, seconds))
-        result = TuneResult(tmp_path, request)
-        assert tuning._numbers(result) == (3,)
-        assert result.seconds[3] == pytest.approx(1.1)
+        monkeypatch.setattr(tuning, "_time_edits", lambda _, seconds=seconds: seconds)
+        (mixture,) = tuning._mixtures()
+        assert mixture == Mixture(3, "bf16")
+        assert seconds_of(mixture, tuning._times) == pytest.approx(1.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("limit", [{"seconds": 1.5}, {"as_accurate": True, "steps": 8}])
+def test_a_mixture_of_precisions_is_chosen_and_runs(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: dict[str, Any]
+) -> None:
+    """With the seconds of an imagined card, since a CPU emulates fp8: its rounding is the same."""
+    times: dict[BlockPrecision, EditTimes] = {"fp8": EditTimes(0.5, 0.2), "bf16": EditTimes(0.5, 0.32)}
+    monkeypatch.setattr(Tuning, "_edit_times", lambda _, precision: times[precision])
+    options = {**OPTIONS, "grid": 30, "reference": 48, **limit}
+    result = tune(pipe, parts_of(), tmp_path, **options, precision="auto")
+    (point,) = result.points
+    assert result.seconds == {point.evaluations: pytest.approx(seconds_of(point.mixture, times))}
+    assert result.seconds[point.evaluations] <= limit.get("seconds", 9)
+    if "seconds" in limit:
+        tried = {file.name for file in (tmp_path / "work").glob("*-candidate-0.json")}
+        assert tried == {f"{key}-candidate-0.json" for key in ("04-fp8-0", "03-fp8-2", "03-bf16-0")}
+    if file := result.file_of(point):
+        preset = find_preset(str(file))
+        assert preset.optimizations[:-1] == point.mixture.optimizations
+        provenance = read_provenance(file)
+        assert provenance is not None
+        assert provenance.precision == point.mixture.words
+        with accelerate(pipe, preset, quiet=True):
+            pipe(image=picture(), prompt="make it red", height=SIDE, width=SIDE, max_area=SIDE * SIDE,
+                 _auto_resize=False, num_inference_steps=4, max_sequence_length=48, output_type="latent")  # fmt: skip
 
 
 def test_resuming_another_tuning_is_refused(tuned: Any, pipe: Any) -> None:

@@ -45,7 +45,7 @@ def kontext(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [
-        (["--precision", "auto"], 3, "takes a GPU"),
+        (["--precision", "auto"], 2, "add seconds or as_accurate"),
         (["--evaluations", "7", "--as-accurate"], 2, "leave one out"),
         (["--seconds", "1", "--as-accurate"], 2, "give one of them"),
         (["--as-accurate", "--steps", "6"], 2, "fewer evaluations than the 6 steps"),

@@ -15,7 +15,7 @@ import typer
 from kontext_fast.cli import options
 from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.output import Bar, StageDisplay, command_line, print_json, progress_bar, result_folder, say
-from kontext_fast.errors import GateFailed, InvalidInput, Refused
+from kontext_fast.errors import GateFailed, InvalidInput
 
 if TYPE_CHECKING:
     from kontext_fast.tuning.parts import Parts
@@ -88,11 +88,6 @@ def command(
     from kontext_fast.tuning.request import TuneRequest
     from kontext_fast.tuning.tune import tune
 
-    if precision == "auto":
-        raise Refused(
-            "A precision for each evaluation is chosen by measured seconds of both, which takes a GPU, and is not "
-            "supported there yet: choose --precision bf16 or fp8."
-        )
     if evaluations is not None and (seconds is not None or as_accurate):
         raise InvalidInput("--evaluations names the numbers that --seconds and --as-accurate find; leave one out.")
     named = {} if evaluations is None else {"evaluations": _numbers(evaluations)}

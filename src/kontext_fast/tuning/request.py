@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kontext_fast.engine.solver import Solver
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.fitted_for import Target
 from kontext_fast.pipeline.edit import EditRequest
 from kontext_fast.pipeline.sizes import Size
+from kontext_fast.tuning.precisions import PRESETS, Mixture, Precision
 from kontext_fast.tuning.proof import Verdict, as_data, ratio
 from kontext_fast.verify.converged import Array, Closeness
 from kontext_fast.verify.converged_reference import REFERENCE_STEPS
 
-Precision = Literal["float32", "bf16", "fp8"]
-
-PRESETS: Mapping[Precision, str] = {"float32": "faithful", "bf16": "faithful", "fp8": "balanced"}
-"""The preset that a precision's solver is added to."""
 AS_ACCURATE = (6, 7, 8, 9, 10, 11, 12, 14, 16)
 """Numbers of evaluations that `as_accurate` tries, the smallest first."""
 
@@ -48,8 +45,15 @@ class TuneRequest:
 
     def __post_init__(self) -> None:
         EditRequest("-", steps=self.steps, guidance=self.guidance, size=self.size)
-        if self.precision not in PRESETS:
-            raise InvalidInput(f"There is no precision {self.precision!r} to tune in; choose {', '.join(PRESETS)}.")
+        if self.precision not in (*PRESETS, "auto"):
+            raise InvalidInput(
+                f"There is no precision {self.precision!r} to tune in; choose {', '.join(PRESETS)} or auto."
+            )
+        if self.precision == "auto" and self.seconds is None and not self.as_accurate:
+            raise InvalidInput(
+                "The precision auto is chosen by what an edit takes: add seconds or as_accurate (--seconds S or "
+                "--as-accurate), or choose bf16 or fp8."
+            )
         if not self.evaluations or min(self.evaluations) < 2:
             raise InvalidInput("A solver has at least 2 evaluations; give for example evaluations=(7, 10).")
         if max(self.evaluations) > self.most_evaluations:
@@ -82,13 +86,17 @@ class TuneRequest:
 class Point:
     """One number of evaluations on the held-out items."""
 
-    evaluations: int
+    mixture: Mixture
     solver: Solver
     verdict: Verdict
     closeness: Closeness | None
     """To the converged reference, against baseline in float32; None where that is not the target."""
     distances: Mapping[str, Array]
     """By name, [items]: `fitted` and the schemes of as many evaluations, to the target of the fit."""
+
+    @property
+    def evaluations(self) -> int:
+        return self.mixture.evaluations
 
     @property
     def as_accurate(self) -> bool:
@@ -101,6 +109,7 @@ class Point:
         ratios = {name: ratio(fitted, other) for name, other in others.items() if name != "fitted"}
         return {
             "evaluations": self.evaluations,
+            "precision": self.mixture.words,
             "verdict": self.verdict.value,
             "closeness": None if self.closeness is None else self.closeness.value,
             "distances": as_data(self.distances),

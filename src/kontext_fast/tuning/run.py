@@ -17,23 +17,29 @@ import numpy.typing as npt
 
 from kontext_fast.engine.solver import Solver
 from kontext_fast.errors import GateFailed, InvalidInput, Refused
-from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.adapters import merge_adapters
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.call_tracking import track_calls
-from kontext_fast.optimizations.presets import find_preset
-from kontext_fast.optimizations.registry import discover
 from kontext_fast.optimizations.weight_identity import identity_of
 from kontext_fast.pipeline.edit import EditRequest, edit, final_latents, plan_for
 from kontext_fast.pipeline.edit_many import images_per_call
 from kontext_fast.tuning.fit import Products
 from kontext_fast.tuning.parts import Part, Parts
+from kontext_fast.tuning.precisions import (
+    BlockPrecision,
+    EditTimes,
+    Mixture,
+    is_in_float32,
+    longest_within,
+    mixtures_of,
+    path_runner,
+    seconds_of,
+)
 from kontext_fast.tuning.proof import verdict
 from kontext_fast.tuning.request import (
     AS_ACCURATE,
     AS_RUN,
     IN_FLOAT32,
-    PRESETS,
     REFERENCE_ERROR,
     Point,
     TuneRequest,
@@ -52,6 +58,8 @@ if TYPE_CHECKING:
 _BATCH_ON_A_CPU = 16
 _LAUNCH_BOUND_BATCH = 200
 """On a GPU that spends the evaluations of a small checkpoint on launching kernels."""
+FAITHFUL = Mixture(1, "bf16").optimizations
+"""With which everything runs that a fit is held against."""
 _COMPARED = 6
 """Rules of every number: the fitted one and `schemes`."""
 _TIMED_STEPS, _TIMED_EDITS = (2, 10), 3
@@ -77,7 +85,7 @@ class Tuning:
     ) -> None:
         self._pipe, self._parts, self._request = pipe, parts, request
         self._folder, self._say, self._on_progress = folder, say, on_progress
-        if request.precision == "float32" and not self._is_in_float32:
+        if request.precision == "float32" and not is_in_float32(pipe):
             raise InvalidInput(
                 "The precision float32 needs weights in float32: load them with torch_dtype=torch.float32, or choose "
                 "bf16."
@@ -87,6 +95,7 @@ class Tuning:
             merge_adapters(pipe, track_calls(pipe, undo), undo)
             self.weights = identity_of(pipe.transformer)
         self._stage, self._done, self._total = "", 0, 0
+        self._times: dict[BlockPrecision, EditTimes] = {}
         self._store = Store(folder / "work", self._description(), resume=resume)
         self._batches = {name: self._batched(part) for name, part in vars(parts).items()}
 
@@ -94,11 +103,12 @@ class Tuning:
         """Add the numbers of every point to `result`, and call `on_point` with each as soon as it is there."""
         request = self._request
         self._require_disk()
-        numbers = self._numbers(result)
-        self._total = self._evaluations_ahead(numbers)
-        with self._runner("faithful") as runner:
+        mixtures = self._mixtures()
+        numbers = {mixture.evaluations for mixture in mixtures}
+        self._total = self._evaluations_ahead(mixtures)
+        with self._runner(FAITHFUL) as runner:
             self._announce(runner)
-            levels = {steps: self._levels(runner, steps) for steps in (request.grid, *numbers)}
+            levels = {steps: self._levels(runner, steps) for steps in (request.grid, *sorted(numbers))}
             dense = self._dense_parts(runner, levels[request.grid])
             choice = self._targets(runner, "choose")
             held_out = self._targets(runner, "held_out")
@@ -107,27 +117,31 @@ class Tuning:
             in_float32 = _distances(held_out, "steps")
             result.baseline = {
                 # With weights in float32 diffusers rounds nothing in between: it is the same arithmetic.
-                AS_RUN: in_float32 if self._is_in_float32 else self._as_diffusers_runs_it(held_out),
+                AS_RUN: in_float32 if is_in_float32(self._pipe) else self._as_diffusers_runs_it(held_out),
                 IN_FLOAT32: in_float32,
                 REFERENCE_ERROR: _joined(held_out, "error"),
             }
-        with self._runner(PRESETS[request.precision]) as runner:
+        with self._runners() as runner_of:
+            runner = runner_of(mixtures[0].optimizations)
             self._stage = "presets to compare with"
             for name in PRESET_NAMES:
                 beside = self._distances_of_rule(runner, "held_out", held_out, name, steps_of_preset(name))
                 result.baseline[f"steps of {name}"] = beside
-            for evaluations in numbers:
-                solver, reached = self._fitted(runner, dense, choice, levels[request.grid], evaluations)
-                if seen is not None and not _promising(reached, seen):
-                    self._say(f"{evaluations} evaluations: not as near as baseline on the items to fit and choose by.")
-                    continue
-                result.points.append(self._proved(runner, solver, held_out, result.baseline, levels.__getitem__))
-                on_point(result.points[-1])
-                if request.as_accurate:
-                    break
+
+            def fit(mixture: Mixture) -> tuple[Solver, Array]:
+                own = runner_of(mixture.optimizations)
+                return self._fitted(own, dense, choice, levels[request.grid], mixture)
+
+            for mixture, solver in self._worth_a_proof(mixtures, fit, seen):
+                own = runner_of(mixture.optimizations)
+                point = self._proved(own, mixture, solver, held_out, result.baseline, levels.__getitem__)
+                result.points.append(point)
+                if self._times:
+                    result.seconds = {mixture.evaluations: seconds_of(mixture, self._times)}
+                on_point(point)
         if not result.points:
             raise GateFailed(
-                f"Cannot tell: no number of evaluations up to {numbers[-1]} was as accurate as {request.steps} steps "
+                f"Cannot tell: no number of evaluations up to {max(numbers)} was as accurate as {request.steps} steps "
                 "on the items to fit and choose by; give more items, or name the evaluations."
             )
 
@@ -137,38 +151,72 @@ class Tuning:
 
     # What is computed, in the order in which it is.
 
-    def _numbers(self, result: TuneResult) -> tuple[int, ...]:
+    def _mixtures(self) -> list[Mixture]:
+        """What is tried, in this order: of `as_accurate` the quickest first."""
         request = self._request
+        if request.precision == "auto" or request.seconds is not None:
+            timed: tuple[BlockPrecision, ...] = ("fp8", "bf16") if request.precision == "auto" else (request.precision,)
+            self._times = {precision: self._edit_times(precision) for precision in timed}
         if request.as_accurate:
-            return tuple(number for number in AS_ACCURATE if number < request.steps)
+            numbers = [number for number in AS_ACCURATE if number < request.steps]
+            if request.precision != "auto":
+                return [Mixture(number, request.precision) for number in numbers]
+            mixtures = [mixture for number in numbers for mixture in mixtures_of(number)]
+            return sorted(mixtures, key=lambda mixture: seconds_of(mixture, self._times))
         if request.seconds is None:
-            return request.evaluations
-        if request.precision != "bf16" and self._pipe._execution_device.type != "cuda":
+            assert request.precision != "auto"
+            return [Mixture(number, request.precision) for number in request.evaluations]
+        most = min(request.most_evaluations, request.steps)
+        mixtures = longest_within(request.seconds, self._times, most=most, precision=request.precision)
+        if not mixtures:
+            shortest = min(times.around + 2 * times.each for times in self._times.values())
             raise Refused(
-                f"The seconds of {request.precision} cannot be measured here, since its kernels are emulated on a CPU: "
-                "use a GPU, or name the evaluations."
+                f"An edit takes {shortest:.2g} seconds here with 2 evaluations already; allow more, choose a smaller "
+                "size, or use a faster machine."
             )
-        timed = self._store.data("seconds", self._time_edits)
-        fewest, most = _TIMED_STEPS
-        each = (timed[str(most)] - timed[str(fewest)]) / (most - fewest)
-        around = timed[str(fewest)] - fewest * each
-        number = int((request.seconds - around) / each)
-        if number < 2:
-            raise Refused(
-                f"An edit takes {around + 2 * each:.2g} seconds here with 2 evaluations already; allow more, choose a "
-                "smaller size, or use a faster machine."
-            )
-        number = min(number, request.most_evaluations, request.steps)
-        result.seconds = {number: around + number * each}
-        self._say(f"{number} evaluations take about {around + number * each:.2g} seconds of an edit here.")
-        return (number,)
+        for mixture in mixtures:
+            seconds = seconds_of(mixture, self._times)
+            self._say(f"{mixture.evaluations} evaluations ({mixture.words}) take about {seconds:.2g} seconds here.")
+        return mixtures
 
-    def _time_edits(self) -> dict[str, float]:
+    def _worth_a_proof(
+        self, mixtures: Sequence[Mixture], fit: Callable[[Mixture], tuple[Solver, Array]], seen: Array | None
+    ) -> Iterator[tuple[Mixture, Solver]]:
+        """Those that the held-out items are asked about: all that were named, the first one that is as accurate as
+        baseline on the items seen, or of those that an edit has time for the one that comes nearest there."""
+        fits: list[tuple[float, Mixture, Solver]] = []
+        for mixture in mixtures:
+            solver, reached = fit(mixture)
+            if self._request.seconds is not None:
+                fits.append((float(reached.mean()), mixture, solver))
+            elif seen is None:
+                yield mixture, solver
+            elif _promising(reached, seen):
+                yield mixture, solver
+                return
+            else:
+                self._say(
+                    f"{mixture.evaluations} evaluations ({mixture.words}): not as near as baseline on the items to fit "
+                    "and choose by."
+                )
+        if fits:
+            _, mixture, solver = min(fits, key=lambda tried: tried[0])
+            yield mixture, solver
+
+    def _edit_times(self, precision: BlockPrecision) -> EditTimes:
+        if precision == "fp8" and self._pipe._execution_device.type != "cuda":
+            raise Refused(
+                "The seconds of fp8 cannot be measured here, since its kernels are emulated on a CPU: use a GPU with "
+                "fp8, or name the evaluations and one precision."
+            )
+        return EditTimes.of(self._store.data(f"seconds-{precision}", partial(self._time_edits, precision)))
+
+    def _time_edits(self, precision: BlockPrecision) -> dict[str, float]:
         """Seconds of an edit with plain steps, the fastest of a few, by the number of steps."""
         self._stage = "time of an edit"
-        item, request = self._parts.fit.items[0], self._request
-        seconds: dict[str, float] = {}
-        with accelerate(self._pipe, PRESETS[request.precision], quiet=True):
+        item, seconds = self._parts.fit.items[0], dict[str, float]()
+        with self._runner(Mixture(1, precision).optimizations) as runner:
+            runner.close()  # Edits run as a call does.
             for steps in _TIMED_STEPS:
                 edits = [
                     edit(self._pipe, self._edit_of(item, seed=0, steps=steps)).seconds for _ in range(_TIMED_EDITS)
@@ -262,15 +310,16 @@ class Tuning:
         dense: Sequence[DensePart],
         choice: Sequence[Mapping[str, npt.NDArray[Any]]],
         levels: Sequence[float],
-        evaluations: int,
+        mixture: Mixture,
     ) -> tuple[Solver, Array]:
         """The candidate nearest to the target on the items to choose by, and its distances [I] on those to fit to, then
         to choose by."""
-        self._stage = f"fit of {evaluations} evaluations"
-        chosen = self._store.data(f"{evaluations:02}-levels", lambda: candidates(dense, evaluations))
+        number = mixture.evaluations
+        self._stage = f"fit of {number} evaluations"
+        chosen = self._store.data(f"{number:02}-levels", lambda: candidates(dense, number))
         fits: list[tuple[float, Solver, Array]] = []
         for index, places in enumerate(chosen):
-            name = f"{evaluations:02}-candidate-{index}"
+            name = f"{mixture.key}-candidate-{index}"
             fit = self._store.data(name, partial(_dumped, partial(fit_rows, runner, dense, levels, places)))
             solver = Solver.model_validate(fit["solver"])
             on_choice = self._distances_of_rule(runner, "choose", choice, name, _always(solver))
@@ -280,21 +329,22 @@ class Tuning:
     def _proved(
         self,
         runner: PathRunner,
+        mixture: Mixture,
         solver: Solver,
         held_out: Sequence[Mapping[str, npt.NDArray[Any]]],
         baseline: Mapping[str, Array],
         levels_of: Callable[[int], Sequence[float]],
     ) -> Point:
-        number = solver.evaluations
+        number = mixture.evaluations
         self._stage = f"proof of {number} evaluations"
         rules = {"fitted": _always(solver), **schemes(number, levels_of)}
         distances = {
-            name: self._distances_of_rule(runner, "held_out", held_out, f"{number:02}-{_file_name(name)}", rule)
+            name: self._distances_of_rule(runner, "held_out", held_out, f"{mixture.key}-{_file_name(name)}", rule)
             for name, rule in rules.items()
         }
         fitted, error = distances["fitted"], baseline.get(REFERENCE_ERROR)
         return Point(
-            number,
+            mixture,
             solver,
             verdict(fitted, distances["plain steps"], error),
             None if error is None else closeness(fitted, baseline[IN_FLOAT32], error, ratio_at_most=1),
@@ -324,13 +374,23 @@ class Tuning:
 
     # How it is run.
 
-    def _runner(self, preset: str) -> AbstractContextManager[PathRunner]:
+    def _runner(self, optimizations: Sequence[Optimization]) -> AbstractContextManager[PathRunner]:
         items = sum(len(part) for part in vars(self._parts).values())
-        return path_runner(self._pipe, preset, self._request, items=items, on_progress=self._note)
+        return path_runner(self._pipe, optimizations, self._request, items=items, on_progress=self._note)
 
-    @property
-    def _is_in_float32(self) -> bool:
-        return _is_in_float32(self._pipe)
+    @contextmanager
+    def _runners(self) -> Iterator[Callable[[Sequence[Optimization]], PathRunner]]:
+        """One at a time, which stays as long as the next one asked for has the same optimizations."""
+        with ExitStack() as current:
+            latest: list[tuple[Sequence[Optimization], PathRunner]] = []
+
+            def runner_of(optimizations: Sequence[Optimization]) -> PathRunner:
+                if not latest or latest[0][0] != optimizations:
+                    current.close()
+                    latest[:] = [(optimizations, current.enter_context(self._runner(optimizations)))]
+                return latest[0][1]
+
+            yield runner_of
 
     def _edit_of(self, item: Any, *, seed: int, steps: int) -> EditRequest:
         request = self._request
@@ -369,7 +429,8 @@ class Tuning:
         if self._on_progress is not None:
             self._on_progress(self._stage, self._done, self._total)
 
-    def _evaluations_ahead(self, numbers: Sequence[int]) -> int:
+    def _evaluations_ahead(self, mixtures: Sequence[Mixture]) -> int:
+        """At most: where one of them is proved in the end, the others are only fitted."""
         request, parts = self._request, self._parts
         converged = request.target == "converged"
         fine = reference_evaluations(request.reference)
@@ -377,12 +438,13 @@ class Tuning:
         total = len(parts.fit) * (request.grid + extra)
         total += len(parts.choose) * (request.steps + request.grid)
         total += len(parts.fit) * request.steps if request.as_accurate else 0
-        as_run = 0 if self._is_in_float32 else request.steps
+        as_run = 0 if is_in_float32(self._pipe) else request.steps
         total += len(parts.held_out) * (request.steps + (fine + as_run if converged else 0))
         total += len(parts.held_out) * sum(len(preset_steps(name, request.steps).computed) for name in PRESET_NAMES)
-        for number in numbers:
-            total += number * (2 * (len(parts.fit) + len(parts.choose)) + _COMPARED * len(parts.held_out))
-        return total
+        numbers = [mixture.evaluations for mixture in mixtures]
+        proved = [max(numbers)] if request.as_accurate or request.seconds is not None else numbers
+        total += sum(numbers) * 2 * (len(parts.fit) + len(parts.choose))
+        return total + sum(proved) * _COMPARED * len(parts.held_out)
 
     def _batched(self, part: Part) -> list[Part]:
         """Neighbours of one size, as many as one call takes."""
@@ -420,32 +482,6 @@ class Tuning:
             "weights": self.weights.model_dump(),
             "dtype": str(self._pipe.transformer.dtype),
         }
-
-
-@contextmanager
-def path_runner(
-    pipe: Any, preset: str, request: TuneRequest, *, items: int, on_progress: Callable[[int], None], **more: Any
-) -> Iterator[PathRunner]:
-    """Runs `items` edits as `request` and `more` fields of an EditRequest say, on `pipe` with the preset."""
-    # The same inputs come again at every evaluation, so whatever keeps entries of them keeps all.
-    caches = [technique(entries=1 + items) for technique in discover().values() if "entries" in technique.model_fields]
-    # On a GPU in float32 only diffusers' own forward runs.
-    exact = _is_in_float32(pipe) and pipe._execution_device.type == "cuda" and preset == "faithful"
-    applied: tuple[Optimization, ...] = () if exact else find_preset(preset).optimizations
-    with accelerate(pipe, (*applied, *caches), quiet=True):
-        runner = PathRunner(
-            pipe, steps=request.steps, guidance=request.guidance, size=request.size, on_progress=on_progress, **more
-        )
-        try:
-            yield runner
-        finally:
-            runner.close()
-
-
-def _is_in_float32(pipe: Any) -> bool:
-    import torch
-
-    return bool(pipe.transformer.dtype == torch.float32)
 
 
 def _promising(values: Array, baseline: Array) -> bool:

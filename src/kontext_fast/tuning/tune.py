@@ -17,14 +17,13 @@ from kontext_fast.discovery import unknown_name
 from kontext_fast.errors import Cancelled, InvalidInput
 from kontext_fast.optimizations.fitted_for import FittedFor
 from kontext_fast.optimizations.preset_file import Provenance, write_preset
-from kontext_fast.optimizations.presets import find_preset
 from kontext_fast.optimizations.techniques.solver import FittedSolver
 from kontext_fast.pipeline.images import to_rgb
 from kontext_fast.records.lock import locked_folder
 from kontext_fast.records.store import write_atomically
 from kontext_fast.tuning.parts import Parts, split
 from kontext_fast.tuning.proof import Verdict, as_data
-from kontext_fast.tuning.request import PRESETS, Point, TuneRequest, TuneResult
+from kontext_fast.tuning.request import Point, TuneRequest, TuneResult
 from kontext_fast.tuning.run import Progress, Tuning
 from kontext_fast.version import __version__
 
@@ -112,7 +111,7 @@ def _stored(result: TuneResult) -> bytes:
 def _written(point: Point, result: TuneResult, fitted_for: FittedFor, parts: Parts) -> Path:
     request = result.request
     provenance = Provenance(
-        precision=request.precision,
+        precision=point.mixture.words,
         dtype=result.facts["dtype"],
         fitted_items=len(parts.fit),
         chosen_items=len(parts.choose),
@@ -128,7 +127,7 @@ def _written(point: Point, result: TuneResult, fitted_for: FittedFor, parts: Par
         name="-".join(["tuned", _slug(fitted_for.checkpoint), str(point.evaluations)]),
         summary=f"{point.evaluations} evaluations, fitted to {fitted_for.checkpoint}",
         optimizations=(
-            *find_preset(PRESETS[request.precision]).optimizations,
+            *point.mixture.optimizations,
             FittedSolver(fitted=point.solver, fitted_for=fitted_for),
         ),
         provenance=provenance,
