@@ -41,7 +41,8 @@ def accelerate(
     the result, or leaving a `with` block over it, restores the original pipeline.
     `parameters` take the place of those of the preset's optimizations: `accelerate(pipe, "turbo", computed=5)`.
     `device` is where it will run; None: where it is. A pipeline in host memory can run on a GPU that is too small for
-    it with the preset `low_memory` and `device="cuda"`.
+    it with the preset `low_memory` and `device="cuda"`. Where diffusers' own offloading is on it, `offload` takes the
+    place of that in presets with the engine, until `revert()`.
 
     Raises InvalidInput for an unknown preset or parameter, conflicting optimizations, another class of pipeline or one
     that is accelerated already, and Refused if this machine lacks what the preset needs. Then nothing has changed.
@@ -67,6 +68,10 @@ def resolve_on(pipe: Any, preset: str | Preset | Sequence[Optimization], device:
     """
     machine = Machine.detect(pipe._execution_device if device is None else device)
     plan = resolve(preset, machine)
+    if _is_offloaded(pipe):
+        from kontext_fast.optimizations.techniques.offload import in_place_of_hooks
+
+        plan = in_place_of_hooks(plan, pipe, machine)
     if _weights_bytes(pipe) >= FULL_SIZE_BYTES:
         require_memory(plan, machine)
     return plan
@@ -270,6 +275,11 @@ def _exchange_adapters(pipe: Any, adapter_names: Any, adapter_weights: Any = Non
 def _apply(plan: Plan, pipe: Any, device: Any) -> _SharedPlan:
     with ExitStack() as undo:
         calls = track_calls(pipe, undo)
+        if plan.in_host_memory and _is_offloaded(pipe):
+            from kontext_fast.optimizations.techniques.offload import set_hooks_aside
+
+            own_device = set_hooks_aside(pipe, undo)
+            device = own_device if device is None else device
         if device is not None:
             _run_on(pipe, plan, device, calls, undo)
         originals = Originals(part for name in MODELS if (part := getattr(pipe, name)) is not None)
@@ -294,6 +304,11 @@ def _apply(plan: Plan, pipe: Any, device: Any) -> _SharedPlan:
         originals.give_to_copies(undo)
         shared.undo = undo.pop_all()
     return shared
+
+
+def _is_offloaded(pipe: Any) -> bool:
+    """Whether diffusers' own offloading, of whole models or of each layer, is on `pipe`."""
+    return getattr(pipe, "_offload_device", None) is not None and "_hf_hook" in vars(pipe.transformer)
 
 
 def _run_on(pipe: Any, plan: Plan, device: Any, calls: CallTracker, undo: ExitStack) -> None:

@@ -372,7 +372,8 @@ def _install(transformer: Any, forward: EngineForward, calls: CallTracker, undo:
     def check(call: PipelineCall) -> None:
         if vars(transformer).get("forward") is not bound:
             raise InvalidInput(
-                "Something replaced the transformer's forward after accelerate (offloading does); take it off again."
+                "Something replaced the transformer's forward after accelerate; put back what was there (a cache goes "
+                "by pipe.transformer.disable_cache())."
             )
 
     def on_time(call: PipelineCall) -> None:
@@ -385,6 +386,22 @@ def _install(transformer: Any, forward: EngineForward, calls: CallTracker, undo:
 
     calls.on_begin(check, undo)
     calls.on_completed(on_time, undo)
+    for name in _OFFLOADING:
+        calls.set_member(name, partial(_refusing, name), undo)
+
+
+_OFFLOADING = {
+    "enable_model_cpu_offload": "call revert(), then enable_model_cpu_offload, then accelerate again",
+    "enable_sequential_cpu_offload": "call revert(), then enable_sequential_cpu_offload, then accelerate again",
+    "enable_group_offload": "call revert(), then accelerate with the preset low_memory",
+}
+
+
+def _refusing(name: str, _: type) -> Callable[..., None]:
+    def refuse(_pipe: Any, *_: Any, **__: Any) -> None:
+        raise InvalidInput(f"{name} would move weights from under the engine; {_OFFLOADING[name]}.")
+
+    return refuse
 
 
 def _require_untouched(transformer: Any) -> None:

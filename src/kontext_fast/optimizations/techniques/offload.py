@@ -1,18 +1,21 @@
 """`offload`: the text encoders stay in host memory and are copied to the device block by block, before the steps.
 
-The transformer, as the engine reads it, and the VAE stay on the device.
+The transformer, as the engine reads it, and the VAE stay on the device. It takes the place of diffusers' own offloading
+(`enable_model_cpu_offload`, `enable_sequential_cpu_offload`), whose hooks the engine would not run.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock, get_ident
 from typing import Any, ClassVar
 
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import track_calls
+from kontext_fast.optimizations.presets import Plan, resolve
 from kontext_fast.pipeline.device import Machine
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
@@ -71,6 +74,44 @@ class Offload(Optimization):
         # Hooks do not run after an interruption by the keyboard.
         track_calls(pipe, undo).on_end(lambda _: resident.drop_all(units), undo)
         return facts
+
+
+def in_place_of_hooks(plan: Plan, pipe: Any, machine: Machine) -> Plan:
+    """`plan`, which has an engine, for `pipe` with diffusers' offloading: with this technique in the place of that.
+
+    Under sequential offloading, which is chosen where memory is least, modulations wait in host memory too.
+    """
+    if plan.in_host_memory or all(part.name != "engine" for part in plan.optimizations):
+        return plan
+    less = {"modulations": "host"} if _is_sequential(pipe) else {}
+    parts = [part.model_copy(update=less) if part.name == "engine" else part for part in plan.optimizations]
+    streamed = resolve([*parts, Offload()], machine)
+    note = f"offload takes the place of {_enabling(pipe)} until revert()"
+    labels = dict.fromkeys((*plan.labels, *streamed.labels, note))
+    return replace(streamed, preset=f"{plan.preset}+offload", labels=tuple(labels))
+
+
+def set_hooks_aside(pipe: Any, undo: ExitStack) -> Any:
+    """Take diffusers' offloading off `pipe`, all in host memory then, until `undo` is closed. Returns its device."""
+    device, enabling = pipe._offload_device, _enabling(pipe)
+    for hook in pipe._all_hooks:
+        hook.offload()
+    pipe.remove_all_hooks()
+    undo.callback(_enable_again, weakref.ref(pipe), enabling, device)
+    return device
+
+
+def _is_sequential(pipe: Any) -> bool:
+    return not pipe._all_hooks
+
+
+def _enabling(pipe: Any) -> str:
+    return "enable_sequential_cpu_offload" if _is_sequential(pipe) else "enable_model_cpu_offload"
+
+
+def _enable_again(reference: weakref.ref[Any], enabling: str, device: Any) -> None:
+    if (pipe := reference()) is not None:
+        getattr(pipe, enabling)(device=device)
 
 
 def _inputs_on(device: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,0 +1,140 @@
+"""Pipelines with the hooks of diffusers' offloading, as accelerate installs them, under presets with the engine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations.acceleration import accelerate
+from tests.pipelines import render, small_pipeline
+
+OFFLOADINGS = ("enable_model_cpu_offload", "enable_sequential_cpu_offload")
+
+
+def offloaded(enabling: str) -> Any:
+    """On the CPU, which is a device like others to hooks."""
+    pipe = small_pipeline()
+    getattr(pipe, enabling)(device="cpu")
+    return pipe
+
+
+def hooked(pipe: Any) -> dict[str, set[str]]:
+    """Names of the modules with hooks of accelerate, by model."""
+    models = ("transformer", "vae", "text_encoder", "text_encoder_2")
+    return {
+        model: {name for name, module in getattr(pipe, model).named_modules() if "_hf_hook" in vars(module)}
+        for model in models
+    }
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Any]:
+    """Images of a pipeline without offloading, by preset."""
+    images = {"stock": render(small_pipeline(), steps=2)}
+    for preset in ("faithful", "balanced", "fast"):
+        pipe = small_pipeline()
+        with accelerate(pipe, preset, quiet=True):
+            images[preset] = render(pipe, steps=2)
+    return images
+
+
+def require_stock(pipe: Any, plain: dict[str, Any]) -> None:
+    """That `pipe` is as it was: twice, as offloading is enabled anew at the end of each call."""
+    if pipe._all_hooks:
+        for _ in range(2):
+            np.testing.assert_array_equal(render(pipe, steps=2), plain["stock"])
+    else:
+        # accelerate cannot run a tied weight sequentially where the device is the host itself, accelerated or not.
+        pipe.remove_all_hooks()
+        np.testing.assert_array_equal(render(pipe, steps=2), plain["stock"])
+
+
+@pytest.mark.parametrize("enabling", OFFLOADINGS)
+@pytest.mark.parametrize("preset", ["faithful", "balanced", "fast"])
+def test_offloaded_pipeline_gives_the_images_of_the_preset(plain: dict[str, Any], enabling: str, preset: str) -> None:
+    pipe = offloaded(enabling)
+    before = hooked(pipe)
+    assert before["transformer"]
+    with accelerate(pipe, preset, quiet=True) as acceleration:
+        for _ in range(2):
+            np.testing.assert_array_equal(render(pipe, steps=2), plain[preset])
+        assert not any(hooked(pipe).values())
+        assert acceleration.facts["offload"]["resident_peak_bytes"] > 0
+        assert enabling in acceleration.describe()
+        engine = acceleration.plan.applied[0].parameters
+        assert engine.get("modulations") == ("host" if enabling == "enable_sequential_cpu_offload" else None)
+    assert hooked(pipe) == before
+    assert pipe._offload_device == torch.device("cpu", 0)
+    require_stock(pipe, plain)
+
+
+@pytest.mark.parametrize("enabling", OFFLOADINGS)
+def test_hooks_are_back_after_a_preset_that_fails(plain: dict[str, Any], enabling: str) -> None:
+    pipe = offloaded(enabling)
+    before = hooked(pipe)
+    pipe.transformer.fused_projections = True
+    with pytest.raises(InvalidInput, match="unfuse_qkv_projections"):
+        accelerate(pipe, "balanced", quiet=True)
+    assert hooked(pipe) == before
+    require_stock(pipe, plain)
+
+
+def test_copies_of_an_offloaded_pipeline_render_the_same(plain: dict[str, Any]) -> None:
+    pipe = offloaded("enable_model_cpu_offload")
+    with accelerate(pipe, "balanced", quiet=True):
+        duplicate = copy.copy(pipe)
+        duplicate.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        np.testing.assert_array_equal(render(duplicate, steps=2), plain["balanced"])
+        np.testing.assert_array_equal(render(copy.deepcopy(pipe), steps=2), plain["stock"])
+
+
+@pytest.mark.parametrize("enabling", OFFLOADINGS)
+def test_offloading_after_accelerate_follows_the_remedy(plain: dict[str, Any], enabling: str) -> None:
+    pipe = small_pipeline()
+    acceleration = accelerate(pipe, "balanced", quiet=True)
+    with pytest.raises(InvalidInput, match=rf"call revert\(\), then {enabling}, then accelerate again"):
+        getattr(pipe, enabling)(device="cpu")
+    np.testing.assert_array_equal(render(pipe, steps=2), plain["balanced"])
+    acceleration.revert()
+    getattr(pipe, enabling)(device="cpu")
+    with accelerate(pipe, "balanced", quiet=True):
+        np.testing.assert_array_equal(render(pipe, steps=2), plain["balanced"])
+
+
+def test_list_of_optimizations_names_what_takes_hooks_off() -> None:
+    from kontext_fast.optimizations.acceleration import apply_plan
+    from kontext_fast.optimizations.presets import resolve
+    from kontext_fast.pipeline.device import Machine
+
+    pipe = offloaded("enable_model_cpu_offload")
+    plan = resolve("balanced", Machine.detect("cpu"))
+    with pytest.raises(InvalidInput, match=r"pipe\.remove_all_hooks\(\)"):
+        apply_plan(plan, pipe)
+    pipe.remove_all_hooks()
+    apply_plan(plan, pipe)
+    assert np.isfinite(render(pipe, steps=1)).all()
+
+
+def grouped(pipe: Any) -> None:
+    pipe.transformer.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
+    )
+
+
+@pytest.mark.parametrize("enable", [grouped])
+def test_group_offloading_is_refused_with_a_preset_instead(
+    plain: dict[str, Any], enable: Callable[[Any], None]
+) -> None:
+    pipe = small_pipeline()
+    enable(pipe)
+    with pytest.raises(InvalidInput, match=r"load the pipeline again without enable_group_offload\(\)"):
+        accelerate(pipe, "balanced", quiet=True)
+    again = small_pipeline()
+    with accelerate(again, "low_memory", quiet=True):
+        np.testing.assert_array_equal(render(again, steps=2), plain["balanced"])
