@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from threading import RLock
 from types import TracebackType
 from typing import Any
@@ -69,9 +70,7 @@ def resolve_on(pipe: Any, preset: str | Preset | Sequence[Optimization], device:
     machine = Machine.detect(pipe._execution_device if device is None else device)
     plan = resolve(preset, machine)
     if _is_offloaded(pipe):
-        from kontext_fast.optimizations.techniques.offload import in_place_of_hooks
-
-        plan = in_place_of_hooks(plan, pipe, machine)
+        plan = _in_place_of_hooks(plan, pipe, machine)
     if _weights_bytes(pipe) >= FULL_SIZE_BYTES:
         require_memory(plan, machine)
     return plan
@@ -309,6 +308,23 @@ def _apply(plan: Plan, pipe: Any, device: Any) -> _SharedPlan:
 def _is_offloaded(pipe: Any) -> bool:
     """Whether diffusers' own offloading, of whole models or of each layer, is on `pipe`."""
     return getattr(pipe, "_offload_device", None) is not None and "_hf_hook" in vars(pipe.transformer)
+
+
+def _in_place_of_hooks(plan: Plan, pipe: Any, machine: Machine) -> Plan:
+    """`plan` for `pipe` with diffusers' offloading, whose hooks the engine would not run: with `offload` in its place.
+
+    Under sequential offloading, which is chosen where memory is least, modulations wait in host memory too.
+    """
+    from kontext_fast.optimizations.techniques.offload import Offload, enabling
+
+    if plan.in_host_memory or all(part.name != "engine" for part in plan.optimizations):
+        return plan
+    less = {"modulations": "host"} if enabling(pipe) == "enable_sequential_cpu_offload" else {}
+    parts = [part.model_copy(update=less) if part.name == "engine" else part for part in plan.optimizations]
+    streamed = resolve([*parts, Offload()], machine)
+    note = f"offload takes the place of {enabling(pipe)} until revert()"
+    labels = dict.fromkeys((*plan.labels, *streamed.labels, note))
+    return replace(streamed, preset=f"{plan.preset}+offload", labels=tuple(labels))
 
 
 def _run_on(pipe: Any, plan: Plan, device: Any, calls: CallTracker, undo: ExitStack) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Lock, get_ident
 from typing import Any, ClassVar
 
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import track_calls
-from kontext_fast.optimizations.presets import Plan, resolve
 from kontext_fast.pipeline.device import Machine
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
@@ -76,42 +75,24 @@ class Offload(Optimization):
         return facts
 
 
-def in_place_of_hooks(plan: Plan, pipe: Any, machine: Machine) -> Plan:
-    """`plan`, which has an engine, for `pipe` with diffusers' offloading: with this technique in the place of that.
-
-    Under sequential offloading, which is chosen where memory is least, modulations wait in host memory too.
-    """
-    if plan.in_host_memory or all(part.name != "engine" for part in plan.optimizations):
-        return plan
-    less = {"modulations": "host"} if _is_sequential(pipe) else {}
-    parts = [part.model_copy(update=less) if part.name == "engine" else part for part in plan.optimizations]
-    streamed = resolve([*parts, Offload()], machine)
-    note = f"offload takes the place of {_enabling(pipe)} until revert()"
-    labels = dict.fromkeys((*plan.labels, *streamed.labels, note))
-    return replace(streamed, preset=f"{plan.preset}+offload", labels=tuple(labels))
-
-
 def set_hooks_aside(pipe: Any, undo: ExitStack) -> Any:
     """Take diffusers' offloading off `pipe`, all in host memory then, until `undo` is closed. Returns its device."""
-    device, enabling = pipe._offload_device, _enabling(pipe)
+    device, method = pipe._offload_device, enabling(pipe)
     for hook in pipe._all_hooks:
         hook.offload()
     pipe.remove_all_hooks()
-    undo.callback(_enable_again, weakref.ref(pipe), enabling, device)
+    undo.callback(_enable_again, weakref.ref(pipe), method, device)
     return device
 
 
-def _is_sequential(pipe: Any) -> bool:
-    return not pipe._all_hooks
+def enabling(pipe: Any) -> str:
+    """The method that diffusers' offloading was put on `pipe` with."""
+    return "enable_model_cpu_offload" if pipe._all_hooks else "enable_sequential_cpu_offload"
 
 
-def _enabling(pipe: Any) -> str:
-    return "enable_sequential_cpu_offload" if _is_sequential(pipe) else "enable_model_cpu_offload"
-
-
-def _enable_again(reference: weakref.ref[Any], enabling: str, device: Any) -> None:
+def _enable_again(reference: weakref.ref[Any], method: str, device: Any) -> None:
     if (pipe := reference()) is not None:
-        getattr(pipe, enabling)(device=device)
+        getattr(pipe, method)(device=device)
 
 
 def _inputs_on(device: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
