@@ -54,7 +54,7 @@ EVERYWHERE = (
 PREFIX = "KONTEXT_"
 CONFIG_VARIABLE = "KONTEXT_CONFIG"
 
-ONE_CALL = frozenset({"json", "out", "resume", "csv", "open_page"})
+ONE_CALL = frozenset({"json", "out", "resume", "csv", "open_page", "manifest", "facts"})
 """Options that say what one call is to do, which a setting for all calls would only hide."""
 
 _FILE_NAME = "kontext.toml"

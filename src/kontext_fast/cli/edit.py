@@ -1,4 +1,4 @@
-"""`kontext edit`: one image, several, or every image of a folder, by one instruction."""
+"""`kontext edit`: one image, several, or every image of a folder, by one instruction, or the rows of a manifest."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kontext_fast.cli import options
 from kontext_fast.cli.command_class import Group
-from kontext_fast.cli.session import ImageJob, make_images, numbered, require_count, setup_for_pictures
+from kontext_fast.cli.session import ImageJob, Setup, make_images, numbered, require_count, setup_for_pictures
 from kontext_fast.errors import InvalidInput
 from kontext_fast.pipeline.images import IMAGE_SUFFIXES
+
+if TYPE_CHECKING:
+    from kontext_fast.cli.manifest import Manifest
 
 GROUP = Group.IMAGES
 
@@ -27,13 +30,13 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 def command(
     words: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar='IMAGE|DIR... "INSTRUCTION"',
             help='What to edit, and last what to change in it: photo.jpg "make the car red".',
             show_default=False,
         ),
-    ],
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -55,6 +58,22 @@ def command(
     size: options.OutputSize = None,
     lora: options.Lora = None,
     device: options.Device = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSONL, CSV, TSV or Parquet: a row an edit, a column an option. [edits go to FILE's name, or -o]",
+            show_default=False,
+        ),
+    ] = None,
+    facts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Parquet file of how each image was made. [default: facts.parquet beside those of --manifest]",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
     json: options.Json = False,
@@ -70,10 +89,10 @@ def command(
     from kontext_fast.pipeline.sizes import parse_size
 
     require_count(num_images)
-    paths, instruction = read_words(words)
+    paths, instruction = read_words(words or ()) if manifest is None else ([], instruction_of_rows(words or ()))
     images = images_of(paths)
     request = EditRequest(
-        instruction,
+        "to be said by each row" if instruction is None else instruction,
         steps=steps,
         guidance=guidance,
         seed=seed,
@@ -81,22 +100,69 @@ def command(
         true_cfg=true_cfg,
         size=parse_size(size) if size else None,
     )
-    into_folder = len(images) > 1 or any(path.is_dir() for path in paths)
-    outputs = outputs_of(images, out, count=num_images, into_folder=into_folder)
-    if len(images) == 1:
-        # Opened now, so that what is wrong with it is said before anything is loaded.
-        request = replace(request, image=images[0])
-    jobs = [
-        ImageJob(image, ImageFile(file), replace(request, seed=None if seed is None else seed + number))
-        for image, files in outputs.items()
-        for number, file in enumerate(files)
-    ]
-    setup = setup_for_pictures(checkpoint, options.one_preset(preset), lora or (), device)
-    make_images(jobs, setup, overwrite=overwrite, quiet=quiet, as_json=json)
+    if manifest is not None:
+        from kontext_fast.cli.manifest import Defaults, read_manifest
+
+        if num_images != 1:
+            raise InvalidInput("A row of a manifest is one edit; write a row for each further image instead of -n.")
+        folder = out or manifest.with_name(f"{manifest.stem}.edited")
+        facts = facts or folder / "facts.parquet"
+        defaults = Defaults(
+            request=request,
+            has_instruction=instruction is not None,
+            checkpoint=checkpoint,
+            preset=options.one_preset(preset),
+            lora=lora or (),
+            device=device,
+        )
+        rows = read_manifest(manifest, folder, defaults)
+    else:
+        into_folder = len(images) > 1 or any(path.is_dir() for path in paths)
+        outputs = outputs_of(images, out, count=num_images, into_folder=into_folder)
+        if len(images) == 1:
+            # Opened now, so that what is wrong with it is said before anything is loaded.
+            request = replace(request, image=images[0])
+        jobs = [
+            ImageJob(image, ImageFile(file), replace(request, seed=None if seed is None else seed + number))
+            for image, files in outputs.items()
+            for number, file in enumerate(files)
+        ]
+        setup = setup_for_pictures(checkpoint, options.one_preset(preset), lora or (), device)
+        if facts is None:
+            make_images(jobs, setup, overwrite=overwrite, quiet=quiet, as_json=json)
+            return
+        rows = numbered_rows(setup, jobs)
+    from kontext_fast.cli.row_facts import FactsFile
+    from kontext_fast.cli.rows import edit_here, make_rows
+
+    make_rows(rows, FactsFile(facts), edit_here, overwrite=overwrite, quiet=quiet, as_json=json)
+
+
+def numbered_rows(setup: Setup, jobs: Sequence[ImageJob]) -> Manifest:
+    """`jobs` of one setup as rows, in their order."""
+    from dataclasses import replace
+
+    from kontext_fast.cli.manifest import Manifest
+
+    return Manifest([(setup, [replace(job, row=number) for number, job in enumerate(jobs, 1)])], (), ())
+
+
+def instruction_of_rows(words: Sequence[str]) -> str | None:
+    """The instruction of rows that have none of their own. Raises InvalidInput where there are images, too."""
+    if len(words) > 1:
+        raise InvalidInput(
+            f"A manifest names its images; write kontext edit --manifest FILE {shlex.quote(words[-1])} for the "
+            "instruction of rows that have none."
+        )
+    return words[0] if words else None
 
 
 def read_words(words: Sequence[str]) -> tuple[list[Path], str]:
     """Images and folders, and the instruction, which comes last. Raises InvalidInput that says how to write it."""
+    if not words:
+        raise InvalidInput(
+            'What to edit is missing; write kontext edit IMAGE|DIR... "INSTRUCTION", or --manifest FILE.'
+        )
     *named, instruction = words
     example = f"kontext edit {shlex.quote(named[0] if named else 'photo.jpg')} "
     if not named:

@@ -1,4 +1,5 @@
-"""A pipeline set up as the options say, which makes and saves one image after the other.
+"""A pipeline set up as the options say, which makes one image after the other, and saves it and reads the next inputs
+meanwhile.
 
 What is done is skipped, and a broken input does not stop the rest.
 """
@@ -6,7 +7,9 @@ What is done is skipped, and a broken input does not stop the rest.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from kontext_fast.cli.options import parse_lora
 from kontext_fast.cli.output import Bar, print_json, progress_bar, say
-from kontext_fast.errors import Cancelled, InvalidInput
+from kontext_fast.errors import Cancelled, InvalidInput, KontextError, Refused
 
 if TYPE_CHECKING:
-    from kontext_fast.pipeline.edit import EditRequest
+    from kontext_fast.pipeline.edit import EditRequest, EditResult
     from kontext_fast.pipeline.images import ImageFile
     from kontext_fast.pipeline.load import LoadedCheckpoint
 
@@ -68,34 +71,34 @@ class Session:
         self._load_s = load_s
         self.bar = bar
 
-    def save(
-        self, request: EditRequest, output: ImageFile, *, source: Path | None = None, place: str = ""
-    ) -> dict[str, Any]:
-        """Run `request`, write its image to `output` and return the facts for `--json`; the bar begins with `place`."""
+    def edit(self, request: EditRequest, *, name: str, place: str = "") -> EditResult:
+        """Run `request`; the bar says `place` and `name`."""
         from kontext_fast.pipeline.edit import edit
+
+        self.bar.begin("  ".join(filter(None, (place, name))), request.steps)
+        return edit(self._loaded.pipe, request, on_step=self.bar.step)
+
+    def save(self, job: ImageJob, result: EditResult, before_save: OnMade | None = None) -> dict[str, Any]:
+        """Write the image of `job` and return the facts for `--json`, which `before_save` gets first."""
         from kontext_fast.pipeline.images import Origin
 
-        self.bar.begin("  ".join(filter(None, (place, output.path.name))), request.steps)
-        result = edit(self._loaded.pipe, request, on_step=self.bar.step)
-        output.save(
-            result.image,
-            Origin.of(
-                request,
-                seed=result.seeds[0],
-                preset=self.setup.preset,
-                checkpoint=self._loaded.facts.name,
-                lora=self.setup.lora_names,
-            ),
-        )
-        return {
-            "input": None if source is None else str(source),
-            "path": str(output.path),
+        name = self._loaded.facts.name
+        facts = {
+            "input": None if job.source is None else str(job.source),
+            "path": str(job.file.path),
             "seed": result.seeds[0],
             "seconds": result.seconds,
             "size": asdict(result.size),
             "step_kinds": list(result.step_kinds),
             "cautions": list(result.cautions),
         }
+        if before_save is not None:
+            before_save(job, {**facts, "checkpoint": name})
+        origin = Origin.of(
+            job.asked, seed=result.seeds[0], preset=self.setup.preset, checkpoint=name, lora=self.setup.lora_names
+        )
+        job.file.save(result.image, origin)
+        return facts
 
     def remarks(self) -> list[str]:
         """What a person should know of the images: what they were made with, and what would be faster."""
@@ -103,10 +106,14 @@ class Session:
         from kontext_fast.optimizations.presets import faster_presets
 
         remarks = [f"Made with checkpoint {self._loaded.facts.name}, preset {self.setup.preset}."]
-        remarks.extend(f"Note: {sentence}." for sentence in self._unused)
+        remarks.extend(self.notes())
         if self.setup.preset == DEFAULT_PRESET:
             remarks.append(faster_presets())
         return remarks
+
+    def notes(self) -> list[str]:
+        """What of LoRAs and files is not used."""
+        return [f"Note: {sentence}." for sentence in self._unused]
 
     def facts(self) -> dict[str, Any]:
         """What is the same for every image of the session."""
@@ -151,6 +158,8 @@ class ImageJob:
     file: ImageFile
     asked: EditRequest
     """With its image where that has been opened."""
+    row: int | None = None
+    """Its number in a manifest, from 1."""
 
     def request(self) -> EditRequest:
         """What is to be run. Raises InvalidInput where the input image cannot be read."""
@@ -170,29 +179,21 @@ def numbered(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem}.{number}{path.suffix}")
 
 
-def unfinished(jobs: Sequence[ImageJob], setup: Setup, *, overwrite: bool) -> list[ImageJob]:
-    """Those of `jobs` whose file is not there yet, or older than its input.
-
-    Raises InvalidInput where a file is there that was made otherwise, unless `overwrite`.
+def unfinished(
+    jobs: Sequence[ImageJob], setup: Setup, *, overwrite: bool
+) -> tuple[list[ImageJob], list[tuple[ImageJob, str]]]:
+    """Those of `jobs` whose file is not there yet, or older than its input; and those whose file is there and was made
+    otherwise, with how. With `overwrite` all are to be made.
     """
-    if overwrite:
-        return list(jobs)
     left, conflicts = [], []
     for job in jobs:
-        path = job.file.path
-        if not path.exists():
+        if overwrite or not job.file.path.exists():
             left.append(job)
         elif (difference := _difference(job, setup)) is not None:
-            conflicts.append((path, difference))
-        elif job.source is not None and job.source.stat().st_mtime > path.stat().st_mtime:
+            conflicts.append((job, difference))
+        elif job.source is not None and job.source.stat().st_mtime > job.file.path.stat().st_mtime:
             left.append(job)
-    if conflicts:
-        path, difference = conflicts[0]
-        more = f" and {len(conflicts) - 1} more" if len(conflicts) > 1 else ""
-        raise InvalidInput(
-            f"{path}{more} is there already and {difference}: add --overwrite, or give -o another place."
-        )
-    return left
+    return left, conflicts
 
 
 def _difference(job: ImageJob, setup: Setup) -> str | None:
@@ -221,44 +222,142 @@ def _is_name_of(recorded: str, checkpoint: str) -> bool:
     return recorded == checkpoint or (path.exists() and str(path.resolve()).endswith(f"/{recorded}"))
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of some jobs: the facts of the images made, and why others were not."""
+OnMade = Callable[["ImageJob", dict[str, Any]], None]
+"""Called with a job and the facts of its image."""
+OnDone = Callable[["ImageJob", "dict[str, Any] | KontextError"], None]
+"""Called with a job, and the facts of its image or why there is none."""
 
-    images: list[dict[str, Any]]
-    failed: list[dict[str, str]]
+_READERS = 2
+"""Inputs that are decoded while an edit runs: one may take longer than a fast edit."""
+_UNSAVED = 4
+"""Images that may wait to be written, which keeps a slow disk from filling the memory."""
 
 
-def run_jobs(session: Session, jobs: Sequence[ImageJob], *, quiet: bool, as_json: bool) -> Outcome:
-    """Make and save the image of each job, with a line for each as soon as it is there.
+def do_jobs(session: Session, jobs: Sequence[ImageJob], on_done: OnDone, before_save: OnMade | None = None) -> None:
+    """Make and save the image of each job; inputs are read ahead, and images written behind, in other threads.
 
-    Of several, one that is no image is reported and left out. Raises what `edit` raises, InvalidInput for a single
-    job, and Cancelled on Ctrl-C in the middle.
+    Both functions are called from the thread that writes, in the order of `jobs`. A job that cannot be done stops no
+    other. Raises Cancelled, and what no job is to blame for.
     """
-    images: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    for number, job in enumerate(jobs, 1):
-        place = f"{number} of {len(jobs)}" if len(jobs) > 1 else ""
-        try:
-            facts = session.save(job.request(), job.file, source=job.source, place=place)
-        except InvalidInput as error:
-            if len(jobs) == 1:
+    with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(1) as writer:
+        reading = deque(readers.submit(job.request) for job in jobs[: _READERS + 1])
+        writing: deque[Future[None]] = deque()
+
+        def finish(job: ImageJob, result: EditResult | KontextError) -> None:
+            outcome: dict[str, Any] | KontextError
+            try:
+                outcome = result if isinstance(result, KontextError) else session.save(job, result, before_save)
+            except InvalidInput as error:
+                outcome = error
+            on_done(job, outcome)
+
+        for number, job in enumerate(jobs, 1):
+            place = f"{number} of {len(jobs)}" if len(jobs) > 1 else ""
+            result: EditResult | KontextError
+            try:
+                result = session.edit(reading.popleft().result(), name=job.file.path.name, place=place)
+            except Cancelled:
                 raise
-            failed.append({"input": str(job.source or job.file.path), "reason": str(error)})
-            with session.bar.hidden():
-                say("  ".join(filter(None, (place, str(error)))))
-            continue
+            except KontextError as error:
+                result = error
+            reading.extend(readers.submit(later.request) for later in jobs[number + _READERS : number + _READERS + 1])
+            writing.append(writer.submit(finish, job, result))
+            if len(writing) > _UNSAVED:
+                writing.popleft().result()
+        for written in writing:
+            written.result()
+
+
+class Outcome:
+    """What became of jobs so far: the facts of the images made, and why others were not; each is printed at once."""
+
+    def __init__(self, total: int, *, quiet: bool, as_json: bool) -> None:
+        self.images: list[dict[str, Any]] = []
+        self._failed: list[tuple[str, KontextError]] = []
+        self._total, self._quiet, self._as_json = total, quiet, as_json
+        self._begin = time.perf_counter()
+
+    @property
+    def failed(self) -> list[dict[str, str]]:
+        """For `--json`."""
+        return [{"input": name, "reason": str(error)} for name, error in self._failed]
+
+    def printer(self, preset: str, bar: Bar) -> OnDone:
+        """What adds an outcome while `bar` is hidden."""
+
+        def add(job: ImageJob, outcome: dict[str, Any] | KontextError) -> None:
+            with bar.hidden():
+                self.add(job, outcome, preset=preset)
+
+        return add
+
+    def add(self, job: ImageJob, outcome: dict[str, Any] | KontextError, *, preset: str) -> None:
+        """Take and print the outcome of a job."""
+        if isinstance(outcome, KontextError):
+            name = str(job.source or job.file.path)
+            self.add_failure(name if job.row is None else f"row {job.row}", outcome)
+            return
+        self.images.append(outcome)
+        if self._quiet and not self._as_json:
+            print(outcome["path"])
+        elif not self._as_json:
+            print("  ".join(filter(None, (self._place(), _line(outcome, preset)))))
+
+    def add_failure(self, name: str, error: KontextError) -> None:
+        """Take and print that of `name` no image was made; a single one is left to `raise_failures`."""
+        self._failed.append((name, error))
+        if self._total > 1:
+            say(f"{self._place()}  {error}")
+
+    def remark(self, sentences: Iterable[str]) -> None:
+        """Tell a person something, unless only results are wanted."""
+        if not (self._quiet or self._as_json):
+            for sentence in sentences:
+                say(sentence)
+
+    def _place(self) -> str:
+        return f"{len(self.images) + len(self._failed)} of {self._total}" if self._total > 1 else ""
+
+    def say_summary(self, skipped: Sequence[str], remarks: Iterable[str]) -> None:
+        """Tell a person what was planned, what it took and what was skipped."""
+        seconds = time.perf_counter() - self._begin
+        for sentence in _distinct(image["size"]["explanation"] for image in self.images):
+            say(sentence)
+        for caution in dict.fromkeys(caution for image in self.images for caution in image["cautions"]):
+            say(f"Note: {caution}")
+        parts = []
+        if len(self.images) > 1:
+            parts.append(f"{len(self.images)} images in {seconds:.1f} s, {seconds / len(self.images):.2f} s each")
+        if skipped:
+            parts.append(f"{len(skipped)} were there already and are skipped")
+        if parts:
+            say(f"{'; '.join(parts)}.")
+        for sentence in remarks:
+            say(sentence)
+
+    def raise_failures(self) -> None:
+        """Raise the error of a single job, or one that counts those of several."""
+        if not self._failed:
+            return
+        errors = [error for _, error in self._failed]
+        if self._total == 1:
+            raise errors[0]
+        count = f"{len(errors)} of {self._total} images were not made"
+        if all(isinstance(error, Refused) for error in errors):
+            raise Refused(f"{count}; see above what this machine lacks.")
+        raise InvalidInput(f"{count}; mend what is named above, and run the same command again.")
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Raise Cancelled on Ctrl-C once there are images."""
+        try:
+            yield
         except KeyboardInterrupt:
-            if images:
-                raise Cancelled(
-                    f"Interrupted after {len(images)} of {len(jobs)} images; the same command goes on with the rest."
-                ) from None
-            raise
-        images.append(facts)
-        if not as_json:
-            with session.bar.hidden():
-                print(facts["path"] if quiet else "  ".join(filter(None, (place, _line(facts, session.setup.preset)))))
-    return Outcome(images, failed)
+            if not self.images:
+                raise
+            raise Cancelled(
+                f"Interrupted after {len(self.images)} of {self._total} images; the same command goes on with the rest."
+            ) from None
 
 
 def _line(facts: dict[str, Any], preset: str) -> str:
@@ -274,9 +373,15 @@ def _line(facts: dict[str, Any], preset: str) -> str:
 def make_images(jobs: Sequence[ImageJob], setup: Setup, *, overwrite: bool, quiet: bool, as_json: bool) -> None:
     """Do what is left of `jobs` and report it, as every command that makes images does.
 
-    Raises InvalidInput at the end where some could not be made.
+    Raises InvalidInput where a file is there that was made otherwise, and at the end where some could not be made.
     """
-    left = unfinished(jobs, setup, overwrite=overwrite)
+    left, conflicts = unfinished(jobs, setup, overwrite=overwrite)
+    if conflicts:
+        more = f" and {len(conflicts) - 1} more" if len(conflicts) > 1 else ""
+        path, difference = conflicts[0][0].file.path, conflicts[0][1]
+        raise InvalidInput(
+            f"{path}{more} is there already and {difference}: add --overwrite, or give -o another place."
+        )
     to_do = {id(job) for job in left}
     skipped = [str(job.file.path) for job in jobs if id(job) not in to_do]
     if not left:
@@ -288,45 +393,29 @@ def make_images(jobs: Sequence[ImageJob], setup: Setup, *, overwrite: bool, quie
             done = f"{skipped[0]} is" if len(skipped) == 1 else f"All {len(skipped)} images are"
             say(f"{done} there already, made in the same way; --overwrite makes them again.")
         return
-    if setup.lora and not (quiet or as_json):
-        _say_how_loras_are_run(setup, left[0].asked.steps)
+    if not (quiet or as_json):
+        say_how_loras_are_run(setup, left[0].asked.steps)
+    outcome = Outcome(len(left), quiet=quiet, as_json=as_json)
     with open_session(setup) as session:
-        begin = time.perf_counter()
-        outcome = run_jobs(session, left, quiet=quiet, as_json=as_json)
-        seconds = time.perf_counter() - begin
+        with outcome.interruptible():
+            do_jobs(session, left, outcome.printer(setup.preset, session.bar))
+        if len(left) == 1:
+            outcome.raise_failures()
         with session.bar.hidden():
             if as_json:
                 print_json({"images": outcome.images, **session.facts(), "failed": outcome.failed, "skipped": skipped})
             elif not quiet:
-                _say_summary(session, outcome, skipped, seconds)
-    if outcome.failed:
-        raise InvalidInput(
-            f"{len(outcome.failed)} of {len(left)} images were not made; give intact copies of their inputs."
-        )
+                outcome.say_summary(skipped, session.remarks())
+    outcome.raise_failures()
 
 
-def _say_how_loras_are_run(setup: Setup, steps: int) -> None:
+def say_how_loras_are_run(setup: Setup, steps: int) -> None:
+    """A remark for each LoRA that wants other steps or another strength."""
     from kontext_fast.pipeline.lora import distilled_hint
 
     for path, strength in map(parse_lora, setup.lora):
         if (hint := distilled_hint(path, strength, steps)) is not None:
             say(f"Note: {hint}")
-
-
-def _say_summary(session: Session, outcome: Outcome, skipped: Sequence[str], seconds: float) -> None:
-    for sentence in _distinct(image["size"]["explanation"] for image in outcome.images):
-        say(sentence)
-    for caution in dict.fromkeys(caution for image in outcome.images for caution in image["cautions"]):
-        say(f"Note: {caution}")
-    parts = []
-    if len(outcome.images) > 1:
-        parts.append(f"{len(outcome.images)} images in {seconds:.1f} s, {seconds / len(outcome.images):.2f} s each")
-    if skipped:
-        parts.append(f"{len(skipped)} were there already and are skipped")
-    if parts:
-        say(f"{'; '.join(parts)}.")
-    for sentence in session.remarks():
-        say(sentence)
 
 
 def _distinct(sentences: Iterable[str], at_most: int = 3) -> list[str]:
