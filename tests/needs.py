@@ -18,12 +18,15 @@ PEERS = "needs the extra `peers`: pip install --constraint constraints.txt --edi
 DOCS = "needs the extra `docs`: pip install --constraint constraints.txt --editable '.[docs]'"
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=GPU)
+RAY = "needs the extra `ray`: pip install --constraint constraints.txt --editable '.[ray]'"
+
 no_gpu = pytest.mark.skipif(
     torch.cuda.is_available(), reason="needs a machine without a GPU: CUDA_VISIBLE_DEVICES= make test"
 )
 cache_dit = pytest.mark.skipif(find_spec("cache_dit") is None, reason=PEERS)
 torchao = pytest.mark.skipif(find_spec("torchao") is None, reason=PEERS)
 mkdocs = pytest.mark.skipif(find_spec("mkdocstrings_handlers") is None or find_spec("material") is None, reason=DOCS)
+ray = pytest.mark.skipif(find_spec("ray") is None, reason=RAY)
 cxx_compiler = pytest.mark.skipif(Machine.detect("cpu").cxx is None, reason="needs a C++ compiler: apt-get install g++")
 pdflatex = pytest.mark.skipif(
     shutil.which("pdflatex") is None, reason="needs pdflatex: apt-get install texlive-latex-recommended"

@@ -19,7 +19,8 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.pipeline.images import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
-    from kontext_fast.cli.manifest import Manifest
+    from kontext_fast.cli.rows.manifest import Manifest
+    from kontext_fast.cli.rows.run import Runner
 
 GROUP = Group.IMAGES
 
@@ -74,6 +75,17 @@ def command(
             show_default=False,
         ),
     ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Edit on the machines of a Ray cluster, or on all GPUs of this one.")
+    ] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="The cluster of --ray. [default: RAY_ADDRESS, else this machine]",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
     json: options.Json = False,
@@ -89,6 +101,10 @@ def command(
     from kontext_fast.pipeline.sizes import parse_size
 
     require_count(num_images)
+    if ray_address is not None and not ray:
+        raise InvalidInput("--ray-address names the cluster of --ray; add --ray.")
+    runner: Runner | None = None
+    elsewhere = False
     paths, instruction = read_words(words or ()) if manifest is None else ([], instruction_of_rows(words or ()))
     images = images_of(paths)
     request = EditRequest(
@@ -100,8 +116,13 @@ def command(
         true_cfg=true_cfg,
         size=parse_size(size) if size else None,
     )
+    if ray:
+        from kontext_fast.cli.rows.on_ray import RayRunner
+
+        runner = RayRunner(ray_address, overwrite=overwrite)
+        elsewhere = runner.has_gpus and device is None
     if manifest is not None:
-        from kontext_fast.cli.manifest import Defaults, read_manifest
+        from kontext_fast.cli.rows.manifest import Defaults, read_manifest
 
         if num_images != 1:
             raise InvalidInput("A row of a manifest is one edit; write a row for each further image instead of -n.")
@@ -114,6 +135,7 @@ def command(
             preset=options.one_preset(preset),
             lora=lora or (),
             device=device,
+            elsewhere=elsewhere,
         )
         rows = read_manifest(manifest, folder, defaults)
     else:
@@ -127,22 +149,24 @@ def command(
             for image, files in outputs.items()
             for number, file in enumerate(files)
         ]
-        setup = setup_for_pictures(checkpoint, options.one_preset(preset), lora or (), device)
+        setup = setup_for_pictures(checkpoint, options.one_preset(preset), lora or (), device, elsewhere=elsewhere)
+        if runner is not None:
+            facts = facts or jobs[0].file.path.with_name("facts.parquet")
         if facts is None:
             make_images(jobs, setup, overwrite=overwrite, quiet=quiet, as_json=json)
             return
         rows = numbered_rows(setup, jobs)
-    from kontext_fast.cli.row_facts import FactsFile
-    from kontext_fast.cli.rows import edit_here, make_rows
+    from kontext_fast.cli.rows.facts import FactsFile
+    from kontext_fast.cli.rows.run import edit_here, make_rows
 
-    make_rows(rows, FactsFile(facts), edit_here, overwrite=overwrite, quiet=quiet, as_json=json)
+    make_rows(rows, FactsFile(facts), runner or edit_here, overwrite=overwrite, quiet=quiet, as_json=json)
 
 
 def numbered_rows(setup: Setup, jobs: Sequence[ImageJob]) -> Manifest:
     """`jobs` of one setup as rows, in their order."""
     from dataclasses import replace
 
-    from kontext_fast.cli.manifest import Manifest
+    from kontext_fast.cli.rows.manifest import Manifest
 
     return Manifest([(setup, [replace(job, row=number) for number, job in enumerate(jobs, 1)])], (), ())
 
@@ -161,7 +185,7 @@ def read_words(words: Sequence[str]) -> tuple[list[Path], str]:
     """Images and folders, and the instruction, which comes last. Raises InvalidInput that says how to write it."""
     if not words:
         raise InvalidInput(
-            'What to edit is missing; write kontext edit IMAGE|DIR... "INSTRUCTION", or --manifest FILE.'
+            'What to edit is missing; write kontext edit IMAGE|DIR... "INSTRUCTION", or --manifest FILE; see --help.'
         )
     *named, instruction = words
     example = f"kontext edit {shlex.quote(named[0] if named else 'photo.jpg')} "

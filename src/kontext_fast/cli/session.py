@@ -44,16 +44,24 @@ class Setup:
         return tuple(f"{Path(path).name}:{strength:g}" for path, strength in map(parse_lora, self.lora))
 
 
-def setup_for_pictures(checkpoint: str | None, preset: str, lora: Sequence[str], device: str | None) -> Setup:
-    """How a user's own pictures are edited. Raises InvalidInput, CheckpointUnavailable or Refused."""
+def setup_for_pictures(
+    checkpoint: str | None, preset: str, lora: Sequence[str], device: str | None, *, elsewhere: bool = False
+) -> Setup:
+    """How a user's own pictures are edited; `elsewhere`: on other machines, which have GPUs.
+
+    Raises InvalidInput, CheckpointUnavailable or Refused.
+    """
     from kontext_fast.optimizations.presets import find_preset
     from kontext_fast.pipeline.device import choose_device
     from kontext_fast.pipeline.hub import checkpoint_for_pictures
+    from kontext_fast.pipeline.load import KONTEXT_DEV
 
     # What is wrong anywhere is said before what is missing here.
     find_preset(preset)
     for text in lora:
         parse_lora(text)
+    if elsewhere:
+        return Setup(checkpoint=checkpoint or KONTEXT_DEV, preset=preset, lora=tuple(lora), device=device)
     choose_device(device)
     chosen = checkpoint or checkpoint_for_pictures(device)
     return Setup(checkpoint=chosen, preset=preset, lora=tuple(lora), device=device)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from kontext_fast.cli.row_facts import COLUMNS, FactsFile
+from kontext_fast.cli.rows.facts import COLUMNS, FactsFile
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.pipeline.edit import edit
 from kontext_fast.pipeline.images import read_origin
@@ -143,14 +143,14 @@ def test_mistakes_of_a_manifest_are_one_line(kontext: Any, tmp_path: Path, monke
         outcome = kontext("edit", "--manifest", manifest, *TINY, *arguments)
         assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
         assert words in outcome.err
-    monkeypatch.setattr("kontext_fast.cli.row_facts.find_spec", lambda name: None)
+    monkeypatch.setattr("kontext_fast.cli.rows.facts.find_spec", lambda name: None)
     with pytest.raises(Refused, match=r"kontext-fast\[tables\]"):
         FactsFile(tmp_path / "facts.parquet")
 
 
 def test_two_runs_of_one_facts_file_are_refused(tmp_path: Path) -> None:
     facts = FactsFile(tmp_path / "facts.parquet")
-    other = f"from kontext_fast.cli.row_facts import *\nwith FactsFile(Path({str(facts.path)!r})).writing(): pass"
+    other = f"from kontext_fast.cli.rows.facts import *\nwith FactsFile(Path({str(facts.path)!r})).writing(): pass"
     with facts.writing():
         done = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, timeout=120)
         assert "is in use by" in done.stderr

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from kontext_fast.cli import manifest as module
-from kontext_fast.cli.manifest import Defaults, Manifest, read_manifest
+from kontext_fast.cli.rows import manifest as module
+from kontext_fast.cli.rows.manifest import Defaults, Manifest, read_manifest
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.pipeline.edit import EditRequest
 

@@ -65,6 +65,8 @@ class Defaults:
     preset: str
     lora: Sequence[str]
     device: str | None
+    elsewhere: bool = False
+    """As `setup_for_pictures` takes it."""
 
 
 def read_manifest(file: Path, folder: Path, defaults: Defaults) -> Manifest:
@@ -235,7 +237,9 @@ def _setup(values: Row, home: Path, defaults: Defaults, known: dict[tuple[Any, .
     key = (values.get("checkpoint", defaults.checkpoint), preset, loras)
     if key not in known:
         try:
-            known[key] = setup_for_pictures(key[0], one_preset([preset]), loras, defaults.device)
+            known[key] = setup_for_pictures(
+                key[0], one_preset([preset]), loras, defaults.device, elsewhere=defaults.elsewhere
+            )
         except KontextError as error:
             known[key] = error
     setup = known[key]

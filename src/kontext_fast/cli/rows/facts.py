@@ -12,14 +12,14 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from kontext_fast.cli.manifest import TABLES, BadRow
+from kontext_fast.cli.rows.manifest import TABLES, BadRow
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.pipeline.images import read_origin
 from kontext_fast.records.lock import locked_folder
@@ -53,7 +53,8 @@ COLUMNS: Final[Mapping[str, str]] = {
 
 
 def facts_of(job: ImageJob, setup: Setup, *, image: Facts | None = None, error: str | None = None) -> Facts:
-    """What is recorded of `job`: of the `image` that was made of it, or of the `error` that kept it from being made."""
+    """What is recorded of `job`: of the `image` that was made of it, as `--json` has it, too, or of the `error` that
+    kept it from being made."""
     asked = job.asked
     facts: dict[str, Any] = {
         "row": job.row,
@@ -73,7 +74,7 @@ def facts_of(job: ImageJob, setup: Setup, *, image: Facts | None = None, error: 
     if image is not None:
         kinds = image["step_kinds"]
         facts |= {"seed": image["seed"], "width": image["size"]["width"], "height": image["size"]["height"]}
-        facts |= {"computed_steps": sum(kind == "full" for kind in kinds), "seconds": image["seconds"]}
+        facts |= {"computed_steps": sum(kind == "full" for kind in kinds), "seconds": image["seconds"], "image": image}
     return facts
 
 
@@ -100,7 +101,8 @@ class FactsFile:
 
     def record(self, facts: Facts) -> None:
         """Append `facts` to the lines of this process; they survive it."""
-        line = json.dumps({**facts, "output": self._relative(facts["output"])}).encode() + b"\n"
+        output = str(facts["output"])
+        line = json.dumps({**facts, "output": self._relative(output), "path": output}).encode() + b"\n"
         name = f"{platform.node() or 'host'}-{os.getpid()}.jsonl"
         descriptor = os.open(self.parts / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -143,6 +145,10 @@ class FactsFile:
         for part in self.parts.glob("*.jsonl"):
             part.unlink()
 
+    def images(self) -> dict[str, dict[str, Any]]:
+        """What `--json` says of the images whose facts are not in the Parquet file yet, by their paths."""
+        return {str(row["path"]): row["image"] for row in self._lines() if row.get("image")}
+
     def _write(self, rows: Sequence[Facts]) -> None:
         import pyarrow as pa
         from pyarrow import parquet
@@ -165,13 +171,15 @@ class FactsFile:
                 rows.extend(parquet.read_table(self.path).to_pylist())
             except (OSError, ArrowException) as error:
                 raise InvalidInput(f"{self.path} is no readable Parquet file; move it away.") from error
+        rows.extend(self._lines())
+        return {str(row["output"]): row for row in rows if row.get("output")}
+
+    def _lines(self) -> Iterator[Facts]:
+        """What is not in the Parquet file yet, the oldest first."""
         for part in sorted(self.parts.glob("*.jsonl"), key=lambda part: part.stat().st_mtime):
             for line in part.read_text(encoding="utf-8").splitlines():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError:
-                    continue
-        return {str(row["output"]): row for row in rows if row.get("output")}
+                with suppress(ValueError):
+                    yield json.loads(line)
 
     def _relative(self, output: str) -> str:
         return os.path.relpath(output, self.path.parent)
