@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kontext_fast.analysis.groups import groups
 from kontext_fast.analysis.rows import headline
-from kontext_fast.records.schema import Cell
+from kontext_fast.records.schema import Cell, Record
 from tests.records.builder import record, result, timed
 
 CENTRE = Cell(mode="edit", size="native", steps=4, batch=1)
@@ -35,6 +37,24 @@ def test_runs_of_other_cells_are_not_failures_of_a_workload() -> None:
     assert (rest.workload, rest.failures) == (None, (left_out,))
     (row,) = headline(rest)
     assert (row.status, row.reason) == ("not measured", "The budget ended.")
+
+
+def of_seed(seed: int, kind: str) -> Record:
+    run = timed("baseline", seed, [1.0, 1.0], run_id=str(seed))
+    assert run.checkpoint is not None
+    (measurement,) = run.measurements
+    workload = measurement.workload.model_copy(update={"seeds": (seed,)})
+    return run.model_copy(
+        update={
+            "checkpoint": run.checkpoint.model_copy(update={"kind": kind}),
+            "measurements": (measurement.model_copy(update={"workload": workload}),),
+        }
+    )
+
+
+@pytest.mark.parametrize(("kind", "count"), [("random", 1), ("tiny", 2)])
+def test_blocks_of_other_seeds_are_alike_with_random_weights(kind: str, count: int) -> None:
+    assert len(groups(result([of_seed(0, kind), of_seed(1, kind)]))) == count
 
 
 def test_cold_and_warm_caches_are_different_groups() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import ExitStack
 from time import perf_counter, sleep
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 from kontext_fast.bench.timing import StageClock
+from kontext_fast.engine.solver import adams_bashforth
+from kontext_fast.optimizations.techniques.solver import FittedSolver
 from tests.pipelines import render, small_pipeline
 
 
@@ -34,6 +37,17 @@ def test_stages_and_steps_sum_to_at_most_the_call(pipe: Any) -> None:
     assert len(times.steps_s) == 3
     assert times.stages_s["denoise"] == pytest.approx(sum(times.steps_s))
     assert 0.5 * wall_s < sum(times.stages_s.values()) <= wall_s
+
+
+def test_steps_of_a_solver_are_timed_in_place_of_the_pipeline_s(pipe: Any) -> None:
+    """A solver brings a scheduler of its own for the call, which the clock has not wrapped."""
+    with ExitStack() as undo:
+        FittedSolver(fitted=adams_bashforth([1.0, 0.8, 0.5, 0.2, 0.0], 2)).apply(pipe, undo)
+        with StageClock(pipe) as clock:
+            render(pipe, steps=28)
+    times = clock.times()
+    assert len(times.steps_s) == 4
+    assert times.stages_s["denoise"] == pytest.approx(sum(times.steps_s))
 
 
 def test_time_counts_in_the_stage_that_spends_it(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

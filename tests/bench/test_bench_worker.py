@@ -6,7 +6,7 @@ import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import pytest
 
@@ -16,6 +16,7 @@ from kontext_fast.bench.runner import SuiteProgress, run_suite
 from kontext_fast.bench.suites import read_suite
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
+from kontext_fast.optimizations.patching import set_attribute
 from kontext_fast.optimizations.presets import Plan
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import ResultStore
@@ -135,12 +136,23 @@ class _TooWide(Optimization):
     effect: ClassVar[Effect] = Effect.EXACT
     phase: ClassVar[Phase] = Phase.STEPS
 
+    in_a_call: bool
+
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
-        raise InvalidInput("too_wide computes 8 blocks and the transformer has 6; use a larger checkpoint.")
+        def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+            raise InvalidInput("too_wide computes 8 blocks and the transformer has 6; use a larger checkpoint.")
+
+        if not self.in_a_call:
+            refuse()
+        set_attribute(pipe.transformer, "forward", refuse, undo)
+        return {}
 
 
-def test_preset_unfit_for_the_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_plan", lambda *_: Plan("too_wide", (_TooWide(),)))
+@pytest.mark.parametrize("in_a_call", [False, True])
+def test_preset_unfit_for_the_checkpoint_is_refused(
+    in_a_call: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_plan", lambda *_: Plan("too_wide", (_TooWide(in_a_call=in_a_call),)))
     job = Job(
         checkpoint="tiny", preset="too_wide", suite=QUICK, cells=QUICK.tiers[0].cells, device="cpu",
         keep_images=False, folder=str(tmp_path),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kontext_fast.records.names import is_peer, machine_name
 from kontext_fast.records.schema import (
@@ -99,22 +99,25 @@ def groups(result: ResultFile) -> tuple[Group, ...]:
         for measurement in record.measurements:
             if _is_complete(measurement):
                 machine = machine_name(record.environment)
-                key = (record.checkpoint, machine, _requested_workload(measurement), record.compile_cache)
+                workload = _comparable_workload(measurement, record.checkpoint)
+                key = (record.checkpoint, machine, workload, record.compile_cache)
                 by_key.setdefault(key, []).append(Run(record, measurement))
     measured = tuple(_group(key, runs, records, by_key) for key, runs in by_key.items())
     rest = tuple(record for record in records if not any(_belongs(record, key, runs) for key, runs in by_key.items()))
     return (*measured, Group(None, None, None, _presets(rest), (), rest)) if rest else measured
 
 
-def _requested_workload(measurement: Measurement) -> Workload:
+def _comparable_workload(measurement: Measurement, checkpoint: Checkpoint | None) -> Workload:
     """The workload with the requested steps: a recipe that runs fewer is compared with those that run them all.
 
-    Each such run carries a label that says so, and its own workload still has the steps that were run.
+    Each such run carries a label that says so, and its own workload still has the steps that were run. With random
+    weights nothing is decided by data (`Optimization.on_random_weights`), so blocks of other items and seeds are alike.
     """
     workload, cell = measurement.workload, measurement.cell
-    if cell is None or cell.steps == workload.steps:
-        return workload
-    return workload.model_copy(update={"steps": cell.steps})
+    update: dict[str, Any] = {} if cell is None else {"steps": cell.steps}
+    if checkpoint is not None and checkpoint.kind == "random":
+        update.update(items=(), seeds=())
+    return workload.model_copy(update=update)
 
 
 def _is_complete(measurement: Measurement) -> bool:

@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any, Literal, Self
 
 from kontext_fast.optimizations.patching import set_attribute
+from kontext_fast.pipeline.previews import AROUND
 
 Stage = Literal["text_encode", "vae_encode", "vae_decode"]
 
@@ -88,16 +89,20 @@ def _wrap(
     undo: ExitStack, owner: Any, name: str, *, before: Callable[[], None] | None = None, after: Callable[[], None]
 ) -> None:
     """Call `before` and `after` around each call of `owner.name` until `undo` is closed."""
-    method = getattr(owner, name)
 
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        if before:
-            before()
-        result = method(*args, **kwargs)
-        after()
-        return result
+    def around(method: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if before:
+                before()
+            result = method(*args, **kwargs)
+            after()
+            return result
 
-    set_attribute(owner, name, timed, undo)
+        # A solver's scheduler takes over from the pipeline's own and is timed in its place.
+        setattr(timed, AROUND, around)
+        return timed
+
+    set_attribute(owner, name, around(getattr(owner, name)), undo)
 
 
 def _marker(device: Any) -> Callable[[], Any]:

@@ -134,8 +134,10 @@ def _run(job: Job, send: Send) -> None:
         dataset = None if job.dataset is None else read_dataset(Path(job.dataset))
         bench = Bench(loaded.pipe, job.suite, store=store, dataset=dataset)
         cells = [cell_for(plan, cell) for cell in job.cells]
-        for requested, (measurement, items) in zip(job.cells, bench.measure_all(cells, on_progress=send), strict=True):
-            send(Measured(measurement=measurement.model_copy(update={"cell": requested}), items=items))
+        with _invalid_input_as_refusal():
+            measured = bench.measure_all(cells, on_progress=send)
+            for requested, (measurement, items) in zip(job.cells, measured, strict=True):
+                send(Measured(measurement=measurement.model_copy(update={"cell": requested}), items=items))
     except OutOfMemory:
         raise
     except Refused as error:
@@ -163,7 +165,7 @@ def _plan(job: Job, device: Any, send: Send) -> Plan | None:
 
 @contextmanager
 def _invalid_input_as_refusal() -> Iterator[None]:
-    """A preset that cannot be applied to this checkpoint is refused, so that the suite continues with the others."""
+    """A preset that does not fit checkpoint or requests is refused, so that the suite continues with the others."""
     try:
         yield
     except InvalidInput as error:

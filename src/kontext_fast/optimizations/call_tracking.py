@@ -291,10 +291,10 @@ class CallTracker:
             self._running += 1
         undo.callback(self._give_up, call, scheduler, outer)
         if self._stand_in is not None:
-            own_step = vars(scheduler).get("step")
+            own = {name: value for name, value in vars(scheduler).items() if name == "step" or hasattr(value, AROUND)}
             scheduler = self._stand_in(scheduler)
-            if own_step is not None:
-                scheduler.step = _around(own_step, scheduler.step)
+            for name, method in own.items():
+                setattr(scheduler, name, _around(method, getattr(scheduler, name)))
             undo.callback(vars(pipe).__setitem__, "scheduler", pipe.scheduler)
             # Past the pipeline's own way, which would write this class into what `save_pretrained` stores.
             vars(pipe)["scheduler"] = scheduler
@@ -445,15 +445,15 @@ def _ending_step(call: PipelineCall | None, step: Callable[..., Any]) -> Callabl
     return ending
 
 
-def _around(own_step: Any, step: Callable[..., Any]) -> Callable[..., Any]:
-    """What `own_step` is to the scheduler that it was put on, of `step`, that of its stand-in."""
-    around: Callable[[Callable[..., Any]], Callable[..., Any]] | None = getattr(own_step, AROUND, None)
+def _around(own_method: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+    """What `own_method` is to the scheduler that it was put on, of `method`, that of its stand-in."""
+    around: Callable[[Callable[..., Any]], Callable[..., Any]] | None = getattr(own_method, AROUND, None)
     if around is None:
         raise InvalidInput(
             "Something replaced step of this scheduler, which a solver would not run; take that off "
             "(del pipe.scheduler.step), or use a preset without a solver."
         )
-    return around(step)
+    return around(method)
 
 
 def _call_with(scheduler: Any) -> PipelineCall | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MOST_PREVIEWS = 3
 
 AROUND = "_kontext_fast_around"
-"""Attribute of a `step` that was put on a scheduler: makes another step likewise, of the scheduler of a solver."""
+"""Attribute of a method that was put on a scheduler: makes that of the scheduler of a solver likewise."""
 
 
 def preview_steps(steps: int, previews: int) -> tuple[int, ...]:
