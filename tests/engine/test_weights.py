@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from kontext_fast.engine.ops import PRECISIONS, quantize
-from kontext_fast.engine.weights import EngineWeights, take_weights
+from kontext_fast.engine.weights import EngineWeights, as_stored, take_weights
 from kontext_fast.errors import InvalidInput
 from tests.engine.transformers import Shape, engine_on, random_transformer
 
@@ -24,6 +25,34 @@ def _state(transformer: Any) -> dict[str, Any]:
         name: (id(one), one.shape, one.stride(), one.untyped_storage().nbytes(), one.numpy().tobytes())
         for name, one in transformer.named_parameters()
     }
+
+
+def test_float8_of_a_file_stays_what_it_is_byte_by_byte() -> None:
+    """Bytes and products by hand, see tests/pipeline/test_weights_file.py."""
+    products = torch.tensor([[0.25, 0.75, -0.75], [112.0, 0.00048828125, 0.0]])
+    for dtype in (torch.float32, torch.bfloat16):
+        stored = as_stored([products.to(dtype)[:1], products.to(dtype)[1:]], torch.tensor([0.25, 0.25]))
+        assert stored is not None
+        assert stored.values.view(torch.uint8).flatten().tolist() == [0x38, 0x44, 0xC4, 0x7E, 0x01, 0x00]
+        assert stored.scale.tolist() == [[0.25], [0.25]]
+        assert stored.dtype == dtype
+
+
+def test_every_float8_number_survives_bfloat16_at_any_scale() -> None:
+    numbers = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    numbers = numbers[numbers.float().isfinite() & (numbers.view(torch.uint8) != 0x80)]
+    for scale in torch.logspace(-12, 4, 400):
+        products = (numbers.float() * scale).to(torch.bfloat16)[None]
+        stored = as_stored([products], scale[None])
+        assert stored is not None
+        assert torch.equal(stored.values[0].view(torch.uint8), numbers.view(torch.uint8))
+
+
+@pytest.mark.parametrize("change", [lambda weight: weight * 1.01, lambda weight: weight + 1e-3])
+def test_changed_weights_are_not_those_of_the_file(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    products = torch.tensor([[0.25, 0.75, -0.75]])
+    assert as_stored([change(products)], torch.tensor([0.25])) is None
+    assert as_stored([products], torch.tensor([0.0])) is None
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

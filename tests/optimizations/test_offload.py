@@ -180,7 +180,7 @@ def test_matrices_are_moved_one_at_a_time() -> None:
         from kontext_fast.engine.ops import quantize
         from kontext_fast.engine.weights import _quantized
 
-        return _quantized(quantize, name, parts)
+        return _quantized(quantize, parts)
 
     with ExitStack() as undo:
         take_weights(transformer, "fp8", undo, device=ELSEWHERE, quantizer=quantizer)

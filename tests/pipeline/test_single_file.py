@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 from kontext_fast.errors import CheckpointUnavailable
+from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.techniques.engine import Engine, engine_of
 from kontext_fast.pipeline.edit import EditRequest, edit
 from kontext_fast.pipeline.folder import TINY_FOLDER
 from kontext_fast.pipeline.load import load
@@ -214,6 +217,46 @@ def test_edits_of_a_float8_file_are_those_of_its_weights(tmp_path: Path) -> None
         images.append(edit(loaded.pipe, EditRequest("make it red", steps=1, seed=0)).image.tobytes())
     assert loaded.facts.name == "kontext/own.safetensors"
     assert images[0] == images[1]
+
+
+def bytes_of(values: torch.Tensor) -> list[int]:
+    return values.contiguous().view(torch.uint8).flatten().tolist()
+
+
+@pytest.mark.parametrize(("scale_name", "per_row"), [("scale_weight", False), ("weight_scale", True), (None, False)])
+def test_engine_in_fp8_runs_the_numbers_of_the_file(
+    tmp_path: Path, weights: Weights, scale_name: str | None, per_row: bool
+) -> None:
+    folder = make_folder(tmp_path / "kontext", num_layers=1, num_single_layers=1)
+    stored, _ = quantized(original_layout(weights), scale_name, per_row=per_row)
+    file = write(folder, stored)
+    pipe = load(str(file), device="cpu", dtype="bfloat16").pipe
+    width = pipe.transformer.inner_dim
+    for copied in (pipe, copy.deepcopy(pipe)):
+        with accelerate(copied, "balanced", quiet=True) as acceleration:
+            matrices = engine_of(copied.transformer).engine.weights.quantized
+            assert acceleration.facts["engine"]["as_stored"] == len(matrices) == 11
+            assert "as_stored=11" in acceleration.describe()
+            kept = {name: bytes_of(matrix.values) for name, matrix in matrices.items()}
+    assert kept["double.0.image.qkv"] == bytes_of(stored["double_blocks.0.img_attn.qkv.weight"])
+    assert kept["double.0.text.mlp_out"] == bytes_of(stored["double_blocks.0.txt_mlp.2.weight"])
+    linear1 = stored["single_blocks.0.linear1.weight"]
+    assert kept["single.0.qkv"] == bytes_of(linear1[: 3 * width])
+    assert kept["single.0.mlp_in"] == bytes_of(linear1[3 * width :])
+    if scale_name is not None:
+        scale = stored[f"single_blocks.0.linear1.{scale_name}"].expand(len(linear1))
+        assert torch.equal(matrices["single.0.mlp_in"].scale[:, 0], scale[3 * width :])
+
+
+def test_changed_matrices_of_a_float8_file_are_rounded_anew(folder: Path, weights: Weights) -> None:
+    stored, _ = quantized(original_layout(weights), "scale_weight", per_row=False)
+    pipe = load(str(write(folder, stored)), device="cpu", dtype="bfloat16").pipe
+    with torch.no_grad():
+        pipe.transformer.transformer_blocks[0].attn.to_q.weight.add_(0.01)
+    mixed = Engine(precision="fp8", full_precision=(0,))
+    for engine, kept in ((Engine(precision="fp8"), 10), (mixed, 10), (Engine(precision="int8"), None)):
+        with accelerate(pipe, [engine], quiet=True) as acceleration:
+            assert acceleration.facts["engine"]["as_stored"] == kept
 
 
 def refused(file: Path) -> str:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +33,11 @@ ROUNDINGS: Mapping[str, Callable[[Tensor], Quantized]] = {"fp8": quantize, "int8
 
 Quantizer = Callable[[str, Sequence[Tensor]], Quantized]
 """(name, parts) -> the quantized matrix of that name, which has the parts, [out, in] each, one below the other."""
+
+
+STORED_SCALES = "_kontext_fast_stored_scales"
+"""Attribute of a transformer that was read from a float8 file: by name of a parameter, the scales of its rows there,
+[rows] float32. Not a buffer, since `to(dtype)` would round it."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,7 @@ def take_weights(
     """
     require_plain(transformer)
     sources = SourceWeights(transformer, undo, device)
-    rounding = partial(_quantized, ROUNDINGS.get(precision, quantize))
-    taker = _Taker(sources, precision, quantizer or rounding, modulations_in_host_memory)
+    taker = _Taker(sources, precision, quantizer or sources.quantizer(precision), modulations_in_host_memory)
     final = transformer.norm_out
     first = transformer.x_embedder.weight
     weights = EngineWeights(
@@ -151,7 +154,7 @@ def quantized_copy(weights: EngineWeights, precision: Precision, quantizer: Quan
     `quantizer` may supply matrices that were quantized before. From now on `weights.sources` notices changes of the
     originals that were quantized.
     """
-    quantize_named, quantized = quantizer or partial(_quantized, ROUNDINGS[precision]), {}
+    quantize_named, quantized = quantizer or weights.sources.quantizer(precision), {}
 
     def of(name: str, layer: Linear) -> Linear:
         assert isinstance(layer.weight, Tensor)
@@ -184,7 +187,20 @@ def quantized_copy(weights: EngineWeights, precision: Precision, quantizer: Quan
     return replace(weights, precision=precision, doubles=doubles, singles=singles, quantized=quantized)
 
 
-def _quantized(rounding: Callable[[Tensor], Quantized], _name: str, parts: Sequence[Tensor]) -> Quantized:
+def as_stored(parts: Sequence[Tensor], scales: Tensor) -> Quantized | None:
+    """The float8 numbers whose products with `scales` [rows] are `parts`; None where the parts were changed since.
+
+    A product that was rounded to bfloat16 is within 2^-9 of what it was, and neighbours in e4m3 are 2^-4 apart.
+    """
+    whole = torch.cat(list(parts))
+    scale = scales.to(whole.device)[:, None]
+    values = (whole.float() / scale).to(torch.float8_e4m3fn)
+    if not torch.equal((values.float() * scale).to(whole.dtype), whole):
+        return None
+    return Quantized(values.contiguous(), scale, whole.dtype)
+
+
+def _quantized(rounding: Callable[[Tensor], Quantized], parts: Sequence[Tensor]) -> Quantized:
     # Part by part: rows have scales of their own, so this equals quantizing the whole, in less memory.
     rows = [rounding(part) for part in parts]
     return Quantized(torch.cat([row.values for row in rows]), torch.cat([row.scale for row in rows]), rows[0].dtype)
@@ -230,7 +246,7 @@ class _Taker:
         biases = [layer.bias for layer in layers]
         bias = None if biases[0] is None else self._sources.fuse(biases)
         weights = [layer.weight for layer in layers]
-        self._sources.dense += weights
+        self._sources.add_dense(name, weights)
         if self._precision == "bf16":
             return Linear(self._sources.fuse(weights), bias)
         quantized = self._quantizer(name, [weight.data.to(self._sources.device) for weight in weights])
@@ -287,6 +303,13 @@ class SourceWeights:
         self._foreign = device is not None and device != here
         self.device: torch.device = here if device is None else device
         self._parameters: dict[str, nn.Parameter] = dict(transformer.named_parameters())
+        scales = vars(transformer).get(STORED_SCALES, {})
+        self._scales_of = {
+            id(self._parameters[name]): rows for name, rows in scales.items() if name in self._parameters
+        }
+        self._scales: dict[str, Tensor] = {}
+        self.as_stored = 0
+        """Matrices in fp8 whose numbers are those of the file that the transformer was read from."""
         self._addresses: dict[str, int] | None = None
         self.dense: list[nn.Parameter] = []
         """What fp8 and int8 quantize, whether this engine does or not."""
@@ -300,6 +323,25 @@ class SourceWeights:
         """Bytes of parameters that are kept in host memory: those that were replaced, and those that are read there."""
         kept = (*self._replaced, *self._waiting)
         return sum(parameter.data.nbytes for parameter in kept if parameter.device != self.device)
+
+    def add_dense(self, name: str, parameters: Sequence[nn.Parameter]) -> None:
+        """Note that `parameters`, one below the other, are the matrix `name`, which fp8 and int8 quantize."""
+        self.dense += parameters
+        scales = [self._scales_of.get(id(parameter)) for parameter in parameters]
+        if all(rows is not None for rows in scales):
+            self._scales[name] = torch.cat([rows for rows in scales if rows is not None])
+
+    def quantizer(self, precision: Precision) -> Quantizer:
+        """What rounds matrices to `precision`; those of a float8 file stay in fp8 what they are in the file."""
+
+        def rounded(name: str, parts: Sequence[Tensor]) -> Quantized:
+            scales = self._scales.get(name) if precision == "fp8" else None
+            if scales is not None and (stored := as_stored(parts, scales)) is not None:
+                self.as_stored += 1
+                return stored
+            return _quantized(ROUNDINGS[precision], parts)
+
+        return rounded
 
     def fuse(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """The parameters one below the other, on the device of the engine; each becomes a view into the result."""

@@ -79,6 +79,7 @@ def load_transformer(file: Path, folder: Path, dtype: torch.dtype) -> tuple[Any,
     import torch
     from diffusers import FluxTransformer2DModel
 
+    from kontext_fast.engine.weights import STORED_SCALES
     from kontext_fast.pipeline.layer_names import Piece, original_layers, split_rows
     from kontext_fast.pipeline.weights_file import account_for_scales, open_weights, transformer_prefix
 
@@ -93,6 +94,7 @@ def load_transformer(file: Path, folder: Path, dtype: torch.dtype) -> tuple[Any,
     except InvalidInput as error:
         raise CheckpointUnavailable(str(error)) from error
     weights: dict[str, torch.Tensor] = {}
+    scales: dict[str, torch.Tensor] = {}
     for name, key in stored.weights.items():
         layer, _, part = name.rpartition(".")
         part = "weight" if part == "scale" else part
@@ -105,6 +107,12 @@ def load_transformer(file: Path, folder: Path, dtype: torch.dtype) -> tuple[Any,
             )
         try:
             rows_of = {layer: shape[0] for layer, shape in own.items() if shape is not None}
+            if (of_rows := stored.row_scales(name)) is not None:
+                scales |= {
+                    f"{piece.layer}.{part}": rows.clone()
+                    for piece, rows in split_rows(of_rows, pieces, rows_of)
+                    if piece.half is None
+                }
             for piece, values in split_rows(stored.values(name, dtype), pieces, rows_of):
                 target = f"{piece.layer}.{part}"
                 if values.shape[1:] != wanted[target][1:]:
@@ -125,4 +133,5 @@ def load_transformer(file: Path, folder: Path, dtype: torch.dtype) -> tuple[Any,
             "copy it again, or give a file that has the whole transformer."
         )
     transformer.load_state_dict(weights, assign=True)
+    setattr(transformer, STORED_SCALES, scales)
     return transformer.eval(), stored.unused

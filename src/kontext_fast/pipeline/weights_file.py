@@ -151,6 +151,16 @@ class Dequantized:
         rows = [-1] + [1] * (values.dim() - 1)
         return (values.to(torch.float32) * (scale if scale.numel() == 1 else scale.reshape(rows))).to(dtype)
 
+    def row_scales(self, name: str) -> torch.Tensor | None:
+        """[rows] float32: what the float8 numbers of the weight `name` are multiplied by; None where it has none."""
+        import torch
+
+        stored = self.file.tensors[self.weights[name]]
+        if stored.precision != "F8_E4M3" or not stored.shape:
+            return None
+        scale = torch.ones(1) if name not in self.scales else self.file.values(self.scales[name]).to(torch.float32)
+        return scale.reshape(-1).expand(stored.shape[0])
+
 
 def account_for_scales(file: WeightsFile, prefix: str) -> Dequantized:
     """Tell scales and markers from weights among the keys that begin with `prefix`; all others are other models.

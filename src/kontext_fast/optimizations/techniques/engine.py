@@ -159,6 +159,8 @@ class Engine(Optimization):
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Replace `forward` on the instance `pipe.transformer` while a request runs.
 
+        The fact `as_stored` is the number of matrices whose numbers are those of a float8 file.
+
         Raises InvalidInput if the transformer is not plain (LoRA adapters, quantized layers, hooks, float16), and in a
         request if it stopped being so or if that uses ControlNet or IP-Adapter.
         """
@@ -193,6 +195,7 @@ class Engine(Optimization):
             "attention_kernel": ops.attention_kernel.name,
             "quantized": None if self.precision == "bf16" else "now" if stored is None else "loaded",
             "host_bytes": weights.sources.host_bytes,
+            "as_stored": weights.sources.as_stored or None,
         }
 
 
