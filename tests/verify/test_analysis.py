@@ -28,7 +28,7 @@ def _wider(margins: Margins) -> Margins:
 def store(tmp_path_factory: pytest.TempPathFactory) -> ResultStore:
     presets = {"near": noisy(0.5, seed=9), "farther": noisy(1.5), "losing": losing(3)}
     folder = tmp_path_factory.mktemp("rendered")
-    return verification(folder, presets, items=30, margins=_wider(read_margins()))
+    return verification(folder, presets, items=30, control_items=8, margins=_wider(read_margins()))
 
 
 def _verdicts(store: ResultStore) -> dict[str, PresetAnalysis]:
@@ -96,7 +96,7 @@ def test_records_of_a_benchmark_are_refused(tmp_path: Path) -> None:
 def test_insensitive_judge_carries_no_verdict(tmp_path: Path) -> None:
     presets = {"noisy": noisy(1.1), "losing": losing(2), "same": untouched}
     margins = _wider(read_margins())
-    store = verification(tmp_path, presets, items=6, control_items=6, margins=margins, gray=True)
+    store = verification(tmp_path, presets, items=5, control_items=5, margins=margins, gray=True)
     analysis = analyze(store.load())
     assert {"judge_done", "judge_kept"} <= set(analysis.insensitive)
     levels = {preset.preset: preset.verdict.level for preset in analysis.presets}

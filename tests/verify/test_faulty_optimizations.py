@@ -16,6 +16,8 @@ from research.faults.catalogue import named
 from tests.verify import faulty_optimizations as faulty
 from tests.verify.fake_edits import write_dataset
 
+pytestmark = pytest.mark.usefixtures("one_item_per_condition")
+
 PLANTED = (
     faulty.BlockSkipped,
     faulty.HeadSwapped,

@@ -96,8 +96,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ResultStore:
     return verification(
         tmp_path_factory.mktemp("frontier"),
         {"good": untouched, "untimed": untouched},
-        items=16,
-        control_items=16,
+        items=8,
+        control_items=8,
         fewer={"14 steps": losing(4), "7 steps": losing(2)},
         edits_s=times,
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kontext_fast.errors import InvalidInput
+from kontext_fast.records.privacy import redact
 
 LOCK_NAME = ".lock"
 HOLDER_NAME = ".lock-holder.json"
@@ -105,7 +106,7 @@ def _in_use(folder: Path) -> str:
 
 def _write_holder(folder: Path, command: str) -> None:
     since = datetime.now(UTC).isoformat(timespec="seconds")
-    holder = Holder(" ".join(command.split()), os.getpid(), platform.node() or "this machine", since)
+    holder = Holder(" ".join(redact(command).split()), os.getpid(), platform.node() or "this machine", since)
     temporary = folder / f"{HOLDER_NAME}.{os.getpid()}"
     temporary.write_text(json.dumps(asdict(holder)), encoding="utf-8")
     temporary.replace(folder / HOLDER_NAME)
