@@ -107,49 +107,82 @@ def _other_attention() -> Any:
 
 @contextmanager
 def use_other_precision(pipe: Any) -> Iterator[None]:
-    """Inside, a bfloat16 transformer is in float32, and any other in bfloat16.
+    """Inside, a transformer in float32 multiplies in TF32, and any other one is in float32.
 
-    Its inputs and outputs keep their precision. The time of a step and the guidance are inputs too: diffusers rounds
-    them to the transformer's precision after multiplying them by 1000, which moves a step by up to two thousandths.
-    Here they keep the values that they had, so that the rounding measured is that of the arithmetic.
-    Raises OutOfMemory.
+    Its inputs and outputs keep their precision. Raises OutOfMemory.
     """
     import torch
 
     transformer = pipe.transformer
-    before = transformer.dtype
-    other = torch.float32 if before is torch.bfloat16 else torch.bfloat16
     with ExitStack() as undo:
-        undo.callback(_restore, _weights(transformer, keep=other is torch.bfloat16))
-        with memory_errors(f"turning the transformer into {str(other).removeprefix('torch.')}"):
-            # Not the method of diffusers, which warns of layers that this model does not have.
-            torch.nn.Module.to(transformer, other)
-        forward, embed = transformer.forward, transformer.time_text_embed.forward
-        scaled: dict[str, torch.Tensor] = {}
-
-        def embed_exactly(*inputs: torch.Tensor) -> Any:
-            times = [scaled[name] for name in ("timestep", "guidance") if name in scaled]
-            return embed(*times, inputs[-1])
-
-        def forward_cast(**inputs: Any) -> Any:
-            scaled.clear()
-            for name in ("timestep", "guidance"):
-                if (value := inputs.get(name)) is not None:
-                    scaled[name] = (value.to(before) * 1000).float()
-            outputs = forward(**{name: _cast(value, other) for name, value in inputs.items()})
-            return tuple(_cast(value, before) for value in outputs)
-
-        set_attribute(transformer.time_text_embed, "forward", embed_exactly, undo)
-        set_attribute(transformer, "forward", forward_cast, undo)
+        if transformer.dtype is torch.float32:
+            _multiply_in_tf32(transformer, undo)
+        else:
+            _compute_in_float32(transformer, undo)
         yield
 
 
-def _weights(model: Any, *, keep: bool) -> list[tuple[dict[str, Any], str, Any, Any]]:
-    """Where every parameter and buffer of `model` stands, with its values if they are to be kept, else its precision:
-    float32 holds every value of the smaller ones, so that those need not be there twice.
+def _multiply_in_tf32(transformer: Any, undo: ExitStack) -> None:
+    """What linear layers multiply is rounded to the 10 bits that a GPU keeps of it in TF32; sums stay in float32.
+
+    bfloat16 would be a floor two hundred times higher than what float32 itself rounds, below which whole mistakes fit.
+    """
+    import torch
+
+    with memory_errors("rounding the weights of the transformer to TF32"):
+        for layer in transformer.modules():
+            if isinstance(layer, torch.nn.Linear):
+                undo.callback(setattr, layer.weight, "data", layer.weight.data)
+                layer.weight.data = _tf32(layer.weight.data)
+                hook = layer.register_forward_pre_hook(lambda _, inputs: tuple(map(_tf32, inputs)))
+                undo.callback(hook.remove)
+
+
+def _tf32(tensor: Any) -> Any:
+    """The nearest values with 10 bits of mantissa, and of two the even one."""
+    import torch
+
+    bits = tensor.contiguous().view(torch.int32)
+    return ((bits + 0xFFF + (bits >> 13 & 1)) & ~0x1FFF).view(torch.float32)
+
+
+def _compute_in_float32(transformer: Any, undo: ExitStack) -> None:
+    """The time of a step and the guidance are inputs too: diffusers rounds them to the transformer's precision after
+    multiplying them by 1000, which moves a step by up to two thousandths. Here they keep the values that they had, so
+    that the rounding measured is that of the arithmetic.
+    """
+    import torch
+
+    before, other = transformer.dtype, torch.float32
+    undo.callback(_restore, _weights(transformer))
+    with memory_errors("turning the transformer into float32"):
+        # Not the method of diffusers, which warns of layers that this model does not have.
+        torch.nn.Module.to(transformer, other)
+    forward, embed = transformer.forward, transformer.time_text_embed.forward
+    scaled: dict[str, torch.Tensor] = {}
+
+    def embed_exactly(*inputs: torch.Tensor) -> Any:
+        times = [scaled[name] for name in ("timestep", "guidance") if name in scaled]
+        return embed(*times, inputs[-1])
+
+    def forward_cast(**inputs: Any) -> Any:
+        scaled.clear()
+        for name in ("timestep", "guidance"):
+            if (value := inputs.get(name)) is not None:
+                scaled[name] = (value.to(before) * 1000).float()
+        outputs = forward(**{name: _cast(value, other) for name, value in inputs.items()})
+        return tuple(_cast(value, before) for value in outputs)
+
+    set_attribute(transformer.time_text_embed, "forward", embed_exactly, undo)
+    set_attribute(transformer, "forward", forward_cast, undo)
+
+
+def _weights(model: Any) -> list[tuple[dict[str, Any], str, Any, Any]]:
+    """Where every parameter and buffer of `model` stands, with its precision, or with its values where it has more than
+    float32: that holds every value of the smaller ones, so that those need not be there twice.
     """
     return [
-        (table, name, tensor, tensor.data if keep or tensor.dtype.itemsize > 4 else tensor.dtype)
+        (table, name, tensor, tensor.data if tensor.dtype.itemsize > 4 else tensor.dtype)
         for module in model.modules()
         for table in (module._parameters, module._buffers)
         for name, tensor in table.items()
