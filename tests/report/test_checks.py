@@ -142,3 +142,40 @@ def test_sweeps_use_the_control_of_the_centre() -> None:
     assert limits[0] is not None
     assert limits == [limits[0], limits[0]]
     assert "from the centre of the suite" in checks(found[1])[0]
+
+
+def on_cards(*of_round: str) -> list[Record]:
+    """A benchmark on cards of one name, of which `of_round` has each block's; each card has a factor of its own."""
+    factors = {card: 2.0 + 0.1 * number for number, card in enumerate(dict.fromkeys(of_round))}
+    return [
+        timed(preset, round_, [wall] * 2, environment={"gpu": {"name": "Imaginary 9000", "uuid_sha256": card}})
+        for round_, card in enumerate(of_round)
+        for preset, wall in (("baseline", 1.0 + 0.001 * round_), (CONTROL, 1.0), ("cache", 1 / factors[card]))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cards", "n", "words", "rounds"),
+    [
+        ("aaaa", 4, "All runs were on one card, so that no interval covers another card of its name.", "4 rounds"),
+        ("aabb", 4, "Runs on 2 cards, too few for intervals that cover another one", "4 rounds of 2 cards"),
+        ("aabbcc", 3, "Of 3 cards: the intervals of baseline, baseline-again, cache are over the means", "3 cards"),
+    ],
+)
+def test_intervals_say_which_cards_they_cover(cards: str, n: int, words: str, rounds: str) -> None:
+    records = on_cards(*cards)
+    (group,) = analyze_benchmark(result(records))
+    factor = group.row("cache").factor  # type: ignore[union-attr]
+    assert factor is not None
+    assert (factor.n, factor.cards) == (n, len(set(cards)))
+    assert words in said(records)
+    if len(set(cards)) < 3:
+        assert f"{rounds})" in finding(records)
+    else:
+        # Three cards that differ: over their six blocks the interval would be a third as wide.
+        assert factor.interval is not None
+        assert factor.interval[1] - factor.interval[0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_cards_are_no_matter_without_a_gpu() -> None:
+    assert "card" not in said(bench(noise=0.003, cache=0.9))

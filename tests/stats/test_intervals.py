@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from kontext_fast.stats.intervals import (
     MIN_ITEMS,
     acceptance,
     bootstrap_mean,
+    card_values,
     exponential_of,
     mean_estimate,
     paired_difference,
@@ -72,17 +74,53 @@ def test_mean_interval_covers_when_processes_differ() -> None:
     assert pooled_covered / simulations < 0.85
 
 
-@pytest.mark.parametrize("cards", [2, 5])
-def test_interval_over_blocks_of_few_cards_is_too_narrow(cards: int) -> None:
-    """What docs/methodology.md says of it: 82 % where cards differ as much as blocks, and 3 blocks ran on each."""
-    random = np.random.default_rng(1)
-    covered = 0
+def blocks_of_cards(random: np.random.Generator, cards: int) -> tuple[list[float], list[int]]:
+    """Three blocks on each card, of which some are missing, and the card of each; cards differ as much as blocks do."""
+    values = random.standard_normal((cards, 1)) + random.standard_normal((cards, 3))
+    kept = [(card, block) for card in range(cards) for block in range(3 - card % 2)]
+    return [float(values[place]) for place in kept], [card for card, _ in kept]
+
+
+@pytest.mark.parametrize("cards", [3, 5])
+def test_interval_over_cards_has_its_coverage_and_over_blocks_not(cards: int) -> None:
+    random = np.random.default_rng(cards)
+    covered = of_blocks = 0
     for _ in range(2000):
-        blocks = random.standard_normal((cards, 1)) + random.standard_normal((cards, 3))
-        interval = mean_estimate(list(blocks.ravel())).interval
-        assert interval is not None
-        covered += interval[0] <= 0 <= interval[1]
-    assert covered / 2000 == pytest.approx(0.82, abs=0.03)
+        values, of = blocks_of_cards(random, cards)
+        for estimate in (mean_estimate(values, of), mean_estimate(values)):
+            low, high = estimate.interval or (0, 0)
+            covered += low <= 0 <= high and estimate.cards is not None
+            of_blocks += low <= 0 <= high and estimate.cards is None
+    assert 0.93 <= covered / 2000 <= 0.97
+    assert of_blocks / 2000 < 0.88
+
+
+def test_interval_of_two_cards_covers_these_and_says_so() -> None:
+    """What a report says of it: further runs on the same cards are covered, other cards are not."""
+    random = np.random.default_rng(2)
+    same = others = 0
+    for _ in range(2000):
+        offsets = random.standard_normal((2, 1))
+        values = list((offsets + random.standard_normal((2, 3))).ravel())
+        estimate = mean_estimate(values, [0, 0, 0, 1, 1, 1])
+        assert (estimate.n, estimate.cards) == (6, 2)
+        low, high = estimate.interval or (0, 0)
+        same += low <= offsets.mean() <= high
+        others += low <= 0 <= high
+    assert same / 2000 >= 0.95
+    assert others / 2000 < 0.88
+
+
+def test_cards_are_the_units_from_three_on() -> None:
+    values = [1.0, 2.0, 4.0, 9.0]
+    assert card_values(values, []) == card_values(values, "aabb") == values
+    assert card_values(values, "abca") == [5.0, 2.0, 4.0]
+    assert mean_estimate(values, "abca") == replace(mean_estimate([5.0, 2.0, 4.0]), cards=3)
+    ratio = ratio_interval({0: 2.0, 1: 4.0, 2: 8.0, 3: 2.0}, dict.fromkeys(range(4), 1.0), dict(enumerate("abca")))
+    assert ratio is not None
+    assert (ratio.n, ratio.cards) == (3, 3)
+    assert ratio.value == pytest.approx(4.0)
+    assert summarize(values, "abca").values == tuple(values)
 
 
 def test_bootstrap_needs_30_items_and_is_repeatable() -> None:

@@ -141,7 +141,8 @@ def _of_speed(group: AnalyzedGroup | None, rows: dict[str, Row]) -> Iterator[str
         f"{fmt.date_range(run.record.created_at for run in group.runs)}"
     )
     yield Markdown(
-        "Speed: baseline's time over the preset's, 95 % interval over rounds; edits of {}x{} by {}, {}."
+        "Speed: baseline's time over the preset's, 95 % interval over rounds, or over cards where three ran; edits of "
+        "{}x{} by {}, {}."
     ).format(workload.width, workload.height, code_span(group.checkpoint.name), where)
     labels = dict.fromkeys(label for name, row in rows.items() if name in PRESETS for label in row.labels)
     yield from (f"{label[0].upper()}{label[1:]}." for label in labels if label != EMULATED)

@@ -20,6 +20,7 @@ from kontext_fast.stats.claims import detectable_slowdown
 from kontext_fast.stats.intervals import (
     LEAST_VALUES,
     Estimate,
+    card_values,
     exponential_of,
     log_ratios,
     unpaired_log_ratio,
@@ -157,9 +158,11 @@ def _change(preset: str, a: AnalyzedGroup, b: AnalyzedGroup, threshold: float) -
 
 
 def _logs(group: AnalyzedGroup, preset: str, relative: bool) -> list[float]:
-    """One logarithm per round: of its time, or of its time over baseline's."""
-    own = group.by_round(preset)
-    return log_ratios(own, group.by_round(BASELINE)) if relative else [math.log(value) for value in own.values()]
+    """One logarithm per round, or per card of enough cards: of its time, or of its time over baseline's."""
+    own, reference = group.by_round(preset), group.by_round(BASELINE)
+    logs = log_ratios(own, reference) if relative else [math.log(own[round_]) for round_ in sorted(own)]
+    rounds = sorted(own.keys() & reference.keys()) if relative else sorted(own)
+    return card_values(logs, [group.card_of_round[round_] for round_ in rounds])
 
 
 def _detectable(before: Sequence[float], after: Sequence[float]) -> float | None:

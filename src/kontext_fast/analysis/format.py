@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from kontext_fast.records.schema import Memory
-from kontext_fast.stats.intervals import Estimate, Summary
+from kontext_fast.stats.intervals import LEAST_VALUES, Estimate, Summary
 
 if TYPE_CHECKING:
     from kontext_fast.analysis.rows import ComputedSteps
@@ -82,6 +82,20 @@ def factor_range(estimate: Estimate) -> str | None:
 def factor_with_interval(estimate: Estimate) -> str:
     """`1.62x (1.55x to 1.70x)` or `1.62x (no interval)`."""
     return _with_interval(factor(estimate), factor_range(estimate))
+
+
+def replication(estimate: Estimate, unit: str) -> str:
+    """What an interval rests on: `5 rounds`, `5 rounds of 2 cards`, or `3 cards` where those are the units."""
+    if estimate.cards is None or estimate.cards == 1:
+        return count(estimate.n, unit)
+    if estimate.cards >= LEAST_VALUES:
+        return count(estimate.cards, "card")
+    return f"{count(estimate.n, unit)} of {count(estimate.cards, 'card')}"
+
+
+def n_of(estimate: Estimate) -> str:
+    """`n=5`, or `n=3 cards`."""
+    return f"n={estimate.n}" + (" cards" if (estimate.cards or 0) >= LEAST_VALUES else "")
 
 
 def factor_range_short(estimate: Estimate) -> str | None:

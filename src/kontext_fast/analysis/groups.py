@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from kontext_fast.records.names import is_peer, machine_name
+from kontext_fast.records.names import is_peer, machine_identity, machine_name
 from kontext_fast.records.schema import (
     BASELINE,
     AppliedOptimization,
@@ -40,6 +40,11 @@ class Run:
     def samples(self) -> tuple[Sample, ...]:
         """The measured calls, warm-ups excluded."""
         return tuple(sample for sample in self.measurement.samples if not sample.warmup)
+
+    @property
+    def card(self) -> str | None:
+        """Tells the card, or the machine without one, from others of its name."""
+        return machine_identity(self.record.environment)
 
     @property
     def seconds(self) -> float:
@@ -76,6 +81,11 @@ class Group:
 
     def runs_of(self, preset: str) -> tuple[Run, ...]:
         return tuple(run for run in self.runs if run.record.preset == preset)
+
+    @property
+    def card_of_round(self) -> Mapping[int, str | None]:
+        """A block never spans two."""
+        return {run.record.round: run.card for run in self.runs}
 
     def run_ids(self, preset: str) -> tuple[str, ...]:
         """The records that a preset's numbers come from."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,7 @@ class Row:
     time: Summary | None
     by_round: Mapping[int, float]
     """Seconds per call of each round's process."""
+    card_of_round: Mapping[int, str | None]
     factor: Estimate | None
     """Baseline's time over this one's."""
     factor_note: str | None
@@ -122,25 +123,26 @@ def _row(group: Group, preset: str, baseline: Sequence[Run]) -> Row:
         )
     )
     by_round = _by_round(runs)
-    factor, factor_note = _factor(preset, labels, baseline, by_round)
+    factor, factor_note = _factor(preset, labels, baseline, by_round, group.card_of_round)
     judged = accepted_by_item(runs)
     return Row(
         preset=preset,
         status=_status(runs, failures),
         failures=failures,
         labels=labels,
-        time=summarize([run.seconds for run in runs]) if runs else None,
+        time=summarize([run.seconds for run in runs], [run.card for run in runs]) if runs else None,
         by_round=by_round,
+        card_of_round=group.card_of_round,
         factor=factor,
         factor_note=factor_note,
         computed_steps=steps,
         accepted=acceptance(judged),
         accepted_change=None if preset == BASELINE else paired_difference(accepted_by_item(baseline), judged),
         memory=_peaks(runs),
-        energy=_estimate(run.mean(_energy) for run in runs),
-        load=_estimate(run.record.load_s for run in runs),
-        apply=_estimate(run.record.apply_s for run in runs),
-        first_call=_estimate(run.measurement.first_call_s for run in runs),
+        energy=_estimate(runs, lambda run: run.mean(_energy)),
+        load=_estimate(runs, lambda run: run.record.load_s),
+        apply=_estimate(runs, lambda run: run.record.apply_s),
+        first_call=_estimate(runs, lambda run: run.measurement.first_call_s),
     )
 
 
@@ -151,7 +153,11 @@ def _status(runs: Sequence[Run], failures: Sequence[Failure]) -> Status:
 
 
 def _factor(
-    preset: str, labels: Sequence[str], baseline: Sequence[Run], by_round: Mapping[int, float]
+    preset: str,
+    labels: Sequence[str],
+    baseline: Sequence[Run],
+    by_round: Mapping[int, float],
+    card_of_round: Mapping[int, str | None],
 ) -> tuple[Estimate | None, str | None]:
     if not by_round:
         return None, "not measured"
@@ -161,7 +167,7 @@ def _factor(
         return None, "emulated kernel: not a speed"
     if not baseline:
         return None, "no baseline"
-    factor = ratio_interval(_by_round(baseline), by_round)
+    factor = ratio_interval(_by_round(baseline), by_round, card_of_round)
     return factor, None if factor else "no round shared with baseline"
 
 
@@ -192,6 +198,6 @@ def _energy(sample: Sample) -> list[float]:
     return [sample.gpu.energy_j] if sample.gpu is not None and sample.gpu.energy_j is not None else []
 
 
-def _estimate(values: Iterable[float | None]) -> Estimate | None:
-    known = [value for value in values if value is not None]
-    return mean_estimate(known) if known else None
+def _estimate(runs: Iterable[Run], value_of: Callable[[Run], float | None]) -> Estimate | None:
+    known = [(value, run.card) for run in runs if (value := value_of(run)) is not None]
+    return mean_estimate([value for value, _ in known], [card for _, card in known]) if known else None

@@ -97,7 +97,8 @@ def paired_half_s(baseline: PresetWork, other: PresetWork) -> float | None:
     rounds = sorted(slow.keys() & fast.keys())
     if not rounds:
         return None
-    interval = mean_estimate([slow[r] - fast[r] for r in rounds]).interval
+    cards = [baseline.row.card_of_round[r] for r in rounds]
+    interval = mean_estimate([slow[r] - fast[r] for r in rounds], cards).interval
     return None if interval is None else (interval[1] - interval[0]) / 2
 
 

@@ -1,12 +1,13 @@
 """Interval estimates: means and ratios over processes, means over many items, and proportions of items.
 
-The unit of replication is the process for times and the item for quality; values inside one are subsamples.
+The unit of replication is the process for times and the item for quality; values inside one are subsamples. Processes
+of one card may be alike, so that the unit is the card wherever enough of them were measured.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,9 @@ class Estimate:
     interval: tuple[float, float] | None
     """None where n is too small to give one."""
     n: int
+    cards: int | None = None
+    """How many cards were measured. From `LEAST_VALUES` on they are the units of replication and `n` counts them; of
+    fewer the interval is one over processes of these cards, and does not cover others. None where that is not known."""
 
     @property
     def excludes_one(self) -> bool:
@@ -44,6 +48,17 @@ class Summary:
     """One per process."""
 
 
+def card_values(values: Sequence[float], cards: Sequence[Hashable]) -> list[float]:
+    """The mean of each card's `values` where there are `LEAST_VALUES` cards, else the values as they are.
+
+    `cards` has the card of each value, or nothing where that is not known.
+    """
+    by_card: dict[Hashable, list[float]] = {}
+    for value, card in zip(values, cards, strict=True) if cards else ():
+        by_card.setdefault(card, []).append(value)
+    return [float(np.mean(of_card)) for of_card in by_card.values()] if len(by_card) >= LEAST_VALUES else list(values)
+
+
 def process_value(values: Mapping[str, Sequence[float]]) -> float:
     """The one value of a process: the mean over items of each item's mean, so that every item weighs the same.
 
@@ -54,21 +69,28 @@ def process_value(values: Mapping[str, Sequence[float]]) -> float:
     return float(np.mean([np.mean(of_item) for of_item in values.values()]))
 
 
-def summarize(values: Sequence[float]) -> Summary:
-    """Mean with its t-interval and median of one value per process. Raises ValueError for no values."""
+def summarize(values: Sequence[float], cards: Sequence[Hashable] = ()) -> Summary:
+    """Mean with its t-interval and median of one value per process, of which `cards` has each one's card.
+
+    Raises ValueError for no values.
+    """
     if not values:
         raise ValueError("there is nothing to summarize")
-    return Summary(mean=mean_estimate(values), median=float(np.median(values)), values=tuple(values))
+    return Summary(mean=mean_estimate(values, cards), median=float(np.median(values)), values=tuple(values))
 
 
-def mean_estimate(values: Sequence[float]) -> Estimate:
-    """The mean of independent values and its two-sided t-interval, None below `LEAST_VALUES`."""
-    n = len(values)
-    mean = float(np.mean(values))
+def mean_estimate(values: Sequence[float], cards: Sequence[Hashable] = ()) -> Estimate:
+    """The mean of independent values and its two-sided t-interval, None below `LEAST_VALUES`.
+
+    Where `cards` names the card of each value, and there are enough of them, both are of the cards' means.
+    """
+    units, different = card_values(values, cards), len(set(cards)) or None
+    n = len(units)
+    mean = float(np.mean(units))
     if n < LEAST_VALUES:
-        return Estimate(mean, None, n)
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Estimate(mean, (mean - half, mean + half), n)
+        return Estimate(mean, None, n, different)
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * float(np.std(units, ddof=1)) / math.sqrt(n)
+    return Estimate(mean, (mean - half, mean + half), n, different)
 
 
 _RESAMPLES = 9999
@@ -100,16 +122,22 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Estimate:
     return Estimate(mean, (float(interval.low), float(interval.high)), len(values))
 
 
-def ratio_interval(baseline_by_round: Mapping[int, float], other_by_round: Mapping[int, float]) -> Estimate | None:
+def ratio_interval(
+    baseline_by_round: Mapping[int, float],
+    other_by_round: Mapping[int, float],
+    card_of_round: Mapping[int, Hashable] | None = None,
+) -> Estimate | None:
     """The factor baseline / other: above 1 where the other one takes less time.
 
     Both map a round to the positive value of the process that ran in it. Pairing by round removes what a round's
     processes share, such as a warm room. The value is the geometric mean of the per-round ratios; the interval is the
-    t-interval of their logarithms, None below `LEAST_VALUES` rounds. `n` counts the rounds that both have.
-    None where they share no round.
+    t-interval of their logarithms, None below `LEAST_VALUES` rounds. `n` counts the rounds that both have, or their
+    cards where `card_of_round` names enough of them. None where they share no round.
     """
     logs = log_ratios(baseline_by_round, other_by_round)
-    return exponential_of(mean_estimate(logs)) if logs else None
+    shared = sorted(baseline_by_round.keys() & other_by_round.keys())
+    cards = [card_of_round[round_] for round_ in shared] if card_of_round else []
+    return exponential_of(mean_estimate(logs, cards)) if logs else None
 
 
 def log_ratios(baseline_by_round: Mapping[int, float], other_by_round: Mapping[int, float]) -> list[float]:
@@ -150,7 +178,7 @@ def exponential_of(of_logs: Estimate | None) -> Estimate | None:
         return None
     bounds = of_logs.interval
     interval = None if bounds is None else (math.exp(bounds[0]), math.exp(bounds[1]))
-    return Estimate(math.exp(of_logs.value), interval, of_logs.n)
+    return Estimate(math.exp(of_logs.value), interval, of_logs.n, of_logs.cards)
 
 
 MIN_ITEMS = 30

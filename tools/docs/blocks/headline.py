@@ -10,7 +10,7 @@ from kontext_fast.records.names import parse_ablation
 from kontext_fast.report.model import GroupReport, Report
 from kontext_fast.report.text import costs
 from kontext_fast.report.text.markup import Markdown, bullets, code_span, paragraphs, table
-from kontext_fast.report.text.phrases import of_other_plans, provenance
+from kontext_fast.report.text.phrases import of_other_plans, on_cards, provenance
 from tools.docs.doc_context import NOTHING, DocContext, unmeasured_peers
 
 HEADER = ("preset", "time per call", "as fast as baseline", "steps", "quality", "peak memory", "saved a month", "n")
@@ -33,9 +33,11 @@ def render(context: DocContext) -> Markdown:
             bullets(Markdown("<sup>{}</sup> {}").format(number, label) for number, label in enumerate(labels, 1)),
             _not_timed(failed, unmeasured_peers(group)),
             _not_counted(measured, group),
-            f"{group.title}: {provenance([group.group])}. Ranges in brackets are 95 % intervals over n processes.",
+            f"{group.title}: {provenance([group.group])}. "
+            "Ranges in brackets are 95 % intervals over n processes or cards.",
             group.caution,
             group.checks[0] if group.checks else None,
+            " ".join(on_cards(group.group)) or None,
             _money(group, report),
         ]
     )
@@ -53,7 +55,7 @@ def _cells(row: Row, group: GroupReport, labels: Sequence[str]) -> tuple[str, ..
         str(group.quality[row.preset]),
         fmt.peak_memory(row.memory),
         saved if isinstance(saved, str) else fmt.usd_with_interval(saved),
-        str(row.time.mean.n),
+        fmt.n_of(row.time.mean).removeprefix("n="),
     )
 
 

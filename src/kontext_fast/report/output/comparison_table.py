@@ -73,7 +73,7 @@ def _cells(change: Change) -> list[object]:
 
 
 def _time(estimate: Estimate | None) -> str:
-    return "" if estimate is None else f"{fmt.seconds_estimate(estimate)} (n={estimate.n})"
+    return "" if estimate is None else f"{fmt.seconds_estimate(estimate)} ({fmt.n_of(estimate)})"
 
 
 def _percent(ratio: float) -> str:

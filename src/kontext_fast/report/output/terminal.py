@@ -195,7 +195,7 @@ def _numbered(preset: str, own: Iterable[str], labels: list[str]) -> str:
 def _factor(row: Row) -> str:
     if row.factor is None:
         return row.factor_note or ""
-    return f"{fmt.factor(row.factor)} ({fmt.factor_range_short(row.factor) or f'n={row.factor.n}'})"
+    return f"{fmt.factor(row.factor)} ({fmt.factor_range_short(row.factor) or fmt.n_of(row.factor)})"
 
 
 def _cost_cells(preset: PresetCost, labels: list[str]) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ def _speed_tip(bar: SpeedBar) -> str:
     if bar.time is None:
         return f"{name}: {bar.note or fmt.NOT_MEASURED}"
     factor = f"; {fmt.factor_with_interval(bar.factor)} as fast" if bar.factor else ""
-    return f"{name}: {fmt.seconds_with_interval(bar.time)}{factor}; n={bar.time.n}"
+    return f"{name}: {fmt.seconds_with_interval(bar.time)}{factor}; {fmt.n_of(bar.time)}"
 
 
 def _draw_factors(slot: Slot, panel: SpeedPanel) -> None:
@@ -195,4 +195,4 @@ def _stacked_tip(row: StackedRow) -> str:
         return f"{row.name}: {row.note or fmt.NOT_MEASURED}"
     parts = ", ".join(f"{part.name} {fmt.seconds(part.seconds)}" for part in row.parts)
     note = f"; {row.note}" if row.note else ""
-    return f"{row.name}: {fmt.seconds_with_interval(row.whole)}: {parts}{note}; n={row.whole.n}"
+    return f"{row.name}: {fmt.seconds_with_interval(row.whole)}: {parts}{note}; {fmt.n_of(row.whole)}"

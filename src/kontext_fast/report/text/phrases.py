@@ -16,10 +16,11 @@ from kontext_fast.analysis.groups import Group, Plan, Run
 from kontext_fast.analysis.names import cell_name
 from kontext_fast.analysis.rows import Row
 from kontext_fast.analysis.tiers import is_meaningless
-from kontext_fast.records.names import is_peer
+from kontext_fast.records.names import is_peer, ran_on_gpu
 from kontext_fast.records.schema import BASELINE, CONTROL, Sample
 from kontext_fast.report.verification import Verdicts, VerdictSummary
 from kontext_fast.stats.claims import faster_without_control, speed_claim
+from kontext_fast.stats.intervals import LEAST_VALUES
 from kontext_fast.stats.series import drift, outliers, percentile
 
 _PERCENTILES = (90, 95, 99)
@@ -31,6 +32,7 @@ def checks(group: AnalyzedGroup) -> tuple[str, ...]:
         return ()
     return (
         _control(group),
+        *on_cards(group),
         *of_other_plans(group),
         *(sentence for preset in group.presets for sentence in _of_preset(preset, group.runs_of(preset))),
         *_of_the_card([sample for run in group.runs for sample in run.samples]),
@@ -49,6 +51,21 @@ def _control(group: AnalyzedGroup) -> str:
     if limit is not None:
         return f"A/A control: from the centre of the suite. Differences below {100 * limit:.1f} % are not claimed."
     return "A/A control: none with an interval, so a small factor may be noise."
+
+
+def on_cards(group: AnalyzedGroup) -> Iterator[str]:
+    """What the intervals say of other cards of the same name."""
+    cards = {preset: len({run.card for run in group.runs_of(preset)}) for preset in group.presets}
+    if not ran_on_gpu(group.runs[0].record.environment):
+        return
+    most = len({run.card for run in group.runs})
+    if most == 1:
+        yield "All runs were on one card, so that no interval covers another card of its name."
+    elif covering := [preset for preset, count in cards.items() if count >= LEAST_VALUES]:
+        rest = " All others cover further runs on the same cards only." if len(covering) < len(cards) else ""
+        yield f"Of {most} cards: the intervals of {', '.join(covering)} are over the means of cards.{rest}"
+    else:
+        yield f"Runs on {most} cards, too few for intervals that cover another one; they cover further runs on these."
 
 
 def _of_preset(preset: str, runs: Sequence[Run]) -> Iterator[str]:
@@ -166,7 +183,7 @@ def _fastest_without_interval(rows: Sequence[Row]) -> str | None:
     if not candidates or any(factor.interval for factor, _ in peers):
         return None
     factor, row = max(candidates, key=lambda peer: peer[0].value)
-    rounds = fmt.count(factor.n, "round")
+    rounds = fmt.replication(factor, "round")
     return (
         f"No peer ran often enough for an interval, so nothing is claimed of them; the shortest time is that of "
         f"{row.preset}: {fmt.factor(factor)} as fast as baseline in {rounds}."
@@ -225,7 +242,7 @@ def _fastest(compared: Sequence[Row], rows: Sequence[Row], limit: float | None, 
 def _claim(row: Row) -> str:
     """Of a row that may be called faster, which has a factor with an interval."""
     assert row.factor is not None
-    rounds = fmt.count(row.factor.n, "round")
+    rounds = fmt.replication(row.factor, "round")
     return f"{fmt.factor(row.factor)} as fast as baseline (95 % interval {fmt.factor_range(row.factor)}, {rounds})"
 
 

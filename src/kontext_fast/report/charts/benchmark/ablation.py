@@ -96,7 +96,7 @@ def _panel(group: AnalyzedGroup, preset: str) -> AblationPanel:
 
 
 def _point(group: AnalyzedGroup, name: str, how: How, slower: str, faster: str) -> AblationPoint:
-    factor = ratio_interval(group.by_round(slower), group.by_round(faster))
+    factor = ratio_interval(group.by_round(slower), group.by_round(faster), group.card_of_round)
     if factor is not None:
         return AblationPoint(name, how, factor, speed_claim(factor, group.smallest_claim), None)
     for preset in (slower, faster):
@@ -152,5 +152,5 @@ def _draw_panel(slot: Slot, panel: AblationPanel) -> None:
     for number, point in enumerate(panel.points):
         said = point.note or fmt.NOT_MEASURED
         if point.factor is not None:
-            said = f"{fmt.factor_with_interval(point.factor)}; n={point.factor.n}"
+            said = f"{fmt.factor_with_interval(point.factor)}; {fmt.n_of(point.factor)}"
         rows.hit(number, f"{names[number]}: {said}")

@@ -85,18 +85,19 @@ def _groups_of(preset: str, groups: Sequence[AnalyzedGroup]) -> list[AnalyzedGro
 
 def _row(group: AnalyzedGroup, preset: str) -> StackedRow | None:
     runs = group.runs_of(preset)
-    starts = [start for run in runs if (start := _start(run.record)) is not None]
+    measured = [(start, run.card) for run in runs if (start := _start(run.record)) is not None]
+    starts, cards = [start for start, _ in measured], [card for _, card in measured]
     name = f"{preset}{_CACHES[group.compile_cache]}"
     if not starts:
         failures = group.failures_of(preset)
         reason = f"{failures[0].status}: {failures[0].reason}" if failures else None
         return StackedRow(name, (), None, reason, preset) if reason else None
     shown = [name for name in COLORS if name in starts[0]]
-    parts = tuple(Part(part, mean_estimate([start[part] for start in starts]).value) for part in shown)
+    parts = tuple(Part(part, mean_estimate([start[part] for start in starts], cards).value) for part in shown)
     notes = [f"new size {fmt.seconds(unseen.value)}"] if (unseen := _unseen([run.record for run in runs])) else []
     if (later := _later([run.record for run in runs])) is not None:
         notes.append(f"then {fmt.seconds(later.value)}")
-    whole = mean_estimate([sum(start.values()) for start in starts])
+    whole = mean_estimate([sum(start.values()) for start in starts], cards)
     return StackedRow(name, parts, whole, ", ".join(notes), preset)
 
 

@@ -150,7 +150,7 @@ def _draw(slot: Slot, panel: LikePanel) -> None:
         place += GAP if number < len(panel.blocks) - 1 else 0
     rows.axes.set_ylim(place - 0.5, -0.5)
     for at, row in hits:
-        rows.hit(at, f"{shown_name(row)}: {fmt.seconds_with_interval(row.time)}; n={row.time.n}", row.preset)
+        rows.hit(at, f"{shown_name(row)}: {fmt.seconds_with_interval(row.time)}; {fmt.n_of(row.time)}", row.preset)
 
 
 def shown_name(row: LikeRow) -> str:

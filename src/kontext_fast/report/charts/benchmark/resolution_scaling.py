@@ -165,7 +165,7 @@ def _draw_panel(slot: Slot, panel: ScalingPanel) -> None:
             if point.time.interval:
                 axes.plot([point.tokens] * 2, point.time.interval, color=style.INK, linewidth=1.4)
             (dot,) = axes.plot([point.tokens], [point.time.value], "o", color=color, markersize=7)
-            words = f"{line.preset} at {point.size}: {fmt.seconds_with_interval(point.time)}; n={point.time.n}"
+            words = f"{line.preset} at {point.size}: {fmt.seconds_with_interval(point.time)}; {fmt.n_of(point.time)}"
             tip(dot, words, line.preset)
         last = line.points[-1]
         if narrow:

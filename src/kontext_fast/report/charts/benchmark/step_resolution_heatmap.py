@@ -200,7 +200,7 @@ def _of_seconds(table: HeatmapTable, slowest: float) -> dict[tuple[int, Size], _
             _shade("cividis_r", estimate.value / slowest),
             fmt.seconds_estimate(estimate),
             fmt.seconds_range(estimate) or "",
-            f"{table.preset}, {_place(place)}: {fmt.seconds_with_interval(estimate)}; n={estimate.n}",
+            f"{table.preset}, {_place(place)}: {fmt.seconds_with_interval(estimate)}; {fmt.n_of(estimate)}",
         )
         for place, estimate in table.cells.items()
     }

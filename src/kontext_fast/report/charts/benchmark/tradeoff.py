@@ -166,7 +166,7 @@ def _draw(slot: Slot, panel: TradeoffPanel) -> None:
             axes.plot(point.time.interval, [point.distance] * 2, color=color, linewidth=1.4, alpha=0.6)
         (mark,) = axes.plot([point.time.value], [point.distance], "o", markersize=9, color=color, zorder=4)
         words = f"{plain_name(point.preset)}: {fmt.seconds_with_interval(point.time)}, distance {point.distance:.2g}"
-        tip(mark, f"{words}; n={point.time.n}", point.preset)
+        tip(mark, f"{words}; {fmt.n_of(point.time)}", point.preset)
     _label(axes, panel.points, slot.canvas)
 
 
