@@ -1,19 +1,26 @@
-"""Time what a scaled float8 file and an exchange of adapters cost at full size, and how far float8 is from what it was.
+"""What people's weights cost at full size: a scaled float8 file, an exchange of adapters, and a card of 16 GB.
 
-Usage: python -m benchmarks.gpu.weights_check [--checkpoint random] [--preset balanced] [--out FILE.json]
+Usage: python -m benchmarks.gpu.weights_check [--checkpoint random] [--preset balanced] [--minutes 9] [--out FILE.json]
 
-Writes the transformer of the checkpoint to a scaled float8 file with the names of the original release (12 GB for
-`random`), reads it again, and compares one step of both in full precision. Then merges and exchanges two LoRAs of rank
-16 by `acceleration.set_adapters`. Seconds, and GiB of GPU memory. Exit code 0: done; 3: no GPU.
+With `random` it first makes two edits in a process that gets 15.5 GiB of the GPU (`low_memory_check --gib 15.5`). Then
+it writes the transformer of the checkpoint to a scaled float8 file with the names of the original release (12 GB for
+`random`), reads it again, and compares one step of both, stock and under the preset: how many matrices run as stored,
+and how far each is from the step of the original. Then it merges and exchanges two LoRAs of rank 16 by
+`acceleration.set_adapters`. Seconds, and GiB of GPU memory by stage. The file is written again after every stage, and
+when the minutes are over the process ends with what it has. Exit code 0: done; 1: the minutes were over; 3: no GPU.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import os
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,65 +41,146 @@ _LARGEST = 448.0
 
 
 def main() -> int:
-    """Write, read, compare, exchange, print and store."""
+    """Measure stage by stage; print and store each."""
     parser = option_parser(__doc__)
     parser.add_argument("--checkpoint", default="random")
     parser.add_argument("--preset", default="balanced")
     parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--minutes", type=float, default=9.0)
     arguments = parser.parse_args()
     if not has_gpu():
         return NO_GPU
-    pipe = load(arguments.checkpoint).pipe
-    report = {"gpu": torch.cuda.get_device_name(), **measured(pipe, arguments.preset, arguments.size)}
-    print(json.dumps(report, indent=1))
-    write_report(report, arguments.out)
+    report = Stages({"checkpoint": arguments.checkpoint, "preset": arguments.preset}, arguments.out)
+    over = threading.Timer(60 * arguments.minutes, report.give_up)
+    over.daemon = True
+    over.start()
+    if arguments.checkpoint == "random":
+        # First, while this process has nothing on the card.
+        with report.stage("edits_in_15.5_gib"):
+            report.note(low_memory=_edits_in_16_gb(timeout_s=30 * arguments.minutes))
+    report.note(gpu=torch.cuda.get_device_name())
+    with report.stage("load"):
+        pipe = load(arguments.checkpoint).pipe
+    measure(report, pipe, arguments.preset, arguments.size)
+    report.note(complete=True)
     return 0
 
 
-def measured(pipe: Any, preset: str, size: int) -> dict[str, Any]:
-    """The report, of `pipe` on the device that it is on."""
+class Stages:
+    """A report that is stored after each of its stages."""
+
+    def __init__(self, facts: dict[str, Any], out: Path | None) -> None:
+        self.facts: dict[str, Any] = {**facts, "complete": False, "stages": {}}
+        self._out = out
+        self._now = "start"
+
+    def note(self, **facts: Any) -> None:
+        """Add facts, and store all."""
+        self.facts.update(facts)
+        print(json.dumps(facts), flush=True)
+        write_report(self.facts, self._out)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what runs inside, to its end on the GPU, with the memory that it allocated at most."""
+        self._now, on_gpu, began = name, torch.cuda.is_initialized(), time.perf_counter()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        yield
+        measured: dict[str, float] = {}
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+            measured["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        measured["seconds"] = time.perf_counter() - began
+        self.facts["stages"][name] = measured
+        self.note(**{name: measured["seconds"]})
+
+    def give_up(self) -> None:
+        """End the process: the minutes are over."""
+        print(f"The minutes are over in the stage {self._now}; what was measured before is stored.", file=sys.stderr)
+        os._exit(1)
+
+
+def _edits_in_16_gb(timeout_s: float) -> dict[str, Any]:
+    """The report of `low_memory_check --gib 15.5`, or why there is none."""
+    with TemporaryDirectory() as place:
+        out = Path(place) / "low_memory.json"
+        command = [sys.executable, "-m", "benchmarks.gpu.low_memory_check", "--gib", "15.5", "--out", str(out)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        except subprocess.TimeoutExpired:
+            return {"failed": f"not done after {timeout_s:.0f} s"}
+        if not out.is_file():
+            return {"failed": (done.stderr or done.stdout)[-400:]}
+        stored: dict[str, Any] = json.loads(out.read_text())
+        return stored
+
+
+def measure(report: Stages, pipe: Any, preset: str, size: int) -> None:
+    """The stages of `pipe`, on the device that it is on; its transformer is another one afterwards."""
     device, dtype = pipe.transformer.device, pipe.transformer.dtype
     request = EditRequest("make the circle red", held_out(1)[0].render(size), steps=1, seed=0, size=(size, size))
-    report: dict[str, Any] = {}
+
+    def step() -> torch.Tensor:
+        return final_latents(pipe, [request]).float()
+
+    def accelerated_step(name: str) -> torch.Tensor:
+        with report.stage(f"accelerate_{name}"):
+            acceleration = accelerate(pipe, preset, quiet=True)
+        with report.stage(f"first_step_{name}"):
+            latents = step()
+        report.note(**{f"as_stored_{name}": acceleration.facts.get("engine", {}).get("as_stored")})
+        with report.stage(f"revert_{name}"):
+            acceleration.revert()
+        return latents
+
     with TemporaryDirectory() as place:
         folder = Path(place)
-        before = final_latents(pipe, [request]).float()
+        file = folder / "fp8_scaled.safetensors"
+        with report.stage("first_step"):
+            of_original = step()
+        fast_original = accelerated_step("original")
         pipe.transformer.save_config(folder / "transformer")
-        report["write_s"] = _seconds(device, lambda: write_scaled(pipe.transformer, folder / "fp8_scaled.safetensors"))
-        original = pipe.transformer.to("cpu")
-        read: list[Any] = []
-        report["read_s"] = _seconds(
-            device, lambda: read.append(load_transformer(folder / "fp8_scaled.safetensors", folder, dtype)[0])
+        with report.stage("write"):
+            write_scaled(pipe.transformer, file)
+        # Freed before the other one is read, so that a step of the file has the memory of a step.
+        pipe.transformer = None
+        gc.collect()
+        with report.stage("read"):
+            transformer = load_transformer(file, folder, dtype)[0]
+        with report.stage("to_device"):
+            pipe.transformer = transformer.to(device)
+        with report.stage("first_step_of_the_file"):
+            of_file = step()
+        fast_file = accelerated_step("file")
+        report.note(
+            relative_error={
+                "file": _difference(of_file, of_original),
+                f"{preset}": _difference(fast_original, of_original),
+                f"{preset} of the file": _difference(fast_file, of_original),
+                f"{preset} of the file, to the file": _difference(fast_file, of_file),
+            }
         )
-        report["to_device_s"] = _seconds(device, lambda: read[0].to(device))
-        pipe.transformer = read.pop()
-        after = final_latents(pipe, [request]).float()
-        report["relative_error_of_a_step"] = float((after - before).norm() / before.norm())
-        pipe.transformer = original.to(device)
         names = ("first", "second")
-        for seed, name in enumerate(names):
-            write_adapter(pipe.transformer, folder / f"{name}.safetensors", seed)
-        for name in names:
-            pipe.load_lora_weights(place, weight_name=f"{name}.safetensors", adapter_name=name)
-        pipe.set_adapters("first")
-        acceleration = accelerate(pipe, preset, quiet=True)
-        final_latents(pipe, [request])
-        report["exchange_s"] = [
-            _seconds(device, partial(acceleration.set_adapters, name)) for name in ("second", "first", "second")
-        ]
-        final_latents(pipe, [request])
+        with report.stage("load_adapters"):
+            for seed, name in enumerate(names):
+                write_adapter(pipe.transformer, folder / f"{name}.safetensors", seed)
+            for name in names:
+                pipe.load_lora_weights(place, weight_name=f"{name}.safetensors", adapter_name=name)
+            pipe.set_adapters("first")
+        with report.stage("accelerate_with_an_adapter"):
+            acceleration = accelerate(pipe, preset, quiet=True)
+        for number, name in enumerate(("second", "first", "second")):
+            with report.stage(f"exchange_{number}"):
+                acceleration.set_adapters(name)
+        with report.stage("step_after_exchange"):
+            step()
         acceleration.revert()
-    if device.type == "cuda":
-        report["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return report
 
 
-def _seconds(device: torch.device, call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+def _difference(latents: torch.Tensor, reference: torch.Tensor) -> float:
+    """Relative, by norms."""
+    return float((latents - reference).norm() / reference.norm())
 
 
 def write_scaled(transformer: Any, file: Path) -> None:
@@ -107,12 +195,12 @@ def write_scaled(transformer: Any, file: Path) -> None:
                 continue
             parts = [weights[f"{piece.layer}.{part}"] for piece in pieces]
             rows = [tensor[piece.rows(len(tensor))] for piece, tensor in zip(pieces, parts, strict=True)]
-            whole = torch.cat(rows).cpu()
+            whole = torch.cat(rows)
             if whole.dim() == 2:
                 scale = whole.abs().amax().float() / _LARGEST
-                stored[f"{name}.scale_weight"] = scale
+                stored[f"{name}.scale_weight"] = scale.cpu()
                 whole = (whole.float() / scale).to(torch.float8_e4m3fn)
-            stored[f"{name}.{'scale' if 'norm' in name else part}"] = whole
+            stored[f"{name}.{'scale' if 'norm' in name else part}"] = whole.cpu()
     save_file({**stored, "scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}, file)
 
 

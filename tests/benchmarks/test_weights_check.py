@@ -1,11 +1,49 @@
 from __future__ import annotations
 
-from benchmarks.gpu.weights_check import measured
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.gpu.weights_check import Stages, measure
 from tests.pipelines import SIDE, small_pipeline
 
 
-def test_small_model_is_written_read_and_exchanged() -> None:
-    report = measured(small_pipeline(), "faithful", SIDE)
-    assert 1e-4 < report["relative_error_of_a_step"] < 0.1
-    assert len(report["exchange_s"]) == 3
-    assert all(seconds > 0 for seconds in report["exchange_s"])
+def test_small_model_is_written_read_and_exchanged(tmp_path: Path) -> None:
+    report = Stages({}, tmp_path / "report.json")
+    measure(report, small_pipeline(), "balanced", SIDE)
+    stored = json.loads((tmp_path / "report.json").read_text())
+    errors = stored["relative_error"]
+    assert 1e-4 < errors["file"] < 0.1
+    assert 1e-4 < errors["balanced"] < 0.1
+    # Without a second rounding of the weights, what is left is that of the activations.
+    assert errors["balanced of the file, to the file"] < errors["balanced"]
+    assert stored["as_stored_original"] is None
+    assert stored["as_stored_file"] == 11
+    stages = stored["stages"]
+    assert {"read", "write", "to_device", "exchange_0", "exchange_1", "exchange_2", "step_after_exchange"} <= set(
+        stages
+    )
+    assert all(measured["seconds"] > 0 for measured in stages.values())
+
+
+OVER = """
+import sys, threading, time
+from pathlib import Path
+from benchmarks.gpu.weights_check import Stages
+report = Stages({}, Path(sys.argv[1]))
+report.note(gpu="one")
+with report.stage("read"):
+    threading.Timer(0.1, report.give_up).start()
+    time.sleep(60)
+"""
+
+
+def test_report_is_stored_when_the_minutes_are_over(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    done = subprocess.run(
+        [sys.executable, "-c", OVER, str(out)], capture_output=True, text=True, timeout=250, check=False
+    )
+    assert done.returncode == 1
+    assert "in the stage read" in done.stderr
+    assert json.loads(out.read_text()) == {"complete": False, "stages": {}, "gpu": "one"}
