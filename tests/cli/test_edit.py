@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import torch
 from diffusers import FluxTransformer2DModel
 from PIL import Image
 
-from kontext_fast.optimizations.acceleration import current
+from kontext_fast.optimizations.acceleration import accelerate, current
 from kontext_fast.optimizations.presets import faster_presets
-from kontext_fast.pipeline.edit import edit
+from kontext_fast.pipeline.edit import EditRequest, edit
 from kontext_fast.pipeline.images import ImageFile, Origin, read_origin
+from kontext_fast.pipeline.load import load
 
 QUICK = ("--steps", "1", "--checkpoint", "tiny", "--seed", "5")
 
@@ -176,6 +178,29 @@ def test_several_images_and_formats_in_one_line(kontext: Any, picture: Path, tmp
     single = kontext("edit", picture, "make it red", *QUICK, "-q", "-o", "cat.webp")
     assert (single.code, single.out) == (0, "cat.webp\n")
     assert read_origin("cat.webp")["instruction"] == "make it red"
+
+
+def test_images_are_stitched_to_one_input(kontext: Any, picture: Path, tmp_path: Path) -> None:
+    other = tmp_path / "hat.png"
+    Image.new("RGB", (100, 200), "blue").save(other)
+    line = ("edit", picture, other, "put them together", *QUICK, "--stitch", "-o", "both.png")
+    outcome = kontext(*line)
+    with Image.open(picture) as first:
+        height = first.height
+        width = first.width + round(height / 2)
+    assert f"2 images are joined side by side to {width}x{height}." in outcome.err
+    assert Path("both.png").is_file()
+    request = EditRequest("put them together", [picture, other], steps=1, seed=5)
+    pipe = load("tiny", device="cpu").pipe
+    with accelerate(pipe, "faithful", quiet=True), Image.open("both.png") as stored:
+        assert stored.tobytes() == edit(pipe, request).image.tobytes()
+    assert read_origin(Path("both.png"))["images"] == "2"
+    assert json.loads(kontext(*line, "--json").out)["images"] == []
+    os.utime(other, (time.time() + 60, time.time() + 60))
+    assert len(json.loads(kontext(*line, "--json").out)["images"]) == 1
+    alone = kontext("edit", picture, "x", "--stitch", *QUICK)
+    assert alone.code == 2
+    assert "--stitch joins several images" in alone.err
 
 
 def test_names_of_diffusers_are_understood(kontext: Any, picture: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from kontext_fast.datasets import read_dataset
-from kontext_fast.errors import InvalidInput
+from kontext_fast.errors import InvalidInput, Refused
 from tests.datasets.test_folder import _picture
 
 
@@ -112,3 +116,87 @@ def test_bad_tables_are_refused_with_the_reason(folder: Path, content: str, word
         read_dataset(folder / "edits.csv")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def content(folder: Path, name: str) -> bytes:
+    return (folder / f"{name}.png").read_bytes()
+
+
+def stored(folder: Path, name: str) -> dict[str, Any]:
+    """As Hugging Face's datasets stores an image."""
+    return {"bytes": content(folder, name), "path": f"{name}.png"}
+
+
+def write_parquet(file: Path, rows: list[dict[str, Any]]) -> Path:
+    from pyarrow import parquet
+
+    file.parent.mkdir(exist_ok=True)
+    parquet.write_table(pa.Table.from_pylist(rows), file)
+    return file
+
+
+FORMS: dict[str, Callable[[Path, str], Any]] = {
+    "struct": stored,
+    "bytes": content,
+    "path": lambda _, name: f"{name}.png",
+    "struct of a path": lambda _, name: {"bytes": None, "path": f"{name}.png"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_parquet_has_images_as_bytes_or_paths(folder: Path, form: str) -> None:
+    image = FORMS[form]
+    rows = [
+        {
+            "source_img": image(folder, name),
+            "instruction": f"change {name}",
+            "target_img": image(folder, "c"),
+            "turn": 1,
+        }
+        for name in "ab"
+    ]
+    dataset = read_dataset(write_parquet(folder / "edits.parquet", rows))
+    (folder / "edits.csv").write_text("image,instruction,target\na.png,change a,c.png\nb.png,change b,c.png\n")
+    as_csv = read_dataset(folder / "edits.csv")
+    assert [item.id for item in dataset.items] == [item.id for item in as_csv.items]
+    for item, other in zip(dataset.items, as_csv.items, strict=True):
+        assert item.image.tobytes() == other.image.tobytes()
+        assert item.target is not None
+        assert other.target is not None
+        assert item.target.tobytes() == other.target.tobytes()
+    assert dataset.rejected == ("The column turn is not used.",)
+
+
+@pytest.mark.parametrize("inner", [".", "data"])
+def test_parquet_files_of_a_folder_are_one_data_set(folder: Path, tmp_path_factory: Any, inner: str) -> None:
+    place = tmp_path_factory.mktemp("set")
+    for number, name in enumerate("ab"):
+        rows = [
+            {"image": stored(folder, name), "text": "make it red"},
+            {"image": {"bytes": b"no image", "path": "x.png"}, "text": "x"},
+        ]
+        write_parquet(place / inner / f"train-{number:05}-of-00002.parquet", rows)
+    dataset = read_dataset(place)
+    assert dataset.name == place.name
+    assert len(dataset.items) == 2
+    assert len(dataset.rejected) == 2
+    assert dataset.rejected[0].startswith("train-00000-of-00002.parquet, row 2 is left out: The input image is not")
+
+
+def test_parquet_that_cannot_be_read_is_refused(folder: Path) -> None:
+    file = write_parquet(folder / "edits.parquet", [{"image": "a.png", "instruction": "x"}])
+    whole = file.read_bytes()
+    for broken in (b"", b"PAR1", whole[: len(whole) // 2], whole[:-1]):
+        file.write_bytes(broken)
+        with pytest.raises(InvalidInput, match="no readable Parquet file"):
+            read_dataset(file)
+    write_parquet(file, [{"image": "a.png", "instruction": 7}])
+    with pytest.raises(InvalidInput, match="row 1 is left out: the instruction is not a text"):
+        read_dataset(file)
+
+
+def test_parquet_without_its_package_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (folder / "edits.parquet").write_bytes(b"PAR1")
+    with pytest.raises(Refused, match=r"kontext-fast\[tables\]"):
+        read_dataset(folder / "edits.parquet")

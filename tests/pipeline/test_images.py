@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from kontext_fast.datasets.folder import read_folder
 from kontext_fast.errors import InvalidInput
 from kontext_fast.pipeline.edit import EditRequest
-from kontext_fast.pipeline.images import FORMATS, ImageFile, Origin, read_origin, to_rgb
+from kontext_fast.pipeline.images import FORMATS, STITCHED, ImageFile, Origin, read_origin, to_rgb
 from kontext_fast.version import __version__
 
 RED = (255, 0, 0)
@@ -243,7 +243,8 @@ def test_gray_arrays_are_read() -> None:
     ("image", "words"),
     [
         ([], "empty"),
-        ([Image.new("RGB", (16, 16))] * 2, "one input image, not 2"),
+        ([Image.new("RGB", (16, 16)), 42], "type int"),
+        (b"no image", "The input image is not an image that can be read"),
         (np.zeros((2, 16, 16, 3), np.uint8), "one input image, not a batch"),
         (torch.full((3, 16, 16), 255.0), "must lie in 0..1"),
         (torch.full((3, 16, 16), -1.0), "must lie in 0..1"),
@@ -263,6 +264,19 @@ def test_anything_but_one_image_is_refused(image: Any, words: str) -> None:
     with pytest.raises(InvalidInput, match=words) as caught:
         to_rgb(image)
     assert "\n" not in str(caught.value)
+
+
+def test_several_images_are_joined_in_the_height_of_the_first(tmp_path: Path) -> None:
+    Image.new("RGB", (10, 40), "blue").save(tmp_path / "blue.png")
+    small = np.full((10, 15, 3), (0, 255, 0), np.uint8)
+    joined = to_rgb([Image.new("RGB", (30, 20), "red"), tmp_path / "blue.png", small])
+    assert joined.size == (30 + 5 + 30, 20)
+    expected = np.zeros((20, 65, 3), np.uint8)
+    expected[:, :30], expected[:, 30:35], expected[:, 35:] = (255, 0, 0), (0, 0, 255), (0, 255, 0)
+    np.testing.assert_array_equal(np.asarray(joined), expected)
+    assert to_rgb(joined).info[STITCHED] == 3
+    assert STITCHED not in to_rgb([small]).info
+    assert to_rgb((tmp_path / "blue.png").read_bytes()).size == (10, 40)
 
 
 def test_unreadable_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

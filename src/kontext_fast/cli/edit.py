@@ -86,6 +86,9 @@ def command(
             show_default=False,
         ),
     ] = None,
+    stitch: Annotated[
+        bool, typer.Option("--stitch", help="Join the images side by side to one input, instead of editing each.")
+    ] = False,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
     json: options.Json = False,
@@ -116,6 +119,10 @@ def command(
         true_cfg=true_cfg,
         size=parse_size(size) if size else None,
     )
+    if stitch and len(images) < 2:
+        raise InvalidInput(
+            "--stitch joins several images to one; name them all before the instruction, or leave it out."
+        )
     if ray:
         from kontext_fast.cli.rows.on_ray import RayRunner
 
@@ -139,13 +146,21 @@ def command(
         )
         rows = read_manifest(manifest, folder, defaults)
     else:
-        into_folder = len(images) > 1 or any(path.is_dir() for path in paths)
-        outputs = outputs_of(images, out, count=num_images, into_folder=into_folder)
-        if len(images) == 1:
+        inputs = images[:1] if stitch else images
+        into_folder = len(inputs) > 1 or any(path.is_dir() for path in paths)
+        outputs = outputs_of(inputs, out, count=num_images, into_folder=into_folder)
+        if stitch:
+            request = replace(request, image=images)
+        elif len(images) == 1:
             # Opened now, so that what is wrong with it is said before anything is loaded.
             request = replace(request, image=images[0])
         jobs = [
-            ImageJob(image, ImageFile(file), replace(request, seed=None if seed is None else seed + number))
+            ImageJob(
+                image,
+                ImageFile(file),
+                replace(request, seed=None if seed is None else seed + number),
+                joined=tuple(images[1:]) if stitch else (),
+            )
             for image, files in outputs.items()
             for number, file in enumerate(files)
         ]

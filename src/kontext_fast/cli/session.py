@@ -168,6 +168,8 @@ class ImageJob:
     """With its image where that has been opened."""
     row: int | None = None
     """Its number in a manifest, from 1."""
+    joined: tuple[Path, ...] = ()
+    """Input images that are joined to the first one."""
 
     def request(self) -> EditRequest:
         """What is to be run. Raises InvalidInput where the input image cannot be read."""
@@ -199,7 +201,9 @@ def unfinished(
             left.append(job)
         elif (difference := _difference(job, setup)) is not None:
             conflicts.append((job, difference))
-        elif job.source is not None and job.source.stat().st_mtime > job.file.path.stat().st_mtime:
+        elif job.source is not None and any(
+            source.stat().st_mtime > job.file.path.stat().st_mtime for source in (job.source, *job.joined)
+        ):
             left.append(job)
     return left, conflicts
 

@@ -31,15 +31,19 @@ _TEXTS = ("kind", "input_caption", "output_caption")
 _KEYS = frozenset({"image", "instruction", "target", "mask", *_TEXTS})
 
 
+Source = Path | bytes
+"""Where an image is read from: a file, or the content of one."""
+
+
 @dataclass(frozen=True)
 class DiskItem:
-    """An item whose images are read from disk on access."""
+    """An item whose images are read on access, from disk or from what a table holds."""
 
     id: str
     instruction: str
-    image_file: Path
-    target_file: Path | None = None
-    mask_file: Path | None = None
+    image_file: Source
+    target_file: Source | None = None
+    mask_file: Source | None = None
     kind: str | None = None
     input_caption: str | None = None
     output_caption: str | None = None
@@ -232,7 +236,7 @@ def content_id(image: Image, instruction: str) -> str:
     return hashlib.sha256(facts + image.tobytes()).hexdigest()[:16]
 
 
-def _read(file: Path) -> Image:
+def _read(source: Source) -> Image:
     from kontext_fast.pipeline.images import to_rgb
 
-    return to_rgb(file)
+    return to_rgb(source)

@@ -12,14 +12,14 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, overload
 
 from kontext_fast.discovery import unknown_name
 from kontext_fast.errors import Cancelled, InvalidInput, Refused
 from kontext_fast.pipeline.device import memory_errors
-from kontext_fast.pipeline.images import to_rgb
+from kontext_fast.pipeline.images import STITCHED, to_rgb
 from kontext_fast.pipeline.sizes import Size, SizePlan, check_requested_size, plan_size
 
 if TYPE_CHECKING:
@@ -408,7 +408,12 @@ def _common_size(pipe: Any, requests: Sequence[EditRequest]) -> SizePlan:
             "Edits of one batch need the same steps, guidance, true CFG scale and size, and all of them an image and "
             "a negative prompt or none; run those that differ in another batch."
         )
-    return plans[0]
+    joined = requests[0].image.info.get(STITCHED) if requests[0].image else None
+    if joined is None:
+        return plans[0]
+    width, height = requests[0].image.size
+    told = f"{joined} images are joined side by side to {width}x{height}. {plans[0].explanation}"
+    return replace(plans[0], explanation=told)
 
 
 def plan_for(pipe: Any, image_size: Size | None, requested: Size | None) -> SizePlan:

@@ -57,16 +57,18 @@ _ASCII = b"ASCII\0\0\0"
 def to_rgb(image: Any) -> Image:
     """An upright 8-bit sRGB image of mode RGB; transparent parts become white.
 
-    Takes a path, a PIL image of any mode, a numpy array (height, width[, channels]: uint8, uint16 or float in 0..1),
-    a torch tensor ([1,] channels, height, width or channels last: uint8 or float in 0..1), or a list of one of them.
-    Raises InvalidInput for everything else.
+    Takes a path, the content of a file, a PIL image of any mode, a numpy array (height, width[, channels]: uint8,
+    uint16 or float in 0..1), a torch tensor ([1,] channels, height, width or channels last: uint8 or float in 0..1), or
+    a list of them, which are joined side by side. Raises InvalidInput for everything else.
     """
     from PIL import Image
 
     if isinstance(image, list | tuple):
-        return to_rgb(_only_one(image))
+        return _side_by_side([to_rgb(each) for each in image])
     if isinstance(image, str | Path):
         return _read(Path(image))
+    if isinstance(image, bytes):
+        return _decoded(BytesIO(image), "The input image")
     if isinstance(image, Image.Image):
         return _upright_rgb(image, "The input image")
     if hasattr(image, "__array__"):
@@ -76,40 +78,64 @@ def to_rgb(image: Any) -> Image:
     )
 
 
-def _only_one(images: list[Any] | tuple[Any, ...]) -> Any:
+STITCHED: Final = "kontext-fast stitched"
+"""In `Image.info`: how many images one is made of."""
+
+
+def _side_by_side(images: list[Image]) -> Image:
+    """One image of them, from left to right in the height of the first: FLUX.1-Kontext reads one.
+
+    So ComfyUI's node ImageStitch (comfy_extras/nodes_images.py) does it to the right with `match_image_size`.
+    """
+    from PIL import Image
+
     if not images:
         raise InvalidInput("The list of input images is empty; give one image, or none for text-to-image.")
-    if len(images) > 1:
-        raise InvalidInput(
-            f"FLUX.1-Kontext takes one input image, not {len(images)}; give one, or paste them into one picture."
-        )
-    return images[0]
+    first, *others = images
+    if not others:
+        return first
+    height = first.height
+    parts = [first]
+    for image in others:
+        width = max(1, round(image.width * height / image.height))
+        parts.append(image if image.height == height else image.resize((width, height), Image.Resampling.LANCZOS))
+    joined = Image.new("RGB", (sum(part.width for part in parts), height))
+    left = 0
+    for part in parts:
+        joined.paste(part, (left, 0))
+        left += part.width
+    joined.info[STITCHED] = len(parts)
+    return joined
 
 
 def _read(path: Path) -> Image:
-    from PIL import Image, UnidentifiedImageError
-
     if not path.exists():
         raise InvalidInput(f"There is no image {path}; check the path.")
     if path.is_dir():
         raise InvalidInput(f"{path} is a folder, not an image; give one image file.")
     if path.suffix.lower() in _HEIF:
         _register_heif(path)
+    return _decoded(path, str(path))
+
+
+def _decoded(source: Path | BytesIO, name: str) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with warnings.catch_warnings():
             # Below twice the limit of its decompression-bomb check Pillow only warns.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=readable_formats()) as image:
-                return _upright_rgb(image, str(path))
+            with Image.open(source, formats=readable_formats()) as image:
+                return _upright_rgb(image, name)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise InvalidInput(f"{path} has too many pixels; scale it down to {Image.MAX_IMAGE_PIXELS} or fewer.") from None
+        raise InvalidInput(f"{name} has too many pixels; scale it down to {Image.MAX_IMAGE_PIXELS} or fewer.") from None
     except PermissionError:
-        raise InvalidInput(f"{path} may not be read by this user; change its permissions.") from None
+        raise InvalidInput(f"{name} may not be read by this user; change its permissions.") from None
     except UnidentifiedImageError:
-        raise InvalidInput(f"{path} is not an image that can be read; give a PNG, JPEG or WebP file.") from None
+        raise InvalidInput(f"{name} is not an image that can be read; give a PNG, JPEG or WebP file.") from None
     # Only of the header: what comes later is named where it is decoded.
     except BROKEN as error:
-        raise _damaged(str(path), error) from error
+        raise _damaged(name, error) from error
 
 
 def readable_formats() -> list[str]:
@@ -311,6 +337,8 @@ class Origin:
     """(width, height) in pixels as requested, or None for the native area."""
     lora: tuple[str, ...] = ()
     """File names with strengths."""
+    images: int = 1
+    """How many were joined to its input."""
 
     @classmethod
     def of(cls, request: Any, *, seed: int | None, preset: str, checkpoint: str, lora: tuple[str, ...] = ()) -> Origin:
@@ -326,6 +354,7 @@ class Origin:
             true_cfg=request.true_cfg,
             size=request.size,
             lora=lora,
+            images=request.image.info.get(STITCHED, 1) if request.image else 1,
         )
 
     def facts(self) -> dict[str, str]:
@@ -341,6 +370,7 @@ class Origin:
             "true_cfg": None if self.true_cfg == 1 else self.true_cfg,
             "size": None if self.size is None else "x".join(map(str, self.size)),
             "lora": ", ".join(self.lora) or None,
+            "images": None if self.images == 1 else self.images,
         }
         return {name: str(value) for name, value in values.items() if value is not None}
 

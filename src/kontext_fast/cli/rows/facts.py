@@ -19,7 +19,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from kontext_fast.cli.rows.manifest import TABLES, BadRow
+from kontext_fast.cli.rows.manifest import BadRow
+from kontext_fast.datasets.tables import TABLES
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.pipeline.images import read_origin
 from kontext_fast.records.lock import locked_folder

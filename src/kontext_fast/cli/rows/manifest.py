@@ -19,14 +19,11 @@ from typing import Any, Final
 from kontext_fast.cli.options import names, one_preset, parse_lora
 from kontext_fast.cli.session import ImageJob, Setup, numbered, setup_for_pictures
 from kontext_fast.datasets.folder import decoded
-from kontext_fast.datasets.tables import DELIMITERS
-from kontext_fast.errors import InvalidInput, KontextError, Refused
+from kontext_fast.datasets.tables import DELIMITERS, parquet_rows
+from kontext_fast.errors import InvalidInput, KontextError
 from kontext_fast.pipeline.edit import DIFFUSERS_NAMES, EditRequest
 from kontext_fast.pipeline.images import ImageFile
 from kontext_fast.pipeline.sizes import parse_size
-
-TABLES: Final = "pip install 'kontext-fast[tables]'"
-"""What brings the package for Parquet."""
 
 Row = Mapping[str, Any]
 
@@ -104,7 +101,7 @@ def read_rows(file: Path) -> Iterator[Row | str]:
     """The rows of a table in order; of a line that is none, a sentence. Raises InvalidInput and Refused."""
     kind = file.suffix.lower()
     if kind == ".parquet":
-        yield from _parquet_rows(file)
+        yield from parquet_rows(file)
         return
     if kind not in (".jsonl", *DELIMITERS):
         raise InvalidInput(f"{file} is no manifest that can be read; give a .jsonl, .csv, .tsv or .parquet file.")
@@ -129,21 +126,6 @@ def _json_row(line: str) -> Row | str:
     except (ValueError, RecursionError):
         return "The row is not valid JSON; write one object in each line."
     return row if isinstance(row, dict) else "The row is not a JSON object; write one object in each line."
-
-
-def _parquet_rows(file: Path) -> Iterator[Row]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ModuleNotFoundError:
-        raise Refused(f"Reading {file} needs the package pyarrow; run `{TABLES}`.") from None
-    try:
-        with ParquetFile(file) as table:
-            for batch in table.iter_batches(1024):
-                yield from batch.to_pylist()
-    except (OSError, ArrowException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InvalidInput(f"{file} is no readable Parquet file ({reason}); write it again.") from error
 
 
 def _text(name: str, value: object) -> str:
