@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.presets import find_preset
 from kontext_fast.optimizations.registry import discover
+from kontext_fast.pipeline.sizes import Size
 from kontext_fast.verify.paths import PathRunner
-
-if TYPE_CHECKING:
-    from kontext_fast.tuning.request import TuneRequest
 
 BlockPrecision = Literal["float32", "bf16", "fp8"]
 Precision = Literal["float32", "bf16", "fp8", "auto"]
@@ -99,11 +97,24 @@ def longest_within(
     return list(longest.values())
 
 
+class PathOptions(Protocol):
+    """What a runner reads of a tuning's request."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def guidance(self) -> float: ...
+
+    @property
+    def size(self) -> Size | None: ...
+
+
 @contextmanager
 def path_runner(
     pipe: Any,
     optimizations: Sequence[Optimization],
-    request: TuneRequest,
+    request: PathOptions,
     *,
     items: int,
     on_progress: Callable[[int], None],
