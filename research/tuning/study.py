@@ -48,7 +48,7 @@ from kontext_fast.tuning.solver_fit import DensePart, fit_rows
 from kontext_fast.tuning.store import Store
 from kontext_fast.tuning.tune import tune
 from kontext_fast.verify.converged import Array, closeness, relative_distances
-from kontext_fast.verify.converged_reference import converged_reference
+from kontext_fast.verify.converged_reference import Baseline, Reference, converged_reference
 from kontext_fast.verify.paths import PathRunner
 
 Row = dict[str, Any]
@@ -69,6 +69,8 @@ def main() -> int:
     parser.add_argument("--device", help="default: the first GPU")
     parser.add_argument("--items", type=int, default=400, help="that judge; a fit has 64")
     arguments = parser.parse_args()
+    if arguments.folder is None and arguments.part in ("confirm", "images"):
+        parser.error("give the folder of a tuning")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     dtype = "float32" if arguments.precision == "float32" else None
     study = Study(
@@ -111,8 +113,7 @@ class Study:
 
     def solvers(self) -> dict[str, Solver]:
         """Of the preset files in the folder, by name."""
-        if self.folder is None:
-            sys.exit("Give the folder of a tuning.")
+        assert self.folder is not None
         files = sorted(self.folder.glob("*.toml"), key=lambda file: int(file.stem))
         return {f"fitted, {file.stem}": solver_of(str(file)) for file in files}
 
@@ -141,7 +142,7 @@ class Study:
                 number: runner.levels(part.items, number) for number in {one.evaluations for one in solvers.values()}
             }
             baseline = _euler(runner, part, request.steps)
-            references = [converged_reference(runner, *batch) for batch in _batches(part)]
+            references = _references(runner, part)
         target = np.concatenate([reference.target for reference in references])
         error = np.concatenate([reference.error for reference in references])
         in_float32 = relative_distances(baseline, target)
@@ -266,7 +267,7 @@ def reference(study: Study) -> Iterable[Row]:
     with path_runner(study.pipe, FAITHFUL, study.request, items=len(part), on_progress=_ignore) as runner:
         finest = _euler(runner, part, 1792)
         truth = 2 * finest - _euler(runner, part, 896)
-        stated = [converged_reference(runner, *batch) for batch in _batches(part)]
+        stated = _references(runner, part)
         error = np.concatenate([of_batch.error for of_batch in stated])
         ours = np.concatenate([of_batch.target for of_batch in stated])
         yield {"path": "converged reference", "distances": _figures(relative_distances(ours, truth))}
@@ -385,6 +386,14 @@ def _in_batches(part: Part, compute: Callable[..., np.ndarray]) -> np.ndarray:
 
 def _euler(runner: PathRunner, part: Part, steps: int) -> np.ndarray:
     return _in_batches(part, lambda items, seeds: _numpy(runner.euler(items, seeds, steps)))
+
+
+def _references(runner: PathRunner, part: Part) -> list[Reference]:
+    steps = TuneRequest().steps
+    return [
+        converged_reference(runner, *batch, Baseline(steps, _numpy(runner.euler(*batch, steps))))
+        for batch in _batches(part)
+    ]
 
 
 def _numpy(latents: torch.Tensor) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from kontext_fast.tuning.fit import Products, distances, least_distances, search_levels, spread
@@ -56,19 +57,25 @@ def test_the_search_beats_its_start_and_keeps_gaps() -> None:
     assert (chosen, after) == search_levels(products, start)
 
 
-def test_the_error_of_a_dense_path_falls_by_four() -> None:
+def error_of_a_path(steps: int, order: int, *, keep: bool) -> float:
     """On x' = -x over noise levels that are not evenly apart, whose solution is known."""
-    errors = []
-    for steps in (20, 40):
-        levels = (np.linspace(1, 0, steps + 1) ** 1.5).tolist()
-        path = DensePath(levels, keep=True)
-        state = torch.ones(1, dtype=torch.float64)
-        for _ in range(steps):
-            state = path.advance(state, -state)
-        assert len(path.states) == steps + 1
-        assert len(path.velocities) == steps
-        errors.append(abs(float(state) / np.e - 1))
-    assert 3.5 < errors[0] / errors[1] < 4.5
+    path = DensePath((np.linspace(1, 0, steps + 1) ** 1.5).tolist(), order, keep=keep)
+    state = torch.ones(1)
+    for _ in range(steps):
+        state = path.advance(state, -state)
+    assert len(path.states) == (steps + 1 if keep else 1)
+    assert len(path.velocities) == (steps if keep else order)
+    return abs(float(state) / np.e - 1)
+
+
+def test_a_dense_path_errs_as_its_order_says() -> None:
+    errors = {
+        (order, steps): error_of_a_path(steps, order, keep=order > 1) for order in (1, 2, 3) for steps in (20, 40)
+    }
+    assert errors[1, 20] / errors[1, 40] == pytest.approx(2, rel=0.1)
+    assert errors[2, 20] / errors[2, 40] == pytest.approx(4, rel=0.1)
+    assert errors[3, 40] < 0.75 * errors[2, 40]
+    assert error_of_a_path(20, 3, keep=False) == errors[3, 20]
 
 
 def test_spread_levels_are_apart_and_dense_at_both_ends() -> None:

@@ -14,7 +14,12 @@ from kontext_fast.verify.converged import (
     compare_with_converged,
     relative_distances,
 )
-from kontext_fast.verify.converged_reference import converged_reference, packed, reference_evaluations
+from kontext_fast.verify.converged_reference import (
+    Baseline,
+    converged_reference,
+    packed,
+    reference_evaluations,
+)
 from kontext_fast.verify.paths import PathRunner
 
 RANDOM = np.random.default_rng(0)
@@ -53,17 +58,26 @@ def test_a_reference_less_exact_than_what_is_compared_cannot_tell() -> None:
 class _KnownEquation:
     """Euler's method for dx/dt = x from 1 at t = 0, whose end at t = 1 is e."""
 
+    def __init__(self) -> None:
+        self.ran: list[int] = []
+
     def euler(self, items: Any, seeds: Any, steps: int) -> torch.Tensor:
+        self.ran.append(steps)
         return torch.full((len(seeds), 2, 2), (1 + 1 / steps) ** steps)
 
 
-def test_reference_is_finer_than_its_paths_and_knows_its_error() -> None:
-    reference = converged_reference(cast("PathRunner", _KnownEquation()), [], (0, 1), 32)
+@pytest.mark.parametrize("baseline_steps", [5, 8, 20])
+def test_reference_is_finer_than_its_paths_and_knows_its_error(baseline_steps: int) -> None:
+    """Of baselines with fitting steps, and of one that needs a path more."""
+    equation = _KnownEquation()
+    baseline = Baseline(baseline_steps, equation.euler([], (0, 1), baseline_steps).numpy())
+    reference = converged_reference(cast("PathRunner", equation), [], (0, 1), baseline, 32)
     wrong = np.abs(reference.target[:, 0, 0] / np.e - 1)
     finest = abs((1 + 1 / 32) ** 32 / np.e - 1)
     assert (wrong < finest / 15).all()
     np.testing.assert_allclose(reference.error, wrong, rtol=0.3)
-    assert reference_evaluations(32) == 56
+    assert sum(equation.ran) - baseline_steps == reference_evaluations(baseline_steps, 32)
+    assert reference_evaluations(baseline_steps, 32) == (56 if baseline_steps == 20 else 48)
 
 
 def test_distances_are_relative_to_the_target() -> None:
@@ -72,11 +86,6 @@ def test_distances_are_relative_to_the_target() -> None:
     moved[1] *= 1.25
     np.testing.assert_allclose(relative_distances(moved, target), [0, 0.25])
     assert closeness(np.array([0.1, 0.2]), np.array([0.1, 0.2]), np.array([0.0, 0.0])) is not Closeness.FARTHER
-
-
-@pytest.mark.parametrize("steps", [224, 112])
-def test_cost_of_a_reference_is_said_per_item(steps: int) -> None:
-    assert reference_evaluations(steps) == steps * 7 // 4
 
 
 def test_latents_are_packed_as_the_pipeline_packs_them() -> None:

@@ -190,9 +190,10 @@ def _print_result(result: TuneResult, page: Path) -> None:
         fitted, plain = (float(point.distances[name].mean()) for name in ("fitted", "plain steps"))
         accurate = "" if point.closeness is None else f"; than {result.request.steps} steps: {point.closeness.value}"
         file = result.file_of(point)
+        mixture = f" ({point.mixture.words})" if result.request.precision == "auto" else ""
         print(
-            f"{point.evaluations} evaluations: {point.verdict.value}, at a mean distance of {fitted:.4f} to the "
-            f"model's answer where as many plain steps have {plain:.4f}{accurate}" + (f". {file}" if file else "")
+            f"{point.evaluations} evaluations{mixture}: {point.verdict.value}, at a mean distance of {fitted:.4f} to "
+            f"the model's answer where as many plain steps have {plain:.4f}{accurate}" + (f". {file}" if file else "")
         )
     print(f"The page is {page}.")
     if result.files:

@@ -101,13 +101,13 @@ def adams_bashforth(sigmas: Sequence[float], order: int) -> Solver:
     weights = [0.0] * (len(sigmas) - 1)
     for index, (start, end) in enumerate(pairwise(sigmas)):
         first = max(0, index - order + 1)
-        for position, weight in enumerate(_polynomial_weights(sigmas[first : index + 1], start, end), start=first):
+        for position, weight in enumerate(polynomial_weights(sigmas[first : index + 1], start, end), start=first):
             weights[position] += weight
         rows.append((1.0, *weights[: index + 1]))
     return Solver(noise_levels=tuple(sigmas[:-1]), coefficients=tuple(rows))
 
 
-def _polynomial_weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
+def polynomial_weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
     """The integral from `start` to `end` of the polynomial through values at `nodes`, as weights of these values."""
     from numpy.polynomial import Polynomial
 

@@ -40,7 +40,7 @@ class TuneRequest:
     grid: int = 112
     """Steps of the dense paths that are fitted to."""
     reference: int = REFERENCE_STEPS
-    """Steps of the finest of the three paths behind the converged reference; a multiple of 4."""
+    """Steps of the finer of the two paths behind the converged reference; a multiple of 4."""
     images_per_call: int | None = None
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ from kontext_fast.tuning.schemes import PRESET_NAMES, Rule, preset_steps, scheme
 from kontext_fast.tuning.solver_fit import DensePart, candidates, dense_arrays, fit_rows
 from kontext_fast.tuning.store import Store
 from kontext_fast.verify.converged import Array, Closeness, closeness, relative_distances
-from kontext_fast.verify.converged_reference import converged_reference, reference_evaluations
+from kontext_fast.verify.converged_reference import Baseline, converged_reference, reference_evaluations
 from kontext_fast.verify.paths import PathRunner
 
 if TYPE_CHECKING:
@@ -279,7 +279,8 @@ class Tuning:
             levels = self._levels(runner, request.grid)
             target = _numpy(runner.dense(batch.items, batch.seeds, levels, keep=False).states[-1])
             return {"steps": steps, "target": target, "error": np.full(len(batch), np.nan)}
-        reference = converged_reference(runner, batch.items, batch.seeds, request.reference)
+        baseline = Baseline(request.steps, steps)
+        reference = converged_reference(runner, batch.items, batch.seeds, baseline, request.reference)
         return {"steps": steps, "target": reference.target, "error": reference.error}
 
     def _as_diffusers_runs_it(self, held_out: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Array:
@@ -433,7 +434,7 @@ class Tuning:
         """At most: where one of them is proved in the end, the others are only fitted."""
         request, parts = self._request, self._parts
         converged = request.target == "converged"
-        fine = reference_evaluations(request.reference)
+        fine = reference_evaluations(request.steps, request.reference)
         extra = 0 if converged else request.steps
         total = len(parts.fit) * (request.grid + extra)
         total += len(parts.choose) * (request.steps + request.grid)

@@ -22,7 +22,7 @@ from kontext_fast.verify.converged import (
 from kontext_fast.verify.paths import PathRunner
 
 REFERENCE_STEPS = 224
-"""Of the finest of the three paths behind a reference; the others have half and a quarter as many."""
+"""Of the finer of the two paths that a reference is extrapolated from; the other one has half as many."""
 _STORED = "{item}-{seed}.npz"
 
 
@@ -36,22 +36,48 @@ class Reference:
     """[I] an estimate of its own relative distance to the limit."""
 
 
-def reference_evaluations(steps: int = REFERENCE_STEPS) -> int:
-    """Of one item."""
-    return steps + steps // 2 + steps // 4
+@dataclass(frozen=True)
+class Baseline:
+    """What Euler's method with the steps of a call gives in float32 for the items of a reference."""
+
+    steps: int
+    latents: npt.NDArray[np.float32]
+    """[I, N, C] final ones."""
+
+
+def reference_evaluations(baseline_steps: int, steps: int = REFERENCE_STEPS) -> int:
+    """Of one item, besides those of its baseline."""
+    return steps + steps // 2 + (0 if _shows_the_error(baseline_steps, steps) else steps // 4)
 
 
 def converged_reference(
-    runner: PathRunner, items: Sequence[Item], seeds: Sequence[int], steps: int = REFERENCE_STEPS
+    runner: PathRunner,
+    items: Sequence[Item],
+    seeds: Sequence[int],
+    baseline: Baseline,
+    steps: int = REFERENCE_STEPS,
 ) -> Reference:
     """Richardson's extrapolation of paths of `steps` (a multiple of 4) and half as many, with latents in float32.
 
-    Euler's error is proportional to the step to first order, which the extrapolation removes. What is left falls by
-    four when the steps are halved, so a third of what the next coarser pair gives otherwise estimates it.
+    Euler's error is a / steps + b / steps^2. Extrapolating from n and m steps leaves b / (n m), so what the pair of the
+    coarser path and a still coarser one gives otherwise shows b, and with it the reference's own error. The coarsest
+    path is baseline's own where that has about a quarter of the steps.
     """
-    finest, half, quarter = (runner.euler(items, seeds, steps // part).float().cpu().numpy() for part in (1, 2, 4))
-    target, coarser = 2 * finest - half, 2 * half - quarter
-    return Reference(target, relative_distances(coarser, target) / 3)
+    finest, half = (_euler(runner, items, seeds, steps // part) for part in (1, 2))
+    coarse = baseline
+    if not _shows_the_error(baseline.steps, steps):
+        coarse = Baseline(steps // 4, _euler(runner, items, seeds, steps // 4))
+    target = 2 * finest - half
+    other = half + (half - coarse.latents) * (coarse.steps / (steps // 2 - coarse.steps))
+    return Reference(target, relative_distances(other, target) / (steps / coarse.steps - 1))
+
+
+def _shows_the_error(baseline_steps: int, steps: int) -> bool:
+    return steps // 8 <= baseline_steps <= steps // 4
+
+
+def _euler(runner: PathRunner, items: Sequence[Item], seeds: Sequence[int], steps: int) -> npt.NDArray[np.float32]:
+    return np.asarray(runner.euler(items, seeds, steps).float().cpu().numpy())
 
 
 class ReferenceStore:
@@ -66,8 +92,8 @@ class ReferenceStore:
     def add(self, runner: PathRunner, items: Sequence[Item], seed: int, steps: int) -> None:
         """Compute and keep those of `items`, of one size, with the noise of `seed`; `steps` are baseline's."""
         seeds = [seed] * len(items)
-        reference = converged_reference(runner, items, seeds)
-        plain = runner.euler(items, seeds, steps).float().cpu().numpy()
+        plain = _euler(runner, items, seeds, steps)
+        reference = converged_reference(runner, items, seeds, Baseline(steps, plain))
         exact = relative_distances(plain, reference.target)
         self._folder.mkdir(parents=True, exist_ok=True)
         for index, item in enumerate(items):

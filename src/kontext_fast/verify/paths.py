@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kontext_fast.datasets.base import Item
-from kontext_fast.engine.solver import Solver, SolverRun
+from kontext_fast.engine.solver import Solver, SolverRun, combined, polynomial_weights
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.call_tracking import PipelineCall
 from kontext_fast.optimizations.solver_scheduler import Run, run_solver
@@ -45,33 +45,31 @@ class EulerPath:
 
 
 class DensePath:
-    """The Adams-Bashforth method of second order over `levels` [steps + 1] in float32.
+    """The Adams-Bashforth method of some order over `levels` [steps + 1] in float32; its first steps have lower ones.
 
-    Its error falls by four where the steps are halved, and Euler's by two: so its end is where the paths converge for a
-    fit, at no more evaluations.
+    It needs no more evaluations than Euler's method. With 112 steps of third order its end is 2.7 times nearer to where
+    the paths of `tiny` converge; a higher order gains little there.
     """
 
-    def __init__(self, levels: Sequence[float], *, keep: bool) -> None:
-        self.noise_levels = tuple(levels[:-1])
-        self._lengths = [after - before for before, after in pairwise(levels)]
-        self._keep = keep
+    def __init__(self, levels: Sequence[float], order: int, *, keep: bool) -> None:
+        self._levels = tuple(levels)
+        self.noise_levels = self._levels[:-1]
+        self._order, self._keep = order, keep
         self._done = 0
         self.states: list[Tensor] = []
         """[steps + 1] where they are kept, else the latest one alone."""
         self.velocities: list[Tensor] = []
-        """[steps] where they are kept, else the latest one alone."""
+        """[steps] where they are kept, else the latest ones, as many as the order."""
 
     def advance(self, latents: Tensor, velocity: Tensor) -> Tensor:
         """The latents after a step; `latents` is read at the first one only."""
         state = self.states[-1] if self.states else latents.float()
-        length, latest = self._lengths[self._done], velocity.float()
-        mean = latest
-        if self.velocities:
-            # The line through the last two velocities, at the middle of this step.
-            mean = latest + length / (2 * self._lengths[self._done - 1]) * (latest - self.velocities[-1])
-        following = state + length * mean
+        kept = self.velocities if self._keep else self.velocities[1 - self._order :] if self._order > 1 else []
+        self.velocities = [*kept, velocity.float()]
+        nodes = self._levels[max(0, self._done + 1 - self._order) : self._done + 1]
+        weights = polynomial_weights(nodes, self._levels[self._done], self._levels[self._done + 1])
+        following = combined((1.0, *weights), (state, *self.velocities[-len(nodes) :]))
         self._done += 1
-        self.velocities = [*self.velocities, latest] if self._keep else [latest]
         self.states = [*(self.states or [state]), following] if self._keep else [following]
         return following
 
@@ -151,8 +149,8 @@ class PathRunner:
     def dense(
         self, items: Sequence[Item], seeds: Sequence[int], levels: Sequence[float], *, keep: bool = True
     ) -> DensePath:
-        """The path of second order over `levels` [steps + 1], whole or its end alone."""
-        path = DensePath(levels, keep=keep)
+        """The path of third order over `levels` [steps + 1], whole or its end alone."""
+        path = DensePath(levels, 3, keep=keep)
         self._call(items, seeds, lambda _: path, steps=1)
         return path
 

@@ -91,7 +91,7 @@ def _facts(result: Mapping[str, Any]) -> list[Fact]:
     loras = ", ".join(result["loras"])
     return [
         Fact("Checkpoint", f"{result['checkpoint']}, {result['dtype']}{loras and f', with {loras}'}"),
-        Fact("Blocks", result["precision"]),
+        Fact("Blocks", " or ".join(dict.fromkeys(point["precision"] for point in result["points"]))),
         Fact("Calls", f"{result['steps']} steps, guidance {result['guidance']:g}, {', '.join(result['sizes'])}"),
         Fact("Items", f"{items['fit']} to fit to, {items['choose']} to choose by, {items['held_out']} held out"),
         Fact("Fitted towards", "the converged reference" if result["target"] == "converged" else "baseline's images"),
