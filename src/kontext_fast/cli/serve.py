@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,9 @@ from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.output import say
 from kontext_fast.optimizations import DEFAULT_PRESET
 from kontext_fast.pipeline.load import KONTEXT_DEV, choices
+
+if TYPE_CHECKING:
+    from kontext_fast.server.settings import ServerSettings
 
 GROUP = Group.SERVE
 
@@ -89,6 +93,22 @@ def command(
         list[Path] | None,
         typer.Option(metavar="DIR", help="Folder of a verify, whose verdicts are shown.", show_default="none"),
     ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Serve by Ray Serve, with a replica on each GPU.")] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="A cluster that the server is deployed to, and stays in. [default: a local one]",
+            show_default=False,
+        ),
+    ] = None,
+    min_replicas: Annotated[int, typer.Option("--min", metavar="N", help="Fewest replicas of --ray.")] = 1,
+    max_replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--max", metavar="N", help="Most replicas of --ray, by how many requests wait.", show_default="--min"
+        ),
+    ] = None,
 ) -> None:
     """Serve edits over HTTP, with a page to try them at /."""
     try:
@@ -103,7 +123,7 @@ def command(
     settings = ServerSettings(
         host=host,
         port=port,
-        checkpoint=checkpoint or default_checkpoint(),
+        checkpoint=checkpoint or (KONTEXT_DEV if ray_address else default_checkpoint()),
         presets=_parts(preset) or (DEFAULT_PRESET,),
         loras=_parts(lora),
         devices=_parts(device),
@@ -130,7 +150,43 @@ def command(
     )
     if not settings.on_loopback and not settings.api_keys:
         say(f"Whoever reaches {host} may use this server; set KONTEXT_API_KEY, or listen on 127.0.0.1.")
-    serve(settings, lambda address: say(f"Serving {settings.checkpoint} on {address} once it is loaded; Ctrl-C ends."))
+
+    def announce(address: str) -> None:
+        say(f"Serving {settings.checkpoint} on {address} once it is loaded; Ctrl-C ends.")
+
+    if ray:
+        _serve_on_ray(settings, min_replicas, max_replicas or min_replicas, ray_address, announce)
+    else:
+        serve(settings, announce)
+
+
+def _serve_on_ray(
+    settings: ServerSettings, fewest: int, most: int, address: str | None, announce: Callable[[str], None]
+) -> None:
+    import os
+    import signal
+    import threading
+
+    from kontext_fast.errors import Refused
+    from kontext_fast.server.placement import plan_workers
+
+    # Else it writes remarks on its own workings to stderr, which is for ours.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        from kontext_fast.server.ray import Scale, serve_on_ray
+    except ModuleNotFoundError as error:
+        raise Refused(f"--ray needs the package {error.name}; run `pip install 'kontext-fast[ray]'`.") from error
+
+    if address is None:
+        plan_workers(settings)
+    stopped = threading.Event()
+
+    def until_stopped() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stopped.set())
+        stopped.wait()
+
+    serve_on_ray(settings, Scale(fewest, most), address, announce, until_stopped)
 
 
 def _parts(values: list[str] | None) -> tuple[str, ...]:
