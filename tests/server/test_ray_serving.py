@@ -49,7 +49,12 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
     options = ("--ray", "--max-steps", str(LONG), "--max-upload", "2", "--queue", "12")
     folder = tmp_path_factory.mktemp("server")
     write_lora(folder / "ink.safetensors")
-    with server(folder, *options, "--lora", "ink=ink.safetensors:2", command=COMMAND) as started:
+    with (
+        server(folder, *options, "--lora", "ink=ink.safetensors:2", command=COMMAND) as started,
+        ThreadPoolExecutor(5) as threads,
+    ):
+        # The first requests have Serve make what it keeps, which takes longer than a long edit of `tiny`.
+        list(threads.map(lambda seed: started.edit(seed=seed), range(5)))
         yield started
 
 
