@@ -22,7 +22,7 @@ class Want:
 
 
 WANTS = (
-    Want("the same images", "faithful", "rounding only"),
+    Want("every step, in 16 bit", "faithful", "rounding only"),
     Want("every step, in 8 bit", "balanced", "8-bit rounding"),
     Want("a good deal faster", "fast", "steps are skipped"),
     Want("the fastest", "turbo", "more steps are skipped"),
