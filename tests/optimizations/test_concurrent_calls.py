@@ -109,7 +109,7 @@ def require_images_of_threads_equal(pipe: Any, plan: Any, requests: int, *others
 
 @pytest.mark.parametrize("plan", ["baseline", "turbo", "low_memory", "solver", CACHES], ids=title)
 def test_images_of_threads_equal_their_own_alone(pipe: Any, plan: Any) -> None:
-    require_images_of_threads_equal(pipe, plan, requests=10)
+    require_images_of_threads_equal(pipe, plan, requests=THREADS)
 
 
 @pytest.mark.slow
@@ -130,9 +130,9 @@ def test_every_preset_in_threads_equals_its_own_alone(pipe: Any, name: str, two:
 def test_two_pipelines_on_one_transformer_do_not_mix(pipe: Any, plan: Any) -> None:
     other, untouched = second_pipeline(pipe), numbered(pipe, 0)
     first = accelerate(pipe, plan, quiet=True)
-    alone = [numbered(pipe, number) for number in range(8)]
+    alone = [numbered(pipe, number) for number in range(4)]
     second = accelerate(other, plan, quiet=True)
-    images = in_threads([copied((pipe, other)[number % 2]) for number in range(8)])
+    images = in_threads([copied((pipe, other)[number % 2]) for number in range(4)])
     np.testing.assert_array_equal(images, alone)
     first.revert()
     assert current(pipe) is None

@@ -82,6 +82,29 @@ def test_lora_given_as_a_checkpoint_is_merged_as_a_lora(folder: Path) -> None:
         assert torch.allclose(pipe.transformer.get_parameter(FIRST), WEIGHTS[FIRST].float() + 1)
 
 
+def test_transformer_alone_loads_in_the_place_that_is_named(folder: Path) -> None:
+    """As step-distilled ones of Kontext are published."""
+    alone = folder.parent / "lightning"
+    (folder / "transformer").rename(alone)
+    with pytest.raises(CheckpointUnavailable, match="in place of the folder transformer"):
+        load(str(alone), device="cpu")
+    alone.rename(folder / "transformer")
+    assert load(str(folder), device="cpu").pipe.transformer.config.in_channels == 64
+
+
+@pytest.mark.parametrize("remedy", ["bf16", "fp8"])
+def test_onnx_is_replaced_by_what_the_remedy_names(folder: Path, remedy: str) -> None:
+    (folder / "model.onnx").write_bytes(b"an ONNX graph")
+    with pytest.raises(CheckpointUnavailable, match=r"is not a \.safetensors or \.gguf file"):
+        load(str(folder / "model.onnx"), device="cpu")
+    dtype = torch.bfloat16 if remedy == "bf16" else torch.float8_e4m3fn
+    save_file(
+        {name: value.to(dtype if value.dim() == 2 else value.dtype) for name, value in WEIGHTS.items()},
+        folder / "own.safetensors",
+    )
+    assert load(str(folder / "own.safetensors"), device="cpu").pipe.transformer is not None
+
+
 def test_folder_with_its_tokenizer_copied_again_loads(folder: Path) -> None:
     shutil.rmtree(folder / "tokenizer")
     with pytest.raises(CheckpointUnavailable, match="in its folder tokenizer"):

@@ -39,6 +39,14 @@ TOKENIZERS = {"tokenizer": ("tokenizer.json", "vocab.json"), "tokenizer_2": ("to
 """Files of which each needs one: without any, transformers builds a tokenizer that knows no word."""
 
 
+def _class_of(folder: Path) -> str:
+    """What the `config.json` of a model says that it is; nothing where there is none."""
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
+
+
 def check_folder(folder: Path, name: str, *, weights: bool = True, own_transformer: bool = True) -> None:
     """Raise CheckpointUnavailable unless `folder` is a diffusers folder of FLUX.1-Kontext in safetensors.
 
@@ -46,6 +54,11 @@ def check_folder(folder: Path, name: str, *, weights: bool = True, own_transform
     weights of the transformer may be missing.
     """
     index = folder / INDEX
+    if not index.is_file() and "FluxTransformer2DModel" in _class_of(folder):
+        raise CheckpointUnavailable(
+            f"{name} is a transformer alone; put it in place of the folder transformer of a diffusers folder of "
+            "FLUX.1-Kontext, which has the rest, and give that folder."
+        )
     if not index.is_file():
         raise CheckpointUnavailable(
             f"{name} is not a diffusers folder, since it has no {INDEX}; give the folder that holds it, or use tiny."
