@@ -169,7 +169,7 @@ READS = ("cost", "compare", "presets", "doctor")
 SLOW = ("report", "verify", "bench", "demo")
 """Those of `random`, which need a GPU, are left out."""
 RUN_ELSEWHERE = ("serve", "tune", "capacity")
-"""A server runs in tests/server; others have tests of their own with what they need."""
+"""A server runs in tests/server; others have tests of their own with what they need, as `--ray` of `edit` has."""
 
 
 def _runnable(line: str) -> list[str]:
@@ -195,7 +195,9 @@ def _of_commands(*names: str) -> list[str]:
     return [line for line in commands() if shlex.split(line)[1] in names]
 
 
-@pytest.mark.parametrize("line", [line for line in _of_commands(*PICTURES, *READS) if "tuned/" not in line])
+@pytest.mark.parametrize(
+    "line", [line for line in _of_commands(*PICTURES, *READS) if "tuned/" not in line and "--ray" not in line]
+)
 def test_quick_command_of_a_document_runs(line: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     if shlex.split(line)[1] in PICTURES and "--checkpoint" not in line:
         # As it is written it needs FLUX.1-Kontext-dev, and never takes tiny for it.
