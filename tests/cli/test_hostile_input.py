@@ -66,7 +66,7 @@ def altered_values(content: bytes, rng: random.Random) -> bytes:
                     del place[key]
                 case 1 if isinstance(place, list):
                     place.append(place[key])
-                case 2 if isinstance(place[key], int | float):
+                case 2 if isinstance(place[key], int | float) and abs(place[key]) < 1e300:
                     place[key] = place[key] * rng.choice([-1, 1e9, 1e-9, 1e300])
                 case _:
                     place[key] = rng.choice(HOSTILE)
