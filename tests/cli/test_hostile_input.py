@@ -9,6 +9,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,11 @@ def altered_values(content: bytes, rng: random.Random) -> bytes:
                 case 0 if isinstance(place, dict):
                     del place[key]
                 case 1 if isinstance(place, list):
-                    place.append(place[key])
+                    place.append(deepcopy(place[key]))
                 case 2 if isinstance(place[key], int | float) and abs(place[key]) < 1e300:
                     place[key] = place[key] * rng.choice([-1, 1e9, 1e-9, 1e300])
                 case _:
-                    place[key] = rng.choice(HOSTILE)
+                    place[key] = deepcopy(rng.choice(HOSTILE))
             break
     return json.dumps(data).encode("utf-8", "surrogatepass")
 
