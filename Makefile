@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo docs site test test-full check format faults wheel clean
+.PHONY: help install demo docs site test test-full check format faults mutants wheel clean
 
 help:
 	@echo "make demo       edit, measure, judge and report on the bundled checkpoint; no GPU, no network beyond PyPI"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-full  the slow tests as well"
 	@echo "make check      linter, format, types and who imports whom"
 	@echo "make faults     verify faults that are planted on purpose; hours on a CPU, FAULTS='--items 50' for fewer"
+	@echo "make mutants    change the rules one operator at a time and see whether tests notice; half an hour"
 	@echo "make wheel      build the wheel and install it into an empty environment"
 
 install: $(INSTALLED)
@@ -55,6 +56,12 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+MUTANTS ?=
+mutants: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2 $(MUTANTS)
+	$(BIN)/mutmut results
+
 FAULTS ?=
 faults: $(INSTALLED)
 	$(BIN)/python -m research.faults.study --out faults $(FAULTS)
@@ -66,4 +73,4 @@ wheel: $(INSTALLED)
 	build/wheel-check/bin/kontext --version
 
 clean:
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist mutants .mypy_cache .pytest_cache .ruff_cache

@@ -30,6 +30,11 @@ def test_values_of_secret_variables_are_replaced(name: str) -> None:
     assert redact(f"it said {SECRET}, twice {SECRET}", {name: SECRET}) == "it said [secret], twice [secret]"
 
 
+def test_secret_inside_a_longer_one_leaves_nothing_of_it() -> None:
+    environment = {"A_TOKEN": "zz1234", "B_TOKEN": "abc-zz1234-def", "C_TOKEN": "12345"}
+    assert redact("abc-zz1234-def, zz1234 and 12345", environment) == "[secret], [secret] and 12345"
+
+
 def test_values_of_other_variables_and_short_ones_stay() -> None:
     assert redact("tiny on cuda", {"KONTEXT_CHECKPOINT": "tiny", "USE_AUTH": "on"}) == "tiny on cuda"
 
@@ -47,6 +52,11 @@ def test_values_of_other_variables_and_short_ones_stay() -> None:
 )
 def test_assigned_secret_is_removed(text: str) -> None:
     assert SECRET not in redact(text, {})
+
+
+def test_what_stands_around_a_secret_stays() -> None:
+    assert redact(f"pip got token={SECRET}, retry", {}) == "pip got token=[secret], retry"
+    assert redact(f"from https://jane:{SECRET}@hub.example/x", {}) == "from https://[secret]@hub.example/x"
 
 
 @pytest.mark.parametrize(

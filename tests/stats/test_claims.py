@@ -7,7 +7,14 @@ import math
 import pytest
 from scipy import stats
 
-from kontext_fast.stats.claims import SpeedClaim, detectable_slowdown, resolution, speed_claim
+from kontext_fast.stats.claims import (
+    SpeedClaim,
+    _power,
+    detectable_slowdown,
+    faster_without_control,
+    resolution,
+    speed_claim,
+)
 from kontext_fast.stats.intervals import Estimate
 
 
@@ -52,3 +59,31 @@ def test_detectable_slowdown_matches_a_second_implementation(power: float) -> No
     critical = stats.t.ppf(0.975, freedom)
     found = stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
     assert found == pytest.approx(power, abs=1e-6)
+
+
+def test_power_is_certain_far_out() -> None:
+    """Where scipy gives NaN; the search for a slow-down begins there."""
+    assert _power(1000.0, 4) == 1.0
+    assert _power(60.0, 4) == pytest.approx(1.0)
+    assert _power(0.0, 4) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "n", "compared", "faster"),
+    [
+        (1.20, 0.05, 3, 1, True),
+        (1.20, 0.15, 3, 1, False),
+        (1.20, 0.07, 3, 1, True),
+        (1.20, 0.07, 3, 5, False),
+        (1.20, 0.07, 10, 5, True),
+        (1.0, 0.0, 5, 1, False),
+        (0.8, 0.05, 5, 1, False),
+    ],
+)
+def test_claim_without_control_pays_for_all_that_are_compared(
+    value: float, half: float, n: int, compared: int, faster: bool
+) -> None:
+    """By t of the rounds: of the usual half width 1.62 times for one at n = 3, 3.7 for five, and 1.70 at n = 10."""
+    bounds = (value * math.exp(-half), value * math.exp(half))
+    assert faster_without_control(Estimate(value, bounds, n), compared) is faster
+    assert not faster_without_control(Estimate(value, None, n), compared)

@@ -21,6 +21,7 @@ from kontext_fast.verify.conditions import (
     ConditionEvidence,
     condition_arm,
     coverage_sentence,
+    loss_in_condition,
 )
 from kontext_fast.verify.findings import Repeat
 from kontext_fast.verify.margins import read_margins
@@ -87,12 +88,45 @@ def test_failures_and_repeats_in_a_condition_are_losses() -> None:
     assert level(replace(CFG, repeats=(Repeat("item 1", 0, "the input"),))) is Level.LOSS
 
 
+def test_lossy_preset_is_held_to_seed_noise_in_a_condition() -> None:
+    """The first metric has no distances, the second one is within the noise, the third is not."""
+    nothing, near, far = distances(0.0, 0), distances(0.01), distances(0.8)
+    in_order = replace(ALONE, identical=False, fidelity=(nothing, near, far))
+    assert loss_in_condition(in_order, MARGINS, rounding_only=False) == (
+        "With one image per call with repeated inputs the distance to baseline in latent_error is 2.00 of the seed "
+        "noise at the median and 2.00 at the 90th percentile."
+    )
+    within = replace(in_order, fidelity=(nothing, near))
+    assert loss_in_condition(within, MARGINS, rounding_only=False) is None
+    unknown = replace(far, between_seeds={})
+    assert loss_in_condition(replace(in_order, fidelity=(unknown,)), MARGINS, rounding_only=False) is None
+    # What only rounds is held to the floor, metric after metric.
+    said = loss_in_condition(in_order, MARGINS, rounding_only=True)
+    assert said is not None
+    assert said.endswith("in latent_error is 80.00 times the floor (other precision) there.")
+    enormous = replace(in_order, fidelity=(distances(100.0),))
+    assert "1000.00 times" in (loss_in_condition(enormous, MARGINS, rounding_only=True) or "")
+
+
+def test_failed_items_of_a_condition_are_named() -> None:
+    failed = replace(ALONE, failures=("a", "b", "c", "d"))
+    assert loss_in_condition(failed, MARGINS, rounding_only=True) == (
+        "With one image per call with repeated inputs it failed on 4 items on which baseline succeeded (a, b, c)."
+    )
+
+
 def test_condition_that_did_not_run_is_named_and_no_loss() -> None:
     refused = ConditionEvidence("true CFG", False, (), not_run="It has no true CFG.")
     assert level(ALONE, refused) is Level.IDENTICAL
     assert coverage_sentence((ALONE, refused), 4, another_order=True) == (
         "Covers calls of up to 4 images, another order, one image per call with repeated inputs. "
         "Not verified with true CFG 2, one image per call (It has no true CFG)."
+    )
+
+
+def test_coverage_ends_where_all_conditions_ran() -> None:
+    assert coverage_sentence((ALONE, CFG), 1, another_order=False) == (
+        "Covers calls of 1 image, one image per call with repeated inputs, true CFG 2, one image per call."
     )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from io import BytesIO
 
 import pytest
+from PIL import Image
 
 from kontext_fast.metrics.base import Control
 from kontext_fast.metrics.clip_text import ClipText
 from kontext_fast.metrics.latent_error import LatentError
 from kontext_fast.metrics.shapes_judge import JudgeDone
 from kontext_fast.verify.comparisons import ByItem, FidelityDistances
-from kontext_fast.verify.controls import NO_LOSS_ARMS, RERUN, degrade, insensitivity, sensitivity_checks
+from kontext_fast.verify.controls import JPEG_QUALITY, NO_LOSS_ARMS, RERUN, degrade, insensitivity, sensitivity_checks
 from kontext_fast.verify.margins import read_margins
 from tests.metrics.cases import noise
 
@@ -96,3 +98,77 @@ def test_degraded_images_differ_repeatably() -> None:
     assert unedited.tobytes() == noise(2, (128, 96)).resize(picture.size).tobytes()
     with pytest.raises(ValueError, match="half the steps"):
         degrade(picture, Control.HALF_STEPS, noise(2))
+
+
+def test_every_check_says_what_it_is_of() -> None:
+    inert = min(JudgeDone.must_detect)
+    values = {control.value: _items(-1.0) for control in JudgeDone.must_detect}
+    quiet = {name: _items(0.0) for name in NO_LOSS_ARMS}
+    checks = sensitivity_checks(
+        JudgeDone, MARGINS, fidelity=None, distances={}, differences={**quiet, **values}, inert=[inert]
+    )
+    assert {check.metric for check in checks} == {"judge_done"}
+    assert [(check.control, check.expected, check.inert) for check in checks if check.detected is None] == [
+        (inert.value, True, True)
+    ]
+    assert {check.control for check in checks if check.expected and check.detected} == {
+        control.value for control in JudgeDone.must_detect - {inert}
+    }
+    assert {check.control for check in checks if not check.expected} == set(NO_LOSS_ARMS)
+
+
+def test_all_missed_controls_are_named() -> None:
+    none = {control.value: _items(0.0) for control in JudgeDone.must_detect}
+    assert _of_quality(none) == f"it missed {', '.join(sorted(control.value for control in JudgeDone.must_detect))}"
+    lost = {name: _items(-1.0) for name in NO_LOSS_ARMS}
+    assert _of_quality({**DETECTED, **lost}) == f"it found a loss in {', '.join(NO_LOSS_ARMS)}"
+
+
+def _loss_in(values: Sequence[float]) -> bool | None:
+    """Whether CLIP's score finds a loss in swapped instructions."""
+    by_item = {str(index): (value,) for index, value in enumerate(values)}
+    checks = sensitivity_checks(
+        ClipText, MARGINS, fidelity=None, distances={}, differences={Control.SWAPPED.value: by_item}
+    )
+    (found,) = {check.detected for check in checks if check.control == Control.SWAPPED.value}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ([-1.0], None),
+        ([-1.0, -1.01], True),
+        ([-1.0, -1.0, 0.9], False),
+        ([-0.6, -0.5, -0.4, -0.5, 0.6, 0.5], False),
+        ([0.0, 0.0, 0.0], False),
+    ],
+    ids=["one item", "two items", "one gained", "half gained", "none"],
+)
+def test_loss_takes_two_items_and_a_bound_below_nothing(values: list[float], found: bool | None) -> None:
+    assert _loss_in(values) is found
+
+
+def test_items_on_their_floor_are_not_farther() -> None:
+    control = {name.value: _items(0.01) for name in LatentError.must_detect}
+    assert _of_fidelity(control) == f"it missed {', '.join(sorted(control))}"
+    # The floor of an item is that of the arm which takes it farthest.
+    floors = {RERUN: _items(0.05), "other precision": _items(0.01)}
+    checks = sensitivity_checks(
+        LatentError,
+        MARGINS,
+        fidelity=FidelityDistances("latent_error", {}, floors),
+        distances={name: _items(0.03) for name in control},
+        differences={},
+    )
+    assert {check.detected for check in checks} == {False}
+
+
+def test_jpeg_control_has_its_quality_and_takes_gray_images() -> None:
+    picture = noise(3)
+    worse = degrade(picture.convert("L"), Control.JPEG, picture)
+    assert worse.mode == "RGB"
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=JPEG_QUALITY)
+    with Image.open(file) as expected:
+        assert degrade(picture, Control.JPEG, picture).tobytes() == expected.convert("RGB").tobytes()

@@ -10,9 +10,11 @@ import pytest
 from scipy.stats import binom
 
 from kontext_fast.stats.bounds import Ratio
+from kontext_fast.stats.intervals import Estimate
 from kontext_fast.verify.comparisons import ByItem, FidelityDistances, FloorComparison, Outcome, QualityDifferences
 from kontext_fast.verify.findings import (
     Repeat,
+    SignedChange,
     changes_sentence,
     compare_tail,
     contradiction,
@@ -128,6 +130,10 @@ def test_one_repeat_is_a_loss_even_of_equal_outputs() -> None:
         "1 output is not an edit of the request but another picture: item 001 with seed 1 is the input."
     )
     assert repeats_sentence([repeat] * 5).endswith("; and 2 more.")
+    named = "item 001 with seed 1 is the input"
+    assert repeats_sentence([repeat] * 3) == (
+        f"3 outputs are not an edit of the request but another picture: {named}; {named}; {named}."
+    )
 
 
 def test_ignored_seeds_are_a_loss_from_eight_items_on() -> None:
@@ -153,6 +159,10 @@ def test_contradiction_needs_a_bound_beyond_the_floor() -> None:
     assert contradiction([floor_comparison(1.0, median_lower=1.6)], MARGINS) is not None
     assert contradiction([floor_comparison(1.6, n=7)], MARGINS) is None
     assert contradiction([], MARGINS) is None
+    # At the limit, and with the fewest items.
+    assert contradiction([floor_comparison(MARGINS.floor.ratio)], MARGINS) is None
+    farthest = floor_comparison(1.9, n=MARGINS.floor.min_items)
+    assert contradiction([floor_comparison(1.6), farthest, floor_comparison(1.7)], MARGINS) is farthest
 
 
 def test_preset_that_declares_rounding_may_not_do_more() -> None:
@@ -194,3 +204,14 @@ def test_constant_changes_need_no_spread() -> None:
     (one,) = signed_changes({"luminance": by_item([1.0] * 5)}, 0.95)
     assert (zero.significant, one.significant) == (False, True)
     assert signed_changes({"luminance": by_item([1.0])}, 0.95) == ()
+
+
+def test_largest_change_is_named_first() -> None:
+    def change(direction: str, value: float) -> SignedChange:
+        return SignedChange(direction, Estimate(value, (value - 0.5, value + 0.5), 30), significant=True)
+
+    said = changes_sentence([change("contrast", 1.0), change("luminance", -3.0), change("chroma", 2.0)])
+    assert said == (
+        "On average it changes luminance -3.00 (-3.50 to -2.50), chroma +2.00 (+1.50 to +2.50), "
+        "contrast +1.00 (+0.50 to +1.50), in levels of 255."
+    )

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from kontext_fast.metrics.base import Control
 from kontext_fast.metrics.clip_text import ClipText
 from kontext_fast.metrics.latent_error import LatentError
 from kontext_fast.records.schema import Arm, ArmRole, Output, Record, Score
+from kontext_fast.stats.bounds import items_needed, mean_bounds
 from kontext_fast.verify.analysis import ArmScores
 from kontext_fast.verify.comparisons import (
     ByItem,
     FidelityDistances,
     Outcome,
     QualityDifferences,
+    SeedNoiseComparison,
     compare_with_floor,
     compare_with_margins,
+    compare_with_seed_noise,
 )
 from kontext_fast.verify.controls import NO_LOSS_ARMS, sensitivity_checks
 from kontext_fast.verify.margins import read_margins
@@ -150,3 +154,38 @@ def test_distances_in_another_order_are_those_of_the_preset() -> None:
 def test_inert_control_changed_no_output_at_all() -> None:
     records = [arm("baseline", "baseline", "abcd"), arm("same", "control", "abcd"), arm("other", "control", "abce")]
     assert ArmScores(records).inert_controls() == {"same"}
+
+
+def seed_noise(distance: float, n: int = 100) -> SeedNoiseComparison:
+    """Two seeds are 1 apart."""
+    fidelity = FidelityDistances("ssim", by_item([distance] * n), {}, by_item([1.0] * n))
+    comparison = compare_with_seed_noise(fidelity, MARGINS)
+    assert comparison is not None
+    return comparison
+
+
+def test_seed_noise_is_decided_by_bounds_below_its_limits() -> None:
+    assert MARGINS.seed_noise.median == 0.5
+    comparison = seed_noise(0.4)
+    assert comparison.outcome is Outcome.PASSED
+    assert (comparison.median, comparison.median_upper, comparison.p90, comparison.p90_upper) == (0.4,) * 4
+    assert seed_noise(0.6).outcome is Outcome.FAILED
+    # At the limit it is neither.
+    assert seed_noise(0.5).outcome is Outcome.UNDECIDED
+    few = seed_noise(0.4, n=6)
+    assert (few.outcome, few.p90_upper) == (Outcome.UNDECIDED, float("inf"))
+
+
+def test_margin_of_answers_counts_the_two_added_items() -> None:
+    losses = by_item([-1.0] * 4 + [0.0] * 96)
+    answers, scores = (
+        compare_with_margins([QualityDifferences("judge_kept", losses, bounded=bounded)], MARGINS)[0]
+        for bounded in (True, False)
+    )
+    deviation = float(np.std([-1.0] * 4 + [0.0] * 96, ddof=1))
+    for comparison, bounded in ((answers, True), (scores, False)):
+        bounds = mean_bounds([-1.0] * 4 + [0.0] * 96, MARGINS.confidence, bounded=bounded)
+        assert (comparison.lower, comparison.upper) == (float(bounds.lower), float(bounds.upper))
+        expected = items_needed(deviation, 0.05, confidence=MARGINS.confidence, power=MARGINS.power, bounded=bounded)
+        assert comparison.needed == max(expected, MARGINS.min_items)
+    assert answers.needed > scores.needed
