@@ -15,6 +15,10 @@ Target = Literal["converged", "steps"]
 """What the results of a fit come near to: `converged`, where the model's differential equation leads; or `steps`, the
 images of as many Euler steps as a call asks for."""
 
+GUIDANCE_AROUND = 1.5
+"""How far from the guidance of a fit nothing is lost: on `tiny`, fits at 2.5 came as near at 1, 1.5, 2, 3 and 4,
+relative to plain steps, as at 2.5."""
+
 
 class FittedFor(BaseModel):
     """Weights and calls of a fit. Pure, frozen data."""
@@ -56,15 +60,19 @@ class FittedFor(BaseModel):
         if steps is not None and steps != self.steps:
             yield f"The solver stands for {self.steps} steps, and {steps} were asked for; it runs as it was fitted."
         lowest, highest = self.guidance
-        if guidance is not None and not lowest <= guidance <= highest:
+        if guidance is not None and not lowest - GUIDANCE_AROUND <= guidance <= highest + GUIDANCE_AROUND:
             fitted = f"{lowest:g}" if lowest == highest else f"{lowest:g} to {highest:g}"
-            yield f"The solver was fitted at guidance {fitted} and runs at {guidance:g}, where it comes less near."
+            yield (
+                f"The solver was fitted at guidance {fitted} and runs at {guidance:g}, where how near it comes was not "
+                "measured."
+            )
         mode: Mode = "edit" if arguments.get("image") is not None else "text-to-image"
         if mode != self.mode:
             article = {"edit": "edits", "text-to-image": "text-to-image"}
-            yield f"The solver was fitted to {article[self.mode]} and runs {article[mode]}, where it comes less near."
+            words = f"fitted to {article[self.mode]} and runs {article[mode]}"
+            yield f"The solver was {words}, where it comes much less near."
         if _has_true_cfg(arguments):
-            yield "The solver was fitted without true CFG and runs with it, where it comes less near."
+            yield "The solver was fitted without true CFG and runs with it, where how near it comes was not measured."
         if self.sizes and (size := _size(arguments)) is not None and size not in self.sizes:
             sizes = ", ".join(self.sizes)
             yield f"The solver was fitted at {sizes} and runs at {size}, where how near it comes was not measured."

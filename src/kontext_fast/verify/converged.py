@@ -49,17 +49,24 @@ def log_ratios(values: Array, others: Array) -> Array:
     return np.asarray(np.log(np.maximum(values, 1e-9)) - np.log(np.maximum(others, 1e-9)))
 
 
-def closeness(values: Array, baseline: Array, error: Array, *, ratio_at_most: float = MEAN_AT_MOST) -> Closeness:
+def closeness(
+    values: Array,
+    baseline: Array,
+    error: Array,
+    *,
+    ratio_at_most: float = MEAN_AT_MOST,
+    mean_at_most: float = MEAN_AT_MOST,
+) -> Closeness:
     """The rule, fixed before anything is measured: distances `values` [I] against `baseline` [I], by one-sided bounds.
 
-    No farther: the geometric mean of the items' ratios is below `ratio_at_most`, and the mean distance at most a tenth
-    above baseline's own. Farther: one of the two is surely not so. `error` [I] is the reference's own, which has to be
-    below a third of both mean distances.
+    No farther: the geometric mean of the items' ratios is below `ratio_at_most`, and the mean distance at most
+    `mean_at_most` (a tenth above) of baseline's own. Farther: one of the two is surely not so. `error` [I] is the
+    reference's own, which has to be below a third of both mean distances.
     """
     if len(values) < 2 or float(error.mean()) > ERROR_AT_MOST * min(float(values.mean()), float(baseline.mean())):
         return Closeness.CANNOT_TELL
     ratio = mean_bounds(log_ratios(values, baseline) - np.log(ratio_at_most), CONFIDENCE, bounded=False)
-    mean = mean_bounds(values - MEAN_AT_MOST * baseline, CONFIDENCE, bounded=False)
+    mean = mean_bounds(values - mean_at_most * baseline, CONFIDENCE, bounded=False)
     if float(ratio.upper) < 0 and float(mean.upper) <= 0:
         return Closeness.NO_FARTHER
     return Closeness.FARTHER if float(ratio.lower) > 0 or float(mean.lower) > 0 else Closeness.CANNOT_TELL
