@@ -194,25 +194,27 @@ def calls(study: Study) -> Iterable[Row]:
     text_only = Part([cast("Any", _TextOnly(item.instruction)) for item in captions], part.seeds)
     variants: dict[str, tuple[Part, TuneRequest, dict[str, Any]]] = {
         "as fitted": (part, request, {}),
-        **{f"guidance {value:g}": (part, replace(request, guidance=value), {}) for value in (1.0, 1.5, 2.0, 3.0, 4.0)},
-        "text-to-image": (text_only, replace(request, size=(128, 128)), {}),
         **{
             f"size {width}x{height}": (part, replace(request, size=(width, height)), {})
-            for width, height in ((96, 96), (160, 96), (192, 192))
+            for width, height in ((192, 192), (160, 96), (96, 96))
         },
         **{
             f"true CFG {scale:g}": (part, request, {"true_cfg": scale, "negative": "make the background plain"})
             for scale in (1.5, 2.0)
         },
-        **{f"{steps} steps": (part, replace(request, steps=steps), {}) for steps in (14, 20, 40)},
+        **{f"{steps} steps": (part, replace(request, steps=steps), {}) for steps in (14, 40)},
+        "text-to-image": (text_only, replace(request, size=(128, 128)), {}),
+        **{f"guidance {value:g}": (part, replace(request, guidance=value), {}) for value in (1.0, 1.5, 2.0, 3.0, 4.0)},
     }
-    for name, (of_variant, of_request, more) in variants.items():
-        for row in study.compared(of_variant, solvers, of_request, **more):
-            yield {"call": name, **row}
+    weights = {name: tensor.clone() for name, tensor in study.pipe.transformer.state_dict().items()}
     for strength in (0.02, 0.1):
         add_low_rank(study.pipe.transformer, strength)
         for row in study.compared(part, solvers):
             yield {"call": f"low-rank change of {strength:g}", **row}
+        study.pipe.transformer.load_state_dict(weights)
+    for name, (of_variant, of_request, more) in variants.items():
+        for row in study.compared(of_variant, solvers, of_request, **more):
+            yield {"call": name, **row}
 
 
 def kinds(study: Study) -> Iterable[Row]:
