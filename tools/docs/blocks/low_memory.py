@@ -1,4 +1,4 @@
-"""Memory of an edit under a cap, as written by `benchmarks/gpu/low_memory_check.py --out .../low_memory.json`."""
+"""Memory of an edit under a cap, as written by `benchmarks/gpu/low_memory_check.py --out .../low_memory*.json`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEADER = ("", "time", "allocated at most", "reserved at most", "in use on the GP
 
 def render(context: DocContext) -> Markdown:
     """A table for each file below the folder of results."""
-    reports = [_of_report(*stored) for stored in context.stored("low_memory.json")]
+    reports = [_of_report(*stored) for stored in context.stored("low_memory*.json")]
     return paragraphs(reports or ["Not run on a GPU yet."])
 
 
