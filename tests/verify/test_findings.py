@@ -7,19 +7,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, ttest_1samp
 
 from kontext_fast.stats.bounds import Ratio
-from kontext_fast.stats.intervals import Estimate
+from kontext_fast.stats.intervals import Estimate, mean_estimate
 from kontext_fast.verify.comparisons import ByItem, FidelityDistances, FloorComparison, Outcome, QualityDifferences
 from kontext_fast.verify.findings import (
     Repeat,
     SignedChange,
+    Tail,
     changes_sentence,
     compare_tail,
     contradiction,
     ignored_seeds,
     repeats_sentence,
+    signed_change,
     signed_changes,
     tail_sentence,
 )
@@ -215,3 +217,25 @@ def test_largest_change_is_named_first() -> None:
         "On average it changes luminance -3.00 (-3.50 to -2.50), chroma +2.00 (+1.50 to +2.50), "
         "contrast +1.00 (+0.50 to +1.50), in levels of 255."
     )
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_signed_change_has_the_p_value_of_the_t_test(n: int) -> None:
+    values = np.random.default_rng(n).normal(0.5, 1, n)
+    found = signed_change("luminance", by_item(values))
+    assert found is not None
+    change, p_value = found
+    assert p_value == pytest.approx(ttest_1samp(values, 0).pvalue)
+    assert change.significant is False
+    assert signed_change("luminance", by_item([0.0] * 3)) == (replace(change, estimate=mean_estimate([0.0] * 3)), 1.0)
+
+
+def test_tail_says_what_was_far_and_how_much_is_expected() -> None:
+    tail = Tail("ssim", tuple(f"item {index}" for index in range(9)), 200, 0.005, 1e-9)
+    assert tail_sentence([tail], MARGINS) == (
+        "9 of 200 outputs are more than 2 times as far from baseline in ssim as all noise of their item, where 1 are "
+        "expected at most (item 0, item 1, item 2, item 3, item 4, item 5)."
+    )
+    none = compare_tail(far_outputs(0), MARGINS)
+    assert none is not None
+    assert (none.metric, none.beyond, none.p_value) == ("latent_error", (), 1.0)

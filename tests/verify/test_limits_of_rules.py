@@ -47,6 +47,16 @@ def test_floor_is_decided_from_eight_items_on(n: int, outcome: Outcome) -> None:
     comparison = compare_with_floor(fidelity, fidelity.to_baseline, MARGINS)
     assert comparison is not None
     assert comparison.outcome is outcome
+    assert comparison.worst == 1.0
+
+
+def test_floor_takes_the_farthest_arm_and_the_items_of_both() -> None:
+    floors = {"empty": {}, "near": by_item([0.001] * 8), "far": by_item([0.01])}
+    fidelity = FidelityDistances("ssim", {**by_item([0.02] * 8), "item 000": (), "other": (1.0,)}, floors)
+    assert compare_with_floor(fidelity, fidelity.to_baseline, MARGINS) is None
+    comparison = compare_with_floor(fidelity, by_item([0.02] * 8), MARGINS)
+    assert comparison is not None
+    assert (comparison.arm, comparison.n, comparison.worst) == ("far", 1, 2.0)
 
 
 def test_median_and_mean_must_both_be_within_the_floor() -> None:
