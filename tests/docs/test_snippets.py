@@ -87,7 +87,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Path(name).write_text(lines)
     Path("FOLDER").symlink_to("photos")
     Path("results").symlink_to(ROOT / "results")
-    for name, result in {"mine": suite_records.sweep(), "own": suite_records.ablation()}.items():
+    for name, result in {"mine": suite_records.sweep(), "own": _of("own", suite_records.ablation())}.items():
         ResultStore(tmp_path / name).write(result)
     for name in ("before", "after"):
         ResultStore(tmp_path / name).write(_of(name, suite_records.ablation()))
