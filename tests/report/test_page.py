@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -19,10 +20,12 @@ from kontext_fast.cli.main import run
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import Record, ResultFile
 from kontext_fast.records.store import ResultStore
-from kontext_fast.report.gallery import MOST_ITEMS, gallery
+from kontext_fast.report.gallery import MOST_ITEMS, Gallery, GalleryItem, GalleryPicture, gallery
+from kontext_fast.report.output.page import render
 from kontext_fast.report.output.publish import publish
 from tests.records.builder import RANDOM, full, item, record, result, sample, timed, workload
 from tests.report import suite_records
+from tests.report.reports import report_of
 
 DRAWN = ("speedup_comparison", "memory_usage", "cold_start", "stage_breakdown")
 """Charts that have something to show of the records of `full`, in the order of the page; a new chart may be another."""
@@ -232,6 +235,18 @@ def test_gallery_picks_items_by_position() -> None:
     assert len(shown.cards) == MOST_ITEMS
     assert shown.items == 30
     assert [card.item.id for card in shown.cards][:3] == ["i0", "i2", "i5"]
+
+
+def test_edits_with_all_pictures_stored_are_shown_first(store: ResultStore) -> None:
+    there = store.put_image(Image.new("RGB", (8, 8)))
+    cards = [
+        GalleryItem(item(f"i{number}"), 0, (GalleryPicture("input", there if number in (5, 7) else "0" * 64, None),))
+        for number in range(8)
+    ]
+    report = replace(report_of(full(store)), samples=Gallery(tuple(cards), 8))
+    text = render(report, (), store)
+    assert re.findall(r'class="soft small">item (i\d)', text)[-6:] == ["i5", "i7", "i0", "i1", "i2", "i3"]
+    assert "6 of 8 edits" in text
 
 
 def test_report_in_another_folder_leaves_records_unchanged(store: ResultStore, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def groups(result: ResultFile) -> tuple[Group, ...]:
         for measurement in record.measurements:
             if _is_complete(measurement):
                 machine = machine_name(record.environment)
-                workload = _comparable_workload(measurement, record.checkpoint)
+                workload = _comparable_workload(measurement, record)
                 key = (record.checkpoint, machine, workload, record.compile_cache)
                 by_key.setdefault(key, []).append(Run(record, measurement))
     measured = tuple(_group(key, runs, records, by_key) for key, runs in by_key.items())
@@ -117,15 +117,16 @@ def groups(result: ResultFile) -> tuple[Group, ...]:
     return (*measured, Group(None, None, None, _presets(rest), (), rest)) if rest else measured
 
 
-def _comparable_workload(measurement: Measurement, checkpoint: Checkpoint | None) -> Workload:
+def _comparable_workload(measurement: Measurement, record: Record) -> Workload:
     """The workload with the requested steps: a recipe that runs fewer is compared with those that run them all.
 
     Each such run carries a label that says so, and its own workload still has the steps that were run. With random
-    weights nothing is decided by data (`Optimization.on_random_weights`), so blocks of other items and seeds are alike.
+    weights nothing is decided by data (`Optimization.on_random_weights`), so blocks of other items and seeds are alike;
+    what a server was sent stays apart.
     """
     workload, cell = measurement.workload, measurement.cell
     update: dict[str, Any] = {} if cell is None else {"steps": cell.steps}
-    if checkpoint is not None and checkpoint.kind == "random":
+    if record.checkpoint is not None and record.checkpoint.random_weights and record.load_test is None:
         update.update(items=(), seeds=())
     return workload.model_copy(update=update)
 

@@ -10,6 +10,7 @@ from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.names import workload_name
 from kontext_fast.analysis.ranking import headline_rank
+from kontext_fast.analysis.tiers import may_claim
 from kontext_fast.cost import Billing
 from kontext_fast.cost.analysis import NO_PRICE, GroupCost, Question, choose_price
 from kontext_fast.cost.billing import Demand, Tariff
@@ -93,10 +94,11 @@ def headline_comparison(costs: Iterable[GroupCost], table: PriceTable, today: da
 
 
 def _cheapest(works: Iterable[PresetWork]) -> PresetWork | None:
-    """The preset with the shortest calls; a peer only where no preset of ours could be priced."""
+    """The preset with the shortest calls; one whose time supports no claim only where there is no other, and a peer
+    only where no preset of ours could be priced."""
     times = [
-        (is_peer(priced.preset), priced.work.seconds.value, priced)
+        (is_peer(priced.preset), not may_claim(priced.row), priced.work.seconds.value, priced)
         for priced in works
         if priced.work and priced.preset not in (BASELINE, CONTROL)
     ]
-    return min(times, key=lambda time: time[:2])[2] if times else None
+    return min(times, key=lambda time: time[:3])[3] if times else None

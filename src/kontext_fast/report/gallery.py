@@ -68,7 +68,7 @@ def gallery(group: Group, items: Sequence[StoredItem]) -> Gallery:
 
 
 def verified_gallery(report: VerificationReport) -> Gallery:
-    """Of a verification: items drawn with its seed, whatever their results, with the outputs of all its presets."""
+    """Of a verification: all items in an order drawn with its seed, with the outputs of all its presets."""
     baseline = report.arms.baseline
     if baseline is None:
         return Gallery((), 0)
@@ -79,7 +79,7 @@ def verified_gallery(report: VerificationReport) -> Gallery:
     seeds = dict(reversed(outputs[baseline.preset]))
     shown = [item for item in report.result.items if item.id in seeds]
     cards = []
-    for item in random.Random(report.result.seed).sample(shown, min(MOST_VERIFIED, len(shown))):
+    for item in random.Random(report.result.seed).sample(shown, len(shown)):
         pictures = [GalleryPicture("input", item.image, None if item.image else "no input image")]
         for record in (baseline, *report.arms.presets):
             image = outputs[record.preset].get((item.id, seeds[item.id]))

@@ -27,7 +27,7 @@ from kontext_fast.records.schema import BASELINE, CONTROL
 from kontext_fast.records.store import read_stored_image
 from kontext_fast.report import templates
 from kontext_fast.report.charting import SECTIONS, Chart
-from kontext_fast.report.gallery import Gallery, GalleryPicture
+from kontext_fast.report.gallery import MOST_VERIFIED, Gallery, GalleryItem, GalleryPicture
 from kontext_fast.report.model import GroupReport, Report
 from kontext_fast.report.serving import batch_lines, serving_rows
 from kontext_fast.report.text.answers import answers, choices, headline, subtitle
@@ -205,7 +205,7 @@ def render(report: Report, charts: Sequence[Chart], images: ImageFolder, quality
         "measured": bool(measured),
         "tiers": page_tiers(lead) if lead and measured else (),
         "others": [group for group in measured if group is not lead],
-        "galleries": _galleries(report),
+        "galleries": _galleries(report, images),
         "quality_page": quality_page,
         "serving": serving_rows(lead.group) if lead and measured else (),
         "batches": batch_lines(group.group for group in measured if group.group.machine == report.machine),
@@ -265,7 +265,7 @@ def _is_unpriced(lead: GroupReport | None) -> bool:
     return lead is not None and lead.cost.refusal is not None
 
 
-def _galleries(report: Report) -> list[tuple[Gallery, str]]:
+def _galleries(report: Report, images: ImageFolder) -> list[tuple[Gallery, str]]:
     """Images of the benchmark itself, and those of the verification that the verdicts are of."""
     small = "Pictures larger than 512 pixels are scaled down here and stored whole."
     found = []
@@ -275,10 +275,16 @@ def _galleries(report: Report) -> list[tuple[Gallery, str]]:
         chosen = f"{shown} of {items} items, evenly spaced, whatever their results. " if shown < items else ""
         found.append((lead.gallery, f"{chosen}The first seed of each item, as the benchmark made it. {small}"))
     if report.samples.cards:
-        shown, items = len(report.samples.cards), report.samples.items
+        # Stored results need not have every picture; those that have most of them come first.
+        cards = sorted(report.samples.cards, key=lambda card: _missing(card, images))[:MOST_VERIFIED]
         where = next((verdict.where for verdict in report.verdicts.values()), "of a verification")
-        found.append((report.samples, f"{shown} of {items} edits ({where}), drawn whatever their results. {small}"))
+        words = f"{len(cards)} of {report.samples.items} edits ({where}), drawn whatever their results. {small}"
+        found.append((Gallery(tuple(cards), report.samples.items), words))
     return found
+
+
+def _missing(card: GalleryItem, images: ImageFolder) -> int:
+    return sum(not (picture.image and images.image_path(picture.image).is_file()) for picture in card.pictures)
 
 
 def beside_reports(chart: Path) -> str:
