@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kontext_fast.report.verification import VerificationReport
 
 MOST_ITEMS = 12
-MOST_VERIFIED = 6
+MOST_VERIFIED = 4
 
 
 @dataclass(frozen=True)
