@@ -62,9 +62,9 @@ class Canvas:
     def narrow(self) -> bool:
         return self.width_in < 6
 
-    def letters(self, size: float) -> int:
-        """How many letters of `size` points fit into a line."""
-        return int(self.width_in * 72 / (0.55 * size))
+    def letters(self, size: float, *, bold: bool = False) -> int:
+        """How many letters of `size` points fit into a line; many of a bold headline are digits, which are wide."""
+        return int(self.width_in * 72 / ((0.64 if bold else 0.55) * size))
 
 
 FILE = Canvas(12.0, headed=True)
@@ -175,7 +175,7 @@ def panels_picture(
     """
 
     def figure_for(canvas: Canvas) -> Any:
-        lines = textwrap.wrap(headline, canvas.letters(15)) if canvas.headed else []
+        lines = textwrap.wrap(headline, canvas.letters(15, bold=True)) if canvas.headed else []
         heads = [_heading(panel, canvas, alone=len(panels) == 1) for panel in panels]
         legend_in = _legend_in(names, canvas)
         top = 0.3 * len(lines) + (0.2 if lines else 0.0)
