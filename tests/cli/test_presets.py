@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kontext_fast.cli.main import run
-from kontext_fast.optimizations.presets import PRESETS
+from kontext_fast.optimizations.presets import H100_SECONDS, PRESETS
 from kontext_fast.optimizations.registry import discover
 
 
@@ -36,7 +36,7 @@ def test_six_rows_fit_into_80_columns_and_name_the_rest(kontext: Any) -> None:
         "low_memory",
     ]
     assert all(len(line) <= 80 for line in lines[:7])
-    assert "1.94 s" in lines[5]
+    assert f"{H100_SECONDS['turbo']} s" in lines[5]
     rest = next(line for line in lines if line.startswith("More: "))
     assert all(name in rest or name in "".join(lines[1:7]) for name in PRESETS)
 
@@ -45,10 +45,10 @@ def test_details_of_one_end_in_what_to_type(kontext: Any) -> None:
     out = kontext("presets", "turbo(computed=5)").out
     for words in ("computed=5", "images: lossy", "runs here", "--preset 'turbo(computed=5)'", "kontext verify"):
         assert words in out
-    assert "1.94" not in out  # turbo's own time
+    assert str(H100_SECONDS["turbo"]) not in out  # turbo's own time
     assert "on the checkpoint random: first_block_cache schedule=every_second" in kontext("presets", "classic").out
     assert "engine and compile exclude each other" in kontext("presets", "compile").out
-    assert json.loads(kontext("presets", "fast", "--json").out)["h100_seconds"] == 2.34
+    assert json.loads(kontext("presets", "fast", "--json").out)["h100_seconds"] == H100_SECONDS["fast"]
     assert kontext("presets", "trubo").err == "There is no preset 'trubo'; did you mean turbo?\n"
 
 

@@ -58,10 +58,10 @@ FALLBACKS: Final = ("faithful", "baseline", "low_memory", "low_memory(modulation
 
 H100_SECONDS: Final[Mapping[str, float]] = {
     "baseline": 10.9,
-    "faithful": 7.96,
-    "balanced": 5.67,
-    "fast": 2.34,
-    "turbo": 1.94,
+    "faithful": 7.87,
+    "balanced": 5.57,
+    "fast": 2.28,
+    "turbo": 1.92,
 }
 """Of an edit at 1024x1024 in 28 steps with random weights, as docs/results.md has it."""
 

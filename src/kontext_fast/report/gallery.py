@@ -61,7 +61,7 @@ class Gallery:
 def gallery(group: Group, items: Sequence[StoredItem]) -> Gallery:
     """The first seed of each item, from the first round that kept its output; what baseline gets right comes first."""
     by_id = {item.id: item for item in items}
-    wanted = group.workload.items if group.workload else ()
+    wanted = dict.fromkeys(item for run in group.runs for item in run.measurement.workload.items)
     cards = [card for name in wanted if name in by_id and (card := _card(group, by_id[name])) is not None]
     chosen = _evenly_spaced(cards, MOST_ITEMS)
     return Gallery(tuple(sorted(chosen, key=lambda card: not card.done_by_baseline)), len(cards))
