@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
 from kontext_fast.errors import InvalidInput
+from kontext_fast.server.run import _listen
 from kontext_fast.server.settings import LoraFile, ServerSettings, parse_lora
 
 
@@ -51,3 +53,9 @@ def test_api_key_is_not_shown() -> None:
 @pytest.mark.parametrize(("host", "expected"), [("127.0.0.1", True), ("::1", True), ("0.0.0.0", False)])
 def test_loopback_is_recognized(host: str, expected: bool) -> None:
     assert ServerSettings(host=host).on_loopback is expected
+
+
+def test_answers_are_sent_at_once() -> None:
+    """asyncio sets TCP_NODELAY on sockets that name TCP alone; else a small answer waits for the client's ACK."""
+    with _listen(ServerSettings(checkpoint="tiny", port=0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
