@@ -89,7 +89,16 @@ def openai_router(service: ImageService, bodies: BodyReader) -> APIRouter:
 
 _SUCCESS: dict[str, Any] = {
     "description": "The images; with `stream`, server-sent events.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {
+        "text/event-stream": {
+            # Of each event: its name, and its JSON as text.
+            "schema": {
+                "type": "object",
+                "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+                "required": ["event", "data"],
+            }
+        }
+    },
 }
 
 
