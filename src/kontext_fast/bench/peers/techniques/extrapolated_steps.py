@@ -50,7 +50,10 @@ class ExtrapolatedSteps(Optimization):
             call = calls.current
             if call is None:
                 return original(*args, **kwargs)
-            sigmas = call.memory.setdefault(self.name, pipe.scheduler.sigmas.tolist())
+            if self.name not in call.memory:
+                # Read once a request: on a GPU each reading waits for the device.
+                call.memory[self.name] = pipe.scheduler.sigmas.tolist()
+            sigmas = call.memory[self.name]
             known = call.memory.setdefault((self.name, call.memory[branch]), [])
             sigma = sigmas[call.step]
             if call.step in self.computed_steps(call.total_steps):
