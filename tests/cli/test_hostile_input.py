@@ -24,7 +24,18 @@ from tests.verify.synthetic_results import noisy, verification
 
 SAMPLE = 6
 """Of each kind of file among the fast tests."""
-THOUSAND = {"records": 500, "verification": 150, "text": 150, "picture": 150, "journal": 50}
+THOUSAND = {"records": 500, "verification": 150, "text": 152, "picture": 150, "journal": 50}
+PART = 25
+"""Files of one slow test, so that one that fails hides few others."""
+
+
+def parts(kind: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("first", range(0, THOUSAND[kind], PART))
+
+
+def seeds(kind: str, first: int) -> range:
+    return range(first, min(first + PART, THOUSAND[kind]))
+
 
 HOSTILE: tuple[Any, ...] = (
     None,
@@ -173,8 +184,10 @@ def test_names_of_any_length_get_a_report(letters: int, kontext: Kontext, bench:
 
 
 @pytest.mark.slow
-def test_hundreds_of_altered_records(kontext: Kontext, bench: Path, tmp_path: Path) -> None:
-    for seed in range(THOUSAND["records"]):
+@pytest.mark.timeout(1800)
+@parts("records")
+def test_hundreds_of_altered_records(first: int, kontext: Kontext, bench: Path, tmp_path: Path) -> None:
+    for seed in seeds("records", first):
         alter_and_report(kontext, bench, tmp_path, seed, of_a_bench)
 
 
@@ -186,8 +199,12 @@ def of_a_verification(bench: Path) -> Callable[[Path], list[list[object]]]:
 
 
 @pytest.mark.slow
-def test_hundreds_of_altered_verifications(kontext: Kontext, bench: Path, verified: Path, tmp_path: Path) -> None:
-    for seed in range(THOUSAND["verification"]):
+@pytest.mark.timeout(1800)
+@parts("verification")
+def test_hundreds_of_altered_verifications(
+    first: int, kontext: Kontext, bench: Path, verified: Path, tmp_path: Path
+) -> None:
+    for seed in seeds("verification", first):
         alter_and_report(kontext, verified, tmp_path, seed, of_a_verification(bench))
 
 
@@ -229,6 +246,7 @@ def test_altered_texts_end_with_one_sentence(kind: str, kontext: Kontext, bench:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", TEXTS)
 def test_hundreds_of_altered_texts(kind: str, kontext: Kontext, bench: Path, tmp_path: Path) -> None:
     for seed in range(THOUSAND["text"] // len(TEXTS)):
@@ -267,18 +285,22 @@ def test_altered_pictures_end_with_one_sentence(kontext: Kontext, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_hundreds_of_altered_pictures(kontext: Kontext, tmp_path: Path) -> None:
-    for seed in range(THOUSAND["picture"]):
+@pytest.mark.timeout(1800)
+@parts("picture")
+def test_hundreds_of_altered_pictures(first: int, kontext: Kontext, tmp_path: Path) -> None:
+    for seed in seeds("picture", first):
         alter_picture(kontext, seed, tmp_path)
 
 
 @pytest.mark.slow
-def test_verification_resumes_over_altered_journals(kontext: Kontext, tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+@parts("journal")
+def test_verification_resumes_over_altered_journals(first: int, kontext: Kontext, tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "edits", 2)
     line = ["verify", "--checkpoint", "tiny", "--preset", "channels_last", "--dataset", dataset, "--items", "2"]
     line += ["--steps", "1", "--out"]
     assert kontext(*line, tmp_path / "whole").code in (0, 1)
-    for seed in range(THOUSAND["journal"]):
+    for seed in seeds("journal", first):
         rng = random.Random(seed)
         folder = tmp_path / "altered"
         shutil.copytree(tmp_path / "whole", folder)

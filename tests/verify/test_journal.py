@@ -72,6 +72,21 @@ def test_broken_line_is_left_out_and_the_others_stay(line: str, tmp_path: Path) 
     assert list(_resumed(tmp_path).done("half the steps")) == ["y"]
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [('"item": "x"', '"item": "z"'), ('"seed": 1', '"seed": 7'), ("half the", "part of"), ('"full"', '"skipped"')],
+)
+def test_line_that_was_altered_is_left_out(before: str, after: str, tmp_path: Path) -> None:
+    _journal(tmp_path)
+    file = tmp_path / FOLDER / "outputs.jsonl"
+    setup, line, last = file.read_text().splitlines()
+    assert before in line
+    file.write_text("\n".join((setup, line.replace(before, after), last, "")))
+    resumed = _resumed(tmp_path)
+    assert list(resumed.done("half the steps")) == ["y"]
+    assert not resumed.done("part of steps")
+
+
 def test_outputs_with_cut_latents_are_made_again(tmp_path: Path) -> None:
     latents = _journal(tmp_path).latents_file("half the steps", "x", 0)
     latents.write_bytes(latents.read_bytes()[:-3])

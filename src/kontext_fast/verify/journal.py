@@ -1,7 +1,8 @@
 """The outputs of a verification so far, on disk after every call, so that a kill neither loses nor repeats one.
 
 The file has one JSON line per item of an arm, after a first line with everything that decides the outputs. A line that
-was cut or broken is left out, and so is one whose latents or images are not there: its images are generated again.
+was cut or altered, as its hash tells, is left out, and so is one whose latents or images are not there: its images are
+generated again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,13 @@ import numpy.typing as npt
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import Output
+from kontext_fast.records.store import content_hash
 
 FOLDER = "work"
 """In the result folder; it may be deleted once the verification is done."""
+
+_HASH = "sha256"
+"""The key of a line under which the hash of the others stands."""
 
 
 class Journal:
@@ -42,7 +46,7 @@ class Journal:
         journal, or that of another verification.
         """
         lines = self._lines()
-        if not lines or not isinstance(lines[0], dict) or not isinstance(lines[0].get("setup"), dict):
+        if not lines or lines[0] is None or "setup" not in lines[0]:
             raise InvalidInput("There is no verification to resume; leave out --resume, or give its folder as --out.")
         before, now = lines[0]["setup"], json.loads(json.dumps(setup))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
@@ -50,16 +54,14 @@ class Journal:
             raise InvalidInput(
                 f"The verification to resume differs in {', '.join(changed)}; repeat its options, or start a new one."
             )
-        for line in lines[1:]:
-            with suppress(KeyError, TypeError, ValueError, InvalidInput):
-                arm, item = str(line["arm"]), str(line["item"])
-                outputs = tuple(Output(**output) for output in line["outputs"])
-                if all(
-                    _is_whole(self.latents_file(arm, item, output.seed))
-                    and (output.image is None or image_file(output.image).is_file())
-                    for output in outputs
-                ):
-                    self._done[arm][item] = outputs
+        for line in filter(None, lines[1:]):
+            outputs = tuple(Output(**output) for output in line["outputs"])
+            if all(
+                _is_whole(self.latents_file(line["arm"], line["item"], output.seed))
+                and (output.image is None or image_file(output.image).is_file())
+                for output in outputs
+            ):
+                self._done[line["arm"]][line["item"]] = outputs
 
     def done(self, arm: str) -> Mapping[str, tuple[Output, ...]]:
         """Outputs by item, in the order in which they were generated."""
@@ -89,11 +91,11 @@ class Journal:
 
     def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         with self._file.open("ab") as file:
-            file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+            file.write(b"".join(json.dumps({**line, _HASH: content_hash(line)}).encode() + b"\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
 
-    def _lines(self) -> list[Any]:
+    def _lines(self) -> list[dict[str, Any] | None]:
         try:
             content = self._file.read_bytes()
         except OSError:
@@ -105,11 +107,13 @@ class Journal:
         return list(map(_parsed, whole.splitlines()))
 
 
-def _parsed(line: bytes) -> Any:
-    """What a line says; None where it is no JSON."""
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None where it is not what was written, which may still be JSON, as that of another item is."""
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
+        values = json.loads(line)
+        digest = values.pop(_HASH)
+        return values if content_hash(values) == digest else None
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
         return None
 
 
