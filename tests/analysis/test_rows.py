@@ -202,7 +202,7 @@ def test_run_that_missed_an_item_is_not_measured() -> None:
 def test_finding_names_fastest_preset_and_its_acceptance(tmp_path: Path) -> None:
     finding = speed_finding(list(rows(full(ResultStore(tmp_path))).values()))
     assert finding.startswith("cache is 2.00x as fast as baseline (95 % interval")
-    assert "accepts 50 % of its edits, and 100 % of baseline's" in finding
+    assert "accepts 50 % (9 to 91 %) of its edits, and 100 % (34 to 100 %) of baseline's; 2 items." in finding
     assert "Not timed: compile (refused)." in finding
 
 

@@ -117,6 +117,11 @@ def percent_range(estimate: Estimate) -> str | None:
     return _range(estimate, lambda bound: f"{100 * bound:.0f}", " %")
 
 
+def percent_with_interval(estimate: Estimate) -> str:
+    """`67 % (21 to 94 %)`: of few items a proportion says little, and its interval says how little."""
+    return _with_interval(percent(estimate.value), percent_range(estimate))
+
+
 def points(difference: float) -> str:
     """A difference of two proportions, always signed: `-3.0 points`."""
     return f"{100 * difference:+.1f} points"

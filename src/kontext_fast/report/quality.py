@@ -46,14 +46,16 @@ class PresetQuality:
         if self.accepted is None:
             return None
         items = f"of {fmt.count(self.accepted.n, 'item')}, by the judge"
+        interval = fmt.percent_range(self.accepted)
+        known = f"{items}, 95 % interval {interval}" if interval else items
         baseline = self.accepted_by_baseline
-        return f"{items}; baseline {fmt.percent(baseline.value)}" if baseline else items
+        return f"{known}; baseline {fmt.percent_with_interval(baseline)}" if baseline else known
 
     def __str__(self) -> str:
         """All that is known, for a cell of a table."""
         known = [f"{self.value} ({self.basis})"] if self.verdict else []
         if self.accepted is not None:
-            known.append(f"{fmt.percent(self.accepted.value)} of {fmt.count(self.accepted.n, 'item')} accepted")
+            known.append(f"{fmt.percent_with_interval(self.accepted)} of {fmt.count(self.accepted.n, 'item')} accepted")
         return "; ".join(known) or fmt.NOT_MEASURED
 
 

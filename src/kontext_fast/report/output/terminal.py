@@ -182,7 +182,7 @@ def _headline_cells(row: Row, labels: list[str]) -> tuple[str, ...]:
     if row.time is None:
         return (name, row.status, "", "", "", "")
     steps = fmt.computed_steps(row.computed_steps) if row.computed_steps else fmt.NOT_MEASURED
-    judge = f"{fmt.percent(row.accepted.value)} of {row.accepted.n}" if row.accepted else fmt.NOT_MEASURED
+    judge = f"{fmt.percent_with_interval(row.accepted)} of {row.accepted.n}" if row.accepted else fmt.NOT_MEASURED
     return (name, fmt.seconds_of_runs(row.time), _factor(row), steps, judge, fmt.peak_memory(row.memory))
 
 

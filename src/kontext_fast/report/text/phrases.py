@@ -251,9 +251,10 @@ def _quality(best: Row, rows: Sequence[Row], verdict: VerdictSummary | None) -> 
     sentences = [f"Quality verdict: {verdict.name} ({verdict.where})."] if verdict else []
     if best.accepted is not None:
         baseline = next((row.accepted for row in rows if row.preset == BASELINE and row.accepted), None)
-        against = f", and {fmt.percent(baseline.value)} of baseline's" if baseline else ""
+        against = f", and {fmt.percent_with_interval(baseline)} of baseline's" if baseline else ""
         items = fmt.count(best.accepted.n, "item")
-        sentences.append(f"The judge accepts {fmt.percent(best.accepted.value)} of its edits{against} ({items}).")
+        share = fmt.percent_with_interval(best.accepted)
+        sentences.append(f"The judge accepts {share} of its edits{against}; {items}.")
     return " ".join(sentences) or "Its effect on the images was not measured."
 
 
