@@ -7,9 +7,11 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from kontext_fast.stats.bounds import (
     Ratio,
+    divided,
     holm,
     items_needed,
     mean_bounds,
@@ -123,6 +125,7 @@ def test_a_dozen_agreeing_items_give_wide_bounds() -> None:
     assert bounds.upper > 0.1
 
 
+@pytest.mark.filterwarnings("error")
 def test_equal_differences_have_no_spread() -> None:
     bounds = mean_bounds(np.full(40, -0.2), CONFIDENCE, bounded=False)
     assert bounds.lower == bounds.upper == pytest.approx(-0.2)
@@ -131,7 +134,7 @@ def test_equal_differences_have_no_spread() -> None:
 
 
 def test_one_item_has_no_bound() -> None:
-    with pytest.raises(ValueError, match="two items"):
+    with pytest.raises(ValueError, match=r"^a bound needs at least two items"):
         mean_bounds(np.zeros(1), CONFIDENCE, bounded=False)
 
 
@@ -171,3 +174,72 @@ def test_ratio_bounds_of_and_by_zero() -> None:
     twisted = ratio_bounds(something, something[::-1], CONFIDENCE)
     assert 0.7 < twisted.lower < 1 < twisted.upper < 1.4
     assert twisted == ratio_bounds(something, something[::-1], CONFIDENCE)
+
+
+ROWS = np.array([[0.1, -0.2, 0.4, 0.3], [1.0, -1.0, 0.5, -0.75]])
+
+
+def test_unbounded_bounds_are_those_of_a_t_test() -> None:
+    bounds = mean_bounds(ROWS, CONFIDENCE, bounded=False)
+    tests = stats.ttest_1samp(ROWS, 0, axis=-1, alternative="less")
+    reach = stats.t.ppf(CONFIDENCE, 3) * stats.sem(ROWS, axis=-1)
+    assert bounds.mean == pytest.approx(ROWS.mean(-1))
+    assert bounds.p_loss == pytest.approx(tests.pvalue)
+    assert bounds.lower == pytest.approx(ROWS.mean(-1) - reach)
+    assert bounds.upper == pytest.approx(ROWS.mean(-1) + reach)
+    assert mean_bounds([0.0, 1.0], CONFIDENCE, bounded=False).upper == pytest.approx(0.5 + stats.t.ppf(0.95, 1) / 2)
+
+
+def test_bounded_bounds_have_an_item_more_on_each_side() -> None:
+    bounds = mean_bounds(ROWS, CONFIDENCE, bounded=True)
+    for place, row in enumerate(ROWS):
+        added = np.array([*row, 1.0, -1.0])
+        error = added.std() / math.sqrt(6)
+        assert bounds.mean[place] == pytest.approx(row.mean())
+        assert bounds.p_loss[place] == pytest.approx(stats.norm.cdf(added.mean() / error))
+        assert bounds.lower[place] == pytest.approx(added.mean() - stats.norm.ppf(CONFIDENCE) * error)
+        assert bounds.upper[place] == pytest.approx(added.mean() + stats.norm.ppf(CONFIDENCE) * error)
+
+
+@pytest.mark.parametrize("deviation", [0.0, 0.05, 0.1, 0.35])
+def test_bounded_items_needed_solves_its_equation(deviation: float) -> None:
+    reach = (stats.norm.ppf(CONFIDENCE) + stats.norm.ppf(0.8)) / 0.05
+    enough = (n for n in range(2, 1000) if (n + 2) ** 2 >= reach**2 * (n * deviation**2 + 2))
+    assert items_needed(deviation, 0.05, confidence=CONFIDENCE, power=0.8, bounded=True) == next(enough)
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_wide_margin_still_needs_two_items(bounded: bool) -> None:
+    assert items_needed(0.0, 10.0, confidence=CONFIDENCE, power=0.8, bounded=bounded) == 2
+
+
+def test_holm_is_a_probability() -> None:
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_quantile_bounds_are_order_statistics() -> None:
+    inf = math.inf
+    assert quantile_bounds(range(20)[::-1], 0.5, CONFIDENCE) == (9.0, 5.0, 14.0)
+    assert quantile_bounds(range(5), 0.5, CONFIDENCE) == (2.0, 0.0, 4.0)
+    assert quantile_bounds(range(4), 0.5, CONFIDENCE) == (1.0, -inf, inf)
+
+
+@pytest.mark.filterwarnings("error")
+def test_ratios_of_distances_that_are_zero() -> None:
+    inf = math.inf
+    assert divided([0.0, 0.0, 1.0], [0.0, 2.0, 0.0]).tolist() == [0.0, 0.0, inf]
+    assert ratio_bounds([0.0, 0.0], [1.0, 0.0], CONFIDENCE) == Ratio(0.0, 0.0, 0.0)
+    assert ratio_bounds([1.0, 0.0], [0.0, 0.0], CONFIDENCE) == Ratio(inf, inf, inf)
+    assert ratio_bounds([4.0], [2.0], CONFIDENCE) == Ratio(pytest.approx(2.0), 0.0, inf)
+    # Of one item 0 / 0 counts as 1, 0 / 1 as a thousandth, 1 / 0 as a thousand.
+    logs = np.log([1.0, 1 / 1000, 1000, 3.0, 1 / 1000])
+    ratio = ratio_bounds([0.0, 0.0, 1.0, 3.0, 0.0], [0.0, 1.0, 0.0, 1.0, 2.0], CONFIDENCE)
+    reach = stats.t.ppf(CONFIDENCE, 4) * stats.sem(logs)
+    assert ratio.value == pytest.approx(math.exp(logs.mean()))
+    assert (ratio.lower, ratio.upper) == pytest.approx((math.exp(logs.mean() - reach), math.exp(logs.mean() + reach)))
+
+
+def test_two_items_bound_a_ratio() -> None:
+    logs = np.log([2.0, 3.0])
+    reach = stats.t.ppf(CONFIDENCE, 1) * stats.sem(logs)
+    assert ratio_bounds([2.0, 3.0], [1.0, 1.0], CONFIDENCE).upper == pytest.approx(math.exp(logs.mean() + reach))

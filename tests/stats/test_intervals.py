@@ -11,6 +11,7 @@ from scipy import stats
 
 from kontext_fast.stats.intervals import (
     MIN_ITEMS,
+    Estimate,
     acceptance,
     bootstrap_mean,
     card_values,
@@ -21,6 +22,7 @@ from kontext_fast.stats.intervals import (
     ratio_interval,
     summarize,
     unpaired_log_ratio,
+    welch_error,
     wilson,
 )
 
@@ -31,7 +33,7 @@ def test_process_value_weighs_items_equally() -> None:
 
 @pytest.mark.parametrize("values", [{}, {"a": []}])
 def test_process_without_values_is_an_error(values: dict[str, list[float]]) -> None:
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match=r"^a process value needs at least one"):
         process_value(values)
 
 
@@ -48,6 +50,11 @@ def test_one_process_gives_no_interval() -> None:
     assert summary.mean.value == 1.5
     assert summary.mean.interval is None
     assert not summary.mean.excludes_one
+
+
+def test_nothing_has_no_summary() -> None:
+    with pytest.raises(ValueError, match=r"^there is nothing to summarize$"):
+        summarize([])
 
 
 def test_summary_keeps_every_value() -> None:
@@ -121,17 +128,24 @@ def test_cards_are_the_units_from_three_on() -> None:
     assert (ratio.n, ratio.cards) == (3, 3)
     assert ratio.value == pytest.approx(4.0)
     assert summarize(values, "abca").values == tuple(values)
+    assert summarize(values, "abca").mean.cards == 3
+    assert mean_estimate([1.0, 2.0], "ab") == Estimate(1.5, None, 2, 2)
+    with pytest.raises(ValueError, match="zip"):
+        card_values(values, "ab")
 
 
 def test_bootstrap_needs_30_items_and_is_repeatable() -> None:
     values = list(np.random.default_rng(0).gamma(2.0, size=30))
     assert bootstrap_mean(values[1:]).interval is None
-    interval = bootstrap_mean(values).interval
+    estimate = bootstrap_mean(values)
+    interval = estimate.interval
     assert interval is not None
+    assert (estimate.value, estimate.n) == (pytest.approx(np.mean(values)), 30)
+    assert bootstrap_mean(values[1:]) == Estimate(pytest.approx(np.mean(values[1:])), None, 29)
     assert interval[0] < np.mean(values) < interval[1]
-    assert bootstrap_mean(values) == bootstrap_mean(values)
-    assert bootstrap_mean([3.0] * 30).interval == (3.0, 3.0)
-    with pytest.raises(ValueError, match="nothing"):
+    assert bootstrap_mean(values) == bootstrap_mean(values, seed=0) != bootstrap_mean(values, seed=1)
+    assert bootstrap_mean([3.0] * 30) == Estimate(3.0, (3.0, 3.0), 30)
+    with pytest.raises(ValueError, match=r"^there is nothing to resample"):
         bootstrap_mean([])
 
 
@@ -201,6 +215,7 @@ def test_ratio_uses_only_shared_rounds() -> None:
     estimate = ratio_interval({1: 2.0, 2: 9.0}, {1: 1.0, 3: 1.0})
     assert estimate is not None
     assert (estimate.value, estimate.interval, estimate.n) == (2.0, None, 1)
+    assert ratio_interval({1: 2.0, 2: 9.0}, {1: 1.0, 3: 1.0}, {1: "a", 2: "b", 3: "c"}) == replace(estimate, cards=1)
     assert ratio_interval({1: 1.0}, {2: 1.0}) is None
 
 
@@ -233,6 +248,8 @@ def test_unpaired_log_ratio_of_too_few_values_is_open() -> None:
     same = unpaired_log_ratio([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
     assert same is not None
     assert same.interval == (1.0, 1.0)
+    assert single.n == 1
+    assert welch_error([0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]) == (0.0, 2.0)
 
 
 def test_wilson_matches_published_values() -> None:
@@ -245,6 +262,14 @@ def test_wilson_matches_published_values() -> None:
 def test_wilson_rejects_what_is_no_proportion(accepted: float, n: int) -> None:
     with pytest.raises(ValueError, match="not a proportion"):
         wilson(accepted, n)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_all_accepted_is_a_proportion(n: int) -> None:
+    estimate = wilson(n, n)
+    assert (estimate.value, estimate.n) == (1.0, n)
+    assert estimate.interval is not None
+    assert estimate.interval[1] <= 1
 
 
 def test_wilson_has_its_nominal_coverage() -> None:
@@ -268,6 +293,17 @@ def test_paired_difference_of_few_items_has_no_interval() -> None:
     estimate = paired_difference(few, few)
     assert estimate is not None
     assert (estimate.value, estimate.interval, estimate.n) == (0.0, None, MIN_ITEMS - 1)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_paired_difference_ends_at_all_or_nothing(sign: float) -> None:
+    lost, kept = ({str(i): value for i in range(MIN_ITEMS)} for value in (0.0, 1.0))
+    estimate = paired_difference(lost, kept) if sign > 0 else paired_difference(kept, lost)
+    assert estimate is not None
+    assert (estimate.value, estimate.n) == (sign, MIN_ITEMS)
+    adjusted = np.array([sign] * MIN_ITEMS + [1.0, -1.0])
+    reach = stats.norm.ppf(0.975) * adjusted.std() / math.sqrt(MIN_ITEMS + 2)
+    assert sorted(estimate.interval or ()) == pytest.approx(sorted((sign, adjusted.mean() - sign * reach)))
 
 
 def test_paired_difference_uses_only_shared_items() -> None:

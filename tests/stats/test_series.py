@@ -30,6 +30,15 @@ def test_outliers_are_located_and_kept() -> None:
     assert len(values) == 6
     assert outliers([1.0, 1.0, 9.0]) == ()
     assert outliers([2.0] * 9) == ()
+    assert outliers([1.0, 1.0, 1.0, 9.0]) == (3,)
+
+
+def test_fences_are_tukeys() -> None:
+    """Quartiles 1 and 3, so that the fences are -2 and 6."""
+    assert outliers([0.0, 1.0, 2.0, 3.0, 6.1]) == (4,)
+    assert outliers([0.0, 1.0, 2.0, 3.0, 5.9]) == ()
+    assert outliers([4.0, 3.0, 2.0, 1.0, -2.1]) == (4,)
+    assert outliers([4.0, 3.0, 2.0, 1.0, -1.95]) == ()
 
 
 def test_drift_matches_the_exact_test_and_the_rise() -> None:
@@ -43,3 +52,6 @@ def test_drift_matches_the_exact_test_and_the_rise() -> None:
     assert same is not None
     assert (same.p_value, same.change, same.significant) == (1.0, 0.0, False)
     assert drift([1.0] * (MIN_VALUES - 1)) is None
+    least = drift([1.0] * MIN_VALUES)
+    assert least is not None
+    assert least.n == MIN_VALUES
