@@ -108,6 +108,31 @@ def test_lossy_preset_is_held_to_seed_noise_in_a_condition() -> None:
     assert "1000.00 times" in (loss_in_condition(enormous, MARGINS, rounding_only=True) or "")
 
 
+def with_items(by_item: dict[str, float], rest: float) -> ConditionEvidence:
+    usual = distances(rest)
+    far = {name: [value, value] for name, value in by_item.items()}
+    return replace(ALONE, identical=False, fidelity=(replace(usual, to_baseline={**usual.to_baseline, **far}),))
+
+
+def test_item_that_rounding_turns_over_is_no_loss() -> None:
+    """A third picture of an item, as far as another seed: which item it is differs between any two arms."""
+    turned = with_items({"item 3": 0.6}, FLOOR)
+    assert loss_in_condition(turned, MARGINS, rounding_only=True) is None
+    assert level(turned) is Level.CANNOT_TELL
+
+
+def test_single_outputs_beyond_all_noise_are_a_loss() -> None:
+    """Of 16 outputs one may be beyond all noise; two of one item are not there by chance."""
+    far = with_items({"item 3": 1.0}, FLOOR)
+    said = loss_in_condition(far, MARGINS, rounding_only=True)
+    assert said is not None
+    assert said.startswith("With one image per call with repeated inputs, 2 of 16 outputs are more than 2 times as far")
+    assert said.endswith("(item 3).")
+    assert loss_in_condition(far, MARGINS, rounding_only=False) is None
+    single = replace(far, fidelity=(replace(far.fidelity[0], to_baseline={"item 3": [1.0], "item 4": [0.0] * 15}),))
+    assert loss_in_condition(single, MARGINS, rounding_only=True) is None
+
+
 def test_failed_items_of_a_condition_are_named() -> None:
     failed = replace(ALONE, failures=("a", "b", "c", "d"))
     assert loss_in_condition(failed, MARGINS, rounding_only=True) == (

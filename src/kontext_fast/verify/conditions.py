@@ -15,7 +15,7 @@ from kontext_fast.verify.comparisons import (
     compare_with_floor,
     compare_with_seed_noise,
 )
-from kontext_fast.verify.findings import Repeat, repeats_sentence
+from kontext_fast.verify.findings import Repeat, compare_tail, contradiction, repeats_sentence, tail_sentence
 from kontext_fast.verify.margins import Margins
 
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
@@ -72,7 +72,9 @@ def coverage_sentence(conditions: Sequence[ConditionEvidence], batch: int, anoth
 def loss_in_condition(condition: ConditionEvidence, margins: Margins, *, rounding_only: bool) -> str | None:
     """Why the outputs under a condition are a loss, where those of other calls are none; None where they are none too.
 
-    `rounding_only` holds them to the floor, else they are held to the noise of seeds.
+    `rounding_only` holds them to the floor, by the means of items and by the tail of single outputs, else they are held
+    to the noise of seeds. The largest distance alone is no loss: rounding turns over one item in so many, and which one
+    it is differs between any two arms.
     """
     where = f"With {_WORDS[condition.name]}"
     if condition.not_run is not None:
@@ -87,10 +89,11 @@ def loss_in_condition(condition: ConditionEvidence, margins: Margins, *, roundin
             continue
         if rounding_only:
             floor = compare_with_floor(_amplified(distances, condition.name), distances.to_baseline, margins)
-            if floor is not None and floor.outcome is Outcome.FAILED:
+            if floor is not None and contradiction([floor], margins) is not None:
+                ratio = max(floor.ratio, floor.median_ratio, key=lambda ratio: ratio.lower)
                 return (
                     f"{where} it is another preset: the distance to baseline in {floor.metric} is "
-                    f"{min(floor.ratio.value, 1000):.2f} times the floor ({floor.arm}) there."
+                    f"{min(ratio.value, 1000):.2f} times the floor ({floor.arm}) there."
                 )
             continue
         noise = compare_with_seed_noise(distances, margins)
@@ -99,7 +102,11 @@ def loss_in_condition(condition: ConditionEvidence, margins: Margins, *, roundin
                 f"{where} the distance to baseline in {noise.metric} is {noise.median:.2f} of the seed noise at the "
                 f"median and {noise.p90:.2f} at the 90th percentile."
             )
-    return None
+    if not rounding_only:
+        return None
+    tails = [compare_tail(_amplified(distances, condition.name), margins) for distances in condition.fidelity]
+    far = tail_sentence([tail for tail in tails if tail is not None], margins)
+    return None if far is None else f"{where}, {far}"
 
 
 def is_within_floor(condition: ConditionEvidence, margins: Margins) -> bool:
