@@ -1,13 +1,14 @@
-"""What people's weights cost at full size: a scaled float8 file, an exchange of adapters, and a card of 16 GB.
+"""What people's weights and hooks cost at full size: a scaled float8 file, an exchange of adapters, and offloading.
 
 Usage: python -m benchmarks.gpu.weights_check [--checkpoint random] [--preset balanced] [--minutes 9] [--out FILE.json]
 
-With `random` it first makes two edits in a process that gets 15.5 GiB of the GPU (`low_memory_check --gib 15.5`). Then
-it writes the transformer of the checkpoint to a scaled float8 file with the names of the original release (12 GB for
+It writes the transformer of the checkpoint to a scaled float8 file with the names of the original release (12 GB for
 `random`), reads it again, and compares one step of both, stock and under the preset: how many matrices run as stored,
 and how far each is from the step of the original. Then it merges and exchanges two LoRAs of rank 16 by
-`acceleration.set_adapters`. Seconds, and GiB of GPU memory by stage. The file is written again after every stage, and
-when the minutes are over the process ends with what it has. Exit code 0: done; 1: the minutes were over; 3: no GPU.
+`acceleration.set_adapters`. Last it puts each offloading of diffusers on the pipeline, by models, by groups with a
+stream and by layers, and accelerates that: whether the step is the one of the same weights without hooks, and stock's
+after `revert`. Seconds, and GiB of GPU memory by stage. The file is written again after every stage, and when the
+minutes are over the process ends with what it has. Exit code 0: done; 1: the minutes were over; 3: no GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -26,6 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from diffusers.hooks import HookRegistry
 from safetensors.torch import save_file
 
 from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
@@ -54,10 +55,6 @@ def main() -> int:
     over = threading.Timer(60 * arguments.minutes, report.give_up)
     over.daemon = True
     over.start()
-    if arguments.checkpoint == "random":
-        # First, while this process has nothing on the card.
-        with report.stage("edits_in_15.5_gib"):
-            report.note(low_memory=_edits_in_16_gb(timeout_s=30 * arguments.minutes))
     report.note(gpu=torch.cuda.get_device_name())
     with report.stage("load"):
         pipe = load(arguments.checkpoint).pipe
@@ -99,21 +96,6 @@ class Stages:
         """End the process: the minutes are over."""
         print(f"The minutes are over in the stage {self._now}; what was measured before is stored.", file=sys.stderr)
         os._exit(1)
-
-
-def _edits_in_16_gb(timeout_s: float) -> dict[str, Any]:
-    """The report of `low_memory_check --gib 15.5`, or why there is none."""
-    with TemporaryDirectory() as place:
-        out = Path(place) / "low_memory.json"
-        command = [sys.executable, "-m", "benchmarks.gpu.low_memory_check", "--gib", "15.5", "--out", str(out)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-        except subprocess.TimeoutExpired:
-            return {"failed": f"not done after {timeout_s:.0f} s"}
-        if not out.is_file():
-            return {"failed": (done.stderr or done.stdout)[-400:]}
-        stored: dict[str, Any] = json.loads(out.read_text())
-        return stored
 
 
 def measure(report: Stages, pipe: Any, preset: str, size: int) -> None:
@@ -176,6 +158,61 @@ def measure(report: Stages, pipe: Any, preset: str, size: int) -> None:
         with report.stage("step_after_exchange"):
             step()
         acceleration.revert()
+        pipe.unload_lora_weights()
+    measure_offloading(report, pipe, preset, request)
+
+
+OFFLOADINGS: dict[str, dict[str, Any]] = {
+    "enable_model_cpu_offload": {},
+    "enable_group_offload": {"offload_type": "block_level", "num_blocks_per_group": 1},
+    "enable_sequential_cpu_offload": {},
+}
+"""Methods of diffusers with their arguments; the last one, which is slowest, where the minutes suffice."""
+
+
+def measure_offloading(report: Stages, pipe: Any, preset: str, request: EditRequest) -> None:
+    """The stages of `pipe` with each offloading of diffusers on it, which is on all of its models afterwards."""
+    device = pipe.transformer.device
+
+    def step() -> torch.Tensor:
+        return final_latents(pipe, [request]).float()
+
+    stock = step()
+    with accelerate(pipe, preset, quiet=True):
+        accelerated = step()
+    for method, options in OFFLOADINGS.items():
+        where: dict[str, Any] = {"device": device}
+        if method == "enable_group_offload":
+            where = {"onload_device": device, "use_stream": device.type == "cuda"}
+        with report.stage(method):
+            getattr(pipe, method)(**where, **options)
+        with report.stage(f"{method}_accelerate"):
+            acceleration = accelerate(pipe, preset, quiet=True)
+        for number in ("first", "second"):
+            with report.stage(f"{method}_{number}_step"):
+                latents = step()
+        with report.stage(f"{method}_revert"):
+            acceleration.revert()
+        facts = {
+            "plan": acceleration.plan.preset,
+            "equal_to_accelerated": torch.equal(latents, accelerated),
+            "error_to_accelerated": _difference(latents, accelerated),
+        }
+        if method != "enable_sequential_cpu_offload":
+            with report.stage(f"{method}_stock_step"):
+                facts["equal_to_stock"] = torch.equal(step(), stock)
+        report.note(**{f"{method}_facts": facts})
+        with report.stage(f"{method}_off"):
+            _take_off(pipe, method, device)
+
+
+def _take_off(pipe: Any, method: str, device: torch.device) -> None:
+    pipe.remove_all_hooks()
+    if method == "enable_group_offload":  # which diffusers has no opposite of
+        for model in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+            for hook in ("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading"):
+                HookRegistry.check_if_exists_or_initialize(model).remove_hook(hook, recurse=True)
+    pipe.to(device)
 
 
 def _difference(latents: torch.Tensor, reference: torch.Tensor) -> float:

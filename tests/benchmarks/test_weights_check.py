@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.gpu.weights_check import Stages, measure
+from benchmarks.gpu.weights_check import OFFLOADINGS, Stages, measure
 from tests.pipelines import SIDE, small_pipeline
 
 
@@ -24,6 +24,12 @@ def test_small_model_is_written_read_and_exchanged(tmp_path: Path) -> None:
     assert {"read", "write", "to_device", "exchange_0", "exchange_1", "exchange_2", "step_after_exchange"} <= set(
         stages
     )
+    for method in OFFLOADINGS:
+        facts = stored[f"{method}_facts"]
+        assert facts["plan"] == "balanced+offload"
+        assert facts["equal_to_accelerated"]
+        assert facts.get("equal_to_stock", True)
+        assert {method, f"{method}_accelerate", f"{method}_second_step", f"{method}_revert"} <= set(stages)
     assert all(measured["seconds"] > 0 for measured in stages.values())
 
 

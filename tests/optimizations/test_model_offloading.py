@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.patching import group_hook
 from tests.pipelines import render, small_pipeline
 
 OFFLOADINGS = ("enable_model_cpu_offload", "enable_sequential_cpu_offload")
@@ -121,20 +122,64 @@ def test_list_of_optimizations_names_what_takes_hooks_off() -> None:
     assert np.isfinite(render(pipe, steps=1)).all()
 
 
-def grouped(pipe: Any) -> None:
-    pipe.transformer.enable_group_offload(
-        onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
-    )
+GROUPINGS: dict[str, dict[str, Any]] = {
+    "blocks": {"offload_type": "block_level", "num_blocks_per_group": 1},
+    "leaves": {"offload_type": "leaf_level"},
+    "disk": {"offload_type": "block_level", "num_blocks_per_group": 2, "offload_to_disk_path": True},
+}
 
 
-@pytest.mark.parametrize("enable", [grouped])
-def test_group_offloading_is_refused_with_a_preset_instead(
-    plain: dict[str, Any], enable: Callable[[Any], None]
-) -> None:
+def grouped(model: Any, kind: str, folder: Path) -> None:
+    """Put group offloading on `model` or a pipeline; streams, with which groups are read ahead, need a GPU."""
+    options = GROUPINGS[kind]
+    if "offload_to_disk_path" in options:
+        options = {**options, "offload_to_disk_path": str(folder)}
+    model.enable_group_offload(onload_device=torch.device("cpu"), **options)
+
+
+def group_hooks(pipe: Any) -> dict[str, Any]:
+    """Hooks of group offloading, by model and module."""
+    models = ("transformer", "vae", "text_encoder", "text_encoder_2")
+    return {
+        f"{model} {name}": hook
+        for model in models
+        for name, module in getattr(pipe, model).named_modules()
+        if (hook := group_hook(module)) is not None
+    }
+
+
+@pytest.mark.parametrize("kind", GROUPINGS)
+def test_groups_are_set_aside_and_put_back(plain: dict[str, Any], kind: str, tmp_path: Path) -> None:
     pipe = small_pipeline()
-    enable(pipe)
-    with pytest.raises(InvalidInput, match=r"load the pipeline again without enable_group_offload\(\)"):
+    grouped(pipe, kind, tmp_path)
+    before = group_hooks(pipe)
+    assert len({name.split()[0] for name in before}) == 4
+    with accelerate(pipe, "balanced", quiet=True) as acceleration:
+        np.testing.assert_array_equal(render(pipe, steps=2), plain["balanced"])
+        assert not group_hooks(pipe)
+        assert acceleration.facts["offload"]["resident_peak_bytes"] > 0
+        assert acceleration.plan.applied[0].parameters["modulations"] == "host"
+        assert "enable_group_offload" in acceleration.describe()
+    assert group_hooks(pipe) == before
+    for _ in range(2):
+        np.testing.assert_array_equal(render(pipe, steps=2), plain["stock"])
+
+
+def test_one_model_with_groups_is_offloaded_as_all(plain: dict[str, Any], tmp_path: Path) -> None:
+    pipe = small_pipeline()
+    grouped(pipe.transformer, "blocks", tmp_path)
+    with accelerate(pipe, "fast", quiet=True) as acceleration:
+        np.testing.assert_array_equal(render(pipe, steps=2), plain["fast"])
+        assert "offload" in acceleration.facts
+    np.testing.assert_array_equal(render(pipe, steps=2), plain["stock"])
+
+
+def test_groups_are_back_after_a_preset_that_fails(plain: dict[str, Any], tmp_path: Path) -> None:
+    pipe = small_pipeline()
+    grouped(pipe, "disk", tmp_path)
+    before = group_hooks(pipe)
+    pipe.transformer.fused_projections = True
+    with pytest.raises(InvalidInput, match="unfuse_qkv_projections"):
         accelerate(pipe, "balanced", quiet=True)
-    again = small_pipeline()
-    with accelerate(again, "low_memory", quiet=True):
-        np.testing.assert_array_equal(render(again, steps=2), plain["balanced"])
+    assert group_hooks(pipe) == before
+    np.testing.assert_array_equal(render(pipe, steps=2), plain["stock"])

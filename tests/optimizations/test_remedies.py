@@ -19,6 +19,7 @@ from peft import LoraConfig
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate, current
+from kontext_fast.optimizations.patching import group_hook
 from tests.pipelines import SIDE, picture, render, small_pipeline
 
 Names = dict[str, Any]
@@ -88,6 +89,23 @@ def quantized_layer(pipe: Any) -> Names:
 def layerwise_casting(pipe: Any) -> Names:
     pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
     return {"pipe": pipe}
+
+
+def grouped_by_layer(pipe: Any) -> None:
+    pipe.transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+
+
+def grouped_by_block(pipe: Any) -> None:
+    pipe.transformer.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
+    )
+
+
+def grouped_with_a_stream(pipe: Any) -> None:
+    grouped_by_block(pipe)
+    for module in pipe.transformer.modules():
+        if (of_group := group_hook(module)) is not None:
+            of_group.group.stream = "that of a GPU"
 
 
 def wrapped_transformer(pipe: Any) -> Names:
@@ -248,3 +266,20 @@ def test_reference_cache_left_out_serves_text_alone(pipe: Any) -> None:
     with pytest.raises(InvalidInput, match="leave it out for text-to-image"):
         accelerate(text_alone, "reference_latents_cache", quiet=True)
     accelerate(text_alone, "prompt_cache", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("preset", "grouped"),
+    [("fuse_qkv", grouped_by_layer), ("classic", grouped_by_block), ("fuse_qkv", grouped_with_a_stream)],
+)
+def test_group_offloading_runs_with_the_preset_named(pipe: Any, preset: str, grouped: Callable[[Any], None]) -> None:
+    grouped(pipe)
+    with pytest.raises(InvalidInput) as refusal:
+        accelerate(pipe, preset, quiet=True)
+    for module in pipe.transformer.modules():
+        if (of_group := group_hook(module)) is not None:
+            of_group.group.stream = None  # of which there is none on a CPU
+    remedy = re.findall(r"accelerate\(pipe, 'faithful'\)", str(refusal.value))
+    assert remedy, str(refusal.value)
+    with eval(remedy[0], {"pipe": pipe, "accelerate": accelerate}):
+        assert np.isfinite(render(pipe, steps=1)).all()

@@ -18,7 +18,7 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations import DEFAULT_PRESET
 from kontext_fast.optimizations.base import Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import CallTracker, track_calls
-from kontext_fast.optimizations.patching import Originals, set_attribute
+from kontext_fast.optimizations.patching import Originals, group_hook, set_attribute
 from kontext_fast.optimizations.presets import Plan, Preset, faster_presets, find_preset, require_memory, resolve
 from kontext_fast.pipeline.device import Machine
 from kontext_fast.pipeline.folder import MODELS
@@ -306,20 +306,23 @@ def _apply(plan: Plan, pipe: Any, device: Any) -> _SharedPlan:
 
 
 def _is_offloaded(pipe: Any) -> bool:
-    """Whether diffusers' own offloading, of whole models or of each layer, is on `pipe`."""
-    return getattr(pipe, "_offload_device", None) is not None and "_hf_hook" in vars(pipe.transformer)
+    """Whether diffusers' own offloading, of whole models, groups of layers or each layer, is on `pipe`."""
+    if getattr(pipe, "_offload_device", None) is not None and "_hf_hook" in vars(pipe.transformer):
+        return True
+    models = (model for name in MODELS if (model := getattr(pipe, name)) is not None)
+    return any(group_hook(module) is not None for model in models for module in model.modules())
 
 
 def _in_place_of_hooks(plan: Plan, pipe: Any, machine: Machine) -> Plan:
     """`plan` for `pipe` with diffusers' offloading, whose hooks the engine would not run: with `offload` in its place.
 
-    Under sequential offloading, which is chosen where memory is least, modulations wait in host memory too.
+    Where parts of models are offloaded, as is chosen where memory is least, modulations wait in host memory too.
     """
     from kontext_fast.optimizations.techniques.offload import Offload, enabling
 
     if plan.in_host_memory or all(part.name != "engine" for part in plan.optimizations):
         return plan
-    less = {"modulations": "host"} if enabling(pipe) == "enable_sequential_cpu_offload" else {}
+    less = {} if enabling(pipe) == "enable_model_cpu_offload" else {"modulations": "host"}
     parts = [part.model_copy(update=less) if part.name == "engine" else part for part in plan.optimizations]
     streamed = resolve([*parts, Offload()], machine)
     note = f"offload takes the place of {enabling(pipe)} until revert()"

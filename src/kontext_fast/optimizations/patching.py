@@ -91,12 +91,22 @@ def require_undisturbed(modules: Iterable[tuple[str, Any]], by: str, *, replaced
             )
 
 
+GROUP_HOOK = "group_offloading"
+
 _DIFFUSERS_HOOKS = (
-    ("layerwise_casting", "layerwise casting", "enable_layerwise_casting"),
-    ("group_offloading", "group offloading", "enable_group_offload"),
-    ("lazy_prefetch_group_offloading", "group offloading", "enable_group_offload"),
+    ("layerwise_casting", "layerwise casting", "load the pipeline again without enable_layerwise_casting()"),
+    (
+        GROUP_HOOK,
+        "group offloading",
+        "use accelerate(pipe, 'faithful'), or load it again without enable_group_offload()",
+    ),
 )
-"""Hooks of diffusers that nothing takes off again: name, what they are, and the method that puts them on."""
+"""Hooks of diffusers that nothing takes off again: name, what they are, and the remedy."""
+
+
+def group_hook(module: Any) -> Any:
+    """The hook of diffusers that moves a group of layers when `module` runs, or None."""
+    return getattr(vars(module).get("_diffusers_hook"), "hooks", {}).get(GROUP_HOOK)
 
 
 def has_another_forward(module: Any) -> bool:
@@ -113,9 +123,9 @@ def _obstacle(name: str, module: Any) -> tuple[str, str] | None:
         return f"{name} has hooks of offloading", "take them off (pipe.remove_all_hooks())"
     # diffusers leaves an empty registry of hooks behind after every call.
     hooks = getattr(own.get("_diffusers_hook"), "hooks", {})
-    for hook, what, enabled in _DIFFUSERS_HOOKS:
+    for hook, what, remedy in _DIFFUSERS_HOOKS:
         if hook in hooks:
-            return f"{name} has {what}", f"load the pipeline again without {enabled}()"
+            return f"{name} has {what}", remedy
     if hooks:
         return f"{name} has hooks of a cache", "take it off (pipe.transformer.disable_cache())"
     if "parametrizations" in module._modules:

@@ -49,9 +49,10 @@ FP8_WEIGHTS_GIB: Final = 12
 """What an engine that holds its weights in both precisions has beside those of `faithful`: 11.9 GB in fp8, and what
 rounding them takes for a moment."""
 
-HOST_MODULATIONS_GIB: Final = 15
-"""What an engine in 8 bits needs whose modulations and text encoders are in host memory: the 16 GiB that low_memory
-allocates, less 6 of modulations, and 5 for activations, the context of CUDA and what the allocator holds back."""
+HOST_MODULATIONS_GIB: Final = 14
+"""What an engine in 8 bits needs whose modulations and text encoders are in host memory: 12.5 GiB were in use on the
+GPU after two edits (results/h100/2026-11-26-checks/low_memory_16.json, the context of CUDA included), and a margin of
+1 GiB for a display and for what other drivers hold, rounded up."""
 
 FALLBACKS: Final = ("faithful", "baseline", "low_memory", "low_memory(modulations=host)")
 """Suggested instead of a preset that does not fit: the first one that does. Only the last two are lossy."""

@@ -393,16 +393,14 @@ def _install(transformer: Any, forward: EngineForward, calls: CallTracker, undo:
         calls.set_member(name, partial(_refusing, name), undo)
 
 
-_OFFLOADING = {
-    "enable_model_cpu_offload": "call revert(), then enable_model_cpu_offload, then accelerate again",
-    "enable_sequential_cpu_offload": "call revert(), then enable_sequential_cpu_offload, then accelerate again",
-    "enable_group_offload": "call revert(), then accelerate with the preset low_memory",
-}
+_OFFLOADING = ("enable_model_cpu_offload", "enable_sequential_cpu_offload", "enable_group_offload")
 
 
 def _refusing(name: str, _: type) -> Callable[..., None]:
     def refuse(_pipe: Any, *_: Any, **__: Any) -> None:
-        raise InvalidInput(f"{name} would move weights from under the engine; {_OFFLOADING[name]}.")
+        raise InvalidInput(
+            f"{name} would move weights from under the engine; call revert(), then {name}, then accelerate again."
+        )
 
     return refuse
 

@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from kontext_fast.errors import InvalidInput, KontextError
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import CallTracker, PipelineCall, track_calls
+from kontext_fast.optimizations.patching import group_hook, require_undisturbed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,6 +136,8 @@ def replace_forward(transformer: Any, cache: FirstBlockCache, calls: CallTracker
     # The hooks of accelerate's offloading call the real forward as `_old_forward`; the cache has to be inside of them.
     slot = "_old_forward" if "_hf_hook" in own else "forward"
     if slot in own and getattr(own[slot], "__func__", None) is not type(transformer).forward:
+        if group_hook(transformer) is not None:
+            require_undisturbed([("The transformer", transformer)], "first_block_cache")
         raise InvalidInput(
             "Something already replaced the transformer's forward (another cache or hook); "
             "remove it, e.g. with pipe.transformer.disable_cache(), then accelerate again."

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import PipelineCall, track_calls
-from kontext_fast.optimizations.patching import require_undisturbed, set_attribute
+from kontext_fast.optimizations.patching import group_hook, require_undisturbed, set_attribute
 
 _IMAGE = ("to_q", "to_k", "to_v")
 _TEXT = ("add_q_proj", "add_k_proj", "add_v_proj")
@@ -37,6 +37,12 @@ class FuseQKV(Optimization):
         attentions = list(_attentions(pipe.transformer))
         for attention in attentions:
             _require_plain(attention)
+        groups = [hook.group for module in pipe.transformer.modules() if (hook := group_hook(module)) is not None]
+        if any(group.stream is not None for group in groups):
+            raise InvalidInput(
+                "Group offloading with a stream knows no weights that are joined later, as fuse_qkv joins them; use "
+                "accelerate(pipe, 'faithful'), or enable it without use_stream."
+            )
         fused: list[tuple[Any, list[Any]]] = []
         for attention in attentions:
             fused.append(_fuse(attention, "to_qkv", _IMAGE, undo))

@@ -1,7 +1,8 @@
 """`offload`: the text encoders stay in host memory and are copied to the device block by block, before the steps.
 
 The transformer, as the engine reads it, and the VAE stay on the device. It takes the place of diffusers' own offloading
-(`enable_model_cpu_offload`, `enable_sequential_cpu_offload`), whose hooks the engine would not run.
+(`enable_model_cpu_offload`, `enable_sequential_cpu_offload`, `enable_group_offload`), whose hooks the engine would not
+run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any, ClassVar
 
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import track_calls
+from kontext_fast.optimizations.patching import GROUP_HOOK, group_hook
 from kontext_fast.pipeline.device import Machine
+from kontext_fast.pipeline.folder import MODELS
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
 
@@ -75,9 +78,22 @@ class Offload(Optimization):
         return facts
 
 
+def enabling(pipe: Any) -> str:
+    """The method that diffusers' offloading was put on `pipe`, or on one of its models, with."""
+    if any(group_hook(module) is not None for model in _models(pipe) for module in model.modules()):
+        return _BY_GROUPS
+    return "enable_model_cpu_offload" if pipe._all_hooks else "enable_sequential_cpu_offload"
+
+
 def set_hooks_aside(pipe: Any, undo: ExitStack) -> Any:
     """Take diffusers' offloading off `pipe`, all in host memory then, until `undo` is closed. Returns its device."""
-    device, method = pipe._offload_device, enabling(pipe)
+    method = enabling(pipe)
+    if method == _BY_GROUPS:
+        device = pipe._execution_device
+        for model in _models(pipe):
+            _set_groups_aside(model, undo)
+        return device
+    device = pipe._offload_device
     for hook in pipe._all_hooks:
         hook.offload()
     pipe.remove_all_hooks()
@@ -85,9 +101,40 @@ def set_hooks_aside(pipe: Any, undo: ExitStack) -> Any:
     return device
 
 
-def enabling(pipe: Any) -> str:
-    """The method that diffusers' offloading was put on `pipe` with."""
-    return "enable_model_cpu_offload" if pipe._all_hooks else "enable_sequential_cpu_offload"
+_BY_GROUPS = "enable_group_offload"
+
+_TRACED, _TRACING = "layer_execution_tracker", "lazy_prefetch_group_offloading"
+"""Hooks of diffusers with which the first call learns the order of groups, on what moves one and on the model."""
+
+
+def _models(pipe: Any) -> list[Any]:
+    return [model for name in MODELS if (model := getattr(pipe, name)) is not None]
+
+
+def _set_groups_aside(model: Any, undo: ExitStack) -> None:
+    """Take group offloading off `model`, its tensors in host memory then, until `undo` is closed.
+
+    The same hooks are put back, with what they know of the order of groups; each moves its group where it waits.
+    """
+    moved = [(module._diffusers_hook, hook) for module in model.modules() if (hook := group_hook(module)) is not None]
+    for group in {id(hook.group): hook.group for _, hook in moved}.values():
+        if group.offload_to_disk_path is None:
+            group.offload_()  # of an interrupted call
+            continue
+        group.onload_()
+        if group.stream is not None:
+            group.stream.synchronize()
+        for tensor in group.tensor_to_key:
+            tensor.data = tensor.data.to(group.offload_device)
+    for registry, _ in moved:
+        if (tracing := registry.get_hook(_TRACING)) is not None:
+            # Before the others, so that it is put back after them: it looks for them.
+            undo.callback(registry.register_hook, tracing, _TRACING)
+            registry.remove_hook(_TRACING, recurse=False)
+    for registry, hook in moved:
+        undo.callback(registry.register_hook, hook, GROUP_HOOK)
+        registry.remove_hook(_TRACED, recurse=False)
+        registry.remove_hook(GROUP_HOOK, recurse=False)
 
 
 def _enable_again(reference: weakref.ref[Any], method: str, device: Any) -> None:
