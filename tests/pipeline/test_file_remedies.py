@@ -86,10 +86,10 @@ def test_transformer_alone_loads_in_the_place_that_is_named(folder: Path) -> Non
     """As step-distilled ones of Kontext are published."""
     alone = folder.parent / "lightning"
     (folder / "transformer").rename(alone)
-    with pytest.raises(CheckpointUnavailable, match="in place of the folder transformer"):
+    with pytest.raises(CheckpointUnavailable, match="put it into a diffusers folder"):
         load(str(alone), device="cpu")
-    alone.rename(folder / "transformer")
-    assert load(str(folder), device="cpu").pipe.transformer.config.in_channels == 64
+    alone.rename(folder / "lightning")
+    assert load(str(folder / "lightning"), device="cpu").pipe.transformer.config.in_channels == 64
 
 
 @pytest.mark.parametrize("remedy", ["bf16", "fp8"])

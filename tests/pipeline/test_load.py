@@ -93,6 +93,49 @@ def test_transformer_file_replaces_that_of_its_folder(folder: Path, tiny: Any) -
     assert image_of(loaded.pipe) != image_of(tiny)
 
 
+def shards_of_a_transformer(place: Path, drop: str = "", **config: Any) -> Path:
+    """The transformer of `tiny` in two files, by itself, without the key `drop`."""
+    shutil.copytree(TINY_FOLDER / "transformer", place)
+    file = place / "diffusion_pytorch_model.safetensors"
+    weights = {name: value for name, value in load_file(file).items() if name != drop}
+    file.unlink()
+    names = sorted(weights)
+    files = {f"diffusion_pytorch_model-0000{n}-of-00002.safetensors": names[n - 1 :: 2] for n in (1, 2)}
+    for shard, keys in files.items():
+        save_file({key: weights[key] for key in keys}, place / shard)
+    index = {"metadata": {}, "weight_map": {key: shard for shard, keys in files.items() for key in keys}}
+    (place / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (place / "config.json").write_text(json.dumps({**json.loads((place / "config.json").read_text()), **config}))
+    return place
+
+
+def test_transformer_folder_replaces_that_of_its_checkpoint(
+    folder: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = shards_of_a_transformer(folder / "lightning")
+    loaded = load(str(own), device="cpu")
+    assert loaded.facts.name == f"{folder.name}/lightning"
+    assert loaded.facts.weights_sha256 == weights_sha256(sorted(own.glob("*.safetensors")))
+    assert image_of(loaded.pipe) == image_of(tiny)
+    monkeypatch.chdir(own)
+    assert load(str(folder / "transformer"), device="cpu").facts.name == f"{folder.name}/transformer"
+    assert load(".", device="cpu").facts.name == f"{folder.name}/lightning"
+
+
+def test_transformer_folder_that_does_not_fit_is_refused(folder: Path) -> None:
+    lacking = shards_of_a_transformer(folder / "a", drop="proj_out.bias")
+    assert "1 missing weights, proj_out.bias among them" in refused(lacking)
+    more = shards_of_a_transformer(folder / "b", num_layers=1)
+    assert "unexpected weights, transformer_blocks.1." in refused(more)
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "pooled_projection_dim": 7}))
+    assert "pooled_projection_dim" in refused(shards_of_a_transformer(folder / "c"))
+    empty = folder / "d"
+    empty.mkdir()
+    shutil.copy(TINY_FOLDER / "transformer" / "config.json", empty)
+    assert "has no weights for its d" in refused(empty)
+
+
 def refused(checkpoint: Path | str) -> str:
     with pytest.raises(CheckpointUnavailable) as caught:
         load(str(checkpoint), device="cpu")

@@ -39,7 +39,7 @@ TOKENIZERS = {"tokenizer": ("tokenizer.json", "vocab.json"), "tokenizer_2": ("to
 """Files of which each needs one: without any, transformers builds a tokenizer that knows no word."""
 
 
-def _class_of(folder: Path) -> str:
+def class_of(folder: Path) -> str:
     """What the `config.json` of a model says that it is; nothing where there is none."""
     try:
         return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"])
@@ -54,11 +54,6 @@ def check_folder(folder: Path, name: str, *, weights: bool = True, own_transform
     weights of the transformer may be missing.
     """
     index = folder / INDEX
-    if not index.is_file() and "FluxTransformer2DModel" in _class_of(folder):
-        raise CheckpointUnavailable(
-            f"{name} is a transformer alone; put it in place of the folder transformer of a diffusers folder of "
-            "FLUX.1-Kontext, which has the rest, and give that folder."
-        )
     if not index.is_file():
         raise CheckpointUnavailable(
             f"{name} is not a diffusers folder, since it has no {INDEX}; give the folder that holds it, or use tiny."
@@ -74,7 +69,7 @@ def check_folder(folder: Path, name: str, *, weights: bool = True, own_transform
     if weights:
         for component in MODELS:
             if own_transformer or component != "transformer":
-                _check_component(folder / component, name)
+                check_component(folder / component, name)
         for tokenizer, files in TOKENIZERS.items():
             if not any((folder / tokenizer / file).is_file() for file in files):
                 raise CheckpointUnavailable(
@@ -83,7 +78,8 @@ def check_folder(folder: Path, name: str, *, weights: bool = True, own_transform
                 )
 
 
-def _check_component(folder: Path, name: str) -> None:
+def check_component(folder: Path, name: str) -> None:
+    """Raise CheckpointUnavailable, which calls the checkpoint `name`, unless its model in `folder` has weights."""
     if weight_files(folder):
         return
     if any(folder.glob("*.bin")):
@@ -103,11 +99,13 @@ def weights_bytes(folder: Path, *, transformer: bool = True) -> int:
 
 @dataclass(frozen=True)
 class TransformerFile:
-    """A transformer that comes from a file and not from the folder of the rest."""
+    """A transformer that comes from a file or a folder of its own, and not from the folder of the rest."""
 
     path: Path
     load: Callable[[Path, Path, torch.dtype], tuple[Any, tuple[str, ...]]]
-    """From the file, the folder and a precision to a transformer on the CPU, and what of the file is not used."""
+    """From the path, the folder and a precision to a transformer on the CPU, and what of the file is not used."""
+    files: tuple[Path, ...]
+    """Those that have its weights."""
 
 
 def load_folder(
@@ -136,7 +134,7 @@ def load_folder(
         check_scheduler(pipe.scheduler, shown)
         if not target.in_host_memory:
             pipe.to(target.device)
-    files = weight_files(folder / "transformer", variant) if transformer is None else [transformer.path]
+    files = weight_files(folder / "transformer", variant) if transformer is None else list(transformer.files)
     loaded = loaded_checkpoint(pipe, name=name, kind=kind, weights_sha256=weights_sha256(files), dtype=dtype)
     return replace(loaded, unused=unused)
 
@@ -218,7 +216,7 @@ def _load_folder(checkpoint: str, target: Target) -> LoadedCheckpoint:
 FOLDER = CheckpointSource(
     name="a diffusers folder",
     kind="folder",
-    precedence=10,
+    precedence=15,
     matches=_is_folder,
     full_size=lambda checkpoint: weights_bytes(Path(checkpoint).expanduser()) >= FULL_SIZE_BYTES,
     load=_load_folder,
@@ -292,12 +290,17 @@ def weights_variant(folder: Path, *, own_transformer: bool = True) -> str | None
     variants: dict[str, str] = {}
     for model in MODELS if own_transformer else MODELS[1:]:
         files = weight_files(folder / model)
-        if files and (variant := _SHARD.sub("", files[0].stem).partition(".")[2]):
+        if variant := variant_of(files):
             variants.setdefault(variant, model)
     if len(variants) > 1:
         only = " and ".join(f"its {model} only as {variant}" for variant, model in variants.items())
         raise CheckpointUnavailable(f"{folder.name} has {only}; give all parts in one of them.")
     return next(iter(variants), None)
+
+
+def variant_of(files: list[Path]) -> str | None:
+    """The variant that weights in `files` are in, by their names."""
+    return _SHARD.sub("", files[0].stem).partition(".")[2] or None if files else None
 
 
 def weights_sha256(files: list[Path]) -> str:

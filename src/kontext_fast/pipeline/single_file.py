@@ -1,4 +1,4 @@
-"""A transformer in one file, with the rest of its pipeline from the diffusers folder that it is in."""
+"""A transformer in a file or folder of its own, with the rest of its pipeline from the diffusers folder around it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import CheckpointUnavailable, InvalidInput
-from kontext_fast.pipeline.folder import INDEX, TransformerFile, check_folder, load_folder, weights_bytes
+from kontext_fast.pipeline.folder import (
+    INDEX,
+    TransformerFile,
+    check_component,
+    check_folder,
+    class_of,
+    load_folder,
+    variant_of,
+    weight_files,
+    weights_bytes,
+)
 from kontext_fast.pipeline.hub import cached_folder
 from kontext_fast.pipeline.load import FULL_SIZE_BYTES, KONTEXT_DEV, CheckpointSource, LoadedCheckpoint, Target
 
@@ -31,6 +41,11 @@ def _load(checkpoint: str, target: Target) -> LoadedCheckpoint:
         require_transformer(open_weights(path))
     except InvalidInput as error:
         raise CheckpointUnavailable(str(error)) from error
+    return _with_the_rest(TransformerFile(path, load_transformer, (path,)), checkpoint, target)
+
+
+def _with_the_rest(transformer: TransformerFile, checkpoint: str, target: Target) -> LoadedCheckpoint:
+    path = transformer.path
     folder = _folder_of_the_rest(path)
     if folder is None:
         raise CheckpointUnavailable(
@@ -39,13 +54,11 @@ def _load(checkpoint: str, target: Target) -> LoadedCheckpoint:
         )
     check_folder(folder, str(folder), own_transformer=False)
     name = f"{path.parent.resolve().name}/{path.name}"
-    return load_folder(
-        folder, target, kind="folder", name=name, shown=checkpoint, transformer=TransformerFile(path, load_transformer)
-    )
+    return load_folder(folder, target, kind="folder", name=name, shown=checkpoint, transformer=transformer)
 
 
 def _folder_of_the_rest(path: Path) -> Path | None:
-    """The diffusers folder that has the other parts: the file's own, else FLUX.1-Kontext-dev in the local cache."""
+    """The diffusers folder that has the other parts: the one around it, else FLUX.1-Kontext-dev in the local cache."""
     return path.parent if (path.parent / INDEX).is_file() else cached_folder(KONTEXT_DEV)
 
 
@@ -56,9 +69,12 @@ def _is_full_size(checkpoint: str) -> bool:
     if path.suffix not in SUFFIXES:
         return False
     # What is stored in 4 or 8 bits has 16 once it is loaded.
-    loaded = 2 * sum(math.prod(stored.shape) for stored in open_weights(path).tensors.values())
+    return _has_full_size(path, 2 * sum(math.prod(stored.shape) for stored in open_weights(path).tensors.values()))
+
+
+def _has_full_size(path: Path, transformer_bytes: int) -> bool:
     folder = _folder_of_the_rest(path)
-    return loaded + (0 if folder is None else weights_bytes(folder, transformer=False)) >= FULL_SIZE_BYTES
+    return transformer_bytes + (0 if folder is None else weights_bytes(folder, transformer=False)) >= FULL_SIZE_BYTES
 
 
 SINGLE_FILE = CheckpointSource(
@@ -68,6 +84,58 @@ SINGLE_FILE = CheckpointSource(
     matches=_is_file,
     full_size=_is_full_size,
     load=_load,
+)
+
+
+def _is_transformer_folder(checkpoint: str) -> bool:
+    folder = Path(checkpoint).expanduser()
+    return bool(checkpoint) and not (folder / INDEX).is_file() and class_of(folder) == "FluxTransformer2DModel"
+
+
+def _load_transformer_folder(checkpoint: str, target: Target) -> LoadedCheckpoint:
+    path = Path(checkpoint).expanduser().absolute()
+    check_component(path, checkpoint)
+    files = tuple(weight_files(path))
+    return _with_the_rest(TransformerFile(path, _transformer_of_folder, files), checkpoint, target)
+
+
+def _transformer_of_folder(path: Path, folder: Path, dtype: torch.dtype) -> tuple[Any, tuple[str, ...]]:
+    """The transformer in the folder `path`, in `dtype`. Raises CheckpointUnavailable unless it fits `folder`."""
+    from diffusers import FluxTransformer2DModel
+
+    transformer, keys = FluxTransformer2DModel.from_pretrained(
+        path,
+        dtype=dtype,
+        variant=variant_of(weight_files(path)),
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    for what in ("missing", "unexpected"):
+        if names := sorted(keys[f"{what}_keys"]):
+            raise CheckpointUnavailable(
+                f"{path.name} has {len(names)} {what} weights, {names[0]} among them; copy it again, or give a folder "
+                "that has the whole transformer."
+            )
+    own = FluxTransformer2DModel.load_config(folder / "transformer") if class_of(folder / "transformer") else {}
+    for size in ("in_channels", "joint_attention_dim", "pooled_projection_dim"):
+        if (has := transformer.config[size]) != (wanted := own.get(size, has)):
+            raise CheckpointUnavailable(
+                f"The transformer in {path.name} has {size} {has} and that of {folder.name} {wanted}; put it into the "
+                "folder of its own pipeline."
+            )
+    return transformer, ()
+
+
+TRANSFORMER_FOLDER = CheckpointSource(
+    name="the folder of a transformer",
+    kind="folder",
+    precedence=10,
+    matches=_is_transformer_folder,
+    full_size=lambda checkpoint: _has_full_size(
+        path := Path(checkpoint).expanduser().absolute(), sum(file.stat().st_size for file in weight_files(path))
+    ),
+    load=_load_transformer_folder,
 )
 
 
