@@ -13,7 +13,16 @@ from kontext_fast.metrics.clip_text import ClipText
 from kontext_fast.metrics.latent_error import LatentError
 from kontext_fast.metrics.shapes_judge import JudgeDone
 from kontext_fast.verify.comparisons import ByItem, FidelityDistances
-from kontext_fast.verify.controls import JPEG_QUALITY, NO_LOSS_ARMS, RERUN, degrade, insensitivity, sensitivity_checks
+from kontext_fast.verify.controls import (
+    CONTROL_ITEMS,
+    JPEG_QUALITY,
+    NO_LOSS_ARMS,
+    RERUN,
+    control_count,
+    degrade,
+    insensitivity,
+    sensitivity_checks,
+)
 from kontext_fast.verify.margins import read_margins
 from tests.metrics.cases import noise
 
@@ -172,3 +181,8 @@ def test_jpeg_control_has_its_quality_and_takes_gray_images() -> None:
     picture.save(file, "JPEG", quality=JPEG_QUALITY)
     with Image.open(file) as expected:
         assert degrade(picture, Control.JPEG, picture).tobytes() == expected.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize(("items", "count"), [(8, 8), (16, 16), (40, 16), (100, 25), (200, 50)])
+def test_controls_take_a_quarter_and_sixteen_at_least(items: int, count: int) -> None:
+    assert control_count(items, CONTROL_ITEMS) == count

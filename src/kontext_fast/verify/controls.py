@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CONTROL_ITEMS = 16
-"""Items of every control, unless there are fewer."""
+"""Items of every control at least, unless there are fewer."""
+CONTROL_SHARE = 1 / 4
+"""Of the items, where that is more: a preset that rounds only can be told from one that does more only as well as the
+floor is known."""
 BLUR_RADIUS = 1.0
 """Standard deviation in pixels."""
 JPEG_QUALITY = 30
@@ -56,6 +59,11 @@ class ControlCheck:
     @property
     def passed(self) -> bool | None:
         return None if self.detected is None else self.detected is self.expected
+
+
+def control_count(items: int, at_least: int) -> int:
+    """How many of `items` items the controls take."""
+    return min(items, max(at_least, int(CONTROL_SHARE * items)))
 
 
 def degrade(output: Image, control: Control, source: Image) -> Image:

@@ -29,6 +29,7 @@ class Request:
     seeds: int = 2
     """Per item; two at least, since differences are compared with seed noise."""
     control_items: int = CONTROL_ITEMS
+    """At least; a quarter of the items where that is more."""
     pipe: Any = None
     """A pipeline of the caller's, in place of a checkpoint; it is as before afterwards."""
     lora: tuple[tuple[str, float], ...] = ()

@@ -38,7 +38,7 @@ from kontext_fast.records.schema import (
 from kontext_fast.records.store import ResultStore, read_stored_image
 from kontext_fast.verify.arm_pipeline import ArmPipeline
 from kontext_fast.verify.arms import ArmSpec, arm_specs
-from kontext_fast.verify.controls import OTHER_POSITION, degrade
+from kontext_fast.verify.controls import OTHER_POSITION, control_count, degrade
 from kontext_fast.verify.converged import (
     DISTANCE,
     DISTANCE_IN_FLOAT32,
@@ -109,7 +109,7 @@ class _Run:
         dataset = dataset_of(request)
         # Ids are hashes, so that the first ones are an arbitrary choice which looks at no result.
         self._items = list(dataset.items)[: request.items]
-        self._control_items = self._items[: request.control_items]
+        self._control_items = self._items[: control_count(len(self._items), request.control_items)]
         self._plans = dict(_plan_or_refusal(preset, self._device, request) for preset in request.presets)
         self._pipeline = ArmPipeline(_source(request, self._device), self._device)
         self._generator = ImageGenerator(
