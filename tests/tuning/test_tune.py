@@ -26,7 +26,7 @@ from kontext_fast.tuning.fit import Products
 from kontext_fast.tuning.parts import Part, Parts, shapes_parts
 from kontext_fast.tuning.precisions import BlockPrecision, EditTimes, Mixture, seconds_of
 from kontext_fast.tuning.proof import Verdict, ratio, verdict
-from kontext_fast.tuning.request import TuneRequest
+from kontext_fast.tuning.request import TuneRequest, TuneResult
 from kontext_fast.tuning.run import Tuning
 from kontext_fast.tuning.solver_fit import DensePart, fit_rows
 from kontext_fast.tuning.store import Store
@@ -246,21 +246,17 @@ def test_seconds_decide_the_evaluations_once(pipe: Any, tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("limit", [{"seconds": 1.5}, {"as_accurate": True, "steps": 8}])
-def test_a_mixture_of_precisions_is_chosen_and_runs(
-    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: dict[str, Any]
-) -> None:
+def test_a_mixture_of_precisions_is_chosen_and_runs(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the seconds of an imagined card, since a CPU emulates fp8: its rounding is the same."""
     times: dict[BlockPrecision, EditTimes] = {"fp8": EditTimes(0.5, 0.2), "bf16": EditTimes(0.5, 0.32)}
     monkeypatch.setattr(Tuning, "_edit_times", lambda _, precision: times[precision])
-    options = {**OPTIONS, "grid": 30, "reference": 48, **limit}
+    options = {**OPTIONS, "grid": 30, "reference": 48, "seconds": 1.5}
     result = tune(pipe, parts_of(), tmp_path, **options, precision="auto")
     (point,) = result.points
     assert result.seconds == {point.evaluations: pytest.approx(seconds_of(point.mixture, times))}
-    assert result.seconds[point.evaluations] <= limit.get("seconds", 9)
-    if "seconds" in limit:
-        tried = {file.name for file in (tmp_path / "work").glob("*-candidate-0.json")}
-        assert tried == {f"{key}-candidate-0.json" for key in ("04-fp8-0", "03-fp8-2", "03-bf16-0")}
+    assert result.seconds[point.evaluations] <= 1.5
+    tried = {file.name for file in (tmp_path / "work").glob("*-candidate-0.json")}
+    assert tried == {f"{key}-candidate-0.json" for key in ("04-fp8-0", "03-fp8-2", "03-bf16-0")}
     if file := result.file_of(point):
         preset = find_preset(str(file))
         assert preset.optimizations[:-1] == point.mixture.optimizations
@@ -280,13 +276,61 @@ def test_resuming_another_tuning_is_refused(tuned: Any, pipe: Any) -> None:
         tune(pipe, parts_of(), folder, **OPTIONS, checkpoint="small")
 
 
-def test_as_accurate_writes_the_first_number_that_is_no_farther(pipe: Any, tmp_path: Path) -> None:
-    options = {**OPTIONS, "steps": 8, "grid": 30, "reference": 48, "evaluations": (7,), "as_accurate": True}
-    result = tune(pipe, parts_of(), tmp_path, **options)
-    (point,) = result.points
-    assert point.evaluations in (6, 7)
-    assert (point.closeness is Closeness.NO_FARTHER) == (result.file_of(point) is not None)
-    assert point.distances["fitted"].mean() <= 1.1 * result.baseline["in float32"].mean()
+def test_as_accurate_writes_what_is_shown_and_keeps_what_it_asked(pipe: Any, tmp_path: Path) -> None:
+    options = {**OPTIONS, "steps": 7, "grid": 18, "evaluations": (6,), "as_accurate": True}
+
+    def asked() -> list[tuple[int, str]]:
+        answers = json.loads((tmp_path / "tuning.json").read_text())["asked"]
+        return [(answer["evaluations"], answer["closeness"]) for answer in answers]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kontext_fast.tuning.run.AS_ACCURATE_CONFIDENCE", 1 - 1e-12)
+        with pytest.raises(GateFailed, match="not even 6 evaluations were shown"):
+            tune(pipe, parts_of(), tmp_path, **options)
+    assert asked() == [(6, "cannot tell")]
+    assert not list(tmp_path.glob("*.toml"))
+
+    result = tune(pipe, parts_of(), tmp_path, **options, resume=True)
+    assert asked() == [(6, "no farther")]
+    assert [file.name for file in result.files] == ["6.toml"]
+    assert result.points[0].closeness is Closeness.NO_FARTHER
+
+
+@pytest.mark.parametrize(
+    ("precision", "chosen", "asked"),
+    [
+        ("bf16", Mixture(12, "bf16"), ["bf16 16", "bf16 14", "bf16 12", "bf16 11"]),
+        (
+            "auto",
+            Mixture(14, "fp8", 5),
+            ["bf16 16", "bf16 14", "bf16 12", "bf16 11", "fp8 16", "fp8, the last 2 in bf16 16",
+             "fp8, the last 3 in bf16 16", "fp8, the last 5 in bf16 16", "fp8, the last 5 in bf16 14",
+             "fp8, the last 5 in bf16 12"],
+        ),
+    ],
+)  # fmt: skip
+def test_as_accurate_goes_down_until_a_number_is_not_shown(
+    pipe: Any, tmp_path: Path, precision: Any, chosen: Mixture, asked: list[str]
+) -> None:
+    """Of each precision on its own; below the first one that is not shown nothing is asked, though 9 would pass."""
+    request = TuneRequest(precision=precision, as_accurate=True)
+    tuning = Tuning(pipe, parts_of(), request, tmp_path, resume=False, say=lambda _: None, on_progress=None)
+    times: dict[BlockPrecision, EditTimes] = {"fp8": EditTimes(0.5, 0.1), "bf16": EditTimes(0.5, 0.2)}
+    passing = {"bf16": (16, 14, 12, 9), "fp8, the last 5 in bf16": (16, 14)}
+    baseline = np.exp(np.random.default_rng(0).normal(-3, 0.5, 50))
+    result = TuneResult(tmp_path, request, baseline={"in float32": baseline, "reference error": np.zeros(50)})
+
+    def reached(mixture: Mixture, _solver: Any) -> Array:
+        passes = mixture.evaluations in passing.get(mixture.words, ())
+        return baseline * (0.8 if passes else 1.5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "_edit_times", times.__getitem__)
+        mixtures = tuning._mixtures()
+    solver: Any = None
+    answers = tuning._as_accurate(mixtures, lambda _: (solver, baseline), reached, result)
+    assert [mixture for mixture, _ in answers] == [chosen]
+    assert [f"{answer['precision']} {answer['evaluations']}" for answer in result.asked] == asked
 
 
 def test_weights_with_loaded_adapters_are_those_that_a_preset_sees(tmp_path: Path) -> None:

@@ -35,9 +35,10 @@ from kontext_fast.tuning.precisions import (
     path_runner,
     seconds_of,
 )
-from kontext_fast.tuning.proof import verdict
+from kontext_fast.tuning.proof import as_data, verdict
 from kontext_fast.tuning.request import (
     AS_ACCURATE,
+    AS_ACCURATE_CONFIDENCE,
     AS_RUN,
     IN_FLOAT32,
     REFERENCE_ERROR,
@@ -112,7 +113,6 @@ class Tuning:
             dense = self._dense_parts(runner, levels[request.grid])
             choice = self._targets(runner, "choose")
             held_out = self._targets(runner, "held_out")
-            seen = self._baseline_of_seen_items(runner, dense, choice) if request.as_accurate else None
         if request.target == "converged":
             in_float32 = _distances(held_out, "steps")
             result.baseline = {
@@ -132,7 +132,11 @@ class Tuning:
                 own = runner_of(mixture.optimizations)
                 return self._fitted(own, dense, choice, levels[request.grid], mixture)
 
-            for mixture, solver in self._worth_a_proof(mixtures, fit, seen):
+            def reached(mixture: Mixture, solver: Solver) -> Array:
+                own, name = runner_of(mixture.optimizations), f"{mixture.key}-fitted"
+                return self._distances_of_rule(own, "held_out", held_out, name, _always(solver))
+
+            for mixture, solver in self._worth_a_proof(mixtures, fit, reached, result):
                 own = runner_of(mixture.optimizations)
                 point = self._proved(own, mixture, solver, held_out, result.baseline, levels.__getitem__)
                 result.points.append(point)
@@ -141,8 +145,8 @@ class Tuning:
                 on_point(point)
         if not result.points:
             raise GateFailed(
-                f"Cannot tell: no number of evaluations up to {max(numbers)} was as accurate as {request.steps} steps "
-                "on the items to fit and choose by; give more items, or name the evaluations."
+                f"Cannot tell: not even {max(numbers)} evaluations were shown to be as accurate as {request.steps} "
+                f"steps on {len(self._parts.held_out)} held-out items; give more of them, or name the evaluations."
             )
 
     def size_of(self, item: Any) -> str:
@@ -152,7 +156,7 @@ class Tuning:
     # What is computed, in the order in which it is.
 
     def _mixtures(self) -> list[Mixture]:
-        """What is tried, in this order: of `as_accurate` the quickest first."""
+        """What is tried, in this order: of `as_accurate` the most evaluations of a precision first."""
         request = self._request
         if request.precision == "auto" or request.seconds is not None:
             timed: tuple[BlockPrecision, ...] = ("fp8", "bf16") if request.precision == "auto" else (request.precision,)
@@ -162,7 +166,7 @@ class Tuning:
             if request.precision != "auto":
                 return [Mixture(number, request.precision) for number in numbers]
             mixtures = [mixture for number in numbers for mixture in mixtures_of(number)]
-            return sorted(mixtures, key=lambda mixture: seconds_of(mixture, self._times))
+            return sorted(mixtures, key=lambda mixture: mixture.words)
         if request.seconds is None:
             assert request.precision != "auto"
             return [Mixture(number, request.precision) for number in request.evaluations]
@@ -180,28 +184,63 @@ class Tuning:
         return mixtures
 
     def _worth_a_proof(
-        self, mixtures: Sequence[Mixture], fit: Callable[[Mixture], tuple[Solver, Array]], seen: Array | None
+        self,
+        mixtures: Sequence[Mixture],
+        fit: Callable[[Mixture], tuple[Solver, Array]],
+        reached: Callable[[Mixture, Solver], Array],
+        result: TuneResult,
     ) -> Iterator[tuple[Mixture, Solver]]:
-        """Those that the held-out items are asked about: all that were named, the first one that is as accurate as
-        baseline on the items seen, or of those that an edit has time for the one that comes nearest there."""
-        fits: list[tuple[float, Mixture, Solver]] = []
-        for mixture in mixtures:
-            solver, reached = fit(mixture)
-            if self._request.seconds is not None:
-                fits.append((float(reached.mean()), mixture, solver))
-            elif seen is None:
-                yield mixture, solver
-            elif _promising(reached, seen):
-                yield mixture, solver
-                return
-            else:
-                self._say(
-                    f"{mixture.evaluations} evaluations ({mixture.words}): not as near as baseline on the items to fit "
-                    "and choose by."
-                )
-        if fits:
-            _, mixture, solver = min(fits, key=lambda tried: tried[0])
+        """Those whose figures are wanted: all that were named; of those that an edit has time for the one that comes
+        nearest on the items seen; or the quickest of those that are shown to be as accurate as baseline."""
+        if self._request.as_accurate:
+            yield from self._as_accurate(mixtures, fit, reached, result)
+        elif self._request.seconds is None:
+            yield from ((mixture, fit(mixture)[0]) for mixture in mixtures)
+        else:
+            fits = [(mixture, *fit(mixture)) for mixture in mixtures]
+            mixture, solver, _ = min(fits, key=lambda fitted: float(fitted[2].mean()))
             yield mixture, solver
+
+    def _as_accurate(
+        self,
+        mixtures: Sequence[Mixture],
+        fit: Callable[[Mixture], tuple[Solver, Array]],
+        reached: Callable[[Mixture, Solver], Array],
+        result: TuneResult,
+    ) -> Iterator[tuple[Mixture, Solver]]:
+        """Asks the held-out items down from the most evaluations, until a number is not shown to be as accurate.
+
+        As each question is asked only where all before it had a yes, their order being fixed beforehand, any number of
+        them together is wrong no more often than a single one (a fixed sequence of tests, Maurer et al. 1995). The
+        confidence leaves room for the mixtures of `auto`, each of which is a sequence of its own.
+        """
+        baseline, error = result.baseline[IN_FLOAT32], result.baseline[REFERENCE_ERROR]
+        shown: list[tuple[Mixture, Solver]] = []
+        ended: set[tuple[str, int]] = set()
+        for mixture in mixtures:
+            sequence = mixture.precision, mixture.last_in_full
+            if sequence in ended:
+                continue
+            solver = fit(mixture)[0]
+            distances = reached(mixture, solver)
+            told = closeness(distances, baseline, error, ratio_at_most=1, confidence=AS_ACCURATE_CONFIDENCE)
+            result.asked.append({
+                "evaluations": mixture.evaluations, "precision": mixture.words, "closeness": told.value,
+                **as_data({"fitted": distances})["fitted"],
+            })  # fmt: skip
+            self._say(
+                f"{mixture.evaluations} evaluations ({mixture.words}) on the held-out items, than "
+                f"{self._request.steps} steps: {told.value}."
+            )
+            if told is Closeness.NO_FARTHER:
+                shown.append((mixture, solver))
+            else:
+                ended.add(sequence)
+        if shown:
+            yield min(shown, key=lambda fitted: self._quickness(fitted[0]))
+
+    def _quickness(self, mixture: Mixture) -> float:
+        return seconds_of(mixture, self._times) if self._times else mixture.evaluations
 
     def _edit_times(self, precision: BlockPrecision) -> EditTimes:
         if precision == "fp8" and self._pipe._execution_device.type != "cuda":
@@ -245,22 +284,6 @@ class Tuning:
             products = Products(*(np.asarray(arrays[name]) for name in ("gram", "cross", "squares")))
             parts.append(DensePart(batch, arrays["states"], arrays["target"], products))
         return parts
-
-    def _baseline_of_seen_items(
-        self, runner: PathRunner, dense: Sequence[DensePart], choice: Sequence[Mapping[str, npt.NDArray[Any]]]
-    ) -> Array:
-        """[I] distances of the steps of a call to the ends of dense paths, of items to fit to, then to choose by."""
-        self._stage = "baseline of the items to fit to"
-
-        def compute(part: DensePart) -> dict[str, npt.NDArray[Any]]:
-            latents = _numpy(runner.euler(part.part.items, part.part.seeds, self._request.steps))
-            return {"distances": relative_distances(latents, part.target)}
-
-        fitted = [
-            self._store.arrays(f"fit-steps-{index:04}", partial(compute, part))["distances"]
-            for index, part in enumerate(dense)
-        ]
-        return np.concatenate([*fitted, _distances(choice, "steps")])
 
     def _targets(self, runner: PathRunner, name: str) -> list[Mapping[str, npt.NDArray[Any]]]:
         """Of each batch: `target`, `steps` (what the steps of a call give) and the target's own `error` [I]."""
@@ -431,20 +454,20 @@ class Tuning:
             self._on_progress(self._stage, self._done, self._total)
 
     def _evaluations_ahead(self, mixtures: Sequence[Mixture]) -> int:
-        """At most: where one of them is proved in the end, the others are only fitted."""
+        """At most: where one of them is proved in the end, the others are fitted, and run if `as_accurate`."""
         request, parts = self._request, self._parts
         converged = request.target == "converged"
         fine = reference_evaluations(request.steps, request.reference)
         extra = 0 if converged else request.steps
         total = len(parts.fit) * (request.grid + extra)
         total += len(parts.choose) * (request.steps + request.grid)
-        total += len(parts.fit) * request.steps if request.as_accurate else 0
         as_run = 0 if is_in_float32(self._pipe) else request.steps
         total += len(parts.held_out) * (request.steps + (fine + as_run if converged else 0))
         total += len(parts.held_out) * sum(len(preset_steps(name, request.steps).computed) for name in PRESET_NAMES)
         numbers = [mixture.evaluations for mixture in mixtures]
         proved = [max(numbers)] if request.as_accurate or request.seconds is not None else numbers
         total += sum(numbers) * 2 * (len(parts.fit) + len(parts.choose))
+        total += sum(numbers) * len(parts.held_out) if request.as_accurate else 0
         return total + sum(proved) * _COMPARED * len(parts.held_out)
 
     def _batched(self, part: Part) -> list[Part]:
@@ -483,13 +506,6 @@ class Tuning:
             "weights": self.weights.model_dump(),
             "dtype": str(self._pipe.transformer.dtype),
         }
-
-
-def _promising(values: Array, baseline: Array) -> bool:
-    """Whether to ask the held-out items, which can be done once: by the rule that they are asked by, without the tenth
-    that it allows the mean, since most of these items were fitted to."""
-    exact = np.zeros(len(values))
-    return closeness(values, baseline, exact, ratio_at_most=1, mean_at_most=1) is Closeness.NO_FARTHER
 
 
 def _always(solver: Solver) -> Rule:

@@ -18,6 +18,9 @@ from kontext_fast.verify.paths import DensePath, PathRunner
 
 Floats = npt.NDArray[np.float32]
 
+_NUMBERS_AT_ONCE = 2**26
+"""Of eight bytes, in the vectors whose inner products are computed together."""
+
 
 @dataclass(frozen=True)
 class DensePart:
@@ -33,15 +36,16 @@ class DensePart:
 
 
 def products_of(vectors: Sequence[Tensor], target: Tensor) -> Products:
-    """Inner products per item of `vectors` [I, N, C] each and `target` [I, N, C], in float64, one item at a time."""
-    grams, crosses, squares = [], [], []
-    for index in range(len(target)):
-        matrix = torch.stack([vector[index].flatten() for vector in vectors]).double()
-        end = target[index].flatten().double()
-        grams.append((matrix @ matrix.T).cpu().numpy())
-        crosses.append((matrix @ end).cpu().numpy())
-        squares.append(float(end @ end))
-    return Products(np.stack(grams), np.stack(crosses), np.array(squares))
+    """Inner products per item of `vectors` [I, N, C] each and `target` [I, N, C], in float64, a few items at a time."""
+    together = max(1, _NUMBERS_AT_ONCE // (len(vectors) * target[0].numel()))
+    parts = []
+    for first in range(0, len(target), together):
+        items = slice(first, first + together)
+        matrix = torch.stack([vector[items].flatten(1) for vector in vectors], 1).double()
+        end = target[items].flatten(1).double()
+        products = matrix @ matrix.mT, (matrix @ end[..., None])[..., 0], end.square().sum(1)
+        parts.append([product.cpu().numpy() for product in products])
+    return Products(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def dense_arrays(path: DensePath, target: Tensor) -> dict[str, npt.NDArray[Any]]:

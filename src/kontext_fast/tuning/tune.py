@@ -96,7 +96,12 @@ def tune(
                     result.files.append(_written(point, result, fitted_for, parts))
                 write_atomically(folder / RESULT_FILE, _stored(result))
 
-            tuning.run(result, write)
+            try:
+                tuning.run(result, write)
+            finally:
+                # Where no number passed, what was asked of the held-out items is there all the same.
+                if result.asked:
+                    write_atomically(folder / RESULT_FILE, _stored(result))
         except KeyboardInterrupt:
             raise Cancelled(
                 f"The tuning was interrupted; go on with the same options and --resume (resume=True) in {folder}."

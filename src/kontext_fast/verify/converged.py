@@ -55,18 +55,18 @@ def closeness(
     error: Array,
     *,
     ratio_at_most: float = MEAN_AT_MOST,
-    mean_at_most: float = MEAN_AT_MOST,
+    confidence: float = CONFIDENCE,
 ) -> Closeness:
     """The rule, fixed before anything is measured: distances `values` [I] against `baseline` [I], by one-sided bounds.
 
-    No farther: the geometric mean of the items' ratios is below `ratio_at_most`, and the mean distance at most
-    `mean_at_most` (a tenth above) of baseline's own. Farther: one of the two is surely not so. `error` [I] is the
+    No farther: the geometric mean of the items' ratios is below `ratio_at_most`, and the mean distance at most a tenth
+    above baseline's own. Farther: one of the two is surely not so. `error` [I] is the
     reference's own, which has to be below a third of both mean distances.
     """
     if len(values) < 2 or float(error.mean()) > ERROR_AT_MOST * min(float(values.mean()), float(baseline.mean())):
         return Closeness.CANNOT_TELL
-    ratio = mean_bounds(log_ratios(values, baseline) - np.log(ratio_at_most), CONFIDENCE, bounded=False)
-    mean = mean_bounds(values - mean_at_most * baseline, CONFIDENCE, bounded=False)
+    ratio = mean_bounds(log_ratios(values, baseline) - np.log(ratio_at_most), confidence, bounded=False)
+    mean = mean_bounds(values - MEAN_AT_MOST * baseline, confidence, bounded=False)
     if float(ratio.upper) < 0 and float(mean.upper) <= 0:
         return Closeness.NO_FARTHER
     return Closeness.FARTHER if float(ratio.lower) > 0 or float(mean.lower) > 0 else Closeness.CANNOT_TELL
