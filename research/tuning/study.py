@@ -67,6 +67,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the rows")
     parser.add_argument("--precision", choices=("float32", "bf16", "fp8"), default="float32")
     parser.add_argument("--device", help="default: the first GPU")
+    parser.add_argument("--only", nargs="+", metavar="CALL", help="of calls: those whose names begin so")
     parser.add_argument("--items", type=int, default=400, help="that judge; a fit has 64")
     arguments = parser.parse_args()
     if arguments.folder is None and arguments.part in ("confirm", "images"):
@@ -74,8 +75,9 @@ def main() -> int:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     dtype = "float32" if arguments.precision == "float32" else None
     study = Study(
-        load("tiny", device=arguments.device, dtype=dtype).pipe, arguments.precision, arguments.items, arguments.folder
-    )
+        load("tiny", device=arguments.device, dtype=dtype).pipe, arguments.precision, arguments.items, arguments.folder,
+        tuple(arguments.only or ("",)),
+    )  # fmt: skip
     rows: list[Row] = []
     start = perf_counter()
     for row in PARTS[arguments.part](study):
@@ -97,6 +99,8 @@ class Study:
     precision: Any
     items: int
     folder: Path | None = None
+    only: tuple[str, ...] = ("",)
+    """Beginnings of the names of calls."""
 
     @property
     def request(self) -> TuneRequest:
@@ -208,11 +212,15 @@ def calls(study: Study) -> Iterable[Row]:
     }
     weights = {name: tensor.clone() for name, tensor in study.pipe.transformer.state_dict().items()}
     for strength in (0.02, 0.1):
+        if not f"low-rank change of {strength:g}".startswith(study.only):
+            continue
         add_low_rank(study.pipe.transformer, strength)
         for row in study.compared(part, solvers):
             yield {"call": f"low-rank change of {strength:g}", **row}
         study.pipe.transformer.load_state_dict(weights)
     for name, (of_variant, of_request, more) in variants.items():
+        if not name.startswith(study.only):
+            continue
         for row in study.compared(of_variant, solvers, of_request, **more):
             yield {"call": name, **row}
 
@@ -264,11 +272,11 @@ def shuffled(study: Study) -> Iterable[Row]:
 
 
 def reference(study: Study) -> Iterable[Row]:
-    """Fine paths and extrapolations beside one that is eight times finer, and how well its error is estimated."""
+    """Fine paths and extrapolations beside one that is four times finer, and how well its error is estimated."""
     part = study.part(_FRESH_SEED)
     with path_runner(study.pipe, FAITHFUL, study.request, items=len(part), on_progress=_ignore) as runner:
-        finest = _euler(runner, part, 1792)
-        truth = 2 * finest - _euler(runner, part, 896)
+        finest = _euler(runner, part, 896)
+        truth = 2 * finest - _euler(runner, part, 448)
         stated = _references(runner, part)
         error = np.concatenate([of_batch.error for of_batch in stated])
         ours = np.concatenate([of_batch.target for of_batch in stated])
