@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
+
+import pytest
 
 from benchmarks.gpu.weights_check import OFFLOADINGS, Stages, measure
 from tests.pipelines import SIDE, small_pipeline
@@ -33,23 +34,16 @@ def test_small_model_is_written_read_and_exchanged(tmp_path: Path) -> None:
     assert all(measured["seconds"] > 0 for measured in stages.values())
 
 
-OVER = """
-import sys, threading, time
-from pathlib import Path
-from benchmarks.gpu.weights_check import Stages
-report = Stages({}, Path(sys.argv[1]))
-report.note(gpu="one")
-with report.stage("read"):
-    threading.Timer(0.1, report.give_up).start()
-    time.sleep(60)
-"""
-
-
-def test_report_is_stored_when_the_minutes_are_over(tmp_path: Path) -> None:
+def test_report_is_stored_when_the_minutes_are_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "report.json"
-    done = subprocess.run(
-        [sys.executable, "-c", OVER, str(out)], capture_output=True, text=True, timeout=250, check=False
-    )
-    assert done.returncode == 1
-    assert "in the stage read" in done.stderr
-    assert json.loads(out.read_text()) == {"complete": False, "stages": {}, "gpu": "one"}
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    report = Stages({}, out)
+    report.note(gpu="one")
+    with report.stage("read"):
+        report.give_up()
+        assert json.loads(out.read_text()) == {"complete": False, "stages": {}, "gpu": "one"}
+    assert codes == [1]
+    assert "in the stage read" in capsys.readouterr().err

@@ -95,10 +95,11 @@ def command(
 ) -> None:
     """Edit images as an instruction says.
 
-    What is done already is skipped. Each file says how it was made.
+    What is done already is skipped. Each file says how it was made. Several images run on all GPUs, one on each.
     """
     from dataclasses import replace
 
+    from kontext_fast.cli.rows.on_cards import edit_on_cards, make_on_cards
     from kontext_fast.pipeline.edit import EditRequest
     from kontext_fast.pipeline.images import ImageFile
     from kontext_fast.pipeline.sizes import parse_size
@@ -168,13 +169,13 @@ def command(
         if runner is not None:
             facts = facts or jobs[0].file.path.with_name("facts.parquet")
         if facts is None:
-            make_images(jobs, setup, overwrite=overwrite, quiet=quiet, as_json=json)
+            make_images(jobs, setup, overwrite=overwrite, quiet=quiet, as_json=json, make=make_on_cards)
             return
         rows = numbered_rows(setup, jobs)
     from kontext_fast.cli.rows.facts import FactsFile
-    from kontext_fast.cli.rows.run import edit_here, make_rows
+    from kontext_fast.cli.rows.run import make_rows
 
-    make_rows(rows, FactsFile(facts), runner or edit_here, overwrite=overwrite, quiet=quiet, as_json=json)
+    make_rows(rows, FactsFile(facts), runner or edit_on_cards, overwrite=overwrite, quiet=quiet, as_json=json)
 
 
 def numbered_rows(setup: Setup, jobs: Sequence[ImageJob]) -> Manifest:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,30 +109,36 @@ class Session:
         job.file.save(result.image, origin)
         return facts
 
-    def remarks(self) -> list[str]:
-        """What a person should know of the images: what they were made with, and what would be faster."""
-        from kontext_fast.optimizations import DEFAULT_PRESET
-        from kontext_fast.optimizations.presets import faster_presets
-
-        remarks = [f"Made with checkpoint {self._loaded.facts.name}, preset {self.setup.preset}."]
-        remarks.extend(self.notes())
-        if self.setup.preset == DEFAULT_PRESET:
-            remarks.append(faster_presets())
-        return remarks
-
     def notes(self) -> list[str]:
         """What of LoRAs and files is not used."""
         return [f"Note: {sentence}." for sentence in self._unused]
 
-    def facts(self) -> dict[str, Any]:
-        """What is the same for every image of the session."""
-        return {
+    def report(self) -> SessionReport:
+        """What is the same for every image."""
+        from kontext_fast.optimizations import DEFAULT_PRESET
+        from kontext_fast.optimizations.presets import faster_presets
+
+        remarks = [f"Made with checkpoint {self._loaded.facts.name}, preset {self.setup.preset}.", *self.notes()]
+        if self.setup.preset == DEFAULT_PRESET:
+            remarks.append(faster_presets())
+        facts = {
             "checkpoint": self._loaded.facts.model_dump(),
             "preset": self.setup.preset,
             "lora": list(self.setup.lora),
             "device": str(self._loaded.pipe._execution_device),
             "load_seconds": self._load_s,
         }
+        return SessionReport(facts, remarks)
+
+
+@dataclass(frozen=True)
+class SessionReport:
+    """What is the same for every image of a session."""
+
+    facts: dict[str, Any]
+    """For `--json`."""
+    remarks: list[str]
+    """What a person should know of the images: what they were made with, and what would be faster."""
 
 
 @contextmanager
@@ -245,14 +252,15 @@ _UNSAVED = 4
 """Images that may wait to be written, which keeps a slow disk from filling the memory."""
 
 
-def do_jobs(session: Session, jobs: Sequence[ImageJob], on_done: OnDone, before_save: OnMade | None = None) -> None:
+def do_jobs(session: Session, jobs: Iterable[ImageJob], on_done: OnDone, before_save: OnMade | None = None) -> None:
     """Make and save the image of each job; inputs are read ahead, and images written behind, in other threads.
 
-    Both functions are called from the thread that writes, in the order of `jobs`. A job that cannot be done stops no
-    other. Raises Cancelled, and what no job is to blame for.
+    Both functions are called from the thread that writes, in the order of `jobs`, which are taken as they are needed. A
+    job that cannot be done stops no other. Raises Cancelled, and what no job is to blame for.
     """
+    waiting, total = iter(jobs), len(jobs) if isinstance(jobs, Sequence) else 0
     with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(1) as writer:
-        reading = deque(readers.submit(job.request) for job in jobs[: _READERS + 1])
+        reading = deque((job, readers.submit(job.request)) for job in islice(waiting, _READERS + 1))
         writing: deque[Future[None]] = deque()
 
         def finish(job: ImageJob, result: EditResult | KontextError) -> None:
@@ -263,16 +271,19 @@ def do_jobs(session: Session, jobs: Sequence[ImageJob], on_done: OnDone, before_
                 outcome = error
             on_done(job, outcome)
 
-        for number, job in enumerate(jobs, 1):
-            place = f"{number} of {len(jobs)}" if len(jobs) > 1 else ""
+        number = 0
+        while reading:
+            job, request = reading.popleft()
+            number += 1
+            place = f"{number} of {total}" if total > 1 else ""
             result: EditResult | KontextError
             try:
-                result = session.edit(reading.popleft().result(), name=job.file.path.name, place=place)
+                result = session.edit(request.result(), name=job.file.path.name, place=place)
             except Cancelled:
                 raise
             except KontextError as error:
                 result = error
-            reading.extend(readers.submit(later.request) for later in jobs[number + _READERS : number + _READERS + 1])
+            reading.extend((later, readers.submit(later.request)) for later in islice(waiting, 1))
             writing.append(writer.submit(finish, job, result))
             if len(writing) > _UNSAVED:
                 writing.popleft().result()
@@ -382,8 +393,31 @@ def _line(facts: dict[str, Any], preset: str) -> str:
     return f"{facts['path']}  {size}  {facts['seconds']:.2f} s  ({preset}, {steps}, seed {facts['seed']})"
 
 
-def make_images(jobs: Sequence[ImageJob], setup: Setup, *, overwrite: bool, quiet: bool, as_json: bool) -> None:
-    """Do what is left of `jobs` and report it, as every command that makes images does.
+OnAllDone = Callable[[SessionReport], None]
+
+Maker = Callable[[Setup, Sequence[ImageJob], Outcome, OnAllDone], None]
+"""Makes the images of jobs, adds each outcome, and reports at the end what is the same for all."""
+
+
+def make_here(setup: Setup, jobs: Sequence[ImageJob], outcome: Outcome, then: OnAllDone) -> None:
+    """A `Maker` with one pipeline, on the device of `setup`."""
+    with open_session(setup) as session:
+        with outcome.interruptible():
+            do_jobs(session, jobs, outcome.printer(setup.preset, session.bar))
+        with session.bar.hidden():
+            then(session.report())
+
+
+def make_images(
+    jobs: Sequence[ImageJob],
+    setup: Setup,
+    *,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+    make: Maker = make_here,
+) -> None:
+    """Do what is left of `jobs` with `make` and report it, as every command that makes images does.
 
     Raises InvalidInput where a file is there that was made otherwise, and at the end where some could not be made.
     """
@@ -408,16 +442,16 @@ def make_images(jobs: Sequence[ImageJob], setup: Setup, *, overwrite: bool, quie
     if not (quiet or as_json):
         say_how_loras_are_run(setup, left[0].asked.steps)
     outcome = Outcome(len(left), quiet=quiet, as_json=as_json)
-    with open_session(setup) as session:
-        with outcome.interruptible():
-            do_jobs(session, left, outcome.printer(setup.preset, session.bar))
+
+    def report(session: SessionReport) -> None:
         if len(left) == 1:
             outcome.raise_failures()
-        with session.bar.hidden():
-            if as_json:
-                print_json({"images": outcome.images, **session.facts(), "failed": outcome.failed, "skipped": skipped})
-            elif not quiet:
-                outcome.say_summary(skipped, session.remarks())
+        if as_json:
+            print_json({"images": outcome.images, **session.facts, "failed": outcome.failed, "skipped": skipped})
+        elif not quiet:
+            outcome.say_summary(skipped, session.remarks)
+
+    make(setup, left, outcome, report)
     outcome.raise_failures()
 
 
