@@ -14,7 +14,15 @@ import typer
 
 from kontext_fast.cli import options
 from kontext_fast.cli.command_class import Group
-from kontext_fast.cli.session import ImageJob, Setup, make_images, numbered, require_count, setup_for_pictures
+from kontext_fast.cli.session import (
+    ImageJob,
+    Setup,
+    make_here,
+    make_images,
+    numbered,
+    require_count,
+    setup_for_pictures,
+)
 from kontext_fast.errors import InvalidInput
 from kontext_fast.pipeline.images import IMAGE_SUFFIXES
 
@@ -99,7 +107,6 @@ def command(
     """
     from dataclasses import replace
 
-    from kontext_fast.cli.rows.on_cards import edit_on_cards, make_on_cards
     from kontext_fast.pipeline.edit import EditRequest
     from kontext_fast.pipeline.images import ImageFile
     from kontext_fast.pipeline.sizes import parse_size
@@ -169,10 +176,14 @@ def command(
         if runner is not None:
             facts = facts or jobs[0].file.path.with_name("facts.parquet")
         if facts is None:
-            make_images(jobs, setup, overwrite=overwrite, quiet=quiet, as_json=json, make=make_on_cards)
+            make = make_here
+            if len(jobs) > 1:
+                from kontext_fast.cli.rows.on_cards import make_on_cards as make
+            make_images(jobs, setup, overwrite=overwrite, quiet=quiet, as_json=json, make=make)
             return
         rows = numbered_rows(setup, jobs)
     from kontext_fast.cli.rows.facts import FactsFile
+    from kontext_fast.cli.rows.on_cards import edit_on_cards
     from kontext_fast.cli.rows.run import make_rows
 
     make_rows(rows, FactsFile(facts), runner or edit_on_cards, overwrite=overwrite, quiet=quiet, as_json=json)
