@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,22 @@ def test_holder_may_lock_again_and_other_threads_may_not(tmp_path: Path) -> None
             pool.submit(check_unlocked, tmp_path).result()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(check_unlocked, tmp_path).result()
+
+
+def test_holder_says_what_it_does_where_and_since_when(tmp_path: Path) -> None:
+    with locked_folder(tmp_path, "kontext  bench\n--suite quick"):
+        holder = json.loads((tmp_path / HOLDER_NAME).read_text())
+    assert (holder["command"], holder["pid"]) == ("kontext bench --suite quick", os.getpid())
+    assert holder["host"] == platform.node()
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(holder["since"])).total_seconds()) < 600
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"command": "x"}'])
+def test_lock_without_a_readable_holder_names_none(tmp_path: Path, content: str) -> None:
+    with locked_folder(tmp_path, "bench"):
+        (tmp_path / HOLDER_NAME).write_text(content)
+        with ThreadPoolExecutor(1) as pool, pytest.raises(InvalidInput, match="is in use by another process"):
+            pool.submit(check_unlocked, tmp_path).result()
 
 
 def test_lock_is_released_after_an_error(tmp_path: Path) -> None:

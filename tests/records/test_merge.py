@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import pytest
 
 from kontext_fast.analysis.groups import groups
 from kontext_fast.analysis.rows import headline
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.merge import merge_results
+from kontext_fast.records.merge import load_all, merge_results
 from kontext_fast.records.schema import Cell, Record, ResultFile
+from kontext_fast.records.store import ResultStore
 from tests.records.builder import item, record, result, timed
 
 CELL = Cell(mode="edit", size="native", steps=4, batch=1)
@@ -47,6 +51,8 @@ def test_merged_runs_are_ordered_by_creation() -> None:
     both = merge_results([bench("late", 2, [1.0, 1.0], [1.0, 1.0]), bench("early", 1, [1.0], [1.0])])
     assert [record.order for record in both.records] == list(range(6))
     assert [record.run_id.split()[0] for record in both.records] == ["early"] * 2 + ["late"] * 4
+    assert [record.round for record in both.records] == [2, 2, 0, 0, 1, 1]
+    assert both.suite_sha256 == hashlib.sha256("\n".join(["0" * 64] * 2).encode()).hexdigest()
     assert both.suite == "late and early"
     assert both.command == "kontext bench --suite late; kontext bench --suite early"
 
@@ -55,6 +61,18 @@ def test_merged_item_keeps_the_stored_image() -> None:
     with_image = bench("a", 1, [1.0], [1.0], items=(item("a", "0" * 64),))
     both = merge_results([bench("b", 2, [1.0], [1.0]), with_image])
     assert {item.id: item.image for item in both.items} == {"a": "0" * 64, "b": None}
+    other = bench("c", 3, [1.0], [1.0], items=(item("a", "1" * 64),))
+    assert merge_results([with_image, other]).items[0].image == "0" * 64
+
+
+def test_a_folder_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    stores = [ResultStore(tmp_path / name) for name in "ab"]
+    for day, store in enumerate(stores, start=1):
+        store.write(bench(store.folder.name, day, [1.0], [1.0], seed=day))
+    first, second = (store.folder for store in stores)
+    assert load_all([first, first / "results"]) == stores[0].load()
+    both = load_all([second, first])
+    assert (both.suite, both.seed, len(both.records)) == ("b and a", 2, 4)
 
 
 def test_cell_measured_elsewhere_is_not_missing() -> None:
@@ -64,6 +82,8 @@ def test_cell_measured_elsewhere_is_not_missing() -> None:
     done = timed("fast", 0, [1.0, 1.0], cells=(CELL,))
     both = merge_results([result([left_out("fast"), left_out("slow")]), result([done])])
     assert [run.run_id for run in both.records if run.status == "not measured"] == ["left out slow"]
+    unplanned = record("fast", 0, status="not measured", reason="It was refused.", run_id="unplanned")
+    assert "unplanned" in {run.run_id for run in merge_results([result([unplanned]), result([done])]).records}
 
 
 def test_copied_run_is_refused() -> None:

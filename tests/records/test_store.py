@@ -17,9 +17,9 @@ from PIL import Image
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.samples_csv import COLUMNS
 from kontext_fast.records.schema import Score, Verification
-from kontext_fast.records.store import ResultStore, read_stored_image, require_folder_for
+from kontext_fast.records.store import ResultStore, content_hash, read_stored_image, require_folder_for
 from kontext_fast.verify.margins import read_margins
-from tests.records.builder import full, judged, record, result, timed
+from tests.records.builder import full, judged, record, result, sample, timed
 
 
 @pytest.fixture
@@ -155,7 +155,9 @@ def test_scores_replace_earlier_ones_of_the_same_output(store: ResultStore) -> N
 
 
 def test_csv_has_every_sample_and_failed_run(store: ResultStore) -> None:
-    ok = timed("cache", 1, [0.5, 0.75], skipped=1)
+    pictures = ("0" * 64, "1" * 64)
+    samples = [sample("a", 500.0, warmup=True), sample("a", 0.5, skipped=1, images=pictures), sample("b", 0.75)]
+    ok = record("cache", 1, samples, labels=("one", "two"))
     failed = record("compile", 1, status="refused", reason="There is no C++ compiler, install g++.", checkpoint=None)
     store.write(result([ok, failed]))
     table = rows(store)
@@ -168,6 +170,10 @@ def test_csv_has_every_sample_and_failed_run(store: ResultStore) -> None:
     assert table[1]["computed_steps"] == "3"
     assert table[1]["width_px"] == "128"
     assert table[1]["machine"] == "Imaginary CPU 9000"
+    assert table[1]["steps_s"] == "0.1 0.1 0.1 0.1"
+    run = ("checkpoint", "dtype", "load_s", "apply_s", "labels", "first_call_s", "true_cfg")
+    assert [table[1][name] for name in run] == ["tiny", "float32", "4.0", "0.5", "one; two", "9.0", "1.0"]
+    assert table[1]["images"] == " ".join(pictures)
     assert len(table) == 4
     assert (table[3]["status"], table[3]["reason"]) == ("refused", "There is no C++ compiler, install g++.")
     assert table[3]["wall_s"] == table[3]["warmup"] == table[3]["checkpoint"] == ""
@@ -247,6 +253,20 @@ def test_picture_under_the_hash_of_another_is_refused(tmp_path: Path) -> None:
         read_stored_image(path)
 
 
+def test_only_png_is_read_as_a_stored_picture(tmp_path: Path) -> None:
+    """Another format is another file, whatever its pixels are."""
+    store = ResultStore(tmp_path)
+    path = store.image_path(store.put_image(Image.new("RGB", (8, 8), "red")))
+    assert path.parent == tmp_path / "results" / "images"
+    Image.new("RGB", (8, 8), "red").save(path, format="BMP")
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        read_stored_image(path)
+
+
+def test_hash_of_values_has_no_order() -> None:
+    assert content_hash({"a": 1, "b": {"c": 2, "d": 3}}) == content_hash({"b": {"d": 3, "c": 2}, "a": 1})
+
+
 def test_margins_that_were_altered_afterwards_are_refused(tmp_path: Path) -> None:
     margins = read_margins()
     verification = Verification(
@@ -274,6 +294,8 @@ def test_margins_that_were_altered_afterwards_are_refused(tmp_path: Path) -> Non
 )
 def test_place_that_takes_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     require_folder_for(tmp_path / "new" / "image.png")
+    with pytest.raises(InvalidInput, match=f"There is no folder {tmp_path / 'two'} for"):
+        require_folder_for(tmp_path / "two" / "levels" / "image.png")
     assert not list(tmp_path.iterdir())
 
     def fail(*_: object, **__: object) -> int:
