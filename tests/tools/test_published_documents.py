@@ -61,6 +61,29 @@ def test_claims_pattern_ignores_other_numbers(words: str) -> None:
     assert not CLAIMS.search(words)
 
 
+def nearer_without_interval(text: str) -> list[str]:
+    """Sentences that call something nearer or farther by a number, and not by an interval."""
+    passages = [" ".join(passage.split()) for passage in re.split(r"\n\s*\n|\n(?=- )|\n(?=\|)", text)]
+    sentences = [sentence for passage in passages for sentence in re.split(r"(?<=[.:;]) (?=[A-Z*])", passage)]
+    return [
+        sentence
+        for sentence in sentences
+        if re.search(r"\b(nearer|farther)\b", sentence)
+        and re.search(r"\b0\.0\d+|\d %|\b\d+ (evaluations|steps)|\bthan \d+", sentence)
+        and not re.search(r"interval|bound|no farther|cannot be told|not tested|where ", sentence)
+    ]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/engine.md", "docs/results.md"])
+def test_nearer_and_farther_stand_with_an_interval(document: str) -> None:
+    assert nearer_without_interval((ROOT / document).read_text()) == []
+
+
+def test_claim_without_an_interval_would_be_found() -> None:
+    claim = "- **It beats plain steps.** 11 computed steps lie nearer than 14 plain ones,\n  9 nearer than 10."
+    assert len(nearer_without_interval(claim)) == 1
+
+
 def shrinking(run: Record) -> list[str]:
     """Where a process took no longer for more tokens, everything else equal."""
     times: dict[tuple[object, ...], list[tuple[int, float]]] = {}

@@ -126,8 +126,9 @@ def _takeaway(panel: TradeoffPanel) -> str:
 
 
 def _nearer(distance: float, other: float) -> str:
+    """Of two means of the study, which says nothing of the chance in this difference."""
     change = 100 * (1 - distance / other)
-    return f"{change:.0f} % nearer" if change >= 0 else f"{-change:.0f} % farther"
+    return f"{abs(change):.0f} % {'nearer' if change >= 0 else 'farther'} ({fmt.NO_INTERVAL})"
 
 
 def _picture(takeaway: str, panel: TradeoffPanel) -> Picture:
