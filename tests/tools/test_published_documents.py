@@ -64,7 +64,7 @@ def test_claims_pattern_ignores_other_numbers(words: str) -> None:
 def nearer_without_interval(text: str) -> list[str]:
     """Sentences that call something nearer or farther by a number, and not by an interval."""
     passages = [" ".join(passage.split()) for passage in re.split(r"\n\s*\n|\n(?=- )|\n(?=\|)", text)]
-    sentences = [sentence for passage in passages for sentence in re.split(r"(?<=[.:;]) (?=[A-Z*])", passage)]
+    sentences = [sentence for passage in passages for sentence in re.split(r"(?<=[.:;]) (?=[A-Z*\d])", passage)]
     return [
         sentence
         for sentence in sentences
