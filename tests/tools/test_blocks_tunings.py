@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tools.docs.blocks import tuned_calls, tuning_asked, tuning_curve, tunings
+from tools.docs.blocks import tuned_calls, tuned_claim, tuning_asked, tuning_curve, tunings
 from tools.docs.doc_context import DocContext
 from tools.docs.result_tree import find_published
 
@@ -25,7 +25,7 @@ def point(evaluations: int, mean: float, *, verdict: str = "passes", closeness: 
 
 def tuning(*points: dict[str, Any], precision: str = "float32", fit: int = 128, **more: Any) -> dict[str, Any]:
     return {
-        "precision": precision, "items": {"fit": fit, "choose": 4, "held_out": 400}, "points": points,
+        "precision": precision, "items": {"fit": fit, "choose": 4, "held_out": 400}, "points": list(points),
         "baseline": {"in float32": figures(0.03)}, **more,
     }  # fmt: skip
 
@@ -92,3 +92,15 @@ def test_a_call_has_the_newest_ratio_of_each_preset(tmp_path: Path) -> None:
         {"day-1/calls.json": study("guidance 4", 0.3), "day-2/calls.json": study("guidance 4", 0.2)},
     )
     assert "| guidance 4 | 0.20 (0.10 to 0.40) | no farther |" in tuned_calls.render(context)
+
+
+def test_the_claim_follows_what_was_shown(tmp_path: Path) -> None:
+    shown = point(12, 0.02)
+    shown["ratio_of_fitted_to"]["as diffusers runs it"] = {"value": 0.5, "interval": [0.4, 0.6]}
+    baseline = {"as diffusers runs it": figures(0.03)}
+    record = tuning(shown, precision="bf16", steps=28) | {"baseline": baseline}
+    text = tuned_claim.render(context_of(tmp_path / "shown", {"day/as-accurate-bf16.json": record}))
+    assert "12 fitted evaluations are no farther" in text
+    assert "0.0200 in the mean where 28 steps have 0.0300, on 400 held-out edits." in text
+    record["points"][0]["closeness"] = "cannot tell"
+    assert tuned_claim.render(context_of(tmp_path / "not", {"day/as-accurate-bf16.json": record})) == ""
