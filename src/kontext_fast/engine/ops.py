@@ -117,6 +117,8 @@ class JointQKV:
     value: Tensor
     scales: Tensor | None = None
     """[3, B] float32, contiguous: what numbers in e4m3 are multiplied by, of query, key and value."""
+    first_head: int = 0
+    """Of those that are written: the buffers may be for some heads only."""
 
 
 class Ops(Protocol):
@@ -138,8 +140,8 @@ class Ops(Protocol):
         """[B, rows, W] layer norm of `x` without weights, times (1 + `scale`), plus `shift` (both [B, W])."""
 
     def write_qkv(self, qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: int) -> None:
-        """Normalize and rotate query and key of `qkv`, [B, rows, 3 W] with any row stride; write all three, value
-        as it is, to the rows of `joint` that begin at `offset`. `rope` has one row per row of `qkv`."""
+        """Normalize and rotate query and key of `qkv`, [B, rows, 3 W] with any row stride; write the heads of `joint`
+        of all three, value as it is, to its rows that begin at `offset`. `rope` has one row per row of `qkv`."""
 
     def attention(self, joint: JointQKV) -> Tensor:
         """[B, S, W] of the queries of `joint` over its keys and values."""
@@ -190,7 +192,8 @@ class PortableOps:
 
     def write_qkv(self, qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: int) -> None:
         heads, head_dim = joint.query.shape[-2:]
-        query, key, value = qkv.view(*qkv.shape[:-1], 3, heads, head_dim).unbind(-3)
+        own = slice(joint.first_head, joint.first_head + heads)
+        query, key, value = qkv.view(*qkv.shape[:-1], 3, -1, head_dim)[..., own, :].unbind(-3)
         rows = slice(offset, offset + qkv.shape[1])
         rotated = (
             _rotated(functional.rms_norm(query, (head_dim,), norm.query, norm.eps), rope),

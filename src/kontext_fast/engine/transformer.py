@@ -25,6 +25,7 @@ from kontext_fast.engine.weights import DoubleWeights, EngineWeights, SingleWeig
 from kontext_fast.errors import KontextError
 
 if TYPE_CHECKING:
+    from kontext_fast.engine.sequence_parallel import SequenceParallel, Share
     from kontext_fast.records.schema import StepKind
 
 
@@ -53,13 +54,15 @@ class Prepared:
     """What one branch (positive or negative prompt) of one request needs at every step."""
 
     image_tokens: int
-    """N: the tokens with an output, the first ones after the text."""
+    """N: the tokens with an output, the first ones after the text; of a share, those that are in it."""
     rope: Rope
     modulations: Modulations
     joint: JointQKV
     """One set of buffers, which serves all blocks in turn."""
     scales: Tensor | None = None
     """[blocks, steps, 3, B] of those buffers, where the kernel of attention is quantized."""
+    share: Share | None = None
+    """Of the tokens, where several processes compute a step together."""
 
     def joint_of(self, block: int, step: int) -> JointQKV:
         """The buffers as a block uses them at a step; double blocks are counted first."""
@@ -69,11 +72,18 @@ class Prepared:
 class EngineTransformer:
     """A FLUX transformer of `ops` on `weights`. It holds no state of a request."""
 
-    def __init__(self, weights: EngineWeights, ops: Ops, unquantized: EngineWeights | None = None) -> None:
+    def __init__(
+        self,
+        weights: EngineWeights,
+        ops: Ops,
+        unquantized: EngineWeights | None = None,
+        parallel: SequenceParallel | None = None,
+    ) -> None:
         """`unquantized`: the same weights before they were rounded, for the steps that are asked for in full precision.
-        What is not quantized is the same in both."""
+        What is not quantized is the same in both. `parallel`: with which processes it shares its steps."""
         self.weights = weights
-        self.ops = ops
+        self.ops = ops if parallel is None else parallel.ops(ops)
+        self._parallel = parallel
         self._static_scales = StaticScales(weights) if ops.attention_kernel.quantized else None
         self._unquantized = unquantized
 
@@ -94,16 +104,20 @@ class EngineTransformer:
         diffusers' transformer, `pooled` is [B, P]; `text_ids` [T, 3] and `image_ids` [N + R, 3] are positions, of which
         the first `image_tokens` have an output.
         """
-        weights = self.weights
-        buffers = torch.empty(
-            3, len(pooled), len(text_ids) + len(image_ids), weights.heads, weights.head_dim,
-            dtype=weights.dtype if self._static_scales is None else torch.float8_e4m3fn, device=weights.device,
-        )  # fmt: skip
+        weights, batch, text, image = self.weights, len(pooled), len(text_ids), len(image_ids)
+        dtype = weights.dtype if self._static_scales is None else torch.float8_e4m3fn
+        rope, share = self._rotations(text_ids, image_ids), None
+        if self._parallel is None:
+            shape = 3, batch, text + image, weights.heads, weights.head_dim
+            joint = JointQKV(*torch.empty(shape, dtype=dtype, device=weights.device))
+        else:
+            share = self._parallel.share(weights, dtype, batch, (text, image_tokens, image - image_tokens))
+            joint, rope, image_tokens = share.joint, rope.rows(share.own.start, share.own.stop), share.outputs
         modulations = self._modulations(timesteps, guidance, pooled)
         scales = None
         if self._static_scales is not None:
             scales = self._static_scales.of([*modulations.text, *modulations.image, *modulations.singles])
-        return Prepared(image_tokens, self._rotations(text_ids, image_ids), modulations, JointQKV(*buffers), scales)
+        return Prepared(image_tokens, rope, modulations, joint, scales, share)
 
     @torch.no_grad()
     def embed_text(self, text: Tensor) -> Tensor:
@@ -122,6 +136,8 @@ class EngineTransformer:
         weights = self._unquantized if full_precision and self.weights.quantized else self.weights
         if weights is None:
             raise KontextError("The engine holds no weights in full precision; give Engine(full_precision=...) steps.")
+        if (share := prepared.share) is not None:
+            text, image = share.of(text, image)
         vectors, text_tokens = prepared.modulations.at(index), text.shape[1]
         stream = self._embed(image, text)
         joints = (prepared.joint_of(block, index) for block in count())
@@ -132,7 +148,8 @@ class EngineTransformer:
         scale, shift = vectors.final.chunk(2, dim=-1)
         output = stream[:, text_tokens : text_tokens + prepared.image_tokens]
         normed = self.ops.norm_modulate(output, shift, scale, quantize=False)
-        return self.ops.linear(normed, self.weights.output)
+        velocity = self.ops.linear(normed, self.weights.output)
+        return velocity if share is None else share.gathered(velocity)
 
     def _rotations(self, text_ids: Tensor, image_ids: Tensor) -> Rope:
         cos, sin = self.weights.embed_positions(torch.cat((text_ids, image_ids)))
@@ -182,6 +199,7 @@ class EngineTransformer:
         parts = [
             (rows, stream[:, rows], part, vector.chunk(6, dim=-1))
             for rows, part, vector in zip(rows_of, (weights.text, weights.image), modulation, strict=True)
+            if rows.start < rows.stop  # a share may hold no token of a stream
         ]
         for rows, stream_part, part, (shift, scale, *_) in parts:
             normed = ops.norm_modulate(stream_part, shift, scale, quantize=part.qkv.quantized)

@@ -174,9 +174,9 @@ class CallTracker:
         return bool(self._users) and not self._closed
 
     @property
-    def has_running_call(self) -> bool:
-        """Of any of its pipelines, in any thread."""
-        return self._running > 0
+    def running_calls(self) -> int:
+        """Of all of its pipelines, in all threads."""
+        return self._running
 
     def on_begin(self, callback: Callable[[PipelineCall], None], undo: ExitStack) -> None:
         """Run `callback` before each call; an error in it is raised by the user's call."""

@@ -99,6 +99,11 @@ class Preset:
         """
         known = {name for part in (*self.optimizations, *self.optional) for name in type(part).model_fields}
         for name in parameters:
+            if name == "gpus" and name not in known:
+                raise InvalidInput(
+                    f"{self.name} has no engine, which alone computes one edit on several GPUs; use the preset "
+                    "faithful, balanced or another one that has it."
+                )
             if name not in known:
                 raise InvalidInput(unknown_name(f"parameter of {self.name}", name, sorted(known)))
         changed = ",".join(f"{name}={value}" for name, value in parameters.items())

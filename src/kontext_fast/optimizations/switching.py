@@ -52,7 +52,7 @@ class SwitchablePlans:
         if preset == self._selected:
             return
         tracker = tracker_of(self._pipe)
-        if tracker is not None and tracker.has_running_call:
+        if tracker is not None and tracker.running_calls:
             raise InvalidInput(f"A call of this pipeline still runs; select {preset} when it has ended.")
         self._undo_exchanged.close()
         self._selected = None

@@ -35,6 +35,9 @@ all of them. A pipeline without it computes every step in full."""
 CAUTIONS = "_kontext_fast_cautions"
 """Attribute of an accelerated pipeline: what must be said beside the result of its last call, one sentence each."""
 
+OF_FIRST_PROCESS = "_kontext_fast_of_first_process"
+"""Attribute of a pipeline that several processes run together: (value) -> the value of the first of them."""
+
 _MAX_TEXT_TOKENS = 512
 """The pipeline refuses more."""
 
@@ -245,7 +248,7 @@ def edit_together(
     Requests may differ in image, instruction, negative prompt, seed and batch, and have to agree in everything else,
     the size that is really run included. Raises InvalidInput where they do not, and what `edit` raises.
     """
-    seeds = [request.seeds() for request in requests]
+    seeds = _seeds(pipe, requests)
     size, images, seconds = _run(pipe, requests, seeds, on_step, should_stop)
     results, start = [], 0
     for request_seeds in seeds:
@@ -267,9 +270,19 @@ def final_latents(
 
     `start` [B, N, C] are latents to begin with instead of the noise of the seeds. Raises what `edit_together` raises.
     """
-    seeds = [request.seeds() for request in requests]
+    seeds = _seeds(pipe, requests)
     latents: Tensor = _run(pipe, requests, seeds, None, should_stop, latents=start, output_type="latent")[1]
     return latents
+
+
+def _seeds(pipe: Any, requests: Sequence[EditRequest]) -> list[tuple[int, ...]]:
+    """Of each of `requests`; those that are drawn are the same in all processes of one edit."""
+    seeds = [request.seeds() for request in requests]
+    together = getattr(pipe, OF_FIRST_PROCESS, None)
+    if together is None or all(request.seed is not None for request in requests):
+        return seeds
+    drawn = together(seeds)
+    return [drawn[i] if request.seed is None else seeds[i] for i, request in enumerate(requests)]
 
 
 def _run(

@@ -32,7 +32,7 @@ def write_qkv(qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: in
     together = block_of(heads * channels) // channels
     with device_of(qkv):
         _write_qkv[(rows, batch, heads // together)](
-            qkv,
+            qkv[..., joint.first_head * channels :] if joint.first_head else qkv,
             norm.query,
             norm.key,
             rope.cos,
@@ -47,7 +47,7 @@ def write_qkv(qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: in
             joint.query.stride(0),
             joint.query.stride(1),
             norm.eps,
-            WIDTH=heads * channels,
+            WIDTH=qkv.shape[-1] // 3,
             HEADS=together,
             CHANNELS=channels,
             **options_for(together * channels),

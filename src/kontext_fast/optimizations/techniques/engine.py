@@ -11,12 +11,12 @@ import functools
 import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -40,11 +40,14 @@ from kontext_fast.optimizations.patching import (
     require_undisturbed,
     set_attribute,
 )
+from kontext_fast.pipeline.edit import OF_FIRST_PROCESS
 from kontext_fast.records.schema import EMULATED
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kontext_fast.engine.ranks import Ranks
+    from kontext_fast.engine.sequence_parallel import SequenceParallel
     from kontext_fast.engine.step_reuse import Schedule
     from kontext_fast.engine.transformer import Branch, EngineTransformer
     from kontext_fast.pipeline.device import Machine
@@ -76,6 +79,11 @@ class Engine(Optimization):
     modulations: Literal["device", "host"] = "device"
     """Where the layers of the blocks' modulations are, 6 GiB at full size, which run once per request: in `host` memory
     they pass through the device one by one. With the preset `low_memory` for cards of 16 GB."""
+    gpus: Annotated[int, Field(ge=1)] = 1
+    """Of one edit: in a program of that many processes, which `torchrun` or `kontext edit --gpus` starts, each computes
+    a share of every step (see `engine.sequence_parallel`). At full size 2, 3, 4, 6 and 8 share the 24 heads evenly."""
+    transport: Literal["collectives", "peer_memory"] = "collectives"
+    """How several GPUs exchange heads: by collectives of torch.distributed, or written to each other's memory."""
     quantized_file: Path | None = Field(default=None, exclude=True)
     """A file that `save_quantized` wrote, read instead of quantizing again. No parameter of a record: the numbers are
     the same either way, since a file made from other weights is refused."""
@@ -97,8 +105,8 @@ class Engine(Optimization):
         return self
 
     def parameters(self) -> dict[str, Any]:
-        """`full_precision` and `modulations` only where they are not as by default."""
-        added = ("full_precision", "modulations")  # later than the first records
+        """Some only where they are not as by default."""
+        added = ("full_precision", "modulations", "gpus", "transport")  # later than the first records
         unused = {name for name in added if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(mode="json", exclude=unused)
 
@@ -143,6 +151,8 @@ class Engine(Optimization):
 
     def refusal(self, machine: Machine) -> str | None:
         """On a GPU fp8 needs compute capability 8.9 and int8 9.0, and both the fused kernels; a CPU emulates fp8."""
+        if self.gpus > 1 and self.transport == "peer_memory" and machine.device == "cpu":
+            return "GPUs alone can write to each other's memory; use transport=collectives"
         return refusal(machine.device, machine.capability, self.precision, self.attention)
 
     def precompile_calls(self, pipe: Any) -> Sequence[Callable[[], object]]:
@@ -176,6 +186,7 @@ class Engine(Optimization):
         place = pipe._execution_device
         device = place.type
         require_dtype(device, transformer.dtype)
+        parallel = self._parallel(place)
         ops = make_ops(device, self.precision, self.attention)
         stored = None if self.quantized_file is None else QuantizedFile(self.quantized_file, self.precision)
         take = partial(take_weights, device=place, modulations_in_host_memory=self.modulations == "host")
@@ -187,7 +198,8 @@ class Engine(Optimization):
         if stored is not None:
             stored.require_made_from(weights)
         calls = track_calls(pipe, undo)
-        forward = EngineForward(transformer, EngineTransformer(weights, ops, unquantized), calls, replaced)
+        engine = EngineTransformer(weights, ops, unquantized, parallel)
+        forward = EngineForward(transformer, engine, calls, replaced, None if parallel is None else parallel.ranks)
         forward.full_precision_steps = self.full_precision_steps
         _install(transformer, forward, calls, undo)
         return {
@@ -197,6 +209,18 @@ class Engine(Optimization):
             "host_bytes": weights.sources.host_bytes,
             "as_stored": weights.sources.as_stored or None,
         }
+
+    def _parallel(self, place: Any) -> SequenceParallel | None:
+        """With the other processes of this program, where there are `gpus`. Raises InvalidInput."""
+        if self.gpus == 1:
+            return None
+        import torch
+
+        from kontext_fast.engine.ranks import join
+        from kontext_fast.engine.sequence_parallel import SequenceParallel
+
+        # A device without an index is the current one, which a tensor there names.
+        return SequenceParallel(join(self.gpus, torch.empty(0, device=place).device), self.transport)
 
 
 def save_quantized(pipe: Any, file: str | Path) -> None:
@@ -229,6 +253,9 @@ class _RunningBranch:
     actual: dict[int, Tensor] = field(default_factory=dict)
     """[B] by step, as the transformer got them. Compared after the call: reading them earlier would stall."""
 
+    sampled: Tensor | None = None
+    """Of its inputs in all processes, where several run this call. Compared after it, too."""
+
     def differs_from_the_schedule(self) -> bool:
         """Whether any step was at another timestep than the scheduler announced."""
         import torch
@@ -241,12 +268,21 @@ class _RunningBranch:
 class EngineForward:
     """The forward of one transformer: the function of a bound method, which a copy of the transformer binds anew."""
 
-    def __init__(self, transformer: Any, engine: EngineTransformer, calls: CallTracker, replaced: _Replaced) -> None:
+    def __init__(
+        self,
+        transformer: Any,
+        engine: EngineTransformer,
+        calls: CallTracker,
+        replaced: _Replaced,
+        ranks: Ranks | None = None,
+    ) -> None:
         functools.update_wrapper(self, type(transformer).forward)
         self._replaced = replaced
         self.engine = engine
         self._owner = weakref.ref(transformer)
         self._calls = calls
+        self.ranks = ranks
+        """The processes that run every call together; None: this one alone."""
         self.full_precision_steps: Callable[[int], frozenset[int]] = lambda _: frozenset()
         """Which steps, of a number of them, are computed in full precision."""
         self._schedule: ScheduleOf | None = None
@@ -287,6 +323,9 @@ class EngineForward:
         branches: dict[int, _RunningBranch] = call.memory.setdefault(_MEMORY, {})
         inputs = (pooled_projections, guidance, img_ids, txt_ids)
         index, step = call.begin_pass(*inputs), call.step
+        if self.ranks is not None:
+            sizes = *hidden_states.shape, *encoder_hidden_states.shape, call.total_steps
+            self.ranks.agree(f"pass {index} of step {step} of {sizes}")
         if index not in branches:
             # Here and not when the call begins, so that a GPU encodes text and image meanwhile.
             self.engine.weights.sources.verify(call.pipe.transformer)
@@ -294,7 +333,10 @@ class EngineForward:
             branches[index] = self._begin(call, hidden_states, *inputs)
         running = branches[index]
         running.actual[step] = timestep
-        velocity = running.branch.step(step, hidden_states, encoder_hidden_states)
+        with nullcontext() if self.ranks is None else self.ranks.step():
+            if self.ranks is not None and running.sampled is None:
+                running.sampled = self.ranks.sampled((hidden_states, encoder_hidden_states, pooled_projections))
+            velocity = running.branch.step(step, hidden_states, encoder_hidden_states)
         call.mark(*running.branch.kinds[-1:] * running.batch)
         if not return_dict:
             return (velocity,)
@@ -387,10 +429,40 @@ def _install(transformer: Any, forward: EngineForward, calls: CallTracker, undo:
                 "use a preset without the engine."
             )
 
+    if forward.ranks is not None:
+        _keep_together(forward.ranks, calls, undo)
     calls.on_begin(check, undo)
     calls.on_completed(on_time, undo)
     for name in _OFFLOADING:
         calls.set_member(name, partial(_refusing, name), undo)
+
+
+def _keep_together(ranks: Ranks, calls: CallTracker, undo: ExitStack) -> None:
+    """Have every call end in all processes as it ends in one of them, until `undo` is closed."""
+    entered = object()
+
+    def begin(call: PipelineCall) -> None:
+        if calls.running_calls > 1:
+            raise InvalidInput("One call at a time runs on several GPUs; wait until the other one has ended.")
+        call.memory[entered] = True
+        ranks.begin()
+
+    def complete(call: PipelineCall) -> None:
+        from kontext_fast.engine.ranks import require_alike
+
+        ranks.agree("end of the call", last=True)
+        for running in call.memory.get(_MEMORY, {}).values():
+            if running.sampled is not None:
+                require_alike(running.sampled)
+
+    def end(call: PipelineCall) -> None:
+        if entered in call.memory:
+            ranks.leave()
+
+    calls.on_begin(begin, undo)
+    calls.on_completed(complete, undo)
+    calls.on_end(end, undo)
+    calls.set_member(OF_FIRST_PROCESS, lambda _: staticmethod(ranks.from_first), undo)
 
 
 _OFFLOADING = ("enable_model_cpu_offload", "enable_sequential_cpu_offload", "enable_group_offload")

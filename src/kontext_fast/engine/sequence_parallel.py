@@ -1,0 +1,290 @@
+"""One edit on several GPUs: sequence parallelism after DeepSpeed-Ulysses (Jacobs et al., arXiv 2309.14509).
+
+P processes run the same request. In a step each holds a share of the joint sequence, S / P neighbouring tokens, and
+computes everything but attention for these alone. For attention it gets H / P heads of all tokens, in their order, so
+that a head sums what it sums on one GPU; afterwards every token's heads come back. All processes get the whole velocity
+at the end of a step, so that schedulers, solvers and rules for skipped steps do the same in each.
+
+Neither size needs to divide: shares differ by one token or head at most, and one may hold no text or no token with an
+output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kontext_fast.engine.ops import JointQKV, Ops, QKNorm, Rope
+from kontext_fast.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from kontext_fast.engine.ranks import Ranks
+    from kontext_fast.engine.weights import EngineWeights
+
+Transport = Literal["collectives", "peer_memory"]
+"""How heads change places: by collectives of torch.distributed, or written by each process to the others' memory."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes of one request, and which rank has what of it."""
+
+    tokens: int
+    """S."""
+    batch: int
+    heads: int
+    """H."""
+    head_dim: int
+    dtype: torch.dtype
+    """Of query, key and value."""
+    attended: torch.dtype
+    """Of what attention gives."""
+    rank: int
+    size: int
+    """P."""
+
+    @cached_property
+    def tokens_of(self) -> list[range]:
+        """By rank."""
+        return _shares(self.tokens, self.size)
+
+    @cached_property
+    def heads_of(self) -> list[range]:
+        """By rank."""
+        return _shares(self.heads, self.size)
+
+    @property
+    def own(self) -> range:
+        """The tokens of this rank."""
+        return self.tokens_of[self.rank]
+
+    def shape(self, tokens: int, rank: int) -> tuple[int, ...]:
+        """Of query, key and value of `tokens`, for the heads of `rank`."""
+        return tokens, 3, self.batch, len(self.heads_of[rank]), self.head_dim
+
+    def width(self, rank: int) -> int:
+        """Channels of the heads of `rank`."""
+        return len(self.heads_of[rank]) * self.head_dim
+
+    def joint(self, rows: Tensor, rank: int) -> JointQKV:
+        """`rows` [tokens, 3, B, heads of `rank`, D] as what is written and read."""
+        query, key, value = (tensor.transpose(0, 1) for tensor in rows.unbind(1))
+        return JointQKV(query, key, value, first_head=self.heads_of[rank].start)
+
+
+def _shares(count: int, ranks: int) -> list[range]:
+    return [range(*ends) for ends in pairwise(rank * count // ranks for rank in range(ranks + 1))]
+
+
+class Exchange(Protocol):
+    """The buffers of a request, and how they change places."""
+
+    layout: Layout
+    received: Tensor
+    """[S, 3, B, heads of this rank, D], of all tokens."""
+    outgoing: list[Tensor]
+    """By rank, [own tokens, 3, B, heads of that rank, D]: where this rank writes them."""
+
+    def deliver(self) -> None:
+        """Have what all ranks wrote to `outgoing` in `received`."""
+
+    def give_back(self, attended: Tensor) -> Tensor:
+        """[B, own tokens, W], which the next call may write to, of `attended` [B, S, heads x D] of all ranks."""
+
+
+class Collectives:
+    """`Exchange` by collectives: on any device, and the reference of the other one."""
+
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        self.layout = layout
+        shapes = [layout.shape(len(layout.own), rank) for rank in range(layout.size)]
+        self._sent = torch.empty(sum(map(prod, shapes)), dtype=layout.dtype, device=device)
+        parts = self._sent.split([prod(shape) for shape in shapes])  # type: ignore[no-untyped-call]
+        self.outgoing: list[Tensor] = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        self.received = torch.empty(layout.shape(layout.tokens, layout.rank), dtype=layout.dtype, device=device)
+
+    def deliver(self) -> None:
+        parts = [self.received[share.start : share.stop] for share in self.layout.tokens_of]
+        _all_to_all(self.received, self._sent, parts, self.outgoing)
+
+    def give_back(self, attended: Tensor) -> Tensor:
+        layout, own = self.layout, len(self.layout.own)
+        sent = attended.transpose(0, 1).contiguous()
+        parts = [sent[share.start : share.stop] for share in layout.tokens_of]
+        shapes = [(own, layout.batch, layout.width(rank)) for rank in range(layout.size)]
+        back = attended.new_empty(sum(map(prod, shapes)))
+        heads = back.split([prod(shape) for shape in shapes])  # type: ignore[no-untyped-call]
+        _all_to_all(back, sent, heads, parts)
+        return torch.cat([part.view(shape).transpose(0, 1) for part, shape in zip(heads, shapes, strict=True)], dim=2)
+
+
+def _all_to_all(target: Tensor, source: Tensor, target_parts: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
+    """Exchange the parts, by rank, that make up these tensors; as bytes, since no backend takes every dtype."""
+    dist.all_to_all_single(
+        _bytes(target), _bytes(source), [part.nbytes for part in target_parts], [part.nbytes for part in parts]
+    )
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.view(-1).view(torch.uint8)
+
+
+class PeerMemory:
+    """`Exchange` by writing to the memory of the other GPUs, which needs no copy of its own for query, key and value.
+
+    Two barriers a block keep it in order: nobody reads before all have written, and nobody writes to what another still
+    reads, since between two writes to a buffer lies a barrier that its reader enters after reading.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        self.layout = layout
+        ranks, width = range(layout.size), layout.heads * layout.head_dim
+        received = max(prod(layout.shape(layout.tokens, rank)) for rank in ranks) * layout.dtype.itemsize
+        begin = -(-received // _ALIGNED) * _ALIGNED
+        tokens = max(map(len, layout.tokens_of)) * layout.batch * width * layout.attended.itemsize
+        self._handle = _rendezvous(begin + tokens, device)
+        all_received = [
+            self._handle.get_buffer(rank, layout.shape(layout.tokens, rank), layout.dtype, 0) for rank in ranks
+        ]
+        self.received: Tensor = all_received[layout.rank]
+        self.outgoing: list[Tensor] = [rows[layout.own.start : layout.own.stop] for rows in all_received]
+        self._attended: list[Tensor] = [
+            self._handle.get_buffer(
+                rank,
+                (layout.batch, len(layout.tokens_of[rank]), width),
+                layout.attended,
+                begin // layout.attended.itemsize,
+            )
+            for rank in ranks
+        ]
+
+    def deliver(self) -> None:
+        self._handle.barrier(0)
+
+    def give_back(self, attended: Tensor) -> Tensor:
+        layout = self.layout
+        heads = layout.heads_of[layout.rank]
+        columns = slice(heads.start * layout.head_dim, heads.stop * layout.head_dim)
+        for target, share in zip(self._attended, layout.tokens_of, strict=True):
+            target[..., columns] = attended[:, share.start : share.stop]
+        self._handle.barrier(1)
+        return self._attended[layout.rank]
+
+
+_ALIGNED = 1024
+_memory: dict[torch.device, list[tuple[int, Tensor, Any]]] = {}
+"""Memory that other processes can write to, and its size and handle. It takes long to set up, so one request uses it
+after the other; it grows with the largest one."""
+
+
+def _rendezvous(size: int, device: torch.device) -> Any:
+    """The handle of at least `size` bytes on `device`, the same in all processes."""
+    import torch.distributed._symmetric_memory as symmetric_memory
+
+    held = _memory.setdefault(device, [])
+    if not held or held[-1][0] < size:
+        memory = symmetric_memory.empty(size, dtype=torch.uint8, device=device)
+        # What was held is kept: another branch of the same request may use it.
+        held.append((size, memory, symmetric_memory.rendezvous(memory, dist.group.WORLD)))  # type: ignore[arg-type]
+    return held[-1][2]
+
+
+@dataclass(frozen=True)
+class ParallelJoint(JointQKV):
+    """The heads of this rank of all tokens, which attention reads."""
+
+    parts: tuple[JointQKV, ...] = ()
+    """By rank, where this one writes the heads of that one, of its own tokens."""
+    exchange: Exchange | None = None
+
+
+class ParallelOps:
+    """Operations on a `ParallelJoint`: `write_qkv` takes own tokens, and `attention` gives them. All else as it was."""
+
+    def __init__(self, ops: Ops) -> None:
+        self._ops = ops
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ops, name)
+
+    def write_qkv(self, qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: int) -> None:
+        for part in cast("ParallelJoint", joint).parts:
+            self._ops.write_qkv(qkv, norm, rope, replace(part, scales=joint.scales), offset)
+
+    def attention(self, joint: JointQKV) -> Tensor:
+        exchange = cast("Exchange", cast("ParallelJoint", joint).exchange)
+        exchange.deliver()
+        return exchange.give_back(self._ops.attention(joint))
+
+
+class Share:
+    """What one rank does in the steps of a request."""
+
+    def __init__(self, exchange: Exchange, text: int, outputs: int) -> None:
+        """Of a sequence of `text` tokens, then `outputs` tokens with an output, then others."""
+        layout = exchange.layout
+        self.own = layout.own
+        self._text = text
+        self._outputs = [max(0, min(part.stop, text + outputs) - max(part.start, text)) for part in layout.tokens_of]
+        self.outputs = self._outputs[layout.rank]
+        """How many of the own tokens have an output."""
+        parts = tuple(layout.joint(rows, rank) for rank, rows in enumerate(exchange.outgoing))
+        whole = layout.joint(exchange.received, layout.rank)
+        self.joint = ParallelJoint(whole.query, whole.key, whole.value, parts=parts, exchange=exchange)
+        """The buffers of all blocks."""
+
+    def of(self, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The own tokens of `text` [B, T, ...] and `image` [B, N + R, ...], views."""
+        begin, end = self.own.start, self.own.stop
+        return text[:, begin:end], image[:, max(0, begin - self._text) : max(0, end - self._text)]
+
+    def gathered(self, velocity: Tensor) -> Tensor:
+        """[B, N, C] of the own outputs of all ranks, [B, own outputs, C] each."""
+        own = velocity.new_zeros(len(velocity), max(self._outputs), velocity.shape[2])
+        own[:, : self.outputs] = velocity
+        everywhere = own.new_empty(len(self._outputs), *own.shape)
+        dist.all_gather_into_tensor(
+            _bytes(everywhere), _bytes(own)
+        )  # of one size, since not every backend takes others
+        return torch.cat([part[:, :count] for part, count in zip(everywhere, self._outputs, strict=True)], dim=1)
+
+
+@dataclass(frozen=True)
+class SequenceParallel:
+    """How an engine shares its steps with other processes."""
+
+    ranks: Ranks
+    transport: Transport
+
+    def ops(self, ops: Ops) -> Ops:
+        """`ops` on the buffers of a share."""
+        return cast("Ops", ParallelOps(ops))
+
+    def share(self, weights: EngineWeights, dtype: torch.dtype, batch: int, tokens: tuple[int, int, int]) -> Share:
+        """What this process does of a request with so many tokens of text, with an output, and of the reference.
+
+        `dtype` is that of query, key and value. Raises InvalidInput where there are more processes than tokens.
+        """
+        layout = Layout(
+            tokens=sum(tokens),
+            batch=batch,
+            heads=weights.heads,
+            head_dim=weights.head_dim,
+            dtype=dtype,
+            attended=weights.dtype,
+            rank=self.ranks.rank,
+            size=self.ranks.size,
+        )
+        for what, count in (("heads", layout.heads), ("tokens", layout.tokens)):
+            if count < layout.size:
+                raise InvalidInput(f"{layout.size} processes cannot share {count} {what}; use at most {count}.")
+        exchange: type[Collectives | PeerMemory] = PeerMemory if self.transport == "peer_memory" else Collectives
+        return Share(exchange(layout, weights.device), *tokens[:2])

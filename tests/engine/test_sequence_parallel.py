@@ -1,0 +1,88 @@
+"""Several processes compute the step that one computes alone, whatever the sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+
+from kontext_fast.engine.ops import PortableOps, Precision
+from kontext_fast.engine.ranks import join
+from kontext_fast.engine.sequence_parallel import Layout, SequenceParallel
+from kontext_fast.engine.transformer import EngineTransformer
+from kontext_fast.engine.weights import take_weights
+from kontext_fast.errors import InvalidInput
+from tests.engine.transformers import SHAPES, Shape, inputs_for, prepare, random_transformer, relative_error, stepped
+from tests.ranks import Ranks, ranks
+
+SIZES: dict[str, dict[str, Any]] = {
+    "edit": {},
+    "batch": {"batch": 2, "text": 12, "image": (7, 3), "reference": (1, 1)},
+    "text-to-image": {"reference": (0, 0)},
+    "one-token-of-text": {"text": 1, "image": (1, 1), "reference": (5, 3)},
+    "no-output-in-a-share": {"text": 30, "image": (1, 2), "reference": (1, 2)},
+}
+"""Shares differ, some have no text and some nothing else."""
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def together(request: pytest.FixtureRequest) -> Iterator[Ranks]:
+    random_transformer(Shape())  # imports what the processes, which are forked, then need not
+    with ranks(request.param) as processes:
+        yield processes
+
+
+def _errors(_rank: int, size: int, shape: Shape, precision: Precision, names: tuple[str, ...]) -> dict[str, float]:
+    """By name of sizes, how far the velocity of all processes is from that of this one alone."""
+    transformer, errors = random_transformer(shape), {}
+    with ExitStack() as undo:
+        weights, ops = take_weights(transformer, precision, undo), PortableOps(precision=precision)
+        alone = EngineTransformer(weights, ops)
+        shared = EngineTransformer(
+            weights, ops, parallel=SequenceParallel(join(size, torch.device("cpu")), "collectives")
+        )
+        for name in names:
+            inputs = inputs_for(transformer, **SIZES[name])
+            expected = stepped(alone, prepare(alone, inputs), inputs)
+            result = stepped(shared, prepare(shared, inputs), inputs)
+            errors[name] = relative_error(result, expected) if result.shape == expected.shape else float("inf")
+    return errors
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
+def test_step_equals_that_of_one_process(together: Ranks, precision: Precision) -> None:
+    """5 heads divide by neither number of processes, and tokens by neither in most of the sizes."""
+    by_rank = together.run(_errors, together.size, Shape(heads=5), precision, tuple(SIZES))
+    for errors in by_rank:
+        assert set(errors) == set(SIZES)
+        # Sums of rows are split otherwise, and a number that is rounded the other way is a step of fp8 off.
+        assert max(errors.values()) < {"bf16": 1e-5, "fp8": 2e-2, "int8": 1e-2}[precision], errors
+
+
+def test_blocks_of_one_kind_are_shared_too(together: Ranks) -> None:
+    for name in ("double-only", "single-only"):
+        shape = Shape(**{**vars(SHAPES[name]), "heads": 4})
+        assert max(together.run(_errors, together.size, shape, "bf16", ("edit",))[0].values()) < 1e-5
+
+
+def test_more_processes_than_heads_are_refused(together: Ranks) -> None:
+    shape = Shape(heads=1, head_dim=32, axes=(16, 8, 8))
+    for error in together.run(_errors, together.size, shape, "bf16", ("edit",)):
+        assert isinstance(error, InvalidInput)
+        assert "cannot share 1 heads" in str(error)
+
+
+def test_shares_hold_every_token_and_head_once() -> None:
+    layout = Layout(8705, 1, 24, 128, torch.bfloat16, torch.bfloat16, 1, 7)
+    assert [token for share in layout.tokens_of for token in share] == list(range(8705))
+    assert [head for share in layout.heads_of for head in share] == list(range(24))
+    assert max(map(len, layout.tokens_of)) - min(map(len, layout.tokens_of)) == 1
+
+
+def test_program_of_one_process_is_told_how_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(InvalidInput, match="torchrun --nproc-per-node 2 PROGRAM"):
+        join(2, torch.device("cpu"))
