@@ -57,6 +57,11 @@ def test_merged_runs_are_ordered_by_creation() -> None:
     assert both.command == "kontext bench --suite late; kontext bench --suite early"
 
 
+def test_benchmark_without_a_run_takes_no_block() -> None:
+    both = merge_results([result([]), bench("a", 1, [1.0], [1.0])])
+    assert [record.round for record in both.records] == [0, 0]
+
+
 def test_merged_item_keeps_the_stored_image() -> None:
     with_image = bench("a", 1, [1.0], [1.0], items=(item("a", "0" * 64),))
     both = merge_results([bench("b", 2, [1.0], [1.0]), with_image])

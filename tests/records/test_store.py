@@ -17,7 +17,13 @@ from PIL import Image
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.samples_csv import COLUMNS
 from kontext_fast.records.schema import Score, Verification
-from kontext_fast.records.store import ResultStore, content_hash, read_stored_image, require_folder_for
+from kontext_fast.records.store import (
+    ResultStore,
+    content_hash,
+    read_stored_image,
+    require_folder_for,
+    write_atomically,
+)
 from kontext_fast.verify.margins import read_margins
 from tests.records.builder import full, judged, record, result, sample, timed
 
@@ -63,6 +69,7 @@ def test_renamed_record_file_keeps_its_images(store: ResultStore) -> None:
     opened = ResultStore.find(renamed)
     assert opened.load() == written
     assert opened.image_path(written.items[0].image or "").is_file()
+    assert ResultStore.find(renamed.rename(store.folder / "h200.json")).folder == store.folder
 
 
 @pytest.mark.parametrize(
@@ -74,7 +81,7 @@ def test_renamed_record_file_keeps_its_images(store: ResultStore) -> None:
         ('{"raw_results": []}', "not a kontext-fast record file"),
         ('{"schema_version": true}', "not a kontext-fast record file"),
         ('{"schema_version": 1}', "kontext_fast_version: this key is missing"),
-        ('{"schema_version": 3, "anything": 1}', "upgrade kontext-fast"),
+        ('{"schema_version": 3, "anything": 1}', r"file\.json was written .*: upgrade kontext-fast to read it\.$"),
     ],
 )
 def test_other_json_is_refused_in_one_sentence(tmp_path: Path, content: str, says: str) -> None:
@@ -285,7 +292,9 @@ def test_margins_that_were_altered_afterwards_are_refused(tmp_path: Path) -> Non
     wide = {**verification.margins, "min_items": 2}
     altered = verification.model_copy(update={"margins": wide})
     store.write(result([]).model_copy(update={"verification": altered}))
-    with pytest.raises(InvalidInput, match="not those that were fixed before"):
+    with pytest.raises(
+        InvalidInput, match=r"not those that were fixed before .*; restore the file, or verify again\.$"
+    ):
         store.load()
 
 
@@ -303,6 +312,26 @@ def test_place_that_takes_no_file_is_refused(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "open", fail)
     with pytest.raises(InvalidInput, match=f"cannot be written, since {tmp_path}.*{os.strerror(error)}"):
+        require_folder_for(tmp_path / "image.png")
+
+
+def test_what_cannot_be_begun_ends_with_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no temporary file to take away, which must not hide why."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        write_atomically(tmp_path / "file", b"")
+
+
+def test_error_without_a_number_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> int:
+        raise OSError("odd")
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(InvalidInput, match=r"takes no file \(odd\)"):
         require_folder_for(tmp_path / "image.png")
 
 
