@@ -8,6 +8,7 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ import pytest
 
 from kontext_fast.cli.output import result_folder
 from kontext_fast.errors import InvalidInput
+from kontext_fast.records import lock
 from kontext_fast.records.lock import HOLDER_NAME, LOCK_NAME, LOCK_NAMES, check_unlocked, locked_folder
 from kontext_fast.records.store import ResultStore
 
@@ -106,8 +108,37 @@ def test_holder_says_what_it_does_where_and_since_when(tmp_path: Path) -> None:
     assert abs((datetime.now(UTC) - datetime.fromisoformat(holder["since"])).total_seconds()) < 600
 
 
+def test_holder_that_has_not_yet_named_itself_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = lock._write_holder
+
+    def late(folder: Path, command: str) -> None:
+        has_lock.set()
+        time.sleep(0.3)
+        write(folder, command)
+
+    def hold() -> None:
+        with locked_folder(tmp_path, "kontext bench"):
+            may_end.wait(60)
+
+    has_lock, may_end = threading.Event(), threading.Event()
+    monkeypatch.setattr(lock, "_write_holder", late)
+    monkeypatch.setattr(lock, "NAMED_WITHIN_S", 60.0)
+    with ThreadPoolExecutor(1) as pool:
+        holder = pool.submit(hold)
+        assert has_lock.wait(60)
+        try:
+            with pytest.raises(InvalidInput, match=r"is in use by `kontext bench` \(process"):
+                check_unlocked(tmp_path)
+        finally:
+            may_end.set()
+        holder.result()
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"command": "x"}'])
-def test_lock_without_a_readable_holder_names_none(tmp_path: Path, content: str) -> None:
+def test_lock_without_a_readable_holder_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr(lock, "NAMED_WITHIN_S", 0.1)
     with locked_folder(tmp_path, "bench"):
         (tmp_path / HOLDER_NAME).write_text(content)
         with ThreadPoolExecutor(1) as pool, pytest.raises(InvalidInput, match="is in use by another process"):

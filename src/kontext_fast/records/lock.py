@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ LOCK_NAME = ".lock"
 HOLDER_NAME = ".lock-holder.json"
 LOCK_NAMES = frozenset({LOCK_NAME, HOLDER_NAME})
 """Files that say nothing of what a result folder holds."""
+NAMED_WITHIN_S = 2.0
+"""After taking the lock a holder has written its name, if it is alive."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,10 @@ def _lock(folder: Path) -> FileLock:
 
 
 def _in_use(folder: Path) -> str:
-    holder = _read_holder(folder)
+    deadline = time.monotonic() + NAMED_WITHIN_S
+    while (holder := _read_holder(folder)) is None and time.monotonic() < deadline:
+        # It has the lock, and writes its name next.
+        time.sleep(0.02)
     who = "another process" if holder is None else str(holder)
     return f"{folder} is in use by {who}; wait until it has ended, or give another folder."
 
