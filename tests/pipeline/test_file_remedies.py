@@ -92,6 +92,22 @@ def test_transformer_alone_loads_in_the_place_that_is_named(folder: Path) -> Non
     assert load(str(folder / "lightning"), device="cpu").pipe.transformer.config.in_channels == 64
 
 
+def test_policy_of_pi_flow_is_called_what_it_is(folder: Path) -> None:
+    """Its folder has a LoRA, and output layers of a class of its own, which a sampler of its own reads."""
+    adapter = folder / "gmflux_k8_piid_4step"
+    adapter.mkdir()
+    a_lora(adapter / "diffusion_pytorch_model.safetensors")
+    means = {"proj_out_means.weight": torch.ones(8 * 64, 4), "proj_out_logweights.weight": torch.ones(32, 4)}
+    file = adapter / "diffusion_pytorch_model.safetensors"
+    save_file({**load_file(file), **means}, file)
+    (adapter / "config.json").write_text('{"_class_name": "GMFluxTransformer2DModel"}')
+    with pytest.raises(CheckpointUnavailable, match=r"is a GMFluxTransformer2DModel alone.*give one, or the folder"):
+        load(str(adapter), device="cpu")
+    pipe = load(str(folder), device="cpu").pipe
+    with pytest.raises(InvalidInput, match=r"another model, pi-Flow.*give another one"), load_lora(pipe, adapter):
+        pass
+
+
 @pytest.mark.parametrize("remedy", ["bf16", "fp8"])
 def test_onnx_is_replaced_by_what_the_remedy_names(folder: Path, remedy: str) -> None:
     (folder / "model.onnx").write_bytes(b"an ONNX graph")

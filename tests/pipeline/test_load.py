@@ -117,9 +117,13 @@ def test_transformer_folder_replaces_that_of_its_checkpoint(
     assert loaded.facts.name == f"{folder.name}/lightning"
     assert loaded.facts.weights_sha256 == weights_sha256(sorted(own.glob("*.safetensors")))
     assert image_of(loaded.pipe) == image_of(tiny)
+    # As SenseFlow is published, for FLUX.1-dev.
+    rewrite_index(folder, _class_name="FluxPipeline")
     monkeypatch.chdir(own)
-    assert load(str(folder / "transformer"), device="cpu").facts.name == f"{folder.name}/transformer"
-    assert load(".", device="cpu").facts.name == f"{folder.name}/lightning"
+    of_flux = load(".", device="cpu")
+    assert of_flux.facts.name == f"{folder.name}/lightning"
+    assert type(of_flux.pipe).__name__ == "FluxPipeline"
+    assert image_of(of_flux.pipe) == image_of(tiny)
 
 
 def test_transformer_folder_that_does_not_fit_is_refused(folder: Path) -> None:

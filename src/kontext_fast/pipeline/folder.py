@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kontext_fast.errors import CheckpointUnavailable, KontextError
+from kontext_fast.errors import CheckpointUnavailable, KontextError, Refused
 from kontext_fast.pipeline.device import choose_dtype, is_out_of_host_memory, memory_errors
 from kontext_fast.pipeline.load import FULL_SIZE_BYTES, CheckpointSource, LoadedCheckpoint, Target, loaded_checkpoint
 
@@ -39,12 +40,22 @@ TOKENIZERS = {"tokenizer": ("tokenizer.json", "vocab.json"), "tokenizer_2": ("to
 """Files of which each needs one: without any, transformers builds a tokenizer that knows no word."""
 
 
+_QUANTIZERS = {"bitsandbytes": "bitsandbytes", "quanto": "optimum-quanto", "torchao": "torchao"}
+"""Packages of the methods that diffusers saves weights with."""
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a model; nothing where there is none that can be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
 def class_of(folder: Path) -> str:
     """What the `config.json` of a model says that it is; nothing where there is none."""
-    try:
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return ""
+    return str(_config_of(folder).get("_class_name", ""))
 
 
 def check_folder(folder: Path, name: str, *, weights: bool = True, own_transformer: bool = True) -> None:
@@ -54,6 +65,10 @@ def check_folder(folder: Path, name: str, *, weights: bool = True, own_transform
     weights of the transformer may be missing.
     """
     index = folder / INDEX
+    if not index.is_file() and (model := class_of(folder)):
+        raise CheckpointUnavailable(
+            f"{name} is a {model} alone, no transformer of FLUX.1; give one, or the folder of a whole pipeline."
+        )
     if not index.is_file():
         raise CheckpointUnavailable(
             f"{name} is not a diffusers folder, since it has no {INDEX}; give the folder that holds it, or use tiny."
@@ -79,8 +94,18 @@ def check_folder(folder: Path, name: str, *, weights: bool = True, own_transform
 
 
 def check_component(folder: Path, name: str) -> None:
-    """Raise CheckpointUnavailable, which calls the checkpoint `name`, unless its model in `folder` has weights."""
+    """Raise CheckpointUnavailable, which calls the checkpoint `name`, unless its model in `folder` has weights.
+
+    Raises Refused where they are quantized by a package that is not installed.
+    """
     if weight_files(folder):
+        method = str((_config_of(folder).get("quantization_config") or {}).get("quant_method", ""))
+        package = _QUANTIZERS.get(method)
+        if package is not None and find_spec(package.partition("-")[0]) is None:
+            raise Refused(
+                f"The {folder.name} of {name} is quantized by {package}, which is not installed; run `pip install "
+                f"{package}`, or give the checkpoint without quantization, which presets with the engine need anyway."
+            )
         return
     if any(folder.glob("*.bin")):
         raise CheckpointUnavailable(

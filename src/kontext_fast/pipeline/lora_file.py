@@ -79,6 +79,7 @@ _TRAINED_WORDS = ("bundle_emb.", "emb_params", "clip_l.emb", "t5.emb")
 
 _OTHER_MODELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("FLUX.2", ("double_stream_modulation", "single_stream_modulation", "to_qkv_mlp_proj", "ff.linear_in")),
+    ("pi-Flow", ("proj_out_means", "proj_out_logweights", "proj_out_logstds")),
     ("Chroma", ("distilled_guidance_layer",)),
     ("Qwen-Image", ("transformer_blocks.0.img_mlp", "transformer_blocks_0_img_mlp", "img_mod.1", "txt_norm")),
     ("Stable Diffusion 3", ("joint_blocks",)),

@@ -71,6 +71,7 @@ def _attentions(transformer: Any) -> Iterator[Any]:
 
 
 def _require_plain(attention: Any, *, fused: bool = False) -> None:
+    from torch import Tensor
     from torch.nn import Linear
 
     if attention.fused_projections and not fused:
@@ -87,6 +88,11 @@ def _require_plain(attention: Any, *, fused: bool = False) -> None:
         if type(layer) is not Linear and "parametrizations" not in layer._modules:
             raise InvalidInput(
                 f"fuse_qkv needs plain linear layers, but {name} is a {type(layer).__name__}; leave it out."
+            )
+        if (kind := type(layer.weight.data)) is not Tensor:
+            raise InvalidInput(
+                f"fuse_qkv needs plain weights, but that of {name} is a {kind.__name__}; leave it out (of classic, the "
+                "preset first_block_cache is left)."
             )
         require_undisturbed([(name, layer)], "fuse_qkv")
 
