@@ -87,3 +87,12 @@ def test_claim_without_control_pays_for_all_that_are_compared(
     bounds = (value * math.exp(-half), value * math.exp(half))
     assert faster_without_control(Estimate(value, bounds, n), compared) is faster
     assert not faster_without_control(Estimate(value, None, n), compared)
+
+
+@pytest.mark.parametrize(("n", "compared"), [(3, 1), (4, 3), (10, 5)])
+def test_bound_without_control_is_bonferronis(n: int, compared: int) -> None:
+    usual, corrected = (stats.t.ppf(level, n - 1) for level in (0.975, 1 - 0.01 / compared))
+    for share, faster in ((0.999, False), (1.001, True)):
+        value = math.exp(share * 0.1 * corrected / usual)
+        interval = (value / math.exp(0.1), value * math.exp(0.1))
+        assert faster_without_control(Estimate(value, interval, n), compared) is faster

@@ -66,6 +66,26 @@ def test_loss_in_a_rerun_makes_a_metric_insensitive() -> None:
     assert _of_quality({**DETECTED, RERUN: _items(-0.5 * MARGINS.primary["judge_done"])}) is None
 
 
+def test_two_answers_are_too_few_for_a_loss_of_yes_and_no() -> None:
+    """As bounded scores they say nothing, where two equal differences of any other score would be certain."""
+    two = dict(list(_items(-1.0).items())[:2])
+    assert _of_quality({**DETECTED, Control.UNEDITED.value: two}) == "it missed unedited input"
+    assert _of_quality({**DETECTED, RERUN: two}) is None
+
+
+def test_loss_of_half_of_the_items_is_detected_and_none_tolerated() -> None:
+    half = {**DETECTED, Control.UNEDITED.value: _items(-0.5)}
+    assert _of_quality(half) is None
+    checks = sensitivity_checks(
+        JudgeDone,
+        MARGINS.model_copy(update={"primary": {"clip_text": 0.5}}),
+        fidelity=None,
+        distances={},
+        differences={**half, **{name: _items(0.0) for name in NO_LOSS_ARMS}, RERUN: _items(-0.3)},
+    )
+    assert insensitivity(checks) == "it found a loss in re-run", "without a margin nothing is tolerated"
+
+
 def test_inert_control_tests_no_metric() -> None:
     only = {Control.SWAPPED.value: _items(-1.0)}
     assert _of_quality(only, inert={"unedited input"}) is None

@@ -75,6 +75,14 @@ def test_median_and_mean_must_both_be_within_the_floor() -> None:
     assert comparison.outcome is not Outcome.PASSED
 
 
+def test_items_with_values_on_one_side_are_not_compared() -> None:
+    floor = by_item([0.1] * 4)
+    fidelity = FidelityDistances("latent_error", {**by_item([0.1] * 3), "item 003": ()}, {"re-run": floor})
+    comparison = compare_with_floor(fidelity, fidelity.to_baseline, read_margins())
+    assert comparison is not None
+    assert (comparison.n, comparison.ratio.value) == (3, pytest.approx(1.0))
+
+
 @pytest.mark.parametrize(("farther", "detected"), [(4, False), (5, True)])
 def test_sign_test_needs_five_of_five(farther: int, detected: bool) -> None:
     """Five of five happen by chance in 3 % of cases, four of five or more in 19 %."""
