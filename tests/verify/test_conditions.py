@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +36,8 @@ from tests.verify.fake_edits import write_dataset
 
 MARGINS = read_margins()
 FLOOR = 0.01
+ROUNDING = Path(__file__).parents[2] / "results" / "h100" / "2026-11-26-checks" / "rounding_distances.json"
+"""Distances of tiny on an H100: arms of the floor, a harmless change, and two seeds."""
 
 
 def distances(value: float, n: int = CONDITION_ITEMS) -> FidelityDistances:
@@ -119,6 +124,35 @@ def test_item_that_rounding_turns_over_is_no_loss() -> None:
     turned = with_items({"item 3": 0.6}, FLOOR)
     assert loss_in_condition(turned, MARGINS, rounding_only=True) is None
     assert level(turned) is Level.CANNOT_TELL
+
+
+def of_arm(run: dict[str, Any], arm: str, draw: random.Random) -> ConditionEvidence:
+    """Eight of the sixteen items of a floor, of which `arm` is no part, as an arm under a condition."""
+    items = sorted(run["metrics"]["latent_error"]["arms"]["other precision"])
+    some = set(draw.sample(items, CONDITION_ITEMS))
+    return replace(
+        ALONE,
+        identical=False,
+        fidelity=tuple(
+            FidelityDistances(
+                metric,
+                to_baseline={item: of["arms"][arm][item] for item in some},
+                floors={name: of["arms"][name] for name in of["arms"].keys() - {arm, "sums in the opposite order"}},
+                between_seeds=of["between_seeds"],
+            )
+            for metric, of in run["metrics"].items()
+        ),
+    )
+
+
+@pytest.mark.parametrize("run", [0, 1], ids=["seed 8", "seed 9"])
+def test_rounding_of_a_card_is_no_loss_in_any_draw(run: int) -> None:
+    """The largest distance alone called every second draw of another kernel of attention a loss."""
+    stored = json.loads(ROUNDING.read_text())["runs"][run]
+    draw = random.Random(run)
+    for arm in stored["metrics"]["latent_error"]["arms"]:
+        said = {loss_in_condition(of_arm(stored, arm, draw), MARGINS, rounding_only=True) for _ in range(40)}
+        assert said == {None}, arm
 
 
 def test_single_outputs_beyond_all_noise_are_a_loss() -> None:
