@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import shlex
 from collections import Counter
@@ -16,6 +17,7 @@ from kontext_fast.cli import options
 from kontext_fast.cli.command_class import Group
 from kontext_fast.cli.session import (
     ImageJob,
+    Maker,
     Setup,
     make_here,
     make_images,
@@ -67,6 +69,7 @@ def command(
     size: options.OutputSize = None,
     lora: options.Lora = None,
     device: options.Device = None,
+    gpus: options.Gpus = None,
     manifest: Annotated[
         Path | None,
         typer.Option(
@@ -116,6 +119,18 @@ def command(
         raise InvalidInput("--ray-address names the cluster of --ray; add --ray.")
     runner: Runner | None = None
     elsewhere = False
+    chosen = options.one_preset(preset)
+    together: Maker | None = None
+    if gpus is not None or "RANK" in os.environ:
+        from kontext_fast.cli.together import gpus_of, maker, with_gpus
+
+        if (count := gpus_of(gpus)) > 1:
+            if manifest is not None or facts is not None or ray:
+                raise InvalidInput(
+                    "--gpus makes each image on several GPUs together; leave out --manifest, --facts and --ray, or "
+                    "leave out --gpus for one image on each."
+                )
+            chosen, together = with_gpus(chosen, count), maker(count, device)
     paths, instruction = read_words(words or ()) if manifest is None else ([], instruction_of_rows(words or ()))
     images = images_of(paths)
     request = EditRequest(
@@ -147,7 +162,7 @@ def command(
             request=request,
             has_instruction=instruction is not None,
             checkpoint=checkpoint,
-            preset=options.one_preset(preset),
+            preset=chosen,
             lora=lora or (),
             device=device,
             elsewhere=elsewhere,
@@ -172,12 +187,12 @@ def command(
             for image, files in outputs.items()
             for number, file in enumerate(files)
         ]
-        setup = setup_for_pictures(checkpoint, options.one_preset(preset), lora or (), device, elsewhere=elsewhere)
+        setup = setup_for_pictures(checkpoint, chosen, lora or (), device, elsewhere=elsewhere)
         if runner is not None:
             facts = facts or jobs[0].file.path.with_name("facts.parquet")
         if facts is None:
-            make = make_here
-            if len(jobs) > 1:
+            make = together or make_here
+            if together is None and len(jobs) > 1:
                 from kontext_fast.cli.rows.on_cards import make_on_cards as make
             make_images(jobs, setup, overwrite=overwrite, quiet=quiet, as_json=json, make=make)
             return

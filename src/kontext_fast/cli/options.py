@@ -122,6 +122,10 @@ Device = Annotated[
         autocompletion=_device_names,
     ),
 ]
+Gpus = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="GPUs that make each image together. [default: one]", show_default=False),
+]
 SeveralRecords = Annotated[
     list[Path],
     typer.Argument(metavar="RECORDS...", help="Folders that a bench wrote, or JSON files of records in them."),

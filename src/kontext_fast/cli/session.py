@@ -79,6 +79,8 @@ class Session:
         self.setup = setup
         self._load_s = load_s
         self.bar = bar
+        self.saves = True
+        """Not where another process saves what all of them make together."""
 
     def edit(self, request: EditRequest, *, name: str, place: str = "") -> EditResult:
         """Run `request`; the bar says `place` and `name`."""
@@ -106,7 +108,8 @@ class Session:
         origin = Origin.of(
             job.asked, seed=result.seeds[0], preset=self.setup.preset, checkpoint=name, lora=self.setup.lora_names
         )
-        job.file.save(result.image, origin)
+        if self.saves:
+            job.file.save(result.image, origin)
         return facts
 
     def notes(self) -> list[str]:

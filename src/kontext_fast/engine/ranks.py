@@ -61,6 +61,10 @@ def _how_to_start(processes: int, started: int | str) -> str:
     )
 
 
+class FailedElsewhere(KontextError):
+    """Another process failed or ended, which has the reason."""
+
+
 class Ranks:
     """All processes of this program, each with its rank."""
 
@@ -86,11 +90,11 @@ class Ranks:
         """
         self._together = False
         if self._broken:
-            raise KontextError("A process of this edit failed in a step before; start all of them again.")
+            raise FailedElsewhere("A process of this edit failed in a step before; start all of them again.")
         states = self._told(_GOES_ON, zlib.crc32(doing.encode()))
         self._broken = any(state == _FAILED for state, _ in states)
         if self._broken:
-            raise KontextError("Another process of this edit failed; see what it says, then start all again.")
+            raise FailedElsewhere("Another process of this edit failed; see what it says, then start all again.")
         if any(state == _STOPPED for state, _ in states):
             raise Cancelled("Another process of this program stopped this edit; run it again in all of them.")
         if len({about for _, about in states}) > 1:
@@ -173,7 +177,7 @@ def _deaths_named() -> Iterator[None]:
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _SIGNS_OF_A_DEATH):
             raise
-        raise KontextError("Another process of this edit has ended; see what it says, then start all again.") from error
+        raise FailedElsewhere("Another process of this edit has ended; see what it says, then start all.") from error
 
 
 _SIGNS_OF_A_DEATH = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
