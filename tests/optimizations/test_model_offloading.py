@@ -95,15 +95,18 @@ def test_copies_of_an_offloaded_pipeline_render_the_same(plain: dict[str, Any]) 
         np.testing.assert_array_equal(render(copy.deepcopy(pipe), steps=2), plain["stock"])
 
 
-@pytest.mark.parametrize("enabling", OFFLOADINGS)
+@pytest.mark.parametrize("enabling", [*OFFLOADINGS, "enable_group_offload"])
 def test_offloading_after_accelerate_follows_the_remedy(plain: dict[str, Any], enabling: str) -> None:
+    options: Any = {"device": "cpu"}
+    if enabling == "enable_group_offload":
+        options = {"onload_device": torch.device("cpu"), "offload_type": "leaf_level"}
     pipe = small_pipeline()
     acceleration = accelerate(pipe, "balanced", quiet=True)
     with pytest.raises(InvalidInput, match=rf"call revert\(\), then {enabling}, then accelerate again"):
-        getattr(pipe, enabling)(device="cpu")
+        getattr(pipe, enabling)(**options)
     np.testing.assert_array_equal(render(pipe, steps=2), plain["balanced"])
     acceleration.revert()
-    getattr(pipe, enabling)(device="cpu")
+    getattr(pipe, enabling)(**options)
     with accelerate(pipe, "balanced", quiet=True):
         np.testing.assert_array_equal(render(pipe, steps=2), plain["balanced"])
 

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig, FluxPipeline
+from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, FluxPipeline
 from peft import LoraConfig
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate, current
 from kontext_fast.optimizations.patching import group_hook
+from kontext_fast.optimizations.techniques.step_reuse import StepReuse
 from tests.pipelines import SIDE, picture, render, small_pipeline
 
 Names = dict[str, Any]
@@ -283,3 +284,62 @@ def test_group_offloading_runs_with_the_preset_named(pipe: Any, preset: str, gro
     assert remedy, str(refusal.value)
     with eval(remedy[0], {"pipe": pipe, "accelerate": accelerate}):
         assert np.isfinite(render(pipe, steps=1)).all()
+
+
+def brightened(_pipe: Any, _step: int, _time: Any, tensors: Names) -> Names:
+    return {"latents": tensors["latents"] + 0.1}
+
+
+@pytest.mark.parametrize(
+    ("preset", "argument", "remedy"),
+    [
+        ("solver", {"sigmas": [1.0, 0.5]}, "leave out sigmas"),
+        ("solver", {"callback_on_step_end": brightened}, "leave that out"),
+        ("engine", {"joint_attention_kwargs": {"ip_adapter_image_embeds": []}}, "leave one of the two out"),
+        ("first_block_cache", {"joint_attention_kwargs": {"ip_adapter_image_embeds": []}}, "leave one of the two out"),
+    ],
+)
+def test_argument_is_left_out_as_the_remedy_says(pipe: Any, preset: str, argument: Names, remedy: str) -> None:
+    accelerate(pipe, preset, quiet=True)
+    with pytest.raises(InvalidInput, match=remedy):
+        call(pipe, num_inference_steps=2, **argument)
+    assert np.isfinite(call(pipe, num_inference_steps=2)).all()
+
+
+@pytest.mark.parametrize(
+    ("preset", "remedy"),
+    [("solver", "put one into the pipeline first"), ("turbo", "use a plain FlowMatchEulerDiscreteScheduler")],
+)
+def test_scheduler_that_the_remedy_names_works(pipe: Any, preset: str, remedy: str) -> None:
+    plain = pipe.scheduler
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(plain.config, stochastic_sampling=True)
+    with pytest.raises(InvalidInput, match=remedy), accelerate(pipe, preset, quiet=True):
+        call(pipe)
+    pipe.scheduler = plain
+    with accelerate(pipe, preset, quiet=True):
+        assert np.isfinite(call(pipe)).all()
+
+
+def test_replaced_step_of_a_scheduler_is_taken_off(pipe: Any) -> None:
+    pipe.scheduler.step = pipe.scheduler.step
+    accelerate(pipe, "solver", quiet=True)
+    with pytest.raises(InvalidInput) as refusal:
+        call(pipe)
+    exec(re.findall(r"\((del pipe\.scheduler\.step)\)", str(refusal.value))[0], {"pipe": pipe})
+    assert np.isfinite(call(pipe)).all()
+
+
+def test_technique_without_its_engine_runs_by_the_preset_named(pipe: Any) -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        accelerate(pipe, [StepReuse(computed=1)], quiet=True)
+    accelerate(pipe, re.findall(r"use the preset (\w+)", str(refusal.value))[0], quiet=True)
+    assert np.isfinite(call(pipe)).all()
+
+
+def test_strength_for_each_adapter_is_taken(pipe: Any) -> None:
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    acceleration = accelerate(pipe, "balanced", quiet=True)
+    with pytest.raises(InvalidInput, match="give one for each"):
+        acceleration.set_adapters(["default"], [1.0, 0.5])
+    acceleration.set_adapters(["default"], [0.5])
+    assert acceleration.adapters == ("default",)

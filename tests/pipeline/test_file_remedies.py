@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from kontext_fast.datasets import read_dataset
 from kontext_fast.errors import CheckpointUnavailable, InvalidInput
+from kontext_fast.pipeline.edit import EditRequest
 from kontext_fast.pipeline.folder import TINY_FOLDER
 from kontext_fast.pipeline.images import ImageFile, to_rgb
 from kontext_fast.pipeline.load import load
@@ -127,6 +128,117 @@ def test_folder_with_its_tokenizer_copied_again_loads(folder: Path) -> None:
         load(str(folder), device="cpu")
     shutil.copytree(TINY_FOLDER / "tokenizer", folder / "tokenizer")
     assert load(str(folder), device="cpu").pipe.tokenizer is not None
+
+
+def as_bin(folder: Path) -> Callable[[], None]:
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    pickled = file.with_suffix(".bin")
+    torch.save(load_file(file), pickled)
+    file.unlink()
+    return lambda: save_file(torch.load(pickled, weights_only=True), file)
+
+
+def in_two_variants(folder: Path) -> Callable[[], None]:
+    def rename(model: str, old: str, new: str) -> None:
+        place = folder / model / f"diffusion_pytorch_model{old}.safetensors"
+        place.rename(place.with_name(f"diffusion_pytorch_model{new}.safetensors"))
+
+    rename("vae", "", ".fp16")
+    rename("transformer", "", ".bf16")
+    return lambda: (rename("vae", ".fp16", ""), rename("transformer", ".bf16", ""))[0]
+
+
+def damaged(name: str, content: str) -> Callable[[Path], Callable[[], None]]:
+    def damage(folder: Path) -> Callable[[], None]:
+        (folder / name).write_text(content)
+        return lambda: shutil.copy(TINY_FOLDER / name, folder / name) and None
+
+    return damage
+
+
+FOLDERS = {
+    "convert it to safetensors": as_bin,
+    "give all parts in one of them": in_two_variants,
+    r"The model_index\.json of .* is damaged; download it again": damaged("model_index.json", "{"),
+    "download its configuration again": damaged(
+        "scheduler/scheduler_config.json", '{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 0.0}'
+    ),
+}
+
+
+def test_folders_mended_as_the_remedies_say_load(folder: Path) -> None:
+    for remedy, damage in FOLDERS.items():
+        mend = damage(folder)
+        with pytest.raises(CheckpointUnavailable, match=remedy):
+            load(str(folder), device="cpu")
+        mend()
+    with pytest.raises(CheckpointUnavailable, match=r"has no model_index\.json; give the folder that holds it"):
+        load(str(folder / "tokenizer"), device="cpu")
+    assert load(str(folder), device="cpu").pipe.transformer.config.in_channels == 64
+
+
+def two_updates(place: Path) -> Path:
+    a_lora(file := place / "a.safetensors")
+    weights = load_file(file)
+    save_file(
+        {**weights, **{key.replace("0.attn", "0_attn"): value.clone() for key, value in weights.items()}}, file
+    )
+    return file
+
+
+def a_pickled_lora(place: Path) -> Path:
+    torch.save({}, place / "a.bin")
+    return place / "a.bin"
+
+
+def a_folder_of_two(place: Path) -> Path:
+    for name in "bc":
+        a_lora(place / f"{name}.safetensors")
+    return place
+
+
+def damaged_settings(place: Path) -> Path:
+    a_lora(file := place / "adapter_model.safetensors")
+    (place / "adapter_config.json").write_text("{")
+    return file
+
+
+def without_settings(file: Path) -> Path:
+    (file.parent / "adapter_config.json").write_text("{}")
+    return file
+
+
+LORAS: dict[Callable[[Path], Path], tuple[str, Callable[[Path], Path]]] = {
+    two_updates: ("give one of them", lambda file: (a_lora(file), file)[1]),
+    a_pickled_lora: ("convert it", lambda file: (a_lora(file.with_suffix(".safetensors")), file)[1]),
+    a_folder_of_two: ("name the LoRA itself", lambda place: place / "b.safetensors"),
+    damaged_settings: ("copy the LoRA again", without_settings),
+}
+
+
+@pytest.mark.parametrize("write", LORAS, ids=lambda write: write.__name__)
+def test_lora_given_as_the_remedy_says_is_merged(tiny: Any, tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    remedy, mend = LORAS[write]
+    path = write(tmp_path)
+    with pytest.raises(InvalidInput, match=remedy), load_lora(tiny, path):
+        pass
+    path = mend(path)
+    with load_lora(tiny, path.with_suffix(".safetensors")):
+        assert torch.allclose(tiny.transformer.get_parameter(FIRST), WEIGHTS[FIRST].float() + 1)
+    assert torch.equal(tiny.transformer.get_parameter(FIRST), WEIGHTS[FIRST].float())
+
+
+def test_requests_said_as_the_remedies_say_are_accepted() -> None:
+    for options, remedy, mended in (
+        ({"true_cfg": 2.0}, "give one, or leave the scale at 1", {"true_cfg": 2.0, "negative": "blur"}),
+        ({"negative": "blur"}, "give one, for example 2", {"true_cfg": 2.0, "negative": "blur"}),
+        ({"steps": 0}, "give a whole number from 1", {"steps": 1}),
+        ({"guidance": -1.0}, "for example 2.5", {"guidance": 2.5}),
+        ({"seed": -1}, "give a whole number from 0", {"seed": 0}),
+    ):
+        with pytest.raises(InvalidInput, match=remedy):
+            EditRequest("make it red", **options)
+        assert EditRequest("make it red", **mended).steps >= 1
 
 
 def test_table_without_a_mark_is_read_in_utf_8(tmp_path: Path) -> None:
