@@ -49,3 +49,11 @@ def refused(preset: str, kind: str, capability: tuple[int, int] | None) -> bool:
     except Refused:
         return True
     return False
+
+
+def test_tests_that_the_page_names_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", PAGE))
+    assert len(named) > 20
+    assert named <= {file.stem for file in Path(__file__).parents[1].rglob("test_*.py")}
+    families = [line for line in PAGE.splitlines() if line.startswith("| ") and line.count("|") == 6]
+    assert len([line for line in families if "`test_" in line.split("|")[5]]) >= 16

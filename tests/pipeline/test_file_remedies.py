@@ -180,9 +180,7 @@ def test_folders_mended_as_the_remedies_say_load(folder: Path) -> None:
 def two_updates(place: Path) -> Path:
     a_lora(file := place / "a.safetensors")
     weights = load_file(file)
-    save_file(
-        {**weights, **{key.replace("0.attn", "0_attn"): value.clone() for key, value in weights.items()}}, file
-    )
+    save_file({**weights, **{key.replace("0.attn", "0_attn"): value.clone() for key, value in weights.items()}}, file)
     return file
 
 
