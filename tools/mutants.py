@@ -72,8 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not names:
         print("Nothing was changed: give a pattern of the modules in [tool.mutmut], and see mutmut's own output.")
         return 2
-    subprocess.run([*mutmut, *names], check=False)
+    done = subprocess.run([*mutmut, *names], check=False)
     outcomes = codes(FOLDER)
+    if left := [name for name in names if outcomes[name] is None]:
+        print(f"{len(left)} of {len(names)} were not run, since mutmut ended with {done.returncode}: see its output.")
+        return 1
     for name, lines in differences(FOLDER, [name for name in names if outcomes[name] not in NOTICED]):
         print(f"{name}\n{lines}")
     for module, count in Counter(name.rpartition(".")[0] for name in names).items():

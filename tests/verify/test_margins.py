@@ -41,7 +41,7 @@ def test_hash_depends_on_values_alone(tmp_path: Path) -> None:
 def test_mistake_is_named(old: str, new: str, message: str, tmp_path: Path) -> None:
     copy = tmp_path / "mine.toml"
     copy.write_text(BUNDLED.read_text().replace(old, new))
-    with pytest.raises(InvalidInput, match=message):
+    with pytest.raises(InvalidInput, match=f"^mine.toml.*{message}"):
         read_margins(copy)
 
 

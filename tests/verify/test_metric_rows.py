@@ -52,6 +52,13 @@ def test_without_quality_the_rows_are_ratios_to_rounding() -> None:
     assert metric_rows(QualityVerdict(Level.IDENTICAL, "Same."), MARGINS) == ()
 
 
+@pytest.mark.parametrize(("n", "needed"), [(5, 8), (8, 16), (20, 40)])
+def test_few_items_of_rounding_need_the_least_number_first(n: int, needed: int) -> None:
+    floor = replace(FLOOR, outcome=Outcome.UNDECIDED, n=n)
+    (row,) = metric_rows(QualityVerdict(Level.CANNOT_TELL, "Few.", (floor,)), MARGINS)
+    assert (row.needed, row.answer) == (needed, "too few")
+
+
 def test_one_limit_of_seed_noise_fails_by_itself() -> None:
     noise = replace(NOISE, outcome=Outcome.FAILED, p90=1.5, p90_upper=1.8)
     rows = metric_rows(quality(Level.LOSS, LOSS, noise=noise), MARGINS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,9 +10,16 @@ import numpy as np
 import pytest
 
 from kontext_fast.stats.intervals import wilson
-from kontext_fast.verify.comparisons import ByItem, FidelityDistances, Outcome, QualityDifferences
+from kontext_fast.verify.comparisons import (
+    ByItem,
+    FidelityDistances,
+    MarginComparison,
+    Outcome,
+    QualityDifferences,
+    SeedNoiseComparison,
+)
 from kontext_fast.verify.margins import Margins, read_margins
-from kontext_fast.verify.verdict import Evidence, Level, decide
+from kontext_fast.verify.verdict import Evidence, Level, _doubt_sentence, decide
 
 MARGINS = read_margins()
 
@@ -111,7 +119,7 @@ def test_small_significant_loss_is_reported() -> None:
 def test_loss_is_reported_with_its_size() -> None:
     verdict = decide(_evidence(_distances(0.1), _answers(-0.2), _answers(0.0, metric="judge_kept")), MARGINS)
     assert verdict.level is Level.LOSS
-    assert verdict.reason.startswith("The loss in judge_done is 0.2 (at least 0.1")
+    assert re.match(r"The loss in judge_done is 0\.2 \(at least 0\.1\d*, at most 0\.2\d*, with a", verdict.reason)
     assert "margin of 0.05" in verdict.reason
     assert "judge_kept" not in verdict.reason
 
@@ -250,3 +258,70 @@ def test_simulated_loss_of_the_margin_rarely_passes() -> None:
 def test_verdict_is_repeatable() -> None:
     evidence = _evidence(_distances(0.012), _answers(0.0))
     assert decide(evidence, MARGINS) == decide(evidence, MARGINS)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "level"),
+    [
+        (_evidence(_distances(0.1, n=200), _answers(0.0, 200)), Level.NON_INFERIOR),
+        (_evidence(_distances(0.1), _answers(-0.2)), Level.LOSS),
+        (_evidence(_distances(0.1, n=12), _answers(0.0, 12)), Level.CANNOT_TELL),
+        (
+            _evidence(_distances(0.1, n=2), QualityDifferences("clip_text", _items([0.1, 0.2]), False)),
+            Level.CANNOT_TELL,
+        ),
+    ],
+    ids=["no loss", "loss", "few", "two"],
+)
+def test_verdict_keeps_all_that_it_rests_on(evidence: Evidence, level: Level) -> None:
+    verdict = decide(evidence, MARGINS)
+    assert verdict.level is level
+    assert [len(rests) for rests in (verdict.floor, verdict.seed_noise, verdict.losses)] == [1, 1, 1]
+
+
+def _floor_verdict(values: Sequence[float], floor: float = 0.01) -> str:
+    """What is said of distances to baseline where no quality was measured, with one floor for all items."""
+    fidelity = _distances(0.0, floors={"other precision": _items([floor] * 16)})
+    verdict = decide(_evidence(replace(fidelity, to_baseline=_items(values))), MARGINS)
+    assert len(verdict.floor) == 1
+    return verdict.reason
+
+
+def test_distance_beyond_the_floor_is_named_with_its_bound() -> None:
+    unmeasured = "Quality is not measured: no primary metric was measured. The distance to baseline is "
+    of = "times the floor (other precision) in latent_error"
+    assert _floor_verdict([0.03] * 20) == (
+        f"{unmeasured}3.00 {of}, with an upper bound of 3.00 times, where the limit is 1.5."
+    )
+    assert _floor_verdict([0.02] * 5 + [0.0001] * 3).startswith(
+        "The distance to baseline is 2.00 " + of + " at the median,"
+    )
+    assert f"{unmeasured}over 1000 times the floor" in _floor_verdict([0.2] * 20, floor=0.0001)
+
+
+def test_enough_items_near_the_floor_may_still_be_too_few() -> None:
+    """Eight items are compared, and their bounds lie on both sides of the limit."""
+    reason = _floor_verdict([0.012, 0.02] * 4)
+    assert reason.startswith("The distance to baseline is ")
+    assert reason.endswith(" times, where the limit is 1.5: more items are needed; and no primary metric was measured.")
+
+
+def test_metrics_that_are_left_out_are_listed() -> None:
+    answers = (_answers(0.0, 200), _answers(0.0, 200, "judge_kept"), _answers(0.0, 200, "dino"))
+    insensitive = {"judge_done": "it missed blur", "dino": "it missed blur"}
+    verdict = decide(_evidence(_distances(0.1, n=200), *answers, insensitive=insensitive), MARGINS)
+    assert verdict.reason.endswith("Insensitive here and left out: judge_done, dino.")
+
+
+def test_doubts_name_what_is_missing() -> None:
+    loss = MarginComparison("judge_done", Outcome.UNDECIDED, -0.01, -0.06, 0.04, 0.05, n=100, needed=100)
+    change = "The change in judge_done is -0.01 and its bound of -0.06 is beyond -0.05"
+    noise = SeedNoiseComparison("ssim", Outcome.UNDECIDED, 0.1, 0.6, 0.5, 1.2)
+    few = "in ssim there are too few items to compare the distance to baseline with seed noise"
+    assert _doubt_sentence([loss], [noise]) == f"{change}; 100 items were used; {few}."
+    assert _doubt_sentence([replace(loss, needed=101)], [replace(noise, outcome=Outcome.PASSED)]) == (
+        f"{change}; about 101 items are needed, 100 were used."
+    )
+    assert _doubt_sentence([], []) == "Seed noise was not measured."
+    blind = [replace(noise, metric=metric, outcome=Outcome.INSENSITIVE) for metric in ("ssim", "psnr")]
+    assert _doubt_sentence([], blind) == "Rounding alone may exceed the seed-noise limit in ssim and psnr."
