@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -42,6 +43,15 @@ def timed(call: Callable[[], T]) -> tuple[float, T]:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1000, result
+
+
+def now() -> float:
+    """Seconds on the host's clock when everything on the GPU has ended."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def write_report(report: Mapping[str, Any], out: Path | None) -> None:

@@ -14,7 +14,6 @@ import copy
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
+from benchmarks.gpu.check import NO_GPU, has_gpu, now, option_parser, write_report
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.base import Optimization
@@ -152,10 +151,10 @@ def _times(pipe: Any, requests: Sequence[EditRequest], calls: int) -> dict[str, 
 
 def _staged(pipe: Any, request: EditRequest) -> dict[str, float]:
     """Milliseconds between the ends of the stages of one edit, each synchronized."""
-    marks: dict[str, float] = {"begin": _now()}
+    marks: dict[str, float] = {"begin": now()}
 
     def mark(stage: str) -> Callable[..., None]:
-        return lambda *_: marks.__setitem__(stage, _now())
+        return lambda *_: marks.__setitem__(stage, now())
 
     with (
         _watched(pipe, "encode_prompt", mark("text"), before=mark("pixels in")),
@@ -163,21 +162,15 @@ def _staged(pipe: Any, request: EditRequest) -> dict[str, float]:
         _watched(pipe.vae, "decode", mark("decode"), before=mark("one step and the loop")),
     ):
         edit(pipe, request)
-    marks["pixels out"] = _now()
+    marks["pixels out"] = now()
     names, ends = list(marks), list(marks.values())
     return {name: 1e3 * (end - began) for name, began, end in zip(names[1:], ends, ends[1:], strict=False)}
 
 
 def _whole(pipe: Any, request: EditRequest) -> float:
-    began = _now()
+    began = now()
     edit(pipe, request)
-    return 1e3 * (_now() - began)
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    return 1e3 * (now() - began)
 
 
 @contextmanager

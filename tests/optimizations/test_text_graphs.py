@@ -80,7 +80,7 @@ def test_second_call_is_recorded_and_later_ones_replay(
         assert facts["replays"] == 4
         assert facts["record_s"] > 0
         assert facts["pool_bytes"] == 2000
-        assert facts["unrecorded"] == {"first of its length": 2, "recorded": 2}
+        assert facts["unrecorded"] == {"first of its layout": 2, "recorded": 2}
 
 
 def test_each_number_of_prompts_has_a_graph(pipe: Any, recorder: TapeRecorder) -> None:
@@ -166,7 +166,7 @@ def test_recording_with_other_numbers_is_not_used(
             assert_same(embeddings(pipe), expected)
         assert acceleration.facts["text_graphs"]["graphs"] == 0
         counts = acceleration.facts["text_graphs"]["unrecorded"]
-        assert counts == {"first of its length": 2, "a recording computes other numbers": 6}
+        assert counts == {"first of its layout": 2, "a recording computes other numbers": 6}
         assert recorder.recorded == 2
 
 

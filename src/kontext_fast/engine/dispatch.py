@@ -24,6 +24,10 @@ AUTO = "auto"
 LOWEST_CAPABILITY: Mapping[Precision, tuple[int, int]] = {"bf16": (8, 0), "fp8": (8, 9), "int8": (9, 0)}
 """Of a GPU with matrix products in a precision."""
 
+STEP_GRAPHS_UP_TO: Mapping[str, int] = {"H100": 4608, "H200": 4608}
+"""Tokens of all samples of a step, by a word in a card's name: with so many or fewer, kernels of the full architecture
+may be over before a host has launched the next ones."""
+
 
 @cache
 def attention_kernels() -> Mapping[str, AttentionKernel]:
@@ -94,6 +98,16 @@ def refusal(device: str, capability: tuple[int, int] | None, precision: Precisio
     if kernel.quantized:
         return f"{attention} needs the fused kernels and so Triton; run `pip install triton` or use attention=auto"
     return None
+
+
+def tokens_for_graphs(device: torch.device) -> int:
+    """Of all samples of a step, the most with which a CUDA graph launches its kernels; 0 on devices without a row."""
+    if device.type != "cuda":
+        return 0
+    import torch
+
+    name = torch.cuda.get_device_name(device)
+    return next((tokens for card, tokens in STEP_GRAPHS_UP_TO.items() if card in name), 0)
 
 
 def require_dtype(device: str, dtype: torch.dtype) -> None:

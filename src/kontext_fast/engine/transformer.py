@@ -9,8 +9,9 @@ layer, instead of reading a quarter of all weights again at every step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -18,35 +19,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kontext_fast.engine.ops import JointQKV, Linear, Ops, Rope
+from kontext_fast.engine.ops import JointQKV, Ops, Rope
 from kontext_fast.engine.static_scales import StaticScales
 from kontext_fast.engine.step_reuse import Schedule, Velocities
 from kontext_fast.engine.weights import DoubleWeights, EngineWeights, SingleWeights, StreamWeights
 from kontext_fast.errors import KontextError
 
 if TYPE_CHECKING:
+    from kontext_fast.engine.graphs.recorded_calls import StepGraphs
     from kontext_fast.engine.sequence_parallel import SequenceParallel, Share
     from kontext_fast.records.schema import StepKind
-
-
-@dataclass(frozen=True)
-class Modulations:
-    """Every modulation vector of a request, [steps, B, k W] per layer; k is given where the layer's weights are."""
-
-    text: tuple[Tensor, ...]
-    """Per double block."""
-    image: tuple[Tensor, ...]
-    singles: tuple[Tensor, ...]
-    final: Tensor
-
-    def at(self, step: int) -> Modulations:
-        """Those of one step: [B, k W] per layer, views."""
-        return Modulations(
-            text=tuple(vectors[step] for vectors in self.text),
-            image=tuple(vectors[step] for vectors in self.image),
-            singles=tuple(vectors[step] for vectors in self.singles),
-            final=self.final[step],
-        )
 
 
 @dataclass(frozen=True)
@@ -56,17 +38,18 @@ class Prepared:
     image_tokens: int
     """N: the tokens with an output, the first ones after the text; of a share, those that are in it."""
     rope: Rope
-    modulations: Modulations
-    joint: JointQKV
-    """One set of buffers, which serves all blocks in turn."""
+    modulations: Tensor
+    """[steps, B, k W]: all vectors of the text streams of double blocks, of their image streams, of single blocks, and
+    of the output, in this order."""
     scales: Tensor | None = None
-    """[blocks, steps, 3, B] of those buffers, where the kernel of attention is quantized."""
+    """[steps, blocks, 3, B] of query, key and value, double blocks first; for a quantized kernel of attention."""
     share: Share | None = None
     """Of the tokens, where several processes compute a step together."""
 
-    def joint_of(self, block: int, step: int) -> JointQKV:
-        """The buffers as a block uses them at a step; double blocks are counted first."""
-        return self.joint if self.scales is None else replace(self.joint, scales=self.scales[block, step])
+    def at(self, step: int) -> list[Tensor]:
+        """Of one step: cosines and sines, modulation vectors, and the scales where there are any; views."""
+        tensors = [self.rope.cos, self.rope.sin, self.modulations[step]]
+        return tensors if self.scales is None else [*tensors, self.scales[step]]
 
 
 class EngineTransformer:
@@ -78,11 +61,14 @@ class EngineTransformer:
         ops: Ops,
         unquantized: EngineWeights | None = None,
         parallel: SequenceParallel | None = None,
+        graphs: StepGraphs | None = None,
     ) -> None:
         """`unquantized`: the same weights before they were rounded, for the steps that are asked for in full precision.
-        What is not quantized is the same in both. `parallel`: with which processes it shares its steps."""
+        What is not quantized is the same in both. `parallel`: with which processes it shares its steps. `graphs`: for
+        steps that the host would bound, of one process."""
         self.weights = weights
         self.ops = ops if parallel is None else parallel.ops(ops)
+        self.graphs = graphs
         self._parallel = parallel
         self._static_scales = StaticScales(weights) if ops.attention_kernel.quantized else None
         self._unquantized = unquantized
@@ -98,26 +84,24 @@ class EngineTransformer:
         image_ids: Tensor,
         image_tokens: int,
     ) -> Prepared:
-        """Everything that the steps of one branch share, their buffers included.
+        """Everything that the steps of one branch share.
 
         `timesteps` [steps], in the precision in which the model is given them, and `guidance` [B] are those of
         diffusers' transformer, `pooled` is [B, P]; `text_ids` [T, 3] and `image_ids` [N + R, 3] are positions, of which
         the first `image_tokens` have an output.
         """
         weights, batch, text, image = self.weights, len(pooled), len(text_ids), len(image_ids)
-        dtype = weights.dtype if self._static_scales is None else torch.float8_e4m3fn
         rope, share = self._rotations(text_ids, image_ids), None
-        if self._parallel is None:
-            shape = 3, batch, text + image, weights.heads, weights.head_dim
-            joint = JointQKV(*torch.empty(shape, dtype=dtype, device=weights.device))
-        else:
+        if self._parallel is not None:
+            dtype = weights.dtype if self._static_scales is None else torch.float8_e4m3fn
             share = self._parallel.share(weights, dtype, batch, (text, image_tokens, image - image_tokens))
-            joint, rope, image_tokens = share.joint, rope.rows(share.own.start, share.own.stop), share.outputs
+            rope, image_tokens = rope.rows(share.own.start, share.own.stop), share.outputs
         modulations = self._modulations(timesteps, guidance, pooled)
         scales = None
         if self._static_scales is not None:
-            scales = self._static_scales.of([*modulations.text, *modulations.image, *modulations.singles])
-        return Prepared(image_tokens, rope, modulations, joint, scales, share)
+            *of_blocks, _ = torch.split_with_sizes(modulations, self._vector_widths, dim=-1)
+            scales = self._static_scales.of(of_blocks).transpose(0, 1).contiguous()
+        return Prepared(image_tokens, rope, modulations, scales, share)
 
     @torch.no_grad()
     def embed_text(self, text: Tensor) -> Tensor:
@@ -138,25 +122,58 @@ class EngineTransformer:
             raise KontextError("The engine holds no weights in full precision; give Engine(full_precision=...) steps.")
         if (share := prepared.share) is not None:
             text, image = share.of(text, image)
-        vectors, text_tokens = prepared.modulations.at(index), text.shape[1]
-        stream = self._embed(image, text)
-        joints = (prepared.joint_of(block, index) for block in count())
-        for double, *of_streams in zip(weights.doubles, vectors.text, vectors.image, strict=True):
-            self._double(double, next(joints), prepared.rope, stream, text_tokens, of_streams)
-        for single, vector in zip(weights.singles, vectors.singles, strict=True):
-            self._single(single, next(joints), prepared.rope, stream, vector)
-        scale, shift = vectors.final.chunk(2, dim=-1)
-        output = stream[:, text_tokens : text_tokens + prepared.image_tokens]
-        normed = self.ops.norm_modulate(output, shift, scale, quantize=False)
-        velocity = self.ops.linear(normed, self.weights.output)
+        run = partial(self._run, weights, prepared.image_tokens, None if share is None else share.joint)
+        inputs = [image, text, *prepared.at(index)]
+        if self.graphs is None:
+            (velocity,) = run(inputs)
+        else:
+            (velocity,) = self.graphs.run((prepared.image_tokens, full_precision), run, inputs)
         return velocity if share is None else share.gathered(velocity)
+
+    def _run(
+        self, weights: EngineWeights, image_tokens: int, joint: JointQKV | None, inputs: Sequence[Tensor]
+    ) -> tuple[Tensor]:
+        """One step of `inputs`: image, embedded text, and what `Prepared.at` gives. It decides by shapes alone, so that
+        a graph may repeat it. `joint`: buffers of the request; None: of the step, so that graphs share them."""
+        image, text, cos, sin, vectors, *scales = inputs
+        text_tokens, rope = text.shape[1], Rope(cos, sin)
+        doubles = len(weights.doubles)
+        *of_blocks, final = torch.split_with_sizes(vectors, self._vector_widths, dim=-1)
+        stream = self._embed(image, text)
+        joints = self._joints(stream, joint, *scales)
+        for double, *of_streams in zip(
+            weights.doubles, of_blocks[:doubles], of_blocks[doubles : 2 * doubles], strict=True
+        ):
+            self._double(double, next(joints), rope, stream, text_tokens, of_streams)
+        for single, vector in zip(weights.singles, of_blocks[2 * doubles :], strict=True):
+            self._single(single, next(joints), rope, stream, vector)
+        scale, shift = final.chunk(2, dim=-1)
+        output = stream[:, text_tokens : text_tokens + image_tokens]
+        normed = self.ops.norm_modulate(output, shift, scale, quantize=False)
+        return (self.ops.linear(normed, weights.output),)
+
+    @property
+    def _vector_widths(self) -> list[int]:
+        """Of the modulations of each layer, in their order in `Prepared`."""
+        weights = self.weights
+        doubles, singles, width = len(weights.doubles), len(weights.singles), weights.heads * weights.head_dim
+        return [6 * width] * (2 * doubles) + [3 * width] * singles + [2 * width]
+
+    def _joints(self, stream: Tensor, joint: JointQKV | None, scales: Tensor | None = None) -> Iterator[JointQKV]:
+        """The buffers of each block in turn: one set, which serves all of them."""
+        if joint is None:
+            shape = 3, *stream.shape[:2], self.weights.heads, self.weights.head_dim
+            dtype = stream.dtype if scales is None else torch.float8_e4m3fn
+            joint = JointQKV(*torch.empty(shape, dtype=dtype, device=stream.device))
+        for block in count():
+            yield joint if scales is None else replace(joint, scales=scales[block])
 
     def _rotations(self, text_ids: Tensor, image_ids: Tensor) -> Rope:
         cos, sin = self.weights.embed_positions(torch.cat((text_ids, image_ids)))
         # The transformer repeats each angle for both channels of its pair.
         return Rope(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())
 
-    def _modulations(self, timesteps: Tensor, guidance: Tensor | None, pooled: Tensor) -> Modulations:
+    def _modulations(self, timesteps: Tensor, guidance: Tensor | None, pooled: Tensor) -> Tensor:
         weights, steps, batch = self.weights, len(timesteps), len(pooled)
         times = timesteps.repeat_interleave(batch) * 1000
         pooled = pooled.repeat(steps, 1)
@@ -166,16 +183,14 @@ class EngineTransformer:
             embedded = weights.embed_conditions(times, guidance.to(weights.dtype).repeat(steps) * 1000, pooled)
         activated = functional.silu(embedded).view(steps, batch, -1)
 
-        def of(layer: Linear) -> Tensor:
-            # One at a time, from wherever it waits.
-            return self.ops.linear(activated, layer.on(activated.device))
-
-        return Modulations(
-            text=tuple(of(block.text.modulation) for block in weights.doubles),
-            image=tuple(of(block.image.modulation) for block in weights.doubles),
-            singles=tuple(of(block.modulation) for block in weights.singles),
-            final=of(weights.final_modulation),
+        layers = (
+            *(block.text.modulation for block in weights.doubles),
+            *(block.image.modulation for block in weights.doubles),
+            *(block.modulation for block in weights.singles),
+            weights.final_modulation,
         )
+        # One at a time, from wherever it waits.
+        return torch.cat([self.ops.linear(activated, layer.on(activated.device)) for layer in layers], dim=-1)
 
     def _embed(self, image: Tensor, text: Tensor) -> Tensor:
         """[B, T + N + R, W]: text and image tokens in one buffer, where they stay until the last block."""

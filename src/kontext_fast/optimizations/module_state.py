@@ -8,14 +8,12 @@ _KNOWN = ("torch.nn.", "transformers.", "diffusers.")
 
 
 def module_state(root: Any) -> tuple[Any, ...]:
-    """Identity and address of everything in `root`, a torch module, and of what decides which kernels run.
+    """Identity and address of everything in `root`, a torch module.
 
-    Equal states compute the same, whatever numbers are in the weights: a recording reads those anew. Half a
-    millisecond for a thousand modules.
+    Equal states compute the same by the same kernels, whatever numbers are in the weights: a recording reads those
+    anew. Half a millisecond for a thousand modules.
     """
-    import torch
-
-    state: list[Any] = [torch.is_autocast_enabled("cuda"), *_attention_switches(), *_precision_switches()]
+    state: list[Any] = []
     for module in root.modules():
         state.append((id(module), module.training))
         state += [
@@ -50,20 +48,3 @@ def reason_against_recording(root: Any) -> str | None:
         if module.training:
             return "training mode"
     return None
-
-
-def _attention_switches() -> tuple[bool, ...]:
-    from torch.backends import cuda
-
-    return (
-        cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
-        cuda.mem_efficient_sdp_enabled(),  # type: ignore[no-untyped-call]
-        cuda.math_sdp_enabled(),  # type: ignore[no-untyped-call]
-        cuda.cudnn_sdp_enabled(),  # type: ignore[no-untyped-call]
-    )
-
-
-def _precision_switches() -> tuple[Any, ...]:
-    import torch
-
-    return torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()

@@ -29,6 +29,7 @@ from kontext_fast.engine.dispatch import (
     make_ops,
     refusal,
     require_dtype,
+    tokens_for_graphs,
 )
 from kontext_fast.errors import InvalidInput, KontextError
 from kontext_fast.optimizations.base import Conflict, Effect, Facts, Optimization, Phase
@@ -46,6 +47,7 @@ from kontext_fast.records.schema import EMULATED
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kontext_fast.engine.graphs.recorded_calls import StepGraphs
     from kontext_fast.engine.ranks import Ranks
     from kontext_fast.engine.sequence_parallel import SequenceParallel
     from kontext_fast.engine.step_reuse import Schedule
@@ -84,6 +86,9 @@ class Engine(Optimization):
     a share of every step (see `engine.sequence_parallel`). At full size 2, 3, 4, 6 and 8 share the 24 heads evenly."""
     transport: Literal["collectives", "peer_memory"] = "collectives"
     """How several GPUs exchange heads: by collectives of torch.distributed, or written to each other's memory."""
+    graphs: Literal["auto", "never"] = "auto"
+    """`auto`: a CUDA graph launches the kernels of a step where a table by card and tokens says that a host may be too
+    slow to: the same bits, for memory of its own. It is recorded at the second step of a layout."""
     quantized_file: Path | None = Field(default=None, exclude=True)
     """A file that `save_quantized` wrote, read instead of quantizing again. No parameter of a record: the numbers are
     the same either way, since a file made from other weights is refused."""
@@ -106,7 +111,7 @@ class Engine(Optimization):
 
     def parameters(self) -> dict[str, Any]:
         """Some only where they are not as by default."""
-        added = ("full_precision", "modulations", "gpus", "transport")  # later than the first records
+        added = ("full_precision", "modulations", "gpus", "transport", "graphs")  # later than the first records
         unused = {name for name in added if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(mode="json", exclude=unused)
 
@@ -169,7 +174,8 @@ class Engine(Optimization):
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Replace `forward` on the instance `pipe.transformer` while a request runs.
 
-        The fact `as_stored` is the number of matrices whose numbers are those of a float8 file.
+        The fact `as_stored` is the number of matrices whose numbers are those of a float8 file, and `step_graphs` what
+        CUDA graphs of steps do, or why there are none (see `engine.graphs.recorded_calls`).
 
         Raises InvalidInput if the transformer is not plain (LoRA adapters, quantized layers, hooks, float16), and in a
         request if it stopped being so or if that uses ControlNet or IP-Adapter.
@@ -198,7 +204,8 @@ class Engine(Optimization):
         if stored is not None:
             stored.require_made_from(weights)
         calls = track_calls(pipe, undo)
-        engine = EngineTransformer(weights, ops, unquantized, parallel)
+        graphs, of_graphs = self._step_graphs(place, undo)
+        engine = EngineTransformer(weights, ops, unquantized, parallel, graphs)
         forward = EngineForward(transformer, engine, calls, replaced, None if parallel is None else parallel.ranks)
         forward.full_precision_steps = self.full_precision_steps
         _install(transformer, forward, calls, undo)
@@ -208,6 +215,7 @@ class Engine(Optimization):
             "quantized": None if self.precision == "bf16" else "now" if stored is None else "loaded",
             "host_bytes": weights.sources.host_bytes,
             "as_stored": weights.sources.as_stored or None,
+            "step_graphs": of_graphs,
         }
 
     def _parallel(self, place: Any) -> SequenceParallel | None:
@@ -221,6 +229,22 @@ class Engine(Optimization):
 
         # A device without an index is the current one, which a tensor there names.
         return SequenceParallel(join(self.gpus, torch.empty(0, device=place).device), self.transport)
+
+    def _step_graphs(self, place: Any, undo: ExitStack) -> tuple[StepGraphs | None, Facts | str | None]:
+        """What records steps on the device `place`, until `undo` is closed, and what it does; or why there is none."""
+        most_tokens = tokens_for_graphs(place)
+        if self.graphs == "never" or (place.type == "cpu" and not most_tokens):
+            return None, None
+        if self.gpus > 1 or not most_tokens:
+            return None, "off: several processes share a step" if self.gpus > 1 else "off: no row for this card"
+        from kontext_fast.engine.graphs import recording
+        from kontext_fast.engine.graphs.recorded_calls import StepGraphs
+
+        recorder = recording.recorder_for(place)
+        assert recorder is not None
+        graphs = StepGraphs(recorder, most_tokens)
+        undo.callback(graphs.clear)
+        return graphs, graphs.facts
 
 
 def save_quantized(pipe: Any, file: str | Path) -> None:
