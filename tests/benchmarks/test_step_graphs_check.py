@@ -18,29 +18,34 @@ from tests.pipelines import small_pipeline
 SIDE = 32
 
 
-@pytest.fixture
-def pipe(monkeypatch: pytest.MonkeyPatch) -> Any:
+def test_step_graph_of_old_inputs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     tapes = TapeRecorder()
     monkeypatch.setattr(recording, "recorder_for", lambda _: tapes)
-    monkeypatch.setattr(step_graphs_check, "MORE_STEPS", 1)
-    return small_pipeline()
-
-
-def test_every_step_graph_has_the_same_bits(pipe: Any) -> None:
-    report = step_graphs_check.measured(pipe, "faithful", [SIDE], rounds=1)
-    assert report["equal"] == dict.fromkeys(report["equal"], True)
-    assert len(report["equal"]) == 6
-    assert report["facts"]["replays"] > 0
-    assert [of["record_s"] > 0 for of in report["recorded"].values()] == [True, True]
-    assert {label for of_host in report["ms_per_step"][str(SIDE)].values() for label in of_host} == {"with", "without"}
-
-
-def test_step_graph_of_old_inputs_is_found(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TapedRecording, "replay", _replay_first)
     monkeypatch.setattr(step_graphs_check, "TIMED", {})
-    equal = step_graphs_check.measured(pipe, "faithful", [SIDE], rounds=0)["equal"]
-    assert not equal[f"{SIDE}x{SIDE}, 1 at once, turn 1"]
-    assert not equal["copies in threads"]
+    replay: Any = TapedRecording.replay
+
+    def replay_first_of_two(self: Any) -> None:
+        if len(self.outputs[0]) != 2:
+            replay(self)
+        elif not hasattr(self, "first"):
+            replay(self)
+            self.first = self.outputs[0].clone()
+        else:
+            self.outputs[0].copy_(self.first)
+
+    monkeypatch.setattr(TapedRecording, "replay", replay_first_of_two)
+    report = step_graphs_check.measured(small_pipeline(), "faithful", [SIDE], rounds=0)
+    alone, together = f"{SIDE}x{SIDE}, 1 at once", f"{SIDE}x{SIDE}, 2 at once"
+    assert report["equal"] == {
+        f"{alone}, turn 1": True,
+        f"{together}, turn 1": False,
+        f"{alone}, turn 2": True,
+        f"{together}, turn 2": False,
+        "true CFG": True,
+        "copies in threads": True,
+    }
+    assert report["facts"]["graphs"] == 0
+    assert report["recorded"][alone]["record_s"] > 0
 
 
 def test_slower_host_spins_at_each_operation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,10 +57,3 @@ def test_slower_host_spins_at_each_operation(monkeypatch: pytest.MonkeyPatch) ->
             call()
             assert time.perf_counter() - began >= 0.03
     assert not {"gelu", "prepare"} & set(vars(ops))
-
-
-def _replay_first(self: Any) -> None:
-    if not hasattr(self, "first"):
-        self.first = [value.clone() for value in self._tape.run()]
-    for output, value in zip(self.outputs, self.first, strict=True):
-        output.copy_(value)
