@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tools.docs.blocks import attention, low_memory, precision, roofline, vae
+from tools.docs.blocks import attention, low_memory, precision, roofline, step_graphs, vae
 from tools.docs.doc_context import DocContext
 from tools.docs.result_tree import find_published
 
@@ -50,6 +50,18 @@ def test_vae_block_shows_each_layout(tmp_path: Path) -> None:
     assert plain == "| as it is | 47 ms | 0.0132 | 85 ms | 0.0124 |"
     assert fused == "| `fused_vae` | 20 ms | 0.0109 | 37 ms | 0.0108 |"
     assert "1024x1024 in bfloat16 on Imaginary GPU" in where
+
+
+def test_step_graphs_block_shows_both_hosts(tmp_path: Path) -> None:
+    hosts = {"as it is": {"without": 50.0, "with": 40.0}, "10 us slower": {"without": 68.0, "with": 40.25}}
+    recorded = {"512x512, 1 at once": {"record_s": 0.111, "pool_bytes_with_earlier_ones": 2**29}}
+    timed = {"attention_kernel": "flash3", "equal": {"a": True, "b": False}, "recorded": recorded}
+    untimed = {**timed, "attention_kernel": "cudnn", "ms_per_step": {}}
+    content = {"gpu": "Imaginary GPU", "balanced": {**timed, "ms_per_step": {"512": hosts}}, "precise": untimed}
+    _, _, row, where, compared = rendered(step_graphs, tmp_path, "step_graphs.json", content)
+    assert row == "| `balanced` | 512x512 | 50.0 ms | 40.0 ms | 68.0 ms | 40.2 ms | 0.11 s | 0.5 GiB |"
+    assert "on Imaginary GPU, attention by flash3;" in where
+    assert "2 of 4 comparisons" in compared
 
 
 def test_low_memory_block_shows_the_cap(tmp_path: Path) -> None:
