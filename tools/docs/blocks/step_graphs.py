@@ -1,4 +1,4 @@
-"""Steps with and without CUDA graphs, as `benchmarks/gpu/step_graphs_check.py --out .../step_graphs.json` wrote them."""
+"""Steps with and without CUDA graphs, in the form of `benchmarks/gpu/step_graphs_check.py --out FILE`."""
 
 from __future__ import annotations
 
