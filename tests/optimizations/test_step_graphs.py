@@ -5,6 +5,7 @@ A tape stands in for a CUDA graph: it repeats the same operations at the same ad
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,16 @@ def test_card_and_tokens_decide_by_a_table(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"NVIDIA {names[device.index]} 80GB HBM3")
     tokens = [dispatch.tokens_for_graphs(torch.device(name)) for name in ("cuda:0", "cuda:1", "cpu")]
     assert tokens == [4000, 0, 0]
+
+
+def test_reason_is_given_where_no_step_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    with ExitStack() as undo:
+        assert Engine(gpus=2)._step_graphs(cuda, undo) == (None, "off: several processes share a step")
+        assert PLAIN._step_graphs(cuda, undo) == (None, None)
+        monkeypatch.setattr(technique, "tokens_for_graphs", lambda _: 0)
+        assert Engine()._step_graphs(cuda, undo) == (None, "off: no row for this card")
+        assert Engine()._step_graphs(cpu, undo) == (None, None)
 
 
 def test_steps_are_replayed_with_the_same_images(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

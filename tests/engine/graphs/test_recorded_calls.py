@@ -98,7 +98,7 @@ def test_full_precision_has_a_graph_of_its_own() -> None:
     transformer = random_transformer(SHAPES["both-kinds"])
     with engine_on(transformer) as exact, engine_on(random_transformer(SHAPES["both-kinds"]), "fp8") as quantized:
         graphs = StepGraphs(TapeRecorder(), 1000)
-        engine = EngineTransformer(quantized.weights, PortableOps(precision="fp8"), exact.weights, graphs)
+        engine = EngineTransformer(quantized.weights, PortableOps(precision="fp8"), exact.weights, graphs=graphs)
         inputs = inputs_for(transformer)
         prepared, text = prepare(engine, inputs), engine.embed_text(inputs["encoder_hidden_states"])
 
