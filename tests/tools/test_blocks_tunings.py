@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tools.docs.blocks import tuned_calls, tuned_claim, tuning_asked, tuning_curve, tunings
+from tools.docs.blocks import tuned_calls, tuned_claim, tuned_images, tuning_asked, tuning_curve, tunings
 from tools.docs.doc_context import DocContext
 from tools.docs.result_tree import find_published
 
@@ -104,3 +104,11 @@ def test_the_claim_follows_what_was_shown(tmp_path: Path) -> None:
     assert "0.0200 in the mean where 28 steps have 0.0300, on 400 held-out edits." in text
     record["points"][0]["closeness"] = "cannot tell"
     assert tuned_claim.render(context_of(tmp_path / "not", {"day/as-accurate-bf16.json": record})) == ""
+
+
+def test_what_a_judge_accepts_stands_beside_the_distance(tmp_path: Path) -> None:
+    counts = {name: {"accepted": 3, "of": 4} for name in ("accepted", "accepted_of_open", "accepted_of_single_answer")}
+    row = {"rule": "fitted, 12", "distances_to_28_steps": figures(0.02), **counts}
+    study = {"items": 8, "precision": "float32", "rows": [row]}
+    text = tuned_images.render(context_of(tmp_path, {"day/images-float32.json": study}))
+    assert "| fitted, 12 | 0.0200 (0.0100 to 0.0400), 0.0050 | 3 of 4 | 3 of 4 | 3 of 4 |" in text
