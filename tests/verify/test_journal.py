@@ -43,6 +43,11 @@ def test_resumed_journal_has_everything(tmp_path: Path) -> None:
     assert not after.latents_file("half the steps", "y", 1).exists()
 
 
+def test_latents_of_an_arm_have_a_folder_of_its_name(tmp_path: Path) -> None:
+    file = _journal(tmp_path / "new" / "out").latents_file("fast, true CFG", "x", 1)
+    assert file == tmp_path / "new" / "out" / FOLDER / "latents" / "fast--true-CFG" / "x-1.npy"
+
+
 @pytest.mark.parametrize("cut", [1, 20])
 def test_truncated_last_line_is_dropped(cut: int, tmp_path: Path) -> None:
     _journal(tmp_path)

@@ -18,6 +18,7 @@ from kontext_fast.verify.comparisons import (
     QualityDifferences,
     SeedNoiseComparison,
 )
+from kontext_fast.verify.findings import Repeat
 from kontext_fast.verify.margins import Margins, read_margins
 from kontext_fast.verify.verdict import Evidence, Level, _doubt_sentence, decide
 
@@ -325,3 +326,21 @@ def test_doubts_name_what_is_missing() -> None:
     assert _doubt_sentence([], []) == "Seed noise was not measured."
     blind = [replace(noise, metric=metric, outcome=Outcome.INSENSITIVE) for metric in ("ssim", "psnr")]
     assert _doubt_sentence([], blind) == "Rounding alone may exceed the seed-noise limit in ssim and psnr."
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"failures": ("a", "b", "c", "d")},
+        {"reordered_failures": ("a",)},
+        {"repeats": (Repeat("a", 0, "the input"),)},
+        {"seed_spreads": _items([0.01] * 8)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_fault_of_single_outputs_stands_with_the_floor(changes: dict[str, object]) -> None:
+    verdict = decide(_evidence(_distances(0.009), **changes), MARGINS)
+    assert verdict.level is Level.LOSS
+    assert len(verdict.floor) == 1
+    if "failures" in changes:
+        assert verdict.reason == "It failed on 4 items on which baseline succeeded (a, b, c)."
