@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from kontext_fast.engine.dispatch import require_dtype
+from kontext_fast.engine.transformer import Branch
+from kontext_fast.engine.weights import SourceWeights
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError, Refused
 from kontext_fast.optimizations.acceleration import Acceleration, accelerate
 from kontext_fast.optimizations.base import Effect, Optimization
@@ -188,6 +190,20 @@ def test_transformer_is_the_original_outside_of_requests(pipe: Any) -> None:
         expected = pipe.transformer(**arguments).sample
         with accelerate(pipe, "turbo", quiet=True):
             assert torch.equal(pipe.transformer(**arguments).sample, expected)
+
+
+def test_weights_are_checked_while_the_first_step_runs(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    step, verify = Branch.step, SourceWeights.verify
+    monkeypatch.setattr(Branch, "step", lambda *args: order.append("step") or step(*args))
+    monkeypatch.setattr(SourceWeights, "verify", lambda *args: order.append("check") or verify(*args))
+    with accelerate(pipe, [Engine()], quiet=True):
+        render(pipe, steps=2)
+        assert order == ["step", "check", "step"]
+        monkeypatch.setattr(Branch, "step", lambda *_: pytest.fail("the step failed"))
+        monkeypatch.setattr(SourceWeights, "verify", lambda *_: (_ for _ in ()).throw(InvalidInput("they changed")))
+        with pytest.raises(InvalidInput, match="they changed"):
+            render(pipe, steps=2)
 
 
 def test_lora_added_later_is_refused_until_it_is_removed(pipe: Any) -> None:

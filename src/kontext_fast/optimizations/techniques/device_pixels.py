@@ -87,8 +87,12 @@ class _PixelProcessor:
             return self._original.preprocess(image, height, width, **others)
         height, width = self._original.get_default_height_width(pictures[0], height, width)
         pixels = np.stack([np.asarray(self._original.resize(picture, height, width)) for picture in pictures])
+        host = torch.from_numpy(pixels)
+        if self._table.is_cuda:
+            # From pinned memory, so that the host goes on while the device encodes text.
+            host = host.pin_memory()
         self._facts["read"] += len(pictures)
-        return self._table.take(torch.from_numpy(pixels).to(self._table.device).long()).permute(0, 3, 1, 2)
+        return self._table.take(host.to(self._table.device, non_blocking=True).long()).permute(0, 3, 1, 2)
 
     def postprocess(self, image: Any, output_type: str = "pil", do_denormalize: Any = None) -> Any:
         """PIL images for `output_type` pil; otherwise what diffusers returns."""

@@ -350,17 +350,21 @@ class EngineForward:
         if self.ranks is not None:
             sizes = *hidden_states.shape, *encoder_hidden_states.shape, call.total_steps
             self.ranks.agree(f"pass {index} of step {step} of {sizes}")
-        if index not in branches:
-            # Here and not when the call begins, so that a GPU encodes text and image meanwhile.
-            self.engine.weights.sources.verify(call.pipe.transformer)
-            self._replaced.require_undisturbed(call.pipe.transformer)
-            branches[index] = self._begin(call, hidden_states, *inputs)
-        running = branches[index]
-        running.actual[step] = timestep
-        with nullcontext() if self.ranks is None else self.ranks.step():
-            if self.ranks is not None and running.sampled is None:
-                running.sampled = self.ranks.sampled((hidden_states, encoder_hidden_states, pooled_projections))
-            velocity = running.branch.step(step, hidden_states, encoder_hidden_states)
+        first = index not in branches
+        try:
+            if first:
+                branches[index] = self._begin(call, hidden_states, *inputs)
+            running = branches[index]
+            running.actual[step] = timestep
+            with nullcontext() if self.ranks is None else self.ranks.step():
+                if self.ranks is not None and running.sampled is None:
+                    running.sampled = self.ranks.sampled((hidden_states, encoder_hidden_states, pooled_projections))
+                velocity = running.branch.step(step, hidden_states, encoder_hidden_states)
+        finally:
+            if first:
+                # After the step, which a GPU computes meanwhile, and where it failed, to say why.
+                self.engine.weights.sources.verify(call.pipe.transformer)
+                self._replaced.require_undisturbed(call.pipe.transformer)
         call.mark(*running.branch.kinds[-1:] * running.batch)
         if not return_dict:
             return (velocity,)
