@@ -66,7 +66,7 @@ def measured(pipe: Any, size: int, calls: int) -> dict[str, Any]:
         tuned = _with_cudnn_search(lambda: _times(pipe, requests, calls)["decode"])
     with accelerate(pipe, [*faithful, *AROUND], quiet=True) as acceleration:
         equal = {}
-        for repetition in ("recorded", "replayed"):  # the second call records
+        for repetition in ("at first", "again"):
             outputs = [_outputs(pipe, request) for request in requests]
             for name in ("embeddings", "latents", "images"):
                 equal[f"{name}, {repetition}"] = _same(

@@ -17,6 +17,7 @@ from kontext_fast.optimizations.call_tracking import track_calls
 from kontext_fast.optimizations.module_state import module_state, reason_against_recording
 from kontext_fast.optimizations.patching import has_another_forward, replace_method
 from kontext_fast.pipeline.device import Machine
+from kontext_fast.pipeline.edit import text_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +31,10 @@ _KEPT = 4
 
 
 class TextGraphs(Optimization):
-    """The second call with a number of prompts and a length records a graph, which takes about three times as long as
-    encoding; later ones replay it. Weights that moved are recorded again; encoders with adapters or hooks run as
-    before, which is counted with the reason. No preset of several optimizations has it: its gain was not measured."""
+    """One prompt of the usual length is recorded when it is applied, so that the first call replays it. Another number
+    of prompts or length is recorded at the second call that has it, which takes about three times as long as encoding.
+    Weights that moved are recorded again; encoders with adapters or hooks run as before, which is counted with the
+    reason."""
 
     name: ClassVar[str] = "text_graphs"
     summary: ClassVar[str] = "text encoders as CUDA graphs, launched at once instead of kernel by kernel"
@@ -59,6 +61,7 @@ class TextGraphs(Optimization):
         if recorder is None:
             return facts
         calls = track_calls(pipe, undo)
+        recording_first = False
         for name in _ENCODERS:
             if (encoder := getattr(pipe, name)) is None:
                 continue
@@ -70,13 +73,26 @@ class TextGraphs(Optimization):
             graphs = _EncoderGraphs(recorder, facts)
 
             def encode(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any], graphs: Any = graphs) -> Any:
-                if calls.current is None:
+                if calls.current is None and not recording_first:
                     return original(*args, **kwargs)
                 return graphs.run(original, args, kwargs)
 
             replace_method(encoder, "forward", encode, undo)
             undo.callback(graphs.clear)
+        if all(getattr(pipe, name) is not None for name in (*_ENCODERS, "tokenizer", "tokenizer_2")):
+            recording_first = True
+            _encode_twice(pipe)
+            recording_first = False
         return facts
+
+
+def _encode_twice(pipe: Any) -> None:
+    """Have one prompt encoded as calls of `pipe` do; the second time is recorded."""
+    import torch
+
+    with torch.no_grad():
+        for _ in range(2):
+            pipe.encode_prompt("", max_sequence_length=text_length(pipe))
 
 
 class _EncoderGraphs:
