@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.backends import cuda
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kontext_fast.engine import attention
 from kontext_fast.engine.dispatch import attention_kernel, attention_kernels, refusal
@@ -49,6 +52,22 @@ def test_kernel_is_refused_on_other_devices() -> None:
     assert "cudnn needs a CUDA device" in str(refusal("cpu", None, "bf16", "cudnn"))
     assert "native needs a CPU" in str(refusal("cuda", (9, 0), "bf16", "native"))
     assert "not supported on mps" in str(refusal("mps", None, "bf16", "math"))
+
+
+def test_named_kernel_leaves_the_choice_of_other_threads_alone() -> None:
+    """PyTorch's switches of kernels are those of the process: another thread may encode or decode at that moment."""
+    switches = set()
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            switches.add((cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()))
+            return function(*args, **(kwargs or {}))
+
+    query, key, value = torch.randn(3, 1, 8, 2, 16, generator=torch.Generator().manual_seed(0))
+    with Seen():
+        attended = attention_kernel("math", "cpu").run(query, key, value)
+    assert switches == {(True, True, True)}
+    torch.testing.assert_close(attended, attention_kernel("native", "cpu").run(query, key, value))
 
 
 def test_new_kernel_is_one_file(add_plugin: AddPlugin, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ diffusers converts pictures to float32 and back in numpy, and copies 12 MB where
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,13 +41,21 @@ class DevicePixels(Optimization):
             original = vars(running)["image_processor"]
             if calls.current is None:
                 return original
-            return _PixelProcessor(original, table.on(running._execution_device), facts)
+            return _PixelProcessor(original, lambda: table.on(_device(running)), facts)
 
         def replace(running: Any, replacement: Any) -> None:
             vars(running)["image_processor"] = replacement
 
         calls.set_member("image_processor", lambda _: property(processor, replace), undo)
         return facts
+
+
+def _device(pipe: Any) -> torch.device:
+    """Where `pipe` encodes images. Asking the pipeline itself takes milliseconds."""
+    weights = iter(()) if pipe.vae is None else pipe.vae.parameters()
+    first = next(weights, None)
+    device: torch.device = pipe._execution_device if first is None or first.is_meta else first.device
+    return device
 
 
 class _Table:
@@ -66,9 +75,9 @@ class _Table:
 
 
 class _PixelProcessor:
-    """A VaeImageProcessor whose pixels are scaled on the device of `table`."""
+    """A VaeImageProcessor whose pixels are scaled on the device of `table()`."""
 
-    def __init__(self, original: Any, table: Tensor, facts: Facts) -> None:
+    def __init__(self, original: Any, table: Callable[[], Tensor], facts: Facts) -> None:
         self._original = original
         self._table = table
         self._facts = facts
@@ -87,12 +96,12 @@ class _PixelProcessor:
             return self._original.preprocess(image, height, width, **others)
         height, width = self._original.get_default_height_width(pictures[0], height, width)
         pixels = np.stack([np.asarray(self._original.resize(picture, height, width)) for picture in pictures])
-        host = torch.from_numpy(pixels)
-        if self._table.is_cuda:
+        host, table = torch.from_numpy(pixels), self._table()
+        if table.is_cuda:
             # From pinned memory, so that the host goes on while the device encodes text.
             host = host.pin_memory()
         self._facts["read"] += len(pictures)
-        return self._table.take(host.to(self._table.device, non_blocking=True).long()).permute(0, 3, 1, 2)
+        return table.take(host.to(table.device, non_blocking=True).long()).permute(0, 3, 1, 2)
 
     def postprocess(self, image: Any, output_type: str = "pil", do_denormalize: Any = None) -> Any:
         """PIL images for `output_type` pil; otherwise what diffusers returns."""
