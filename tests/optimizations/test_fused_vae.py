@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
@@ -15,7 +18,8 @@ from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 from kontext_fast.optimizations.techniques.fused_vae import FusedVae
 from kontext_fast.pipeline.device import Machine
 from tests import needs
-from tests.pipelines import small_pipeline
+from tests.engine.kernels.conftest import _converted
+from tests.pipelines import render, small_pipeline
 
 CHOSEN = (ChannelsLast(), FusedVae())
 
@@ -45,36 +49,104 @@ def test_norms_and_activations_no_longer_run_alone(pipe: Any, monkeypatch: pytes
         assert len({id(norm) for norm in calls}) == len(calls)
 
 
-def test_vae_with_the_kernel_equals_the_plain_vae(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As on a GPU; where there is none, Triton's interpreter runs them."""
     pytest.importorskip("triton", reason=needs.TRITON)
     if not torch.cuda.is_available():
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+        from triton.runtime import interpreter
+
+        monkeypatch.setattr(interpreter, "_convert_float", _converted)
+        # The interpreter runs in one thread.
+        monkeypatch.setattr(FusedVae, "precompile_calls", lambda *_: ())
+    monkeypatch.setattr(fused_vae, "_has_kernels", lambda _: True)
+    return importlib.import_module("kontext_fast.engine.kernels.between_convolutions")
+
+
+def test_vae_with_the_kernels_equals_the_plain_vae(pipe: Any, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = _there_and_back(pipe)
-    monkeypatch.setattr(fused_vae, "_plain", fused_vae._fused)
+    ran = []
+    for run in (kernels.add_bias, kernels.double_sides, kernels.softmax):
+        monkeypatch.setattr(kernels, run.__name__, lambda *args, run=run: ran.append(run) or run(*args))
+    monkeypatch.setattr(fused_vae, "_SCORES", 100)  # a few rows of scores at a time
     with accelerate(pipe, CHOSEN, quiet=True):
         results = _there_and_back(pipe)
+        blocks = [part for part in pipe.vae.modules() if isinstance(part, ResnetBlock2D)]
+        convolutions = [part for part in pipe.vae.modules() if isinstance(part, torch.nn.Conv2d)]
+        names = Counter(run.__name__ for run in ran)
+    assert names["add_bias"] == len(convolutions)
+    assert names["double_sides"] == sum(isinstance(part, Upsample2D) for part in pipe.vae.modules()) > 0
+    assert names["softmax"] > 2
+    assert len(blocks) > 4
     for result, one in zip(results, expected, strict=True):
         torch.testing.assert_close(result, one, rtol=1e-3, atol=1e-4)
+    for result, one in zip(_there_and_back(pipe), expected, strict=True):
+        assert torch.equal(result, one)
 
 
-def test_precompile_calls_cover_every_width(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    norms = [norm for norm, _ in fused_vae._pairs(pipe.vae)]
-    launched: list[tuple[int, int, torch.dtype]] = []
-    pytest.importorskip("triton", reason=needs.TRITON)
-    if not torch.cuda.is_available():
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-    kernel = importlib.import_module("kontext_fast.engine.kernels.group_norm_silu")
-    monkeypatch.setattr(
-        kernel, "group_norm_silu", lambda x, groups, *_: launched.append((x.shape[1], groups, x.dtype)) or x
-    )
-    for launch in fused_vae._precompile_calls(norms, torch.device("cpu")):
+def test_biases_residuals_and_doubling_are_exact(pipe: Any, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, where a rounding less would show; with the norms and the attention of PyTorch."""
+    pipe.vae.to(torch.bfloat16)
+    plain, layout = fused_vae._plain, {"memory_format": torch.channels_last}
+    monkeypatch.setattr(fused_vae, "_fused", lambda norm, x: plain(norm, x.contiguous(**layout)).contiguous(**layout))
+    monkeypatch.setattr(fused_vae, "_attended", lambda original, args, kwargs: original(*args, **kwargs))
+    image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0)).bfloat16() * 2 - 1
+
+    def there_and_back() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            latents = pipe.vae.encode(image).latent_dist.mode()
+            return latents, pipe.vae.decode(latents).sample
+
+    without_bias = torch.nn.functional.conv2d
+
+    def then_bias(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *how: Any) -> torch.Tensor:
+        result = without_bias(x.contiguous(**layout), weight, None, *how).contiguous(**layout)
+        return result if bias is None else result.add_(bias[:, None, None])
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", then_bias)  # as cuDNN's convolution does
+    with accelerate(pipe, CHOSEN, quiet=True):
+        fused = there_and_back()
+    monkeypatch.setattr(fused_vae, "_streams", lambda _: ())
+    with accelerate(pipe, CHOSEN, quiet=True):
+        for result, one in zip(fused, there_and_back(), strict=True):
+            assert torch.equal(result, one)
+
+
+def test_precompile_calls_cover_every_kernel_of_an_edit(
+    pipe: Any, kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: set[Any] = set()
+    norms = importlib.import_module("kontext_fast.engine.kernels.group_norm_silu")
+
+    def noting(run: Any) -> Any:
+        def note(x: torch.Tensor, *args: Any) -> Any:
+            constants = args[:1] if run.__name__ == "group_norm_silu" else [len(args)]
+            channels = None if run.__name__ == "softmax" else x.shape[1]
+            launched.add((run.__name__, channels, *constants, x.dtype))
+            return run(x, *args)
+
+        return note
+
+    monkeypatch.setattr(norms, "group_norm_silu", noting(norms.group_norm_silu))
+    for name in ("add_bias", "double_sides", "softmax"):
+        monkeypatch.setattr(kernels, name, noting(getattr(kernels, name)))
+    for launch in fused_vae._precompile_calls(pipe.vae, torch.device("cpu")):
         launch()
-    first = sorted(map(str, launched))
-    launched.clear()
-    for norm in norms:
-        fused_vae._fused(norm, torch.zeros(1, norm.num_channels, 4, 4))
-    assert first == sorted(set(map(str, launched)))
-    assert len(first) > 1
+    first, launched = launched, set()
+    with accelerate(pipe, [ChannelsLast(), FusedVae()], quiet=True):
+        launched.clear()
+        _there_and_back(pipe)
+    assert launched <= first
+    assert len(launched) > 6
+
+
+def test_hook_on_a_convolution_is_refused(pipe: Any, kernels: Any) -> None:
+    with accelerate(pipe, CHOSEN, quiet=True):
+        handle = pipe.vae.decoder.mid_block.resnets[0].conv2.register_forward_hook(lambda *_: None)
+        with pytest.raises(InvalidInput, match="conv2 has a forward hook"):
+            render(pipe)
+        handle.remove()
 
 
 def test_other_vae_is_refused(pipe: Any) -> None:

@@ -63,15 +63,17 @@ def _moments(
     source = x + (tl.program_id(1).to(tl.int64) * rows + first) * CHANNELS + columns
     # Summed about a number near the mean, so that nothing cancels where a channel is far from zero.
     pivot = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    about = tl.zeros((BLOCK,), tl.float32)
+    totals = tl.zeros((TILE, BLOCK), tl.float32)
+    abouts = tl.zeros((TILE, BLOCK), tl.float32)
     for i in range(TILES):
         lines = i * TILE + tl.arange(0, TILE)
         mask = (first + lines < rows)[:, None] & inside[None, :]
         block = tl.load(source[None, :] + lines[:, None] * CHANNELS, mask=mask, other=0.0).to(tl.float32)
         apart = tl.where(mask, block - pivot[None, :], 0.0)
-        total += tl.sum(apart, 0)
-        about += tl.sum(apart * apart, 0)
+        totals += apart
+        abouts += apart * apart
+    # Lines are summed once, at the end: at every turn threads would wait for each other.
+    total, about = tl.sum(totals, 0), tl.sum(abouts, 0)
     count = tl.minimum(rows - first, TILE * TILES).to(tl.float32)
     target = (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * CHANNELS + columns
     tl.store(means + target, pivot + total / count, mask=inside)

@@ -1,7 +1,8 @@
-"""`fused_vae`: group norm and SiLU of the VAE in one operation that keeps channels innermost.
+"""`fused_vae`: what lies between the VAE's convolutions in few operations that keep channels innermost.
 
 Between two convolutions PyTorch runs a norm and an activation. On a GPU its group norm wants channels outermost, so
-that with `channels_last` alone every norm is followed and preceded by a transposition.
+that with `channels_last` alone every norm is followed and preceded by a transposition. Biases and residuals are added
+in passes of their own, and attention over one head of 512 channels has no fast kernel.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ from typing import Any, ClassVar
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import track_calls
-from kontext_fast.optimizations.patching import replace_method, require_undisturbed
+from kontext_fast.optimizations.patching import Replacement, replace_method, require_undisturbed
 from kontext_fast.pipeline.device import Machine
+
+_SCORES = 2**26
+"""Of attention that are in memory at once, in float32: 256 MiB."""
 
 
 class FusedVae(Optimization):
-    """Rounds once where norm and activation round twice. On a CPU plain PyTorch runs, as without it."""
+    """Rounds once where norm and activation round twice. On a CPU plain PyTorch runs, as without it.
+
+    Biases, residuals and images of twice the side are exact. Attention is two products and a softmax in float32.
+    """
 
     name: ClassVar[str] = "fused_vae"
     summary: ClassVar[str] = "the VAE's norms and activations in one operation, without transposing"
@@ -42,22 +49,25 @@ class FusedVae(Optimization):
     def precompile_calls(self, pipe: Any) -> Sequence[Callable[[], object]]:
         """The kernels, for every width that the VAE has."""
         device = pipe._execution_device
-        return _precompile_calls([norm for norm, _ in _pairs(pipe.vae)], device) if device.type == "cuda" else ()
+        return _precompile_calls(pipe.vae, device) if _has_kernels(device) else ()
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
-        """Replace `forward` of the norms and activations on the instance `pipe.vae`.
+        """Replace `forward` of the norms and activations on the instance `pipe.vae`; on a GPU of its convolutions,
+        residual blocks, attention and what doubles images as well.
 
         Raises InvalidInput if its blocks have other norms or activations than a FLUX VAE, and, at calls too, where
         something is on them that would see another input or output than without this.
         """
         pairs = list(_pairs(pipe.vae))
+        fused = _has_kernels(pipe._execution_device)
+        streams = list(_streams(pipe.vae)) if fused else []
         named = () if pipe.vae is None else pipe.vae.named_modules(remove_duplicate=False)
         names = {module: f"vae.{name}" for name, module in named}
-        replaced = [(names[module], module) for pair in pairs for module in pair]
+        parts = [*(module for pair in pairs for module in pair), *(module for module, _ in streams)]
+        replaced = [(names[module], module) for module in parts]
         require_undisturbed(replaced, self.name)
         calls = track_calls(pipe, undo)
         calls.on_begin(lambda _: require_undisturbed(replaced, self.name, replaced=True), undo)
-        fused = pipe._execution_device.type == "cuda"
         norm_silu = _fused if fused else _plain
 
         def both(original: Any, args: tuple[Any, ...], _: dict[str, Any]) -> Any:
@@ -68,7 +78,13 @@ class FusedVae(Optimization):
         for activation in {id(activation): activation for _, activation in pairs}.values():
             # The norm before it has applied it.
             replace_method(activation, "forward", lambda _original, args, _: args[0], undo)
+        for module, replacement in streams:
+            replace_method(module, "forward", replacement, undo)
         return {"norms": len(pairs), "kernel": "fused" if fused else "portable"}
+
+
+def _has_kernels(device: Any) -> bool:
+    return bool(device.type == "cuda")
 
 
 def _pairs(vae: Any) -> Iterator[tuple[Any, Any]]:
@@ -94,20 +110,134 @@ def _pairs(vae: Any) -> Iterator[tuple[Any, Any]]:
             yield norm, activation
 
 
-def _precompile_calls(norms: Sequence[Any], device: Any) -> Sequence[Callable[[], object]]:
-    """Calls that compile the kernel for every width of `norms`; they may run concurrently."""
+def _streams(vae: Any) -> Iterator[tuple[Any, Replacement]]:
+    """The convolutions, residual blocks, doublings and attention whose forward can be fused, with what replaces it."""
+    from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.upsampling import Upsample2D
+    from torch.nn import Conv2d, GroupNorm
+
+    for part in () if vae is None else vae.modules():
+        if type(part) is Conv2d and part.bias is not None and part.padding_mode == "zeros":
+            yield part, _biased
+        elif isinstance(part, ResnetBlock2D):
+            convolutions = [part.conv1, part.conv2, *([] if part.conv_shortcut is None else [part.conv_shortcut])]
+            if part.output_scale_factor == 1 and all(
+                type(each) is Conv2d and each.bias is not None for each in convolutions
+            ):
+                yield part, _block
+        elif isinstance(part, Upsample2D):
+            if part.interpolate and part.use_conv and not part.use_conv_transpose and part.norm is None:
+                yield part, _doubled
+        elif isinstance(part, Attention):
+            unusual = (part.spatial_norm, part.norm_q, part.norm_k, part.norm_cross)
+            if (
+                type(part.processor) is AttnProcessor2_0 and type(part.group_norm) is GroupNorm and part.heads == 1
+                and part.residual_connection and part.rescale_output_factor == 1 and not any(unusual)
+            ):  # fmt: skip
+                yield part, _attended
+
+
+def _without_bias(convolution: Any, x: Any) -> Any:
+    from torch.nn import functional
+
+    how = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
+    return functional.conv2d(x, convolution.weight, None, *how)
+
+
+def _convolved(convolution: Any, x: Any, residual: Any = None) -> Any:
+    from kontext_fast.engine.kernels.between_convolutions import add_bias
+
+    return add_bias(_without_bias(convolution, x), convolution.bias, residual)
+
+
+def _biased(original: Any, args: tuple[Any, ...], _: dict[str, Any]) -> Any:
+    return _convolved(original.__self__, args[0])
+
+
+def _block(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    block, x = original.__self__, args[0]
+    if kwargs or any(argument is not None for argument in args[1:]):
+        return original(*args, **kwargs)
+    hidden = block.conv1(block.nonlinearity(block.norm1(x)))
+    hidden = block.dropout(block.nonlinearity(block.norm2(hidden)))
+    return _convolved(block.conv2, hidden, x if block.conv_shortcut is None else block.conv_shortcut(x))
+
+
+def _doubled(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    from kontext_fast.engine.kernels.between_convolutions import double_sides
+
+    upsample = original.__self__
+    if kwargs or len(args) > 1:
+        return original(*args, **kwargs)
+    convolution = upsample.conv if upsample.name == "conv" else upsample.Conv2d_0
+    return convolution(double_sides(args[0]))
+
+
+def _attended(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    attention, x = original.__self__, args[0]
+    if len(args) > 1 or any(value is not None for value in kwargs.values()):
+        return original(*args, **kwargs)
+    batch, channels, height, width = x.shape
+    rows = attention.group_norm(x.view(batch, channels, height * width)).transpose(1, 2)
+    hidden = _attention(attention.to_q(rows), attention.to_k(rows), attention.to_v(rows))
+    hidden = attention.to_out[1](attention.to_out[0](hidden))
+    return hidden.transpose(1, 2).reshape(batch, channels, height, width) + x
+
+
+def _attention(query: Any, key: Any, value: Any) -> Any:
+    """[B, rows, C] of one head, with scores in float32, some rows at a time."""
     import torch
 
+    from kontext_fast.engine.kernels.between_convolutions import softmax
+
+    product: Any = torch.bmm
+    keys, attended = key.transpose(1, 2), torch.empty_like(value)
+    step = max(1, _SCORES // (len(key) * key.shape[1]))
+    wide = {} if query.dtype == torch.float32 else {"out_dtype": torch.float32}
+    for start in range(0, query.shape[1], step):
+        scores = product(query[:, start : start + step], keys, **wide)
+        attended[:, start : start + step] = product(softmax(scores, query.shape[-1] ** -0.5, value.dtype), value)
+    return attended
+
+
+def _precompile_calls(vae: Any, device: Any) -> Sequence[Callable[[], object]]:
+    """Calls that compile the kernels for every width of `vae`; they may run concurrently."""
+    import torch
+
+    from kontext_fast.engine.kernels.between_convolutions import add_bias, double_sides, softmax
     from kontext_fast.engine.kernels.group_norm_silu import group_norm_silu
 
-    def launch(norm: Any) -> None:
+    def zeros(vector: Any, channels: int) -> Any:
+        x = torch.zeros(1, channels, 8, 8, dtype=vector.dtype, device=device)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def norm_silu(norm: Any) -> None:
         # The weights may still wait in host memory.
         weight, bias = norm.weight.to(device), norm.bias.to(device)
-        x = torch.zeros(1, norm.num_channels, 8, 8, dtype=weight.dtype, device=device)
-        group_norm_silu(x, norm.num_groups, weight, bias, norm.eps)
+        group_norm_silu(zeros(weight, norm.num_channels), norm.num_groups, weight, bias, norm.eps)
 
-    one_of_each = {(norm.num_channels, norm.num_groups): norm for norm in norms}
-    return [partial(launch, norm) for norm in one_of_each.values()]
+    def add(convolution: Any, *, residual: bool) -> None:
+        bias = convolution.bias.to(device)
+        x = zeros(bias, convolution.out_channels)
+        add_bias(x, bias, x.clone() if residual else None)
+
+    def double(upsample: Any) -> None:
+        double_sides(zeros(next(upsample.parameters()), upsample.channels))
+
+    norms = {(norm.num_channels, norm.num_groups): partial(norm_silu, norm) for norm, _ in _pairs(vae)}
+    streams: dict[Any, Callable[[], object]] = {}
+    for part, replacement in _streams(vae):
+        if replacement is _block:
+            streams[_block, part.conv2.out_channels] = partial(add, part.conv2, residual=True)
+        elif replacement is _doubled:
+            streams[_doubled, part.channels] = partial(double, part)
+        elif replacement is _attended:
+            scores = torch.zeros(1, 1, 16, device=device)
+            streams[_attended] = partial(softmax, scores, 1.0, part.to_v.weight.dtype)
+        else:
+            streams[_biased, part.out_channels] = partial(add, part, residual=False)
+    return [*norms.values(), *streams.values()]
 
 
 def _fused(norm: Any, x: Any) -> Any:
