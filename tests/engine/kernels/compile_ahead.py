@@ -25,6 +25,7 @@ from triton.runtime.jit import JITFunction, mangle_type
 from kontext_fast.engine.attention.pytorch import MATH
 from kontext_fast.engine.dispatch import LOWEST_CAPABILITY
 from kontext_fast.engine.flops import Dimensions
+from kontext_fast.engine.kernels.between_convolutions import add_bias, double_sides, softmax
 from kontext_fast.engine.kernels.fused import FusedInt8Ops, FusedOps
 from kontext_fast.engine.kernels.group_norm_silu import group_norm_silu
 from kontext_fast.engine.kernels.registry import Inputs, kernels, precompile_calls
@@ -116,12 +117,17 @@ class _WithoutProducts(FusedOps):
         return super().linear_gelu(x, layer, quantize=True) if quantize else self.linear(x, layer)
 
 
-def run_norms(side: int) -> None:
+def run_vae(side: int) -> None:
     """Of a VAE whose images are `side` high, at the widths of the full size."""
     for channels in (128, 256, 512):
         x = torch.empty(1, channels, side, 40, dtype=torch.bfloat16, device="meta")
         weight, bias = torch.empty(2, channels, dtype=torch.bfloat16, device="meta")
-        group_norm_silu(x.contiguous(memory_format=torch.channels_last), 32, weight, bias, 1e-6)
+        x = x.contiguous(memory_format=torch.channels_last)
+        group_norm_silu(x, 32, weight, bias, 1e-6)
+        add_bias(x, bias)
+        add_bias(x, bias, x)
+        double_sides(x)
+    softmax(torch.empty(1, 3, 16 * side, device="meta"), 0.04, torch.bfloat16)
 
 
 def report(source: ASTSource, options: dict[str, Any], capability: int) -> dict[str, Any]:
@@ -165,7 +171,7 @@ def main(capability: int) -> dict[str, Any]:
     sizes: dict[str, Callable[[int], None]] = {
         "full": lambda tokens: run_every_operation(tokens, 24, 128, precisions),
         "tiny": lambda tokens: run_every_operation(tokens, 5, 32, precisions),
-        "vae": run_norms,
+        "vae": run_vae,
     }
     kernels: dict[str, Any] = {}
     for size, run in sizes.items():

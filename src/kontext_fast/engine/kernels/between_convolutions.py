@@ -115,7 +115,7 @@ def _double_sides(
     tl.store(out + place + below + CHANNELS, block, mask=mask)
 
 
-@triton.jit(do_not_specialize=["numbers", "scale"])
+@triton.jit(do_not_specialize=["scale"])
 def _softmax(scores: tl.tensor, out: tl.tensor, numbers: tl.tensor, scale: tl.tensor, BLOCK: tl.constexpr) -> None:
     """Of one row, which is read twice."""
     start = tl.program_id(0).to(tl.int64) * numbers

@@ -233,8 +233,9 @@ def _precompile_calls(vae: Any, device: Any) -> Sequence[Callable[[], object]]:
         elif replacement is _doubled:
             streams[_doubled, part.channels] = partial(double, part)
         elif replacement is _attended:
-            scores = torch.zeros(1, 1, 16, device=device)
-            streams[_attended] = partial(softmax, scores, 1.0, part.to_v.weight.dtype)
+            for pixels in (16, 12):  # in a number that 16 divides, and in another
+                scores = torch.zeros(1, 1, pixels, device=device)
+                streams[_attended, pixels] = partial(softmax, scores, 1.0, part.to_v.weight.dtype)
         else:
             streams[_biased, part.out_channels] = partial(add, part, residual=False)
     return [*norms.values(), *streams.values()]
