@@ -68,14 +68,16 @@ def test_vae_with_the_kernels_equals_the_plain_vae(pipe: Any, kernels: Any, monk
     expected = _there_and_back(pipe)
     ran = []
     for run in (kernels.add_bias, kernels.double_sides, kernels.softmax):
-        monkeypatch.setattr(kernels, run.__name__, lambda *args, run=run: ran.append(run) or run(*args))
+        monkeypatch.setattr(kernels, run.__name__, lambda *args, run=run: ran.append((run, *args)) or run(*args))
     monkeypatch.setattr(fused_vae, "_SCORES", 100)  # a few rows of scores at a time
     with accelerate(pipe, CHOSEN, quiet=True):
         results = _there_and_back(pipe)
         blocks = [part for part in pipe.vae.modules() if isinstance(part, ResnetBlock2D)]
         convolutions = [part for part in pipe.vae.modules() if isinstance(part, torch.nn.Conv2d)]
-        names = Counter(run.__name__ for run in ran)
+        names = Counter(run.__name__ for run, *_ in ran)
+        residuals = [args for run, *args in ran if run.__name__ == "add_bias" and args[2] is not None]
     assert names["add_bias"] == len(convolutions)
+    assert len(residuals) == len(blocks)
     assert names["double_sides"] == sum(isinstance(part, Upsample2D) for part in pipe.vae.modules()) > 0
     assert names["softmax"] > 2
     assert len(blocks) > 4

@@ -25,11 +25,11 @@ _SCORES = 2**26
 class FusedVae(Optimization):
     """Rounds once where norm and activation round twice. On a CPU plain PyTorch runs, as without it.
 
-    Biases, residuals and images of twice the side are exact. Attention is two products and a softmax in float32.
+    On a GPU, biases, residuals and images of twice the side are exact, and attention is two products around a softmax.
     """
 
     name: ClassVar[str] = "fused_vae"
-    summary: ClassVar[str] = "the VAE's norms and activations in one operation, without transposing"
+    summary: ClassVar[str] = "what lies between the VAE's convolutions in few operations, without transposing"
     effect: ClassVar[Effect] = Effect.NUMERIC
     phase: ClassVar[Phase] = Phase.KERNELS
     requires: ClassVar[frozenset[str]] = frozenset({"channels_last"})
@@ -112,7 +112,7 @@ def _pairs(vae: Any) -> Iterator[tuple[Any, Any]]:
 
 def _streams(vae: Any) -> Iterator[tuple[Any, Replacement]]:
     """The convolutions, residual blocks, doublings and attention whose forward can be fused, with what replaces it."""
-    from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+    from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.upsampling import Upsample2D
     from torch.nn import Conv2d, GroupNorm
@@ -131,10 +131,8 @@ def _streams(vae: Any) -> Iterator[tuple[Any, Replacement]]:
                 yield part, _doubled
         elif isinstance(part, Attention):
             unusual = (part.spatial_norm, part.norm_q, part.norm_k, part.norm_cross)
-            if (
-                type(part.processor) is AttnProcessor2_0 and type(part.group_norm) is GroupNorm and part.heads == 1
-                and part.residual_connection and part.rescale_output_factor == 1 and not any(unusual)
-            ):  # fmt: skip
+            plain = part.residual_connection and part.rescale_output_factor == 1 and not any(unusual)
+            if plain and part.heads == 1 and type(part.group_norm) is GroupNorm:
                 yield part, _attended
 
 
@@ -157,7 +155,7 @@ def _biased(original: Any, args: tuple[Any, ...], _: dict[str, Any]) -> Any:
 
 def _block(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     block, x = original.__self__, args[0]
-    if kwargs or any(argument is not None for argument in args[1:]):
+    if any(argument is not None for argument in (*args[1:], *kwargs.values())):  # of a time
         return original(*args, **kwargs)
     hidden = block.conv1(block.nonlinearity(block.norm1(x)))
     hidden = block.dropout(block.nonlinearity(block.norm2(hidden)))
@@ -168,15 +166,21 @@ def _doubled(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     from kontext_fast.engine.kernels.between_convolutions import double_sides
 
     upsample = original.__self__
-    if kwargs or len(args) > 1:
+    if any(argument is not None for argument in (*args[1:], *kwargs.values())):  # another size than twice that
         return original(*args, **kwargs)
     convolution = upsample.conv if upsample.name == "conv" else upsample.Conv2d_0
     return convolution(double_sides(args[0]))
 
 
 def _attended(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
     attention, x = original.__self__, args[0]
-    if len(args) > 1 or any(value is not None for value in kwargs.values()):
+    if (
+        type(attention.processor) is not AttnProcessor2_0
+        or len(args) > 1
+        or any(value is not None for value in kwargs.values())
+    ):
         return original(*args, **kwargs)
     batch, channels, height, width = x.shape
     rows = attention.group_norm(x.view(batch, channels, height * width)).transpose(1, 2)
