@@ -79,7 +79,7 @@ def test_cards_make_the_files_of_one_process(tmp_path: Path, monkeypatch: pytest
     assert contents(jobs) == contents(same)
 
 
-def test_named_device_or_a_single_image_needs_no_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_device_needs_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -92,6 +92,9 @@ def test_named_device_or_a_single_image_needs_no_processes(tmp_path: Path, monke
     assert cards_for(SETUP) == ()
     monkeypatch.setenv("RANK", "0")
     assert cards_for(anywhere) == ()
+
+
+def test_single_image_needs_no_processes(tmp_path: Path) -> None:
     processes: list[Any] = []
     outcome = Watching(1, lambda: processes.extend(active_children()))
     make_on_cards(SETUP, jobs_in(tmp_path, "a", 1), outcome, lambda _: None, cards=CARDS)
