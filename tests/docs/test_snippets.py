@@ -33,6 +33,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 NOT_HERE = {
     "OpenAI(": "a server",
     "flash3": "a GPU",
+    "LOCAL_RANK": "processes of torchrun",
     "kontext_fast.tune(": "a data set and minutes",
     "tuned/": "a tuning",
 }
@@ -169,7 +170,7 @@ READS = ("cost", "compare", "presets", "doctor")
 SLOW = ("report", "verify", "bench", "demo")
 """Those of `random`, which need a GPU, are left out."""
 RUN_ELSEWHERE = ("serve", "tune", "capacity")
-"""A server runs in tests/server; others have tests of their own with what they need, as `--ray` of `edit` has."""
+"""A server runs in tests/server; others have tests of their own, as `--ray` and `--gpus` of `edit` have."""
 
 
 def _runnable(line: str) -> list[str]:
@@ -196,7 +197,12 @@ def _of_commands(*names: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "line", [line for line in _of_commands(*PICTURES, *READS) if "tuned/" not in line and "--ray" not in line]
+    "line",
+    [
+        line
+        for line in _of_commands(*PICTURES, *READS)
+        if not any(word in line for word in ("tuned/", "--ray", "--gpus"))
+    ],
 )
 def test_quick_command_of_a_document_runs(line: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     if shlex.split(line)[1] in PICTURES and "--checkpoint" not in line:

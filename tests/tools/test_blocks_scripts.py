@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tools.docs.blocks import attention, low_memory, precision, roofline, step_graphs, vae
+from tools.docs.blocks import attention, low_memory, precision, roofline, several_gpus, step_graphs, vae
 from tools.docs.doc_context import DocContext
 from tools.docs.result_tree import find_published
 
@@ -120,3 +120,25 @@ def test_block_without_reports_says_not_measured(block: ModuleType, tmp_path: Pa
     text = block.render(DocContext(find_published(tmp_path)))
     assert "|" not in text
     assert "yet" in text
+
+
+def _on_gpus(step_ms: float, edit_s: float, exchange: tuple[float, ...]) -> dict[str, Any]:
+    kinds = [{"products": 40.0, "attention": 30.0, "between": 10.0, "exchange": each} for each in exchange]
+    return {"step_median_s": step_ms / 1000, "edit_median_s": edit_s, "kinds_ms": kinds}
+
+
+def test_several_gpus_block_shows_parts_prediction_and_money(tmp_path: Path) -> None:
+    together = {**_on_gpus(100.0, 0.8, (14.0, 12.0)), "relative_error": 0.0123, "bit_equal": False}
+    report = {
+        "gpu": "NVIDIA H100 80GB HBM3", "gpus": 2, "torch": "2.0", "nccl": "2.28", "checkpoint": "random", "size": 1024,
+        "steps": 6, "presets": {"balanced": {"alone": _on_gpus(160.0, 1.2, (0.0,)),
+        "together": {"collectives": together}, "not_measured": {"peer_memory": "no way"}}},
+    }  # fmt: skip
+    lines = rendered(several_gpus, tmp_path, "several_gpus.json", report)
+    assert "| `balanced` | 2 GPUs, collectives | 100.0 ms | 1.60x | 0.800 s | 1.50x | 0.0123 |" in lines
+    # The transfer is that of the GPU that comes last; 8 of 100 ms are left.
+    assert "| `balanced` | 2 GPUs, collectives | 40.0 ms | 30.0 ms | 10.0 ms | 12.0 ms | 8.0 ms | 100.0 ms |" in lines
+    # 4 GPUs: 80 / 2 + 12 x (3 / 16) / (1 / 4) + 8; 8 GPUs: 80 / 4 + 12 x (7 / 64) / (1 / 4) + 8.
+    assert "| `balanced` | collectives | 57 ms, 2.8x | 33 ms, 4.8x |" in lines
+    assert any("a thousand edits cost $" in line for line in lines)
+    assert any("Not measured with `balanced`, peer memory: no way" in line for line in lines)
