@@ -75,7 +75,7 @@ def _of_report(link: Markdown, report: dict[str, Any]) -> Markdown:
         [
             table(STEPS, _steps(report)),
             table(PARTS, _parts(report)),
-            "More GPUs, **predicted, not measured**:",
+            Markdown("More GPUs, **predicted, not measured**:"),
             table(("preset", "how", *(f"{gpus} GPUs" for gpus in PREDICTED)), _predicted(report)),
             *_money(report),
             bullets([where, *refused]),
