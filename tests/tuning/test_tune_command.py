@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -122,8 +123,9 @@ from pathlib import Path
 from kontext_fast.tuning.tune import tune
 from tests.pipelines import small_pipeline
 from tests.tuning.test_tune import OPTIONS, parts_of
+pipe = small_pipeline()
 print("ready", flush=True)
-tune(small_pipeline(), parts_of(), Path(sys.argv[1]), checkpoint="small", resume=True, **OPTIONS)
+tune(pipe, parts_of(), Path(sys.argv[1]), checkpoint="small", resume=True, **OPTIONS)
 """
 
 
@@ -141,16 +143,25 @@ def started(folder: Path) -> subprocess.Popen[str]:
 @pytest.mark.timeout(1800)
 def test_kills_at_20_random_moments_and_resume_give_the_same_file(tmp_path: Path) -> None:
     whole = started(tmp_path / "whole")
+    start = perf_counter()
     assert whole.wait() == 0
-    kills = 0
-    for seconds in np.random.default_rng(0).uniform(0.5, 3, 20):
-        process = started(tmp_path / "killed")
-        try:
-            process.wait(timeout=float(seconds))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
-    assert kills >= 5
+    seconds, kills, work = perf_counter() - start, 0, tmp_path / "killed" / "work"
+    left: set[int] = set()
+
+    def stored() -> int:
+        return len(list(work.iterdir())) if work.is_dir() else 0
+
+    for index, share in enumerate(np.random.default_rng(0).uniform(0, 0.05, 20)):
+        before, process = stored(), started(tmp_path / "killed")
+        # Every other one after a new result, so that the kills come at moments all along the work.
+        while index % 2 and process.poll() is None and stored() == before:
+            sleep(0.01)
+        sleep(float(share) * seconds)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        left.add(stored())
+    assert kills >= 15
+    assert len(left) >= 5
     last = started(tmp_path / "killed")
     assert last.wait() == 0
     assert (tmp_path / "killed" / "3.toml").read_bytes() == (tmp_path / "whole" / "3.toml").read_bytes()
