@@ -137,6 +137,13 @@ def test_scaling_page_escapes_words_from_records() -> None:
     assert page.count("</script>") == 2
 
 
+def test_scaling_names_of_close_lines_go_below_each_other() -> None:
+    heights = [300.0, 60.0, 55.0, 52.0]
+    downs = resolution_scaling.downs_of_names(heights, 13)
+    assert downs[:2] == [0, 0]
+    assert [height - down for height, down in zip(heights, downs, strict=True)] == [300, 60, 47, 34]
+
+
 def test_scaling_lines_have_the_colors_of_every_chart() -> None:
     """Gray is baseline, blue is ours, orange is of others, in both schemes of the page and in its picture."""
     names = {"fast": "peer:steps-8", "baseline": "baseline", CONTROL: CONTROL}

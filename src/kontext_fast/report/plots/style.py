@@ -324,7 +324,15 @@ def words_in(words: str, size: float = 11) -> float:
 
 
 def row_words(
-    axes: Axes, x: float, y: float, words: str, color: str = INK, *, size: float = 11, down: int = 0, bold: bool = False
+    axes: Axes,
+    x: float,
+    y: float,
+    words: str,
+    color: str = INK,
+    *,
+    size: float = 11,
+    down: float = 0,
+    bold: bool = False,
 ) -> None:
     """To the right of where the drawing of a row ends, `down` points lower."""
     axes.annotate(

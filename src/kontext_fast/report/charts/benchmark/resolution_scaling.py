@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -157,8 +158,12 @@ def _draw_panel(slot: Slot, panel: ScalingPanel) -> None:
     narrow = slot.canvas.narrow
     axes = slot.axes(0.11 if narrow else 0.06, 0.92 if narrow else 0.9, foot_in=0.95)
     style.clean(axes, "both", y="" if narrow else "seconds per call")
-    longest = max(point.time.value for line in panel.lines for point in line.points)
-    for line, color in zip(panel.lines, colors_of(panel.lines), strict=True):
+    highest = 1.12 * max(point.time.value for line in panel.lines for point in line.points)
+    height = 72 * axes.get_position().height * axes.figure.get_figheight()
+    downs = downs_of_names(
+        [line.points[-1].time.value / highest * height for line in panel.lines], 26 if narrow else 13
+    )
+    for line, color, down in zip(panel.lines, colors_of(panel.lines), downs, strict=True):
         tokens = [point.tokens for point in line.points]
         axes.plot(tokens, [point.time.value for point in line.points], "-", color=color, linewidth=2)
         for point in line.points:
@@ -169,13 +174,22 @@ def _draw_panel(slot: Slot, panel: ScalingPanel) -> None:
             tip(dot, words, line.preset)
         last = line.points[-1]
         if narrow:
-            axes.annotate(line.preset, (last.tokens, last.time.value), xytext=(-4, 9), textcoords="offset points",
+            axes.annotate(line.preset, (last.tokens, last.time.value), xytext=(-4, 9 - down), textcoords="offset points",
                           ha="right", fontsize=11, color=color, parse_math=False)  # fmt: skip
         else:
-            style.row_words(axes, last.tokens, last.time.value, line.preset, color)
+            style.row_words(axes, last.tokens, last.time.value, line.preset, color, down=down)
     axes.set_xlim(0, max(point.tokens for line in panel.lines for point in line.points) * 1.03)
-    axes.set_ylim(0, longest * 1.12)
+    axes.set_ylim(0, highest)
     _name_sizes(axes, panel, narrow)
+
+
+def downs_of_names(heights: Sequence[float], apart: float) -> list[float]:
+    """How far the names at `heights` go down, in points, so that they stand `apart` at least, in their order."""
+    downs, above = [0.0] * len(heights), math.inf
+    for number in sorted(range(len(heights)), key=lambda number: -heights[number]):
+        downs[number] = max(0.0, heights[number] + apart - above)
+        above = heights[number] - downs[number]
+    return downs
 
 
 def _name_sizes(axes: Any, panel: ScalingPanel, narrow: bool) -> None:
