@@ -174,8 +174,10 @@ def _draw_panel(slot: Slot, panel: ScalingPanel) -> None:
             tip(dot, words, line.preset)
         last = line.points[-1]
         if narrow:
-            axes.annotate(line.preset, (last.tokens, last.time.value), xytext=(-4, 9 - down), textcoords="offset points",
-                          ha="right", fontsize=11, color=color, parse_math=False)  # fmt: skip
+            axes.annotate(
+                line.preset, (last.tokens, last.time.value), xytext=(-4, 9 - down), textcoords="offset points",
+                ha="right", fontsize=11, color=color, parse_math=False,
+            )  # fmt: skip
         else:
             style.row_words(axes, last.tokens, last.time.value, line.preset, color, down=down)
     axes.set_xlim(0, max(point.tokens for line in panel.lines for point in line.points) * 1.03)
