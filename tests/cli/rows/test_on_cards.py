@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from pyarrow import parquet
 
@@ -25,6 +26,16 @@ from kontext_fast.pipeline.images import ImageFile
 
 SETUP = Setup(checkpoint="tiny", preset="baseline", lora=(), device="cpu")
 CARDS = ("4", "7")
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Here and in the processes: sums are split by threads, and images are compared by their bytes."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def jobs_in(folder: Path, out: str, count: int) -> list[ImageJob]:
@@ -59,7 +70,6 @@ def card_of(pid: int) -> str:
 
 
 def test_cards_make_the_files_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
     jobs, same = jobs_in(tmp_path, "a", 4), jobs_in(tmp_path, "b", 4)
     (tmp_path / "2.png").write_text("no image")
@@ -122,7 +132,6 @@ def edited(folder: Path, jobs: list[ImageJob], run: Any) -> list[dict[str, Any]]
 def test_lost_process_is_named_and_its_images_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     jobs, same = jobs_in(tmp_path, "a", 16), jobs_in(tmp_path, "b", 16)
     killed: list[int] = []
 
@@ -151,7 +160,6 @@ def test_lost_process_is_named_and_its_images_made_again(
 def test_image_that_ends_two_processes_fails_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     jobs = jobs_in(tmp_path, "a", 8)
     values = {field.name: getattr(jobs[2], field.name) for field in fields(ImageJob)}
     jobs[2] = Deadly(**values)
