@@ -54,3 +54,8 @@ class Cancelled(KontextError):
 
 class Caution(UserWarning):
     """Not an error: what must be kept in mind of a result that was made all the same. Front ends show it themselves."""
+
+
+def words_of_exit(code: int) -> str:
+    """How a process ended, of its exit code as `subprocess` and `multiprocessing` give it: "was ended by signal 9"."""
+    return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"

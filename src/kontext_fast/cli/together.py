@@ -30,7 +30,7 @@ from kontext_fast.cli.session import (
     make_here,
     open_session,
 )
-from kontext_fast.errors import InvalidInput, KontextError, Refused
+from kontext_fast.errors import InvalidInput, KontextError, Refused, words_of_exit
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -164,8 +164,7 @@ class _Together:
     def _lost(self, connection: Connection) -> KontextError:
         rank = self._connections.index(connection)
         self._processes[rank].join(_GRACE_S)
-        code = self._processes[rank].exitcode or 0
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        how = words_of_exit(self._processes[rank].exitcode or 0)
         return KontextError(
             f"The process of GPU {rank} {how}, so the others were ended, too; look for the reason in the log of the "
             "system (out of memory, for one), then run the same command again."

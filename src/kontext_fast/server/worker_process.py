@@ -12,6 +12,7 @@ from contextlib import suppress
 from pydantic import BaseModel
 
 from kontext_fast.bench.process import worker_environment
+from kontext_fast.errors import words_of_exit
 from kontext_fast.server.protocol import Report, Setup, frame, read_header, read_report
 
 COMMAND = (sys.executable, "-m", "kontext_fast.server.worker_main")
@@ -119,8 +120,6 @@ class WorkerProcess:
         # A frame that is cut off, or something that is no frame: either way there is nothing left to trust.
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, KeyError, ValueError):
             await self.kill()
-            code = self._process.returncode or 0
-            cause = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-            death = WorkerDied(cause)
+            death = WorkerDied(words_of_exit(self._process.returncode or 0))
             self._incoming.put_nowait(death)
             self._death.set_result(death)

@@ -68,6 +68,10 @@ _TIMED_STEPS, _TIMED_EDITS = (2, 10), 3
 
 Progress = Callable[[str, int, int], None]
 """(stage, evaluations done, evaluations in all)."""
+_Fit = Callable[[Mixture], tuple[Solver, Array]]
+"""The solver of a mixture, and how far it is from the reference on the items to choose by."""
+_Reached = Callable[[Mixture, Solver], Array]
+"""How far it is on the held-out items."""
 
 
 class Tuning:
@@ -186,8 +190,8 @@ class Tuning:
     def _worth_a_proof(
         self,
         mixtures: Sequence[Mixture],
-        fit: Callable[[Mixture], tuple[Solver, Array]],
-        reached: Callable[[Mixture, Solver], Array],
+        fit: _Fit,
+        reached: _Reached,
         result: TuneResult,
     ) -> Iterator[tuple[Mixture, Solver]]:
         """Those whose figures are wanted: all that were named; of those that an edit has time for the one that comes
@@ -204,8 +208,8 @@ class Tuning:
     def _as_accurate(
         self,
         mixtures: Sequence[Mixture],
-        fit: Callable[[Mixture], tuple[Solver, Array]],
-        reached: Callable[[Mixture, Solver], Array],
+        fit: _Fit,
+        reached: _Reached,
         result: TuneResult,
     ) -> Iterator[tuple[Mixture, Solver]]:
         """Asks the held-out items down from the most evaluations, until a number is not shown to be as accurate.

@@ -34,7 +34,7 @@ from kontext_fast.cli.session import (
     make_here,
     open_session,
 )
-from kontext_fast.errors import KontextError
+from kontext_fast.errors import KontextError, words_of_exit
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -198,7 +198,7 @@ class _Cards:
         code = worker.process.exitcode or 0
         if code == 0 and not worker.taken:
             return
-        cause = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        cause = words_of_exit(code)
         if not worker.has_loaded:
             self._lost_cards.add(worker.card)
             say(f"The process of card {worker.card} {cause} while it loaded; the others go on.")
