@@ -12,7 +12,17 @@ from typing import Any
 
 import pytest
 
-from tools.docs.blocks import attention, low_memory, precision, roofline, several_gpus, step_graphs, vae
+from tools.docs.blocks import (
+    attention,
+    folder,
+    low_memory,
+    precision,
+    roofline,
+    several_gpus,
+    step_graphs,
+    vae,
+    weights,
+)
 from tools.docs.doc_context import DocContext
 from tools.docs.result_tree import find_published
 
@@ -71,6 +81,42 @@ def test_low_memory_block_shows_the_cap(tmp_path: Path) -> None:
     assert "under a cap of 22 GiB on Imaginary GPU" in where
 
 
+def test_weights_block_shows_file_and_offloading(tmp_path: Path) -> None:
+    names = ("first_step_original", "first_step_file", "first_step_of_the_file", "write", "read", "hook_second_step")
+    stages = {name: {"seconds": 1.0 + i, "peak_gib": 20.0 + i} for i, name in enumerate(names)}
+    stages |= {f"exchange_{i}": {"seconds": 5.0 + i, "peak_gib": 30.0} for i in range(2)}
+    errors = {"file": 0.09, "fast": 0.05, "fast of the file": 0.1, "fast of the file, to the file": 0.03}
+    facts = {"equal_to_accelerated": False, "error_to_accelerated": 0.25}
+    content = {
+        "preset": "fast", "checkpoint": "random", "gpu": "Imaginary GPU", "as_stored_file": 266,
+        "stages": stages, "relative_error": errors, "hook_facts": facts,
+    }  # fmt: skip
+    lines = rendered(weights, tmp_path, "weights_random.json", content)
+    assert "| the file, `fast` | 0.1000 | 2.00 s | 21.0 GiB |" in lines
+    assert "| the file, stock | 0.0900 | 3.00 s | 22.0 GiB |" in lines
+    assert "| `hook` | 6.00 s | 25.0 GiB | not run |  | 0.2500 away |" in lines
+    assert "- 266 matrices run in `fast` as the file stores them; its step is 0.0300 away" in "\n".join(lines)
+    assert (
+        "written in 4 s and read in 5 s; another LoRA of rank 16 takes the place of a merged one in 5.0 to 6.0 s"
+        in ("\n".join(lines))
+    )
+    stages["hook_stock_step"] = {"seconds": 9.0, "peak_gib": 31.0}
+    facts.update(equal_to_accelerated=True, equal_to_stock=False)
+    lines = rendered(weights, tmp_path / "again", "weights_random.json", content)
+    assert "| `hook` | 6.00 s | 25.0 GiB | 9.00 s | 31.0 GiB | equal; stock's after `revert` are not |" in lines
+
+
+def test_folder_block_compares_with_memory(tmp_path: Path) -> None:
+    blocks = [{"images": 50, "from_memory": 5, "memory_s": 10.0, "folder_s": 100.0 + 5 * number} for number in range(2)]
+    content = {
+        "gpu": "Imaginary GPU", "preset": "turbo", "checkpoint": "random", "size": 512, "images": 100,
+        "from_memory": 10, "ratio": 1.025, "blocks": blocks,
+    }  # fmt: skip
+    (line,) = rendered(folder, tmp_path, "folder.json", content)
+    assert line.startswith("- 100 images of 512x512 with `turbo` on Imaginary GPU, `random`: 2.050 s an image")
+    assert "**1.025 times** one from memory (blocks of 50: 1.000 to 1.050; 10 of the images" in line
+
+
 def test_precision_block_shows_errors(tmp_path: Path) -> None:
     _, _, plain, balanced, where = rendered(precision, tmp_path, "precision_tiny.json", PRECISION)
     assert plain == "| diffusers, bfloat16 | equal | 0.03 | 0.014 | 0.1 |"
@@ -115,7 +161,7 @@ def test_roofline_block_compares_times_with_floors(tmp_path: Path) -> None:
     assert "800 TFLOP/s in products, 650 in attention, and 4.30 TB/s" in best
 
 
-@pytest.mark.parametrize("block", [attention, vae, low_memory, precision, roofline])
+@pytest.mark.parametrize("block", [attention, vae, folder, low_memory, precision, roofline, weights])
 def test_block_without_reports_says_not_measured(block: ModuleType, tmp_path: Path) -> None:
     text = block.render(DocContext(find_published(tmp_path)))
     assert "|" not in text
