@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from kontext_fast.errors import InvalidInput
+from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import accelerate, apply_plan
 from kontext_fast.optimizations.techniques.compile import Compile, cache_root, directory_for
 from kontext_fast.pipeline.device import Machine
@@ -137,7 +137,7 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, t
     assert cache_root() == tmp_path / "xdg" / "kontext-fast"
 
 
-def test_uncompilable_transformer_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_uncompilable_transformer_follows_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from accelerate.hooks import ModelHook, add_hook_to_module
 
     from kontext_fast.optimizations.presets import resolve
@@ -147,9 +147,36 @@ def test_uncompilable_transformer_is_refused(monkeypatch: pytest.MonkeyPatch, tm
     plan = resolve([Compile()], able)
     compiled = small_pipeline()
     compiled.transformer.compile_repeated_blocks()
-    with pytest.raises(InvalidInput, match="compiled already"):
+    with pytest.raises(InvalidInput, match=r"load it again without torch\.compile"):
         apply_plan(plan, compiled)
+    apply_plan(plan, small_pipeline()).revert()
     hooked = small_pipeline()
     add_hook_to_module(hooked.transformer.transformer_blocks[0].attn, ModelHook())
-    with pytest.raises(InvalidInput, match="offloading"):
+    with pytest.raises(InvalidInput, match=r"offloading or other hooks.*use a preset without compile\."):
         apply_plan(plan, hooked)
+    with accelerate(hooked, "first_block_cache", quiet=True):
+        assert np.isfinite(render(hooked, steps=1)).all()
+    outside = small_pipeline()
+    add_hook_to_module(outside.transformer, ModelHook())
+    with pytest.raises(InvalidInput, match="use a preset without compile or mode=regional"):
+        apply_plan(resolve([Compile(mode="whole")], able), outside)
+    apply_plan(resolve([Compile(mode="regional")], able), outside).revert()
+
+
+def test_missing_compiler_is_found_as_the_remedy_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from kontext_fast.optimizations.presets import resolve
+
+    # A machine whose compiler is not where programs are looked for.
+    compiler = tmp_path / "elsewhere" / "g++"
+    compiler.parent.mkdir()
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Refused, match=r"install g\+\+ \(or set CXX\)"):
+        resolve("compile", Machine.detect("cpu"))
+    monkeypatch.setenv("CXX", str(compiler))
+    assert resolve("compile", Machine.detect("cpu")).optimizations == (Compile(),)
+    monkeypatch.delenv("CXX")
+    (tmp_path / "g++").symlink_to(compiler)
+    assert resolve("compile", Machine.detect("cpu")).optimizations == (Compile(),)

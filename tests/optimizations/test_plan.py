@@ -49,7 +49,7 @@ def test_conflict_by_parameter_in_either_order() -> None:
     for chosen in (whole, whole[::-1]):
         with pytest.raises(InvalidInput, match=r"compile \(mode=whole\) and first_block_cache.*mode=regional"):
             resolve(chosen, machine())
-    assert len(resolve([Compile(), FirstBlockCache()], machine()).optimizations) == 2
+    assert len(resolve([Compile(mode="regional"), FirstBlockCache()], machine()).optimizations) == 2
 
 
 def test_all_reasons_are_reported_at_once() -> None:
@@ -61,18 +61,24 @@ def test_all_reasons_are_reported_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "remedy"),
+    ("facts", "remedy", "mended"),
     [
-        ({"cxx": None}, "install g++"),
-        ({"device": "cuda", "capability": (8, 0), "triton": False}, "pip install triton"),
-        ({"device": "cuda", "capability": (8, 0), "cc": None}, "install gcc"),
-        ({"device": "cuda", "capability": (6, 1)}, "this GPU has 6.1"),
-        ({"device": "mps"}, "not supported on mps"),
+        ({"cxx": None}, r"install g\+\+", {"cxx": "g++"}),
+        ({"device": "cuda", "capability": (8, 0), "triton": False}, "pip install triton", {"triton": True}),
+        ({"device": "cuda", "capability": (8, 0), "cc": None}, "install gcc", {"cc": "gcc"}),
+        ({"device": "cuda", "capability": (6, 1)}, "this GPU has 6.1; use a preset without it", None),
+        ({"device": "mps"}, "not supported on mps; use a preset without it", None),
     ],
 )
-def test_compile_is_refused_with_the_remedy(facts: dict[str, Any], remedy: str) -> None:
+def test_compile_is_refused_until_the_remedy_is_followed(
+    facts: dict[str, Any], remedy: str, mended: dict[str, Any] | None
+) -> None:
     with pytest.raises(Refused, match=remedy):
         resolve("compile", machine(**facts))
+    if mended is None:
+        assert resolve("first_block_cache", machine(**facts)).optimizations
+    else:
+        assert resolve("compile", machine(**{**facts, **mended})).optimizations == (Compile(),)
 
 
 def test_compile_on_a_gpu_needs_no_cxx_compiler() -> None:

@@ -211,8 +211,9 @@ def test_image_is_the_same_with_graphs_and_true_cfg(pipe: Any, recorder: TapeRec
 
 
 def test_offload_and_graphs_exclude_each_other() -> None:
-    with pytest.raises(InvalidInput, match="moves the encoders' weights"):
+    with pytest.raises(InvalidInput, match="moves the encoders' weights at each call; leave text_graphs out"):
         resolve([Engine(), Offload(), TextGraphs()], Machine.detect("cpu"))
+    assert len(resolve([Engine(), Offload()], Machine.detect("cpu")).optimizations) == 2
 
 
 def test_threads_with_copies_get_their_own_embeddings(pipe: Any, recorder: TapeRecorder) -> None:
@@ -250,11 +251,19 @@ def test_tensor_subclasses_run_as_before(pipe: Any, recorder: TapeRecorder) -> N
         assert acceleration.facts["text_graphs"]["graphs"] == 1
 
 
-def test_replaced_forward_is_refused(pipe: Any, recorder: TapeRecorder) -> None:
-    pipe.text_encoder_2.forward = lambda *args, **kwargs: None
-    with pytest.raises(InvalidInput, match="replaced the forward of the text_encoder_2"):
+def test_replaced_forward_is_taken_off_or_graphs_left_out(pipe: Any, recorder: TapeRecorder) -> None:
+    encoder = pipe.text_encoder_2
+    encoder.forward = lambda *args, run=encoder.forward, **kwargs: run(*args, **kwargs)
+    expected = embeddings(pipe)
+    with pytest.raises(InvalidInput, match=r"forward of the text_encoder_2.*take that off, or leave text_graphs out"):
         accelerate(pipe, [TextGraphs()], quiet=True)
     assert "forward" not in vars(pipe.text_encoder)
+    with accelerate(pipe, "fuse_qkv", quiet=True):
+        assert_same(embeddings(pipe), expected)
+    del encoder.forward
+    with accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
+        assert_same(embeddings(pipe), expected)
+        assert acceleration.facts["text_graphs"]["replays"] == 2
 
 
 def test_cpu_runs_as_before_and_says_so(pipe: Any) -> None:
