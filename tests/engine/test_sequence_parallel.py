@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from kontext_fast.engine.graphs.recorded_calls import StepGraphs
 from kontext_fast.engine.ops import PortableOps, Precision
 from kontext_fast.engine.ranks import join
 from kontext_fast.engine.sequence_parallel import Layout, SequenceParallel
@@ -60,6 +62,73 @@ def test_step_equals_that_of_one_process(together: Ranks, precision: Precision) 
         assert set(errors) == set(SIZES)
         # Sums of rows are split otherwise, and a number that is rounded the other way is a step of fp8 off.
         assert max(errors.values()) < {"bf16": 1e-5, "fp8": 2e-2, "int8": 1e-2}[precision], errors
+
+
+class _CallAgain:
+    """A recorder whose recordings call again, on the same tensors; a tape would not wait for a collective.
+
+    In the rank `refusing` nothing can be recorded.
+    """
+
+    memory_bytes = 0
+
+    def __init__(self, rank: int, refusing: int | None) -> None:
+        self._refuses = rank == refusing
+        self.turn = nullcontext
+
+    def record(self, call: Callable[[], Sequence[Tensor]]) -> Any:
+        outputs = tuple(call())
+        if self._refuses:
+            raise RuntimeError("operation not permitted")
+
+        def replay() -> None:
+            for output, now in zip(outputs, call(), strict=True):
+                output.copy_(now)
+
+        recording = type("Recording", (), {"outputs": outputs, "replay": staticmethod(replay)})
+        for output in outputs:  # as a capture, which runs nothing
+            output.fill_(float("nan"))
+        return recording
+
+
+ALIKE_IN_RANK_0: tuple[dict[str, Any], ...] = (
+    {"text": 4, "image": (2, 2), "reference": (1, 2)},
+    {"text": 4, "image": (1, 6), "reference": (0, 0)},
+)
+
+
+def _recorded(rank: int, size: int, refusing: int | None) -> tuple[dict[str, Any], bool]:
+    """What is recorded of steps of two layouts in turn, and whether they have the bits of steps without recordings."""
+    transformer, same = random_transformer(Shape(heads=4)), True
+    with ExitStack() as undo:
+        weights, ops = take_weights(transformer, "bf16", undo), PortableOps(precision="bf16")
+        together = join(size, torch.device("cpu"))
+        parallel = SequenceParallel(together, "collectives")
+        graphs = StepGraphs(_CallAgain(rank, refusing), None, together.everywhere)
+        plain = EngineTransformer(weights, ops, parallel=parallel)
+        recording = EngineTransformer(weights, ops, parallel=parallel, graphs=graphs)
+        for repeat in range(3):
+            for sizes in ALIKE_IN_RANK_0:
+                inputs = inputs_for(transformer, **sizes)
+                inputs["hidden_states"] *= 1 + repeat
+                expected = stepped(plain, prepare(plain, inputs), inputs)
+                same &= torch.equal(stepped(recording, prepare(recording, inputs), inputs), expected)
+        return graphs.facts, same
+
+
+def test_recorded_steps_have_the_bits_of_steps_without(together: Ranks) -> None:
+    for facts, same in together.run(_recorded, together.size, None):
+        assert same
+        assert (facts["graphs"], facts["replays"]) == (2, 2)
+
+
+def test_steps_that_one_process_cannot_record_run_in_all(together: Ranks) -> None:
+    by_rank = together.run(_recorded, together.size, 1)
+    for facts, same in by_rank:
+        assert same
+        assert (facts["graphs"], facts["replays"]) == (0, 0)
+    assert by_rank[0][0]["unrecorded"]["cannot be recorded in another process"] == 4
+    assert by_rank[1][0]["unrecorded"]["cannot be recorded (operation not permitted)"] == 4
 
 
 def test_blocks_of_one_kind_are_shared_too(together: Ranks) -> None:

@@ -65,6 +65,9 @@ class FailedElsewhere(KontextError):
     """Another process failed or ended, which has the reason."""
 
 
+_FAILED_ELSEWHERE = "Another process of this edit failed; see what it says, then start all again."
+
+
 class Ranks:
     """All processes of this program, each with its rank."""
 
@@ -94,7 +97,7 @@ class Ranks:
         states = self._told(_GOES_ON, zlib.crc32(doing.encode()))
         self._broken = any(state == _FAILED for state, _ in states)
         if self._broken:
-            raise FailedElsewhere("Another process of this edit failed; see what it says, then start all again.")
+            raise FailedElsewhere(_FAILED_ELSEWHERE)
         if any(state == _STOPPED for state, _ in states):
             raise Cancelled("Another process of this program stopped this edit; run it again in all of them.")
         if len({about for _, about in states}) > 1:
@@ -111,6 +114,14 @@ class Ranks:
         self._together, self._broken = False, self._broken or self._in_step
         with suppress(KontextError):
             self._told(_FAILED if self._broken else _STOPPED, 0)
+
+    def everywhere(self, holds: bool) -> bool:
+        """Whether `holds` is true in all processes, which ask this in the same step. Raises KontextError as `agree`."""
+        states = self._told(_GOES_ON, int(holds))
+        self._broken = any(state != _GOES_ON for state, _ in states)
+        if self._broken:
+            raise FailedElsewhere(_FAILED_ELSEWHERE)
+        return all(held for _, held in states)
 
     @contextmanager
     def step(self) -> Iterator[None]:

@@ -11,9 +11,9 @@ output.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -85,7 +85,7 @@ def _shares(count: int, ranks: int) -> list[range]:
 
 
 class Exchange(Protocol):
-    """The buffers of a request, and how they change places."""
+    """The buffers of a step, and how they change places."""
 
     layout: Layout
     received: Tensor
@@ -192,7 +192,7 @@ def _rendezvous(size: int, device: torch.device) -> Any:
     held = _memory.setdefault(device, [])
     if not held or held[-1][0] < size:
         memory = symmetric_memory.empty(size, dtype=torch.uint8, device=device)
-        # What was held is kept: another branch of the same request may use it.
+        # What was held is kept, since recorded steps go on using it.
         held.append((size, memory, symmetric_memory.rendezvous(memory, dist.group.WORLD)))  # type: ignore[arg-type]
     return held[-1][2]
 
@@ -228,18 +228,24 @@ class ParallelOps:
 class Share:
     """What one rank does in the steps of a request."""
 
-    def __init__(self, exchange: Exchange, text: int, outputs: int) -> None:
+    def __init__(self, layout: Layout, exchange: Callable[[], Exchange], text: int, outputs: int) -> None:
         """Of a sequence of `text` tokens, then `outputs` tokens with an output, then others."""
-        layout = exchange.layout
+        self.sizes = (layout, text, outputs)
+        """Of all shares: those of two requests may be alike in one rank, and differ in another."""
         self.own = layout.own
+        self._exchange = exchange
         self._text = text
         self._outputs = [max(0, min(part.stop, text + outputs) - max(part.start, text)) for part in layout.tokens_of]
         self.outputs = self._outputs[layout.rank]
         """How many of the own tokens have an output."""
+
+    def joint(self) -> ParallelJoint:
+        """Buffers for the blocks of a step."""
+        exchange = self._exchange()
+        layout = exchange.layout
         parts = tuple(layout.joint(rows, rank) for rank, rows in enumerate(exchange.outgoing))
         whole = layout.joint(exchange.received, layout.rank)
-        self.joint = ParallelJoint(whole.query, whole.key, whole.value, parts=parts, exchange=exchange)
-        """The buffers of all blocks."""
+        return ParallelJoint(whole.query, whole.key, whole.value, parts=parts, exchange=exchange)
 
     def of(self, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """The own tokens of `text` [B, T, ...] and `image` [B, N + R, ...], views."""
@@ -286,5 +292,7 @@ class SequenceParallel:
         for what, count in (("heads", layout.heads), ("tokens", layout.tokens)):
             if count < layout.size:
                 raise InvalidInput(f"{layout.size} processes cannot share {count} {what}; use at most {count}.")
-        exchange: type[Collectives | PeerMemory] = PeerMemory if self.transport == "peer_memory" else Collectives
-        return Share(exchange(layout, weights.device), *tokens[:2])
+        kind: type[Collectives | PeerMemory] = PeerMemory if self.transport == "peer_memory" else Collectives
+        exchange = partial(kind, layout, weights.device)
+        exchange()  # memory that GPUs share is set up now, since a graph could not, and may be refused
+        return Share(layout, exchange, *tokens[:2])

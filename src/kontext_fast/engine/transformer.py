@@ -65,7 +65,7 @@ class EngineTransformer:
     ) -> None:
         """`unquantized`: the same weights before they were rounded, for the steps that are asked for in full precision.
         What is not quantized is the same in both. `parallel`: with which processes it shares its steps. `graphs`: for
-        steps that the host would bound, of one process."""
+        steps that the host would bound."""
         self.weights = weights
         self.ops = ops if parallel is None else parallel.ops(ops)
         self.graphs = graphs
@@ -122,25 +122,26 @@ class EngineTransformer:
             raise KontextError("The engine holds no weights in full precision; give Engine(full_precision=...) steps.")
         if (share := prepared.share) is not None:
             text, image = share.of(text, image)
-        run = partial(self._run, weights, prepared.image_tokens, None if share is None else share.joint)
+        run = partial(self._run, weights, prepared.image_tokens, share)
         inputs = [image, text, *prepared.at(index)]
         if self.graphs is None:
             (velocity,) = run(inputs)
         else:
-            (velocity,) = self.graphs.run((prepared.image_tokens, full_precision), run, inputs)
+            sizes = prepared.image_tokens if share is None else share.sizes
+            (velocity,) = self.graphs.run((sizes, full_precision), run, inputs)
         return velocity if share is None else share.gathered(velocity)
 
     def _run(
-        self, weights: EngineWeights, image_tokens: int, joint: JointQKV | None, inputs: Sequence[Tensor]
+        self, weights: EngineWeights, image_tokens: int, share: Share | None, inputs: Sequence[Tensor]
     ) -> tuple[Tensor]:
         """One step of `inputs`: image, embedded text, and what `Prepared.at` gives. It decides by shapes alone, so that
-        a graph may repeat it. `joint`: buffers of the request; None: of the step, so that graphs share them."""
+        a graph may repeat it, and its buffers are its own, so that graphs share them."""
         image, text, cos, sin, vectors, *scales = inputs
         text_tokens, rope = text.shape[1], Rope(cos, sin)
         doubles = len(weights.doubles)
         *of_blocks, final = torch.split_with_sizes(vectors, self._vector_widths, dim=-1)
         stream = self._embed(image, text)
-        joints = self._joints(stream, joint, *scales)
+        joints = self._joints(stream, share, *scales)
         for double, *of_streams in zip(
             weights.doubles, of_blocks[:doubles], of_blocks[doubles : 2 * doubles], strict=True
         ):
@@ -159,9 +160,11 @@ class EngineTransformer:
         doubles, singles, width = len(weights.doubles), len(weights.singles), weights.heads * weights.head_dim
         return [6 * width] * (2 * doubles) + [3 * width] * singles + [2 * width]
 
-    def _joints(self, stream: Tensor, joint: JointQKV | None, scales: Tensor | None = None) -> Iterator[JointQKV]:
+    def _joints(self, stream: Tensor, share: Share | None, scales: Tensor | None = None) -> Iterator[JointQKV]:
         """The buffers of each block in turn: one set, which serves all of them."""
-        if joint is None:
+        if share is not None:
+            joint: JointQKV = share.joint()
+        else:
             shape = 3, *stream.shape[:2], self.weights.heads, self.weights.head_dim
             dtype = stream.dtype if scales is None else torch.float8_e4m3fn
             joint = JointQKV(*torch.empty(shape, dtype=dtype, device=stream.device))

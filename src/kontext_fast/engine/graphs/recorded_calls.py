@@ -30,11 +30,17 @@ def new_facts() -> dict[str, Any]:
 class RecordedCalls:
     """The recordings of one function, by key, layout of the inputs, and what decides which kernels run."""
 
-    def __init__(self, recorder: Recorder, facts: dict[str, Any], most: int) -> None:
-        """`facts` are counted up; of more than `most` recordings the one goes that was used least recently."""
+    def __init__(
+        self, recorder: Recorder, facts: dict[str, Any], most: int, everywhere: Callable[[bool], bool] = bool
+    ) -> None:
+        """`facts` are counted up; of more than `most` recordings the one goes that was used least recently.
+
+        `everywhere`: whether what holds here holds in all processes that make the same calls together, which then
+        replay all of them or none."""
         self._recorder = recorder
         self._facts = facts
         self._most = most
+        self._everywhere = everywhere
         self._state: Hashable = None
         self._seen: set[Hashable] = set()
         self._failed: dict[Hashable, str] = {}
@@ -94,15 +100,17 @@ class RecordedCalls:
         self, key: Hashable, call: Call, inputs: Sequence[Tensor], expected: Sequence[Tensor], taped: bool
     ) -> None:
         began = perf_counter()
+        recorded, reason = None, "cannot be recorded in another process"
         try:
             recorded = StaticCall(self._recorder, call, inputs, taped=taped)
         except RuntimeError as error:
-            self._failed[key] = f"cannot be recorded ({str(error).splitlines()[0]})"
+            reason = f"cannot be recorded ({str(error).splitlines()[0]})"
+        if not self._everywhere(recorded is not None) or recorded is None:
+            self._failed[key] = reason
+        elif self._everywhere(all(map(_same_bits, recorded(inputs), expected))):
+            self._keep(key, recorded)
         else:
-            if all(map(_same_bits, recorded(inputs), expected)):
-                self._keep(key, recorded)
-            else:
-                self._failed[key] = "a recording computes other numbers"
+            self._failed[key] = "a recording computes other numbers"
         self._add(self._failed.get(key, "recorded"))
         self._facts["record_s"] += perf_counter() - began
         self._facts["pool_bytes"] = self._recorder.memory_bytes
@@ -125,17 +133,17 @@ class StepGraphs:
     MOST = 8
     """Layouts."""
 
-    def __init__(self, recorder: Recorder, most_tokens: int) -> None:
+    def __init__(self, recorder: Recorder, most_tokens: int | None, everywhere: Callable[[bool], bool] = bool) -> None:
         """`most_tokens`: of all samples of a step. One of more runs kernel by kernel, as its kernels take longer than
-        their launches."""
+        their launches; None: all are recorded. `everywhere`: see `RecordedCalls`."""
         self.most_tokens = most_tokens
         self.facts = {"up_to_tokens": most_tokens, **new_facts()}
-        self._calls = RecordedCalls(recorder, self.facts, self.MOST)
+        self._calls = RecordedCalls(recorder, self.facts, self.MOST, everywhere)
 
     def run(self, key: Hashable, step: Call, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """The result of `step(inputs)`, to the bit; the first two inputs are image and text tokens."""
         image, text = inputs[:2]
-        if len(text) * (image.shape[1] + text.shape[1]) > self.most_tokens:
+        if self.most_tokens is not None and len(text) * (image.shape[1] + text.shape[1]) > self.most_tokens:
             self._calls.count("more tokens")
             return step(inputs)
         return self._calls.run(key, step, inputs)
