@@ -1,12 +1,16 @@
 """Time one edit on all GPUs of this program against one of them, and compare the latents.
 
-Usage: torchrun --nproc-per-node 2 -m benchmarks.gpu.several_gpus_check [--checkpoint random] [--size 1024]
-       [--presets balanced,faithful] [--steps 6] [--out FILE.json]
+Usage: torchrun --nproc-per-node 2 -m benchmarks.gpu.several_gpus_check [--checkpoint random] [--size 1024] [--steps 6]
+       [--presets balanced,faithful] [--modes collectives,peer_memory+graphs] [--peers] [--out FILE.json]
 
-Both are measured in the same processes on the same weights: alone, every process runs the whole edit by itself at the
+All is measured in the same processes on the same weights: alone, every process runs the whole edit by itself at the
 same time. A step is the median between the ends of neighbouring steps on the GPU. The kernels of two steps are summed
 by kind on every GPU; what a collective lasts on the GPU that came last is its transfer, and the rest of a step waiting.
-Exit code 0: done; 1: latents differ by more than rounding; 3: no GPU.
+With `graphs` a CUDA graph launches each step; its latents are compared with those of the same exchange without, too.
+A preset may have more optimizations, as in balanced+text_graphs+device_pixels. `--peers` measures diffusers' own
+pipeline on one GPU and with its ContextParallelConfig. The file is written after every mode, and a mode that takes
+longer than --patience seconds ends the program.
+Exit code 0: done; 1: latents differ by more than rounding, or graphs change bits; 3: no GPU; 4: a mode did not end.
 """
 
 from __future__ import annotations
@@ -15,27 +19,39 @@ import os
 import re
 import statistics
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from threading import Timer
+from typing import Any, cast
 
 import torch
 
 from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.engine.dispatch import make_ops
+from kontext_fast.engine.graphs.recorded_calls import StepGraphs
+from kontext_fast.engine.graphs.recording import recorder_for
 from kontext_fast.engine.ranks import Ranks, join
 from kontext_fast.engine.sequence_parallel import SequenceParallel, Transport
 from kontext_fast.engine.transformer import EngineTransformer
 from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.presets import Preset, declare_preset, find_preset
 from kontext_fast.optimizations.techniques.engine import engine_of
 from kontext_fast.pipeline.edit import EditRequest, edit, final_latents
 from kontext_fast.pipeline.load import load
 
-TRANSPORTS: tuple[Transport, ...] = ("collectives", "peer_memory")
+GRAPHS = "+graphs"
+
+MODES = ("collectives", "peer_memory", f"peer_memory{GRAPHS}", f"collectives{GRAPHS}")
+"""How GPUs exchange heads, and whether graphs launch their steps."""
 
 ROUNDING = {"faithful": 0.02, "balanced": 0.1}
 """Relative error of latents that is no mistake: in bf16 and fp8."""
+
+BACKENDS = ("native", "_native_cudnn")
+"""Kernels of attention in diffusers that its ContextParallelConfig supports and that need nothing else."""
 
 KINDS = (
     ("exchange", r"nccl|barrier|multimem"),
@@ -51,8 +67,11 @@ def main() -> int:
     parser.add_argument("--checkpoint", default="random")
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--presets", default="balanced,faithful")
+    parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--calls", type=int, default=5)
+    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--patience", type=float, default=60, help="seconds that a mode may take")
     arguments = parser.parse_args()
     if not has_gpu():
         return NO_GPU
@@ -74,58 +93,131 @@ def main() -> int:
         "steps": arguments.steps,
         "presets": {},
     }
+    measuring = Measuring(pipe, request, ranks, arguments, report)
     for preset in arguments.presets.split(","):
-        report["presets"][preset] = measured(pipe, preset, request, ranks, arguments)
-    if ranks.rank == 0:
-        write_report(report, arguments.out)
-    errors = [
-        (preset, result["relative_error"])
-        for preset, of_preset in report["presets"].items()
-        for result in of_preset["together"].values()
-    ]
-    return int(any(error > ROUNDING.get(preset, 0.1) for preset, error in errors))
+        measuring.measure(preset)
+    if arguments.peers:
+        measuring.measure_peers()
+    return int(
+        any(
+            result["relative_error"] > ROUNDING.get(preset, 0.1) or result.get("graphs_changed_bits", False)
+            for preset, of_preset in report["presets"].items()
+            for result in of_preset["together"].values()
+        )
+    )
 
 
-def measured(pipe: Any, preset: str, request: EditRequest, ranks: Ranks, arguments: Any) -> dict[str, Any]:
-    """Of one preset: alone, and together by each transport."""
-    with accelerate(pipe, preset, quiet=True, gpus=ranks.size) as acceleration:
-        forward = engine_of(pipe.transformer)
-        assert forward is not None
-        weights = forward.engine.weights
-        ops = make_ops(weights.device.type, weights.precision, forward.engine.ops.attention_kernel.name)
-        forward.engine, forward.ranks = EngineTransformer(weights, ops), None
-        alone = final_latents(pipe, [request])
-        report: dict[str, Any] = {
-            "attention": acceleration.facts["engine"]["attention_kernel"],
-            "alone": times(pipe, request, arguments.calls, ranks),
-            "together": {},
-        }
-        say(ranks, preset, "alone", report["alone"])
-        for transport in TRANSPORTS:
-            forward.engine = EngineTransformer(weights, ops, parallel=SequenceParallel(ranks, transport))
+def preset_named(name: str) -> Preset:
+    """The preset before the first +, with the optimizations after it."""
+    first, *more = name.split("+")
+    preset = find_preset(first)
+    added = [part for technique in more for part in find_preset(technique).optimizations]
+    return declare_preset(name, preset.summary, (*preset.optimizations, *added), optional=preset.optional)
+
+
+class Measuring:
+    """One program's measurements, stored after each of them."""
+
+    def __init__(self, pipe: Any, request: EditRequest, ranks: Ranks, arguments: Any, report: dict[str, Any]) -> None:
+        self._pipe, self._request, self._ranks, self._report = pipe, request, ranks, report
+        self._calls, self._modes, self._out = arguments.calls, arguments.modes.split(","), arguments.out
+        self._patience: float = arguments.patience
+
+    def measure(self, preset: str) -> None:
+        """Alone, and together in each mode."""
+        pipe, ranks = self._pipe, self._ranks
+        of_preset: dict[str, Any] = {"together": {}}
+        self._report["presets"][preset] = of_preset
+        with accelerate(pipe, preset_named(preset), quiet=True, gpus=ranks.size) as acceleration:
+            forward = engine_of(pipe.transformer)
+            assert forward is not None
+            weights = forward.engine.weights
+            ops = make_ops(weights.device.type, weights.precision, forward.engine.ops.attention_kernel.name)
+            of_preset["attention"] = acceleration.facts["engine"]["attention_kernel"]
+            forward.engine, forward.ranks = EngineTransformer(weights, ops), None
+            with self._part(of_preset, f"{preset} alone"):
+                alone = final_latents(pipe, [self._request])
+                of_preset["alone"] = self._times()
+            self._say(preset, "alone", of_preset["alone"])
+            latents: dict[str, Any] = {}
             forward.ranks = ranks
-            try:
-                together = final_latents(pipe, [request])
-            except RuntimeError as error:  # such as memory that cannot be shared on this host
-                say(ranks, preset, transport, error)
-                report.setdefault("not_measured", {})[transport] = str(error)
-                continue
-            result = {
-                "relative_error": float((together.double() - alone.double()).norm() / alone.double().norm()),
-                "bit_equal": bool(torch.equal(together, alone)),
-                **times(pipe, request, arguments.calls, ranks),
-            }
-            report["together"][transport] = result
-            say(ranks, preset, transport, result)
-            if ranks.rank == 0:
-                write_report(report, arguments.out and arguments.out.with_suffix(f".{preset}.json"))
-    return report
+            for mode in self._modes:
+                transport, _, graphs = mode.partition("+")
+                recorder = recorder_for(weights.device) if graphs else None
+                recorded = None if recorder is None else StepGraphs(recorder, None, ranks.everywhere)
+                parallel = SequenceParallel(ranks, cast("Transport", transport))
+                forward.engine = EngineTransformer(weights, ops, parallel=parallel, graphs=recorded)
+                with self._part(of_preset, mode):
+                    latents[mode] = together = final_latents(pipe, [self._request])
+                    result = {
+                        "relative_error": float((together.double() - alone.double()).norm() / alone.double().norm()),
+                        "bit_equal": bool(torch.equal(together, alone)),
+                        **self._times(),
+                    }
+                    if recorded is not None:
+                        replayed = final_latents(pipe, [self._request])
+                        result["step_graphs"] = recorded.facts
+                        result["graphs_changed_bits"] = not all(
+                            torch.equal(replayed, latents.get(other, together)) for other in (mode, transport)
+                        )
+                        recorded.clear()
+                    of_preset["together"][mode] = result
+                    self._say(preset, mode, result)
 
+    def measure_peers(self) -> None:
+        """diffusers' own pipeline, one GPU and then both, which cannot be undone."""
+        from diffusers import ContextParallelConfig
 
-def say(ranks: Ranks, *words: Any) -> None:
-    """Print once."""
-    if ranks.rank == 0:
-        print(*words, flush=True)
+        peers: dict[str, Any] = self._report.setdefault("peers", {})
+        transformer = self._pipe.transformer
+        latents: dict[str, Any] = {}
+        for gpus in (1, self._ranks.size):
+            for backend in BACKENDS:
+                with self._part(peers, f"{gpus} {backend}"):
+                    transformer.set_attention_backend(backend)
+                    if gpus > 1 and transformer._parallel_config is None:
+                        transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=gpus))
+                    latents[backend], before = final_latents(self._pipe, [self._request]), latents.get(backend)
+                    result = self._times()
+                    if before is not None:
+                        difference = (latents[backend].double() - before.double()).norm() / before.double().norm()
+                        result["relative_error"] = float(difference)
+                    peers.setdefault(backend, {})[str(gpus)] = result
+                    self._say("diffusers", backend, gpus, result)
+
+    @contextmanager
+    def _part(self, report: dict[str, Any], name: str) -> Iterator[None]:
+        """Around one measurement: an error is why it was not measured, and what does not end is ended."""
+
+        def give_up() -> None:
+            report.setdefault("not_measured", {})[name] = f"did not end within {self._patience:.0f} s"
+            self._store()
+            os._exit(4)
+
+        # The first process writes before others end, since their end is its own.
+        timer = Timer(self._patience + (5 if self._ranks.rank else 0), give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:  # such as memory that cannot be shared on this host
+            self._say(name, error)
+            report.setdefault("not_measured", {})[name] = str(error)
+        finally:
+            timer.cancel()
+            self._store()
+
+    def _store(self) -> None:
+        if self._ranks.rank == 0:
+            write_report(self._report, self._out)
+
+    def _say(self, *words: Any) -> None:
+        """Print once."""
+        if self._ranks.rank == 0:
+            print(*words, flush=True)
+
+    def _times(self) -> dict[str, Any]:
+        return times(self._pipe, self._request, self._calls, self._ranks)
 
 
 def times(pipe: Any, request: EditRequest, calls: int, ranks: Ranks) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def command(
     chosen = options.one_preset(preset)
     together: Maker | None = None
     if gpus is not None or "RANK" in os.environ:
-        from kontext_fast.cli.together import gpus_of, maker, with_gpus
+        from kontext_fast.cli.together import gpus_of, maker
 
         if (count := gpus_of(gpus)) > 1:
             if manifest is not None or facts is not None or ray:
@@ -130,7 +130,7 @@ def command(
                     "--gpus makes each image on several GPUs together; leave out --manifest, --facts and --ray, or "
                     "leave out --gpus for one image on each."
                 )
-            chosen, together = with_gpus(chosen, count), maker(count, device)
+            together = maker(chosen, count, device)
     paths, instruction = read_words(words or ()) if manifest is None else ([], instruction_of_rows(words or ()))
     images = images_of(paths)
     request = EditRequest(

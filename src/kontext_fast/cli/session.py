@@ -38,6 +38,8 @@ class Setup:
     lora: tuple[str, ...]
     """Each as it was typed, PATH[:STRENGTH]."""
     device: str | None
+    gpus: int = 1
+    """That make each image together. No image says so: it is that of one GPU within rounding."""
 
     @property
     def lora_names(self) -> tuple[str, ...]:
@@ -124,12 +126,16 @@ class Session:
         remarks = [f"Made with checkpoint {self._loaded.facts.name}, preset {self.setup.preset}.", *self.notes()]
         if self.setup.preset == DEFAULT_PRESET:
             remarks.append(faster_presets())
+        together = {} if self.setup.gpus == 1 else {"gpus": self.setup.gpus}
+        if together:
+            remarks.append(f"Each image was made by {self.setup.gpus} GPUs together.")
         facts = {
             "checkpoint": self._loaded.facts.model_dump(),
             "preset": self.setup.preset,
             "lora": list(self.setup.lora),
             "device": str(self._loaded.pipe._execution_device),
             "load_seconds": self._load_s,
+            **together,
         }
         return SessionReport(facts, remarks)
 
@@ -148,13 +154,16 @@ class SessionReport:
 def open_session(setup: Setup) -> Iterator[Session]:
     """Load and accelerate the pipeline. Everything that can be refused is refused before anything is loaded."""
     from kontext_fast.optimizations.acceleration import apply_plan
-    from kontext_fast.optimizations.presets import resolve_for
+    from kontext_fast.optimizations.presets import find_preset, resolve_for
     from kontext_fast.pipeline.device import Machine, choose_device
     from kontext_fast.pipeline.load import load
     from kontext_fast.pipeline.lora import load_lora
 
     device = choose_device(setup.device)
-    plan = resolve_for(setup.checkpoint, setup.preset, Machine.detect(device))
+    preset = find_preset(setup.preset)
+    if setup.gpus > 1:
+        preset = preset.replace(gpus=setup.gpus)
+    plan = resolve_for(setup.checkpoint, preset, Machine.detect(device))
     with progress_bar() as bar, ExitStack() as stack:
         bar.begin(f"loading {setup.checkpoint}")
         begin = time.perf_counter()

@@ -49,18 +49,16 @@ def gpus_of(asked: int | None) -> int:
     return max(started, asked or 1)
 
 
-def with_gpus(preset: str, gpus: int) -> str:
-    """The name of `preset` on several GPUs. Raises InvalidInput for one that runs on one alone."""
+def maker(preset: str, gpus: int, device: str | None) -> Maker:
+    """What makes images with `preset` on `gpus` GPUs, each of them on all.
+
+    Raises InvalidInput for a preset that runs on one alone, and Refused where there are fewer.
+    """
+    import torch
+
     from kontext_fast.optimizations.presets import find_preset
 
     find_preset(preset).replace(gpus=gpus)
-    return f"{preset[:-1]},gpus={gpus})" if preset.endswith(")") else f"{preset}(gpus={gpus})"
-
-
-def maker(gpus: int, device: str | None) -> Maker:
-    """What makes images on `gpus` GPUs, each of them on all. Raises InvalidInput or Refused where there are fewer."""
-    import torch
-
     if device not in (None, "cpu", "cuda"):
         raise InvalidInput(f"--gpus {gpus} runs on the first {gpus} GPUs; leave out --device {device}.")
     count = torch.cuda.device_count()
@@ -78,13 +76,14 @@ def maker(gpus: int, device: str | None) -> Maker:
     return _Together(gpus).make
 
 
-def _of_rank(setup: Setup, rank: int) -> Setup:
-    return setup if setup.device == "cpu" else replace(setup, device=f"cuda:{rank}")
+def _of_rank(setup: Setup, rank: int, gpus: int) -> Setup:
+    return replace(setup, gpus=gpus, device="cpu" if setup.device == "cpu" else f"cuda:{rank}")
 
 
 def _make_as_one_of_all(setup: Setup, jobs: Sequence[ImageJob], outcome: Outcome, then: OnAllDone) -> None:
     """A `session.Maker` of a process that `torchrun` started: the first one saves and prints."""
-    setup = _of_rank(setup, int(os.environ.get("LOCAL_RANK", os.environ["RANK"])))
+    rank, gpus = int(os.environ.get("LOCAL_RANK", os.environ["RANK"])), int(os.environ["WORLD_SIZE"])
+    setup = _of_rank(setup, rank, gpus)
     if os.environ["RANK"] == "0":
         make_here(setup, jobs, outcome, then)
         return
@@ -133,8 +132,7 @@ class _Together:
                     process.kill()
                     process.join()
         assert report is not None
-        facts = {**report.facts, "gpus": self._gpus}
-        then(SessionReport(facts, [*report.remarks, f"Each image was made by {self._gpus} GPUs together."]))
+        then(report)
 
     def _start(self, setup: Setup, jobs: Sequence[ImageJob]) -> None:
         context = get_context("spawn")
@@ -145,7 +143,9 @@ class _Together:
             variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self._gpus)}
             variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             here, there = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(there, variables, _of_rank(setup, rank), jobs), daemon=True)
+            process = context.Process(
+                target=_work, args=(there, variables, _of_rank(setup, rank, self._gpus), jobs), daemon=True
+            )
             process.start()
             there.close()
             self._processes.append(process)
