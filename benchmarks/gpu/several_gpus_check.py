@@ -156,7 +156,7 @@ class Measuring:
                     }
                     if recorded is not None:
                         replayed = final_latents(pipe, [self._request])
-                        result["step_graphs"] = recorded.facts
+                        result["step_graphs"] = dict(recorded.facts)
                         result["graphs_changed_bits"] = not all(
                             torch.equal(replayed, latents.get(other, together)) for other in (mode, transport)
                         )
@@ -200,7 +200,7 @@ class Measuring:
         timer.start()
         try:
             yield
-        except (RuntimeError, ValueError) as error:  # such as memory that cannot be shared on this host
+        except Exception as error:  # noqa: BLE001 - such as memory that cannot be shared on this host
             self._say(name, error)
             report.setdefault("not_measured", {})[name] = str(error)
         finally:
