@@ -15,6 +15,7 @@ import pytest
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.presets import PRESETS
+from kontext_fast.optimizations.techniques.engine import engine_of
 from kontext_fast.pipeline.edit import EditRequest, EditResult, edit, edit_together, final_latents
 from kontext_fast.pipeline.load import load
 from tests.pipelines import picture, small_pipeline
@@ -37,13 +38,20 @@ def _request(**options: Any) -> EditRequest:
     return EditRequest(INSTRUCTION, picture(), **{"steps": 3, "seed": 1, "size": (64, 64), **options})
 
 
-def _distances(rank: int, preset: str, requests: list[EditRequest]) -> tuple[list[float], list[str]]:
-    """How far the latents of two processes are from those of this one alone; and the kinds of steps."""
+def _distances(rank: int, preset: str, requests: list[EditRequest], by_passes: bool) -> tuple[list[float], list[str]]:
+    """How far the latents of two processes are from those of this one alone; and the kinds of steps.
+
+    Unless `by_passes`, they share both passes of true CFG, as other numbers of processes do.
+    """
     pipe, distances, kinds = _small(), [], []
     for request in requests:
         with accelerate(pipe, preset, quiet=True):
             alone = final_latents(pipe, [request])
         with accelerate(pipe, preset, quiet=True, gpus=2) as acceleration:
+            forward = engine_of(pipe.transformer)
+            assert forward is not None
+            assert forward.of_passes is not None
+            forward.of_passes = forward.of_passes if by_passes else None
             shared = final_latents(pipe, [request])
             kinds = list(acceleration.last_step_kinds())
         distances.append(float((shared - alone).norm() / alone.norm()))
@@ -53,8 +61,17 @@ def _distances(rank: int, preset: str, requests: list[EditRequest]) -> tuple[lis
 @pytest.mark.parametrize("preset", ["faithful", "turbo"])
 def test_latents_are_those_of_one_process(two: Ranks, preset: str) -> None:
     requests = [_request(steps=4), _request(batch=2, negative="blue", true_cfg=2.0, size=(48, 80), steps=4)]
-    for distances, kinds in two.run(_distances, preset, requests):
+    for distances, kinds in two.run(_distances, preset, requests, False):
         assert max(distances) < {"faithful": 1e-4, "turbo": 2e-2}[preset]
+        assert ("skipped" in kinds) == (preset == "turbo")
+
+
+@pytest.mark.parametrize("preset", ["faithful", "turbo"])
+def test_passes_of_true_cfg_have_the_bits_of_one_process(two: Ranks, preset: str) -> None:
+    """Each process runs one pass; skipped steps and batches are exchanged as well."""
+    request = _request(batch=2, negative="blue", true_cfg=2.0, size=(48, 80), steps=4)
+    for distances, kinds in two.run(_distances, preset, [request], True):
+        assert distances == [0.0]
         assert ("skipped" in kinds) == (preset == "turbo")
 
 

@@ -285,19 +285,32 @@ class Branch:
         `image` [B, N + R, C] and `text` [B, T, C'] are the transformer's inputs; text is embedded again only if it
         changed.
         """
-        if self._schedule is None or self._velocities is None:
-            return self._computed(index, image, text)
         sigma, until = self._sigmas[index : index + 2]
-        if index in self._schedule.computed or not self.kinds:
-            return self._velocities.computed(sigma, until, self._computed(index, image, text))
-        self.kinds.append("skipped")
-        return self._velocities.skipped(sigma, until)
+        kind = self._kind(index)
+        if kind == "skipped" and self._velocities is not None:
+            velocity = self._velocities.skipped(sigma, until)
+        else:
+            velocity = self._computed(index, image, text)
+            if self._velocities is not None:
+                velocity = self._velocities.computed(sigma, until, velocity)
+        self.kinds.append(kind)
+        return velocity
+
+    def elsewhere(self, index: int, image: Tensor) -> Tensor:
+        """In place of `step` where another process runs this branch: a tensor for its velocity, with nothing in it."""
+        self.kinds.append(self._kind(index))
+        weight = self._engine.weights.output.weight
+        assert isinstance(weight, Tensor)
+        return image.new_empty(len(image), self._prepared.image_tokens, len(weight), dtype=weight.dtype)
+
+    def _kind(self, index: int) -> StepKind:
+        computed = self._schedule is None or index in self._schedule.computed or not self.kinds
+        return "full" if computed else "skipped"
 
     def _computed(self, index: int, image: Tensor, text: Tensor) -> Tensor:
         if self._text is None or not self._text.is_of(text):
             # Writes to tensors of inference mode are not counted, so those are embedded at every step.
             version = None if text.is_inference() else text._version
             self._text = _EmbeddedText(text, version, self._engine.embed_text(text))
-        self.kinds.append("full")
         full_precision = index in self._full_precision
         return self._engine.step(self._prepared, index, image, self._text.embedded, full_precision=full_precision)

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kontext_fast.engine.graphs.recorded_calls import StepGraphs
+    from kontext_fast.engine.pass_parallel import PassParallel
     from kontext_fast.engine.ranks import Ranks
     from kontext_fast.engine.sequence_parallel import SequenceParallel
     from kontext_fast.engine.step_reuse import Schedule
@@ -207,6 +208,8 @@ class Engine(Optimization):
         graphs, of_graphs = self._step_graphs(place, undo)
         engine = EngineTransformer(weights, ops, unquantized, parallel, graphs)
         forward = EngineForward(transformer, engine, calls, replaced, None if parallel is None else parallel.ranks)
+        if parallel is not None and parallel.ranks.size == _PASSES_OF_TRUE_CFG:
+            forward.of_passes = EngineTransformer(weights, ops, unquantized)
         forward.full_precision_steps = self.full_precision_steps
         _install(transformer, forward, calls, undo)
         return {
@@ -260,7 +263,9 @@ def save_quantized(pipe: Any, file: str | Path) -> None:
     save(forward.engine.weights, Path(file))
 
 
-_MEMORY = "engine"
+_MEMORY, _PASSES = "engine", "passes"
+
+_PASSES_OF_TRUE_CFG = 2
 
 ScheduleOf = Callable[[Any, Sequence[float]], "Schedule"]
 """Which steps of a request are computed, given its scheduler and its sigmas, as many as steps and a last one."""
@@ -309,6 +314,8 @@ class EngineForward:
         """The processes that run every call together; None: this one alone."""
         self.full_precision_steps: Callable[[int], frozenset[int]] = lambda _: frozenset()
         """Which steps, of a number of them, are computed in full precision."""
+        self.of_passes: EngineTransformer | None = None
+        """Runs a pass alone, where each of these processes runs one of those of true CFG."""
         self._schedule: ScheduleOf | None = None
 
     def follow(self, schedule: ScheduleOf, undo: ExitStack) -> None:
@@ -350,16 +357,18 @@ class EngineForward:
         if self.ranks is not None:
             sizes = *hidden_states.shape, *encoder_hidden_states.shape, call.total_steps
             self.ranks.agree(f"pass {index} of step {step} of {sizes}")
-        first = index not in branches
+        first, passes = index not in branches, self._passes(call)
         try:
             if first:
-                branches[index] = self._begin(call, hidden_states, *inputs)
+                engine = self.engine if passes is None or self.of_passes is None else self.of_passes
+                branches[index] = self._begin(engine, call, hidden_states, *inputs)
             running = branches[index]
             running.actual[step] = timestep
             with nullcontext() if self.ranks is None else self.ranks.step():
                 if self.ranks is not None and running.sampled is None:
                     running.sampled = self.ranks.sampled((hidden_states, encoder_hidden_states, pooled_projections))
-                velocity = running.branch.step(step, hidden_states, encoder_hidden_states)
+                run = running.branch.step if passes is None else partial(passes.velocity, index, running.branch)
+                velocity = run(step, hidden_states, encoder_hidden_states)
         finally:
             if first:
                 # After the step, which a GPU computes meanwhile, and where it failed, to say why.
@@ -372,8 +381,24 @@ class EngineForward:
 
         return Transformer2DModelOutput(sample=velocity)
 
+    def _passes(self, call: PipelineCall) -> PassParallel | None:
+        """What shares the passes of this call, where that has two and as many processes run it."""
+        given = call.arguments
+        negative = given.get("negative_prompt") is not None or (
+            given.get("negative_prompt_embeds") is not None and given.get("negative_pooled_prompt_embeds") is not None
+        )
+        if self.ranks is None or self.of_passes is None or not negative or given.get("true_cfg_scale", 1.0) <= 1:
+            return None
+        from kontext_fast.engine.pass_parallel import PassParallel
+
+        if _PASSES not in call.memory:
+            call.memory[_PASSES] = PassParallel(self.ranks)
+        passes: PassParallel = call.memory[_PASSES]
+        return passes
+
     def _begin(
         self,
+        engine: EngineTransformer,
         call: PipelineCall,
         hidden: Tensor,
         pooled: Tensor,
@@ -389,7 +414,7 @@ class EngineForward:
         timesteps = scheduled.to(hidden.device, hidden.dtype) / 1000
         exact = scheduled.to(hidden.device) / 1000
         image_ids, text_ids = (ids[0] if ids.ndim == 3 else ids for ids in (img_ids, txt_ids))
-        prepared = self.engine.prepare(
+        prepared = engine.prepare(
             timesteps=exact if call.exact_times else timesteps,
             guidance=guidance,
             pooled=pooled,
@@ -401,7 +426,7 @@ class EngineForward:
         sigmas = [*(scheduled.float() / 1000).tolist(), 0.0]
         schedule = None if self._schedule is None else self._schedule(call.pipe.scheduler, sigmas)
         return _RunningBranch(
-            branch=Branch(self.engine, prepared, sigmas, schedule, self._full_precision(call, len(scheduled))),
+            branch=Branch(engine, prepared, sigmas, schedule, self._full_precision(call, len(scheduled))),
             batch=len(hidden),
             timesteps=timesteps,
         )
@@ -479,6 +504,8 @@ def _keep_together(ranks: Ranks, calls: CallTracker, undo: ExitStack) -> None:
         from kontext_fast.engine.ranks import require_alike
 
         ranks.agree("end of the call", last=True)
+        if (passes := call.memory.get(_PASSES)) is not None:
+            passes.require_complete()
         for running in call.memory.get(_MEMORY, {}).values():
             if running.sampled is not None:
                 require_alike(running.sampled)
