@@ -6,8 +6,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import torch
+from accelerate.hooks import AlignDevicesHook
+from diffusers import DiffusionPipeline, FluxKontextPipeline
+from diffusers.hooks import apply_group_offloading
 
 from kontext_fast.optimizations.call_tracking import CallTracker, PipelineCall, track_calls
+from kontext_fast.optimizations.patching import device_without_hooks
 from tests.pipelines import render, small_pipeline
 
 
@@ -130,3 +135,41 @@ def test_error_of_a_begin_callback_is_raised_by_the_call(pipe: Any) -> None:
             render(pipe)
         assert requests.current is None
     render(pipe, steps=1)
+
+
+def test_device_of_a_tracked_pipeline_is_that_of_diffusers(pipe: Any) -> None:
+    find = DiffusionPipeline._execution_device.fget
+    with ExitStack() as undo:
+        track_calls(pipe, undo)
+        assert device_without_hooks(pipe) == pipe._execution_device == find(pipe) == torch.device("cpu")
+        pipe.text_encoder.to("meta")
+        assert pipe._execution_device == find(pipe)
+        pipe.vae = None
+        assert pipe._execution_device == find(pipe)
+
+
+@pytest.mark.parametrize("offloaded", ["components", "a group of layers"])
+def test_device_with_hooks_is_asked_of_diffusers(pipe: Any, offloaded: str) -> None:
+    with ExitStack() as undo:
+        track_calls(pipe, undo)
+        if offloaded == "components":
+            for part in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.transformer):
+                part._hf_hook = AlignDevicesHook(execution_device="meta")
+            expected = torch.device("meta")
+        else:
+            expected = torch.device("cpu")
+            layer = pipe.text_encoder_2.encoder.block[0].layer[0]
+            apply_group_offloading(layer, expected, expected, "leaf_level")
+        assert device_without_hooks(pipe) is None
+        assert pipe._execution_device == expected
+
+
+def test_device_of_ones_own_class_is_kept() -> None:
+    class Elsewhere(FluxKontextPipeline):  # type: ignore[misc]
+        _execution_device = torch.device("meta")
+
+    pipe = small_pipeline()
+    pipe.__class__ = Elsewhere
+    with ExitStack() as undo:
+        track_calls(pipe, undo)
+        assert pipe._execution_device == torch.device("meta")

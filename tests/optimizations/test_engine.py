@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.hooks import HookRegistry, ModelHook
 
 from kontext_fast.engine.dispatch import require_dtype
 from kontext_fast.engine.transformer import Branch
@@ -234,6 +235,35 @@ def test_lora_fused_before_is_in_the_engine() -> None:
     with accelerate(pipe, "faithful", quiet=True):
         np.testing.assert_allclose(render(pipe), fused, rtol=0, atol=1e-3)
     assert np.abs(fused - untouched).max() > 1e-2
+
+
+class Remembering(ModelHook):  # type: ignore[misc]
+    """A hook of diffusers whose state a call has to forget."""
+
+    _is_stateful = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resets = 0
+
+    def reset_state(self, module: Any) -> None:
+        self.resets += 1
+
+
+def test_state_of_hooks_is_forgotten_after_a_call_as_without_the_engine() -> None:
+    """Of modules that run as they are; on the others hooks are refused."""
+    pipe, hook = small_pipeline(), Remembering()
+    HookRegistry.check_if_exists_or_initialize(pipe.transformer.pos_embed).register_hook(hook, "remembering")
+    render(pipe, steps=1)
+    assert hook.resets == 1
+    with accelerate(pipe, "faithful", quiet=True):
+        render(pipe, steps=1)
+        assert hook.resets == 2
+        pipe.maybe_free_model_hooks()  # outside of a call
+        assert hook.resets == 3
+    render(pipe, steps=1)
+    assert hook.resets == 4
+    assert "_reset_stateful_cache" not in vars(pipe.transformer)
 
 
 def test_hooks_and_replaced_forwards_are_refused() -> None:

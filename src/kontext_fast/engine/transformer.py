@@ -82,26 +82,27 @@ class EngineTransformer:
         pooled: Tensor,
         text_ids: Tensor,
         image_ids: Tensor,
-        image_tokens: int,
+        image_tokens: int | Tensor,
     ) -> Prepared:
         """Everything that the steps of one branch share.
 
         `timesteps` [steps], in the precision in which the model is given them, and `guidance` [B] are those of
         diffusers' transformer, `pooled` is [B, P]; `text_ids` [T, 3] and `image_ids` [N + R, 3] are positions, of which
-        the first `image_tokens` have an output.
+        the first `image_tokens` have an output. A number that a GPU has to count is waited for last.
         """
         weights, batch, text, image = self.weights, len(pooled), len(text_ids), len(image_ids)
         rope, share = self._rotations(text_ids, image_ids), None
-        if self._parallel is not None:
-            dtype = weights.dtype if self._static_scales is None else torch.float8_e4m3fn
-            share = self._parallel.share(weights, dtype, batch, (text, image_tokens, image - image_tokens))
-            rope, image_tokens = rope.rows(share.own.start, share.own.stop), share.outputs
         modulations = self._modulations(timesteps, guidance, pooled)
         scales = None
         if self._static_scales is not None:
             *of_blocks, _ = torch.split_with_sizes(modulations, self._vector_widths, dim=-1)
             scales = self._static_scales.of(of_blocks).transpose(0, 1).contiguous()
-        return Prepared(image_tokens, rope, modulations, scales, share)
+        outputs = int(image_tokens)
+        if self._parallel is not None:
+            dtype = weights.dtype if self._static_scales is None else torch.float8_e4m3fn
+            share = self._parallel.share(weights, dtype, batch, (text, outputs, image - outputs))
+            rope, outputs = rope.rows(share.own.start, share.own.stop), share.outputs
+        return Prepared(outputs, rope, modulations, scales, share)
 
     @torch.no_grad()
     def embed_text(self, text: Tensor) -> Tensor:

@@ -22,12 +22,21 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from kontext_fast.errors import Caution, InvalidInput
-from kontext_fast.optimizations.patching import Replacement, original_class, serialize_calls, set_attribute, subclass
+from kontext_fast.optimizations.patching import (
+    Replacement,
+    device_without_hooks,
+    original_class,
+    serialize_calls,
+    set_attribute,
+    subclass,
+)
 from kontext_fast.pipeline.edit import CAUTIONS, STEP_KINDS, joint_kind
 from kontext_fast.pipeline.previews import AROUND
 from kontext_fast.records.schema import StepKind
 
 _TRACKER = "_kontext_fast_calls"
+
+_DEVICE = "_execution_device"
 
 
 class PipelineCall:
@@ -408,14 +417,27 @@ def _pipeline_class(original: type, tracker: CallTracker) -> type:
             raise AttributeError("The last call was not tracked.")
         return tracker.last_of(self)
 
-    body = {
+    body: dict[str, Any] = {
         "__call__": bracketed,
         "__copy__": copy_tracked,
         _TRACKER: tracker,
         STEP_KINDS: property(lambda pipe: last(pipe).sample_kinds),
         CAUTIONS: property(lambda pipe: last(pipe).cautions),
     }
+    if (place := _diffusers_device(original)) is not None:
+        body[_DEVICE] = property(lambda pipe: device_without_hooks(pipe) or place(pipe))
     return subclass(original, body)
+
+
+def _diffusers_device(original: type) -> Callable[[Any], Any] | None:
+    """How diffusers finds the device of a pipeline of this class, as every call does; None for a way of its own."""
+    from diffusers import DiffusionPipeline
+
+    for name in (_DEVICE, "device"):
+        if getattr(original, name, None) is not getattr(DiffusionPipeline, name):
+            return None
+    find: Callable[[Any], Any] = DiffusionPipeline._execution_device.fget
+    return find
 
 
 def _scheduler_class(original: type) -> type:

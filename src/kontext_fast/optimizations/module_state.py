@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from kontext_fast.optimizations.patching import submodules
+
 _KNOWN = ("torch.nn.", "transformers.", "diffusers.")
 
 
@@ -14,7 +16,7 @@ def module_state(root: Any) -> tuple[Any, ...]:
     anew. Half a millisecond for a thousand modules.
     """
     state: list[Any] = []
-    for module in root.modules():
+    for module in submodules(root):
         state.append((id(module), module.training))
         state += [
             (id(tensor), tensor.data_ptr(), tensor.dtype, tensor.device)
@@ -35,7 +37,7 @@ def reason_against_recording(root: Any) -> str | None:
     import torch
 
     plain = (torch.nn.Parameter, torch.Tensor, type(None))
-    for module in root.modules():
+    for module in submodules(root):
         if module is not root and (module._forward_hooks or module._forward_pre_hooks):
             return "hooks"
         if module is not root and "forward" in vars(module):

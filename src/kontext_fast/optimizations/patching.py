@@ -104,6 +104,39 @@ _DIFFUSERS_HOOKS = (
 """Hooks of diffusers that nothing takes off again: name, what they are, and the remedy."""
 
 
+def submodules(root: Any) -> list[Any]:
+    """`root` and every module in it, each once, in no particular order; several times as fast as `root.modules()`."""
+    modules, known = [root], {root}
+    for module in modules:
+        for child in module._modules.values():
+            if child is not None and child not in known:
+                known.add(child)
+                modules.append(child)
+    return modules
+
+
+def device_without_hooks(pipe: Any) -> Any:
+    """The device that a diffusers pipeline calls its `_execution_device`; None where hooks may say another one.
+
+    A millisecond at full size where diffusers, which looks for hooks with `hasattr`, takes up to ten.
+    """
+    from torch.nn import Module
+
+    parts = [part for name in sorted(pipe.config) if isinstance(part := vars(pipe).get(name), Module)]
+    tables = [vars(module) for part in parts for module in submodules(part)]
+    if any("_hf_hook" in own or _has_group_hook(own) for own in tables):
+        return None
+    firsts = [next(part.parameters(), None) for part in parts]
+    devices = [first.device for first in firsts if first is not None]
+    if not devices or len(devices) < len(parts):
+        return None
+    return next((device for device in devices if device.type not in ("cpu", "meta")), devices[0])
+
+
+def _has_group_hook(own: dict[str, Any]) -> bool:
+    return "_diffusers_hook" in own and GROUP_HOOK in own["_diffusers_hook"].hooks
+
+
 def group_hook(module: Any) -> Any:
     """The hook of diffusers that moves a group of layers when `module` runs, or None."""
     return getattr(vars(module).get("_diffusers_hook"), "hooks", {}).get(GROUP_HOOK)

@@ -38,8 +38,10 @@ from kontext_fast.optimizations.patching import (
     defined_by_libraries,
     has_another_forward,
     keep_attribute,
+    replace_method,
     require_undisturbed,
     set_attribute,
+    submodules,
 )
 from kontext_fast.pipeline.edit import OF_FIRST_PROCESS
 from kontext_fast.records.schema import EMULATED
@@ -280,18 +282,24 @@ class _RunningBranch:
     timesteps: Tensor
     """[steps] as the scheduler announced them, in the units of the transformer."""
     actual: dict[int, Tensor] = field(default_factory=dict)
-    """[B] by step, as the transformer got them. Compared after the call: reading them earlier would stall."""
+    """[B] by step, as the transformer got them. Read after the call: reading them earlier would stall."""
 
     sampled: Tensor | None = None
     """Of its inputs in all processes, where several run this call. Compared after it, too."""
+    _differs: tuple[int, Tensor] | None = None
+    """[] whether any step was at another timestep than the scheduler announced; of how many steps."""
 
-    def differs_from_the_schedule(self) -> bool:
-        """Whether any step was at another timestep than the scheduler announced."""
+    def compare_times(self) -> Tensor:
+        """[] whether any step so far was at another timestep than the scheduler announced."""
         import torch
 
-        steps = list(self.actual)
-        actual = torch.stack([self.actual[step].expand(self.batch) for step in steps])
-        return bool((actual != self.timesteps[steps, None]).any())
+        if self._differs is None or self._differs[0] != len(self.actual):
+            steps = list(self.actual)
+            actual = torch.stack([self.actual[step].expand(self.batch) for step in steps])
+            # Steps from the first on, as they should be, need no indices on the device, for which the host would wait.
+            announced = self.timesteps[: len(steps)] if steps == [*range(len(steps))] else self.timesteps[steps]
+            self._differs = len(steps), (actual != announced[:, None]).any()
+        return self._differs[1]
 
 
 class EngineForward:
@@ -369,6 +377,8 @@ class EngineForward:
                     running.sampled = self.ranks.sampled((hidden_states, encoder_hidden_states, pooled_projections))
                 run = running.branch.step if passes is None else partial(passes.velocity, index, running.branch)
                 velocity = run(step, hidden_states, encoder_hidden_states)
+            if step + 1 == call.total_steps:
+                running.compare_times()
         finally:
             if first:
                 # After the step, which a GPU computes meanwhile, and where it failed, to say why.
@@ -421,7 +431,7 @@ class EngineForward:
             text_ids=text_ids,
             image_ids=image_ids,
             # Kontext numbers images by the first coordinate; 0 is the output.
-            image_tokens=int((image_ids[:, 0] == 0).sum()),
+            image_tokens=(image_ids[:, 0] == 0).sum(),
         )
         sigmas = [*(scheduled.float() / 1000).tolist(), 0.0]
         schedule = None if self._schedule is None else self._schedule(call.pipe.scheduler, sigmas)
@@ -476,12 +486,26 @@ def _install(transformer: Any, forward: EngineForward, calls: CallTracker, undo:
 
     def on_time(call: PipelineCall) -> None:
         branches: dict[int, _RunningBranch] = call.memory.get(_MEMORY, {})
-        if any(running.differs_from_the_schedule() for running in branches.values()):
+        if any(bool(running.compare_times()) for running in branches.values()):
             raise KontextError(
                 "The pipeline ran at other timesteps than its scheduler announced, so the image is wrong; "
                 "use a preset without the engine."
             )
 
+    def reset(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """At the end of a call: of hooks that remember something, which diffusers looks for in every module."""
+        call = calls.current
+        if call is None or not call.memory.get(_MEMORY):
+            original(*args, **kwargs)
+            return
+        # The others have none, as the first step has proved.
+        run_by_the_engine = [part for name in _RUN_BY_THE_ENGINE if (part := getattr(transformer, name, None))]
+        for module in (transformer, *(module for part in run_by_the_engine for module in submodules(part))):
+            if (registry := vars(module).get("_diffusers_hook")) is not None:
+                registry.reset_stateful_hooks(recurse=False)
+
+    if hasattr(transformer, "_reset_stateful_cache"):
+        replace_method(transformer, "_reset_stateful_cache", reset, undo)
     if forward.ranks is not None:
         _keep_together(forward.ranks, calls, undo)
     calls.on_begin(check, undo)
