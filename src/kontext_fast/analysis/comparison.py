@@ -13,6 +13,7 @@ from typing import Literal
 
 from kontext_fast.analysis.benchmark import AnalyzedGroup, analyze_benchmark
 from kontext_fast.analysis.names import group_name
+from kontext_fast.analysis.rows import EMULATED_TIME
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import BASELINE, CONTROL, EMULATED, Checkpoint, ResultFile
@@ -153,7 +154,7 @@ def _change(preset: str, a: AnalyzedGroup, b: AnalyzedGroup, threshold: float) -
         relative=relative,
         detectable=_detectable(logs_before, logs_after),
         outcome="cannot tell" if emulated else _outcome(ratio, threshold, limit),
-        note="emulated kernel: not a speed" if emulated else None,
+        note=EMULATED_TIME if emulated else None,
     )
 
 

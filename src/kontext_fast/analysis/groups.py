@@ -91,6 +91,12 @@ class Group:
         """The records that a preset's numbers come from."""
         return tuple(run.record.run_id for run in self.runs_of(preset))
 
+    @property
+    def is_of_single_edits(self) -> bool:
+        """Whether each call is one edit, with the compile cache that the user has: what is compared over sizes."""
+        workload = self.workload
+        return workload is not None and (workload.mode, workload.batch, self.compile_cache) == ("edit", 1, "user")
+
     def failures_of(self, preset: str) -> tuple[Record, ...]:
         return tuple(record for record in self.failures if record.preset == preset)
 

@@ -24,6 +24,8 @@ from kontext_fast.stats.intervals import (
 
 REFERENCE = "reference"
 """Stands in place of baseline's factor."""
+EMULATED_TIME = "emulated kernel: not a speed"
+"""Stands in place of what is computed from the time of an emulated kernel."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,13 @@ class Row:
     def status_and_reason(self) -> str:
         """`refused: There is no compiler.`"""
         return f"{self.status}: {self.reason}" if self.reason else self.status
+
+    @property
+    def no_speed(self) -> str | None:
+        """Why it has no time that tells how fast it is; None where it has one."""
+        if self.time is None:
+            return self.status_and_reason
+        return EMULATED_TIME if EMULATED in self.labels else None
 
 
 def headline(group: Group) -> tuple[Row, ...]:
@@ -164,7 +173,7 @@ def _factor(
     if preset == BASELINE:
         return None, REFERENCE
     if EMULATED in labels:
-        return None, "emulated kernel: not a speed"
+        return None, EMULATED_TIME
     if not baseline:
         return None, "no baseline"
     factor = ratio_interval(_by_round(baseline), by_round, card_of_round)

@@ -29,7 +29,7 @@ def environment_facts(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         **_host(),
-        "packages": {name: _installed(name) for name in _PACKAGES},
+        "packages": {name: installed_version(name) for name in _PACKAGES},
         "git": _git(),
         "flags": recorded_flags(),
         "device": device,
@@ -71,7 +71,8 @@ def _cpu_model() -> str | None:
     return platform.processor() or None
 
 
-def _installed(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of an installed package; None where it is missing."""
     try:
         return version(package)
     except PackageNotFoundError:

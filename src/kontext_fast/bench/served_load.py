@@ -137,13 +137,13 @@ class _Client:
         )
 
 
-async def service_seconds(url: str, plan: LoadPlan, *, edits: int = 3) -> float:
-    """Seconds that one edit takes in an idle server, the mean of `edits`. Raises InvalidInput where there is none."""
+async def service_seconds(url: str, plan: LoadPlan) -> float:
+    """Seconds that one edit takes in an idle server, the mean of three. Raises InvalidInput where there is none."""
     async with _http(url) as http:
         model = await _model(http)
         client = _Client(http, plan, _forms(model))
         seconds = []
-        for number in range(edits):
+        for number in range(3):
             answer, status = await client.post(number)
             if status != _OK:
                 message = answer["error"]["message"] if "error" in answer else "the connection was lost"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shlex
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from kontext_fast.cli.command_class import Group
@@ -28,6 +27,7 @@ GROUP = Group.START
 
 def command(json: Json = False) -> None:
     """What this machine can run, and what to type."""
+    from kontext_fast.bench.environment import installed_version
     from kontext_fast.pipeline.device import Machine
 
     machine = Machine.detect()
@@ -35,7 +35,7 @@ def command(json: Json = False) -> None:
     findings: dict[str, Any] = {
         "kontext_fast": __version__,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: installed_version(name) for name in _PACKAGES},
         "machine": asdict(machine),
         "checkpoints": checkpoints,
         "checkpoint_choices": choices(),
@@ -47,13 +47,6 @@ def command(json: Json = False) -> None:
         _print(findings, machine)
     if (reason := checkpoints["tiny"]) is not None:
         raise Refused(reason)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _checkpoints(machine: Machine) -> dict[str, str | None]:

@@ -356,7 +356,7 @@ class Outcome:
     def say_summary(self, skipped: Sequence[str], remarks: Iterable[str]) -> None:
         """Tell a person what was planned, what it took and what was skipped."""
         seconds = time.perf_counter() - self._begin
-        for sentence in _distinct(image["size"]["explanation"] for image in self.images):
+        for sentence in _first_sizes(image["size"]["explanation"] for image in self.images):
             say(sentence)
         for caution in dict.fromkeys(caution for image in self.images for caution in image["cautions"]):
             say(f"Note: {caution}")
@@ -476,8 +476,8 @@ def say_how_loras_are_run(setup: Setup, steps: int) -> None:
             say(f"Note: {hint}")
 
 
-def _distinct(sentences: Iterable[str], at_most: int = 3) -> list[str]:
-    """The first few different ones: a folder of many sizes would say as many."""
+def _first_sizes(sentences: Iterable[str]) -> list[str]:
+    """The first three different explanations of a size: a folder of many sizes would say as many."""
     distinct = list(dict.fromkeys(sentences))
-    rest = len(distinct) - at_most
-    return [*distinct[:at_most], *([f"{rest} other sizes were planned in the same way."] if rest > 0 else [])]
+    rest = len(distinct) - 3
+    return [*distinct[:3], *([f"{rest} other sizes were planned in the same way."] if rest > 0 else [])]

@@ -17,11 +17,12 @@ from scipy.optimize import brentq
 
 from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.ranking import headline_group_first
+from kontext_fast.analysis.rows import Row
 from kontext_fast.cost import Billing
 from kontext_fast.cost.billing import HOURS_PER_DAY, SECONDS_PER_HOUR, Demand
 from kontext_fast.cost.prices import Price, PriceTable, card_of
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.schema import CONTROL, EMULATED
+from kontext_fast.records.schema import CONTROL
 
 MAX_LOAD = 0.9
 """Above it, waits grow so steeply with the load that no plan should rely on a forecast of it."""
@@ -75,33 +76,28 @@ def plan_capacity(
         "reserved": table.typical(card, "reserved"),
     }
     return tuple(
-        _preset_capacity(
-            group, row.preset, demand, deadline_s, {name: price for name, price in prices.items() if price}
-        )
+        _preset_capacity(group, row, demand, deadline_s, {name: price for name, price in prices.items() if price})
         for row in group.ranked
         if row.preset != CONTROL
     )
 
 
 def _preset_capacity(
-    group: AnalyzedGroup, preset: str, demand: Demand, deadline_s: float, prices: Mapping[Billing, Price]
+    group: AnalyzedGroup, row: Row, demand: Demand, deadline_s: float, prices: Mapping[Billing, Price]
 ) -> PresetCapacity:
-    runs = group.runs_of(preset)
-    calls = [sample.wall_s for run in runs for sample in run.samples]
-    if not calls or any(EMULATED in run.record.labels for run in runs):
-        row = group.row(preset)
-        note = "emulated kernel: not a speed" if calls else (row.status_and_reason if row else "not measured")
-        return PresetCapacity(preset, None, note, {})
+    if row.no_speed:
+        return PresetCapacity(row.preset, None, row.no_speed, {})
+    calls = [sample.wall_s for run in group.runs_of(row.preset) for sample in run.samples]
     try:
         capacity = cards_for(calls, demand.peak_images_per_hour / SECONDS_PER_HOUR, deadline_s)
     except InvalidInput as error:
-        return PresetCapacity(preset, None, str(error), {})
+        return PresetCapacity(row.preset, None, str(error), {})
     busy_hours = demand.images_per_day * float(np.mean(calls)) / SECONDS_PER_HOUR
     usd = {
         billing: demand.days_per_month * price.usd_per_gpu_hour * _paid_hours(billing, busy_hours, capacity, price)
         for billing, price in prices.items()
     }
-    return PresetCapacity(preset, capacity, None, usd)
+    return PresetCapacity(row.preset, capacity, None, usd)
 
 
 def _paid_hours(billing: Billing, busy_hours: float, capacity: Capacity, price: Price) -> float:

@@ -11,7 +11,6 @@ from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.rows import Row
 from kontext_fast.analysis.served_load import LoadSummary, load_summary
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.schema import EMULATED
 from kontext_fast.stats.intervals import Estimate, mean_estimate
 
 AS_SERVED: Final = "as served under load: card time, idle time included, per image served in time"
@@ -103,10 +102,8 @@ def paired_half_s(baseline: PresetWork, other: PresetWork) -> float | None:
 
 
 def _preset_work(group: AnalyzedGroup, row: Row, load_s: float | None) -> PresetWork:
-    if row.time is None:
-        return PresetWork(row, None, row.status_and_reason)
-    if EMULATED in row.labels:
-        return PresetWork(row, None, "emulated kernel: not a speed, so not a cost")
+    if row.time is None or row.no_speed:
+        return PresetWork(row, None, row.no_speed)
     tests = [load_summary(run.record.load_test) for run in group.runs_of(row.preset) if run.record.load_test]
     if tests:
         return _served_work(group, row, tests)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.rows import Row
-from kontext_fast.analysis.tiers import our_rows
 from kontext_fast.records.names import short_machine
 from kontext_fast.records.schema import BASELINE
-from kontext_fast.report.model import GroupReport
+from kontext_fast.report.text.answers import fastest_with_all_steps
 from kontext_fast.report.text.markup import Markdown, paragraphs
 from tools.docs.doc_context import NOTHING, DocContext
 
@@ -27,17 +26,10 @@ def render(context: DocContext) -> Markdown:
         words = Markdown("**FLUX.1-Kontext edits: {}.** No preset can be called faster than baseline yet.")
         return words.format(PROMISE)
     machine = short_machine(group.group.machine or "this machine")
-    whole = _with_every_step(group)
+    whole = fastest_with_all_steps(group)
     full = f", and in {_seconds(whole)} with every step computed" if whole and whole is not best else ""
     times = f"{_seconds(best)} instead of {_seconds(baseline)} on one {machine}{full}"
     return Markdown("**FLUX.1-Kontext edits in {}: {}.**").format(times, PROMISE)
-
-
-def _with_every_step(group: GroupReport) -> Row | None:
-    """The fastest of our presets that computes as many steps as were asked for."""
-    steps = group.group.workload.steps if group.group.workload else 0
-    rows = [row for row in our_rows(group.group) if row.computed_steps and row.computed_steps.mean == steps]
-    return rows[-1] if rows else None
 
 
 def _seconds(row: Row) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kontext_fast.analysis import format as fmt
+from kontext_fast.analysis.names import plain_name
 from kontext_fast.analysis.rows import Row
 from kontext_fast.analysis.tiers import Tier, tiers
 from kontext_fast.records.names import is_peer
 from kontext_fast.report.text.markup import Markdown, code_span, paragraphs, table
-from kontext_fast.report.text.names import plain_name
 from kontext_fast.stats.intervals import Estimate
 from tools.docs.doc_context import NOTHING, DocContext, unmeasured_peers
 

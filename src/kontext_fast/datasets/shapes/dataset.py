@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -112,7 +111,7 @@ def draw_caption(rng: np.random.Generator, *, held_out: bool) -> CaptionItem:
             return CaptionItem(scene, caption(rng, scene, held_out))
 
 
-def held_out(count: int, seed: int = 0, kinds: Sequence[str] = EDIT_KINDS) -> list[ShapesItem]:
+def held_out(count: int, seed: int = 0) -> list[ShapesItem]:
     """`count` items that training never sees, uniform over kinds of edit, numbers of shapes and backgrounds.
 
     The first n items of a longer list are the list of length n, so that more items extend an earlier choice.
@@ -120,9 +119,9 @@ def held_out(count: int, seed: int = 0, kinds: Sequence[str] = EDIT_KINDS) -> li
     items = []
     for index in range(count):
         rng = np.random.default_rng([seed, index])
-        kind = kinds[index % len(kinds)]
-        shapes = 1 + (index // len(kinds)) % MAX_SHAPES
-        pattern = PATTERNS[(shapes + index // (len(kinds) * MAX_SHAPES)) % len(PATTERNS)]
+        kind = EDIT_KINDS[index % len(EDIT_KINDS)]
+        shapes = 1 + (index // len(EDIT_KINDS)) % MAX_SHAPES
+        pattern = PATTERNS[(shapes + index // (len(EDIT_KINDS) * MAX_SHAPES)) % len(PATTERNS)]
         items.append(draw_item(rng, held_out=True, kind=kind, count=shapes, pattern=pattern))
     return items
 

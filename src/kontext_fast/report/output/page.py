@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.consistency import contradictions
+from kontext_fast.analysis.names import plain_name
 from kontext_fast.analysis.rows import Row
 from kontext_fast.analysis.stages import STEP_KINDS
 from kontext_fast.analysis.tiers import may_claim, shown_rows, tiers
@@ -31,7 +32,6 @@ from kontext_fast.report.gallery import MOST_VERIFIED, Gallery, GalleryItem, Gal
 from kontext_fast.report.model import GroupReport, Report
 from kontext_fast.report.serving import batch_lines, serving_rows
 from kontext_fast.report.text.answers import answers, choices, headline, subtitle
-from kontext_fast.report.text.names import plain_name
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -18,14 +18,46 @@ from kontext_fast.report.environment import Fact
 from kontext_fast.report.output import page
 from kontext_fast.report.output.item_cards import GAIN, ItemCard, arbitrary, item_cards, worst
 from kontext_fast.report.output.publish import QUALITY_PAGE
-from kontext_fast.report.output.quality_matrix import matrix
 from kontext_fast.report.text import quality as words
 from kontext_fast.report.verification import VerificationReport, build_verification_report
-from kontext_fast.verify.analysis import PresetAnalysis
+from kontext_fast.verify.analysis import PresetAnalysis, VerificationAnalysis
+from kontext_fast.verify.comparisons import FloorComparison, MarginComparison, Outcome, SeedNoiseComparison
 from kontext_fast.verify.controls import NO_LOSS_ARMS, ControlCheck
 from kontext_fast.verify.findings import changes_sentence
+from kontext_fast.verify.verdict import Level
 
 SCRIPTS = ("page.js", "quality.js")
+
+
+@dataclass(frozen=True)
+class MatrixCell:
+    value: str
+    compared: str
+    """What with: the margin, the seed noise, the rounding floor."""
+    outcome: Outcome | None
+    """None where nothing was decided by this metric."""
+
+    @property
+    def chip(self) -> str:
+        """The class of its colour."""
+        return {Outcome.PASSED: "yes", Outcome.FAILED: "no"}.get(self.outcome, "") if self.outcome else ""
+
+
+@dataclass(frozen=True)
+class MatrixRow:
+    preset: str
+    level: Level
+    reason: str
+    cells: tuple[MatrixCell | None, ...]
+    """One per metric of the matrix; None where the metric has no part in the verdict."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Verdicts at a glance: presets down, metrics across, in each cell how a preset compares with what is allowed."""
+
+    metrics: tuple[str, ...]
+    rows: tuple[MatrixRow, ...]
 
 
 @dataclass(frozen=True)
@@ -71,7 +103,7 @@ def render(report: VerificationReport, charts: Sequence[Chart], store: ResultSto
         "quality.html.j2",
         result=result,
         analysis=analysis,
-        matrix=matrix(analysis),
+        matrix=_matrix(analysis),
         frontier=report.frontier,
         presets=presets,
         cards=cards,
@@ -90,6 +122,37 @@ def render(report: VerificationReport, charts: Sequence[Chart], store: ResultSto
         script=script,
         script_hash=page.script_hash(script),
     )
+
+
+def _matrix(analysis: VerificationAnalysis) -> Matrix:
+    """Of every preset, with the primary metrics first and the distances to baseline after them."""
+    verdicts = [preset.verdict for preset in analysis.presets]
+    primary = [loss.metric for verdict in verdicts for loss in verdict.losses]
+    distances = [floor.metric for verdict in verdicts for floor in verdict.floor]
+    metrics = tuple(dict.fromkeys((*primary, *distances)))
+    return Matrix(metrics, tuple(_row(preset, metrics) for preset in analysis.presets))
+
+
+def _row(preset: PresetAnalysis, metrics: Sequence[str]) -> MatrixRow:
+    verdict = preset.verdict
+    cells = {floor.metric: _of_floor(floor) for floor in verdict.floor}
+    cells |= {noise.metric: _of_seed_noise(noise) for noise in verdict.seed_noise}
+    cells |= {loss.metric: _of_margin(loss) for loss in verdict.losses}
+    return MatrixRow(preset.preset, verdict.level, verdict.reason, tuple(map(cells.get, metrics)))
+
+
+def _of_margin(loss: MarginComparison) -> MatrixCell:
+    return MatrixCell(
+        words.change(loss.metric, loss.mean), f"margin {words.change(loss.metric, -loss.margin)}", loss.outcome
+    )
+
+
+def _of_seed_noise(noise: SeedNoiseComparison) -> MatrixCell:
+    return MatrixCell(f"{100 * noise.median:.0f} %", "of seed noise", noise.outcome)
+
+
+def _of_floor(floor: FloorComparison) -> MatrixCell:
+    return MatrixCell(words.times(floor.ratio.value), "of the rounding floor", floor.outcome)
 
 
 def _shown_first(presets: Sequence[PresetSection]) -> str:

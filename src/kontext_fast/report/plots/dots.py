@@ -129,7 +129,6 @@ FRONTIER_COLORS: dict[FrontierKind, str] = {
     "steps": style.VERMILION,
 }
 MARKERS: dict[FrontierKind, str] = {"baseline": "D", "preset": "o", "steps": "s"}
-FRONTIER_IN = 5.4
 NEAR = 0.045
 """Labels whose points are nearer than this share of the panel would cover each other."""
 

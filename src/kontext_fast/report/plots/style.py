@@ -348,14 +348,14 @@ def row_words(
     )
 
 
-def room_for(axes: Axes, ends: Iterable[tuple[float, str]], *, from_zero: bool = True) -> None:
-    """Set the limits of a linear x axis so that behind each end its words fit, however long they are."""
+def room_for(axes: Axes, ends: Iterable[tuple[float, str]]) -> None:
+    """Begin a linear x axis at 0 and end it so that behind each end its words fit, however long they are."""
     width_in = axes.get_position().width * axes.figure.get_figwidth()  # type: ignore[union-attr]
     limit, furthest = 0.0, 0.0
     for end, words in ends:
         share = min(0.75, (words_in(words) + 0.2) / width_in)
         limit, furthest = max(limit, end / (1 - share)), max(furthest, end)
-    axes.set_xlim(0 if from_zero else axes.get_xlim()[0], max(limit, 1.02 * furthest) or 1.0)
+    axes.set_xlim(0, max(limit, 1.02 * furthest) or 1.0)
 
 
 def whisker(axes: Axes, y: float, interval: tuple[float, float] | None) -> None:

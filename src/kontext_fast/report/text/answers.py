@@ -86,14 +86,14 @@ def _how_fast(lead: GroupReport, best: Row) -> Answer:
     assert best.factor is not None
     interval = f"95 % interval {fmt.factor_range(best.factor)}" if best.factor.interval else fmt.NO_INTERVAL
     words = f"{best.preset}, {interval}."
-    whole = _fastest_with_all_steps(lead)
+    whole = fastest_with_all_steps(lead)
     if whole is not None and whole.preset != best.preset and whole.factor is not None:
         words += f" With every step computed {fmt.factor(whole.factor)} ({whole.preset})."
     return Answer("How fast?", f"{fmt.factor(best.factor)} as fast", words, "results")
 
 
-def _fastest_with_all_steps(lead: GroupReport) -> Row | None:
-    """Of our presets that may be called faster."""
+def fastest_with_all_steps(lead: GroupReport) -> Row | None:
+    """The fastest of our presets that compute every step, of those that may be called faster than baseline."""
     steps = lead.group.workload.steps if lead.group.workload else 0
     rows = [
         row

@@ -133,6 +133,6 @@ def paragraphs(parts: Iterable[object | None]) -> Markdown:
     return Markdown("\n\n".join(markdown(part) for part in parts if part))
 
 
-def joined(parts: Iterable[object], separator: str = ", ") -> Markdown:
-    """`parts` on one line."""
-    return Markdown(separator.join(markdown(part) for part in parts))
+def joined(parts: Iterable[object]) -> Markdown:
+    """`parts` on one line, with commas."""
+    return Markdown(", ".join(markdown(part) for part in parts))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.benchmark import AnalyzedGroup
-from kontext_fast.analysis.names import group_name
+from kontext_fast.analysis.names import group_name, plain_name
 from kontext_fast.analysis.rows import Row
 from kontext_fast.analysis.tiers import Tier, tiers
 from kontext_fast.records.names import PEER_PREFIX, short_machine
@@ -15,7 +15,6 @@ from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.style import Canvas, Picture, Rows, Slot
-from kontext_fast.report.text.names import plain_name
 from kontext_fast.report.text.phrases import provenance
 from kontext_fast.stats.intervals import Estimate
 

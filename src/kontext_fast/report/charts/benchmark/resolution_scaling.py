@@ -60,7 +60,7 @@ class ScalingPanel:
 def plotted(report: Report) -> tuple[ScalingPanel, ...]:
     """One panel per checkpoint and machine: the step count with the most sizes, two at least; the first of equals."""
     panels = []
-    for of in by_machine(filter(_is_shown, report.analysis)):
+    for of in by_machine(group for group in report.analysis if group.is_of_single_edits):
         by_steps: dict[int, list[AnalyzedGroup]] = {}
         for group in of:
             assert group.workload is not None
@@ -86,11 +86,6 @@ def draw(report: Report) -> Chart:
         html=_page(takeaway, panels),
         source="; ".join(panel.subtitle for panel in panels),
     )
-
-
-def _is_shown(group: AnalyzedGroup) -> bool:
-    workload = group.workload
-    return workload is not None and workload.mode == "edit" and workload.batch == 1 and group.compile_cache == "user"
 
 
 def _panel(steps: int, groups: Sequence[AnalyzedGroup]) -> ScalingPanel:

@@ -72,7 +72,10 @@ class HeatmapPanel:
 
 def plotted(report: Report) -> tuple[HeatmapPanel, ...]:
     """One panel per checkpoint and machine where edits were measured at two sizes and two step counts at least."""
-    panels = (_panel(of, _planned(report.result, of[0])) for of in by_machine(filter(_is_shown, report.analysis)))
+    panels = (
+        _panel(of, _planned(report.result, of[0]))
+        for of in by_machine(group for group in report.analysis if group.is_of_single_edits)
+    )
     return tuple(panel for panel in panels if len(panel.steps) > 1 and len(panel.sizes) > 1)
 
 
@@ -82,7 +85,7 @@ def draw(report: Report) -> Chart:
         takeaway = "Not drawn: edits were not measured at two sizes and two step counts (suite full)."
         return Chart(TITLE, HOW, takeaway, alt="None.", picture=None)
     takeaway = " ".join(_takeaway(panel) for panel in panels)
-    doubts = contradictions(group for group in report.analysis if _is_shown(group))
+    doubts = contradictions(group for group in report.analysis if group.is_of_single_edits)
     return Chart(
         title=TITLE,
         how_to_read=" ".join([HOW, *(f"In doubt: {doubt}" for doubt in doubts)]),
@@ -91,11 +94,6 @@ def draw(report: Report) -> Chart:
         picture=_picture(takeaway, panels),
         source="; ".join(panel.subtitle for panel in panels),
     )
-
-
-def _is_shown(group: Group) -> bool:
-    workload = group.workload
-    return workload is not None and workload.mode == "edit" and workload.batch == 1 and group.compile_cache == "user"
 
 
 def _planned(result: ResultFile, group: Group) -> list[tuple[int, Size]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kontext_fast.analysis import format as fmt
-from kontext_fast.analysis.names import group_name
+from kontext_fast.analysis.names import group_name, plain_name
 from kontext_fast.analysis.rows import Row
 from kontext_fast.analysis.tiers import is_meaningless
 from kontext_fast.records.names import PEER_PREFIX, is_peer, parse_ablation
@@ -20,7 +20,6 @@ from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.style import Canvas, Picture, Slot
 from kontext_fast.report.plots.svg import tip
-from kontext_fast.report.text.names import plain_name
 from kontext_fast.report.text.phrases import provenance
 from kontext_fast.stats.intervals import Estimate
 
