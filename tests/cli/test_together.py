@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from kontext_fast.cli.main import run
-from kontext_fast.cli.session import ImageJob, Outcome, SessionReport, Setup
+from kontext_fast.cli.output import Outcome
+from kontext_fast.cli.session import ImageJob, SessionReport, Setup
 from kontext_fast.cli.together import gpus_of, maker
 from kontext_fast.errors import InvalidInput, KontextError, Refused
 from kontext_fast.pipeline.edit import EditRequest

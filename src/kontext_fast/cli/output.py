@@ -1,4 +1,5 @@
 """Where commands write: results to stdout, remarks and progress to stderr, files to a folder that is new or empty.
+What became of images is printed one by one.
 
 Progress is a bar in a terminal once work takes over two seconds, else a line per stage.
 """
@@ -9,17 +10,20 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from threading import Lock, Timer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from kontext_fast.errors import InvalidInput
+from kontext_fast.errors import Cancelled, InvalidInput, KontextError, Refused
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+    from kontext_fast.cli.session import ImageJob, OnDone
 
 
 def say(sentence: str) -> None:
@@ -190,3 +194,112 @@ def progress_bar() -> Iterator[Bar]:
         yield bar
     finally:
         bar.close()
+
+
+class Outcome:
+    """What became of jobs so far: the facts of the images made, and why others were not; each is printed at once."""
+
+    def __init__(self, total: int, *, quiet: bool, as_json: bool) -> None:
+        self.images: list[dict[str, Any]] = []
+        self._failed: list[tuple[str, KontextError]] = []
+        self._total, self._quiet, self._as_json = total, quiet, as_json
+        self._begin = time.perf_counter()
+
+    @property
+    def failed(self) -> list[dict[str, str]]:
+        """For `--json`."""
+        return [{"input": name, "reason": str(error)} for name, error in self._failed]
+
+    def printer(self, preset: str, bar: Bar) -> OnDone:
+        """What adds an outcome while `bar` is hidden."""
+
+        def add(job: ImageJob, outcome: dict[str, Any] | KontextError) -> None:
+            with bar.hidden():
+                self.add(job, outcome, preset=preset)
+
+        return add
+
+    def add(self, job: ImageJob, outcome: dict[str, Any] | KontextError, *, preset: str) -> None:
+        """Take and print the outcome of a job."""
+        if isinstance(outcome, KontextError):
+            name = str(job.source or job.file.path)
+            self.add_failure(name if job.row is None else f"row {job.row}", outcome)
+            return
+        self.images.append(outcome)
+        if self._quiet and not self._as_json:
+            print(outcome["path"])
+        elif not self._as_json:
+            print("  ".join(filter(None, (self._place(), _line(outcome, preset)))))
+
+    def add_failure(self, name: str, error: KontextError) -> None:
+        """Take and print that of `name` no image was made; a single one is left to `raise_failures`."""
+        self._failed.append((name, error))
+        if self._total > 1:
+            say(f"{self._place()}  {error}")
+
+    def remark(self, sentences: Iterable[str]) -> None:
+        """Tell a person something, unless only results are wanted."""
+        if not (self._quiet or self._as_json):
+            for sentence in sentences:
+                say(sentence)
+
+    def _place(self) -> str:
+        return f"{len(self.images) + len(self._failed)} of {self._total}" if self._total > 1 else ""
+
+    def say_summary(self, skipped: Sequence[str], remarks: Iterable[str]) -> None:
+        """Tell a person what was planned, what it took and what was skipped."""
+        seconds = time.perf_counter() - self._begin
+        for sentence in _first_sizes(image["size"]["explanation"] for image in self.images):
+            say(sentence)
+        for caution in dict.fromkeys(caution for image in self.images for caution in image["cautions"]):
+            say(f"Note: {caution}")
+        parts = []
+        if len(self.images) > 1:
+            parts.append(f"{len(self.images)} images in {seconds:.1f} s, {seconds / len(self.images):.2f} s each")
+        if skipped:
+            parts.append(f"{len(skipped)} were there already and are skipped")
+        if parts:
+            say(f"{'; '.join(parts)}.")
+        for sentence in remarks:
+            say(sentence)
+
+    def raise_failures(self) -> None:
+        """Raise the error of a single job, or one that counts those of several."""
+        if not self._failed:
+            return
+        errors = [error for _, error in self._failed]
+        if self._total == 1:
+            raise errors[0]
+        count = f"{len(errors)} of {self._total} images were not made"
+        if all(isinstance(error, Refused) for error in errors):
+            raise Refused(f"{count}; see above what this machine lacks.")
+        raise InvalidInput(f"{count}; mend what is named above, and run the same command again.")
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Raise Cancelled on Ctrl-C once there are images."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not self.images:
+                raise
+            raise Cancelled(
+                f"Interrupted after {len(self.images)} of {self._total} images; the same command goes on with the rest."
+            ) from None
+
+
+def _line(facts: dict[str, Any], preset: str) -> str:
+    """`cat.edited.png  1024x1024  2.34 s  (fast, 11 of 28 steps, seed 7)`."""
+    kinds = facts["step_kinds"]
+    computed = sum(kind == "full" for kind in kinds)
+    every = f"{len(kinds)} steps" if len(kinds) != 1 else "1 step"
+    steps = every if computed == len(kinds) else f"{computed} of {every}"
+    size = f"{facts['size']['width']}x{facts['size']['height']}"
+    return f"{facts['path']}  {size}  {facts['seconds']:.2f} s  ({preset}, {steps}, seed {facts['seed']})"
+
+
+def _first_sizes(sentences: Iterable[str]) -> list[str]:
+    """The first three different explanations of a size: a folder of many sizes would say as many."""
+    distinct = list(dict.fromkeys(sentences))
+    rest = len(distinct) - 3
+    return [*distinct[:3], *([f"{rest} other sizes were planned in the same way."] if rest > 0 else [])]

@@ -18,12 +18,11 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
-from kontext_fast.cli.output import progress_bar
+from kontext_fast.cli.output import Outcome, progress_bar
 from kontext_fast.cli.session import (
     ImageJob,
     Maker,
     OnAllDone,
-    Outcome,
     SessionReport,
     Setup,
     do_jobs,

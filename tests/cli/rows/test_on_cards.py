@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
+from kontext_fast.cli.output import Outcome
 from kontext_fast.cli.rows.facts import FactsFile
 from kontext_fast.cli.rows.manifest import Manifest
 from kontext_fast.cli.rows.on_cards import cards_for, edit_on_cards, make_on_cards
 from kontext_fast.cli.rows.run import edit_here, make_rows
-from kontext_fast.cli.session import ImageJob, Outcome, SessionReport, Setup, make_here
+from kontext_fast.cli.session import ImageJob, SessionReport, Setup, make_here
 from kontext_fast.errors import CheckpointUnavailable, InvalidInput, KontextError
 from kontext_fast.pipeline.edit import EditRequest
 from kontext_fast.pipeline.images import ImageFile

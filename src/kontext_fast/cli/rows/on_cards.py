@@ -21,13 +21,12 @@ from multiprocessing.connection import Connection, wait
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from kontext_fast.cli.output import progress_bar, say
+from kontext_fast.cli.output import Outcome, progress_bar, say
 from kontext_fast.cli.rows.run import edit_here, recorded
 from kontext_fast.cli.session import (
     ImageJob,
     OnAllDone,
     OnDone,
-    Outcome,
     SessionReport,
     Setup,
     do_jobs,

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from kontext_fast.cli.output import Outcome
 from kontext_fast.cli.rows.facts import FactsFile
 from kontext_fast.cli.rows.run import recorded
-from kontext_fast.cli.session import ImageJob, Outcome, Setup, do_jobs, open_session, unfinished
+from kontext_fast.cli.session import ImageJob, Setup, do_jobs, open_session, unfinished
 from kontext_fast.errors import InvalidInput, KontextError, Refused
 
 _ROWS_OF_A_TASK = 8

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kontext_fast.cli.output import print_json
+from kontext_fast.cli.output import Outcome, print_json
 from kontext_fast.cli.rows.facts import FactsFile, facts_of
 from kontext_fast.cli.rows.manifest import BadRow, Manifest
 from kontext_fast.cli.session import (
     ImageJob,
     OnDone,
     OnMade,
-    Outcome,
     Setup,
     do_jobs,
     open_session,
