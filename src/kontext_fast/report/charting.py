@@ -63,6 +63,11 @@ class Chart:
     module: str = ""
 
 
+def not_drawn(title: str, how_to_read: str, reason: str) -> Chart:
+    """A chart without a picture; `reason` is a clause that says what was not measured."""
+    return Chart(title, how_to_read, f"Not drawn: {reason}.", alt=f"None: {reason}.", picture=None)
+
+
 def write_charts(report: Report, folder: Path) -> tuple[Chart, ...]:
     """Draw all charts of a benchmark into `folder` (the visualizations), in the order of the page, and remove those
     that have nothing to show any more. Every machine has files of its own: those of the one that the report leads with

@@ -11,7 +11,7 @@ from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.names import group_name
 from kontext_fast.records.names import ONLY, WITHOUT, parse_ablation
 from kontext_fast.records.schema import BASELINE
-from kontext_fast.report.charting import Chart
+from kontext_fast.report.charting import Chart, not_drawn
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.style import Picture, Rows, Slot
@@ -67,9 +67,8 @@ def plotted(report: Report) -> tuple[AblationPanel, ...]:
 def draw(report: Report) -> Chart:
     panels = plotted(report)
     if not panels:
-        takeaway = "Not drawn: no preset was taken apart (suite ablation)."
-        return Chart(TITLE, HOW, takeaway, alt="None.", picture=None)
-    takeaway = " ".join(_takeaway(panel) for panel in panels)
+        return not_drawn(TITLE, HOW, "no preset was taken apart (suite ablation)")
+    takeaway = " ".join(map(_takeaway, panels))
     return Chart(
         title=TITLE,
         how_to_read=HOW,

@@ -12,7 +12,7 @@ from kontext_fast.cost.crossover import hosting_instead_of_api
 from kontext_fast.cost.headline_comparison import HeadlineComparison
 from kontext_fast.cost.prices import Price
 from kontext_fast.cost.work import Work
-from kontext_fast.report.charting import Chart
+from kontext_fast.report.charting import Chart, not_drawn
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.money import Caption, VolumeLine, volume_picture
@@ -57,7 +57,7 @@ def plotted(report: Report) -> Plotted | str:
 def draw(report: Report) -> Chart:
     data = plotted(report)
     if isinstance(data, str):
-        return Chart(TITLE, HOW, takeaway=f"Not drawn: {data}.", alt=f"None: {data}.", picture=None)
+        return not_drawn(TITLE, HOW, data)
     shown = data.shown
     prices = [*(tariff.price for tariff in data.tariffs), *filter(None, [data.api])]
     priced = "; ".join(dict.fromkeys(price.dated(shown.today) for price in prices))

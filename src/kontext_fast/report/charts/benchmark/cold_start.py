@@ -12,7 +12,7 @@ from kontext_fast.analysis.ranking import headline_group_first
 from kontext_fast.analysis.tiers import shown_rows
 from kontext_fast.records.names import is_peer, parse_ablation
 from kontext_fast.records.schema import CONTROL, CompileCache, Record
-from kontext_fast.report.charting import Chart
+from kontext_fast.report.charting import Chart, not_drawn
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.bars import Part, StackedPanel, StackedRow, stacked_picture
@@ -45,8 +45,8 @@ def draw(report: Report) -> Chart:
     panels = plotted(report)
     how = HOW + (NOT_READ if _is_random(report.analysis) else "")
     if not any(row.whole for panel in panels for row in panel.rows):
-        return Chart(TITLE, how, takeaway="Not drawn: no start of a process was timed.", alt="None.", picture=None)
-    takeaway = " ".join(_takeaway(panel) for panel in panels)
+        return not_drawn(TITLE, how, "no start of a process was timed")
+    takeaway = " ".join(map(_takeaway, panels))
     used = {part.name for panel in panels for row in panel.rows for part in row.parts}
     return Chart(
         title=TITLE,

@@ -8,7 +8,7 @@ from kontext_fast.analysis import format as fmt
 from kontext_fast.cost import Billing
 from kontext_fast.cost.billing import Demand, cost
 from kontext_fast.cost.headline_comparison import HeadlineComparison
-from kontext_fast.report.charting import Chart
+from kontext_fast.report.charting import Chart, not_drawn
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.money import Caption, Money, ProviderPair, VolumeLine, analysis_picture
@@ -56,7 +56,7 @@ def plotted(report: Report) -> Plotted | str:
 def draw(report: Report) -> Chart:
     data = plotted(report)
     if isinstance(data, str):
-        return Chart(TITLE, HOW, takeaway=f"Not drawn: {data}.", alt=f"None: {data}.", picture=None)
+        return not_drawn(TITLE, HOW, data)
     shown = data.shown
     price = shown.price
     caption = Caption(

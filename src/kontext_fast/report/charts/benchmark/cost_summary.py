@@ -7,7 +7,7 @@ import re
 from kontext_fast.analysis import format as fmt
 from kontext_fast.cost.billing import Demand
 from kontext_fast.cost.headline_comparison import HeadlineComparison
-from kontext_fast.report.charting import Chart
+from kontext_fast.report.charting import Chart, not_drawn
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots.money import Caption, Money, Tile, summary_picture
 from kontext_fast.report.quality import PresetQuality
@@ -34,7 +34,7 @@ def plotted(report: Report) -> tuple[HeadlineComparison, tuple[Money, ...]] | st
 def draw(report: Report) -> Chart:
     data = plotted(report)
     if isinstance(data, str):
-        return Chart(TITLE, HOW, takeaway=f"Not drawn: {data}.", alt=f"None: {data}.", picture=None)
+        return not_drawn(TITLE, HOW, data)
     shown, bars = data
     caption = Caption(
         title=f"{shown.other.row.preset} on {shown.card}",

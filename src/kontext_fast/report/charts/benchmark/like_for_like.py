@@ -11,7 +11,7 @@ from kontext_fast.analysis.rows import Row
 from kontext_fast.analysis.tiers import Tier, tiers
 from kontext_fast.records.names import PEER_PREFIX, short_machine
 from kontext_fast.records.schema import BASELINE
-from kontext_fast.report.charting import Chart
+from kontext_fast.report.charting import Chart, not_drawn
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.style import Canvas, Picture, Rows, Slot
@@ -69,9 +69,7 @@ def plotted(report: Report) -> LikePanel | None:
 def draw(report: Report) -> Chart:
     panel = plotted(report)
     if panel is None:
-        return Chart(
-            TITLE, HOW, takeaway="Not drawn: no recipe of another project was measured.", alt="None.", picture=None
-        )
+        return not_drawn(TITLE, HOW, "no recipe of another project was measured")
     takeaway = headline(report, panel)
     alt = f"Bars of seconds per call in {fmt.count(len(panel.blocks), 'block')} of the same work. {takeaway}"
     return Chart(TITLE, HOW, takeaway, alt, picture(takeaway, panel), source=panel.subtitle)

@@ -12,7 +12,7 @@ from kontext_fast.analysis.ranking import leading_groups
 from kontext_fast.analysis.rows import Row
 from kontext_fast.analysis.tiers import shown_rows
 from kontext_fast.records.schema import BASELINE, Memory
-from kontext_fast.report.charting import Chart
+from kontext_fast.report.charting import Chart, not_drawn
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.style import Picture, Rows, Slot
@@ -58,8 +58,8 @@ def plotted(report: Report) -> tuple[MemoryPanel, ...]:
 def draw(report: Report) -> Chart:
     panels = plotted(report)
     if not panels:
-        return Chart(TITLE, HOW, takeaway="Not drawn: no call had its memory counted.", alt="None.", picture=None)
-    takeaway = " ".join(_takeaway(panel) for panel in panels)
+        return not_drawn(TITLE, HOW, "no call had its memory counted")
+    takeaway = " ".join(map(_takeaway, panels))
     return Chart(
         title=TITLE,
         how_to_read=HOW,

@@ -12,7 +12,7 @@ from kontext_fast.analysis.benchmark import AnalyzedGroup
 from kontext_fast.analysis.groups import by_machine
 from kontext_fast.records.schema import BASELINE, CONTROL
 from kontext_fast.report import templates
-from kontext_fast.report.charting import Chart
+from kontext_fast.report.charting import Chart, not_drawn
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.style import Slot
@@ -74,9 +74,8 @@ def plotted(report: Report) -> tuple[ScalingPanel, ...]:
 def draw(report: Report) -> Chart:
     panels = plotted(report)
     if not panels:
-        takeaway = "Not drawn: edits were not measured at two sizes with the same steps (suite full)."
-        return Chart(TITLE, HOW, takeaway, alt="None.", picture=None)
-    takeaway = " ".join(_takeaway(panel) for panel in panels)
+        return not_drawn(TITLE, HOW, "edits were not measured at two sizes with the same steps (suite full)")
+    takeaway = " ".join(map(_takeaway, panels))
     return Chart(
         title=TITLE,
         how_to_read=HOW,

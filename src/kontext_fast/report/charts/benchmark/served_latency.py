@@ -11,7 +11,7 @@ from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.names import group_name
 from kontext_fast.analysis.served_load import LoadSummary, load_summary, served_requests
 from kontext_fast.records.schema import LoadTest
-from kontext_fast.report.charting import Chart
+from kontext_fast.report.charting import Chart, not_drawn
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.style import Canvas, Picture, Slot
@@ -58,8 +58,8 @@ def plotted(report: Report) -> tuple[LatencyPanel, ...]:
 def draw(report: Report) -> Chart:
     panels = plotted(report)
     if not panels:
-        return Chart(TITLE, HOW, "Not drawn: no server was put under load.", alt="None.", picture=None)
-    takeaway = " ".join(_takeaway(panel) for panel in panels)
+        return not_drawn(TITLE, HOW, "no server was put under load")
+    takeaway = " ".join(map(_takeaway, panels))
     return Chart(
         title=TITLE,
         how_to_read=HOW,

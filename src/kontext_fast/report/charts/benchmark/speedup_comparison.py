@@ -14,7 +14,7 @@ from kontext_fast.analysis.rows import Row
 from kontext_fast.analysis.tiers import may_claim
 from kontext_fast.records.names import parse_ablation
 from kontext_fast.records.schema import BASELINE, CONTROL
-from kontext_fast.report.charting import Chart
+from kontext_fast.report.charting import Chart, not_drawn
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots.bars import SpeedBar, SpeedPanel, speed_picture
 from kontext_fast.report.text.phrases import fastest, provenance, speed_finding
@@ -40,7 +40,7 @@ def plotted(report: Report) -> tuple[SpeedPanel, ...]:
 def draw(report: Report) -> Chart:
     panels = plotted(report)
     if not panels:
-        return Chart(TITLE, HOW, takeaway="Not drawn: no call was measured.", alt="None.", picture=None)
+        return not_drawn(TITLE, HOW, "no call was measured")
     (panel,) = panels
     takeaway = _headline(report) + _elsewhere(report)
     alt = f"Bars of time per call and points of factors of {fmt.count(len(panel.bars), 'preset')}. {takeaway}"

@@ -10,7 +10,7 @@ from kontext_fast.analysis.rows import Row
 from kontext_fast.analysis.stages import StageRow
 from kontext_fast.analysis.tiers import shown_rows
 from kontext_fast.records.schema import BASELINE
-from kontext_fast.report.charting import Chart
+from kontext_fast.report.charting import Chart, not_drawn
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.bars import Part, StackedPanel, StackedRow, stacked_picture
@@ -51,7 +51,7 @@ def plotted(report: Report) -> tuple[StackedPanel, ...]:
 def draw(report: Report) -> Chart:
     panels = plotted(report)
     if not panels:
-        return Chart(TITLE, HOW, takeaway="Not drawn: no call was measured.", alt="None.", picture=None)
+        return not_drawn(TITLE, HOW, "no call was measured")
     takeaway = " ".join(_takeaway(panel, alone=len(panels) == 1) for panel in panels)
     return Chart(
         title=TITLE,

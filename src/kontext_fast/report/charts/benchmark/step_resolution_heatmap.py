@@ -12,7 +12,7 @@ from kontext_fast.analysis.consistency import contradictions
 from kontext_fast.analysis.groups import Group, by_machine
 from kontext_fast.records.names import machine_name
 from kontext_fast.records.schema import BASELINE, CONTROL, ResultFile
-from kontext_fast.report.charting import Chart
+from kontext_fast.report.charting import Chart, not_drawn
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.style import Picture, Slot
@@ -82,9 +82,8 @@ def plotted(report: Report) -> tuple[HeatmapPanel, ...]:
 def draw(report: Report) -> Chart:
     panels = plotted(report)
     if not panels:
-        takeaway = "Not drawn: edits were not measured at two sizes and two step counts (suite full)."
-        return Chart(TITLE, HOW, takeaway, alt="None.", picture=None)
-    takeaway = " ".join(_takeaway(panel) for panel in panels)
+        return not_drawn(TITLE, HOW, "edits were not measured at two sizes and two step counts (suite full)")
+    takeaway = " ".join(map(_takeaway, panels))
     doubts = contradictions(group for group in report.analysis if group.is_of_single_edits)
     return Chart(
         title=TITLE,

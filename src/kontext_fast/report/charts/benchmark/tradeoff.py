@@ -15,7 +15,7 @@ from kontext_fast.analysis.rows import Row
 from kontext_fast.analysis.tiers import is_meaningless
 from kontext_fast.records.names import PEER_PREFIX, is_peer, parse_ablation
 from kontext_fast.records.schema import BASELINE, CONTROL
-from kontext_fast.report.charting import Chart
+from kontext_fast.report.charting import Chart, not_drawn
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
 from kontext_fast.report.plots.style import Canvas, Picture, Slot
@@ -89,8 +89,7 @@ def _point(row: Row, distance: float) -> TradeoffPoint:
 def draw(report: Report) -> Chart:
     panel = plotted(report)
     if panel is None:
-        takeaway = "Not drawn: no verification of these presets stands beside the times (kontext verify)."
-        return Chart(TITLE, "", takeaway, alt="None.", picture=None)
+        return not_drawn(TITLE, "", "no verification of these presets stands beside the times (kontext verify)")
     takeaway = _takeaway(panel)
     how = (
         f"Left is faster, down is nearer to the images of all steps. Up: {panel.axis}, a mean over {panel.basis}. "
