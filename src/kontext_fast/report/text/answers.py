@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.groups import Plan
 from kontext_fast.analysis.rows import Row
-from kontext_fast.analysis.tiers import is_eight_bit, our_rows, tiers
+from kontext_fast.analysis.tiers import is_eight_bit, our_rows
 from kontext_fast.cost.analysis import Question
 from kontext_fast.records.names import is_peer, short_machine
 from kontext_fast.records.schema import BASELINE
@@ -97,14 +97,13 @@ def fastest_with_all_steps(lead: GroupReport) -> Row | None:
     steps = lead.group.workload.steps if lead.group.workload else 0
     rows = [
         row
-        for tier in tiers(lead.group)
-        for row in tier.ours
+        for row in our_rows(lead.group)
         if row.factor
         and speed_claim(row.factor, lead.group.smallest_claim or 0.0) == "faster"
         and row.computed_steps
         and row.computed_steps.mean == steps
     ]
-    return max(rows, key=lambda row: row.factor.value if row.factor else 0.0, default=None)
+    return rows[-1] if rows else None
 
 
 def _as_good(lead: GroupReport, preset: str) -> Answer:
