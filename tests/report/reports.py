@@ -6,14 +6,17 @@ from pathlib import Path
 from types import ModuleType
 
 from kontext_fast.records.schema import ResultFile
+from kontext_fast.records.store import ResultStore
 from kontext_fast.report.charting import Chart, write_charts
 from kontext_fast.report.model import Report, build_report, usual_question
-from kontext_fast.report.verification import Verdicts
+from kontext_fast.report.verification import build_verification_report
 from tests.cost.gpu_records import TODAY
 
 
-def report_of(result: ResultFile, verdicts: Verdicts | None = None) -> Report:
-    return build_report(result, usual_question(TODAY), verdicts)
+def report_of(result: ResultFile, verified: Path | None = None) -> Report:
+    """`verified` is the folder of a verification, whose verdicts stand in the report."""
+    of_verification = None if verified is None else build_verification_report(ResultStore.find(verified).load())
+    return build_report(result, usual_question(TODAY), verified=of_verification)
 
 
 def written(chart: ModuleType, result: ResultFile, folder: Path) -> Chart:

@@ -8,7 +8,6 @@ from kontext_fast.analysis.ranking import slow_to_fast
 from kontext_fast.records.schema import CONTROL, Record
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report.text.answers import UNPROVEN, answers, choices, headline
-from kontext_fast.report.verification import read_verdicts
 from tests.cost.gpu_records import gpu_result, gpu_run
 from tests.records.builder import full, record, result, timed
 from tests.report.reports import report_of
@@ -56,7 +55,7 @@ def test_answers_of_cpu_records_have_no_price(tmp_path: Path) -> None:
 def test_verdict_on_other_weights_names_both(tmp_path: Path) -> None:
     """One sentence for the weights that were judged, one for those that were timed; neither contradicts the other."""
     verified = verification(tmp_path / "v", {"classic": noisy(0.5)}, items=6, control_items=4).folder
-    _, good, *_ = answers(report_of(gpu_result(), read_verdicts(verified)))
+    _, good, *_ = answers(report_of(gpu_result(), verified))
     assert good.value.endswith(" on tiny")
     assert "On FLUX weights: not measured" in good.detail
     assert "6 edits" in good.detail

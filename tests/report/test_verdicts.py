@@ -11,7 +11,6 @@ from kontext_fast.records.store import ResultStore
 from kontext_fast.report.charting import write_charts
 from kontext_fast.report.charts.benchmark import cost_summary
 from kontext_fast.report.text.quality import level_name
-from kontext_fast.report.verification import Verdicts, read_verdicts
 from kontext_fast.verify.analysis import analyze
 from tests.cost.gpu_records import gpu_result
 from tests.report.reports import report_of
@@ -34,9 +33,9 @@ def benched(tmp_path: Path) -> Path:
 
 def test_verdict_summary_equals_the_verification(verified: Path) -> None:
     (one,) = analyze(ResultStore(verified).load()).presets
-    found = read_verdicts(verified)
-    assert found.keys() == {"classic"}
-    classic = found["classic"]
+    verdicts = report_of(gpu_result(), verified).verdicts
+    assert verdicts.keys() == {"classic"}
+    classic = verdicts["classic"]
     assert classic.name == level_name(one.verdict.level)
     assert classic.reason == one.verdict.reason
     assert classic.passes == one.verdict.level.passes
@@ -49,7 +48,7 @@ def test_every_document_shows_the_verdict_and_its_weights(benched: Path, verifie
         assert run(["report", str(benched), "--for", audience, *options]) == 0
         return (benched / "reports" / AUDIENCES[audience]).read_text(encoding="utf-8")
 
-    one = read_verdicts(verified)["classic"]
+    one = report_of(gpu_result(), verified).verdicts["classic"]
     assert one.where not in written()
     text = written("--verification", str(verified))
     assert one.where in text
@@ -59,12 +58,12 @@ def test_every_document_shows_the_verdict_and_its_weights(benched: Path, verifie
 
 
 def test_summary_chart_shows_the_verdict(benched: Path, verified: Path, tmp_path: Path) -> None:
-    def picture(verdicts: Verdicts) -> bytes:
-        drawn = cost_summary.draw(report_of(gpu_result(), verdicts)).picture
+    def picture(folder: Path | None) -> bytes:
+        drawn = cost_summary.draw(report_of(gpu_result(), folder)).picture
         assert drawn is not None
         return drawn.png()
 
-    assert picture(read_verdicts(verified)) != picture({})
+    assert picture(verified) != picture(None)
     drawn = {chart.path.name: chart for chart in write_charts(report_of(gpu_result()), tmp_path) if chart.path}
     assert "h200_summary.png" in drawn
 

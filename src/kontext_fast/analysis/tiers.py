@@ -48,7 +48,7 @@ def tiers(group: AnalyzedGroup) -> tuple[Tier, ...]:
     rows = _comparable(group)
     plans = {row.preset: group.plans.get(row.preset, ()) for row in rows}
     whole = [row for row in rows if row.computed_steps is None or row.computed_steps.mean == steps]
-    found = [
+    candidates = [
         Tier(f"all {steps} steps, 16 bit", tuple(row for row in whole if not _is_lossy(plans[row.preset]))),
         Tier(
             f"all {steps} steps, 8 bit",
@@ -56,7 +56,7 @@ def tiers(group: AnalyzedGroup) -> tuple[Tier, ...]:
         ),
         *_bands([row for row in rows if row not in whole], plans),
     ]
-    return tuple(tier for tier in found if tier.ours)
+    return tuple(tier for tier in candidates if tier.ours)
 
 
 def our_rows(group: AnalyzedGroup) -> tuple[Row, ...]:

@@ -201,8 +201,8 @@ def find_file(config: str | Path | None = None) -> SettingsFile | None:
     for path in (Path(_FILE_NAME), _user_file()):
         if path.is_file():
             return _read_toml(path)
-        if path.parent == Path() and (found := _of_pyproject()) is not None:
-            return found
+        if path.parent == Path() and (file := _of_pyproject()) is not None:
+            return file
     return None
 
 
@@ -247,23 +247,23 @@ def _read(command: str, types: Mapping[str, Any], file: SettingsFile | None) -> 
         for name, kind in types.items()
     }
     model = create_model("Settings", __base__=Settings, **fields)
-    found: dict[str, Setting] = {}
+    settings: dict[str, Setting] = {}
     for prefix in (f"{PREFIX}{command.replace('-', '_').upper()}_", PREFIX):
         for name, value in EnvSettingsSource(model, env_prefix=prefix)().items():
-            found.setdefault(name, Setting(value, f"{prefix}{name.upper()}"))
+            settings.setdefault(name, Setting(value, f"{prefix}{name.upper()}"))
     if file is not None:
         for table, before in ((file.table.get(command, {}), f"{command}."), (file.table, "")):
             for key, value in table.items():
                 if (name := key.replace("-", "_")) in types:
-                    found.setdefault(name, Setting(value, file.origin(before + key)))
+                    settings.setdefault(name, Setting(value, file.origin(before + key)))
     try:
-        values = model(**{name: setting.value for name, setting in found.items()})
+        values = model(**{name: setting.value for name, setting in settings.items()})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
-        origin, option = found[name].origin, option_name(name)
+        origin, option = settings[name].origin, option_name(name)
         raise InvalidInput(f"{origin} sets {option}, and {complaint(first)}; give another value.") from None
-    return {name: Setting(getattr(values, name), setting.origin) for name, setting in found.items()}
+    return {name: Setting(getattr(values, name), setting.origin) for name, setting in settings.items()}
 
 
 def option_name(name: str) -> str:

@@ -73,9 +73,9 @@ def command(
     presets = (BASELINE, next(row.preset for row in reversed(report.rows) if row.preset != CONTROL))
     files = _save_pictures(card, presets, ResultStore(folder))
     if json:
-        made = {"instruction": card.item.instruction, "right": card.done_by_baseline}
         paths = {name: str(path) for name, path in files.items()}
-        print_json({"folder": str(folder), "page": str(written.document), "edit": {**made, "pictures": paths}})
+        edit = {"instruction": card.item.instruction, "right": card.done_by_baseline, "pictures": paths}
+        print_json({"folder": str(folder), "page": str(written.document), "edit": edit})
         return
     console = Console(highlight=False)
     if pictures:

@@ -114,8 +114,8 @@ def _print(findings: dict[str, Any], machine: Machine) -> None:
     """One line of what is there with a tick, one of what is not with a cross and the reason, and what to type."""
     print(f"kontext-fast {__version__}, Python {findings['python']}, {machine.platform}")
     installed = findings["packages"]
-    missing = [name for name, found in installed.items() if found is None]
-    tick(not missing, ", ".join(f"{name} {found or 'is not installed'}" for name, found in installed.items()))
+    missing = [name for name, version in installed.items() if version is None]
+    tick(not missing, ", ".join(f"{name} {version or 'is not installed'}" for name, version in installed.items()))
     memory = f"{machine.memory_bytes / _GIB:.1f} GiB of memory"
     tick(machine.gpu is not None, f"{machine.gpu or 'no GPU found'}, {memory}")
     tick(machine.cxx is not None, f"C++ compiler {machine.cxx or 'not found; the preset compile needs one'}")

@@ -19,6 +19,7 @@ from kontext_fast import cli
 from kontext_fast.cli.command_class import HELP_OPTIONS, Command, CommandGroup, Group
 from kontext_fast.discovery import modules
 from kontext_fast.errors import Cancelled, Caution, InvalidInput, KontextError, Refused
+from kontext_fast.pipeline.load import NOISY_LOGGERS
 from kontext_fast.validation import first_mistake
 from kontext_fast.version import __version__
 
@@ -160,8 +161,7 @@ def _silence_libraries() -> None:
     warnings.filterwarnings("ignore", "invalid value encountered in cast", RuntimeWarning)
     for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(variable, "error")
-    # diffusers imports torchao where it is installed, which then reports every kernel that it cannot load.
-    for name in ("torchao", "torch.utils._pytree"):
+    for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

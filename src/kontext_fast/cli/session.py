@@ -231,19 +231,19 @@ def _difference(job: ImageJob, setup: Setup) -> str | None:
     """How the file of `job` was made otherwise than `job` asks for, or None."""
     from kontext_fast.pipeline.images import Origin, read_origin
 
-    found = read_origin(job.file.path)
-    if found.get("software") != "kontext-fast":
+    origin = read_origin(job.file.path)
+    if origin.get("software") != "kontext-fast":
         return "was not made by kontext-fast"
     wanted = Origin.of(
         job.asked, seed=job.asked.seed, preset=setup.preset, checkpoint=setup.checkpoint, lora=setup.lora_names
     ).facts()
-    if not _is_name_of(found.get("checkpoint", ""), setup.checkpoint):
-        return f"was made with the checkpoint {found.get('checkpoint')}"
-    for key in dict.fromkeys((*wanted, *found)):
+    if not _is_name_of(origin.get("checkpoint", ""), setup.checkpoint):
+        return f"was made with the checkpoint {origin.get('checkpoint')}"
+    for key in dict.fromkeys((*wanted, *origin)):
         if key in _NOT_ASKED_FOR or (key == "seed" and job.asked.seed is None):
             continue
-        if wanted.get(key) != found.get(key):
-            return f"was made with {key} {found[key]!r}" if key in found else f"was made without {key}"
+        if wanted.get(key) != origin.get(key):
+            return f"was made with {key} {origin[key]!r}" if key in origin else f"was made without {key}"
     return None
 
 

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from kontext_fast.errors import CheckpointUnavailable, KontextError, Refused
 from kontext_fast.pipeline.device import choose_dtype, is_out_of_host_memory, memory_errors
-from kontext_fast.pipeline.load import FULL_SIZE_BYTES, CheckpointSource, LoadedCheckpoint, Target, loaded_checkpoint
+from kontext_fast.pipeline.load import (
+    FULL_SIZE_BYTES,
+    NOISY_LOGGERS,
+    CheckpointSource,
+    LoadedCheckpoint,
+    Target,
+    loaded_checkpoint,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -270,8 +277,7 @@ def _loading_errors(name: str) -> Iterator[None]:
 def quiet_libraries() -> Iterator[None]:
     """Inside, other libraries show no progress bars, and no remarks on packages that they could use, too."""
     with ExitStack() as undo:
-        # diffusers imports torchao where it is installed, which then reports every kernel that it cannot load.
-        for name in ("torchao", "torch.utils._pytree"):
+        for name in NOISY_LOGGERS:
             _only_errors(name, undo)
         import diffusers.utils.logging
         import transformers.utils.logging

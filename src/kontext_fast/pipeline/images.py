@@ -343,10 +343,10 @@ def read_origin(path: str | Path) -> dict[str, str]:
     try:
         # Not loaded: the facts stand before the pixels.
         with Image.open(path, formats=tuple(FORMATS.values())) as image:
-            found = dict(image.info) if image.format == "PNG" else _from_exif(image)
+            facts = dict(image.info) if image.format == "PNG" else _from_exif(image)
     except (*BROKEN, RecursionError):
         return {}
-    return {key: str(found[key]) for key in _KEYS if key in found}
+    return {key: str(facts[key]) for key in _KEYS if key in facts}
 
 
 def _text_chunks(facts: Mapping[str, str]) -> Any:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 KONTEXT_DEV = "black-forest-labs/FLUX.1-Kontext-dev"
 
+NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
+"""diffusers imports torchao where it is installed, which then reports every kernel that it cannot load."""
+
 FULL_SIZE_BYTES = 28 * 2**30
 """From this size on, weights are taken for those of FLUX.1-Kontext-dev, which has 31.4 GiB in bfloat16."""
 

@@ -191,7 +191,6 @@ class Report:
 def build_report(
     result: ResultFile,
     question: Question | None = None,
-    verdicts: Verdicts | None = None,
     *,
     verified: VerificationReport | None = None,
     distances: Distances | None = None,
@@ -205,7 +204,7 @@ def build_report(
     """
     question, prices = question or usual_question(), load_prices()
     analysis = analyze_benchmark(result)
-    verdicts = verdicts or (verdicts_of(verified) if verified else {})
+    verdicts = verdicts_of(verified) if verified else {}
     if distances is None and verified is not None:
         distances = distances_of(verified)
     groups = tuple(

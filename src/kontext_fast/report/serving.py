@@ -59,7 +59,7 @@ def serving_rows(group: AnalyzedGroup) -> tuple[ServingRow, ...]:
 
 def batch_lines(groups: Iterable[AnalyzedGroup]) -> tuple[BatchLine, ...]:
     """Of every preset that was measured with more than one size of a batch, all else being equal."""
-    found: dict[tuple[str, str], dict[int, Estimate]] = {}
+    rates: dict[tuple[str, str], dict[int, Estimate]] = {}
     for group in groups:
         if group.workload is None or group.compile_cache != "user":
             continue
@@ -67,10 +67,10 @@ def batch_lines(groups: Iterable[AnalyzedGroup]) -> tuple[BatchLine, ...]:
         for row in group.rows:
             if row.time and row.preset != CONTROL:
                 per_hour = _per_hour(row.time.mean, _batch(group))
-                found.setdefault((alike, row.preset), {})[_batch(group)] = per_hour
+                rates.setdefault((alike, row.preset), {})[_batch(group)] = per_hour
     return tuple(
         BatchLine(workload, preset, tuple(sorted(of.items())))
-        for (workload, preset), of in found.items()
+        for (workload, preset), of in rates.items()
         if len(of) > 1
     )
 

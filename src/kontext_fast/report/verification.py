@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kontext_fast.records.schema import BASELINE, ResultFile
-from kontext_fast.records.store import ResultStore
 
 if TYPE_CHECKING:
     from kontext_fast.verify.analysis import ArmScores, VerificationAnalysis
@@ -111,12 +109,8 @@ def distances_of(report: VerificationReport) -> Distances | None:
     return None
 
 
-def read_verdicts(folder: Path) -> Verdicts:
-    """Of a folder that `kontext verify` wrote. Raises InvalidInput for records of anything else."""
-    return verdicts_of(build_verification_report(ResultStore.find(folder).load()))
-
-
 def verdicts_of(report: VerificationReport) -> Verdicts:
+    """The verdicts of a verification, for the report of a benchmark."""
     result = report.result
     checkpoint = next((record.checkpoint.name for record in result.records if record.checkpoint), "unknown weights")
     return {

@@ -150,8 +150,8 @@ async def _discard(chunks: AsyncIterator[bytes]) -> None:
 
 
 def _require_type(request: Request, wanted: str) -> None:
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if given != wanted:
+    sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if sent != wanted:
         raise ApiError(415, f"Send the request as {wanted}.", code="unsupported_media_type")
 
 

@@ -40,8 +40,8 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        identity = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        of_client = Headers(scope=scope).get("x-request-id", "")
+        identity = of_client if _REQUEST_ID.fullmatch(of_client) else uuid.uuid4().hex
         scope[REQUEST_ID] = identity
         start, status = time.perf_counter(), 499
 
@@ -135,8 +135,8 @@ class ApiKeys:
         if not self._digests:
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        digest = _digest(given)
+        key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        digest = _digest(key)
         # All are compared, so that the time does not tell which one is nearly right.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if not any(matches):

@@ -18,8 +18,8 @@ NOT_VERIFIED = "not verified on this checkpoint"
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A verdict, and what it was found on."""
+class _Verified:
+    """A verdict, and the weights and optimizations that it holds for."""
 
     summary: VerdictSummary
     checkpoint: Checkpoint
@@ -29,8 +29,8 @@ class _Found:
 class KnownVerdicts:
     """Of any number of verifications."""
 
-    def __init__(self, found: Mapping[str, Sequence[_Found]] | None = None) -> None:
-        self._found = found or {}
+    def __init__(self, by_preset: Mapping[str, Sequence[_Verified]] | None = None) -> None:
+        self._by_preset = by_preset or {}
 
     @classmethod
     def read(cls, folders: Sequence[Path]) -> KnownVerdicts:
@@ -38,39 +38,39 @@ class KnownVerdicts:
         from kontext_fast.records.store import ResultStore
         from kontext_fast.report.verification import build_verification_report, verdicts_of
 
-        found: dict[str, list[_Found]] = {}
+        by_preset: dict[str, list[_Verified]] = {}
         for folder in folders:
             report = build_verification_report(ResultStore.find(folder).load())
             summaries = verdicts_of(report)
             for record in report.result.records:
                 if record.arm is None or record.arm.role != "preset" or record.checkpoint is None:
                     continue
-                verdict = _Found(summaries[record.preset], record.checkpoint, record.plan)
-                found.setdefault(record.preset, []).append(verdict)
-        return cls(found)
+                verdict = _Verified(summaries[record.preset], record.checkpoint, record.plan)
+                by_preset.setdefault(record.preset, []).append(verdict)
+        return cls(by_preset)
 
     def of(self, preset: str, facts: ServiceFacts, *, lora: str | None = None) -> Verdict:
         """The verdict on `preset` as this server runs it."""
         if preset == BASELINE and lora is None:
             sentence = "This is the reference that verdicts compare with."
             return Verdict(level=None, checkpoint=None, verified_here=True, sentence=sentence)
-        found = self._found.get(preset, ())
+        verified = self._by_preset.get(preset, ())
         plan = next(known.optimizations for known in facts.presets if known.name == preset)
-        here = next((verdict for verdict in found if _same(verdict, facts.checkpoint, plan)), None)
+        here = next((verdict for verdict in verified if _same(verdict, facts.checkpoint, plan)), None)
         if here is not None and lora is None:
             sentence = f"{here.summary.name}, {here.summary.where}."
             return Verdict(
                 level=here.summary.level, checkpoint=here.summary.checkpoint, verified_here=True, sentence=sentence
             )
-        if not found:
+        if not verified:
             return Verdict(level=None, checkpoint=None, verified_here=False, sentence=f"{_capital(NOT_VERIFIED)}.")
-        other = found[0].summary
+        other = verified[0].summary
         what = "not verified with this LoRA" if lora is not None else NOT_VERIFIED
         sentence = f"{_capital(what)}; on {other.checkpoint}: {other.name}, {other.items} items."
         return Verdict(level=other.level, checkpoint=other.checkpoint, verified_here=False, sentence=sentence)
 
 
-def _same(verdict: _Found, checkpoint: Checkpoint, plan: tuple[AppliedOptimization, ...]) -> bool:
+def _same(verdict: _Verified, checkpoint: Checkpoint, plan: tuple[AppliedOptimization, ...]) -> bool:
     """Whether it is of these weights and of these optimizations with these parameters."""
     same_weights = (
         checkpoint.weights_sha256 is not None and checkpoint.weights_sha256 == verdict.checkpoint.weights_sha256

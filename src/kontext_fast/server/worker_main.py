@@ -19,6 +19,7 @@ import traceback
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from kontext_fast.errors import KontextError
+from kontext_fast.pipeline.load import NOISY_LOGGERS
 from kontext_fast.server.protocol import (
     Cancel,
     Report,
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from kontext_fast.server.worker import ImageWorker
-
-
-_NOISY = ("torchao", "torch.utils._pytree")
-"""They report, at every start, kernels that nobody asked for."""
 
 
 class _Inbox:
@@ -98,7 +95,7 @@ class _Outbox:
 
 
 def main() -> NoReturn:
-    for name in _NOISY:
+    for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     # The server sends this signal to a worker that hangs, before it ends it.
     faulthandler.register(signal.SIGUSR1)

@@ -158,12 +158,12 @@ class PageTier:
 
 
 def page_tiers(lead: GroupReport) -> tuple[PageTier, ...]:
-    found = []
+    shown_tiers = []
     for number, tier in enumerate(tiers(lead.group)):
         rows = [lead.group.row(BASELINE) if number == 0 else None, tier.best_rival, *tier.ours]
         timed = [(row, row.time.mean.value) for row in rows if row and row.time]
         shown = [row for row, _ in sorted(timed, key=lambda pair: -pair[1])]
-        found.append(
+        shown_tiers.append(
             PageTier(
                 tier.name,
                 tuple(
@@ -173,7 +173,7 @@ def page_tiers(lead: GroupReport) -> tuple[PageTier, ...]:
                 tuple(row.preset for row in tier.ours),
             )
         )
-    return tuple(found)
+    return tuple(shown_tiers)
 
 
 def main_chart(charts: Sequence[Chart]) -> Chart | None:
@@ -268,19 +268,19 @@ def _is_unpriced(lead: GroupReport | None) -> bool:
 def _galleries(report: Report, images: ImageFolder) -> list[tuple[Gallery, str]]:
     """Images of the benchmark itself, and those of the verification that the verdicts are of."""
     small = "Pictures larger than 512 pixels are scaled down here and stored whole."
-    found = []
+    galleries = []
     lead = report.lead
     if lead is not None and lead.gallery.cards:
         shown, items = len(lead.gallery.cards), lead.gallery.items
         chosen = f"{shown} of {items} items, evenly spaced, whatever their results. " if shown < items else ""
-        found.append((lead.gallery, f"{chosen}The first seed of each item, as the benchmark made it. {small}"))
+        galleries.append((lead.gallery, f"{chosen}The first seed of each item, as the benchmark made it. {small}"))
     if report.samples.cards:
         # Stored results need not have every picture; those that have most of them come first.
         cards = sorted(report.samples.cards, key=lambda card: _missing(card, images))[:MOST_VERIFIED]
         where = next((verdict.where for verdict in report.verdicts.values()), "of a verification")
         words = f"{len(cards)} of {report.samples.items} edits ({where}), drawn whatever their results. {small}"
-        found.append((Gallery(tuple(cards), report.samples.items), words))
-    return found
+        galleries.append((Gallery(tuple(cards), report.samples.items), words))
+    return galleries
 
 
 def _missing(card: GalleryItem, images: ImageFolder) -> int:

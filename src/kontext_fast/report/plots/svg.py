@@ -109,8 +109,8 @@ class _Writer:
 
     def _clipped(self, node: etree.Element, steps: str) -> tuple[float, float, float, float] | None:
         """The box that cuts the shape, None where all of it lies inside."""
-        found = re.search(r"#([^)]+)\)", node.get("clip-path") or "")
-        rect = self._clips.get(found.group(1)) if found else None
+        reference = re.search(r"#([^)]+)\)", node.get("clip-path") or "")
+        rect = self._clips.get(reference.group(1)) if reference else None
         if rect is None:
             return None
         x, y, width, height = (float(rect.get(name) or 0) for name in ("x", "y", "width", "height"))
@@ -171,7 +171,7 @@ def _style(node: etree.Element) -> dict[str, str]:
 def _compact(steps: str) -> str:
     """Coordinates to a tenth of a point."""
     words = " ".join(steps.split())
-    return re.sub(r" ?([MLCQz]) ?", r"\1", _NUMBER.sub(lambda found: _short(float(found.group())), words))
+    return re.sub(r" ?([MLCQz]) ?", r"\1", _NUMBER.sub(lambda number: _short(float(number.group())), words))
 
 
 def _short(value: float) -> str:
