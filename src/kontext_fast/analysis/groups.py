@@ -169,7 +169,7 @@ def _group(key: _Key, runs: list[Run], records: list[Record], by_key: dict[_Key,
 
 
 def _plans(records: Iterable[Record]) -> dict[str, Plan]:
-    """Of each preset the plan of the last of `records` that had one."""
+    """Each preset with the plan of the last of `records` that had one."""
     return {record.preset: record.plan for record in records if record.plan}
 
 

@@ -19,7 +19,7 @@ _Output = tuple[str, int, str]
 
 @dataclass(frozen=True)
 class StoredJudgement:
-    """On one output image; None where the judge could not say."""
+    """What the judge said of one output image; None where it could not say."""
 
     done: bool | None
     kept: bool | None
@@ -53,7 +53,7 @@ def judgement_of(record: Record, item: str, seed: int, image: str) -> StoredJudg
 
 
 def _judgements(record: Record) -> dict[_Output, StoredJudgement]:
-    """By output. Earlier versions stored a third score, `judge_accepted`, which follows from these two."""
+    """The judge's scores by output. Earlier versions stored `judge_accepted`, too, which follows from them."""
     answers: dict[_Output, dict[str, bool | None]] = defaultdict(dict)
     notes: dict[_Output, dict[str, None]] = defaultdict(dict)
     for score in record.scores:

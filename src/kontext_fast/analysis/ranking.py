@@ -37,7 +37,7 @@ def headline_group_first(of: Iterable[AnyGroup]) -> tuple[AnyGroup, ...]:
 
 
 def leading_groups(groups: Iterable[AnyGroup]) -> tuple[AnyGroup, ...]:
-    """Of each checkpoint and machine the group to lead with, the one that a report of them all leads with first."""
+    """The group to lead with of each checkpoint and machine, the one that a report of them all leads with first."""
     return headline_group_first(headline_group_first(of)[0] for of in by_machine(groups))
 
 

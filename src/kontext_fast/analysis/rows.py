@@ -77,7 +77,7 @@ class Row:
 
     @property
     def failures_alike(self) -> Mapping[tuple[Status, str], int]:
-        """Of each status with its reason the number of failures, in their order."""
+        """The number of failures of each status and reason, in their order."""
         return Counter((failure.status, failure.reason) for failure in self.failures)
 
     @property

@@ -54,7 +54,7 @@ class LoadSummary:
     probe_p99: Percentile | None
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The summary in lines for people."""
         failed = ", ".join(f"{count} x {name}" for name, count in self.failures.items()) or "none"
         return [
             f"requests: {self.requests}, served {self.served}, {self.in_time} of them in time; clients that left: "

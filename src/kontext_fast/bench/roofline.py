@@ -36,7 +36,7 @@ class Ceilings:
 
 
 def measure_ceilings(device: Any, dtype: Any, *, head_dim: int, precision: Precision) -> Ceilings:
-    """Of `device` in `dtype`, with products in `precision`, which the device must have."""
+    """The best rates of `device` in `dtype`, with products in `precision`, which the device must have."""
     import torch
 
     large = device.type == "cuda"

@@ -211,7 +211,7 @@ async def _model(http: httpx.AsyncClient) -> dict[str, Any]:
 
 
 async def _busy(http: httpx.AsyncClient) -> list[float]:
-    """Of each worker."""
+    """Seconds that each worker was busy since the server started."""
     return [worker["busy_s"] for worker in (await http.get("/health")).json()["workers"]]
 
 

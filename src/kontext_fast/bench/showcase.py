@@ -52,7 +52,7 @@ class Shot:
 
     @property
     def seconds(self) -> float | None:
-        """Of one call; None where there is none that means a speed."""
+        """The time of one call; None where no time means a speed."""
         return None if self.result is None or self.emulated else self.result.seconds
 
     @property
@@ -167,7 +167,7 @@ def _name(preset: str | Preset | Sequence[Optimization]) -> str:
 
 
 def plans_or_reasons(presets: Sequence[tuple[str, Callable[[], Plan]]]) -> list[tuple[str, Plan | str]]:
-    """Of each preset its name with its plan, or with why this machine refuses it. Raises InvalidInput."""
+    """The name of each preset with its plan, or with why this machine refuses it. Raises InvalidInput."""
     names = [name for name, _ in presets]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise InvalidInput(f"The preset {repeated[0]} is named twice; name each once.")

@@ -152,7 +152,7 @@ class Suite(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """Of everything that affects what is run, so not of the name and the summary."""
+        """The hash of everything that affects what is run, which name and summary do not."""
         content = self.model_dump(mode="json", exclude={"name", "summary"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -301,7 +301,7 @@ def _exists(word: str) -> bool:
 
 
 def _matches(word: str) -> list[str]:
-    """Of a pattern that the shell left alone, as shells of Windows do."""
+    """The files that a pattern names which the shell left alone, as shells of Windows do."""
     return sorted(glob.glob(word)) if _PATTERN.search(word) else []
 
 

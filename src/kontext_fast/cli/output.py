@@ -207,7 +207,7 @@ class Outcome:
 
     @property
     def failed(self) -> list[dict[str, str]]:
-        """For `--json`."""
+        """What `--json` says of inputs without an image."""
         return [{"input": name, "reason": str(error)} for name, error in self._failed]
 
     def printer(self, preset: str, bar: Bar) -> OnDone:

@@ -190,5 +190,5 @@ def _serve_on_ray(
 
 
 def _parts(values: list[str] | None) -> tuple[str, ...]:
-    """Of options that may be repeated, or hold several with commas."""
+    """The parts of an option that may be repeated, or hold several with commas."""
     return tuple(part.strip() for value in values or () for part in value.split(","))

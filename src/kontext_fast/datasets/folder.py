@@ -185,7 +185,7 @@ def _checked(line: Any, folder: Path) -> Mapping[str, Any]:
 
 
 def _folder_entries(folder: Path, inside: str = "") -> Iterator[Entry | str]:
-    """Of `folder` and the folders in it; `inside` is the way to it from the outermost one."""
+    """The entries of `folder` and of the folders in it; `inside` is the way to it from the outermost one."""
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     files = [path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
     for path in visible:

@@ -276,7 +276,7 @@ def final_latents(
 
 
 def _seeds(pipe: Any, requests: Sequence[EditRequest]) -> list[tuple[int, ...]]:
-    """Of each of `requests`; those that are drawn are the same in all processes of one edit."""
+    """The seeds of each of `requests`; those that are drawn are the same in all processes of one edit."""
     seeds = [request.seeds() for request in requests]
     together = getattr(pipe, OF_FIRST_PROCESS, None)
     if together is None or all(request.seed is not None for request in requests):
@@ -372,7 +372,7 @@ def _is_one_color(image: Image) -> bool:
 
 
 def _step_kinds(pipe: Any, samples: slice) -> tuple[StepKind, ...]:
-    """Of the steps of the last call, for `samples`, a part of the batch.
+    """The kinds of the steps of the last call, for `samples`, a part of the batch.
 
     Raises RuntimeError if another number of steps was counted: the kinds would be those of another call.
     """

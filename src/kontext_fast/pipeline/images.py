@@ -278,7 +278,7 @@ class Origin:
         )
 
     def facts(self) -> dict[str, str]:
-        """As texts, without what was not given."""
+        """The fields as texts, without those that were not set."""
         values: dict[str, object] = {
             "seed": self.seed,
             "preset": self.preset,

@@ -94,7 +94,7 @@ def clean_latents(noisy: Tensor, velocity: Tensor, sigma: float) -> Tensor:
 
 
 def _decode(pipe: Any, latents: Tensor, size: Size) -> tuple[Image, ...]:
-    """As the pipeline itself decodes its packed latents [B, tokens, channels]."""
+    """Decode packed latents [B, tokens, channels] as the pipeline itself does."""
     width, height = size
     vae = pipe.vae
     unpacked = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)

@@ -74,7 +74,7 @@ def locked_folder(folder: Path, command: str) -> Iterator[None]:
 
 
 def _remove_if_unused(folder: Path) -> None:
-    """While the lock is held, so that whoever waits for it finds its file gone and begins with a new one."""
+    """Remove it while the lock is held, so that whoever waits for it finds its file gone and begins with a new one."""
     with suppress(OSError):
         if {file.name for file in folder.iterdir()} <= LOCK_NAMES:
             (folder / LOCK_NAME).unlink(missing_ok=True)

@@ -60,12 +60,12 @@ _VARIANT = re.compile(r"[\s-]+(?:\d+ ?GB|SXM\d?|PCIe|HBM\d?e?)\b.*$", re.IGNOREC
 
 
 def short_machine(name: str) -> str:
-    """As people call it: `H100` for `NVIDIA H100 80GB HBM3`, `RTX 4090` for `NVIDIA GeForce RTX 4090`."""
+    """The machine as people call it: `H100` for `NVIDIA H100 80GB HBM3`, `RTX 4090` for `NVIDIA GeForce RTX 4090`."""
     return _VARIANT.sub("", _MAKER.sub("", name.strip())) or name
 
 
 def slugs_of(machines: Sequence[str | None]) -> list[str]:
-    """Of each machine a part of a file name, `h100`; its whole name where two would have the same."""
+    """A part of a file name for each machine, `h100`; its whole name where two would have the same."""
     short = [_slug(short_machine(name)) if name else "unknown" for name in machines]
     return [
         brief if short.count(brief) == 1 or name is None else _slug(_MAKER.sub("", name))

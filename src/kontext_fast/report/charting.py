@@ -86,7 +86,7 @@ def write_charts(report: Report, folder: Path) -> tuple[Chart, ...]:
 
 
 def write_verification_charts(report: VerificationReport, folder: Path) -> tuple[Chart, ...]:
-    """As `write_charts`, for the charts of a verification alone."""
+    """Do as `write_charts`, with the charts of a verification alone."""
     return _in_order(_write_verification(report, folder))
 
 

@@ -68,7 +68,7 @@ def gallery(group: Group, items: Sequence[StoredItem]) -> Gallery:
 
 
 def verified_gallery(report: VerificationReport) -> Gallery:
-    """Of a verification: all items in an order drawn with its seed, with the outputs of all its presets."""
+    """All items of a verification in an order drawn with its seed, with the outputs of all its presets."""
     baseline = report.arms.baseline
     if baseline is None:
         return Gallery((), 0)

@@ -140,7 +140,7 @@ class Report:
 
     @property
     def numbers(self) -> Mapping[str, int]:
-        """Of each run id the number of its entry."""
+        """The number of each run's entry, by the id of the run."""
         return {entry.record.run_id: entry.number for entry in self.entries}
 
     @property

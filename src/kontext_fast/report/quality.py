@@ -23,14 +23,14 @@ class PresetQuality:
 
     @property
     def value(self) -> str:
-        """In a few words: the verdict where there is one, else what the judge accepted."""
+        """The verdict in a few words where there is one, else what the judge accepted."""
         if self.verdict is not None:
             return self.verdict.name
         return f"{fmt.percent(self.accepted.value)} accepted" if self.accepted else fmt.NOT_MEASURED
 
     @property
     def words(self) -> str:
-        """As `value`, for those who do not know the levels of verdicts: `within the margins on tiny`."""
+        """The same for those who do not know the levels of verdicts: `within the margins on tiny`."""
         return self.verdict.words if self.verdict else self.value
 
     @property
@@ -60,7 +60,7 @@ class PresetQuality:
 
 
 def preset_qualities(group: AnalyzedGroup, verdicts: Verdicts) -> Mapping[str, PresetQuality]:
-    """Of every preset of the group."""
+    """What is known of the images of every preset of the group, by its name."""
     random = group.checkpoint is not None and group.checkpoint.random_weights
     unknown = "the weights are random, so there is no image to judge" if random else "no judge has seen these images"
     baseline = group.row(BASELINE)

@@ -41,7 +41,7 @@ class BatchLine:
 
 
 def serving_rows(group: AnalyzedGroup) -> tuple[ServingRow, ...]:
-    """Of everything that has a time, slow to fast."""
+    """A row for every preset that has a time, slow to fast."""
     shown = {row.preset for row in shown_rows(group)}
     return tuple(
         ServingRow(
@@ -58,7 +58,7 @@ def serving_rows(group: AnalyzedGroup) -> tuple[ServingRow, ...]:
 
 
 def batch_lines(groups: Iterable[AnalyzedGroup]) -> tuple[BatchLine, ...]:
-    """Of every preset that was measured with more than one size of a batch, all else being equal."""
+    """A line for every preset that was measured with more than one size of a batch, all else being equal."""
     rates: dict[tuple[str, str], dict[int, Estimate]] = {}
     for group in groups:
         if group.workload is None or group.compile_cache != "user":

@@ -90,7 +90,7 @@ class Distances:
 
 
 def distances_of(report: VerificationReport) -> Distances | None:
-    """By the first metric of fidelity that is sensitive; None where none was measured."""
+    """Distances by the first metric of fidelity that is sensitive; None where none was measured."""
     from kontext_fast.metrics.base import Role, discover
 
     arms, insensitive = report.arms, report.analysis.insensitive

@@ -45,7 +45,7 @@ class Accepted(BaseModel):
 
 
 class ImageParameters(Accepted):
-    """Of a generation, and of an edit besides its image."""
+    """The parameters of a generation, and of an edit besides its image."""
 
     prompt: Annotated[
         str, Field(min_length=1, max_length=MOST_PROMPT_CHARACTERS, description="What to change, or what to draw.")
@@ -170,7 +170,7 @@ class AnswerImage(BaseModel):
 
 
 class ImagesAnswer(BaseModel):
-    """Of an edit or a generation."""
+    """The answer to an edit or a generation."""
 
     created: int
     data: list[AnswerImage]
@@ -182,7 +182,7 @@ class ImagesAnswer(BaseModel):
 
 
 class OriginalAnswer(BaseModel):
-    """Of `POST /inference`; the first three fields are the original's."""
+    """The answer of `POST /inference`; the first three fields are the original's."""
 
     images: list[str]
     """Data URLs."""

@@ -96,7 +96,7 @@ class ServiceTimes:
             del self._timings[next(iter(self._timings))]
 
     def of(self, job: Job) -> Estimate | None:
-        """Of all images of `job`; None before anything was timed."""
+        """The expected time of all images of `job`; None before anything was timed."""
         kind = JobKind.of(job)
         known = kind if kind in self._timings else self._most_similar(kind)
         if known is None:

@@ -16,7 +16,7 @@ _HTTP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, *_SECONDS[2:])
 
 
 class Metrics:
-    """Of one app; counted by its routes, and read from its backend when they are asked for."""
+    """The metrics of one app, which its routes count, and which are read from its backend when they are asked for."""
 
     def __init__(self, backend: Backend) -> None:
         self._registry = registry = CollectorRegistry()

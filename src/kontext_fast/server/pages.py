@@ -25,7 +25,7 @@ _HEADERS: Final = {
 
 
 def pages_router(app: FastAPI) -> APIRouter:
-    """Of `app`, which is described at `/docs`."""
+    """The routes of the pages; `app` is described at `/docs`."""
     router = APIRouter(include_in_schema=False)
     folder = files(__package__) / "playground"
     contents = {name: (folder / name).read_bytes() for name in _MEDIA_TYPES}

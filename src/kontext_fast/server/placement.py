@@ -74,7 +74,7 @@ def _require_room(groups: list[tuple[Preset, ...]], devices: tuple[str, ...]) ->
 
 
 def _gpu_memory_gib() -> list[float]:
-    """Of every GPU that CUDA_VISIBLE_DEVICES leaves, in its order; empty where there is no driver."""
+    """The memory of every GPU that CUDA_VISIBLE_DEVICES leaves, in its order; empty where there is no driver."""
     import pynvml
 
     try:
@@ -88,7 +88,7 @@ def _gpu_memory_gib() -> list[float]:
 
 
 def _memory_gib(name: str) -> float:
-    """Of the GPU with this index or identity."""
+    """The memory of the GPU with this index or identity."""
     import pynvml
 
     handle = pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)

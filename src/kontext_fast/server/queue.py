@@ -24,7 +24,7 @@ class Waiting:
 
     @property
     def deadline_s(self) -> float:
-        """On the clock of `since_s`."""
+        """When the job has to have its result, on the clock of `since_s`."""
         return self.since_s + self.job.deadline_s
 
 

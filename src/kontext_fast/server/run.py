@@ -90,7 +90,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, which would end the process by the signal itself afterwards, and not with exit code 0."""
+        """Handle signals as uvicorn does, but let the process end with exit code 0 and not by the signal."""
         self._loop = asyncio.get_running_loop()
         numbers = (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.signal(number, self.handle_exit) for number in numbers}

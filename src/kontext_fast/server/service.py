@@ -183,7 +183,7 @@ class ImageService:
         )
 
     def max_pixels(self, facts: ServiceFacts) -> int:
-        """Of an output."""
+        """Pixels of the largest output."""
         return int((self.settings.max_enlargement * facts.native) ** 2)
 
     def _check(self, wish: Wish, facts: ServiceFacts) -> None:
@@ -251,7 +251,7 @@ async def _disconnected(request: Request) -> None:
 
 
 def requested_size(text: str) -> Size | None:
-    """Of "WIDTHxHEIGHT", or None of "auto". Raises ApiError."""
+    """The size of "WIDTHxHEIGHT"; None for "auto". Raises ApiError."""
     if text == "auto":
         return None
     try:

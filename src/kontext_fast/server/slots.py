@@ -82,7 +82,7 @@ class Slot:
         )
 
     def time_left(self, times: ServiceTimes, now: float) -> Estimate:
-        """Of what it does now."""
+        """The time until it has ended what it does now."""
         if self.state == "restarting" and self.ready is not None:
             left = max(0.0, self.ready.load_s - (now - self.started_at))
             return Estimate(left, 1.5 * left)

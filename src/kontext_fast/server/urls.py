@@ -53,7 +53,7 @@ def is_data_url(url: str) -> bool:
 
 
 async def resolve(host: str) -> Sequence[str]:
-    """By the system's resolver. Raises OSError."""
+    """The addresses of `host`, by the system's resolver. Raises OSError."""
     loop = asyncio.get_running_loop()
     answers = await loop.getaddrinfo(host, _HTTPS_PORT, type=socket.SOCK_STREAM)
     return [str(entry[4][0]) for entry in answers]

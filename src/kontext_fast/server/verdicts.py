@@ -27,14 +27,14 @@ class _Verified:
 
 
 class KnownVerdicts:
-    """Of any number of verifications."""
+    """The verdicts of any number of verifications."""
 
     def __init__(self, by_preset: Mapping[str, Sequence[_Verified]] | None = None) -> None:
         self._by_preset = by_preset or {}
 
     @classmethod
     def read(cls, folders: Sequence[Path]) -> KnownVerdicts:
-        """Of folders that `kontext verify` wrote. Raises InvalidInput for records of anything else."""
+        """Read the folders that `kontext verify` wrote. Raises InvalidInput for records of anything else."""
         from kontext_fast.records.store import ResultStore
         from kontext_fast.report.verification import build_verification_report, verdicts_of
 

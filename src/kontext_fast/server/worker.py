@@ -58,7 +58,7 @@ class _RunningJob:
         return self.failed or self.is_cancelled(self.message.id)
 
     def request(self, index: int) -> EditRequest:
-        """Of its image number `index`."""
+        """The request of its image with number `index`."""
         from kontext_fast.pipeline.edit import EditRequest
 
         message = self.message

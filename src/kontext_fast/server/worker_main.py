@@ -53,7 +53,7 @@ class _Inbox:
         return order
 
     def read_all(self) -> None:
-        """Until stdin closes; then the server has died, the card should be free, and the process group is ended."""
+        """Read until stdin closes; then the server has died, and the process group is ended to free the card."""
         try:
             while True:
                 order, blobs = self._read()

@@ -107,7 +107,7 @@ class WorkerProcess:
             stdin.close()
 
     async def close(self) -> None:
-        """As `kill`, and nothing is read any more."""
+        """Kill the process, and read nothing any more."""
         await self.kill()
         self._reading.cancel()
 

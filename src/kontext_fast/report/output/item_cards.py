@@ -116,7 +116,7 @@ def _card(
     after: Mapping[int, str],
     store: ResultStore,
 ) -> ItemCard | None:
-    """Of the seeds the one that differs most; None where a picture of it is missing."""
+    """The card of the seed that differs most; None where a picture of it is missing."""
     seeds = sorted(before.keys() & after.keys())
     if not seeds:
         return None
@@ -169,7 +169,7 @@ def _images(record: Record, item: str) -> Mapping[int, str]:
 
 
 def _distances(preset: PresetAnalysis, analysis: VerificationAnalysis) -> dict[str, float]:
-    """By the first fidelity metric that is sensitive, else by the first one."""
+    """Distances to baseline by the first fidelity metric that is sensitive, else by the first one."""
     if preset.evidence is None:
         return {}
     measured = [fidelity for fidelity in preset.evidence.fidelity if fidelity.to_baseline]
@@ -179,7 +179,7 @@ def _distances(preset: PresetAnalysis, analysis: VerificationAnalysis) -> dict[s
 
 
 def _scores(item: str, preset: PresetAnalysis, analysis: VerificationAnalysis) -> tuple[CardScore, ...]:
-    """Of the metrics that are sensitive."""
+    """What the metrics that are sensitive say of an item."""
     if preset.evidence is None:
         return ()
     scores = []

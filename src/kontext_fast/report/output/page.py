@@ -65,7 +65,7 @@ def png_uri(png: bytes) -> str:
 
 
 def image_uri(image: Image.Image) -> str:
-    """As PNG, scaled down where it is large."""
+    """`image` as a data URI of a PNG, scaled down where it is large."""
     return _encoded(image, "PNG")
 
 
@@ -288,5 +288,5 @@ def _missing(card: GalleryItem, images: ImageFolder) -> int:
 
 
 def beside_reports(chart: Path) -> str:
-    """From `reports/` to a chart `visualizations/<folder>/<file>`."""
+    """The way from `reports/` to a chart `visualizations/<folder>/<file>`."""
     return "/".join(("..", *chart.parts[-3:]))

@@ -82,7 +82,7 @@ def write_quality_page(records: Path, out: Path | None = None) -> Path:
 
 
 def write_page(report: VerificationReport, store: ResultStore, folder: Path) -> Path:
-    """As `write_quality_page`, of records that were read already."""
+    """Do as `write_quality_page`, with records that were read already."""
     file = folder / QUALITY_PAGE
     try:
         charts = write_verification_charts(report, folder / "visualizations")
@@ -125,7 +125,7 @@ def render(report: VerificationReport, charts: Sequence[Chart], store: ResultSto
 
 
 def _matrix(analysis: VerificationAnalysis) -> Matrix:
-    """Of every preset, with the primary metrics first and the distances to baseline after them."""
+    """A row for every preset, with the primary metrics first and the distances to baseline after them."""
     verdicts = [preset.verdict for preset in analysis.presets]
     primary = [loss.metric for verdict in verdicts for loss in verdict.losses]
     distances = [floor.metric for verdict in verdicts for floor in verdict.floor]

@@ -90,7 +90,7 @@ class Picture:
         return inline_svg(self.draw(DESKTOP), label, VARIABLES, "wide")
 
     def half(self, label: str) -> str:
-        """For half of a page."""
+        """SVG for half of a page."""
         return inline_svg(self.draw(CARD), label, VARIABLES, "wide")
 
     def narrow(self, label: str) -> str:
@@ -258,11 +258,11 @@ class Rows:
             self._beside(-0.012, row, shortened(words, self._most), color=color, ha="right", bold=bold)
 
     def heading(self, row: float, words: str) -> None:
-        """Above the rows that follow, on a narrow canvas."""
+        """Write `words` above the rows that follow, on a narrow canvas."""
         self._beside(0.0, row - 0.2, words, color=MUTED, ha="left")
 
     def note(self, row: float, words: str) -> None:
-        """At the right edge, on a wide canvas."""
+        """Write `words` at the right edge, on a wide canvas."""
         self._beside(1.0, row, words, color=MUTED, ha="right")
 
     def _beside(self, x: float, row: float, words: str, *, color: str, ha: str, bold: bool = False) -> None:
@@ -334,7 +334,7 @@ def row_words(
     down: float = 0,
     bold: bool = False,
 ) -> None:
-    """To the right of where the drawing of a row ends, `down` points lower."""
+    """Write `words` to the right of where the drawing of a row ends, `down` points lower."""
     axes.annotate(
         words,
         (x, y),
@@ -388,7 +388,7 @@ def factor_scale(axes: Axes, factors: Iterable[float], *, right: float) -> None:
 
 
 def text(figure: Any, y_in: float, words: str, **style: Any) -> None:
-    """At the left edge, `y_in` inches above the lower one."""
+    """Write `words` at the left edge, `y_in` inches above the lower one."""
     left = 0.18 / figure.get_figwidth() if figure.get_figwidth() > 6 else 0.0
     figure.text(left, y_in / figure.get_figheight(), words, parse_math=False, **style)
 

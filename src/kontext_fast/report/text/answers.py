@@ -70,7 +70,7 @@ def subtitle(report: Report) -> str:
 
 
 def answers(report: Report) -> tuple[Answer, ...]:
-    """Of the fastest preset that may be called faster than baseline; none where there is no such preset."""
+    """The answers for the fastest preset that may be called faster than baseline; none where no preset may."""
     lead = report.lead
     if lead is None or lead.best is None or lead.best.time is None:
         return ()

@@ -39,7 +39,7 @@ class Markdown(str):
     __slots__ = ()
 
     def format(self, *values: object, **named: object) -> Markdown:
-        """As `str.format`; values that are not Markdown are escaped."""
+        """Do as `str.format`; values that are not Markdown are escaped."""
         return Markdown(
             super().format(*map(markdown, values), **{name: markdown(value) for name, value in named.items()})
         )

@@ -177,7 +177,7 @@ def speed_finding(rows: Sequence[Row], limit: float | None = None, verdicts: Ver
 
 
 def _fastest_without_interval(rows: Sequence[Row]) -> str | None:
-    """Of the peers, that no reader takes them for slow where they ran too seldom; None where one has an interval."""
+    """A sentence on peers that ran too seldom, so that nobody takes them for slow; None where one has an interval."""
     peers = [(row.factor, row) for row in rows if _of_a_peer(row) and row.factor]
     candidates = [(factor, row) for factor, row in peers if not is_meaningless(row)]
     if not candidates or any(factor.interval for factor, _ in peers):
@@ -191,7 +191,7 @@ def _fastest_without_interval(rows: Sequence[Row]) -> str | None:
 
 
 def _those(failed: Sequence[Row]) -> str:
-    """By name where they are few, else by what happened; the table has them all."""
+    """The presets by name where they are few, else by what happened; the table has them all."""
     if len(failed) <= _MOST_NAMES:
         return ", ".join(f"{row.preset} ({row.status})" for row in failed)
     kinds = Counter(row.status for row in failed)
@@ -199,7 +199,7 @@ def _those(failed: Sequence[Row]) -> str:
 
 
 def fastest(rows: Sequence[Row], limit: float | None) -> Row | None:
-    """Of the presets that may be called faster than baseline the one with the largest factor; None where none may.
+    """The preset with the largest factor of those that may be called faster than baseline; None where none may.
 
     A peer is it only where no preset of ours was compared.
     """
@@ -240,7 +240,7 @@ def _fastest(compared: Sequence[Row], rows: Sequence[Row], limit: float | None, 
 
 
 def _claim(row: Row) -> str:
-    """Of a row that may be called faster, which has a factor with an interval."""
+    """What may be said of a row that may be called faster, which has a factor with an interval."""
     assert row.factor is not None
     rounds = fmt.replication(row.factor, "round")
     return f"{fmt.factor(row.factor)} as fast as baseline (95 % interval {fmt.factor_range(row.factor)}, {rounds})"

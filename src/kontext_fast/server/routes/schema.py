@@ -29,7 +29,7 @@ ERRORS: Final[dict[int | str, dict[str, Any]]] = {
 
 
 def json_body(model: type[BaseModel]) -> dict[str, Any]:
-    """For `openapi_extra` of a route."""
+    """What `openapi_extra` of a route says of a JSON body."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _schema(model)}}}}
 
 
@@ -45,5 +45,5 @@ def edit_body() -> dict[str, Any]:
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:
-    """With the names that OpenAI or this package uses, and not their aliases."""
+    """The schema with the names that OpenAI or this package uses, and not their aliases."""
     return model.model_json_schema(by_alias=False)

@@ -50,7 +50,7 @@ class MemoryPanel:
 
 
 def plotted(report: Report) -> tuple[MemoryPanel, ...]:
-    """Of each checkpoint and machine the group that a report leads with: the centre of a suite."""
+    """A panel of the group that a report leads with, for each checkpoint and machine: the centre of a suite."""
     panels = map(_panel, leading_groups(report.analysis))
     return tuple(panel for panel in panels if panel.rows)
 

@@ -41,7 +41,7 @@ COLORS = {
 
 
 def plotted(report: Report) -> tuple[StackedPanel, ...]:
-    """Of each checkpoint and machine the group that a report leads with: the centre of a suite.
+    """A panel of the group that a report leads with, for each checkpoint and machine: the centre of a suite.
 
     Seconds, as means over processes.
     """
@@ -77,7 +77,7 @@ def _row(row: Row, stages: StageRow | None) -> StackedRow:
 
 
 def _takeaway(panel: StackedPanel, *, alone: bool) -> str:
-    """Of baseline, which is what there is to gain, and of the fastest row, which is what is left."""
+    """Where baseline spends its time, which is what there is to gain, and where the fastest row does, which is left."""
     measured = [row for row in panel.rows if row.whole]
     first = next((row for row in measured if row.name == BASELINE), measured[0])
     last = min(measured, key=lambda row: row.whole.value if row.whole else 0.0)

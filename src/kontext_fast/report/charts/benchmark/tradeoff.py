@@ -124,7 +124,7 @@ def _takeaway(panel: TradeoffPanel) -> str:
 
 
 def _nearer(distance: float, other: float) -> str:
-    """Of two means of the study, which says nothing of the chance in this difference."""
+    """How much nearer a mean is than another; the study says nothing of the chance in their difference."""
     change = 100 * (1 - distance / other)
     return f"{abs(change):.0f} % {'nearer' if change >= 0 else 'farther'} ({fmt.NO_INTERVAL})"
 

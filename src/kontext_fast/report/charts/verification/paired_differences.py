@@ -27,7 +27,7 @@ HOW = (
 
 
 def plotted(report: VerificationReport) -> tuple[DotPanel, ...]:
-    """Of every metric of quality that was measured a panel of the presets and one of the controls."""
+    """A panel of the presets and one of the controls for every metric of quality that was measured."""
     analysis, arms = report.analysis, report.arms
     panels = []
     for metric in discover().values():
