@@ -27,7 +27,6 @@ from tests.server.processes import RunningServer, server, until
 PHONE, DESKTOP = 390, 1280
 SHOTS = os.environ.get("KONTEXT_SCREENSHOTS")
 """Folder for pictures of the page, for whoever wants to look at them."""
-KEY = "a-key-of-the-playground"
 
 
 @pytest.fixture(scope="module")

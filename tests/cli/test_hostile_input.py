@@ -57,7 +57,6 @@ HOSTILE: tuple[Any, ...] = (
     "\ud83d\ude00 \u202e \u0000",
     "0" * 64,
 )
-Mutate = Callable[[bytes, random.Random], bytes]
 
 
 def altered_values(content: bytes, rng: random.Random) -> bytes:

@@ -20,6 +20,7 @@ from kontext_fast.pipeline.edit import EditRequest, edit
 from kontext_fast.pipeline.folder import TINY_FOLDER, weight_files, weights_sha256
 from kontext_fast.pipeline.load import load
 from tests import needs
+from tests.pipeline.refusals import refused_checkpoint
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -128,34 +129,25 @@ def test_transformer_folder_replaces_that_of_its_checkpoint(
 
 def test_transformer_folder_that_does_not_fit_is_refused(folder: Path) -> None:
     lacking = shards_of_a_transformer(folder / "a", drop="proj_out.bias")
-    assert "1 missing weights, proj_out.bias among them" in refused(lacking)
+    assert "1 missing weights, proj_out.bias among them" in refused_checkpoint(lacking)
     more = shards_of_a_transformer(folder / "b", num_layers=1)
-    assert "unexpected weights, transformer_blocks.1." in refused(more)
+    assert "unexpected weights, transformer_blocks.1." in refused_checkpoint(more)
     config = folder / "transformer" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "pooled_projection_dim": 7}))
-    assert "pooled_projection_dim" in refused(shards_of_a_transformer(folder / "c"))
+    assert "pooled_projection_dim" in refused_checkpoint(shards_of_a_transformer(folder / "c"))
     empty = folder / "d"
     empty.mkdir()
     shutil.copy(TINY_FOLDER / "transformer" / "config.json", empty)
-    assert "has no weights for its d" in refused(empty)
-
-
-def refused(checkpoint: Path | str) -> str:
-    with pytest.raises(CheckpointUnavailable) as caught:
-        load(str(checkpoint), device="cpu")
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    assert sentence.endswith(".")
-    return sentence
+    assert "has no weights for its d" in refused_checkpoint(empty)
 
 
 def test_transformer_file_needs_the_rest(folder: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone.safetensors"
     shutil.copy(folder / "transformer" / WEIGHTS, alone)
-    assert "transformer alone" in refused(alone)
+    assert "transformer alone" in refused_checkpoint(alone)
     pickled = folder / "model.ckpt"
     pickled.write_bytes(b"")
-    assert "not a .safetensors or .gguf file" in refused(pickled)
+    assert "not a .safetensors or .gguf file" in refused_checkpoint(pickled)
 
 
 def test_transformer_file_that_does_not_fit_is_refused(folder: Path) -> None:
@@ -163,20 +155,20 @@ def test_transformer_file_that_does_not_fit_is_refused(folder: Path) -> None:
     file = folder / "wrong.safetensors"
     del weights["proj_out.weight"]
     save_file(weights, file)
-    assert "lacks 1 of" in (sentence := refused(file))
+    assert "lacks 1 of" in (sentence := refused_checkpoint(file))
     assert "proj_out.weight" in sentence
     file.write_bytes(b"not safetensors")
-    assert "could not be read" in refused(file)
+    assert "could not be read" in refused_checkpoint(file)
 
 
 def test_folder_of_another_pipeline_is_refused(folder: Path, tmp_path: Path) -> None:
-    assert "no model_index.json" in refused(tmp_path)
+    assert "no model_index.json" in refused_checkpoint(tmp_path)
     index = folder / "model_index.json"
     description = json.loads(index.read_text())
     index.write_text(json.dumps({**description, "_class_name": "FluxFillPipeline"}))
-    assert "is a FluxFillPipeline" in refused(folder)
+    assert "is a FluxFillPipeline" in refused_checkpoint(folder)
     index.write_text("{")
-    assert "damaged" in refused(folder)
+    assert "damaged" in refused_checkpoint(folder)
 
 
 def rewrite_index(folder: Path, **values: Any) -> None:
@@ -224,21 +216,21 @@ def test_parts_in_different_variants_are_refused(folder: Path) -> None:
     for part, variant in (("transformer", "fp16"), ("vae", "bf16")):
         (file,) = weight_files(folder / part)
         file.rename(file.with_name(f"{file.stem}.{variant}.safetensors"))
-    assert "its transformer only as fp16 and its vae only as bf16" in refused(folder)
+    assert "its transformer only as fp16 and its vae only as bf16" in refused_checkpoint(folder)
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2"])
 def test_missing_tokenizer_is_refused(folder: Path, part: str) -> None:
     shutil.rmtree(folder / part)
-    assert f"in its folder {part}" in refused(folder)
+    assert f"in its folder {part}" in refused_checkpoint(folder)
     (folder / part).mkdir()
-    assert f"in its folder {part}" in refused(folder)
+    assert f"in its folder {part}" in refused_checkpoint(folder)
 
 
 def test_tokenizer_of_another_encoder_is_refused(folder: Path) -> None:
     shutil.rmtree(folder / "tokenizer_2")
     shutil.copytree(folder / "tokenizer", folder / "tokenizer_2")
-    refused(folder)
+    refused_checkpoint(folder)
 
 
 ERRORS = sorted(
@@ -292,15 +284,15 @@ def test_damaged_files_are_refused_or_unread(folder: Path, tiny: Any, file: str)
 def test_pickled_weights_are_never_opened(folder: Path) -> None:
     file = folder / "vae" / WEIGHTS
     file.rename(file.with_suffix(".bin"))
-    assert "its vae only as a .bin file" in refused(folder)
+    assert "its vae only as a .bin file" in refused_checkpoint(folder)
 
 
 def test_missing_and_damaged_weights_are_refused(folder: Path) -> None:
     file = folder / "transformer" / WEIGHTS
     file.write_bytes(file.read_bytes()[:1000])
-    assert "could not be loaded" in refused(folder)
+    assert "could not be loaded" in refused_checkpoint(folder)
     file.unlink()
-    assert "no weights for its transformer" in refused(folder)
+    assert "no weights for its transformer" in refused_checkpoint(folder)
 
 
 NONSENSE = (
@@ -341,7 +333,7 @@ def test_static_shift_of_the_scheduler_is_accepted(folder: Path) -> None:
 
 @pytest.mark.parametrize("word", ["", "huge", "./nowhere", "/no/such/folder", "a/b/c"])
 def test_unknown_checkpoint_lists_the_choices(word: str) -> None:
-    sentence = refused(word)
+    sentence = refused_checkpoint(word)
     for choice in ("tiny", "random", "diffusers folder", "Hub id"):
         assert choice in sentence
 

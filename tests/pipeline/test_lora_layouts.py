@@ -17,8 +17,8 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_mo
 from safetensors.torch import load_file, save_file
 
 from kontext_fast.cli.session import Setup, open_session
-from kontext_fast.errors import InvalidInput
 from kontext_fast.pipeline.lora import distilled_hint, load_lora
+from tests.pipeline.refusals import refused_lora, state
 from tests.pipeline.test_single_file import Weights, original_layout
 from tests.pipelines import small_pipeline
 
@@ -37,14 +37,6 @@ def restored(pipe: Any) -> Iterator[None]:
     yield
     after = state(pipe)
     assert all(torch.equal(after[name], before[name]) for name in before)
-
-
-def state(pipe: Any) -> Weights:
-    return {
-        f"{component}.{name}": value.clone()
-        for component in ("transformer", "text_encoder", "text_encoder_2")
-        for name, value in getattr(pipe, component).state_dict().items()
-    }
 
 
 def differences(model: Any, seed: int = 0) -> Weights:
@@ -232,16 +224,6 @@ def plain(pipe: Any, name: str = LAYER) -> Weights:
     return {f"{name}.lora_A.weight": torch.randn(2, columns), f"{name}.lora_B.weight": torch.randn(rows, 2)}
 
 
-def refused(pipe: Any, path: Path) -> str:
-    before = state(pipe)
-    with pytest.raises(InvalidInput) as caught, load_lora(pipe, path):
-        pass
-    after = state(pipe)
-    assert all(torch.equal(after[name], before[name]) for name in before)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_no_damaged_key_is_passed_over(pipe: Any, tmp_path: Path) -> None:
     """Valid keys with one character taken out, put in or changed."""
     chance = random.Random(0)
@@ -258,13 +240,13 @@ def test_no_damaged_key_is_passed_over(pipe: Any, tmp_path: Path) -> None:
         place = chance.randrange(len(key))
         changed = chance.choice([key[:place] + key[place + 1 :], key[:place] + "x" + key[place:], key + ".x"])
         save_file({**plain(pipe), changed: torch.zeros(2, 2)}, tmp_path / "a.safetensors")
-        assert changed.split(".")[0] in refused(pipe, tmp_path / "a.safetensors")
+        assert changed.split(".")[0] in refused_lora(pipe, tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("left_out", ["lora_A.weight", "lora_B.weight"])
 def test_half_an_update_is_refused(pipe: Any, tmp_path: Path, left_out: str) -> None:
     save_file({key: value for key, value in plain(pipe).items() if left_out not in key}, tmp_path / "a.safetensors")
-    assert "alone" in refused(pipe, tmp_path / "a.safetensors")
+    assert "alone" in refused_lora(pipe, tmp_path / "a.safetensors")
 
 
 def test_two_updates_of_one_layer_are_refused(pipe: Any, tmp_path: Path) -> None:
@@ -272,7 +254,7 @@ def test_two_updates_of_one_layer_are_refused(pipe: Any, tmp_path: Path) -> None
     with load_lora(pipe, tmp_path / "a.safetensors"):
         pass  # two names of one layer add up
     save_file({**plain(pipe), **plain(pipe, LAYER.replace(".attn", "_attn"))}, tmp_path / "a.safetensors")
-    assert "two updates" in refused(pipe, tmp_path / "a.safetensors")
+    assert "two updates" in refused_lora(pipe, tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -290,7 +272,7 @@ def test_two_updates_of_one_layer_are_refused(pipe: Any, tmp_path: Path) -> None
 )
 def test_lora_of_another_model_is_called_what_it_is(pipe: Any, tmp_path: Path, key: str, words: str) -> None:
     save_file({key: torch.zeros(2, 2)}, tmp_path / "a.safetensors")
-    assert words in refused(pipe, tmp_path / "a.safetensors")
+    assert words in refused_lora(pipe, tmp_path / "a.safetensors")
 
 
 def test_parts_that_a_pipeline_lacks_are_named(pipe: Any, tmp_path: Path) -> None:
@@ -313,10 +295,10 @@ def test_trained_words_of_a_file_are_named(pipe: Any, tmp_path: Path) -> None:
 
 
 def test_folder_of_several_files_is_refused(pipe: Any, tmp_path: Path) -> None:
-    assert "has 0 .safetensors files" in refused(pipe, tmp_path)
+    assert "has 0 .safetensors files" in refused_lora(pipe, tmp_path)
     for name in ("a", "b"):
         save_file(plain(pipe), tmp_path / f"{name}.safetensors")
-    assert "has 2 .safetensors files" in refused(pipe, tmp_path)
+    assert "has 2 .safetensors files" in refused_lora(pipe, tmp_path)
 
 
 def test_a_second_lora_of_a_command_adds_to_the_first(pipe: Any, tmp_path: Path) -> None:

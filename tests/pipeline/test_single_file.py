@@ -16,13 +16,13 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from kontext_fast.errors import CheckpointUnavailable
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.techniques.engine import Engine, engine_of
 from kontext_fast.pipeline.edit import EditRequest, edit
 from kontext_fast.pipeline.folder import TINY_FOLDER
 from kontext_fast.pipeline.load import load
 from kontext_fast.pipeline.single_file import load_transformer
+from tests.pipeline.refusals import refused_checkpoint
 
 Weights = dict[str, torch.Tensor]
 
@@ -259,20 +259,11 @@ def test_changed_matrices_of_a_float8_file_are_rounded_anew(folder: Path, weight
             assert acceleration.facts["engine"]["as_stored"] == kept
 
 
-def refused(file: Path) -> str:
-    with pytest.raises(CheckpointUnavailable) as caught:
-        load(str(file), device="cpu")
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    assert sentence.endswith(".")
-    return sentence
-
-
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.bool], ids=str)
 def test_integers_are_refused_by_their_precision(folder: Path, weights: Weights, dtype: torch.dtype) -> None:
     original = original_layout(weights)
     name = "single_blocks.0.linear2.weight"
-    sentence = refused(write(folder, {**original, name: torch.ones(original[name].shape).to(dtype)}))
+    sentence = refused_checkpoint(write(folder, {**original, name: torch.ones(original[name].shape).to(dtype)}))
     assert name in sentence
     assert {"int8": "I8", "uint8": "U8", "int32": "I32", "bool": "BOOL"}[str(dtype).removeprefix("torch.")] in sentence
 
@@ -301,7 +292,7 @@ def test_integers_are_refused_by_their_precision(folder: Path, weights: Weights,
 def test_what_cannot_be_decoded_is_refused_by_its_key(
     folder: Path, weights: Weights, key: str, value: torch.Tensor, words: str
 ) -> None:
-    assert words in refused(write(folder, {**original_layout(weights), key: value}))
+    assert words in refused_checkpoint(write(folder, {**original_layout(weights), key: value}))
 
 
 @pytest.mark.parametrize(
@@ -310,7 +301,7 @@ def test_what_cannot_be_decoded_is_refused_by_its_key(
 def test_missing_weights_are_named(folder: Path, weights: Weights, missing: str) -> None:
     original = original_layout(weights)
     del original[missing]
-    assert "lacks" in refused(write(folder, original))
+    assert "lacks" in refused_checkpoint(write(folder, original))
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "text_encoder_2"])
@@ -318,7 +309,7 @@ def test_another_part_of_the_pipeline_is_named(folder: Path, part: str) -> None:
     source = next((TINY_FOLDER / part).glob("*.safetensors"))
     shutil.copy(source, folder / "part.safetensors")
     named = {"vae": "an autoencoder", "text_encoder": "a CLIP text encoder", "text_encoder_2": "a T5 text encoder"}
-    assert named[part] in refused(folder / "part.safetensors")
+    assert named[part] in refused_checkpoint(folder / "part.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -337,7 +328,7 @@ def test_another_part_of_the_pipeline_is_named(folder: Path, part: str) -> None:
     ],
 )
 def test_a_file_is_called_what_it_is(folder: Path, key: str, kind: str) -> None:
-    assert kind in refused(write(folder, {key: torch.ones(1)}))
+    assert kind in refused_checkpoint(write(folder, {key: torch.ones(1)}))
 
 
 def test_cut_off_files_are_refused(folder: Path, weights: Weights) -> None:
@@ -345,10 +336,10 @@ def test_cut_off_files_are_refused(folder: Path, weights: Weights) -> None:
     content = file.read_bytes()
     for length in (0, 4, 100, len(content) // 2, len(content) - 1):
         file.write_bytes(content[:length])
-        assert "could not be read" in (sentence := refused(file)) or "cut off" in sentence
+        assert "could not be read" in (sentence := refused_checkpoint(file)) or "cut off" in sentence
     other = folder / "own.gguf"
     other.write_bytes(b"GGUF" + bytes(30))
-    assert "could not be read" in refused(other)
+    assert "could not be read" in refused_checkpoint(other)
 
 
 WIDTH = 3072
