@@ -5,7 +5,8 @@
 The first is from `accelerate(pipe, "balanced")` to the first fused operation of the first step: on a GPU the first
 launch of a kernel of ours, here the same operation in plain PyTorch. The second is one whole `kontext edit` of `tiny`
 with the preset `baseline`, since what a preset adds is the first path. A module counts where one of its functions runs,
-whatever its import executes.
+whatever its import executes. On CUDA a preset also records its text encoders and converts pixels there, which this
+process, on a CPU, does not see.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def _variants() -> list[Optimization]:
         found += [one, one.on_random_weights()]
     # A preset that was fitted refuses other weights, those of these tests among them; its techniques are here anyway.
     for preset in (preset for preset in PRESETS.values() if preset.fitted_to is None):
-        found += [*preset.optimizations, *(preset.on_random or ())]
+        found += [*preset.parts, *(preset.on_random or ())]
     return list(dict.fromkeys(found))
 
 

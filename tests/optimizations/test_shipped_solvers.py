@@ -27,8 +27,9 @@ def solver_of(name: str) -> Any:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_preset_is_its_file_with_its_proof(name: str) -> None:
     assert list(PRESETS).index(name) > list(PRESETS).index("turbo")
-    _, _, optimizations = read_preset(FOLDER / f"{name}.toml", ())
+    _, _, optimizations, on_cuda = read_preset(FOLDER / f"{name}.toml", ())
     assert PRESETS[name].optimizations == optimizations
+    assert PRESETS[name].on_cuda == on_cuda == PRESETS["faithful"].on_cuda
     assert solver_of(name).fitted.evaluations == SHIPPED[name]
     provenance = read_provenance(FOLDER / f"{name}.toml")
     assert provenance is not None

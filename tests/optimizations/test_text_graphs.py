@@ -251,21 +251,6 @@ def test_tensor_subclasses_run_as_before(pipe: Any, recorder: TapeRecorder) -> N
         assert acceleration.facts["text_graphs"]["graphs"] == 1
 
 
-def test_replaced_forward_is_taken_off_or_graphs_left_out(pipe: Any, recorder: TapeRecorder) -> None:
-    encoder = pipe.text_encoder_2
-    encoder.forward = lambda *args, run=encoder.forward, **kwargs: run(*args, **kwargs)
-    expected = embeddings(pipe)
-    with pytest.raises(InvalidInput, match=r"forward of the text_encoder_2.*take that off, or leave text_graphs out"):
-        accelerate(pipe, [TextGraphs()], quiet=True)
-    assert "forward" not in vars(pipe.text_encoder)
-    with accelerate(pipe, "fuse_qkv", quiet=True):
-        assert_same(embeddings(pipe), expected)
-    del encoder.forward
-    with accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
-        assert_same(embeddings(pipe), expected)
-        assert acceleration.facts["text_graphs"]["replays"] == 2
-
-
 def test_cpu_runs_as_before_and_says_so(pipe: Any) -> None:
     machine = Machine.detect("cpu")
     assert resolve([TextGraphs()], machine).labels == ("text_graphs: changes nothing on cpu",)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from kontext_fast.analysis.benchmark import AnalyzedGroup, analyze_benchmark
+from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.presets import PRESETS
+from kontext_fast.optimizations.techniques.compile import Compile
+from kontext_fast.optimizations.techniques.device_pixels import DevicePixels
+from kontext_fast.optimizations.techniques.prompt_cache import PromptCache
+from kontext_fast.optimizations.techniques.text_graphs import TextGraphs
 from kontext_fast.records.schema import EMULATED, AppliedOptimization
 from kontext_fast.report.verification import VerificationReport, build_verification_report
 from tests.records.builder import result, timed
@@ -13,10 +18,10 @@ from tests.verify.synthetic_results import losing, untouched, verification
 from tools.docs.presets_table import CHANGED, ON_YOUR_WEIGHTS, SHOWN, presets_table
 
 
-def _applied(name: str) -> tuple[AppliedOptimization, ...]:
+def _applied(name: str, *added: Optimization) -> tuple[AppliedOptimization, ...]:
     return tuple(
         AppliedOptimization(name=one.name, effect=one.effect.value, parameters=one.parameters())
-        for one in PRESETS[name].optimizations
+        for one in (*PRESETS[name].optimizations, *added)
     )
 
 
@@ -45,6 +50,24 @@ def benched() -> tuple[AnalyzedGroup, ...]:
         records.append(timed("faithful", round_, [0.5 * drift, 0.5 * drift], plan=_applied("faithful")))
         records.append(timed("fast", round_, [0.2, 0.2], plan=_applied("fast"), labels=(EMULATED,)))
         records.append(timed("turbo", round_, [0.2, 0.2], plan=_applied("fast")))
+    return analyze_benchmark(result(records))
+
+
+@pytest.fixture(scope="module")
+def on_a_card() -> tuple[AnalyzedGroup, ...]:
+    """Before and after presets got techniques for CUDA, and with one that they never had."""
+    records = []
+    plans = {
+        "baseline": (),
+        "faithful": _applied("faithful"),
+        "balanced": _applied("balanced", *PRESETS["balanced"].on_cuda),
+        "fast": _applied("fast", *PRESETS["fast"].on_cuda[:1]),
+        "turbo": _applied("turbo", PromptCache()),
+    }
+    for round_ in range(3):
+        for name, plan in plans.items():
+            record = timed(name, round_, [1.0 + 0.01 * round_] * 2, plan=plan)
+            records.append(record.model_copy(update={"environment": {"gpu": {"name": "NVIDIA Imaginary"}}}))
     return analyze_benchmark(result(records))
 
 
@@ -81,6 +104,31 @@ def test_presets_table_hides_results_of_changed_presets(
     cells = _cells(presets_table(verified, benched))
     assert cells["classic"][3] == CHANGED
     assert cells["turbo"][4] == CHANGED
+
+
+def test_time_without_what_cuda_has_today_is_shown_with_its_words(on_a_card: tuple[AnalyzedGroup, ...]) -> None:
+    table = presets_table(None, on_a_card)
+    speeds = {name: cells[4] for name, cells in _cells(table).items()}
+    assert all(speeds[name].startswith("1.00x") for name in ("faithful", "balanced", "fast"))
+    assert speeds["turbo"] == CHANGED, "a cache takes more away than what the preset has"
+    words = [line for line in table.splitlines() if "Measured without" in line]
+    assert words == [
+        "- Measured without `text_graphs` and `device_pixels`, which on CUDA only take time away: `faithful`.",
+        "- Measured without `device_pixels`, which on CUDA only take time away: `fast`.",
+    ]
+
+
+def test_verdict_stays_where_exact_techniques_alone_differ(verified: VerificationReport) -> None:
+    def level_of(*added: Optimization) -> str:
+        records = [
+            record.model_copy(update={"plan": _applied("faithful", *added)}) if record.preset == "faithful" else record
+            for record in verified.result.records
+        ]
+        result_file = verified.result.model_copy(update={"records": tuple(records)})
+        return _cells(presets_table(build_verification_report(result_file), []))["faithful"][3]
+
+    assert level_of() == level_of(TextGraphs(), DevicePixels()) == "**L0 identical**"
+    assert level_of(Compile()) == CHANGED
 
 
 def test_an_emulated_kernel_has_no_speed(verified: VerificationReport, benched: tuple[AnalyzedGroup, ...]) -> None:

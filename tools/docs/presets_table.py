@@ -1,12 +1,13 @@
 """The table of presets for the documentation, in Markdown, rendered from a verification and a benchmark. Pure.
 
 A verdict or a speed of a preset whose parameters have changed since it was measured is not shown: it is not measured.
+What is exact decides no image, so a verdict is that of every plan that differs in such techniques alone; a time is
+shown with those that a preset has on CUDA today and did not have when it was measured, which only take time away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.benchmark import AnalyzedGroup
@@ -14,8 +15,15 @@ from kontext_fast.analysis.rows import Row
 from kontext_fast.optimizations.base import Effect, Optimization
 from kontext_fast.optimizations.presets import PRESETS, Preset
 from kontext_fast.records.names import machine_name
-from kontext_fast.records.schema import BASELINE, EMULATED, Record, ResultFile
-from kontext_fast.report.text.markup import Markdown, bullets, code_span, paragraphs, table
+from kontext_fast.records.schema import (
+    BASELINE,
+    EMULATED,
+    AppliedOptimization,
+    Record,
+    ResultFile,
+    deciding_images,
+)
+from kontext_fast.report.text.markup import Markdown, bullets, code_span, joined, paragraphs, table
 from kontext_fast.report.text.quality import level_name
 from kontext_fast.report.verification import VerificationReport
 from kontext_fast.verify.analysis import PresetAnalysis
@@ -75,8 +83,8 @@ def _verdict(preset: Preset, judged: PresetAnalysis | None, verified: ResultFile
 def _speed(preset: Preset, row: Row | None, group: AnalyzedGroup | None) -> str:
     if row is None or group is None:
         return fmt.NOT_MEASURED
-    runs = [run.record for run in group.runs_of(preset.name)]
-    if not all(_is_current(preset, record) for record in runs):
+    missing = [missing_then(preset, run.record) for run in group.runs_of(preset.name)]
+    if None in missing:
         return CHANGED
     if row.time is None:
         return f"{row.status}: {row.reason or ''}"
@@ -87,15 +95,41 @@ def _speed(preset: Preset, row: Row | None, group: AnalyzedGroup | None) -> str:
 
 
 def _is_current(preset: Preset, record: Record) -> bool:
-    """Whether what ran is what the preset is today; a record without a plan (refused) says nothing else."""
-    ran = {applied.name: applied.model_dump(mode="json")["parameters"] for applied in record.plan}
+    """Whether what decided the images of `record` does so today; one without a plan (refused) says nothing else."""
+    return not record.plan or any(
+        _differences(variant, deciding_images(record.plan)) == set() for variant in _variants(preset, deciding=True)
+    )
+
+
+def missing_then(preset: Preset, record: Record) -> list[str] | None:
+    """Which techniques the time in `record` was measured without, of those that `preset` has on CUDA today; None where
+    anything else has changed, so that it is no time of the preset."""
+    if not record.plan:
+        return []
+    added = preset.on_cuda if record.environment.get("gpu") else ()
+    lacking = {part.name for part in added} - {applied.name for applied in record.plan}
+    for variant in _variants(preset, deciding=False):
+        if _differences((*variant, *added), record.plan) == lacking:
+            return [part.name for part in added if part.name in lacking]
+    return None
+
+
+def _variants(preset: Preset, *, deciding: bool) -> list[tuple[Optimization, ...]]:
+    """The preset on all weights and on random ones; of both what decides images, or all."""
     variants = (preset.optimizations, preset.on_random)
-    return not ran or any(variant is not None and _is_what_ran(variant, ran) for variant in variants)
+    return [
+        tuple(part for part in variant if not deciding or part.effect is not Effect.EXACT)
+        for variant in variants
+        if variant is not None
+    ]
 
 
-def _is_what_ran(optimizations: Iterable[Optimization], ran: Mapping[str, Mapping[str, Any]]) -> bool:
-    today = {optimization.name: optimization for optimization in optimizations}
-    return today.keys() == ran.keys() and all(today[name].is_what_ran(ran[name]) for name in ran)
+def _differences(today: Iterable[Optimization], ran: Iterable[AppliedOptimization]) -> set[str]:
+    """Names of techniques that are in one of both alone, or with other parameters."""
+    stored = {applied.name: applied.model_dump(mode="json")["parameters"] for applied in ran}
+    known = {optimization.name: optimization for optimization in today}
+    alike = {name for name in known.keys() & stored.keys() if known[name].is_what_ran(stored[name])}
+    return (known.keys() | stored.keys()) - alike
 
 
 def _reference_group(groups: Sequence[AnalyzedGroup]) -> AnalyzedGroup | None:
@@ -144,5 +178,19 @@ def _of_speed(group: AnalyzedGroup | None, rows: dict[str, Row]) -> Iterator[str
         "Speed: baseline's time over the preset's, 95 % interval over rounds, or over cards where three ran; edits of "
         "{}x{} by {}, {}."
     ).format(workload.width, workload.height, code_span(group.checkpoint.name), where)
+    yield from _of_missing(group, [name for name, row in rows.items() if name in PRESETS and row.factor is not None])
     labels = dict.fromkeys(label for name, row in rows.items() if name in PRESETS for label in row.labels)
     yield from (f"{label[0].upper()}{label[1:]}." for label in labels if label != EMULATED)
+
+
+def _of_missing(group: AnalyzedGroup, names: Sequence[str]) -> Iterator[str]:
+    """One sentence per set of techniques that presets have on CUDA today and were measured without."""
+    presets: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        runs = (missing_then(PRESETS[name], run.record) or () for run in group.runs_of(name))
+        if without := tuple(dict.fromkeys(technique for missing in runs for technique in missing)):
+            presets.setdefault(without, []).append(name)
+    for without, measured in presets.items():
+        yield Markdown("Measured without {}, which on CUDA only take time away: {}.").format(
+            joined(map(code_span, without), " and "), joined(map(code_span, measured))
+        )

@@ -101,6 +101,8 @@ def _print_details(preset: dict[str, Any]) -> None:
     for optimization in preset["on_random"] or ():
         if optimization not in preset["optimizations"]:
             print(f"  on the checkpoint random: {_with_parameters(optimization)}")
+    for optimization in preset["on_cuda"]:
+        print(f"  on CUDA: {_with_parameters(optimization)} ({optimization['effect']}): {optimization['summary']}")
     for conflict in preset["conflicts"]:
         print(f"  conflict: {conflict['between']} exclude each other, {conflict['because']}")
     if preset["h100_seconds"]:
@@ -126,6 +128,7 @@ def _described(preset: Preset, machine: Machine) -> dict[str, Any]:
         "needs_gib": needed_gib(preset.name, preset.optimizations),
         "optimizations": _as_data(preset.optimizations),
         "on_random": None if preset.on_random is None else _as_data(preset.on_random),
+        "on_cuda": _as_data(preset.on_cuda),
         "refusal": _refusal(preset, machine),
         "conflicts": _conflicts(preset.name),
     }

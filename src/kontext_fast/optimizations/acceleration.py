@@ -323,7 +323,11 @@ def _in_place_of_hooks(plan: Plan, pipe: Any, machine: Machine) -> Plan:
     if plan.in_host_memory or all(part.name != "engine" for part in plan.optimizations):
         return plan
     less = {} if enabling(pipe) == "enable_model_cpu_offload" else {"modulations": "host"}
-    parts = [part.model_copy(update=less) if part.name == "engine" else part for part in plan.optimizations]
+    parts = [
+        part.model_copy(update=less) if part.name == "engine" else part
+        for part in plan.optimizations
+        if all(conflict.other != Offload.name for conflict in part.conflicts)
+    ]
     streamed = resolve([*parts, Offload()], machine)
     note = f"offload takes the place of {enabling(pipe)} until revert()"
     labels = dict.fromkeys((*plan.labels, *streamed.labels, note))

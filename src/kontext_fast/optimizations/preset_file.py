@@ -6,6 +6,9 @@ summary = "our own forward in fp8"
 [[optimizations]]
 name = "engine"
 precision = "fp8"
+
+[[on_cuda]]
+name = "text_graphs"
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.optimizations.base import Optimization
+from kontext_fast.optimizations.base import Effect, Optimization
 from kontext_fast.optimizations.registry import build
 from kontext_fast.toml_lines import TOMLDecodeError, line_of, parse_toml
 from kontext_fast.validation import first_mistake
@@ -50,20 +53,37 @@ class _File(BaseModel):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
     summary: str = "a preset of a file"
     optimizations: list[dict[str, Any]]
+    on_cuda: list[dict[str, Any]] = []
     provenance: Provenance | None = None
 
 
-def read_preset(file: Path, built_in: Container[str]) -> tuple[str, str, tuple[Optimization, ...]]:
-    """Name, summary and optimizations of the preset that `file` describes; no name is one of `built_in`.
+_Optimizations = tuple[Optimization, ...]
+
+
+def read_preset(file: Path, built_in: Container[str]) -> tuple[str, str, _Optimizations, _Optimizations]:
+    """Name, summary, optimizations, and those on CUDA alone, of the preset that `file` describes; no name is one of
+    `built_in`.
 
     Raises InvalidInput, with the line of the first mistake.
     """
     text, described = _parsed(file)
     if described.name in built_in:
         raise InvalidInput(f"{_at(file, text, 'name')}: {described.name} is a built-in preset; choose another name.")
+    optimizations = _built(file, text, "optimizations", described.optimizations)
+    on_cuda = _built(file, text, "on_cuda", described.on_cuda)
+    for index, optimization in enumerate(on_cuda):
+        if optimization.effect is not Effect.EXACT:
+            raise InvalidInput(
+                f"{_at(file, text, f'on_cuda[{index}]')}: {optimization.name} changes images, so other devices would "
+                "make others; move it to [[optimizations]]."
+            )
+    return described.name, described.summary, optimizations, on_cuda
+
+
+def _built(file: Path, text: str, section: str, listed: Sequence[Mapping[str, Any]]) -> _Optimizations:
     optimizations: list[Optimization] = []
-    for index, parameters in enumerate(described.optimizations):
-        where = f"optimizations[{index}]"
+    for index, parameters in enumerate(listed):
+        where = f"{section}[{index}]"
         name = parameters.get("name")
         if not isinstance(name, str):
             raise InvalidInput(f"{_at(file, text, where)}: this optimization has no name; see kontext presets.")
@@ -72,7 +92,7 @@ def read_preset(file: Path, built_in: Container[str]) -> tuple[str, str, tuple[O
         except InvalidInput as error:
             wrong = next((key for key in parameters if key != "name" and key in str(error)), "name")
             raise InvalidInput(f"{_at(file, text, f'{where}.{wrong}')}: {error}") from error
-    return described.name, described.summary, tuple(optimizations)
+    return tuple(optimizations)
 
 
 def read_provenance(file: Path) -> Provenance | None:
@@ -81,14 +101,20 @@ def read_provenance(file: Path) -> Provenance | None:
 
 
 def write_preset(
-    file: Path, *, name: str, summary: str, optimizations: Sequence[Optimization], provenance: Provenance | None = None
+    file: Path,
+    *,
+    name: str,
+    summary: str,
+    optimizations: Sequence[Optimization],
+    on_cuda: Sequence[Optimization] = (),
+    provenance: Provenance | None = None,
 ) -> None:
     """Write `file`, whole or not at all."""
     lines = [f"name = {json.dumps(name)}", f"summary = {json.dumps(summary)}"]
-    for optimization in optimizations:
-        parameters = optimization.parameters()
-        lines += ["", "[[optimizations]]", f"name = {json.dumps(optimization.name)}"]
-        lines += _table(parameters, "optimizations")
+    for section, listed in (("optimizations", optimizations), ("on_cuda", on_cuda)):
+        for optimization in listed:
+            lines += ["", f"[[{section}]]", f"name = {json.dumps(optimization.name)}"]
+            lines += _table(optimization.parameters(), section)
     if provenance is not None:
         lines += ["", "[provenance]", *_table(provenance.model_dump(mode="json"), "provenance")]
     unfinished = file.with_name(f".{file.name}.unfinished")

@@ -83,8 +83,16 @@ class Preset:
     """The variant for random weights, on which decisions by data are meaningless; None: the same."""
     optional: tuple[Optimization, ...] = ()
     """Left out where the hardware cannot run them, which a label of the plan then says."""
+    on_cuda: tuple[Optimization, ...] = ()
+    """Added where the pipeline runs on CUDA: exact, and made to take time away there, so that nothing but time is
+    missing elsewhere."""
     source: str | None = None
     """URL where the recipe is published; None for a preset of this package."""
+
+    @property
+    def parts(self) -> tuple[Optimization, ...]:
+        """All that it may apply, on any machine."""
+        return (*self.optimizations, *self.optional, *self.on_cuda)
 
     @property
     def fitted_to(self) -> str | None:
@@ -97,7 +105,7 @@ class Preset:
 
         Raises InvalidInput for a parameter that none of them has, or a value that one refuses.
         """
-        known = {name for part in (*self.optimizations, *self.optional) for name in type(part).model_fields}
+        known = {name for part in self.parts for name in type(part).model_fields}
         for name in parameters:
             if name == "gpus" and name not in known:
                 raise InvalidInput(
@@ -111,6 +119,7 @@ class Preset:
             f"{self.name}({changed})",
             self.summary,
             tuple(_with(part, parameters) for part in self.optimizations),
+            tuple(_with(part, parameters) for part in self.on_cuda),
             optional=tuple(_with(part, parameters) for part in self.optional),
             source=self.source,
         )
@@ -144,13 +153,15 @@ def declare_preset(
     name: str,
     summary: str,
     optimizations: tuple[Optimization, ...],
+    on_cuda: tuple[Optimization, ...] = (),
     *,
     optional: tuple[Optimization, ...] = (),
     source: str | None = None,
 ) -> Preset:
     """A preset with the variant for random weights that its optimizations declare."""
-    on_random = tuple(optimization.on_random_weights() for optimization in optimizations)
-    return Preset(name, summary, optimizations, on_random if on_random != optimizations else None, optional, source)
+    variant = tuple(optimization.on_random_weights() for optimization in optimizations)
+    on_random = variant if variant != optimizations else None
+    return Preset(name, summary, optimizations, on_random, optional, on_cuda, source)
 
 
 def faster_presets() -> str:
@@ -185,14 +196,17 @@ def find_preset(name: str, known: Mapping[str, Preset] | None = None) -> Preset:
     if ablation is None or ablation.preset not in known:
         raise InvalidInput(unknown_name("preset", name, known))
     whole = known[ablation.preset]
-    if ablation.optimization not in {optimization.name for optimization in whole.optimizations + whole.optional}:
+    if ablation.optimization not in {optimization.name for optimization in whole.parts}:
         raise InvalidInput(f"The preset {whole.name} has no optimization {ablation.optimization!r} to ablate.")
+    # Alone, what is added on CUDA is asked for by its name, and so runs anywhere.
+    added = whole.on_cuda if ablation.kind == ONLY else ()
     return Preset(
         name=name,
         summary=f"{whole.summary}: {ablation.kind.strip('-')} {ablation.optimization}",
-        optimizations=_ablated(whole.optimizations, ablation),
-        on_random=None if whole.on_random is None else _ablated(whole.on_random, ablation),
+        optimizations=_ablated((*whole.optimizations, *added), ablation),
+        on_random=None if whole.on_random is None else _ablated((*whole.on_random, *added), ablation),
         optional=_ablated(whole.optional, ablation),
+        on_cuda=() if added else _ablated(whole.on_cuda, ablation),
         source=whole.source,
     )
 
@@ -251,6 +265,17 @@ def _low_memory() -> tuple[Optimization, ...]:
     return (*_on_the_engine("fp8"), Offload())
 
 
+def _around_the_transformer(optimizations: Sequence[Optimization]) -> tuple[Optimization, ...]:
+    """What the combination `optimizations` has on CUDA besides: nothing where it is a recipe of others."""
+    from kontext_fast.optimizations.techniques.device_pixels import DevicePixels
+    from kontext_fast.optimizations.techniques.text_graphs import TextGraphs
+
+    names = {optimization.name for optimization in optimizations}
+    if "engine" not in names:
+        return ()
+    return (DevicePixels(),) if "offload" in names else (TextGraphs(), DevicePixels())
+
+
 _COMBINATIONS: Final[Mapping[str, tuple[str, Callable[[], tuple[Optimization, ...]]]]] = {
     "classic": ("the four classic techniques together", _classic),
     "faithful": ("our own forward in the checkpoint's precision", lambda: _on_the_engine("bf16")),
@@ -277,15 +302,17 @@ class _BuiltIn(MutableMapping[str, Preset]):
     def __getitem__(self, name: str) -> Preset:
         if name not in self._presets:
             if name in _COMBINATIONS:
-                summary, optimizations = _COMBINATIONS[name]
-                self._presets[name] = declare_preset(name, summary, optimizations())
+                summary, build = _COMBINATIONS[name]
+                optimizations = build()
+                on_cuda = _around_the_transformer(optimizations)
+                self._presets[name] = declare_preset(name, summary, optimizations, on_cuda)
             elif name in _FITTED:
                 from pathlib import Path
 
                 from kontext_fast.optimizations.preset_file import read_preset
 
-                _, summary, fitted = read_preset(Path(__file__).with_name("fitted") / f"{name}.toml", ())
-                self._presets[name] = declare_preset(name, summary, fitted)
+                _, summary, fitted, on_cuda = read_preset(Path(__file__).with_name("fitted") / f"{name}.toml", ())
+                self._presets[name] = declare_preset(name, summary, fitted, on_cuda)
             else:
                 technique = discover()[name]
                 self._presets[name] = declare_preset(name, technique.summary, with_required(technique()))
@@ -345,7 +372,8 @@ def resolve(
     """The plan of `preset` (a name, a Preset or a list of optimizations) for `machine`.
 
     `architecture_only`: the weights are random, so a preset's variant for random weights is used and labelled.
-    What a preset has as optional and this hardware cannot run is left out, and a label says so.
+    What a preset has as optional and this hardware cannot run is left out, and a label says so; what it has on CUDA is
+    in the plan there and nowhere else.
     Raises InvalidInput for an unknown name, for conflicts and for what is missing, Refused if only the machine is in
     the way; the message holds every reason at once.
     """
@@ -359,6 +387,7 @@ def resolve(
     chosen = (
         *(whole.optimizations if on_random is None else on_random),
         *(optimization for optimization in whole.optional if optimization.name not in left_out),
+        *(whole.on_cuda if machine.device == "cuda" else ()),
     )
     chosen = tuple(optimization.on_machine(machine) for optimization in chosen)
     impossible = [*_repetitions(chosen), *_missing(chosen), *_conflicts(chosen)]

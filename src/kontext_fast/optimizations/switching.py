@@ -25,7 +25,9 @@ def sharing_groups(presets: Sequence[Preset], *, architecture_only: bool = False
     groups: dict[str, list[Preset]] = {}
     for preset in presets:
         chosen = preset.on_random if architecture_only and preset.on_random is not None else preset.optimizations
-        groups.setdefault(_fixed(Plan(preset.name, (*chosen, *preset.optional))).content_hash, []).append(preset)
+        groups.setdefault(
+            _fixed(Plan(preset.name, (*chosen, *preset.optional, *preset.on_cuda))).content_hash, []
+        ).append(preset)
     return [tuple(group) for group in groups.values()]
 
 

@@ -12,6 +12,7 @@ Schema history:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -59,6 +60,12 @@ class AppliedOptimization(Stored):
     name: str
     effect: Effect
     parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+def deciding_images(plan: Iterable[AppliedOptimization]) -> tuple[AppliedOptimization, ...]:
+    """What of `plan` decides the images. An exact technique changes no bit, which tests hold, so plans that differ in
+    such ones alone make the same images, and a verdict on one is a verdict on the other."""
+    return tuple(applied for applied in plan if applied.effect != "exact")
 
 
 class Checkpoint(Stored):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kontext_fast.records.schema import BASELINE, AppliedOptimization, Checkpoint
+from kontext_fast.records.schema import BASELINE, AppliedOptimization, Checkpoint, deciding_images
 from kontext_fast.server.contract import Verdict
 from kontext_fast.server.jobs import ServiceFacts
 
@@ -71,11 +71,11 @@ class KnownVerdicts:
 
 
 def _same(verdict: _Verified, checkpoint: Checkpoint, plan: tuple[AppliedOptimization, ...]) -> bool:
-    """Whether it is of these weights and of these optimizations with these parameters."""
+    """Whether it is of these weights and of what decides images in `plan`, with these parameters."""
     same_weights = (
         checkpoint.weights_sha256 is not None and checkpoint.weights_sha256 == verdict.checkpoint.weights_sha256
     )
-    return same_weights and verdict.plan == plan
+    return same_weights and deciding_images(verdict.plan) == deciding_images(plan)
 
 
 def _capital(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.base import Optimization
-from kontext_fast.optimizations.presets import find_preset
+from kontext_fast.optimizations.presets import Preset, find_preset
 from kontext_fast.optimizations.registry import discover
 from kontext_fast.pipeline.sizes import Size
 from kontext_fast.verify.paths import PathRunner
@@ -48,12 +48,15 @@ class Mixture:
         return f"{self.evaluations:02}-{self.precision}-{self.last_in_full}"
 
     @property
-    def optimizations(self) -> tuple[Optimization, ...]:
-        """Of a preset that runs the blocks so, without a solver."""
+    def preset(self) -> Preset:
+        """One that runs the blocks so, without a solver."""
         preset = find_preset(PRESETS[self.precision])
-        if self.last_in_full:
-            preset = preset.replace(full_precision=tuple(range(-self.last_in_full, 0)))
-        return preset.optimizations
+        return preset.replace(full_precision=tuple(range(-self.last_in_full, 0))) if self.last_in_full else preset
+
+    @property
+    def optimizations(self) -> tuple[Optimization, ...]:
+        """Of that preset, on every device."""
+        return self.preset.optimizations
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,7 @@ def _written(point: Point, result: TuneResult, fitted_for: FittedFor, parts: Par
             *point.mixture.optimizations,
             FittedSolver(fitted=point.solver, fitted_for=fitted_for),
         ),
+        on_cuda=point.mixture.preset.on_cuda,
         provenance=provenance,
     )
     return file

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 
+import torch
 from torch import Tensor
 
 from kontext_fast.engine.graphs.op_tape import OpTape
@@ -35,6 +36,9 @@ class TapeRecorder:
     @property
     def memory_bytes(self) -> int:
         return 1000 * self.recorded
+
+    def runs_on(self, device: torch.device) -> bool:
+        return device.type == "cpu"
 
     def record(self, call: Callable[[], Sequence[Tensor]]) -> TapedRecording:
         self.recorded += 1

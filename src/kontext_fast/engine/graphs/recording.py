@@ -36,6 +36,9 @@ class Recorder(Protocol):
     def memory_bytes(self) -> int:
         """What all recordings hold together, their buffers for inputs not included."""
 
+    def runs_on(self, device: torch.device) -> bool:
+        """Whether it records what runs on `device`."""
+
     def record(self, call: Callable[[], Sequence[Tensor]]) -> Recording:
         """A recording of `call`, not yet replayed; its outputs hold nothing yet.
 
@@ -55,12 +58,16 @@ class CudaGraphs:
     """CUDA graphs whose memory is one pool. It lives as long as they do."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        # A device without an index is the current one, which a tensor there names.
+        self._device = torch.empty(0, device=device).device
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._lock = Lock()
         self._ended = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self.memory_bytes = 0
+
+    def runs_on(self, device: torch.device) -> bool:
+        return device == self._device
 
     def record(self, call: Callable[[], Sequence[Tensor]]) -> Recording:
         graph = torch.cuda.CUDAGraph()

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class DevicePixels(Optimization):
-    """Of pictures in RGB and for output as PIL images; everything else is converted as before, which is counted.
+    """Of pictures in RGB and for output as PIL images; everything else is converted as before, which is counted, as are
+    images that a mask is laid over, since masks stay on the host.
 
     Input is looked up in a table of the 256 values that diffusers computes; output is rounded by the same operations.
     """
@@ -41,7 +42,8 @@ class DevicePixels(Optimization):
             original = vars(running)["image_processor"]
             if calls.current is None:
                 return original
-            return _PixelProcessor(original, lambda: table.on(_device(running)), facts)
+            masked = "mask_processor" in vars(running)
+            return _PixelProcessor(original, lambda: table.on(_device(running)), facts, reads=not masked)
 
         def replace(running: Any, replacement: Any) -> None:
             vars(running)["image_processor"] = replacement
@@ -77,10 +79,12 @@ class _Table:
 class _PixelProcessor:
     """A VaeImageProcessor whose pixels are scaled on the device of `table()`."""
 
-    def __init__(self, original: Any, table: Callable[[], Tensor], facts: Facts) -> None:
+    def __init__(self, original: Any, table: Callable[[], Tensor], facts: Facts, *, reads: bool) -> None:
+        """`reads`: whether the pipeline takes images on the device; otherwise they are read as before."""
         self._original = original
         self._table = table
         self._facts = facts
+        self._reads = reads
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._original, name)
@@ -91,7 +95,7 @@ class _PixelProcessor:
         import torch
 
         pictures = image if isinstance(image, list) else [image]
-        if others or not self._scales_plainly() or not pictures or not all(map(_is_rgb, pictures)):
+        if others or not self._reads or not self._scales_plainly() or not pictures or not all(map(_is_rgb, pictures)):
             self._facts["as_before"] += 1
             return self._original.preprocess(image, height, width, **others)
         height, width = self._original.get_default_height_width(pictures[0], height, width)

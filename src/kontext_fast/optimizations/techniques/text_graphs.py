@@ -7,11 +7,10 @@ before it is used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.base import Conflict, Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import track_calls
 from kontext_fast.optimizations.module_state import module_state, reason_against_recording
@@ -33,8 +32,8 @@ _KEPT = 4
 class TextGraphs(Optimization):
     """One prompt of the usual length is recorded when it is applied, so that the first call replays it. Another number
     of prompts or length is recorded at the second call that has it, which takes about three times as long as encoding.
-    Weights that moved are recorded again; encoders with adapters or hooks run as before, which is counted with the
-    reason."""
+    Weights that moved are recorded again; encoders with adapters, hooks or a forward of their own, and those on another
+    device, run as before, which is counted with the reason."""
 
     name: ClassVar[str] = "text_graphs"
     summary: ClassVar[str] = "text encoders as CUDA graphs, launched at once instead of kernel by kernel"
@@ -51,7 +50,7 @@ class TextGraphs(Optimization):
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Replace `forward` of the encoders on their instances, for calls of the pipeline.
 
-        Raises InvalidInput where something else replaced a forward. Facts: those of `recorded_calls.new_facts`.
+        Facts: those of `recorded_calls.new_facts`.
         """
         from kontext_fast.engine.graphs import recording
         from kontext_fast.engine.graphs.recorded_calls import new_facts
@@ -62,14 +61,12 @@ class TextGraphs(Optimization):
             return facts
         calls = track_calls(pipe, undo)
         recording_first = False
-        for name in _ENCODERS:
-            if (encoder := getattr(pipe, name)) is None:
+        encoders = {name: encoder for name in _ENCODERS if (encoder := getattr(pipe, name)) is not None}
+        for name, encoder in encoders.items():
+            if has_another_forward(encoder) or encoder._compiled_call_impl is not None:
+                # Of offloading, of a compilation, or somebody's own: what it does at a call is not known.
+                facts["unrecorded"][f"{name} has a forward of its own"] = 1
                 continue
-            if has_another_forward(encoder):
-                raise InvalidInput(
-                    f"Something replaced the forward of the {name} (offloading does); take that off, or leave "
-                    "text_graphs out of the preset."
-                )
             graphs = _EncoderGraphs(recorder, facts)
 
             def encode(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any], graphs: Any = graphs) -> Any:
@@ -79,11 +76,19 @@ class TextGraphs(Optimization):
 
             replace_method(encoder, "forward", encode, undo)
             undo.callback(graphs.clear)
-        if all(getattr(pipe, name) is not None for name in (*_ENCODERS, "tokenizer", "tokenizer_2")):
+        if _encodes_on(pipe._execution_device, pipe, encoders):
             recording_first = True
             _encode_twice(pipe)
             recording_first = False
         return facts
+
+
+def _encodes_on(device: Any, pipe: Any, encoders: Mapping[str, Any]) -> bool:
+    """Whether `pipe` has all that it takes to encode text there."""
+    if len(encoders) < len(_ENCODERS) or None in (pipe.tokenizer, pipe.tokenizer_2):
+        return False
+    weights = (weight for encoder in encoders.values() for weight in encoder.parameters())
+    return all(weight.device.type == device.type for weight in weights)
 
 
 def _encode_twice(pipe: Any) -> None:
@@ -101,13 +106,19 @@ class _EncoderGraphs:
     def __init__(self, recorder: Recorder, facts: Facts) -> None:
         from kontext_fast.engine.graphs.recorded_calls import RecordedCalls
 
+        self._recorder = recorder
         self._calls = RecordedCalls(recorder, facts, _KEPT)
         self._forms: dict[Any, tuple[type, tuple[str, ...]]] = {}
         """Of an encoder's output, a mapping of names to tensors: its class and its names, by what is recorded."""
 
     def run(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         encoder, ids = original.__self__, _only_tensor(args, kwargs)
-        reason = "other arguments" if ids is None else reason_against_recording(encoder)
+        if ids is None:
+            reason: str | None = "other arguments"
+        elif not self._recorder.runs_on(ids.device):
+            reason = f"on the {ids.device.type}"
+        else:
+            reason = reason_against_recording(encoder)
         if reason is not None:
             self._calls.count(reason)
             return original(*args, **kwargs)
