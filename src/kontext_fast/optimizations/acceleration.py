@@ -146,7 +146,11 @@ class Acceleration:
             lines = [f"{self.plan.preset}: nothing changed"]
         for optimization in self.plan.optimizations:
             details = {**optimization.parameters_for_people(), **self.facts[optimization.name]}
-            told = ", ".join(f"{key}={value}" for key, value in details.items() if value not in (None, [], False))
+            told = ", ".join(
+                f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
+                for key, value in details.items()
+                if value not in (None, [], False)
+            )
             lines.append(f"  {optimization.name} ({optimization.effect.value}): {told}")
         if self.adapters:
             lines.append(
