@@ -74,9 +74,8 @@ def _images(
     """Of each request, all `repetitions` times in turn, and the facts of what CUDA alone has."""
     with accelerate(pipe, optimizations, quiet=True) as acceleration:
         images = [np.asarray(edit(pipe, request).images[0]) for _ in range(repetitions) for request in requests]
-        facts = {
-            key: dict(acceleration.facts[key]) for key in ("text_graphs", "device_pixels") if key in acceleration.facts
-        }
+        names = [name for name in ("text_graphs", "device_pixels") if name in acceleration.facts]
+        facts: dict[str, Any] = {name: dict(acceleration.facts[name]) for name in names}
     return images, facts
 
 
