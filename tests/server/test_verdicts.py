@@ -9,7 +9,7 @@ from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.optimizations.techniques.fused_vae import FusedVae
 from kontext_fast.records.schema import AppliedOptimization
 from kontext_fast.report.verification import VerdictSummary
-from kontext_fast.server.verdicts import _Verified, _same
+from kontext_fast.server.verdicts import _same, _Verified
 from tests.records.builder import RANDOM, TINY
 
 SUMMARY = VerdictSummary.__new__(VerdictSummary)
