@@ -113,7 +113,7 @@ def test_time_without_what_cuda_has_today_is_shown_with_its_words(on_a_card: tup
     assert speeds["turbo"] == CHANGED, "a cache takes more away than what the preset has"
     words = [line for line in table.splitlines() if "Measured without" in line]
     assert words == [
-        "- Measured without `text_graphs` and `device_pixels`, which on CUDA only take time away: `faithful`.",
+        "- Measured without `text_graphs`, `device_pixels`, which on CUDA only take time away: `faithful`.",
         "- Measured without `device_pixels`, which on CUDA only take time away: `fast`.",
     ]
 

@@ -192,5 +192,5 @@ def _of_missing(group: AnalyzedGroup, names: Sequence[str]) -> Iterator[str]:
             presets.setdefault(without, []).append(name)
     for without, measured in presets.items():
         yield Markdown("Measured without {}, which on CUDA only take time away: {}.").format(
-            joined(map(code_span, without), " and "), joined(map(code_span, measured))
+            joined(map(code_span, without)), joined(map(code_span, measured))
         )
