@@ -6,6 +6,7 @@ A tape stands in for a CUDA graph: it repeats the same operations at the same ad
 from __future__ import annotations
 
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -50,11 +51,21 @@ def test_card_and_tokens_decide_by_a_table(monkeypatch: pytest.MonkeyPatch) -> N
 def test_reason_is_given_where_no_step_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     with ExitStack() as undo:
-        assert Engine(gpus=2)._step_graphs(cuda, undo) == (None, "off: several processes share a step")
-        assert PLAIN._step_graphs(cuda, undo) == (None, None)
+        assert PLAIN._step_graphs(cuda, None, undo) == (None, None)
         monkeypatch.setattr(technique, "tokens_for_graphs", lambda _: 0)
-        assert Engine()._step_graphs(cuda, undo) == (None, "off: no row for this card")
-        assert Engine()._step_graphs(cpu, undo) == (None, None)
+        assert Engine()._step_graphs(cuda, None, undo) == (None, "off: no row for this card")
+        assert Engine()._step_graphs(cpu, None, undo) == (None, None)
+
+
+def test_steps_of_several_gpus_are_recorded_at_every_size() -> None:
+    parallel: Any = SimpleNamespace(ranks=SimpleNamespace(everywhere=all))
+    with ExitStack() as undo:
+        graphs, facts = Engine(gpus=2)._step_graphs(torch.device("cuda"), parallel, undo)
+        assert graphs is not None
+        assert (graphs.most_tokens, facts) == (None, graphs.facts)
+        alone, _ = Engine()._step_graphs(torch.device("cuda"), None, undo)
+        assert alone is not None
+        assert alone.most_tokens == 1000
 
 
 def test_steps_are_replayed_with_the_same_images(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,8 @@ def test_several_gpus_block_shows_parts_prediction_and_money(tmp_path: Path) -> 
     report = {
         "gpu": "NVIDIA H100 80GB HBM3", "gpus": 2, "torch": "2.0", "nccl": "2.28", "checkpoint": "random", "size": 1024,
         "steps": 6, "presets": {"balanced": {"alone": _on_gpus(160.0, 1.2, (0.0,)),
-        "together": {"collectives": together}, "not_measured": {"peer_memory": "no way"}}},
+        "together": {"collectives": together}, "not_measured": {"peer_memory+graphs": "no way"}}},
+        "peers": {"native": {"1": _on_gpus(400.0, 2.4, (0.0,)), "2": _on_gpus(200.0, 1.5, (9.0,))}},
     }  # fmt: skip
     lines = rendered(several_gpus, tmp_path, "several_gpus.json", report)
     assert "| `balanced` | 2 GPUs, collectives | 100.0 ms | 1.60x | 0.800 s | 1.50x | 0.0123 |" in lines
@@ -187,4 +188,6 @@ def test_several_gpus_block_shows_parts_prediction_and_money(tmp_path: Path) -> 
     # 4 GPUs: 80 / 2 + 12 x (3 / 16) / (1 / 4) + 8; 8 GPUs: 80 / 4 + 12 x (7 / 64) / (1 / 4) + 8.
     assert "| `balanced` | collectives | 57 ms, 2.8x | 33 ms, 4.8x |" in lines
     assert any("a thousand edits cost $" in line for line in lines)
-    assert any("Not measured with `balanced`, peer memory: no way" in line for line in lines)
+    assert any("Not measured with `balanced`, peer memory, graphs: no way" in line for line in lines)
+    ulysses = "2 GPUs, ContextParallelConfig(ulysses_degree=2)"
+    assert f"| `native` | {ulysses} | 200.0 ms | 2.00x | 1.500 s | 1.60x |" in lines

@@ -67,7 +67,7 @@ def _of_report(link: Markdown, report: dict[str, Any]) -> Markdown:
         report["torch"], report["nccl"], link,
     )  # fmt: skip
     refused = [
-        Markdown("Not measured with {}, {}: {}").format(code_span(preset), transport.replace("_", " "), reason)
+        Markdown("Not measured with {}, {}: {}").format(code_span(preset), _worded(transport), reason)
         for preset, of_preset in report["presets"].items()
         for transport, reason in of_preset.get("not_measured", {}).items()
     ]
@@ -78,6 +78,7 @@ def _of_report(link: Markdown, report: dict[str, Any]) -> Markdown:
             Markdown("More GPUs, **predicted, not measured**:"),
             table(("preset", "how", *(f"{gpus} GPUs" for gpus in PREDICTED)), _predicted(report)),
             *_money(report),
+            *_peers(report),
             bullets([where, *refused]),
         ]
     )
@@ -91,7 +92,12 @@ def _modes(report: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any], d
 
 
 def _named(transport: str, gpus: int) -> str:
-    return f"{gpus} GPUs, {transport.replace('_', ' ')}"
+    return f"{gpus} GPUs, {_worded(transport)}"
+
+
+def _worded(transport: str) -> str:
+    """`peer_memory+graphs` in words."""
+    return transport.replace("_", " ").replace("+", ", ")
 
 
 def _steps(report: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
@@ -122,7 +128,7 @@ def _predicted(report: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
             steps = [predicted_ms(parts, report["gpus"], gpus) for gpus in PREDICTED]
             factors = [1000 * of_preset["alone"]["step_median_s"] / step for step in steps]
             told = [f"{step:.0f} ms, {factor:.1f}x" for step, factor in zip(steps, factors, strict=True)]
-            yield code_span(preset), transport.replace("_", " "), *told
+            yield code_span(preset), _worded(transport), *told
 
 
 def _money(report: dict[str, Any]) -> Iterator[Markdown]:
@@ -142,6 +148,25 @@ def _money(report: dict[str, Any]) -> Iterator[Markdown]:
             "saved costs {}."
         )
         yield line.format(
-            code_span(preset), f"${1000 * before:.2f}", f"${1000 * after:.2f}", gpus, transport.replace("_", " "),
+            code_span(preset), f"${1000 * before:.2f}", f"${1000 * after:.2f}", gpus, _worded(transport),
             f"${hourly:.2f}", price.id, price.day, f"${(after - before) / (alone - seconds):.5f}",
         )  # fmt: skip
+
+
+def _peers(report: dict[str, Any]) -> Iterator[Markdown]:
+    """diffusers' own pipeline on one GPU and on all, by kernel of attention."""
+    peers = {name: by_gpus for name, by_gpus in report.get("peers", {}).items() if name != "not_measured"}
+    rows = []
+    for backend, by_gpus in peers.items():
+        alone = by_gpus.get("1")
+        for gpus, measured in by_gpus.items():
+            how = "one GPU" if gpus == "1" else f"{gpus} GPUs, ContextParallelConfig(ulysses_degree={gpus})"
+            factors = [
+                "" if gpus == "1" or alone is None else f"{alone[key] / measured[key]:.2f}x"
+                for key in ("step_median_s", "edit_median_s")
+            ]
+            step, edit = f"{1000 * measured['step_median_s']:.1f} ms", f"{measured['edit_median_s']:.3f} s"
+            rows.append((code_span(backend), how, step, factors[0], edit, factors[1]))
+    if rows:
+        yield Markdown("diffusers' own pipeline in the same processes, not compiled, by its backend of attention:")
+        yield table(("backend", *STEPS[1:6]), rows)

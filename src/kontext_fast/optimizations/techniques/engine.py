@@ -91,7 +91,8 @@ class Engine(Optimization):
     """How several GPUs exchange heads: by collectives of torch.distributed, or written to each other's memory."""
     graphs: Literal["auto", "never"] = "auto"
     """`auto`: a CUDA graph launches the kernels of a step where a table by card and tokens says that a host may be too
-    slow to: the same bits, for memory of its own. It is recorded at the second step of a layout."""
+    slow to: the same bits, for memory of its own. It is recorded at the second step of a layout. Several GPUs record
+    steps of every size."""
     quantized_file: Path | None = Field(default=None, exclude=True)
     """A file that `save_quantized` wrote, read instead of quantizing again. No parameter of a record: the numbers are
     the same either way, since a file made from other weights is refused."""
@@ -207,7 +208,7 @@ class Engine(Optimization):
         if stored is not None:
             stored.require_made_from(weights)
         calls = track_calls(pipe, undo)
-        graphs, of_graphs = self._step_graphs(place, undo)
+        graphs, of_graphs = self._step_graphs(place, parallel, undo)
         engine = EngineTransformer(weights, ops, unquantized, parallel, graphs)
         forward = EngineForward(transformer, engine, calls, replaced, None if parallel is None else parallel.ranks)
         if parallel is not None and parallel.ranks.size == _PASSES_OF_TRUE_CFG:
@@ -235,19 +236,24 @@ class Engine(Optimization):
         # A device without an index is the current one, which a tensor there names.
         return SequenceParallel(join(self.gpus, torch.empty(0, device=place).device), self.transport)
 
-    def _step_graphs(self, place: Any, undo: ExitStack) -> tuple[StepGraphs | None, Facts | str | None]:
+    def _step_graphs(
+        self, place: Any, parallel: SequenceParallel | None, undo: ExitStack
+    ) -> tuple[StepGraphs | None, Facts | str | None]:
         """What records steps on the device `place`, until `undo` is closed, and what it does; or why there is none."""
         most_tokens = tokens_for_graphs(place)
         if self.graphs == "never" or (place.type == "cpu" and not most_tokens):
             return None, None
-        if self.gpus > 1 or not most_tokens:
-            return None, "off: several processes share a step" if self.gpus > 1 else "off: no row for this card"
+        if not most_tokens:
+            return None, "off: no row for this card"
         from kontext_fast.engine.graphs import recording
         from kontext_fast.engine.graphs.recorded_calls import StepGraphs
 
         recorder = recording.recorder_for(place)
         assert recorder is not None
-        graphs = StepGraphs(recorder, most_tokens)
+        if parallel is None:
+            graphs = StepGraphs(recorder, most_tokens)
+        else:  # GPUs that share a step wait for each other wherever a host is late, whatever its size
+            graphs = StepGraphs(recorder, None, parallel.ranks.everywhere)
         undo.callback(graphs.clear)
         return graphs, graphs.facts
 
