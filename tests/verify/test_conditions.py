@@ -166,8 +166,15 @@ def test_rounding_of_a_card_is_no_loss_in_any_draw(run: int) -> None:
     stored = json.loads(ROUNDING.read_text())["runs"][run]
     draw = random.Random(run)
     for arm in stored["metrics"]["latent_error"]["arms"]:
-        said = {loss_in_condition(of_arm(stored, arm, draw), MARGINS, rounding_only=True) for _ in range(20)}
-        assert said == {None}, arm
+        for _ in range(20):
+            rounded = of_arm(stored, arm, draw)
+            assert loss_in_condition(rounded, MARGINS, rounding_only=True) is None, arm
+            # The same in another order of the requests: identical but for it.
+            order = tuple(
+                replace(of, to_baseline={item: [0.0] for item in of.to_baseline}, reordered=of.to_baseline)
+                for of in rounded.fidelity
+            )
+            assert decide(replace(IDENTICAL, fidelity=order), MARGINS).level is Level.IDENTICAL, arm
 
 
 def test_single_outputs_beyond_all_noise_are_a_loss() -> None:

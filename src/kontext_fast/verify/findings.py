@@ -143,12 +143,18 @@ def ignored_seeds(spreads: ByItem, confidence: float) -> str | None:
     )
 
 
-def tail_sentence(tails: Sequence[Tail], margins: Margins) -> str | None:
-    """What a verdict says of the most significant tail, corrected for the number of metrics; None without a fault."""
-    if not tails:
+def significant_tail(tails: Sequence[Tail], margins: Margins) -> Tail | None:
+    """The most significant tail, corrected for the number of metrics; None without a fault."""
+    worst = min(tails, key=lambda tail: tail.p_value, default=None)
+    if worst is None or min(1.0, worst.p_value * len(tails)) >= 1 - margins.confidence:
         return None
-    worst = min(tails, key=lambda tail: tail.p_value)
-    if min(1.0, worst.p_value * len(tails)) >= 1 - margins.confidence:
+    return worst
+
+
+def tail_sentence(tails: Sequence[Tail], margins: Margins) -> str | None:
+    """What a verdict says of the most significant tail; None without a fault."""
+    worst = significant_tail(tails, margins)
+    if worst is None:
         return None
     names = ", ".join(dict.fromkeys(worst.beyond[: 2 * _NAMED]))
     return (

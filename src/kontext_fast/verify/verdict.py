@@ -7,7 +7,7 @@ difference that was not found does not count as equality: L1 and L2 need bounds 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -33,6 +33,7 @@ from kontext_fast.verify.findings import (
     ignored_seeds,
     repeats_sentence,
     signed_changes,
+    significant_tail,
     tail_sentence,
 )
 from kontext_fast.verify.margins import Margins
@@ -205,19 +206,37 @@ def _decide_quality(
     return QualityVerdict(Level.NON_INFERIOR, " ".join(sentences), floor, noise, losses)
 
 
-def _depends_on_order(evidence: Evidence, fidelity: Iterable[FidelityDistances], margins: Margins) -> str | None:
+def _depends_on_order(evidence: Evidence, fidelity: Sequence[FidelityDistances], margins: Margins) -> str | None:
+    """Why the outputs depend on other requests; None where they do not.
+
+    Of items that did not stay as they were, rounding takes most as far as the floor, and may turn over one of many;
+    another request takes the middle one of them far, too, however few they are.
+    """
     if evidence.reordered_failures:
         names = ", ".join(evidence.reordered_failures[:3])
         count = len(evidence.reordered_failures)
         return f"Its outputs depend on other requests: in another order it failed on {count} items ({names})."
     for distances in fidelity:
-        comparison = compare_with_floor(distances, distances.reordered, margins)
-        if comparison is not None and comparison.outcome is Outcome.FAILED:
+        every = compare_with_floor(distances, distances.reordered, margins)
+        moved = {item: values for item, values in distances.reordered.items() if any(values)}
+        changed = compare_with_floor(distances, moved, margins)
+        if every is None or changed is None:
+            continue
+        is_far = min(changed.median_ratio.value, changed.worst) > margins.floor.worst
+        if is_far or max(every.ratio.lower, every.median_ratio.lower) > margins.floor.ratio:
             return (
                 f"Its outputs depend on other requests: in another order {distances.metric} differs by "
-                f"{_times(comparison.ratio.value)} the floor."
+                f"{_times(max(every.ratio.value, changed.median_ratio.value))} the floor."
             )
-    return None
+    tails = [compare_tail(replace(distances, to_baseline=distances.reordered), margins) for distances in fidelity]
+    far = significant_tail([tail for tail in tails if tail is not None], margins)
+    if far is None:
+        return None
+    names = ", ".join(dict.fromkeys(far.beyond[:3]))
+    return (
+        f"Its outputs depend on other requests: in another order {len(far.beyond)} of {far.n} differ by more than all "
+        f"noise of their item in {far.metric} ({names})."
+    )
 
 
 def _largest_ratio(floor: Sequence[FloorComparison]) -> str:
