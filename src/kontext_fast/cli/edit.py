@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +31,7 @@ from kontext_fast.pipeline.images import IMAGE_SUFFIXES
 if TYPE_CHECKING:
     from kontext_fast.cli.rows.manifest import Manifest
     from kontext_fast.cli.rows.run import Runner
+    from kontext_fast.pipeline.edit import EditRequest
 
 GROUP = Group.IMAGES
 
@@ -108,10 +109,7 @@ def command(
 
     What is done already is skipped. Each file says how it was made. Several images run on all GPUs, one on each.
     """
-    from dataclasses import replace
-
     from kontext_fast.pipeline.edit import EditRequest
-    from kontext_fast.pipeline.images import ImageFile
     from kontext_fast.pipeline.sizes import parse_size
 
     require_count(num_images)
@@ -120,17 +118,8 @@ def command(
     runner: Runner | None = None
     elsewhere = False
     chosen = options.one_preset(preset)
-    together: Maker | None = None
-    if gpus is not None or "RANK" in os.environ:
-        from kontext_fast.cli.together import gpus_of, maker
-
-        if (count := gpus_of(gpus)) > 1:
-            if manifest is not None or facts is not None or ray:
-                raise InvalidInput(
-                    "--gpus makes each image on several GPUs together; leave out --manifest, --facts and --ray, or "
-                    "leave out --gpus for one image on each."
-                )
-            together = maker(chosen, count, device)
+    in_rows = manifest is not None or facts is not None or ray
+    together = _together(chosen, gpus, device, in_rows=in_rows)
     paths, instruction = read_words(words or ()) if manifest is None else ([], instruction_of_rows(words or ()))
     images = images_of(paths)
     request = EditRequest(
@@ -169,24 +158,9 @@ def command(
         )
         rows = read_manifest(manifest, folder, defaults)
     else:
-        inputs = images[:1] if stitch else images
-        into_folder = len(inputs) > 1 or any(path.is_dir() for path in paths)
-        outputs = outputs_of(inputs, out, count=num_images, into_folder=into_folder)
-        if stitch:
-            request = replace(request, image=images)
-        elif len(images) == 1:
-            # Opened now, so that what is wrong with it is said before anything is loaded.
-            request = replace(request, image=images[0])
-        jobs = [
-            ImageJob(
-                image,
-                ImageFile(file),
-                replace(request, seed=None if seed is None else seed + number),
-                joined=tuple(images[1:]) if stitch else (),
-            )
-            for image, files in outputs.items()
-            for number, file in enumerate(files)
-        ]
+        into_folder = (len(images) > 1 and not stitch) or any(path.is_dir() for path in paths)
+        outputs = outputs_of(images[:1] if stitch else images, out, count=num_images, into_folder=into_folder)
+        jobs = _jobs(outputs, request, joined=images if stitch else ())
         setup = setup_for_pictures(checkpoint, chosen, lora or (), device, elsewhere=elsewhere)
         if runner is not None:
             facts = facts or jobs[0].file.path.with_name("facts.parquet")
@@ -202,6 +176,46 @@ def command(
     from kontext_fast.cli.rows.run import make_rows
 
     make_rows(rows, FactsFile(facts), runner or edit_on_cards, overwrite=overwrite, quiet=quiet, as_json=json)
+
+
+def _together(preset: str, gpus: int | None, device: str | None, *, in_rows: bool) -> Maker | None:
+    """What makes each image on `gpus` together, or on those of torchrun; None for one GPU. Raises InvalidInput."""
+    if gpus is None and "RANK" not in os.environ:
+        return None
+    from kontext_fast.cli.together import gpus_of, maker
+
+    count = gpus_of(gpus)
+    if count < 2:
+        return None
+    if in_rows:
+        raise InvalidInput(
+            "--gpus makes each image on several GPUs together; leave out --manifest, --facts and --ray, or "
+            "leave out --gpus for one image on each."
+        )
+    return maker(preset, count, device)
+
+
+def _jobs(outputs: Mapping[Path, Sequence[Path]], request: EditRequest, joined: Sequence[Path]) -> list[ImageJob]:
+    """A job for each file of `outputs`, with seeds one after the other; of the images `joined` where there are any."""
+    from dataclasses import replace
+
+    from kontext_fast.pipeline.images import ImageFile
+
+    if joined:
+        request = replace(request, image=list(joined))
+    elif len(outputs) == 1:
+        # Opened now, so that what is wrong with it is said before anything is loaded.
+        request = replace(request, image=next(iter(outputs)))
+    return [
+        ImageJob(
+            image,
+            ImageFile(file),
+            replace(request, seed=None if request.seed is None else request.seed + number),
+            joined=tuple(joined[1:]),
+        )
+        for image, files in outputs.items()
+        for number, file in enumerate(files)
+    ]
 
 
 def numbered_rows(setup: Setup, jobs: Sequence[ImageJob]) -> Manifest:
