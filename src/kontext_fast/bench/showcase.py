@@ -19,7 +19,8 @@ from kontext_fast.optimizations.acceleration import apply_plan, current, resolve
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.presets import PRESETS, Plan, Preset, find_preset
 from kontext_fast.pipeline.device import memory_errors
-from kontext_fast.pipeline.edit import EditRequest, EditResult, data_url, edit, make_request
+from kontext_fast.pipeline.edit import EditRequest, EditResult, edit, make_request
+from kontext_fast.pipeline.images import data_url
 from kontext_fast.records.schema import BASELINE, EMULATED
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ It passes `FluxKontextPipeline` sizes that the pipeline does not change, and inp
 
 from __future__ import annotations
 
-import base64
 import html
 import math
 import secrets
@@ -13,13 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, overload
 
 from kontext_fast.discovery import unknown_name
 from kontext_fast.errors import Cancelled, InvalidInput, Refused
 from kontext_fast.pipeline.device import memory_errors
-from kontext_fast.pipeline.images import STITCHED, to_rgb
+from kontext_fast.pipeline.images import STITCHED, data_url, to_rgb
 from kontext_fast.pipeline.sizes import Size, SizePlan, check_requested_size, plan_size
 
 if TYPE_CHECKING:
@@ -163,13 +161,6 @@ class EditResult:
     def _repr_html_(self) -> str:
         pictures = "".join(f'<img src="{data_url(image)}" alt="" style="max-width:100%">' for image in self.images)
         return f"<figure>{pictures}<figcaption>{html.escape(repr(self))}</figcaption></figure>"
-
-
-def data_url(image: Image) -> str:
-    """`image` as the source of an `<img>`, PNG inside."""
-    content = BytesIO()
-    image.save(content, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 @overload

@@ -7,6 +7,7 @@ folder finds what it has made already.
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import struct
@@ -237,6 +238,13 @@ def _is_srgb(profile: bytes) -> bool:
     if converted is None:
         return False
     return bool(np.abs(np.asarray(converted).astype(int) - cube).max() <= _SRGB_TOLERANCE)
+
+
+def data_url(image: Image, kind: str = "PNG", **options: Any) -> str:
+    """`image` as the source of an `<img>`: a file of Pillow's format `kind`, saved with `options`, in base64."""
+    content = BytesIO()
+    image.save(content, format=kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,7 @@ def decode_here(content: bytes, canvas: Canvas, most_pixels: int) -> DecodedImag
     """Decode in this process. Raises InvalidInput for what cannot be edited."""
     from PIL import Image, UnidentifiedImageError
 
-    from kontext_fast.pipeline.images import to_rgb
+    from kontext_fast.pipeline.images import BROKEN, to_rgb
 
     # Both limits are our own.
     Image.MAX_IMAGE_PIXELS = None
@@ -114,8 +114,7 @@ def decode_here(content: bytes, canvas: Canvas, most_pixels: int) -> DecodedImag
         raise InvalidInput("The image is no PNG, JPEG or WebP; convert it to one of these.") from None
     except MemoryError:
         raise InvalidInput("The image takes too much memory to decode; scale it down.") from None
-    # Pillow's plugins raise any of these for files that are made to break them.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+    except BROKEN as error:
         raise InvalidInput(_DAMAGED) from error
     plan = canvas.plan(rgb.size)
     rgb = _as_read(rgb, plan, canvas)

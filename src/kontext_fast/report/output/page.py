@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -23,6 +22,7 @@ from kontext_fast.cost import BILLINGS
 from kontext_fast.cost.export import as_json, price_as_json
 from kontext_fast.cost.prices import Kind
 from kontext_fast.cost.work import paired_half_s
+from kontext_fast.pipeline.images import data_url
 from kontext_fast.records.names import is_peer, short_machine
 from kontext_fast.records.schema import BASELINE, CONTROL
 from kontext_fast.records.store import read_stored_image
@@ -57,23 +57,15 @@ def stored_image_uri(path: Path) -> str | None:
         image = read_stored_image(path)
     except FileNotFoundError:
         return None
-    return png_uri(path.read_bytes()) if max(image.size) <= MOST_PIXELS else _encoded(image, "WEBP", quality=92)
+    if max(image.size) > MOST_PIXELS:
+        return image_uri(image, "WEBP", quality=92)
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def png_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def image_uri(image: Image.Image) -> str:
-    """`image` as a data URI of a PNG, scaled down where it is large."""
-    return _encoded(image, "PNG")
-
-
-def _encoded(image: Image.Image, format: str, **options: int) -> str:
+def image_uri(image: Image.Image, kind: str = "PNG", **options: int) -> str:
+    """`image`, scaled down where it is large, as a data URI of a file in Pillow's format `kind`."""
     image.thumbnail((MOST_PIXELS, MOST_PIXELS))
-    content = io.BytesIO()
-    image.save(content, format=format, **options)
-    return f"data:image/{format.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"
+    return data_url(image, kind, **options)
 
 
 RENTED: tuple[Kind, ...] = ("on-demand", "spot", "reserved")
