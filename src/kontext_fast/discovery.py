@@ -56,13 +56,13 @@ def classes(package: ModuleType, base: type[Any], kind: str) -> dict[str, type[A
     return _by_name((_classes_of(module, base) for module in modules(package).values()), kind, of_class=True)
 
 
-def values(package: ModuleType, of: type[_Value], kind: str) -> dict[str, _Value]:
-    """The public values of type `of` that the modules of `package` define, by their attribute `name`; a tuple of them
-    counts as each of its members.
+def values(package: ModuleType, value_type: type[_Value], kind: str) -> dict[str, _Value]:
+    """The public values of `value_type` that the modules of `package` define, by their attribute `name`; a tuple of
+    them counts as each of its members.
 
     `kind` names them in errors. Raises KontextError as `modules` does, and if two share a name.
     """
-    return _by_name((_values_of(module, of) for module in modules(package).values()), kind, of_class=False)
+    return _by_name((_values_of(module, value_type) for module in modules(package).values()), kind, of_class=False)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
@@ -82,12 +82,12 @@ def _classes_of(module: ModuleType, base: type[Any]) -> Iterator[tuple[ModuleTyp
             yield module, value
 
 
-def _values_of(module: ModuleType, of: type[_Value]) -> Iterator[tuple[ModuleType, _Value]]:
+def _values_of(module: ModuleType, value_type: type[_Value]) -> Iterator[tuple[ModuleType, _Value]]:
     for key, value in vars(module).items():
         if key.startswith("_"):
             continue
         for member in value if isinstance(value, tuple) else (value,):
-            if isinstance(member, of):
+            if isinstance(member, value_type):
                 yield module, member
 
 

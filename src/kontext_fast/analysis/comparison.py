@@ -130,8 +130,8 @@ def _key(group: AnalyzedGroup) -> tuple[object, ...]:
     return _weights(group.checkpoint), group.machine, group.workload, group.compile_cache
 
 
-def _unpaired(of: Iterable[AnalyzedGroup], paired: Sequence[AnalyzedGroup], side: str) -> list[str]:
-    return [f"{group_name(group)} is only in {side}" for group in of if group.workload and group not in paired]
+def _unpaired(groups: Iterable[AnalyzedGroup], paired: Sequence[AnalyzedGroup], side: str) -> list[str]:
+    return [f"{group_name(group)} is only in {side}" for group in groups if group.workload and group not in paired]
 
 
 def _change(preset: str, a: AnalyzedGroup, b: AnalyzedGroup, threshold: float) -> Change:

@@ -209,10 +209,10 @@ def _presets(records: Iterable[Record]) -> tuple[str, ...]:
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 
 
-def by_machine(of: Iterable[AnyGroup]) -> list[list[AnyGroup]]:
+def by_machine(groups: Iterable[AnyGroup]) -> list[list[AnyGroup]]:
     """Groups with runs, gathered by checkpoint and machine, whose numbers may stand in one chart."""
     gathered: dict[object, list[AnyGroup]] = {}
-    for group in of:
+    for group in groups:
         if group.runs:
             gathered.setdefault((group.checkpoint, group.machine), []).append(group)
     return list(gathered.values())

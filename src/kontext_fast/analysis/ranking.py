@@ -24,21 +24,21 @@ USUAL_STEPS = 28
 """Of FLUX.1-Kontext; of several step counts the nearest to it leads."""
 
 
-def headline_group_first(of: Iterable[AnyGroup]) -> tuple[AnyGroup, ...]:
+def headline_group_first(groups: Iterable[AnyGroup]) -> tuple[AnyGroup, ...]:
     """The group that a report leads with, then the others in their order.
 
     It is the most demanding one that compares several presets, with the compile cache that the user has.
     """
-    groups = tuple(of)
-    if not groups:
+    listed = tuple(groups)
+    if not listed:
         return ()
-    leading = max(groups, key=headline_rank)
-    return (leading, *(group for group in groups if group is not leading))
+    leading = max(listed, key=headline_rank)
+    return (leading, *(group for group in listed if group is not leading))
 
 
 def leading_groups(groups: Iterable[AnyGroup]) -> tuple[AnyGroup, ...]:
     """The group to lead with of each checkpoint and machine, the one that a report of them all leads with first."""
-    return headline_group_first(headline_group_first(of)[0] for of in by_machine(groups))
+    return headline_group_first(headline_group_first(alike)[0] for alike in by_machine(groups))
 
 
 def headline_rank(group: Group) -> tuple[bool, bool, tuple[int, int, int], int]:

@@ -95,11 +95,11 @@ def _bands(rows: Sequence[Row], plans: dict[str, Plan]) -> Iterable[Tier]:
         near = [key for key in bands if key[1] == eight_bit and abs(key[0] - count) <= NEAR]
         if near:
             bands[min(near, key=lambda key: abs(key[0] - count))].append(row)
-    for (_, eight_bit), of in bands.items():
-        counts = sorted({evaluations(row) for row in of})
+    for (_, eight_bit), members in bands.items():
+        counts = sorted({evaluations(row) for row in members})
         span = " to ".join(dict.fromkeys(f"{count:.3g}" for count in (counts[0], counts[-1])))
         bits = "8 bit" if eight_bit else "16 bit"
-        yield Tier(f"{span} evaluations, {bits}", tuple(sorted(of, key=_seconds, reverse=True)))
+        yield Tier(f"{span} evaluations, {bits}", tuple(sorted(members, key=_seconds, reverse=True)))
 
 
 def may_claim(row: Row) -> bool:

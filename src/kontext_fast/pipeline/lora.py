@@ -77,7 +77,9 @@ def load_with_loras(
                 "weights_sha256": hash_with_loras(loaded.facts.weights_sha256, loras),
             }
         )
-        yield replace(loaded, facts=facts, unused=(*loaded.unused, *(sentence for of in unused for sentence in of)))
+        yield replace(
+            loaded, facts=facts, unused=(*loaded.unused, *(sentence for of_lora in unused for sentence in of_lora))
+        )
 
 
 def hash_with_loras(weights_sha256: str | None, loras: Sequence[tuple[str, float]]) -> str:

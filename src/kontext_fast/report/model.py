@@ -162,8 +162,8 @@ class Report:
             for clause in group.not_measured:
                 titles.setdefault(clause, []).append(group.title)
         return tuple(
-            clause if measured and measured <= set(of) else f"{'; '.join(of)}: {clause}"
-            for clause, of in titles.items()
+            clause if measured and measured <= set(groups) else f"{'; '.join(groups)}: {clause}"
+            for clause, groups in titles.items()
         )
 
     @property

@@ -69,9 +69,9 @@ def batch_lines(groups: Iterable[AnalyzedGroup]) -> tuple[BatchLine, ...]:
                 per_hour = _per_hour(row.time.mean, _batch(group))
                 rates.setdefault((alike, row.preset), {})[_batch(group)] = per_hour
     return tuple(
-        BatchLine(workload, preset, tuple(sorted(of.items())))
-        for (workload, preset), of in rates.items()
-        if len(of) > 1
+        BatchLine(workload, preset, tuple(sorted(by_batch.items())))
+        for (workload, preset), by_batch in rates.items()
+        if len(by_batch) > 1
     )
 
 

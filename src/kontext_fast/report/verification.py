@@ -100,7 +100,7 @@ def distances_of(report: VerificationReport) -> Distances | None:
         means = {
             record.preset: sum(values) / len(values)
             for record in (*arms.presets, *arms.fewer_steps)
-            if (values := [value for of in arms.distances(metric, record.preset).values() for value in of])
+            if (values := [value for by_seed in arms.distances(metric, record.preset).values() for value in by_seed])
         }
         if means:
             checkpoint = next((r.checkpoint.name for r in report.result.records if r.checkpoint), "unknown weights")

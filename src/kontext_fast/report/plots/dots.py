@@ -111,14 +111,14 @@ def _draw_row(rows: Rows, number: int, row: DotRow, values: np.ndarray, *, rates
 
 
 def _said(row: DotRow, *, rates: bool) -> str:
-    of = f"n={len(row.values)}"
+    n = f"n={len(row.values)}"
     if rates:
-        return f"{row.label}: {100 * float(np.mean(row.values)):.1f} %; {of}"
+        return f"{row.label}: {100 * float(np.mean(row.values)):.1f} %; {n}"
     if row.bounds is not None:
         low, high = row.bounds
-        return f"{row.label}: mean {float(np.mean(row.values)):.3g}, bounds {low:.3g} and {high:.3g}; {of}"
+        return f"{row.label}: mean {float(np.mean(row.values)):.3g}, bounds {low:.3g} and {high:.3g}; {n}"
     low, middle, high = np.quantile(row.values, (0.05, 0.5, 0.95))
-    return f"{row.label}: median {middle:.3g}, 90 % of outputs from {low:.3g} to {high:.3g}; {of}"
+    return f"{row.label}: median {middle:.3g}, 90 % of outputs from {low:.3g} to {high:.3g}; {n}"
 
 
 FrontierKind = Literal["baseline", "preset", "steps"]

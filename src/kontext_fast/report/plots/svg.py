@@ -91,8 +91,8 @@ class _Writer:
         if mark != _MARK or not inside:
             return inside
         preset, _, words = rest.partition("|")
-        of = f" data-preset={quoteattr(preset)}" if preset else ""
-        return f'<g class="tip"{of}><title>{escape(words)}</title>{inside}</g>'
+        attribute = f" data-preset={quoteattr(preset)}" if preset else ""
+        return f'<g class="tip"{attribute}><title>{escape(words)}</title>{inside}</g>'
 
     def _path(self, node: etree.Element) -> str:
         steps, style = _compact(node.get("d") or ""), _style(node)

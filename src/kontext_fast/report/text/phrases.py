@@ -135,11 +135,11 @@ def _value(parameters: Mapping[str, Any], key: str) -> str:
     return json.dumps(parameters[key]) if key in parameters else "unset"
 
 
-def provenance(of: Sequence[Group]) -> str:
+def provenance(groups: Sequence[Group]) -> str:
     """One line for groups of one checkpoint on one machine, of which at least one run was measured."""
-    runs = [run for group in of for run in group.runs]
-    names = _joined_names(group.checkpoint.name for group in of if group.checkpoint)
-    machines = _joined_names(group.machine or "an unnamed machine" for group in of)
+    runs = [run for group in groups for run in group.runs]
+    names = _joined_names(group.checkpoint.name for group in groups if group.checkpoint)
+    machines = _joined_names(group.machine or "an unnamed machine" for group in groups)
     processes = len({run.record.run_id for run in runs})
     calls = sum(len(run.samples) for run in runs)
     return (

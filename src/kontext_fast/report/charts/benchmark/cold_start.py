@@ -77,8 +77,8 @@ def _panel(groups: Sequence[AnalyzedGroup]) -> StackedPanel:
 
 def _groups_of(preset: str, groups: Sequence[AnalyzedGroup]) -> list[AnalyzedGroup]:
     """The first group of each compile cache; not those of the user's own where the cache was part of the experiment."""
-    of = [group for group in headline_group_first(groups) if group.runs_of(preset) or group.failures_of(preset)]
-    first = {cache: next((group for group in of if group.compile_cache == cache), None) for cache in _CACHES}
+    of_preset = [group for group in headline_group_first(groups) if group.runs_of(preset) or group.failures_of(preset)]
+    first = {cache: next((group for group in of_preset if group.compile_cache == cache), None) for cache in _CACHES}
     chosen = [group for cache, group in first.items() if group is not None and cache != "user"]
     return chosen or [group for group in first.values() if group is not None]
 

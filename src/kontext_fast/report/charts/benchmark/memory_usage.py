@@ -126,5 +126,5 @@ def _draw(slot: Slot, panel: MemoryPanel) -> None:
         of_host = f"; {fmt.gib(host)} of the host" if host and fmt.smallest_card(row.memory) else ""
         card = f"; {words}" if (words := fmt.smallest_card(row.memory)) else ""
         held = f"{fmt.peak_memory(row.memory)} ({fmt.peak_memory_detail(row.memory)})"
-        of = fmt.count(row.processes, "process", "processes")
-        rows.hit(number, f"{row.preset}: {held}{card}{of_host}; largest of {of}", row.preset)
+        processes = fmt.count(row.processes, "process", "processes")
+        rows.hit(number, f"{row.preset}: {held}{card}{of_host}; largest of {processes}", row.preset)

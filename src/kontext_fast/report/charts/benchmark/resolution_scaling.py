@@ -60,9 +60,9 @@ class ScalingPanel:
 def plotted(report: Report) -> tuple[ScalingPanel, ...]:
     """One panel per checkpoint and machine: the step count with the most sizes, two at least; the first of equals."""
     panels = []
-    for of in by_machine(group for group in report.analysis if group.is_of_single_edits):
+    for groups in by_machine(group for group in report.analysis if group.is_of_single_edits):
         by_steps: dict[int, list[AnalyzedGroup]] = {}
-        for group in of:
+        for group in groups:
             assert group.workload is not None
             by_steps.setdefault(group.workload.steps, []).append(group)
         steps, chosen = max(by_steps.items(), key=lambda entry: len(entry[1]))

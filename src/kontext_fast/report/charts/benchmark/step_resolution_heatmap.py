@@ -73,8 +73,8 @@ class HeatmapPanel:
 def plotted(report: Report) -> tuple[HeatmapPanel, ...]:
     """One panel per checkpoint and machine where edits were measured at two sizes and two step counts at least."""
     panels = (
-        _panel(of, _planned(report.result, of[0]))
-        for of in by_machine(group for group in report.analysis if group.is_of_single_edits)
+        _panel(groups, _planned(report.result, groups[0]))
+        for groups in by_machine(group for group in report.analysis if group.is_of_single_edits)
     )
     return tuple(panel for panel in panels if len(panel.steps) > 1 and len(panel.sizes) > 1)
 
