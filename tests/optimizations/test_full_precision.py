@@ -28,7 +28,7 @@ def run(pipe: Any, *optimizations: Optimization, **changes: Any) -> Any:
         return render(pipe, **changes)
 
 
-def test_all_or_no_steps_in_full_precision_are_the_other_engines(pipe: Any) -> None:
+def test_all_or_no_steps_in_full_precision_are_other_engines(pipe: Any) -> None:
     untouched = render(pipe)
     in_fp8, in_full = run(pipe, Engine(precision="fp8")), run(pipe, Engine())
     np.testing.assert_array_equal(run(pipe, Engine(precision="fp8", full_precision=(0, 1, 2, 3))), in_full)
@@ -108,12 +108,12 @@ def test_its_quantized_weights_are_those_of_the_engine_in_fp8(pipe: Any, tmp_pat
     np.testing.assert_array_equal(run(pipe, loaded), run(pipe, Engine(precision="fp8", full_precision=(-1,))))
 
 
-def test_full_precision_of_an_engine_in_full_precision_is_refused() -> None:
+def test_full_precision_of_a_bf16_engine_is_refused() -> None:
     with pytest.raises(InvalidInput, match="leave full_precision out"):
         Engine(full_precision=(-1,))
 
 
-def test_a_card_too_small_for_both_precisions_is_refused_by_name() -> None:
+def test_card_too_small_for_both_precisions_is_refused() -> None:
     from dataclasses import replace
 
     from kontext_fast.optimizations.presets import require_memory, resolve

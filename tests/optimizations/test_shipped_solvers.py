@@ -38,7 +38,7 @@ def test_a_shipped_preset_is_its_file_with_its_proof(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_preset_has_the_weights_of_tiny_and_refuses_others(name: str) -> None:
+def test_shipped_preset_refuses_weights_other_than_tiny(name: str) -> None:
     fitted_for = solver_of(name).fitted_for
     assert fitted_for.weights == identity_of(_tiny().transformer)
     with pytest.raises(InvalidInput, match="fitted to tiny, and these are other weights"):

@@ -173,7 +173,7 @@ def test_a_scheduler_that_is_not_plain_is_refused(scheduler: Any) -> None:
     assert pipe.scheduler is scheduler
 
 
-def test_copies_and_saved_pipelines_have_the_scheduler_from_before(tmp_path: Any) -> None:
+def test_copies_and_saved_pipelines_have_the_former_scheduler(tmp_path: Any) -> None:
     pipe = small_pipeline()
     before = pipe.scheduler
     with accelerate(pipe, [FittedSolver(fitted=RULE)], quiet=True):
