@@ -11,19 +11,17 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from threading import Lock, Timer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError, Refused
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
-
-    from kontext_fast.cli.session import ImageJob, OnDone
 
 
 def say(sentence: str) -> None:
@@ -196,6 +194,14 @@ def progress_bar() -> Iterator[Bar]:
         bar.close()
 
 
+class NamedJob(Protocol):
+    """A job as its outcome needs it."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+
 class Outcome:
     """What became of jobs so far: the facts of the images made, and why others were not; each is printed at once."""
 
@@ -210,20 +216,19 @@ class Outcome:
         """What `--json` says of inputs without an image."""
         return [{"input": name, "reason": str(error)} for name, error in self._failed]
 
-    def printer(self, preset: str, bar: Bar) -> OnDone:
+    def printer(self, preset: str, bar: Bar) -> Callable[[NamedJob, dict[str, Any] | KontextError], None]:
         """What adds an outcome while `bar` is hidden."""
 
-        def add(job: ImageJob, outcome: dict[str, Any] | KontextError) -> None:
+        def add(job: NamedJob, outcome: dict[str, Any] | KontextError) -> None:
             with bar.hidden():
                 self.add(job, outcome, preset=preset)
 
         return add
 
-    def add(self, job: ImageJob, outcome: dict[str, Any] | KontextError, *, preset: str) -> None:
+    def add(self, job: NamedJob, outcome: dict[str, Any] | KontextError, *, preset: str) -> None:
         """Take and print the outcome of a job."""
         if isinstance(outcome, KontextError):
-            name = str(job.source or job.file.path)
-            self.add_failure(name if job.row is None else f"row {job.row}", outcome)
+            self.add_failure(job.name, outcome)
             return
         self.images.append(outcome)
         if self._quiet and not self._as_json:

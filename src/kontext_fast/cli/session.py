@@ -190,6 +190,11 @@ class ImageJob:
     joined: tuple[Path, ...] = ()
     """Input images that are joined to the first one."""
 
+    @property
+    def name(self) -> str:
+        """What messages call it: its input, or its row of a manifest."""
+        return str(self.source or self.file.path) if self.row is None else f"row {self.row}"
+
     def request(self) -> EditRequest:
         """What is to be run. Raises InvalidInput where the input image cannot be read."""
         if self.source is None or self.asked.image is not None:
