@@ -27,6 +27,10 @@ cache_dit = pytest.mark.skipif(find_spec("cache_dit") is None, reason=PEERS)
 torchao = pytest.mark.skipif(find_spec("torchao") is None, reason=PEERS)
 mkdocs = pytest.mark.skipif(find_spec("mkdocstrings_handlers") is None or find_spec("material") is None, reason=DOCS)
 ray = pytest.mark.skipif(find_spec("ray") is None, reason=RAY)
+s3 = pytest.mark.skipif(
+    find_spec("upath") is None or find_spec("s3fs") is None,
+    reason="needs the extra `s3`: pip install --constraint constraints.txt --editable '.[s3]'",
+)
 cxx_compiler = pytest.mark.skipif(Machine.detect("cpu").cxx is None, reason="needs a C++ compiler: apt-get install g++")
 pdflatex = pytest.mark.skipif(
     shutil.which("pdflatex") is None, reason="needs pdflatex: apt-get install texlive-latex-recommended"

@@ -25,6 +25,7 @@ def test_forecast_holds_in_the_interval_or_near_it() -> None:
         row = capacity_check.compared(calls, 5.0, 0.01, p95)
         assert row["holds"] is holds
         assert row["share"] == pytest.approx(0.5)
+    assert not capacity_check.compared(calls, 10.5, 0.01, Percentile(1.0, 0.5, 2.0))["holds"]
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ VERIFY = "verify --checkpoint tiny"
 REVIEWED = [
     ("edit 'make it red' cat.jpg", BAD, "The image comes first and the instruction last; write kontext edit cat.jpg"),
     ("edit cat.jpg make it red", BAD, 'in quotes; write kontext edit cat.jpg "make it red"'),
-    ("edit https://example.com/a.png x", BAD, "https://example.com/a.png is an address, and only files are read"),
+    ("edit https://example.com/a.png x", BAD, "https://example.com/a.png is an address of the web, which is not read"),
     ("edit cat.jpg 'make the car red'", CANNOT, "try kontext demo here, or insist with --checkpoint tiny"),
     ("compare records other", BAD, "A has edit, 128x128, 4 steps, B edit, 128x128, 28 steps"),
 ]

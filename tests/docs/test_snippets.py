@@ -170,7 +170,7 @@ READS = ("cost", "compare", "presets", "doctor")
 SLOW = ("report", "verify", "bench", "demo")
 """Those of `random`, which need a GPU, are left out."""
 RUN_ELSEWHERE = ("serve", "tune", "capacity")
-"""A server runs in tests/server; others have tests of their own, as `--ray` and `--gpus` of `edit` have."""
+"""A server runs in tests/server; others have tests of their own, as `--ray`, `--gpus` and buckets of `edit` have."""
 
 
 def _runnable(line: str) -> list[str]:
@@ -201,7 +201,7 @@ def _of_commands(*names: str) -> list[str]:
     [
         line
         for line in _of_commands(*PICTURES, *READS)
-        if not any(word in line for word in ("tuned/", "--ray", "--gpus"))
+        if not any(word in line for word in ("tuned/", "--ray", "--gpus", "s3://"))
     ],
 )
 def test_quick_command_of_a_document_runs(line: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

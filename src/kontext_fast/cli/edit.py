@@ -37,7 +37,7 @@ GROUP = Group.IMAGES
 
 _EDITED = re.compile(r"\.(edited|showcase)(\.\d+)?\.png$")
 _PATTERN = re.compile(r"[*?\[]")
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_WEB = re.compile(r"https?://", re.IGNORECASE)
 
 
 def command(
@@ -55,7 +55,8 @@ def command(
             "-o",
             "--out",
             metavar="PATH",
-            help="PNG, JPEG or WebP file, or a folder. [default: NAME.edited.png beside each]",
+            parser=options.place,
+            help="PNG, JPEG or WebP file, or a folder; s3:// too. [default: NAME.edited.png beside each]",
             show_default=False,
         ),
     ] = None,
@@ -75,6 +76,7 @@ def command(
         Path | None,
         typer.Option(
             metavar="FILE",
+            parser=options.place,
             help="JSONL, CSV, TSV or Parquet: a row an edit, a column an option. [edits go to FILE's name, or -o]",
             show_default=False,
         ),
@@ -83,6 +85,7 @@ def command(
         Path | None,
         typer.Option(
             metavar="FILE",
+            parser=options.place,
             help="Parquet file of how each image was made. [default: facts.parquet beside those of --manifest]",
             show_default=False,
         ),
@@ -252,8 +255,8 @@ def read_words(words: Sequence[str]) -> tuple[list[Path], str]:
             )
         raise InvalidInput(f"The image is missing; write kontext edit photo.jpg {shlex.quote(instruction)}.")
     for word in named:
-        if _ADDRESS.match(word):
-            raise InvalidInput(f"{word} is an address, and only files are read: download it first, then edit the file.")
+        if _WEB.match(word):
+            raise InvalidInput(f"{word} is an address of the web, which is not read: download it first, then edit it.")
     missing = [word for word in named if not _exists(word)]
     if missing and Path(instruction).exists():
         raise InvalidInput(
@@ -308,6 +311,10 @@ def outputs_of(images: Sequence[Path], out: Path | None, *, count: int, into_fol
 
 def _exists(word: str) -> bool:
     # A word that is too long for a path, or holds a NUL, names nothing.
+    if "://" in word:
+        from kontext_fast.records.addresses import is_there
+
+        return is_there(options.place(word))
     try:
         return bool(word) and (Path(word).exists() or bool(_matches(word)))
     except (OSError, ValueError):
@@ -320,6 +327,8 @@ def _matches(word: str) -> list[str]:
 
 
 def _expanded(word: str) -> list[Path]:
+    if "://" in word:
+        return [options.place(word)]
     return [Path(word)] if Path(word).exists() else [Path(match) for match in _matches(word)]
 
 

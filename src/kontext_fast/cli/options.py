@@ -19,6 +19,15 @@ from kontext_fast.optimizations import DEFAULT_PRESET
 from kontext_fast.pipeline.load import KONTEXT_DEV, choices
 
 
+def place(text: str) -> Path:
+    """A path, or an address such as `s3://bucket/photos`. Raises InvalidInput or Refused for what cannot be read."""
+    if "://" not in text:
+        return Path(text)
+    from kontext_fast.records.addresses import place
+
+    return place(text)
+
+
 def preset_names(incomplete: str) -> list[str]:
     """What a shell may complete."""
     from kontext_fast.optimizations.presets import PRESETS

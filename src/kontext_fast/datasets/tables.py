@@ -120,7 +120,7 @@ def parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
     except ModuleNotFoundError:
         raise Refused(f"Reading {file} needs the package pyarrow; run `{TABLES}`.") from None
     try:
-        with ParquetFile(file) as table:
+        with ParquetFile(file if isinstance(file, Path) else io.BytesIO(file.read_bytes())) as table:
             # As few as hold the images of a moment.
             for batch in table.iter_batches(64):
                 yield from batch.to_pylist()

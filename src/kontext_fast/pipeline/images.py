@@ -68,6 +68,8 @@ def to_rgb(image: Any) -> Image:
         return _side_by_side([to_rgb(each) for each in image])
     if isinstance(image, str | Path):
         return _read(Path(image))
+    if hasattr(image, "fs"):
+        return _read_elsewhere(image)
     if isinstance(image, bytes):
         return _decoded(BytesIO(image), "The input image")
     if isinstance(image, Image.Image):
@@ -117,6 +119,14 @@ def _read(path: Path) -> Image:
     if path.suffix.lower() in _HEIF:
         _register_heif(path)
     return _decoded(path, str(path))
+
+
+def _read_elsewhere(address: Any) -> Image:
+    from kontext_fast.records.addresses import read
+
+    if address.suffix.lower() in _HEIF:
+        _register_heif(address)
+    return _decoded(BytesIO(read(address)), str(address))
 
 
 def _decoded(source: Path | BytesIO, name: str) -> Image:
@@ -303,6 +313,7 @@ class Origin:
         return {name: str(value) for name, value in values.items() if value is not None}
 
 
+_ORIGIN_BYTES = 2**16
 _KEYS = ("software", "version", *Origin.__dataclass_fields__)
 
 
@@ -317,7 +328,7 @@ class ImageFile:
 
         if self.path.suffix.lower() not in FORMATS:
             raise InvalidInput(f"{self.path} does not end in {', '.join(FORMATS)}; give a name that does.")
-        if self.path.is_dir():
+        if isinstance(self.path, Path) and self.path.is_dir():
             raise InvalidInput(f"{self.path} is a folder; give the name of a file.")
         require_folder_for(self.path)
 
@@ -349,8 +360,13 @@ def read_origin(path: str | Path) -> dict[str, str]:
     from PIL import Image
 
     try:
-        # Not loaded: the facts stand before the pixels.
-        with Image.open(path, formats=tuple(FORMATS.values())) as image:
+        # Not loaded: the facts stand before the pixels. Of a file elsewhere not much more than them is read.
+        source: Any = path
+        if hasattr(path, "fs"):
+            from kontext_fast.records.addresses import opened
+
+            source = opened(path, _ORIGIN_BYTES)
+        with Image.open(source, formats=tuple(FORMATS.values())) as image:
             facts = dict(image.info) if image.format == "PNG" else _from_exif(image)
     except (*BROKEN, RecursionError):
         return {}

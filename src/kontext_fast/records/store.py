@@ -196,6 +196,11 @@ def require_folder_for(path: Path) -> None:
     Only one level is ever made: more of them missing is a slip of the pen.
     """
     folder = path.parent
+    if hasattr(path, "fs"):  # an address
+        from kontext_fast.records.addresses import require_writable
+
+        require_writable(folder)
+        return
     if not folder.exists() and not folder.parent.exists():
         raise InvalidInput(f"There is no folder {folder.parent} for {path}; make it first, or choose another place.")
     there = folder if folder.exists() else folder.parent
@@ -212,8 +217,13 @@ def require_folder_for(path: Path) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` through a temporary file in the same folder, which is created if missing.
 
-    Raises OSError, and then leaves `path` as it was and no temporary file behind.
+    Raises OSError, and then leaves `path` as it was and no temporary file behind; InvalidInput for one elsewhere.
     """
+    if hasattr(path, "fs"):
+        from kontext_fast.records.addresses import write
+
+        write(path, content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:

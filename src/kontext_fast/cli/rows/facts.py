@@ -11,8 +11,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
@@ -23,6 +23,7 @@ from kontext_fast.cli.rows.manifest import BadRow
 from kontext_fast.datasets.tables import TABLES
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.pipeline.images import read_origin
+from kontext_fast.records.addresses import Lines, is_address, is_elsewhere, look_again, place, read
 from kontext_fast.records.lock import locked_folder
 from kontext_fast.records.store import require_folder_for, write_atomically
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from kontext_fast.cli.session import ImageJob, Setup
 
 Facts = Mapping[str, Any]
+
+_LINES: Final[dict[Path, Lines]] = {}
+"""Of this process, by the folder elsewhere that they are in."""
 
 COLUMNS: Final[Mapping[str, str]] = {
     "row": "int64",
@@ -104,6 +108,9 @@ class FactsFile:
         """Append `facts` to the lines of this process; they survive it."""
         output = str(facts["output"])
         line = json.dumps({**facts, "output": self._relative(output), "path": output}).encode() + b"\n"
+        if is_elsewhere(self.path):
+            _LINES.setdefault(self.parts, Lines(self.parts)).append(line)
+            return
         name = f"{platform.node() or 'host'}-{os.getpid()}.jsonl"
         descriptor = os.open(self.parts / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -115,7 +122,7 @@ class FactsFile:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Keep other runs from the file meanwhile. Raises InvalidInput, naming the holder, where one writes it."""
-        with locked_folder(self.parts, "kontext edit"):
+        with locked_folder(self.parts, "kontext edit") if isinstance(self.path, Path) else nullcontext():
             yield
         if not any(self.parts.glob("*.jsonl")):
             shutil.rmtree(self.parts, ignore_errors=True)
@@ -124,6 +131,7 @@ class FactsFile:
         """Write the facts of all of `work`, earlier runs' included, and of rows that are `bad`; then those of images of
         earlier runs that this one did not ask for. Raises InvalidInput where the file cannot be written.
         """
+        look_again(elsewhere_of(work))
         recorded = self._recorded()
         rows: list[Facts] = []
         for setup, jobs in work:
@@ -141,10 +149,11 @@ class FactsFile:
             for row in bad
         )
         rows.sort(key=lambda facts: facts["row"] or 0)
-        rows.extend(facts for facts in recorded.values() if (self.path.parent / str(facts["output"])).exists())
+        rows.extend(facts for facts in recorded.values() if self._place(str(facts["output"])).exists())
         self._write(rows)
         for part in self.parts.glob("*.jsonl"):
             part.unlink()
+        _LINES.pop(self.parts, None)
 
     def images(self) -> dict[str, dict[str, Any]]:
         """What `--json` says of the images whose facts are not in the Parquet file yet, by their paths."""
@@ -169,7 +178,8 @@ class FactsFile:
         rows: list[Facts] = []
         if self.path.exists():
             try:
-                rows.extend(parquet.read_table(self.path).to_pylist())
+                source: Any = self.path if isinstance(self.path, Path) else BytesIO(read(self.path))
+                rows.extend(parquet.read_table(source).to_pylist())
             except (OSError, ArrowException) as error:
                 raise InvalidInput(f"{self.path} is no readable Parquet file; move it away.") from error
         rows.extend(self._lines())
@@ -183,7 +193,17 @@ class FactsFile:
                     yield json.loads(line)
 
     def _relative(self, output: str) -> str:
+        if is_address(output) or not isinstance(self.path, Path):
+            return output.removeprefix(f"{self.path.parent}/")
         return os.path.relpath(output, self.path.parent)
+
+    def _place(self, output: str) -> Path:
+        return place(output) if is_address(output) else self.path.parent / output
+
+
+def elsewhere_of(work: Iterable[tuple[Setup, Sequence[ImageJob]]]) -> set[Path]:
+    """Folders behind addresses that images of `work` go to."""
+    return {job.file.path.parent for _, jobs in work for job in jobs if not isinstance(job.file.path, Path)}
 
 
 def _of_file(job: ImageJob, setup: Setup) -> Facts:

@@ -24,6 +24,7 @@ from kontext_fast.errors import InvalidInput, KontextError
 from kontext_fast.pipeline.edit import DIFFUSERS_NAMES, EditRequest
 from kontext_fast.pipeline.images import ImageFile
 from kontext_fast.pipeline.sizes import parse_size
+from kontext_fast.records.addresses import is_address, place, reached
 
 Row = Mapping[str, Any]
 
@@ -106,7 +107,8 @@ def read_rows(file: Path) -> Iterator[Row | str]:
     if kind not in (".jsonl", *DELIMITERS):
         raise InvalidInput(f"{file} is no manifest that can be read; give a .jsonl, .csv, .tsv or .parquet file.")
     try:
-        text = decoded(file)
+        with reached(file):
+            text = decoded(file)
     except (OSError, UnicodeError):
         raise InvalidInput(f"{file} cannot be read; give an existing text file, for example in UTF-8.") from None
     if kind == ".jsonl":
@@ -204,8 +206,9 @@ def _request(values: Row, home: Path, default: EditRequest, *, has_instruction: 
         options["true_cfg"] = values["true_cfg"]
     if "size" in values:
         options["size"] = parse_size(values["size"])
-    image = home / values["image"]
-    if not image.is_file():
+    image = home / values["image"] if not is_address(values["image"]) else place(values["image"])
+    # Each look elsewhere is a request: whether such an image is there is seen when it is read.
+    if isinstance(image, Path) and not image.is_file():
         raise InvalidInput(f"There is no image {image}; check the path.")
     return image, replace(default, **options)
 
@@ -214,6 +217,8 @@ def _setup(values: Row, home: Path, defaults: Defaults, known: dict[tuple[Any, .
     """How the pipeline of a row is set up; each kind is checked once."""
     loras = tuple(defaults.lora)
     if "lora" in values:
+        # Weights are read from this machine's paths alone.
+        home = home if isinstance(home, Path) else Path()
         loras = tuple(f"{home / path}:{strength:g}" for path, strength in map(parse_lora, values["lora"]))
     preset = values.get("preset", defaults.preset)
     key = (values.get("checkpoint", defaults.checkpoint), preset, loras)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kontext_fast.cli.output import Outcome, print_json
-from kontext_fast.cli.rows.facts import FactsFile, facts_of
+from kontext_fast.cli.rows.facts import FactsFile, elsewhere_of, facts_of
 from kontext_fast.cli.rows.manifest import BadRow, Manifest
 from kontext_fast.cli.session import (
     ImageJob,
@@ -22,6 +22,7 @@ from kontext_fast.cli.session import (
     unfinished,
 )
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError
+from kontext_fast.records.addresses import look_again
 
 Runner = Callable[[Setup, Sequence[ImageJob], FactsFile, Outcome], None]
 """Makes the images of jobs of one setup, records their facts and adds each outcome."""
@@ -35,6 +36,7 @@ def make_rows(
     Raises InvalidInput at the end where some could not be made, and Cancelled.
     """
     with facts_file.writing():
+        look_again(elsewhere_of(manifest.work))
         bad = list(manifest.bad)
         work: list[tuple[Setup, Sequence[ImageJob]]] = []
         todo: list[tuple[Setup, list[ImageJob]]] = []
