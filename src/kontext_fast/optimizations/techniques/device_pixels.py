@@ -99,11 +99,12 @@ class _PixelProcessor:
             self._facts["as_before"] += 1
             return self._original.preprocess(image, height, width, **others)
         height, width = self._original.get_default_height_width(pictures[0], height, width)
-        pixels = np.stack([np.asarray(self._original.resize(picture, height, width)) for picture in pictures])
-        host, table = torch.from_numpy(pixels), self._table()
-        if table.is_cuda:
-            # From pinned memory, so that the host goes on while the device encodes text.
-            host = host.pin_memory()
+        table = self._table()
+        # In pinned memory, so that the host goes on while the device encodes text.
+        host = torch.empty(len(pictures), height, width, 3, dtype=torch.uint8, pin_memory=table.is_cuda)
+        for pixels, picture in zip(host.numpy(), pictures, strict=True):
+            resized = picture if picture.size == (width, height) else self._original.resize(picture, height, width)
+            pixels[:] = np.asarray(resized)
         self._facts["read"] += len(pictures)
         return table.take(host.to(table.device, non_blocking=True).long()).permute(0, 3, 1, 2)
 
@@ -114,10 +115,11 @@ class _PixelProcessor:
         plain = output_type == "pil" and do_denormalize is None and self._scales_plainly()
         if plain and isinstance(image, torch.Tensor) and image.ndim == 4 and image.shape[1] == 3:
             scaled = self._original.denormalize(image)
+            pixels, no_number = _to_host(_pixels(scaled), scaled.isnan().any())
             # numpy warns of what is no number, and so does diffusers.
-            if not scaled.isnan().any():
+            if not no_number:
                 self._facts["written"] += len(image)
-                return _pictures((scaled.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8))
+                return _pictures(pixels)
         self._facts["as_before"] += 1
         return self._original.postprocess(image, output_type, do_denormalize)
 
@@ -142,16 +144,33 @@ def _is_rgb(image: Any) -> bool:
     return isinstance(image, Image) and image.mode == "RGB"
 
 
-def _pictures(pixels: Tensor) -> list[Any]:
-    """PIL images of [B, H, W, 3] uint8."""
+def _pixels(scaled: Tensor) -> Tensor:
+    """[B, H, W, 4] uint8 of [B, 3, H, W] in 0..1: red, green, blue, and what Pillow puts beside them in memory."""
     import torch
+
+    batch, _, height, width = scaled.shape
+    pixels = torch.full((batch, height, width, 4), 255, dtype=torch.uint8, device=scaled.device)
+    pixels[..., :3] = (scaled.permute(0, 2, 3, 1).float() * 255).round()
+    return pixels
+
+
+def _to_host(*tensors: Tensor) -> list[Tensor]:
+    """Each in host memory; a GPU is waited for once."""
+    import torch
+
+    if not tensors[0].is_cuda:
+        return [tensor.cpu() for tensor in tensors]
+    host = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+    for target, source in zip(host, tensors, strict=True):
+        target.copy_(source, non_blocking=True)
+    torch.cuda.current_stream(tensors[0].device).synchronize()
+    return host
+
+
+def _pictures(pixels: Tensor) -> list[Any]:
+    """PIL images in RGB of [B, H, W, 4] uint8."""
     from PIL import Image
 
-    if pixels.device.type == "cuda":
-        host = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
-        host.copy_(pixels.contiguous(), non_blocking=True)
-        torch.cuda.current_stream(pixels.device).synchronize()
-    else:
-        host = pixels.contiguous().cpu()
-    # Images in RGB have memory of their own, so the buffer can be used again.
-    return [Image.fromarray(picture) for picture in host.numpy()]
+    _, height, width, _ = pixels.shape
+    # Copies, so the buffer can be used again; of four bytes each they are plain ones, where three are spread out.
+    return [Image.frombytes("RGB", (width, height), picture.data, "raw", "RGBX") for picture in pixels.numpy()]

@@ -214,6 +214,8 @@ class Engine(Optimization):
         if parallel is not None and parallel.ranks.size == _PASSES_OF_TRUE_CFG:
             forward.of_passes = EngineTransformer(weights, ops, unquantized)
         forward.full_precision_steps = self.full_precision_steps
+        if device == "cuda":
+            forward.before_first_step = _upload_without_waiting(calls, undo)
         _install(transformer, forward, calls, undo)
         return {
             "kernel": ops.kernel,
@@ -331,6 +333,7 @@ class EngineForward:
         self.of_passes: EngineTransformer | None = None
         """Runs a pass alone, where each of these processes runs one of those of true CFG."""
         self._schedule: ScheduleOf | None = None
+        self.before_first_step: Callable[[PipelineCall], None] = lambda _: None
 
     def follow(self, schedule: ScheduleOf, undo: ExitStack) -> None:
         """Compute the steps that `schedule` names for each request, until `undo` is closed."""
@@ -372,6 +375,8 @@ class EngineForward:
             sizes = *hidden_states.shape, *encoder_hidden_states.shape, call.total_steps
             self.ranks.agree(f"pass {index} of step {step} of {sizes}")
         first, passes = index not in branches, self._passes(call)
+        if first:
+            self.before_first_step(call)
         try:
             if first:
                 engine = self.engine if passes is None or self.of_passes is None else self.of_passes
@@ -518,6 +523,31 @@ def _install(transformer: Any, forward: EngineForward, calls: CallTracker, undo:
     calls.on_completed(on_time, undo)
     for name in _OFFLOADING:
         calls.set_member(name, partial(_refusing, name), undo)
+
+
+def _upload_without_waiting(calls: CallTracker, undo: ExitStack) -> Callable[[PipelineCall], None]:
+    """Have calls bring what they make in host memory to the GPU without waiting for it, until `undo` is closed.
+
+    The result ends that for a call: a step has many operations, none of which is such a copy.
+    """
+    from kontext_fast.engine.host_memory import Uploads
+
+    uploads = Uploads()
+
+    def begin(call: PipelineCall) -> None:
+        parts = [part for name in ("text_encoder", "text_encoder_2", "vae") if (part := getattr(call.pipe, name, None))]
+        # What is compiled would be compiled once more, with the mode in it.
+        if not any(part._compiled_call_impl or "_orig_mod" in part._modules for part in parts):
+            uploads.enter()
+            call.memory[uploads] = True
+
+    def end(call: PipelineCall) -> None:
+        if uploads in call.memory and uploads.leave():
+            del call.memory[uploads]
+
+    calls.on_begin(begin, undo)
+    calls.on_end(end, undo)
+    return end
 
 
 def _keep_together(ranks: Ranks, calls: CallTracker, undo: ExitStack) -> None:
