@@ -23,7 +23,7 @@ from kontext_fast.optimizations.techniques.offload import Offload
 from kontext_fast.optimizations.techniques.text_graphs import TextGraphs
 from kontext_fast.pipeline.device import Machine
 from tests.engine.graphs.taped import TapeRecorder
-from tests.pipelines import render, small_pipeline
+from tests.pipelines import SIDE, picture, render, small_pipeline
 
 RED, REMOVE = "make the background red", "remove the circle"
 
@@ -259,3 +259,41 @@ def test_cpu_runs_as_before_and_says_so(pipe: Any) -> None:
         for _ in range(3):
             assert_same(embeddings(pipe), expected)
         assert acceleration.facts["text_graphs"]["graphs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "texts"),
+    [
+        ({}, [[RED]]),
+        ({"prompt_2": "other words"}, [["other words"]]),
+        ({"negative_prompt": REMOVE, "negative_prompt_2": "less", "true_cfg_scale": 2.0}, [[RED], ["less"]]),
+        ({"negative_prompt": RED, "negative_prompt_2": "less", "true_cfg_scale": 2.0}, [[RED], [RED], ["less"]]),
+    ],
+    ids=["one text", "two texts", "true CFG", "a negative prompt that cannot be told apart"],
+)
+def test_t5_begins_and_gives_what_is_asked_for(
+    pipe: Any, recorder: TapeRecorder, options: dict[str, Any], texts: list[list[str]]
+) -> None:
+    def latents() -> Any:
+        size = {"height": SIDE, "width": SIDE, "max_area": SIDE * SIDE, "_auto_resize": False}
+        generator = torch.Generator().manual_seed(0)
+        return pipe(
+            image=picture(), prompt=RED, num_inference_steps=1, generator=generator, output_type="latent",
+            max_sequence_length=48, **size, **options,
+        ).images  # fmt: skip
+
+    expected = latents()
+    asked: list[tuple[str, list[str]]] = []
+    for name in ("tokenizer", "tokenizer_2"):
+        tokenize = getattr(pipe, name)
+        watched = type(tokenize.__class__.__name__, (type(tokenize),), {})
+        watched.__call__ = lambda self, text, *args, name=name, run=tokenize.__class__.__call__, **kwargs: (
+            (asked.append((name, text)) if kwargs.get("padding") == "max_length" else None)
+            or run(self, text, *args, **kwargs)
+        )
+        tokenize.__class__ = watched
+    with accelerate(pipe, [TextGraphs()], quiet=True):
+        asked.clear()
+        assert torch.equal(latents(), expected)
+    assert asked[0][0] == "tokenizer_2"
+    assert [text for name, text in asked if name == "tokenizer_2"] == texts

@@ -2,7 +2,7 @@
 
 T5 has 24 layers of some sixty operations each, all of them small at 512 tokens. A graph launches them at once. It is
 built from the operations that a call runs otherwise, in the same order, and has to reproduce the bits of that call
-before it is used.
+before it is used. T5 begins before CLIP, so that a GPU is at work while the host prepares the rest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kontext_fast.optimizations.base import Conflict, Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.call_tracking import track_calls
+from kontext_fast.optimizations.call_tracking import CallTracker, track_calls
 from kontext_fast.optimizations.module_state import module_state, reason_against_recording
 from kontext_fast.optimizations.patching import has_another_forward, replace_method
 from kontext_fast.pipeline.device import Machine
@@ -80,6 +80,7 @@ class TextGraphs(Optimization):
             recording_first = True
             _encode_twice(pipe)
             recording_first = False
+            _begin_with_t5(pipe, calls, undo)
         return facts
 
 
@@ -89,6 +90,47 @@ def _encodes_on(device: Any, pipe: Any, encoders: Mapping[str, Any]) -> bool:
         return False
     weights = (weight for encoder in encoders.values() for weight in encoder.parameters())
     return all(weight.device.type == device.type for weight in weights)
+
+
+_OF_T5 = "embeddings of T5"
+
+
+def _begin_with_t5(pipe: Any, calls: CallTracker, undo: ExitStack) -> None:
+    """Have T5 run before CLIP in calls of `pipe`, until `undo` is closed; what it gives is kept until it is asked for.
+
+    diffusers begins with CLIP, which is over before the host has found the tokens of T5.
+    """
+
+    def clip(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = calls.current
+        if call is not None and not args and (of_t5 := _arguments_of_t5(call.arguments, kwargs)) is not None:
+            call.memory[_OF_T5] = of_t5, call.pipe._get_t5_prompt_embeds(**of_t5)
+        return original(*args, **kwargs)
+
+    def t5(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = calls.current
+        arguments, embeddings = (None, None) if call is None else call.memory.pop(_OF_T5, (None, None))
+        # Whatever else is asked for is made as before.
+        return embeddings if not args and kwargs == arguments else original(*args, **kwargs)
+
+    replaced = {"_get_clip_prompt_embeds": clip, "_get_t5_prompt_embeds": t5}
+    if not vars(pipe).keys() & replaced.keys():  # otherwise they are somebody's own
+        for name, replacement in replaced.items():
+            calls.replace_method(pipe, name, replacement, undo)
+
+
+def _arguments_of_t5(of_call: Mapping[str, Any], of_clip: dict[str, Any]) -> dict[str, Any] | None:
+    """With which arguments a pipeline will ask for the embeddings of T5 after those of CLIP; None where that is not
+    known."""
+    for prompt, second in (("prompt", "prompt_2"), ("negative_prompt", "negative_prompt_2")):
+        if of_call.get(prompt) is not None and _listed(of_call[prompt]) == of_clip.get("prompt"):
+            texts = _listed(of_call.get(second) or of_call[prompt])
+            return {**of_clip, "prompt": texts, "max_sequence_length": of_call.get("max_sequence_length")}
+    return None
+
+
+def _listed(texts: Any) -> Any:
+    return [texts] if isinstance(texts, str) else texts
 
 
 def _encode_twice(pipe: Any) -> None:
