@@ -12,7 +12,7 @@ from tests.pipelines import SIDE, picture, small_pipeline
 def test_gaps_are_between_work_and_have_their_samples() -> None:
     work = [(0.5, 1.0, "a"), (1.4, 0.5, "within a, then longer"), (1.95, 0.05, "soon"), (3.0, 1.0, "c")]
     found = surroundings_check.idle(work, 5.0, [(0.1, "x"), (1.6, "busy"), (2.5, "y"), (2.6, "y"), (4.5, "z")])
-    assert [(row["at"], row["ms"], row["before"], row["ran"]) for row in found["gaps"]] == [
+    assert [(row["at"], row["ms"], row["before"], row["ran"]) for row in found["longest"]] == [
         (0.0, 0.5, "a", ["1x x"]),
         (2.0, 1.0, "c", ["2x y"]),
         (4.0, 1.0, "end of the call", ["1x z"]),

@@ -115,11 +115,17 @@ class _PixelProcessor:
         plain = output_type == "pil" and do_denormalize is None and self._scales_plainly()
         if plain and isinstance(image, torch.Tensor) and image.ndim == 4 and image.shape[1] == 3:
             scaled = self._original.denormalize(image)
-            pixels, no_number = _to_host(_pixels(scaled), scaled.isnan().any())
+            on_device = _pixels(scaled), scaled.isnan().any()
+            # Before the device is waited for: it takes the host as long as filling them.
+            pictures = _black_pictures(image)
+            pixels, no_number = _to_host(*on_device)
             # numpy warns of what is no number, and so does diffusers.
             if not no_number:
                 self._facts["written"] += len(image)
-                return _pictures(pixels)
+                for picture, data in zip(pictures, pixels.numpy(), strict=True):
+                    # A copy, so that the buffer can be used again; of four bytes each, where three would be spread out.
+                    picture.frombytes(data.data, "raw", "RGBX")
+                return pictures
         self._facts["as_before"] += 1
         return self._original.postprocess(image, output_type, do_denormalize)
 
@@ -167,10 +173,9 @@ def _to_host(*tensors: Tensor) -> list[Tensor]:
     return host
 
 
-def _pictures(pixels: Tensor) -> list[Any]:
-    """PIL images in RGB of [B, H, W, 4] uint8."""
+def _black_pictures(like: Tensor) -> list[Any]:
+    """PIL images in RGB, one for each of [B, 3, H, W]."""
     from PIL import Image
 
-    _, height, width, _ = pixels.shape
-    # Copies, so the buffer can be used again; of four bytes each they are plain ones, where three are spread out.
-    return [Image.frombytes("RGB", (width, height), picture.data, "raw", "RGBX") for picture in pixels.numpy()]
+    batch, _, height, width = like.shape
+    return [Image.new("RGB", (width, height)) for _ in range(batch)]

@@ -7,14 +7,14 @@ before it is used. T5 begins before CLIP, so that a GPU is at work while the hos
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kontext_fast.optimizations.base import Conflict, Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.call_tracking import CallTracker, track_calls
 from kontext_fast.optimizations.module_state import module_state, reason_against_recording
-from kontext_fast.optimizations.patching import has_another_forward, replace_method
+from kontext_fast.optimizations.patching import has_another_forward, replace_method, submodules
 from kontext_fast.pipeline.device import Machine
 from kontext_fast.pipeline.edit import text_length
 
@@ -110,13 +110,42 @@ def _begin_with_t5(pipe: Any, calls: CallTracker, undo: ExitStack) -> None:
     def t5(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = calls.current
         arguments, embeddings = (None, None) if call is None else call.memory.pop(_OF_T5, (None, None))
-        # Whatever else is asked for is made as before.
-        return embeddings if not args and kwargs == arguments else original(*args, **kwargs)
+        if not args and kwargs == arguments:
+            return embeddings
+        if call is None or vars(call.pipe).get("text_encoder_2") is None:
+            return original(*args, **kwargs)
+        # Past the pipeline's own way, which would register it.
+        own = vars(call.pipe)
+        encoder, own["text_encoder_2"] = own["text_encoder_2"], _QuicklySearched(own["text_encoder_2"])
+        try:
+            return original(*args, **kwargs)
+        finally:
+            own["text_encoder_2"] = encoder
 
     replaced = {"_get_clip_prompt_embeds": clip, "_get_t5_prompt_embeds": t5}
     if not vars(pipe).keys() & replaced.keys():  # otherwise they are somebody's own
         for name, replacement in replaced.items():
             calls.replace_method(pipe, name, replacement, undo)
+
+
+class _QuicklySearched:
+    """An encoder that shows its modules only where one has a hook: before a pipeline runs it, it looks for hooks in all
+    of them, by `hasattr`."""
+
+    def __init__(self, encoder: Any) -> None:
+        self._encoder = encoder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._encoder(*args, **kwargs)
+
+    def modules(self) -> Iterable[Any]:
+        hooked = any(
+            "_hf_hook" in vars(module) or "_diffusers_hook" in vars(module) for module in submodules(self._encoder)
+        )
+        return self._encoder.modules() if hooked else ()
 
 
 def _arguments_of_t5(of_call: Mapping[str, Any], of_clip: dict[str, Any]) -> dict[str, Any] | None:
