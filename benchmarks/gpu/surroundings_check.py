@@ -160,7 +160,8 @@ def gaps(call: Callable[[], object], *, named: bool) -> dict[str, Any]:
     `named`, what ran on the host."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler, _sampled() if named else nullcontext([]) as samples:
+    sampling: Any = _sampled() if named else nullcontext([])
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler, sampling as samples:
         torch.zeros(1, device="cuda")  # the first event: it ends as the call begins
         began = now()
         call()
