@@ -27,12 +27,16 @@ def test_passage_counts_families_and_names_every_mistake(tmp_path: Path) -> None
     ]
     study = {"gpu": "Imaginary GPU", "seeds": 2, "steps": 28, "answers": answers}
     (folder / "faults.json").write_text(json.dumps(study))
+    (folder / "faults_before.json").write_text(json.dumps({**study, "rules": "By the rules of before"}))
     passage = faults.render(DocContext(find_published(tmp_path / "results")))
     assert "| rare | 2 | 1 | 1 | 1 |\n| harmless | 1 | 0 | 1 | 0 |" in passage
     assert "| family | verdicts | L3 at 50 items | L3 at 100 items | without the five rules |" in passage
     assert "Missed: noise is called L2." in passage
     assert "Missed: black" not in passage
     assert "Called a loss without one: nothing with seed 7." in passage
+    assert passage.count("| family |") == 2
+    assert "By the rules of before:\n\n| family |" in passage
+    assert not passage.startswith("By")
     assert "On Imaginary GPU, 2 seeds an item and 28 steps: [results/h100/checks/faults.json]" in passage
 
 

@@ -185,8 +185,25 @@ def test_single_outputs_beyond_all_noise_are_a_loss() -> None:
     assert said.startswith("With one image per call with repeated inputs, 2 of 16 outputs are more than 2 times as far")
     assert said.endswith("(item 3).")
     assert loss_in_condition(far, MARGINS, rounding_only=False) is None
-    single = replace(far, fidelity=(replace(far.fidelity[0], to_baseline={"item 3": [1.0], "item 4": [0.0] * 15}),))
+    single = replace(far, fidelity=(replace(far.fidelity[0], to_baseline={"item 3": [1.0], "item 4": [FLOOR] * 15}),))
     assert loss_in_condition(single, MARGINS, rounding_only=True) is None
+
+
+def test_few_items_that_differ_alone_and_far_are_a_loss() -> None:
+    """As a reference of the call before in every fifth call: rounding would have changed the other items, too."""
+    stale = with_items({"item 3": 0.6, "item 5": 0.2}, 0.0)
+    assert loss_in_condition(stale, MARGINS, rounding_only=True) == (
+        "With one image per call with repeated inputs some items are other pictures: where there is any distance to "
+        "baseline in latent_error, its median is 20.00 times the floor (other precision)."
+    )
+    assert level(stale) is Level.LOSS
+    assert loss_in_condition(stale, MARGINS, rounding_only=False) is None
+    near = with_items({"item 3": 0.6, "item 5": 2 * FLOOR}, 0.0)
+    assert loss_in_condition(near, MARGINS, rounding_only=True) is None
+    # True CFG takes rounding three times as far.
+    guided = replace(with_items({"item 3": 8 * FLOOR}, 0.0), name="true CFG")
+    assert loss_in_condition(guided, MARGINS, rounding_only=True) is None
+    assert loss_in_condition(replace(guided, name="one by one"), MARGINS, rounding_only=True) is not None
 
 
 def test_failed_items_of_a_condition_are_named() -> None:

@@ -122,6 +122,18 @@ def compare_with_floor(fidelity: FidelityDistances, distances: ByItem, margins: 
     return FloorComparison(fidelity.metric, outcome, ratio, median_ratio, worst, arm, len(above))
 
 
+def far_where_changed(fidelity: FidelityDistances, distances: ByItem, margins: Margins) -> FloorComparison | None:
+    """`distances` of the items that differ at all, where the middle one of them is far beyond the floor; else None.
+
+    Where rounding changes items, most are as far as rounding takes them, and it may turn over one of many. What leaves
+    most items as they are, and takes the others far, is not rounding, however few they are.
+    """
+    changed = compare_with_floor(fidelity, {item: values for item, values in distances.items() if any(values)}, margins)
+    if changed is None or min(changed.median_ratio.value, changed.worst) <= margins.floor.worst:
+        return None
+    return changed
+
+
 def _largest_floor(fidelity: FidelityDistances) -> str | None:
     """The arm of the floor whose mean distance is the largest; None where no arm has any."""
     means = {arm: values.mean() for arm, by_item in fidelity.floors.items() if len(values := item_means(by_item)) > 0}

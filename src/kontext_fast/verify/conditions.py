@@ -14,6 +14,7 @@ from kontext_fast.verify.comparisons import (
     Outcome,
     compare_with_floor,
     compare_with_seed_noise,
+    far_where_changed,
 )
 from kontext_fast.verify.findings import Repeat, compare_tail, contradiction, repeats_sentence, tail_sentence
 from kontext_fast.verify.margins import Margins
@@ -72,9 +73,9 @@ def coverage_sentence(conditions: Sequence[ConditionEvidence], batch: int, anoth
 def loss_in_condition(condition: ConditionEvidence, margins: Margins, *, rounding_only: bool) -> str | None:
     """Why the outputs under a condition are a loss, where those of other calls are none; None where they are none too.
 
-    `rounding_only` holds them to the floor, by the means of items and by the tail of single outputs, else they are held
-    to the noise of seeds. The largest distance alone is no loss: rounding turns over one item in so many, and which one
-    it is differs between any two arms.
+    `rounding_only` holds them to the floor, by the means of items, by the middle one of those that differ at all, and
+    by the tail of single outputs; else they are held to the noise of seeds. The largest distance alone is no loss:
+    rounding turns over one item in so many, and which one it is differs between any two arms.
     """
     where = f"With {_WORDS[condition.name]}"
     if condition.not_run is not None:
@@ -88,12 +89,20 @@ def loss_in_condition(condition: ConditionEvidence, margins: Margins, *, roundin
         if not distances.to_baseline:
             continue
         if rounding_only:
-            floor = compare_with_floor(_amplified(distances, condition.name), distances.to_baseline, margins)
+            amplified = _amplified(distances, condition.name)
+            floor = compare_with_floor(amplified, distances.to_baseline, margins)
             if floor is not None and contradiction([floor], margins) is not None:
                 ratio = max(floor.ratio, floor.median_ratio, key=lambda ratio: ratio.lower)
                 return (
                     f"{where} it is another preset: the distance to baseline in {floor.metric} is "
                     f"{min(ratio.value, 1000):.2f} times the floor ({floor.arm}) there."
+                )
+            changed = far_where_changed(amplified, distances.to_baseline, margins)
+            if changed is not None:
+                times = min(changed.median_ratio.value, 1000)
+                return (
+                    f"{where} some items are other pictures: where there is any distance to baseline in "
+                    f"{changed.metric}, its median is {times:.2f} times the floor ({changed.arm})."
                 )
             continue
         noise = compare_with_seed_noise(distances, margins)

@@ -22,6 +22,7 @@ from kontext_fast.verify.comparisons import (
     compare_with_floor,
     compare_with_margins,
     compare_with_seed_noise,
+    far_where_changed,
 )
 from kontext_fast.verify.conditions import ConditionEvidence, is_within_floor, loss_in_condition
 from kontext_fast.verify.findings import (
@@ -207,26 +208,21 @@ def _decide_quality(
 
 
 def _depends_on_order(evidence: Evidence, fidelity: Sequence[FidelityDistances], margins: Margins) -> str | None:
-    """Why the outputs depend on other requests; None where they do not.
-
-    Of items that did not stay as they were, rounding takes most as far as the floor, and may turn over one of many;
-    another request takes the middle one of them far, too, however few they are.
-    """
+    """Why the outputs depend on other requests; None where they do not. Rounding may differ with the order, too."""
     if evidence.reordered_failures:
         names = ", ".join(evidence.reordered_failures[:3])
         count = len(evidence.reordered_failures)
         return f"Its outputs depend on other requests: in another order it failed on {count} items ({names})."
     for distances in fidelity:
-        every = compare_with_floor(distances, distances.reordered, margins)
-        moved = {item: values for item, values in distances.reordered.items() if any(values)}
-        changed = compare_with_floor(distances, moved, margins)
-        if every is None or changed is None:
+        comparison = compare_with_floor(distances, distances.reordered, margins)
+        if comparison is None:
             continue
-        is_far = min(changed.median_ratio.value, changed.worst) > margins.floor.worst
-        if is_far or max(every.ratio.lower, every.median_ratio.lower) > margins.floor.ratio:
+        changed = far_where_changed(distances, distances.reordered, margins)
+        if changed is not None or max(comparison.ratio.lower, comparison.median_ratio.lower) > margins.floor.ratio:
+            ratio = max(comparison.ratio.value, changed.median_ratio.value if changed is not None else 0.0)
             return (
-                f"Its outputs depend on other requests: in another order {distances.metric} differs by "
-                f"{_times(max(every.ratio.value, changed.median_ratio.value))} the floor."
+                f"Its outputs depend on other requests: in another order {distances.metric} differs by {_times(ratio)} "
+                "the floor."
             )
     tails = [compare_tail(replace(distances, to_baseline=distances.reordered), margins) for distances in fidelity]
     far = significant_tail([tail for tail in tails if tail is not None], margins)

@@ -41,7 +41,8 @@ def _of_study(link: Markdown, report: Mapping[str, Any]) -> Markdown:
             if answer["family"] == HARMLESS and answer["level"] == "L3"
         ),
     ]
-    return paragraphs([table(header, rows), bullets(lines)])
+    rules = report.get("rules")
+    return paragraphs([*([Markdown("{}:").format(rules)] if rules else []), table(header, rows), bullets(lines)])
 
 
 def _row(family: str, answers: Answers, counts: Sequence[int]) -> tuple[Markdown | str, ...]:
