@@ -1,9 +1,12 @@
 """What the evaluations of a solver take at full size; its quality is what `kontext tune` says.
 
     python -m benchmarks.gpu.solver_study --out results/CARD/DATE-solver
+    python -m benchmarks.gpu.solver_study --mixtures 12:0 12:5 16:5 --out results/CARD/DATE-solver
 
 It times edits of `random` at 1024x1024 in interleaved rounds, with the evaluations of a solver in `balanced` precision,
-and estimates what a tuning takes there from the time of its evaluations; no quality is measured there.
+and estimates what a tuning takes there from the time of its evaluations; no quality is measured there. With mixtures
+it times an evaluation in each precision, as `kontext tune --precision auto` does, and edits of so many evaluations in
+fp8, the last of them in bf16 (of as many: all); `--checkpoint tiny` does the same for `tiny` at its own size.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
@@ -30,6 +33,7 @@ from kontext_fast.optimizations.techniques.step_reuse import StepReuse
 from kontext_fast.pipeline.edit import EditRequest, edit
 from kontext_fast.pipeline.load import load
 from kontext_fast.tuning.parts import Part
+from kontext_fast.tuning.precisions import Mixture
 from kontext_fast.tuning.schemes import every_third
 from kontext_fast.verify.paths import PathRunner
 
@@ -42,13 +46,58 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the numbers")
     parser.add_argument("--device", help="default: the first GPU")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--mixtures", nargs="+", metavar="N:LAST", help="evaluations, and the last ones in bf16")
+    parser.add_argument("--checkpoint", choices=("random", "tiny"), default="random", help="of --mixtures")
     arguments = parser.parse_args()
     if arguments.device is None and not has_gpu():
         return NO_GPU
-    report = {"torch": torch.__version__, "device": torch.cuda.get_device_name(), **speed(arguments)}
+    report = {"torch": torch.__version__, "device": torch.cuda.get_device_name()}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "speed_random.json").write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.mixtures:
+        for measured in mixtures(arguments):
+            name = f"mixtures_{arguments.checkpoint}.json"
+            (arguments.out / name).write_text(json.dumps({**report, **measured}, indent=1) + "\n")
+        return 0
+    (arguments.out / "speed_random.json").write_text(json.dumps({**report, **speed(arguments)}, indent=1) + "\n")
     return 0
+
+
+def mixtures(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Seconds of an evaluation in each precision, of edits in mixtures of them, and of 28 steps with nothing applied.
+
+    Gives everything so far after each.
+    """
+    side = SIDE if arguments.checkpoint == "random" else 128
+    pipe = load(arguments.checkpoint, device=arguments.device).pipe
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
+    runner = PathRunner(pipe, steps=28, guidance=2.5, size=(side, side), on_progress=lambda _: None)
+    asked = [tuple(map(int, words.split(":"))) for words in arguments.mixtures]
+    levels = {number: runner.levels([_Picture(picture)], number) for number, _ in asked}
+    runner.close()
+
+    def timed(steps: int, optimization: Any = None, rounds: int = 2) -> list[float]:
+        return [_timed_edit(pipe, picture, steps, optimization, side) for _ in range(rounds)]
+
+    seconds: dict[str, Any] = {}
+    report = {"checkpoint": arguments.checkpoint, "size": [side, side], "seconds": seconds}
+    for precision in ("bf16", "fp8"):
+        with accelerate(pipe, Mixture(1, precision).optimizations, quiet=True):
+            timed(2, rounds=1)
+            seconds[f"{precision}, 2 steps"], seconds[f"{precision}, 10 steps"] = timed(2), timed(10)
+        yield report
+    for number, last in asked:
+        mixture = Mixture(number, "bf16") if last == number else Mixture(number, "fp8", last)
+        torch.cuda.reset_peak_memory_stats()
+        with accelerate(pipe, mixture.optimizations, quiet=True):
+            rule = FittedSolver(fitted=adams_bashforth(levels[number], 2))
+            timed(28, rule, rounds=1)
+            name = f"{number} evaluations ({mixture.words})"
+            seconds[name] = timed(28, rule)
+            report.setdefault("peak_gib", {})[name] = torch.cuda.max_memory_allocated() / 2**30
+        yield report
+    timed(2, rounds=1)
+    seconds["as diffusers runs it, 28 steps"] = timed(28, rounds=1)
+    yield report
 
 
 def speed(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -98,13 +147,13 @@ def _configurations(levels: Callable[[int], list[float]]) -> Mapping[str, tuple[
     }
 
 
-def _timed_edit(pipe: Any, picture: Image.Image, steps: int, optimization: Any) -> float:
+def _timed_edit(pipe: Any, picture: Image.Image, steps: int, optimization: Any, side: int = SIDE) -> float:
     with ExitStack() as undo:
         if optimization is not None:
             optimization.apply(pipe, undo)
         torch.cuda.synchronize()
         start = perf_counter()
-        edit(pipe, EditRequest("make the background blue", picture, steps=steps, seed=1, size=(SIDE, SIDE)))
+        edit(pipe, EditRequest("make the background blue", picture, steps=steps, seed=1, size=(side, side)))
         torch.cuda.synchronize()
         return perf_counter() - start
 
