@@ -48,7 +48,7 @@ from kontext_fast.tuning.solver_fit import DensePart, fit_rows
 from kontext_fast.tuning.store import Store
 from kontext_fast.tuning.tune import tune
 from kontext_fast.verify.converged import Array, closeness, relative_distances
-from kontext_fast.verify.converged_reference import Baseline, Reference, converged_reference
+from kontext_fast.verify.converged_reference import Reference, converged_reference, reference_evaluations
 from kontext_fast.verify.paths import PathRunner
 
 Row = dict[str, Any]
@@ -57,6 +57,8 @@ _FRESH_SEED = 1
 """Of items that no other tuning has: those of a tuning have 0."""
 _EVALUATIONS = (7, 10)
 _JUDGES = 4
+_FINE = 896
+"""Steps of Euler's method beside which a reference is judged."""
 
 
 def main() -> int:
@@ -272,33 +274,32 @@ def shuffled(study: Study) -> Iterable[Row]:
 
 
 def reference(study: Study) -> Iterable[Row]:
-    """Fine paths and extrapolations beside one that is four times finer, and how well its error is estimated."""
+    """The converged reference beside other paths, judged by Euler's method with far more steps, extrapolated."""
     part = study.part(_FRESH_SEED)
     with path_runner(study.pipe, FAITHFUL, study.request, items=len(part), on_progress=_ignore) as runner:
-        finest = _euler(runner, part, 896)
-        truth = 2 * finest - _euler(runner, part, 448)
+        ends = {steps: _euler(runner, part, steps) for steps in (28, 56, 112, 224, _FINE // 2, _FINE)}
+        truth = 2 * ends[_FINE] - ends[_FINE // 2]
+
+        def row(path: str, evaluations: int, latents: np.ndarray) -> Row:
+            figures = _figures(relative_distances(latents, truth))
+            return {"path": path, "evaluations": evaluations, "distances": figures}
+
         stated = _references(runner, part)
-        error = np.concatenate([of_batch.error for of_batch in stated])
         ours = np.concatenate([of_batch.target for of_batch in stated])
-        yield {"path": "converged reference", "distances": _figures(relative_distances(ours, truth))}
+        error = np.concatenate([of_batch.error for of_batch in stated])
+        yield row("converged reference", reference_evaluations(), ours)
         yield {"path": "its error as estimated", "distances": _figures(error)}
-        ends: dict[tuple[int, int], np.ndarray] = {}
-        for order in (1, 2, 3):
-            for steps in (28, 56, 112, 224):
-                rule = _always(adams_bashforth(runner.levels(part.items, steps), order))
-                ends[order, steps] = _in_batches(
-                    part, lambda items, seeds, rule=rule: _numpy(runner.run(items, seeds, rule))
-                )
-                distances = relative_distances(ends[order, steps], truth)
-                yield {"path": f"order {order}, {steps} steps", "distances": _figures(distances)}
-    for order, coarse, fine in ((1, 28, 112), (1, 112, 224), (2, 28, 56), (2, 28, 112), (2, 56, 112), (2, 112, 224)):
-        gain = (fine / coarse) ** order
-        target = (gain * ends[order, fine] - ends[order, coarse]) / (gain - 1)
-        yield {
-            "path": f"order {order}, {coarse} and {fine} steps extrapolated",
-            "distances": _figures(relative_distances(target, truth)),
-            "change_by_extrapolation": _figures(relative_distances(ends[order, fine], target)),
-        }
+        for coarse, fine in ((28, 112), (112, 224), (224, _FINE // 2)):
+            target = (fine * ends[fine] - coarse * ends[coarse]) / (fine - coarse)
+            yield row(f"Euler's method, {coarse} and {fine} steps extrapolated", coarse + fine, target)
+        for steps in (28, 56, 112, 224):
+            yield row(f"Euler's method, {steps} steps", steps, ends[steps])
+            levels = runner.levels(part.items, steps)
+            dense = _in_batches(
+                part,
+                lambda items, seeds, levels=levels: _numpy(runner.dense(items, seeds, levels, keep=False).states[-1]),
+            )
+            yield row(f"third order, {steps} steps of a call", steps, dense)
 
 
 PARTS: Mapping[str, Callable[[Study], Iterable[Row]]] = {
@@ -399,11 +400,7 @@ def _euler(runner: PathRunner, part: Part, steps: int) -> np.ndarray:
 
 
 def _references(runner: PathRunner, part: Part) -> list[Reference]:
-    steps = TuneRequest().steps
-    return [
-        converged_reference(runner, *batch, Baseline(steps, _numpy(runner.euler(*batch, steps))))
-        for batch in _batches(part)
-    ]
+    return [converged_reference(runner, *batch) for batch in _batches(part)]
 
 
 def _numpy(latents: torch.Tensor) -> np.ndarray:

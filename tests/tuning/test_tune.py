@@ -30,6 +30,7 @@ from kontext_fast.tuning.request import TuneRequest, TuneResult
 from kontext_fast.tuning.run import Tuning
 from kontext_fast.tuning.solver_fit import DensePart, fit_rows
 from kontext_fast.tuning.store import Store
+from kontext_fast.tuning.stored_runs import StoredRuns
 from kontext_fast.tuning.tune import tune
 from kontext_fast.verify.converged import Array, Closeness, closeness, relative_distances
 from kontext_fast.verify.paths import PathRunner
@@ -90,7 +91,7 @@ def test_baseline_in_float32_is_what_diffusers_runs(tuned: Any, pipe: Any) -> No
     folder, result, _ = tuned
     exact, parts = result.baseline["in float32"], parts_of()
     tuning = Tuning(pipe, parts, TuneRequest(**OPTIONS), folder, resume=True, say=lambda _: None, on_progress=None)
-    as_run = tuning._as_diffusers_runs_it([stored(folder / "work").arrays("held_out-0000", dict)])
+    as_run = tuning._runs.as_diffusers_runs_it([stored(folder / "work").arrays("held_out-0000", dict)])
     np.testing.assert_allclose(as_run, exact, rtol=0.02)
     assert result.baseline["reference error"].mean() < exact.mean()
 
@@ -238,7 +239,7 @@ def test_seconds_decide_the_evaluations_once(pipe: Any, tmp_path: Path, monkeypa
     request = TuneRequest(**OPTIONS, seconds=1.1)
     for seconds in ({"2": 1.0, "10": 1.8}, {"2": 0.1, "10": 0.2}):
         tuning = Tuning(pipe, parts_of(), request, tmp_path, resume=True, say=lambda _: None, on_progress=None)
-        monkeypatch.setattr(tuning, "_time_edits", lambda _, seconds=seconds: seconds)
+        monkeypatch.setattr(tuning._runs, "_time_edits", lambda _, seconds=seconds: seconds)
         (mixture,) = tuning._mixtures()
         assert mixture == Mixture(3, "bf16")
         assert seconds_of(mixture, tuning._times) == pytest.approx(1.1)
@@ -249,7 +250,7 @@ def test_seconds_decide_the_evaluations_once(pipe: Any, tmp_path: Path, monkeypa
 def test_a_mixture_of_precisions_is_chosen_and_runs(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the seconds of an imagined card, since a CPU emulates fp8: its rounding is the same."""
     times: dict[BlockPrecision, EditTimes] = {"fp8": EditTimes(0.5, 0.2), "bf16": EditTimes(0.5, 0.32)}
-    monkeypatch.setattr(Tuning, "_edit_times", lambda _, precision: times[precision])
+    monkeypatch.setattr(StoredRuns, "edit_times", lambda _, precision: times[precision])
     options = {**OPTIONS, "grid": 30, "reference": 48, "seconds": 1.5}
     result = tune(pipe, parts_of(), tmp_path, **options, precision="auto")
     (point,) = result.points
@@ -325,7 +326,7 @@ def test_as_accurate_goes_down_until_a_number_is_not_shown(
         return baseline * (0.8 if passes else 1.5)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "_edit_times", times.__getitem__)
+        patch.setattr(tuning._runs, "edit_times", times.__getitem__)
         mixtures = tuning._mixtures()
     solver: Any = None
     answers = tuning._as_accurate(mixtures, lambda _: (solver, baseline), reached, result)

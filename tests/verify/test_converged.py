@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,12 +16,11 @@ from kontext_fast.verify.converged import (
     relative_distances,
 )
 from kontext_fast.verify.converged_reference import (
-    Baseline,
     converged_reference,
     packed,
     reference_evaluations,
 )
-from kontext_fast.verify.paths import PathRunner
+from kontext_fast.verify.paths import DensePath, PathRunner
 
 RANDOM = np.random.default_rng(0)
 BASELINE = np.exp(RANDOM.normal(-3, 0.5, 100))
@@ -56,28 +56,47 @@ def test_a_reference_less_exact_than_what_is_compared_cannot_tell() -> None:
 
 
 class _KnownEquation:
-    """Euler's method for dx/dt = x from 1 at t = 0, whose end at t = 1 is e."""
+    """dx/ds = -x / (s + w) from the noise level 1 to 0, which changes most at the end; with rounding as of a model."""
 
-    def __init__(self) -> None:
-        self.ran: list[int] = []
+    WIDTH = 0.1
+    END = (1 + WIDTH) / WIDTH
 
-    def euler(self, items: Any, seeds: Any, steps: int) -> torch.Tensor:
-        self.ran.append(steps)
-        return torch.full((len(seeds), 2, 2), (1 + 1 / steps) ** steps)
+    def __init__(self, rounding: float = 0.0) -> None:
+        self._rounding, self._random = rounding, np.random.default_rng(0)
+        self.evaluations = 0
+
+    def levels(self, items: Any, steps: int) -> list[float]:
+        return [float(level) for level in np.linspace(1, 0, steps + 1)]
+
+    def dense(self, items: Any, seeds: Any, levels: Sequence[float], *, keep: bool) -> DensePath:
+        path, latents = DensePath(levels, 3, keep=keep), torch.ones(len(seeds), 2, 2)
+        for level in path.noise_levels:
+            rounding = self._rounding * self._random.normal(size=tuple(latents.shape))
+            latents = path.advance(latents, -latents / (level + self.WIDTH) * (1 + torch.from_numpy(rounding)))
+            self.evaluations += 1
+        return path
 
 
-@pytest.mark.parametrize("baseline_steps", [5, 8, 20])
-def test_reference_is_finer_than_its_paths_and_knows_its_error(baseline_steps: int) -> None:
-    """Of baselines with fitting steps, and of one that needs a path more."""
+def _reference(equation: _KnownEquation, steps: int, items: int = 2) -> tuple[float, float]:
+    """The mean error of a reference, and what it says of it."""
+    reference = converged_reference(cast("PathRunner", equation), [], tuple(range(items)), steps)
+    exact = np.full_like(reference.target, equation.END)
+    return float(relative_distances(reference.target, exact).mean()), float(reference.error.mean())
+
+
+def test_reference_is_near_in_few_evaluations_and_knows_its_error() -> None:
     equation = _KnownEquation()
-    baseline = Baseline(baseline_steps, equation.euler([], (0, 1), baseline_steps).numpy())
-    reference = converged_reference(cast("PathRunner", equation), [], (0, 1), baseline, 32)
-    wrong = np.abs(reference.target[:, 0, 0] / np.e - 1)
-    finest = abs((1 + 1 / 32) ** 32 / np.e - 1)
-    assert (wrong < finest / 15).all()
-    np.testing.assert_allclose(reference.error, wrong, rtol=0.3)
-    assert sum(equation.ran) - baseline_steps == reference_evaluations(baseline_steps, 32)
-    assert reference_evaluations(baseline_steps, 32) == (56 if baseline_steps == 20 else 48)
+    wrong, stated = _reference(equation, 112)
+    assert equation.evaluations == reference_evaluations(112) == 168
+    euler = np.prod([1 + (1 / 336) / (level + equation.WIDTH) for level in np.linspace(1, 0, 337)[:-1]])
+    assert wrong < 0.05 * abs(float(euler) / equation.END - 1)
+    assert wrong < stated < 5 * wrong
+    assert 3 * wrong < _reference(equation, 56)[0]
+
+
+def test_reference_states_the_error_that_rounding_leaves() -> None:
+    wrong, stated = _reference(_KnownEquation(rounding=0.02), 112, items=200)
+    assert 0.7 * wrong < stated < 1.5 * wrong
 
 
 def test_distances_are_relative_to_the_target() -> None:

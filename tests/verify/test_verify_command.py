@@ -98,7 +98,7 @@ def test_engine_on_tiny_only_rounds(kontext: Kontext) -> None:
 def test_converged_items_show_that_fewer_evaluations_are_farther(
     kontext: Kontext, dense_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(converged_reference.converged_reference, "__defaults__", (16,))
+    monkeypatch.setattr(converged_reference.converged_reference, "__defaults__", (32,))
     rule = adams_bashforth((1.0, 0.3, 0.0), 1)
     write_preset(tmp_path / "two.toml", name="two-steps", summary="", optimizations=[FittedSolver(fitted=rule)])
     options = ("--preset", "fuse_qkv,two.toml", "--converged-items", 3, "--steps", 8, "--out", "out", "--json")

@@ -20,7 +20,7 @@ from kontext_fast.errors import GateFailed, InvalidInput
 if TYPE_CHECKING:
     from kontext_fast.tuning.parts import Parts
     from kontext_fast.tuning.request import TuneResult
-    from kontext_fast.tuning.run import Progress
+    from kontext_fast.tuning.stored_runs import Progress
 
 GROUP = Group.MEASURE
 

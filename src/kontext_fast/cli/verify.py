@@ -136,7 +136,7 @@ def command(
     }
     command = command_line("verify", choices)
     if converged_items:
-        each = reference_evaluations(steps) + steps
+        each = reference_evaluations() + steps
         say(
             f"The converged reference of {converged_items} items takes {converged_items * each} evaluations, as many "
             f"as {converged_items * each / steps:.0f} edits of baseline."

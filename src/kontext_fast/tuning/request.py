@@ -43,7 +43,7 @@ class TuneRequest:
     grid: int = 112
     """Steps of the dense paths that are fitted to."""
     reference: int = REFERENCE_STEPS
-    """Steps of the finer of the two paths behind the converged reference; a multiple of 4."""
+    """Steps of the finer of the two paths behind the converged reference; an even number."""
     images_per_call: int | None = None
 
     def __post_init__(self) -> None:
@@ -64,9 +64,9 @@ class TuneRequest:
                 f"{max(self.evaluations)} evaluations are too many to choose from {self.grid} noise levels; give "
                 f"{self.most_evaluations} at most."
             )
-        if self.reference % 4 or self.reference <= self.steps:
+        if self.reference % 2 or 2 * self.reference < self.steps:
             raise InvalidInput(
-                f"The reference has {self.reference} steps and needs a multiple of 4 above {self.steps}."
+                f"The reference has {self.reference} steps and needs an even number of at least half of {self.steps}."
             )
         if self.as_accurate and self.target != "converged":
             raise InvalidInput("as_accurate compares with the converged reference; leave target out.")

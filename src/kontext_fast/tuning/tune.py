@@ -24,7 +24,8 @@ from kontext_fast.records.store import write_atomically
 from kontext_fast.tuning.parts import Parts, split
 from kontext_fast.tuning.proof import Verdict, as_data
 from kontext_fast.tuning.request import Point, TuneRequest, TuneResult
-from kontext_fast.tuning.run import Progress, Tuning
+from kontext_fast.tuning.run import Tuning
+from kontext_fast.tuning.stored_runs import Progress
 from kontext_fast.version import __version__
 
 if TYPE_CHECKING:

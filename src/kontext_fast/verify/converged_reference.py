@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kontext_fast.datasets.base import Item
+from kontext_fast.pipeline.edit import MAX_STEPS
 from kontext_fast.verify.converged import (
     DISTANCE,
     DISTANCE_IN_FLOAT32,
@@ -21,8 +22,8 @@ from kontext_fast.verify.converged import (
 )
 from kontext_fast.verify.paths import PathRunner
 
-REFERENCE_STEPS = 224
-"""Of the finer of the two paths that a reference is extrapolated from; the other one has half as many."""
+REFERENCE_STEPS = 112
+"""Of the finer of the two paths behind a reference; the other one has half as many."""
 _STORED = "{item}-{seed}.npz"
 
 
@@ -36,48 +37,32 @@ class Reference:
     """[I] an estimate of its own relative distance to the limit."""
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """What Euler's method with the steps of a call gives in float32 for the items of a reference."""
-
-    steps: int
-    latents: npt.NDArray[np.float32]
-    """[I, N, C] final ones."""
-
-
-def reference_evaluations(baseline_steps: int, steps: int = REFERENCE_STEPS) -> int:
-    """Of one item, besides those of its baseline."""
-    return steps + steps // 2 + (0 if _shows_the_error(baseline_steps, steps) else steps // 4)
+def reference_evaluations(steps: int = REFERENCE_STEPS) -> int:
+    """Of one item."""
+    return steps + steps // 2
 
 
 def converged_reference(
-    runner: PathRunner,
-    items: Sequence[Item],
-    seeds: Sequence[int],
-    baseline: Baseline,
-    steps: int = REFERENCE_STEPS,
+    runner: PathRunner, items: Sequence[Item], seeds: Sequence[int], steps: int = REFERENCE_STEPS
 ) -> Reference:
-    """Richardson's extrapolation of paths of `steps` (a multiple of 4) and half as many, with latents in float32.
+    """The end of a path of `steps` (an even number) of third order in float32; half as many show its error.
 
-    Euler's error is a / steps + b / steps^2. Extrapolating from n and m steps leaves b / (n m), so what the pair of the
-    coarser path and a still coarser one gives otherwise shows b, and with it the reference's own error. The coarsest
-    path is baseline's own where that has about a quarter of the steps.
+    Steps shorten towards both ends, where velocities change most. On `tiny` that comes nearer than Richardson's
+    extrapolation of 112 and 224 steps of a call, with half of the evaluations (docs/tuning.md). What halving the steps
+    changes is several times the error that is left where the path is smooth, and sqrt(3) times where it is rounding,
+    which averages out; the smaller factor is taken.
     """
-    finest, half = (_euler(runner, items, seeds, steps // part) for part in (1, 2))
-    coarse = baseline
-    if not _shows_the_error(baseline.steps, steps):
-        coarse = Baseline(steps // 4, _euler(runner, items, seeds, steps // 4))
-    target = 2 * finest - half
-    other = half + (half - coarse.latents) * (coarse.steps / (steps // 2 - coarse.steps))
-    return Reference(target, relative_distances(other, target) / (steps / coarse.steps - 1))
+    fine, half = (_end(runner, items, seeds, count) for count in (steps, steps // 2))
+    return Reference(fine, relative_distances(half, fine) / np.sqrt(3))
 
 
-def _shows_the_error(baseline_steps: int, steps: int) -> bool:
-    return steps // 8 <= baseline_steps <= steps // 4
-
-
-def _euler(runner: PathRunner, items: Sequence[Item], seeds: Sequence[int], steps: int) -> npt.NDArray[np.float32]:
-    return np.asarray(runner.euler(items, seeds, steps).float().cpu().numpy())
+def _end(runner: PathRunner, items: Sequence[Item], seeds: Sequence[int], steps: int) -> npt.NDArray[np.float32]:
+    levels = runner.levels(items, MAX_STEPS)
+    place = np.linspace(0, 1, steps + 1)
+    passed = np.where(place < 0.5, 2 * place**2, 1 - 2 * (1 - place) ** 2)
+    chosen = np.interp(passed, np.linspace(0, 1, len(levels)), levels)
+    end = runner.dense(items, seeds, [float(level) for level in chosen], keep=False).states[-1]
+    return np.asarray(end.float().cpu().numpy())
 
 
 class ReferenceStore:
@@ -92,8 +77,8 @@ class ReferenceStore:
     def add(self, runner: PathRunner, items: Sequence[Item], seed: int, steps: int) -> None:
         """Compute and keep those of `items`, of one size, with the noise of `seed`; `steps` are baseline's."""
         seeds = [seed] * len(items)
-        plain = _euler(runner, items, seeds, steps)
-        reference = converged_reference(runner, items, seeds, Baseline(steps, plain))
+        plain = np.asarray(runner.euler(items, seeds, steps).float().cpu().numpy())
+        reference = converged_reference(runner, items, seeds)
         exact = relative_distances(plain, reference.target)
         self._folder.mkdir(parents=True, exist_ok=True)
         for index, item in enumerate(items):

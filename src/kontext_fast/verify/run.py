@@ -282,7 +282,7 @@ class _Run:
         left = [item for item in self._items if item.id in compared and (item.id, seed) not in self._references]
         if not left:
             return
-        each = reference_evaluations(request.steps) + request.steps
+        each = reference_evaluations() + request.steps
         total = each * len(left)
         tracker = _ProgressTracker(total, total, self._on_progress)
         baseline = next(spec for spec in self._specs() if spec.arm.role == "baseline")
