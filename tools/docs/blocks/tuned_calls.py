@@ -21,7 +21,7 @@ def render(context: DocContext) -> Markdown:
     presets = sorted({preset for of_call in cells.values() for preset in of_call}, reverse=True)
     header = ["the call"]
     for preset in presets:
-        header += [code_span(preset), "than 28 steps"]
+        header += [code_span(preset), "than its own steps"]
     rows = (
         (call, *(cell for preset in presets for cell in of_call.get(preset, ("", ""))))
         for call, of_call in cells.items()
