@@ -23,10 +23,12 @@ from kontext_fast.cost.capacity import (
     latency_percentile,
     plan_capacity,
 )
-from kontext_fast.cost.prices import load_prices
+from kontext_fast.cost.prices import PriceTable, load_prices
 from kontext_fast.errors import InvalidInput
+from kontext_fast.records.schema import EMULATED
 from kontext_fast.records.store import ResultStore
-from tests.cost.gpu_records import gpu_result
+from tests.cost.gpu_records import gpu_result, gpu_run, price
+from tests.records.builder import record, result, timed
 
 RANDOM = np.random.default_rng(0)
 CALLS = {
@@ -82,14 +84,95 @@ def test_one_card_waits_as_often_as_it_is_busy() -> None:
     assert erlang_c(2, 1.0) == pytest.approx(1 / 3)
 
 
+def test_latencies_are_those_of_the_closed_form() -> None:
+    """Where all that is late has waited: 1 - share = P(waits) * mean(exp((call - latency) / wait)), solved by hand."""
+    # Constant calls of 0.1 s at half load: of those that wait, half a call in the mean, over the spare half.
+    constant = capacity_of(1, [0.1], 5.0)
+    assert (constant.cards, constant.load) == (1, 0.5)
+    assert constant.latency_p50_s == pytest.approx(0.1, abs=1e-6)
+    assert constant.latency_p95_s == pytest.approx(0.1 + 0.1 * math.log(0.5 / 0.05), rel=1e-5)
+    # Calls of 0.05 and 0.15 s: their variance is a quarter of the square of their mean.
+    wait_s = (1 + 0.25) / 2 / 5
+    expected = wait_s * math.log(0.5 / 0.05 * (math.exp(0.05 / wait_s) + math.exp(0.15 / wait_s)) / 2)
+    assert latency_percentile(0.95, 1, [0.05, 0.15], 5.0) == pytest.approx(expected, rel=1e-5)
+    # Two cards of which a third waits.
+    two = latency_percentile(0.95, 2, [1.0], 1.0)
+    assert two == pytest.approx(1 + 0.5 * math.log(1 / 3 / 0.05), rel=1e-5)
+    assert erlang_c(3, 2.0) == pytest.approx(4 / 9)
+
+
+def test_idle_cards_answer_as_fast_as_calls_run() -> None:
+    idle = capacity_of(50, [2.0], 0.1)
+    assert (idle.latency_p50_s, idle.latency_p95_s) == pytest.approx((2.0, 2.0), rel=1e-2)
+    assert latency_percentile(0.5, 1, [1.0], 1e-9) == pytest.approx(1.0, rel=1e-2)
+
+
 def test_calls_longer_than_the_deadline_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="no number of cards"):
-        cards_for([2.0, 2.0], 1.0, 1.5)
+    with pytest.raises(InvalidInput) as caught:
+        cards_for([1.234567, 1.234567], 1.0, 1.1)
+    assert str(caught.value) == "5 % of its calls alone take over 1.23 s, so no number of cards meets 1.1 s."
 
 
 def test_more_requests_than_cards_can_run_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="never ends"):
-        capacity_of(2, [1.0], 2.5)
+    for rate in (2.0, 2.5):
+        with pytest.raises(InvalidInput) as caught:
+            capacity_of(2, [1.0], rate)
+        assert str(caught.value) == f"2 cards cannot run {rate:.3g} requests a second: the queue never ends."
+
+
+def test_group_is_of_the_asked_card_and_of_single_calls() -> None:
+    first, second = (analyze_benchmark(gpu_result(device=name))[0] for name in ("NVIDIA H200", "NVIDIA L40S"))
+    assert group_for_capacity([first, second], "L40S") is second
+    assert group_for_capacity([first, second], None) in (first, second)
+    with pytest.raises(InvalidInput) as caught:
+        group_for_capacity([second, first], "H100 PCIe")
+    assert str(caught.value) == "Nothing was measured on H100 PCIe there, but on H200, L40S; name one of them."
+    (cpu,) = analyze_benchmark(result([timed("baseline", 0, [1.0, 1.0])]))
+    with pytest.raises(InvalidInput, match=f"but on {cpu.machine}; name"):
+        group_for_capacity([cpu], "H200")
+    nothing = "No single calls were measured there: name a folder that kontext bench wrote."
+    with pytest.raises(InvalidInput) as caught:
+        group_for_capacity([], None)
+    assert str(caught.value) == nothing
+
+
+def test_preset_that_cannot_be_planned_says_why() -> None:
+    records = result([gpu_run("baseline", 0), gpu_run("classic", 0, labels=(EMULATED,))])
+    failed = record("compile", 0, status="refused", reason="There is no compiler: install g++.", checkpoint=None)
+    failed = failed.model_copy(update={"environment": {}})
+    (group,) = analyze_benchmark(records.model_copy(update={"records": (*records.records, failed)}))
+    plans = {plan.preset: plan for plan in plan_capacity(group, Demand(images_per_day=100), 5.0, load_prices())}
+    assert plans["classic"].note == "emulated kernel: not a speed"
+    assert plans["baseline"].note == "5 % of its calls alone take over 10 s, so no number of cards meets 5 s."
+    assert "install g++" in (plans["compile"].note or "")
+    for plan in plans.values():
+        assert (plan.capacity, plan.usd_per_month) == (None, {})
+    for deadline in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(InvalidInput, match=f"A deadline of {deadline} s cannot be met: give a time above 0"):
+            plan_capacity(group, Demand(images_per_day=100), deadline, load_prices())
+
+
+def test_reserved_machines_are_paid_whole() -> None:
+    """By every model that has a price; machines of eight cards are not divided."""
+    (group,) = analyze_benchmark(gpu_result())
+    prices = PriceTable((price(1.0), price(8.0, id="eight", kind="reserved", count=8)))
+    plans = {plan.preset: plan for plan in plan_capacity(group, Demand(images_per_day=24 * 9000), 60, prices)}
+    classic = plans["classic"]
+    assert classic.capacity is not None
+    assert classic.note is None
+    cards = classic.capacity.cards
+    assert cards % 8
+    month = 365 / 12
+    assert classic.usd_per_month == pytest.approx(
+        {
+            "by-use": month * 24 * 9000 * 4.08 / 3600,
+            "always-on": month * 24 * cards,
+            "reserved": month * 24 * 8 * math.ceil(cards / 8),
+        }
+    )
+    assert (
+        "reserved" not in plan_capacity(group, Demand(images_per_day=9), 60, PriceTable((price(1.0),)))[0].usd_per_month
+    )
 
 
 def test_fleet_pays_all_day_and_use_pays_what_is_worked() -> None:

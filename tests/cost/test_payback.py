@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from datetime import date
 from typing import Any
 
 import pytest
@@ -107,6 +108,34 @@ def test_savings_of_whole_machines_come_in_steps() -> None:
     saved = savings(10.9, 10.8, price=2.28, images_per_day=10_000, billing="always-on")
     assert saved.per_month.value == 0
     assert saved.before.gpus == saved.after.gpus == 2
+
+
+def test_savings_say_what_they_stand_on() -> None:
+    """As text and as a table, with the price of today, the peak and what is sold together."""
+    saved = savings(36.0, 18.0, price=2.0, images_per_day=4800, images_per_call=2, billing="reserved", peak_share=0.5)
+    # 2400 images in the peak hour: at 36 s per pair 12 GPUs worked all the time, at a load of 0.7 17.1.
+    assert (saved.before.gpus, saved.after.gpus) == (18, 9)
+    assert saved.per_month.value == pytest.approx(9 * 24 * 2.0 * 365 / 12)
+    assert saved.per_month.interval is None
+    basis = f"reserved, user {date.today()}, $2.00 per GPU-hour"
+    assert str(saved.after.basis) == basis
+    assert repr(saved) == (f"$13,140 a month saved (50 %): $13,140 instead of $26,280, 9 instead of 18 GPUs; {basis}")
+    assert saved._repr_html_() == (
+        f"<table><caption>$13,140 a month saved (50 %); {basis}</caption>"
+        "<tr><th></th><th>per image</th><th>per month</th><th>GPUs</th></tr>"
+        "<tr><th>before</th><td>$0.18</td><td>$26,280</td><td>18</td></tr>"
+        "<tr><th>after</th><td>$0.0900</td><td>$13,140</td><td>9</td></tr></table>"
+    )
+    assert saved.before.basis.price.kind == "reserved"
+
+
+def test_savings_are_in_the_package_without_an_import_before() -> None:
+    import kontext_fast.cost as package
+
+    assert package.__getattr__("savings") is savings
+    assert "savings" in dir(package)
+    with pytest.raises(AttributeError, match=r"module 'kontext_fast\.cost' has no attribute 'saving'"):
+        package.__getattr__("saving")
 
 
 @pytest.mark.parametrize(

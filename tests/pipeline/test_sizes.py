@@ -112,13 +112,65 @@ def test_impossible_size_is_refused_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def refusal(image: tuple[int, int] | None, requested: tuple[int, int] | None = None, native: int = 1024) -> str:
+    with pytest.raises(InvalidInput) as caught:
+        plan(image, requested, native)
+    return str(caught.value)
+
+
+def test_refused_sizes_name_the_nearest_that_run() -> None:
+    assert refusal(None, (1000, 1030)) == ("Size 1000x1030 is not a multiple of 16; ask for 992x1024 or 1008x1040.")
+    assert refusal(None, (16, 7)) == "Size 16x7 is not a multiple of 16; ask for 16x16."
+    assert refusal(None, (128, 0)) == "Size 128x0 is not positive; ask for at least 16x16."
+    assert refusal(None, (528, 512), 128) == (
+        "Size 528x512 is more than 4 times the 128x128 that this checkpoint is made for; ask for at most 512x512."
+    )
+    assert refusal((15, 16)) == (
+        "The input image has 15x16 pixels, which is too small to edit; give one of at least 16x16."
+    )
+    for tall in ((161, 40), (40, 161)):
+        assert refusal(tall) == (
+            f"The input image has {tall[0]}x{tall[1]} pixels, which is too elongated to edit; crop it to 4:1 or less."
+        )
+    # The limits themselves run.
+    assert plan((16, 64), (512, 512), 128).size == (512, 512)
+    assert plan((160, 40), native=128).size == plan((64, 16), native=128).size == (256, 64)
+
+
+@pytest.mark.parametrize(
+    ("image", "requested", "native", "words"),
+    [
+        (None, None, 1024, "The output is 1024x1024 pixels, the native size of this checkpoint."),
+        (None, (512, 256), 1024, "The output is 512x256 pixels, as requested."),
+        ((1024, 1024), (1008, 1024), 1024, "1008x1024 pixels, as requested; the input is read at its own size."),
+        ((1024, 1024), (1024, 992), 1024, "as requested; the input of 1024x1024 is read at 1008x1008."),
+        ((300, 900), (512, 512), 1024, "as requested; the input of 300x900 is read at 288x864."),
+        ((2000, 1000), None, 512, "checkpoint in the aspect of the input; the input of 2000x1000 is read at 736x368."),
+        (
+            (3000, 1000),
+            None,
+            1024,
+            "The output is 1776x592 pixels, the native size of this checkpoint in the aspect of",
+        ),
+        ((1090, 1010), None, 1024, "; the input of 1090x1010 is read at 1024x1024, stretched by 8 %."),
+    ],
+)
+def test_explanation_says_which_sizes_run(
+    image: tuple[int, int] | None, requested: tuple[int, int] | None, native: int, words: str
+) -> None:
+    assert words in plan(image, requested, native).explanation
+
+
 def test_visible_stretch_is_reported() -> None:
     assert "stretched" in plan((1090, 1010)).explanation
     assert "stretched" not in plan((1200, 800)).explanation
 
 
 def test_sizes_are_read_as_width_by_height() -> None:
-    assert parse_size("1024x768") == (1024, 768)
+    assert parse_size("1024x768") == parse_size("1024X768") == (1024, 768)
+    with pytest.raises(InvalidInput) as caught:
+        parse_size("big")
+    assert str(caught.value) == "Size 'big' is not WIDTHxHEIGHT; write for example 1024x768."
     for wrong in ("1024", "x", "1024x", "axb", "1024x768x3", ""):
         with pytest.raises(InvalidInput, match="WIDTHxHEIGHT"):
             parse_size(wrong)
