@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
@@ -35,7 +36,8 @@ def two() -> Iterator[Ranks]:
 
 
 def _request(**options: Any) -> EditRequest:
-    return EditRequest(INSTRUCTION, picture(), **{"steps": 3, "seed": 1, "size": (64, 64), **options})
+    defaults = {"instruction": INSTRUCTION, "image": picture(), "steps": 3, "seed": 1, "size": (64, 64)}
+    return EditRequest(**{**defaults, **options})
 
 
 def _distances(rank: int, preset: str, requests: list[EditRequest], by_passes: bool) -> tuple[list[float], list[str]]:
@@ -75,6 +77,33 @@ def test_passes_of_true_cfg_have_the_bits_of_one_process(two: Ranks, preset: str
         assert ("skipped" in kinds) == (preset == "turbo")
 
 
+def _encoders_run(rank: int, photos: list[int]) -> list[tuple[list[str], bool]]:
+    """Of one edit of each of `photos`, which encoders ran here, and whether the images are those of one process."""
+    pipe = _small()
+    requests = [_request(image=picture(photo), batch=2, negative="blue", true_cfg=2.0) for photo in photos]
+    with accelerate(pipe, "faithful", quiet=True):
+        alone = [edit(pipe, request).images for request in requests]
+    ran: list[str] = []
+    outcomes = []
+    with accelerate(pipe, "faithful", quiet=True, gpus=2), ExitStack() as hooks:
+        for name, module in (("text", pipe.text_encoder_2), ("image", pipe.vae.encoder)):
+            hook = module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+            hooks.callback(hook.remove)
+        for request, expected in zip(requests, alone, strict=True):
+            images = edit(pipe, request).images
+            outcomes.append((sorted(set(ran)), all(map(np.array_equal, images, expected))))
+            ran.clear()
+    return outcomes
+
+
+def test_text_and_image_are_encoded_in_different_processes(two: Ranks) -> None:
+    """From the second edit of a size on; all images are those of one process."""
+    photos = [0, 1, 2]
+    first, second = two.run(_encoders_run, photos)
+    assert first == [(["image", "text"], True), (["text"], True), (["text"], True)]
+    assert second == [(["image", "text"], True), (["image"], True), (["image"], True)]
+
+
 def _of_own_seed(rank: int) -> tuple[EditResult, EditResult]:
     pipe = _small()
     with accelerate(pipe, "faithful", quiet=True, gpus=2):
@@ -93,6 +122,7 @@ def _with_own(rank: int, options: list[dict[str, Any]]) -> list[Any]:
     """The error of an edit for which each process has its own options, and the image of one that is alike after it."""
     pipe, outcomes = _small(), []
     with accelerate(pipe, "faithful", quiet=True, gpus=2):
+        edit(pipe, _request())  # later ones encode for each other
         for request in (_request(**options[rank]), _request()):
             try:
                 outcomes.append(edit(pipe, request).image)
@@ -104,8 +134,9 @@ def _with_own(rank: int, options: list[dict[str, Any]]) -> list[Any]:
 @pytest.mark.parametrize(
     ("other", "said"),
     [({"seed": 2}, "different images, prompts or seeds"), ({"steps": 4}, "different edits"),
-     ({"size": (48, 64)}, "different edits")],
-    ids=["seed", "steps", "size"],
+     ({"size": (48, 64)}, "different edits"), ({"image": picture(7)}, "different images, prompts or seeds"),
+     ({"instruction": "make it blue"}, "different edits")],
+    ids=["seed", "steps", "size", "image", "instruction"],
 )  # fmt: skip
 def test_different_edits_are_refused_in_all_processes(two: Ranks, other: dict[str, Any], said: str) -> None:
     first, second = two.run(_with_own, [{}, other])

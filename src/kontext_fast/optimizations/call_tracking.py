@@ -204,11 +204,10 @@ class CallTracker:
         set_attribute(self, "_stand_in", stand_in, undo)
 
     def set_member(self, name: str, make: Callable[[type], Any], undo: ExitStack) -> None:
-        """Give the class of every tracked pipeline the member `name`, made from its original class."""
-        self._members[name] = make
-        for original, cls in self._pipeline_classes.items():
-            setattr(cls, name, make(original))
-        undo.callback(self._delete_member, name)
+        """Give the class of every tracked pipeline the member `name`, made from its original class; the last one that
+        was given counts."""
+        undo.callback(self._put_member, name, self._members.get(name))
+        self._put_member(name, make)
 
     def replace_method(self, pipe: Any, name: str, replacement: Replacement, undo: ExitStack) -> None:
         """Replace the method `name` of every tracked pipeline. Raises InvalidInput if `pipe` has one of its own."""
@@ -348,10 +347,16 @@ class CallTracker:
             self._pipeline_classes[original] = cls
         return self._pipeline_classes[original]
 
-    def _delete_member(self, name: str) -> None:
-        del self._members[name]
-        for cls in self._pipeline_classes.values():
-            delattr(cls, name)
+    def _put_member(self, name: str, make: Callable[[type], Any] | None) -> None:
+        if make is None:
+            del self._members[name]
+        else:
+            self._members[name] = make
+        for original, cls in self._pipeline_classes.items():
+            if make is None:
+                delattr(cls, name)
+            else:
+                setattr(cls, name, make(original))
 
 
 def track_calls(pipe: Any, undo: ExitStack) -> CallTracker:

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from kontext_fast.engine.sequence_parallel import SequenceParallel
     from kontext_fast.engine.step_reuse import Schedule
     from kontext_fast.engine.transformer import Branch, EngineTransformer
+    from kontext_fast.optimizations.shared_encoding import SharedEncoding
     from kontext_fast.pipeline.device import Machine
 
 
@@ -216,7 +217,7 @@ class Engine(Optimization):
         forward.full_precision_steps = self.full_precision_steps
         if device == "cuda":
             forward.before_first_step = _upload_without_waiting(calls, undo)
-        _install(transformer, forward, calls, undo)
+        _install(pipe, forward, calls, undo)
         return {
             "kernel": ops.kernel,
             "attention_kernel": ops.attention_kernel.name,
@@ -330,6 +331,8 @@ class EngineForward:
         """The processes that run every call together; None: this one alone."""
         self.full_precision_steps: Callable[[int], frozenset[int]] = lambda _: frozenset()
         """Which steps, of a number of them, are computed in full precision."""
+        self.encoding: SharedEncoding | None = None
+        """What these processes encoded for each other has to be exchanged before a step."""
         self.of_passes: EngineTransformer | None = None
         """Runs a pass alone, where each of these processes runs one of those of true CFG."""
         self._schedule: ScheduleOf | None = None
@@ -372,6 +375,8 @@ class EngineForward:
         inputs = (pooled_projections, guidance, img_ids, txt_ids)
         index, step = call.begin_pass(*inputs), call.step
         if self.ranks is not None:
+            if self.encoding is not None:
+                self.encoding.exchange(call)
             sizes = *hidden_states.shape, *encoder_hidden_states.shape, call.total_steps
             self.ranks.agree(f"pass {index} of step {step} of {sizes}")
         first, passes = index not in branches, self._passes(call)
@@ -474,8 +479,9 @@ def require_engine(transformer: Any, name: str) -> EngineForward:
     return engine
 
 
-def _install(transformer: Any, forward: EngineForward, calls: CallTracker, undo: ExitStack) -> None:
-    """Make `forward` that of `transformer` while one of `calls` runs, until `undo` is closed."""
+def _install(pipe: Any, forward: EngineForward, calls: CallTracker, undo: ExitStack) -> None:
+    """Make `forward` that of the transformer of `pipe` while one of `calls` runs, until `undo` is closed."""
+    transformer = pipe.transformer
     bound = MethodType(forward, transformer)
 
     def restore() -> None:
@@ -518,7 +524,7 @@ def _install(transformer: Any, forward: EngineForward, calls: CallTracker, undo:
     if hasattr(transformer, "_reset_stateful_cache"):
         replace_method(transformer, "_reset_stateful_cache", reset, undo)
     if forward.ranks is not None:
-        _keep_together(forward.ranks, calls, undo)
+        _keep_together(forward, forward.ranks, pipe, calls, undo)
     calls.on_begin(check, undo)
     calls.on_completed(on_time, undo)
     for name in _OFFLOADING:
@@ -550,9 +556,13 @@ def _upload_without_waiting(calls: CallTracker, undo: ExitStack) -> Callable[[Pi
     return end
 
 
-def _keep_together(ranks: Ranks, calls: CallTracker, undo: ExitStack) -> None:
+def _keep_together(forward: EngineForward, ranks: Ranks, pipe: Any, calls: CallTracker, undo: ExitStack) -> None:
     """Have every call end in all processes as it ends in one of them, until `undo` is closed."""
+    from kontext_fast.optimizations.shared_encoding import SharedEncoding
+
     entered = object()
+    forward.encoding = encoding = SharedEncoding(ranks, calls)
+    encoding.install(pipe, undo)
 
     def begin(call: PipelineCall) -> None:
         if calls.running_calls > 1:
@@ -569,6 +579,7 @@ def _keep_together(ranks: Ranks, calls: CallTracker, undo: ExitStack) -> None:
         for running in call.memory.get(_MEMORY, {}).values():
             if running.sampled is not None:
                 require_alike(running.sampled)
+        encoding.require_alike(call)
 
     def end(call: PipelineCall) -> None:
         if entered in call.memory:
