@@ -1,13 +1,14 @@
 """Time one edit on all GPUs of this program against one of them, and compare the latents.
 
 Usage: torchrun --nproc-per-node 2 -m benchmarks.gpu.several_gpus_check [--checkpoint random] [--size 1024] [--steps 6]
-       [--presets balanced,faithful] [--modes collectives,peer_memory+graphs] [--peers] [--out FILE.json]
+       [--presets balanced,faithful] [--modes collectives,peer_memory+graphs] [--true-cfg] [--peers] [--out FILE.json]
 
 All is measured in the same processes on the same weights: alone, every process runs the whole edit by itself at the
 same time. A step is the median between the ends of neighbouring steps on the GPU. The kernels of two steps are summed
 by kind on every GPU; what a collective lasts on the GPU that came last is its transfer, and the rest of a step waiting.
 With `graphs` a CUDA graph launches each step; its latents are compared with those of the same exchange without, too.
-A preset may have more optimizations, as in balanced+text_graphs+device_pixels. `--peers` measures diffusers' own
+A preset may have more optimizations, as in balanced+text_graphs+device_pixels. `--true-cfg` times edits of two passes
+a step, which two GPUs run one each. `--peers` measures diffusers' own
 pipeline on one GPU and with its ContextParallelConfig. The file is written after every mode, and a mode that takes
 longer than --patience seconds ends the program.
 Exit code 0: done; 1: latents differ by more than rounding, or graphs change bits; 3: no GPU; 4: a mode did not end.
@@ -21,6 +22,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from threading import Timer
@@ -70,6 +72,7 @@ def main() -> int:
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--calls", type=int, default=5)
+    parser.add_argument("--true-cfg", action="store_true")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--patience", type=float, default=60, help="seconds that a mode may take")
     arguments = parser.parse_args()
@@ -122,6 +125,7 @@ class Measuring:
         self._pipe, self._request, self._ranks, self._report = pipe, request, ranks, report
         self._calls, self._modes, self._out = arguments.calls, arguments.modes.split(","), arguments.out
         self._patience: float = arguments.patience
+        self._true_cfg: bool = arguments.true_cfg
 
     def measure(self, preset: str) -> None:
         """Alone, and together in each mode."""
@@ -139,6 +143,9 @@ class Measuring:
                 alone = final_latents(pipe, [self._request])
                 of_preset["alone"] = self._times()
             self._say(preset, "alone", of_preset["alone"])
+            if self._true_cfg:
+                with self._part(of_preset, f"{preset} true CFG"):
+                    self._measure_true_cfg(of_preset, forward)
             latents: dict[str, Any] = {}
             forward.ranks = ranks
             for mode in self._modes:
@@ -163,6 +170,19 @@ class Measuring:
                         recorded.clear()
                     of_preset["together"][mode] = result
                     self._say(preset, mode, result)
+
+    def _measure_true_cfg(self, of_preset: dict[str, Any], forward: Any) -> None:
+        """Two passes a step, alone and by as many processes."""
+        request = replace(self._request, negative="blurry", true_cfg=2.0)
+        latents, of_preset["true_cfg"] = [], {}
+        for name, ranks in (("alone", None), ("together", self._ranks)):
+            forward.ranks = ranks
+            latents.append(final_latents(self._pipe, [request]))
+            edit(self._pipe, request)  # from the second edit of a size on, encoders are shared, too
+            seconds = [edit(self._pipe, request).seconds for _ in range(self._calls)]
+            of_preset["true_cfg"][name] = {"edit_s": seconds, "edit_median_s": statistics.median(seconds)}
+        of_preset["true_cfg"]["bit_equal"] = bool(torch.equal(*latents))
+        self._say("true CFG", of_preset["true_cfg"])
 
     def measure_peers(self) -> None:
         """diffusers' own pipeline, one GPU and then both, which cannot be undone."""

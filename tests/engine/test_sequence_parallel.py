@@ -145,7 +145,7 @@ def test_more_processes_than_heads_are_refused(together: Ranks) -> None:
 
 
 def test_shares_hold_every_token_and_head_once() -> None:
-    layout = Layout(8705, 1, 24, 128, torch.bfloat16, torch.bfloat16, 1, 7)
+    layout = Layout(8705, 2000, 1, 24, 128, torch.bfloat16, torch.bfloat16, 1, 7)
     assert [token for share in layout.tokens_of for token in share] == list(range(8705))
     assert [head for share in layout.heads_of for head in share] == list(range(24))
     assert max(map(len, layout.tokens_of)) - min(map(len, layout.tokens_of)) == 1

@@ -33,12 +33,19 @@ Transport = Literal["collectives", "peer_memory"]
 """How heads change places: by collectives of torch.distributed, or written by each process to the others' memory."""
 
 
+TWO_STREAMS_COST = 0.0
+"""Of a share with tokens of both streams, as a part of all tokens: in double blocks it runs two products for each of
+another share, of few rows each."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """The sizes of one request, and which rank has what of it."""
 
     tokens: int
     """S."""
+    text: int
+    """T, of these: the first ones."""
     batch: int
     heads: int
     """H."""
@@ -53,8 +60,11 @@ class Layout:
 
     @cached_property
     def tokens_of(self) -> list[range]:
-        """By rank."""
-        return _shares(self.tokens, self.size)
+        """By rank. The first share is smaller where it alone has tokens of both streams."""
+        extra = int(self.tokens * TWO_STREAMS_COST) if 0 < self.text < self.tokens // self.size else 0
+        first = (self.tokens + extra) // self.size - extra
+        rest = _shares(self.tokens - first, self.size - 1)
+        return [range(first), *(range(first + share.start, first + share.stop) for share in rest)]
 
     @cached_property
     def heads_of(self) -> list[range]:
@@ -228,9 +238,10 @@ class ParallelOps:
 class Share:
     """What one rank does in the steps of a request."""
 
-    def __init__(self, layout: Layout, exchange: Callable[[], Exchange], text: int, outputs: int) -> None:
-        """Of a sequence of `text` tokens, then `outputs` tokens with an output, then others."""
-        self.sizes = (layout, text, outputs)
+    def __init__(self, layout: Layout, exchange: Callable[[], Exchange], outputs: int) -> None:
+        """Of a sequence of text, then `outputs` tokens with an output, then others."""
+        text = layout.text
+        self.sizes = (layout, outputs)
         """Of all shares: those of two requests may be alike in one rank, and differ in another."""
         self.own = layout.own
         self._exchange = exchange
@@ -281,6 +292,7 @@ class SequenceParallel:
         """
         layout = Layout(
             tokens=sum(tokens),
+            text=tokens[0],
             batch=batch,
             heads=weights.heads,
             head_dim=weights.head_dim,
@@ -295,4 +307,4 @@ class SequenceParallel:
         kind: type[Collectives | PeerMemory] = PeerMemory if self.transport == "peer_memory" else Collectives
         exchange = partial(kind, layout, weights.device)
         exchange()  # memory that GPUs share is set up now, since a graph could not, and may be refused
-        return Share(layout, exchange, *tokens[:2])
+        return Share(layout, exchange, tokens[1])
