@@ -138,7 +138,8 @@ class Measuring:
             weights = forward.engine.weights
             ops = make_ops(weights.device.type, weights.precision, forward.engine.ops.attention_kernel.name)
             of_preset["attention"] = acceleration.facts["engine"]["attention_kernel"]
-            forward.engine, forward.ranks = EngineTransformer(weights, ops), None
+            forward.engine = EngineTransformer(weights, ops)
+            _share_with(forward, None)
             with self._part(of_preset, f"{preset} alone"):
                 alone = final_latents(pipe, [self._request])
                 of_preset["alone"] = self._times()
@@ -147,7 +148,7 @@ class Measuring:
                 with self._part(of_preset, f"{preset} true CFG"):
                     self._measure_true_cfg(of_preset, forward)
             latents: dict[str, Any] = {}
-            forward.ranks = ranks
+            _share_with(forward, ranks)
             for mode in self._modes:
                 transport, _, graphs = mode.partition("+")
                 recorder = recorder_for(weights.device) if graphs else None
@@ -176,7 +177,7 @@ class Measuring:
         request = replace(self._request, negative="blurry", true_cfg=2.0)
         latents, of_preset["true_cfg"] = [], {}
         for name, ranks in (("alone", None), ("together", self._ranks)):
-            forward.ranks = ranks
+            _share_with(forward, ranks)
             latents.append(final_latents(self._pipe, [request]))
             edit(self._pipe, request)  # from the second edit of a size on, encoders are shared, too
             seconds = [edit(self._pipe, request).seconds for _ in range(self._calls)]
@@ -238,6 +239,11 @@ class Measuring:
 
     def _times(self) -> dict[str, Any]:
         return times(self._pipe, self._request, self._calls, self._ranks)
+
+
+def _share_with(forward: Any, ranks: Ranks | None) -> None:
+    """Have these processes run every call together, or each by itself."""
+    forward.ranks = forward.encoding.ranks = ranks
 
 
 def times(pipe: Any, request: EditRequest, calls: int, ranks: Ranks) -> dict[str, Any]:

@@ -35,7 +35,9 @@ class SharedEncoding:
     """The encoders of one acceleration, in all of its processes."""
 
     def __init__(self, ranks: Ranks, calls: CallTracker) -> None:
-        self._ranks, self._calls = ranks, calls
+        self.ranks: Ranks | None = ranks
+        """None: every process encodes all."""
+        self._calls = calls
         self._layouts: dict[Hashable, list[tuple[torch.Size, torch.dtype]]] = {}
         """Of the tensors that an encoder gives, by sizes of its inputs."""
 
@@ -55,7 +57,8 @@ class SharedEncoding:
         call, bound = self._calls.current, inspect.signature(original).bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
-        if call is None or call.arguments.get("image") is None or given["prompt_embeds"] is not None:
+        encoded_before = given["prompt_embeds"] is not None
+        if self.ranks is None or call is None or call.arguments.get("image") is None or encoded_before:
             return original(*args, **kwargs)
         call.memory.setdefault(_PENDING, [])
         prompt = given["prompt"]
@@ -77,16 +80,16 @@ class SharedEncoding:
         self, call: PipelineCall, rank: int, key: Hashable, encode: Encode, said: tuple[Any, ...]
     ) -> tuple[Tensor, ...]:
         """What `encode` gives, which in other processes than `rank` holds nothing before `exchange`."""
-        if not self._ranks.everywhere(key in self._layouts):
+        assert self.ranks is not None
+        if not self.ranks.everywhere(key in self._layouts):
             encoded = encode()
             self._layouts[key] = [(tensor.shape, tensor.dtype) for tensor in encoded]
             return encoded
-        if self._ranks.rank == rank:
+        if self.ranks.rank == rank:
             encoded = tuple(tensor.contiguous() for tensor in encode())
         else:
-            encoded = tuple(
-                torch.empty(shape, dtype=dtype, device=self._ranks.device) for shape, dtype in self._layouts[key]
-            )
+            device = self.ranks.device
+            encoded = tuple(torch.empty(shape, dtype=dtype, device=device) for shape, dtype in self._layouts[key])
         call.memory[_PENDING].append((rank, encoded, said))
         return encoded
 
@@ -95,13 +98,13 @@ class SharedEncoding:
 
         Raises InvalidInput where they have different prompts or sizes.
         """
-        if not (pending := call.memory.get(_PENDING)):
+        if self.ranks is None or not (pending := call.memory.get(_PENDING)):
             return
         sizes = [(rank, said, [tensor.shape for tensor in encoded]) for rank, encoded, said in pending]
-        self._ranks.agree(f"encodings of {sizes}")
-        with self._ranks.step():
+        self.ranks.agree(f"encodings of {sizes}")
+        with self.ranks.step():
             if image is not None:
-                call.memory[_SAMPLED] = self._ranks.sampled([image])
+                call.memory[_SAMPLED] = self.ranks.sampled([image])
             for rank, encoded, _ in pending:
                 for tensor in encoded:
                     # As bytes, since not every backend takes every dtype.
