@@ -14,7 +14,9 @@ import psutil
 import pytest
 
 from kontext_fast.bench import bundled_suites
+from kontext_fast.cli.bench import _on_gpus
 from kontext_fast.cli.main import run
+from kontext_fast.errors import InvalidInput
 from kontext_fast.records.store import ResultStore
 
 SUITE = """\
@@ -142,3 +144,12 @@ def test_ctrl_c_prints_one_sentence_and_exits_with_130(suite: Path, tmp_path: Pa
         (sentence,) = process.stderr.read().splitlines()
     assert "interrupted" in sentence
     assert [record.status for record in ResultStore(out).load().records] == ["interrupted"]
+
+
+def test_gpus_add_a_row_for_each_preset_with_the_engine() -> None:
+    presets = ("baseline", "balanced", "turbo(computed=5)")
+    assert _on_gpus(presets, 2) == (*presets, "balanced(gpus=2)", "turbo(computed=5,gpus=2)")
+    with pytest.raises(InvalidInput, match="--preset balanced"):
+        _on_gpus(("baseline",), 2)
+    with pytest.raises(InvalidInput, match="at least 2"):
+        _on_gpus(presets, 1)

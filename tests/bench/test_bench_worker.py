@@ -170,3 +170,24 @@ def test_images_are_kept_once_but_not_of_random_weights(checkpoint: str, kept: l
     workers = faulty(baseline="reports_keep_images")
     result = run_suite(suite_of("baseline", rounds=2), tmp_path, checkpoint=checkpoint, worker_command=workers)
     assert [record.environment["keep_images"] for record in result.records] == kept
+
+
+@pytest.mark.slow
+def test_preset_on_two_gpus_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes, here on the CPU, make every call together, and one of them reports."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    suite = QUICK.override(presets=("faithful(gpus=2)",), rounds=1, items=1, calls=2, steps=(2,), sizes=("64x64",))
+    (record,) = run_suite(suite, tmp_path, device="cpu").records
+    assert (record.status, record.preset) == ("ok", "faithful(gpus=2)"), record.stderr_tail
+    assert record.labels[0].startswith("2 GPUs together")
+    assert record.plan[0].parameters["gpus"] == 2
+    assert len([sample for sample in record.measurements[0].samples if not sample.warmup]) == 2
+
+
+def test_fewer_gpus_than_a_preset_needs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    worker._require_gpus(2, torch.device("cpu"))
+    with pytest.raises(Refused, match="needs 2 GPUs and torch sees 1"):
+        worker._require_gpus(2, torch.device("cuda"))

@@ -12,7 +12,7 @@ from kontext_fast.cost.analysis import NO_PRICE, GroupCost, PresetCost, Question
 from kontext_fast.cost.billing import Demand
 from kontext_fast.cost.prices import load_prices
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.schema import CONTROL, EMULATED, ResultFile
+from kontext_fast.records.schema import CONTROL, EMULATED, AppliedOptimization, ResultFile
 from tests.cost.gpu_records import ROUNDS, SECONDS, TODAY, gpu_result, gpu_run
 from tests.records.builder import record, result, timed
 
@@ -152,3 +152,31 @@ def test_control_is_not_priced() -> None:
     ]
     priced = analysed(result([*gpu_result().records, *again]))
     assert [preset.preset for preset in priced.presets] == ["baseline", "compile", "classic"]
+
+
+def test_calls_of_two_gpus_cost_twice() -> None:
+    """In every way of billing; a fleet holds whole pairs."""
+    plan = (AppliedOptimization(name="engine", effect="numeric", parameters={"gpus": 2}),)
+    one = gpu_result()
+    two = one.model_copy(
+        update={
+            "records": tuple(
+                run.model_copy(update={"plan": plan}) if run.preset == "classic" else run for run in one.records
+            )
+        }
+    )
+    for billing in ("by-use", "always-on"):
+        before, after = (presets(analysed(records, billing=billing)) for records in (one, two))
+        once, twice = before["classic"].cost, after["classic"].cost
+        assert once is not None
+        assert twice is not None
+        assert twice.per_image.value == pytest.approx(2 * once.per_image.value)
+        assert twice.gpus % 2 == 0
+        assert before["baseline"].cost == after["baseline"].cost
+    saved = presets(analysed(two))["classic"].savings_per_month
+    values = (process_values("baseline") - 2 * process_values("classic")) * 2.0 * 365 / 12
+    interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert saved is not None
+    assert saved.value == pytest.approx(values.mean())
+    assert saved.interval == pytest.approx((interval.low, interval.high))
+    assert any("2 GPUs" in label for label in presets(analysed(two))["classic"].labels)

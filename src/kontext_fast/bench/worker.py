@@ -10,6 +10,8 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -45,6 +47,8 @@ def main() -> NoReturn:
     faulthandler.register(signal.SIGUSR1)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
+        if "RANK" in os.environ:
+            _exit(_as_one_of_several(job))
         _report(job, int(sys.argv[1]))
     except BaseException:  # noqa: BLE001 - whatever it is, Python would print it and exit, but slowly
         traceback.print_exc()
@@ -63,6 +67,47 @@ def _report(job: Job, descriptor: int) -> None:
             run(job, send)
         except (KeyboardInterrupt, Cancelled):
             send(Ended(status="interrupted", reason="The run was interrupted."))
+
+
+def _as_one_of_several(job: Job) -> int:
+    """Do what the first process does, which alone reports; the exit code tells it whether all went well."""
+    ends: list[Message] = []
+    run(job, lambda message: None if isinstance(message, Progress) else ends.append(message))
+    if isinstance(last := ends[-1], Ended) and last.status == "ok":
+        return 0
+    sys.stderr.write(f"{getattr(last, 'reason', None)}\n")
+    return 1
+
+
+def _start_others(job: Job, gpus: int) -> None:
+    """Start the other processes of a plan for several GPUs, in the group of this one, which ends where one fails."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    of_all = {"WORLD_SIZE": str(gpus), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {**of_all, "RANK": "0"}
+    for rank in range(1, gpus):
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "kontext_fast.bench.worker", "0"],
+            stdin=subprocess.PIPE,
+            env={**os.environ, "RANK": str(rank)},
+        )
+        assert process.stdin is not None
+        own = {"keep_images": False, "device": job.device if job.device == "cpu" else f"cuda:{rank}"}
+        process.stdin.write(job.model_copy(update=own).model_dump_json().encode() + b"\n")
+        process.stdin.flush()  # and left open, until this process ends
+        threading.Thread(target=_exit_with, args=(process,), daemon=True).start()
+
+
+def _exit_with(other: subprocess.Popen[bytes]) -> None:
+    """End this process some seconds after `other` failed, unless it says itself what is wrong before."""
+    if other.wait():
+        time.sleep(_GRACE_S)
+        sys.stderr.write("Another process of this run failed; its reason is above.\n")
+        _exit(1)
+
+
+_GRACE_S = 3.0
 
 
 def _exit(code: int) -> NoReturn:
@@ -109,6 +154,8 @@ def _run(job: Job, send: Send) -> None:
         plan = _plan(job, device, send)
         if plan is None:
             return
+        if (gpus := _gpus_of(plan)) > 1 and "RANK" not in os.environ:
+            _start_others(job, gpus)
         send(Progress(phase="loading"))
         _import_libraries()
         start = time.perf_counter()
@@ -156,11 +203,25 @@ def _plan(job: Job, device: Any, send: Send) -> Plan | None:
     random_weights = kind_of(job.checkpoint).random_weights
     try:
         plan = resolve(find_preset(job.preset), Machine.detect(device), architecture_only=random_weights)
+        _require_gpus(_gpus_of(plan), device)
     except Refused as error:
         send(Ended(status="refused", reason=str(error)))
         return None
     send(Planned(plan=plan.applied, labels=plan.labels))
     return plan
+
+
+def _gpus_of(plan: Plan) -> int:
+    """How many GPUs, of a process each, run every request together."""
+    return max((getattr(optimization, "gpus", 1) for optimization in plan.optimizations), default=1)
+
+
+def _require_gpus(gpus: int, device: Any) -> None:
+    """Raise Refused where there are fewer."""
+    import torch
+
+    if device.type == "cuda" and torch.cuda.device_count() < gpus:
+        raise Refused(f"The preset needs {gpus} GPUs and torch sees {torch.cuda.device_count()} here.")
 
 
 @contextmanager

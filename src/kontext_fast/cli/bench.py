@@ -109,6 +109,10 @@ def command(
         Path | None, typer.Option(help="New or empty folder. [default: kontext-bench-TIME]", show_default=False)
     ] = None,
     device: options.Device = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Also run each preset with the engine on N GPUs together.", show_default=False),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Measure how long presets take, each against the others.
@@ -147,6 +151,8 @@ def command(
         peers=(BASELINE, *discover_peers()) if peers else None,
         control=named.control and control,
     )
+    if gpus is not None:
+        chosen = chosen.override(presets=_on_gpus(chosen.presets, gpus))
     if dataset is not None:
         own = read_dataset(dataset)
         for reason in own.rejected:
@@ -178,6 +184,7 @@ def command(
         "warmup": warmup,
         "peers": peers,
         "no-control": not control,
+        "gpus": gpus,
     }
     line = command_line("bench", choices)
     with progress_bar() as bar, locked_folder(folder, line):
@@ -201,6 +208,22 @@ def command(
             result = store.load()
     _print_result(result, folder, as_json=json)
     raise_for_failures(result.records, folder)
+
+
+def _on_gpus(presets: tuple[str, ...], gpus: int) -> tuple[str, ...]:
+    """`presets`, and those with the engine on so many GPUs. Raises InvalidInput where there are none."""
+    from kontext_fast.bench.peers import find_preset
+
+    if gpus < 2:
+        raise InvalidInput(f"--gpus is {gpus}; give at least 2, or leave it out.")
+    names = [
+        f"{name[:-1]},gpus={gpus})" if name.endswith(")") else f"{name}(gpus={gpus})"
+        for name in presets
+        if any("gpus" in type(part).model_fields for part in find_preset(name).optimizations)
+    ]
+    if not names:
+        raise InvalidInput("--gpus needs a preset with the engine; add --preset balanced.")
+    return (*presets, *names)
 
 
 def suite_display(bar: Bar) -> Callable[[SuiteProgress], None]:

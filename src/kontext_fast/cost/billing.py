@@ -193,6 +193,6 @@ def _gpus(seconds: float, work: Work, demand: Demand, tariff: Tariff) -> int:
         work.images_per_call,
         demand.peak_images_per_hour,
         rho_max=work.highest_load(tariff.rho_max),
-        # By use, nobody makes you take the other GPUs of the machine.
-        sold_by=1 if tariff.billing == "by-use" else tariff.price.count,
+        # By use, nobody makes you take the other GPUs of the machine. Those of one call are taken together.
+        sold_by=work.gpus if tariff.billing == "by-use" else math.lcm(work.gpus, tariff.price.count),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from kontext_fast.analysis.benchmark import AnalyzedGroup
@@ -24,6 +24,8 @@ class Work:
     seconds: Estimate
     """Wall time per call; the lower end of its interval is cut at 0."""
     images_per_call: int = 1
+    gpus: int = 1
+    """That make a call together. All times here are GPU time: so many seconds for each that passes."""
     load_s: float | None = 0.0
     """Loading the checkpoint; None, like the next, where it was not measured."""
     prepare_s: float | None = 0.0
@@ -68,8 +70,12 @@ class PresetWork:
     @property
     def labels(self) -> tuple[str, ...]:
         """What must be said beside its numbers."""
-        is_served = self.work is not None and self.work.busy_share < 1
-        return (*self.row.labels, AS_SERVED) if is_served else self.row.labels
+        labels = list(self.row.labels)
+        if self.work is not None and self.work.busy_share < 1:
+            labels.append(AS_SERVED)
+        if self.work is not None and self.work.gpus > 1:
+            labels.append(f"time of {self.work.gpus} GPUs: a second that passes counts {self.work.gpus} times")
+        return tuple(labels)
 
     @property
     def peak_bytes(self) -> int | None:
@@ -90,14 +96,15 @@ def is_load_known(group: AnalyzedGroup) -> bool:
 
 
 def paired_half_s(baseline: PresetWork, other: PresetWork) -> float | None:
-    """Half width of the 95 % interval of the seconds saved per call, paired by round; None where
+    """Half width of the 95 % interval of the GPU seconds saved per call, paired by round; None where
     the rounds that both have are too few for one."""
     slow, fast = baseline.row.by_round, other.row.by_round
     rounds = sorted(slow.keys() & fast.keys())
     if not rounds:
         return None
     cards = [baseline.row.card_of_round[r] for r in rounds]
-    interval = mean_estimate([slow[r] - fast[r] for r in rounds], cards).interval
+    before, after = (1 if each.work is None else each.work.gpus for each in (baseline, other))
+    interval = mean_estimate([before * slow[r] - after * fast[r] for r in rounds], cards).interval
     return None if interval is None else (interval[1] - interval[0]) / 2
 
 
@@ -107,11 +114,14 @@ def _preset_work(group: AnalyzedGroup, row: Row, load_s: float | None) -> Preset
     tests = [load_summary(run.record.load_test) for run in group.runs_of(row.preset) if run.record.load_test]
     if tests:
         return _served_work(group, row, tests)
+    gpus = _gpus(group, row.preset)
+    load_s, prepare_s = _load_s(group, row) if load_s is None else load_s, _prepare_s(row)
     work = Work(
-        seconds=row.time.mean,
+        seconds=_times(row.time.mean, gpus),
         images_per_call=group.workload.batch if group.workload else 1,
-        load_s=_load_s(group, row) if load_s is None else load_s,
-        prepare_s=_prepare_s(row),
+        gpus=gpus,
+        load_s=None if load_s is None else gpus * load_s,
+        prepare_s=None if prepare_s is None else gpus * prepare_s,
         run_ids=group.run_ids(row.preset),
     )
     return PresetWork(row, work, None)
@@ -131,6 +141,17 @@ def _served_work(group: AnalyzedGroup, row: Row, tests: Sequence[LoadSummary]) -
         busy_share=min(busy, math.nextafter(1.0, 0.0)),
     )
     return PresetWork(row, work, None)
+
+
+def _gpus(group: AnalyzedGroup, preset: str) -> int:
+    """How many GPUs make each call of a preset together, by the plan of its runs."""
+    plans = [run.record.plan for run in group.runs_of(preset)]
+    return max((int(applied.parameters.get("gpus", 1)) for plan in plans for applied in plan), default=1)
+
+
+def _times(estimate: Estimate, factor: int) -> Estimate:
+    interval = estimate.interval and (factor * estimate.interval[0], factor * estimate.interval[1])
+    return replace(estimate, value=factor * estimate.value, interval=interval)
 
 
 def _load_s(group: AnalyzedGroup, row: Row) -> float | None:

@@ -150,6 +150,10 @@ class Engine(Optimization):
             ran["attention"] = AUTO if ran["attention"] in numeric | {"default"} else ran["attention"]
         return ran == self.parameters()
 
+    def label(self, *, architecture_only: bool) -> str | None:
+        """How many GPUs make each image."""
+        return None if self.gpus == 1 else f"{self.gpus} GPUs together; memory and energy are those of the first one"
+
     def label_on(self, machine: Machine) -> str | None:
         """That the fused kernels do not run, where they do not."""
         kind = kernel_kind(machine.device, self.precision)
