@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 
@@ -69,7 +68,7 @@ class OpTape:
             return tensors[value.index] if isinstance(value, _Slot) else value
 
         for op in self._ops:
-            results = op.function(*tree_map(filled, op.args), **tree_map(filled, op.kwargs))
+            results = op.function(*_mapped(filled, op.args), **_mapped(filled, op.kwargs))
             for slot, tensor in zip(_flat(op.results), _flat(results), strict=True):
                 if isinstance(slot, _Slot):
                     tensors[slot.index] = tensor
@@ -103,10 +102,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if _depends_on_numbers(function, args):
             raise RuntimeError(f"{function} depends on the numbers of a tensor, so the call cannot be repeated")
-        slotted = tree_map(self._slotted, (args, kwargs))
+        slotted = _mapped(self._slotted, (args, kwargs))
         results = function(*args, **kwargs)
         # In place: the tensor keeps its slot.
-        slotted_results = tree_map(
+        slotted_results = _mapped(
             lambda value: (self._slots.get(value) or self._new(value)) if isinstance(value, Tensor) else value, results
         )
         slotted_args, slotted_kwargs = slotted
@@ -124,6 +123,16 @@ def _depends_on_numbers(function: Any, args: tuple[Any, ...]) -> bool:
     return torch.Tag.data_dependent_output in function.tags or torch.Tag.dynamic_output_shape in function.tags
 
 
+def _mapped(function: Callable[[Any], Any], values: Any) -> Any:
+    """`values` with `function` of everything in their lists, tuples and dictionaries, of which operations have no other
+    kind; torch's own `tree_map`, which knows many, takes most of the time of a tape."""
+    if isinstance(values, list | tuple):
+        return [_mapped(function, value) for value in values]
+    if isinstance(values, dict):
+        return {name: _mapped(function, value) for name, value in values.items()}
+    return function(values)
+
+
 def _flat(results: Any) -> Sequence[Any]:
     return results if isinstance(results, list | tuple) else (results,)
 
@@ -133,8 +142,8 @@ def _with_last_uses(ops: Sequence[_Op], outputs: Sequence[_Slot]) -> list[_Op]:
     timed = []
     for op in reversed(ops):
         here: set[int] = set()
-        tree_map(lambda value, here=here: here.add(value.index) if isinstance(value, _Slot) else None,
-                 (op.args, op.kwargs, op.results))  # fmt: skip
+        _mapped(lambda value, here=here: here.add(value.index) if isinstance(value, _Slot) else None,
+                (op.args, op.kwargs, op.results))  # fmt: skip
         timed.append(_Op(op.function, op.args, op.kwargs, op.results, tuple(here - used)))
         used |= here
     return timed[::-1]
