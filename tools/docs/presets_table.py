@@ -178,15 +178,15 @@ def _of_speed(group: AnalyzedGroup | None, rows: dict[str, Row]) -> Iterator[str
         "Speed: baseline's time over the preset's, 95 % interval over rounds, or over cards where three ran; edits of "
         "{}x{} by {}, {}."
     ).format(workload.width, workload.height, code_span(group.checkpoint.name), where)
-    yield from _of_missing(group, [name for name, row in rows.items() if name in PRESETS and row.factor is not None])
+    yield from measured_without(group, [name for name, row in rows.items() if row.factor is not None])
     labels = dict.fromkeys(label for name, row in rows.items() if name in PRESETS for label in row.labels)
     yield from (f"{label[0].upper()}{label[1:]}." for label in labels if label != EMULATED)
 
 
-def _of_missing(group: AnalyzedGroup, names: Sequence[str]) -> Iterator[str]:
-    """One sentence per set of techniques that presets have on CUDA today and were measured without."""
+def measured_without(group: AnalyzedGroup, names: Sequence[str]) -> Iterator[Markdown]:
+    """One sentence per set of techniques that the presets among `names` have on CUDA today and were timed without."""
     presets: dict[tuple[str, ...], list[str]] = {}
-    for name in names:
+    for name in (name for name in names if name in PRESETS):
         runs = (missing_then(PRESETS[name], run.record) or () for run in group.runs_of(name))
         if without := tuple(dict.fromkeys(technique for missing in runs for technique in missing)):
             presets.setdefault(without, []).append(name)

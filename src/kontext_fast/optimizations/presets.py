@@ -42,7 +42,7 @@ PEAK_GIB: Final[Mapping[str, int]] = {
     "low_memory": 22,
 }
 """GPU memory that each preset needs on FLUX.1-Kontext-dev: the peak of the whole process, from loading in bfloat16 to
-an edit at 1024x1024, rounded up. From results/h100/2026-11-25-card and results/h100/2026-11-26-card-precise; of
+an edit at 1024x1024, rounded up. From results/h100/2026-11-25-card, 2026-11-26-card-precise and 2026-11-26-presets; of
 low_memory from results/h100/2026-11-25-checks, where it ran in a process that was given no more."""
 
 FP8_WEIGHTS_GIB: Final = 12
@@ -61,8 +61,8 @@ H100_SECONDS: Final[Mapping[str, float]] = {
     "baseline": 10.9,
     "faithful": 7.87,
     "balanced": 5.57,
-    "fast": 2.28,
-    "turbo": 1.92,
+    "fast": 2.22,
+    "turbo": 1.82,
 }
 """Of an edit at 1024x1024 in 28 steps with random weights, as docs/results.md has it."""
 

@@ -9,6 +9,7 @@ from kontext_fast.records.names import short_machine
 from kontext_fast.report.model import GroupReport
 from kontext_fast.report.text.markup import Markdown, code_span, paragraphs, table
 from tools.docs.doc_context import DocContext
+from tools.docs.presets_table import measured_without
 
 HEADER = ("I want", "preset", "seconds", "factor", "GPU memory", "what changes in the images")
 
@@ -76,6 +77,7 @@ def _notes(group: GroupReport | None) -> Markdown | None:
     if group is None or group.group.machine is None:
         return None
     where = f"{group.title}, one image a call, on one {short_machine(group.group.machine)}"
+    without = measured_without(group.group, [want.preset for want in WANTS])
     return Markdown(
-        "{}; memory is that of the whole process. <sup>1</sup> The same edit under a cap of memory, timed once."
-    ).format(where)
+        "{}; memory is that of the whole process. <sup>1</sup> The same edit under a cap of memory, timed once.{}"
+    ).format(where, Markdown("".join(f" {sentence}" for sentence in without)))
