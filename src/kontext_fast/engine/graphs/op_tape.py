@@ -142,8 +142,12 @@ def _with_last_uses(ops: Sequence[_Op], outputs: Sequence[_Slot]) -> list[_Op]:
     timed = []
     for op in reversed(ops):
         here: set[int] = set()
-        _mapped(lambda value, here=here: here.add(value.index) if isinstance(value, _Slot) else None,
-                (op.args, op.kwargs, op.results))  # fmt: skip
+
+        def note(value: Any, here: set[int] = here) -> None:
+            if isinstance(value, _Slot):
+                here.add(value.index)
+
+        _mapped(note, (op.args, op.kwargs, op.results))
         timed.append(_Op(op.function, op.args, op.kwargs, op.results, tuple(here - used)))
         used |= here
     return timed[::-1]
