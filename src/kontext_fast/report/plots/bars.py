@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from kontext_fast.analysis import format as fmt
 from kontext_fast.report.plots import style
-from kontext_fast.report.plots.style import Canvas, Picture, Rows, Slot
+from kontext_fast.report.plots.rows import Rows, rows_in
+from kontext_fast.report.plots.style import Canvas, Picture, Slot
 from kontext_fast.stats.intervals import Estimate
 
 NO_CLAIM_ALPHA = 0.45
@@ -44,7 +45,7 @@ def speed_picture(headline: str, panels: Sequence[SpeedPanel]) -> Picture:
     """Times on the left, factors against baseline on the right; on a phone the factors stand behind the times."""
     presets = [bar.preset for panel in panels for bar in panel.bars]
     return style.panels_picture(
-        headline, panels, lambda panel, canvas: style.rows_in(len(panel.bars), canvas), _draw_speed, style.who(presets)
+        headline, panels, lambda panel, canvas: rows_in(len(panel.bars), canvas), _draw_speed, style.who(presets)
     )
 
 
@@ -53,8 +54,7 @@ def _draw_speed(slot: Slot, panel: SpeedPanel) -> None:
     names = [bar.name or bar.preset for bar in panel.bars]
     times = Rows(slot, names, "seconds per call", right=0.56)
     words = [_time_words(bar, with_factors) for bar in panel.bars]
-    style.room_for(
-        times.axes,
+    times.room_for(
         [
             (max(style.end_of(bar.time.value, bar.time.interval), *bar.processes), said)
             for bar, said in zip(panel.bars, words, strict=True)
@@ -141,7 +141,7 @@ def stacked_picture(headline: str, panels: Sequence[StackedPanel], colors: Mappi
 
     def draw(slot: Slot, panel: StackedPanel) -> None:
         rows = Rows(slot, [row.name for row in panel.rows], "seconds")
-        style.room_for(rows.axes, [(_end(row), _whole_words(row)) for row in panel.rows if row.whole])
+        rows.room_for([(_end(row), _whole_words(row)) for row in panel.rows if row.whole])
         for number, row in enumerate(panel.rows):
             rows.name(number, row.name)
             if row.whole is None:
@@ -152,7 +152,7 @@ def stacked_picture(headline: str, panels: Sequence[StackedPanel], colors: Mappi
             rows.hit(number, _stacked_tip(row), row.preset or row.name)
 
     def height_in(panel: StackedPanel, canvas: Canvas) -> float:
-        return style.rows_in(len(panel.rows), canvas)
+        return rows_in(len(panel.rows), canvas)
 
     return style.panels_picture(headline, panels, height_in, draw, list(colors.items()))
 

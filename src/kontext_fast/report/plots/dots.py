@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from kontext_fast.report.plots import style
-from kontext_fast.report.plots.style import Canvas, Picture, Rows, Slot
+from kontext_fast.report.plots.rows import Rows, rows_in
+from kontext_fast.report.plots.style import Canvas, Picture, Slot
 from kontext_fast.report.plots.svg import tip
 from kontext_fast.stats.intervals import wilson
 
@@ -63,7 +64,7 @@ def dot_picture(headline: str, panels: Sequence[DotPanel]) -> Picture:
     return style.panels_picture(
         headline,
         panels,
-        lambda panel, canvas: style.rows_in(len(panel.rows), canvas, DOT_ROW_IN),
+        lambda panel, canvas: rows_in(len(panel.rows), canvas, DOT_ROW_IN),
         _draw_dot_panel,
         names,
     )

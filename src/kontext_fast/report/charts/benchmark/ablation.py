@@ -14,7 +14,8 @@ from kontext_fast.records.schema import BASELINE
 from kontext_fast.report.charting import Chart, not_drawn
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
-from kontext_fast.report.plots.style import Picture, Rows, Slot
+from kontext_fast.report.plots.rows import Rows, rows_in
+from kontext_fast.report.plots.style import Picture, Slot
 from kontext_fast.report.text.phrases import provenance
 from kontext_fast.stats.claims import SpeedClaim, speed_claim
 from kontext_fast.stats.intervals import Estimate, ratio_interval
@@ -122,7 +123,7 @@ def _takeaway(panel: AblationPanel) -> str:
 
 def _picture(takeaway: str, panels: Sequence[AblationPanel]) -> Picture:
     return style.panels_picture(
-        takeaway, panels, lambda panel, canvas: style.rows_in(len(panel.points), canvas), _draw_panel,
+        takeaway, panels, lambda panel, canvas: rows_in(len(panel.points), canvas), _draw_panel,
         list(COLORS.items()),
     )  # fmt: skip
 

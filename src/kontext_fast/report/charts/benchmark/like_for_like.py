@@ -14,7 +14,8 @@ from kontext_fast.records.schema import BASELINE
 from kontext_fast.report.charting import Chart, not_drawn
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
-from kontext_fast.report.plots.style import Canvas, Picture, Rows, Slot
+from kontext_fast.report.plots.rows import PHONE_ROW_IN, Rows
+from kontext_fast.report.plots.style import Canvas, Picture, Slot
 from kontext_fast.report.text.phrases import provenance
 from kontext_fast.stats.intervals import Estimate
 
@@ -115,7 +116,7 @@ def picture(words: str, panel: LikePanel) -> Picture:
 
     def height_in(panel: LikePanel, canvas: Canvas) -> float:
         gaps = GAP * (len(panel.blocks) - 1) + (0.5 * len(panel.blocks) if canvas.narrow else 0)
-        return (len(panel.rows) + gaps) * (style.PHONE_ROW_IN if canvas.narrow else 0.4) + style.FOOT_IN + 0.1
+        return (len(panel.rows) + gaps) * (PHONE_ROW_IN if canvas.narrow else 0.4) + style.FOOT_IN + 0.1
 
     return style.panels_picture(words, [panel], height_in, _draw, style.who(row.preset for row in panel.rows))
 
@@ -124,7 +125,7 @@ def _draw(slot: Slot, panel: LikePanel) -> None:
     names = [shown_name(row) for row in panel.rows]
     rows = Rows(slot, names, "seconds per call", right=0.985)
     words = [_words(row) for row in panel.rows]
-    style.room_for(rows.axes, [(row.time.value, said) for row, said in zip(panel.rows, words, strict=True)])
+    rows.room_for([(row.time.value, said) for row, said in zip(panel.rows, words, strict=True)])
     if not slot.canvas.narrow:
         rows.axes.set_xlim(0, rows.axes.get_xlim()[1] * 1.22)
     place, said = 0.0, iter(words)

@@ -15,7 +15,8 @@ from kontext_fast.records.schema import BASELINE, Memory
 from kontext_fast.report.charting import Chart, not_drawn
 from kontext_fast.report.model import Report
 from kontext_fast.report.plots import style
-from kontext_fast.report.plots.style import Picture, Rows, Slot
+from kontext_fast.report.plots.rows import Rows, rows_in
+from kontext_fast.report.plots.style import Picture, Slot
 from kontext_fast.report.text.phrases import provenance
 
 SECTION = "memory"
@@ -103,13 +104,13 @@ def _picture(takeaway: str, panels: Sequence[MemoryPanel]) -> Picture:
     if any(row.memory.allocated_peak_bytes for panel in panels for row in panel.rows):
         names.append(("allocated by torch", ALLOCATED))
     return style.panels_picture(
-        takeaway, panels, lambda panel, canvas: style.rows_in(len(panel.rows), canvas) + CARDS_IN, _draw, names
+        takeaway, panels, lambda panel, canvas: rows_in(len(panel.rows), canvas) + CARDS_IN, _draw, names
     )
 
 
 def _draw(slot: Slot, panel: MemoryPanel) -> None:
     rows = Rows(slot, [row.preset for row in panel.rows], "GiB", head_in=0.1 + CARDS_IN)
-    style.room_for(rows.axes, [(_held(row) / GIB, fmt.peak_memory(row.memory)) for row in panel.rows])
+    rows.room_for([(_held(row) / GIB, fmt.peak_memory(row.memory)) for row in panel.rows])
     on_gpu = any(row.memory.device_process_peak_bytes for row in panel.rows)
     for size in CARDS_GB if on_gpu else ():
         if size < rows.axes.get_xlim()[1]:
