@@ -47,7 +47,7 @@ def photo(width: int, height: int, seed: int) -> Image.Image:
 
 
 def test_own_items_are_timed_with_their_seeds(pipe: Any) -> None:
-    dataset = read_pairs([(photo(64, 64, seed), f"make it {seed}") for seed in range(3)], "mine")
+    dataset = read_pairs([(photo(64, 64, seed), f"make it {seed}") for seed in range(3)])
     own = tasks(pipe, CELL, SUITE, dataset)
     assert [task.item.id for task in own] == [item.id for item in dataset.items[:2]]
     assert [task.request.seed for task in own] == [5, 6]
@@ -57,7 +57,7 @@ def test_own_items_are_timed_with_their_seeds(pipe: Any) -> None:
 
 def test_items_of_one_size_are_timed_together(pipe: Any) -> None:
     wide = [(photo(96, 64, seed), "make it red") for seed in range(2)]
-    dataset = read_pairs([(photo(64, 64, 7), "make it red"), *wide], "mine")
+    dataset = read_pairs([(photo(64, 64, 7), "make it red"), *wide])
     own = tasks(pipe, CELL, SUITE, dataset)
     assert {task.request.image.size for task in own} == {(96, 64)}
     three = SUITE.override(items=3)
@@ -69,7 +69,7 @@ def test_items_of_one_size_are_timed_together(pipe: Any) -> None:
 
 def test_text_to_image_keeps_its_captions(pipe: Any) -> None:
     cell = CELL.model_copy(update={"mode": "text-to-image"})
-    dataset = read_pairs([(picture(), "make it red")], "mine")
+    dataset = read_pairs([(picture(), "make it red")])
     assert all(task.request.image is None for task in tasks(pipe, cell, SUITE, dataset))
 
 

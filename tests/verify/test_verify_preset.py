@@ -116,7 +116,7 @@ def test_what_cannot_be_verified_is_refused() -> None:
 
 
 def test_pairs_are_items_by_content() -> None:
-    dataset = read_pairs([*PAIRS, PAIRS[0]], "mine")
+    dataset = read_pairs([*PAIRS, PAIRS[0]])
     assert [item.id for item in dataset.items] == sorted(item.id for item in dataset.items)
     assert len(dataset.items) == 2
     for pairs, words in (

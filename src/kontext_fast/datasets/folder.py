@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kontext_fast.datasets.base import Dataset
 from kontext_fast.errors import InvalidInput
@@ -31,19 +31,19 @@ _TEXTS = ("kind", "input_caption", "output_caption")
 _KEYS = frozenset({"image", "instruction", "target", "mask", *_TEXTS})
 
 
-Source = Path | bytes
-"""Where an image is read from: a file, or the content of one."""
+Source: TypeAlias = "Path | bytes | Image"
+"""What an image is read from: a file, the content of one, or an image in memory."""
 
 
 @dataclass(frozen=True)
-class DiskItem:
-    """An item whose images are read on access, from disk or from what a table holds."""
+class UserItem:
+    """An item whose images are read on access, from disk, from what a table holds, or from memory."""
 
     id: str
     instruction: str
-    image_file: Source
-    target_file: Source | None = None
-    mask_file: Source | None = None
+    image_source: Source
+    target_source: Source | None = None
+    mask_source: Source | None = None
     kind: str | None = None
     input_caption: str | None = None
     output_caption: str | None = None
@@ -51,15 +51,15 @@ class DiskItem:
 
     @property
     def image(self) -> Image:
-        return _read(self.image_file)
+        return _read(self.image_source)
 
     @property
     def target(self) -> Image | None:
-        return None if self.target_file is None else _read(self.target_file)
+        return None if self.target_source is None else _read(self.target_source)
 
     @property
     def mask(self) -> Image | None:
-        return None if self.mask_file is None else _read(self.mask_file).convert("L")
+        return None if self.mask_source is None else _read(self.mask_source).convert("L")
 
 
 Entry = tuple[str, Mapping[str, Any]]
@@ -89,29 +89,14 @@ def decoded(file: Path) -> str:
     return content.decode(next((name for mark, name in _ENCODINGS if content.startswith(mark)), "utf-8"))
 
 
-@dataclass(frozen=True)
-class PairItem:
-    """An item whose image is in memory."""
-
-    id: str
-    instruction: str
-    image: Image
-    kind: str | None = None
-    open: bool | None = None
-    target: Image | None = None
-    mask: Image | None = None
-    input_caption: str | None = None
-    output_caption: str | None = None
-
-
-def read_pairs(pairs: Iterable[tuple[Any, str]], name: str = "pairs") -> Dataset:
+def read_pairs(pairs: Iterable[tuple[Any, str]]) -> Dataset:
     """Items of pairs of image and instruction; an image is anything that `edit` takes. A repeated pair counts once.
 
     Raises InvalidInput, naming the pair, where one cannot be used, and where there is none.
     """
     from kontext_fast.pipeline.images import to_rgb
 
-    items: dict[str, PairItem] = {}
+    items: dict[str, UserItem] = {}
     for number, pair in enumerate(pairs, start=1):
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], str) or not pair[1].strip():
             raise InvalidInput(f'Pair {number} is not an image and an instruction, such as ("a.jpg", "make it red").')
@@ -119,10 +104,10 @@ def read_pairs(pairs: Iterable[tuple[Any, str]], name: str = "pairs") -> Dataset
             image = to_rgb(pair[0])
         except InvalidInput as error:
             raise InvalidInput(f"Pair {number}: {error}") from None
-        items.setdefault(key := content_id(image, pair[1]), PairItem(key, pair[1], image))
+        items.setdefault(key := content_id(image, pair[1]), UserItem(key, pair[1], image))
     if not items:
         raise InvalidInput("There are no items; give pairs of an image and an instruction.")
-    return Dataset(name, [items[key] for key in sorted(items)])
+    return Dataset("pairs", [items[key] for key in sorted(items)])
 
 
 def jsonl_entries(file: Path, read: Callable[[Any, Path], Mapping[str, Any]]) -> Iterator[Entry | str]:
@@ -144,7 +129,7 @@ def jsonl_entries(file: Path, read: Callable[[Any, Path], Mapping[str, Any]]) ->
 
 def collect(name: str, entries: Iterable[Entry | str], remedy: str) -> Dataset:
     """The usable items among `entries`, each once; `remedy` ends the error raised where there is none."""
-    items: dict[str, tuple[str, DiskItem]] = {}
+    items: dict[str, tuple[str, UserItem]] = {}
     rejected: list[str] = []
     for entry in entries:
         if isinstance(entry, str):
@@ -213,19 +198,19 @@ def _folder_entries(folder: Path, inside: str = "") -> Iterator[Entry | str]:
         yield f"{inside}{file.name}", entry
 
 
-def _item(content: Mapping[str, Any]) -> DiskItem:
+def _item(content: Mapping[str, Any]) -> UserItem:
     image = _read(content["image"])
     for part in ("target", "mask"):
         if part in content and (size := _read(content[part]).size) != image.size:
             raise ValueError(
                 f"the {part} has {size[0]}x{size[1]} pixels and the image has {image.width}x{image.height}"
             )
-    return DiskItem(
+    return UserItem(
         id=content_id(image, content["instruction"]),
         instruction=content["instruction"],
-        image_file=content["image"],
-        target_file=content.get("target"),
-        mask_file=content.get("mask"),
+        image_source=content["image"],
+        target_source=content.get("target"),
+        mask_source=content.get("mask"),
         **{key: content.get(key) for key in _TEXTS},
     )
 
