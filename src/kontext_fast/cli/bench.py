@@ -134,15 +134,13 @@ def command(
         raise InvalidInput(f"The budget is {budget:g} minutes; give a number above 0.")
     loras = [options.parse_lora(text) for text in lora or ()]
     folder = result_folder(out, "bench", resume=resume)
-    if checkpoint is None:
-        checkpoint, reason = _default_checkpoint(device)
-        say(f"The checkpoint is {checkpoint}, since {reason}.")
+    checkpoint = options.checkpoint_or_default(checkpoint, device, _default_checkpoint)
     named = suite_file.resolve(find_source(checkpoint).kind)
     chosen = named.override(
         **{"ablate" if named.ablate else "presets": options.names(preset)},
         sizes=options.split(sizes),
-        steps=_split_counts(steps, "step counts"),
-        batches=_split_counts(batch, "batch sizes"),
+        steps=None if steps is None else options.whole_numbers(steps, "step counts"),
+        batches=None if batch is None else options.whole_numbers(batch, "batch sizes"),
         rounds=rounds,
         items=items,
         seed=seed,
@@ -177,7 +175,7 @@ def command(
         "batch": batch,
         "rounds": rounds,
         "dataset": None if dataset is None else dataset.name,
-        "lora": options.lora_names(lora),
+        "lora": ",".join(options.lora_names(lora)) or None,
         "items": items,
         "seed": seed,
         "calls": calls,
@@ -269,13 +267,6 @@ def _default_checkpoint(device: str | None) -> tuple[str, str]:
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(default_checkpoint, device).result()
-
-
-def _split_counts(text: str | None, what: str) -> tuple[int, ...] | None:
-    try:
-        return None if text is None else tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InvalidInput(f"The {what} {text!r} are not whole numbers; write for example 4,28.") from None
 
 
 def _print_result(result: ResultFile, folder: Path, *, as_json: bool) -> None:

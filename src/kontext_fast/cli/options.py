@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kontext_fast.cli.output import say
 from kontext_fast.cost import Billing
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations import DEFAULT_PRESET
@@ -194,10 +195,28 @@ def split(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in re.split(r",(?![^()]*\))", text))
 
 
-def lora_names(values: Sequence[str] | None) -> str | None:
-    """The LoRAs of a command for its record, without the folders of this machine; None where there are none."""
-    pairs = map(parse_lora, values or ())
-    return ",".join(f"{Path(path).name}:{strength:g}" for path, strength in pairs) or None
+def whole_numbers(text: str, what: str) -> tuple[int, ...]:
+    """The numbers of a list with commas. Raises InvalidInput, which calls them `what`, for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidInput(f"The {what} {text!r} are not whole numbers; write for example 4,28.") from None
+
+
+def checkpoint_or_default(
+    checkpoint: str | None, device: str | None, default: Callable[[str | None], tuple[str, str]]
+) -> str:
+    """`checkpoint`, or the one that `default` chooses for `device`, which is said with the reason."""
+    if checkpoint is not None:
+        return checkpoint
+    chosen, reason = default(device)
+    say(f"The checkpoint is {chosen}, since {reason}.")
+    return chosen
+
+
+def lora_names(values: Sequence[str] | None) -> tuple[str, ...]:
+    """The LoRAs of a command as records call them: file names with strengths, without the folders of this machine."""
+    return tuple(f"{Path(path).name}:{strength:g}" for path, strength in map(parse_lora, values or ()))
 
 
 def parse_lora(text: str) -> tuple[str, float]:

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kontext_fast.cli.options import parse_lora
+from kontext_fast.cli.options import lora_names, parse_lora
 from kontext_fast.cli.output import Bar, Outcome, print_json, progress_bar, say
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError
 
@@ -43,8 +43,8 @@ class Setup:
 
     @property
     def lora_names(self) -> tuple[str, ...]:
-        """File names with strengths, without the folders of this machine."""
-        return tuple(f"{Path(path).name}:{strength:g}" for path, strength in map(parse_lora, self.lora))
+        """As records call them."""
+        return lora_names(self.lora)
 
 
 def setup_for_pictures(

@@ -90,7 +90,8 @@ def command(
 
     if evaluations is not None and (seconds is not None or as_accurate):
         raise InvalidInput("--evaluations names the numbers that --seconds and --as-accurate find; leave one out.")
-    named = {} if evaluations is None else {"evaluations": _numbers(evaluations)}
+    numbers = () if evaluations is None else options.whole_numbers(evaluations, "evaluations")
+    named = {"evaluations": tuple(sorted(set(numbers)))} if numbers else {}
     asked: dict[str, Any] = {
         "as_accurate": as_accurate, "seconds": seconds, "precision": precision, "target": target,
         "steps": steps, "guidance": guidance, "size": parse_size(size) if size else None, **named,
@@ -98,9 +99,7 @@ def command(
     TuneRequest(**asked)
     loras = [options.parse_lora(text) for text in lora or ()]
     folder = result_folder(out, "tune", resume=resume)
-    if checkpoint is None:
-        checkpoint, reason = default_checkpoint(device)
-        say(f"The checkpoint is {checkpoint}, since {reason}.")
+    checkpoint = options.checkpoint_or_default(checkpoint, device, default_checkpoint)
     parts = _parts(checkpoint, dataset, items=items, held_out=held_out, seed=seed)
     line = command_line(
         "tune",
@@ -108,6 +107,7 @@ def command(
             "checkpoint": checkpoint, "dataset": None if dataset is None else dataset.name, "evaluations": evaluations,
             "seconds": seconds, "as-accurate": as_accurate, "precision": precision, "target": target, "items": items,
             "held-out": held_out, "steps": steps, "guidance": guidance, "size": size, "seed": seed,
+            "lora": ",".join(options.lora_names(lora)) or None,
         },
     )  # fmt: skip
     with progress_bar() as bar, locked_folder(folder, line), ExitStack() as stack:
@@ -120,7 +120,7 @@ def command(
             parts,
             folder,
             checkpoint=loaded.facts.name,
-            loras=[f"{Path(path).name}:{strength:g}" for path, strength in loras],
+            loras=list(options.lora_names(lora)),
             resume=resume,
             command=line,
             say=lambda sentence: _said(bar, sentence),
@@ -136,14 +136,6 @@ def command(
     if failing := [point for point in result.points if result.file_of(point) is None]:
         named_failing = ", ".join(f"{point.evaluations} ({_reason(result, point.verdict.value)})" for point in failing)
         raise GateFailed(f"Without a preset file: {named_failing} evaluations; the page says why.")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InvalidInput(f"The evaluations {text!r} are not whole numbers; write for example 7,10.") from None
-    return tuple(sorted(set(numbers)))
 
 
 def _parts(checkpoint: str, dataset: Path | None, *, items: int, held_out: int, seed: int) -> Parts:

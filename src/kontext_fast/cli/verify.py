@@ -96,9 +96,7 @@ def command(
     from kontext_fast.verify.run import verify
 
     folder = result_folder(out, "verify", resume=resume)
-    if checkpoint is None:
-        checkpoint, reason = default_checkpoint(device)
-        say(f"The checkpoint is {checkpoint}, since {reason}.")
+    checkpoint = options.checkpoint_or_default(checkpoint, device, default_checkpoint)
     named = options.names(preset) or (every_preset(checkpoint) if frontier else (DEFAULT_PRESET,))
     request = Request(
         # The records call a preset of a file by its name, since a path is of this machine alone.
@@ -130,7 +128,7 @@ def command(
         "batch": batch,
         "frontier": frontier,
         "converged-items": converged_items or None,
-        "lora": options.lora_names(lora),
+        "lora": ",".join(options.lora_names(lora)) or None,
         "dataset": None if dataset is None else dataset.name,
         "weights": None if weights is None else weights.name,
     }
