@@ -14,6 +14,7 @@ import pytest
 
 from tools.docs.blocks import (
     attention,
+    capacity,
     folder,
     low_memory,
     precision,
@@ -117,6 +118,19 @@ def test_folder_block_compares_with_memory(tmp_path: Path) -> None:
     assert "**1.025 times** one from memory (blocks of 50: 1.000 to 1.050; 10 of the images" in line
 
 
+def test_capacity_block_shows_forecast_and_measurement(tmp_path: Path) -> None:
+    load = {
+        "asked": 0.7, "share": 0.72, "served": 1999, "requests": 2000, "forecast_p95_s": 0.5,
+        "measured_p95_s": [0.6, 0.55, 0.65], "holds": False,
+    }  # fmt: skip
+    loads = [load, load | {"forecast_p95_s": None}]
+    content = {"machine": "2 cores", "steps": 1, "loads": loads}
+    _, _, row, over, where = rendered(capacity, tmp_path, "capacity.json", content)
+    assert row == "| 70 % | 72 % | 1999 of 2000 | 0.500 s | 0.600 s (0.550 s to 0.650 s) | no |"
+    assert "| none: more than the server can do |" in over
+    assert "on a CPU with 2 cores" in where
+
+
 def test_precision_block_shows_errors(tmp_path: Path) -> None:
     _, _, plain, balanced, where = rendered(precision, tmp_path, "precision_tiny.json", PRECISION)
     assert plain == "| diffusers, bfloat16 | equal | 0.03 | 0.014 | 0.1 |"
@@ -161,7 +175,7 @@ def test_roofline_block_compares_times_with_floors(tmp_path: Path) -> None:
     assert "800 TFLOP/s in products, 650 in attention, and 4.30 TB/s" in best
 
 
-@pytest.mark.parametrize("block", [attention, vae, folder, low_memory, precision, roofline, weights])
+@pytest.mark.parametrize("block", [attention, vae, folder, capacity, low_memory, precision, roofline, weights])
 def test_block_without_reports_says_not_measured(block: ModuleType, tmp_path: Path) -> None:
     text = block.render(DocContext(find_published(tmp_path)))
     assert "|" not in text

@@ -280,7 +280,7 @@ def test_unknown_passage_is_bad_input_that_lists_known_ones(tmp_path: Path) -> N
     readme = root / "README.md"
     readme.write_text(readme.read_text().replace("records: headline", "records: hedline"))
     with pytest.raises(
-        InvalidInput, match=r"no passage 'hedline'; choose attention, charts, choices, .*first_image, .*headline"
+        InvalidInput, match=r"no passage 'hedline'; choose attention, .*charts, choices, .*first_image, .*headline"
     ):
         render_repository(root)
 
