@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 
 from benchmarks.gpu import surroundings_check
-from kontext_fast.pipeline.edit import EditRequest
+from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.pipeline.edit import EditRequest, edit
+from kontext_fast.pipeline.load import load
+from tests import needs
 from tests.pipelines import SIDE, picture, small_pipeline
 
 
@@ -35,3 +38,17 @@ def test_times_add_up_and_images_are_the_same() -> None:
     stages = ("text_encode", "vae_encode", "denoise", "vae_decode", "rest")
     assert abs(sum(times[stage] for stage in stages) - times["wall"]) < 1
     assert 0 < times["around"] < times["wall"]
+
+
+@needs.gpu
+def test_call_waits_for_the_gpu_twice_before_its_first_step_and_at_its_end() -> None:
+    request = EditRequest("make the background red", picture(), steps=3, seed=0)
+    pipe = load("tiny", device="cuda").pipe
+    with accelerate(pipe, "turbo", quiet=True):
+        for _ in range(3):
+            edit(pipe, request)
+        places = surroundings_check.waits(lambda: edit(pipe, request))
+    functions = [place.rpartition(" < ")[2].rpartition(":")[0] for place in places]
+    assert functions[:2] == ["transformer.prepare", "engine._begin"]
+    assert functions[2] == "device_pixels._to_host"
+    assert len(functions) <= 5
