@@ -33,11 +33,6 @@ Transport = Literal["collectives", "peer_memory"]
 """How heads change places: by collectives of torch.distributed, or written by each process to the others' memory."""
 
 
-TWO_STREAMS_COST = 0.0
-"""Of a share with tokens of both streams, as a part of all tokens: in double blocks it runs two products for each of
-another share, of few rows each."""
-
-
 @dataclass(frozen=True)
 class Layout:
     """The sizes of one request, and which rank has what of it."""
@@ -60,11 +55,8 @@ class Layout:
 
     @cached_property
     def tokens_of(self) -> list[range]:
-        """By rank. The first share is smaller where it alone has tokens of both streams."""
-        extra = int(self.tokens * TWO_STREAMS_COST) if 0 < self.text < self.tokens // self.size else 0
-        first = (self.tokens + extra) // self.size - extra
-        rest = _shares(self.tokens - first, self.size - 1)
-        return [range(first), *(range(first + share.start, first + share.stop) for share in rest)]
+        """By rank."""
+        return _shares(self.tokens, self.size)
 
     @cached_property
     def heads_of(self) -> list[range]:
