@@ -22,6 +22,7 @@ from kontext_fast.cli.main import build_app, run
 from kontext_fast.optimizations.acceleration import current
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import ResultStore
+from tests import needs
 from tests.pipelines import SIDE, picture, small_pipeline
 from tests.report import suite_records
 from tests.server.loras import write_lora
@@ -154,7 +155,9 @@ def test_results_of_the_cookbook_are_what_it_says(folder: Path, pipe: Any, capsy
     assert (folder / "red.png").is_file()
 
 
-@pytest.mark.parametrize("line", commands())
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=needs.s3) if "s3://" in line else line for line in commands()]
+)
 def test_command_of_a_document_is_understood(line: str, folder: Path) -> None:
     """Its options exist and take such values; nothing is run."""
     _, name, *arguments = shlex.split(line)
