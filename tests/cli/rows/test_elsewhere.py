@@ -20,12 +20,11 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from kontext_fast.pipeline.edit import edit
 from kontext_fast.records import addresses
 from kontext_fast.records.addresses import place
 from tests import needs
 from tests.cli.rows.test_on_ray import without_seconds
-from tests.cli.rows.test_run import TINY, facts_in, pictures, written
+from tests.cli.rows.test_run import TINY, facts_in, interrupted_at_the_third_edit, pictures, written
 
 pytestmark = needs.s3
 
@@ -101,15 +100,7 @@ def test_interrupted_run_in_a_bucket_goes_on(
 ) -> None:
     pictures(tmp_path / "in", 3)
     uploaded(tmp_path / "in", bucket / "in")
-    calls = []
-
-    def stopping(pipe: Any, request: Any, **options: Any) -> Any:
-        calls.append(request)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return edit(pipe, request, **options)
-
-    monkeypatch.setattr("kontext_fast.pipeline.edit.edit", stopping)
+    calls = interrupted_at_the_third_edit(monkeypatch)
     line = (
         "edit",
         f"{bucket}/in",

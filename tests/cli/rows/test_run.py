@@ -98,9 +98,9 @@ def test_rows_become_files_and_facts_and_only_missing_ones_run_again(
     assert read_origin(folder / "1.png")["seed"] == "1"
 
 
-def test_interrupted_run_keeps_facts_and_goes_on(kontext: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures(tmp_path / "in", 4)
-    calls = []
+def interrupted_at_the_third_edit(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The requests of the edits, as they come; the third one is stopped as by Ctrl-C, others run."""
+    calls: list[Any] = []
 
     def stopping(pipe: Any, request: Any, **options: Any) -> Any:
         calls.append(request)
@@ -109,6 +109,12 @@ def test_interrupted_run_keeps_facts_and_goes_on(kontext: Any, tmp_path: Path, m
         return edit(pipe, request, **options)
 
     monkeypatch.setattr("kontext_fast.pipeline.edit.edit", stopping)
+    return calls
+
+
+def test_interrupted_run_keeps_facts_and_goes_on(kontext: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path / "in", 4)
+    calls = interrupted_at_the_third_edit(monkeypatch)
     line = ("edit", tmp_path / "in", "make it red", *TINY, "-o", tmp_path / "out", "--facts", "out/facts.parquet")
     outcome = kontext(*line)
     assert (outcome.code, len(outcome.out.splitlines())) == (130, 2)
