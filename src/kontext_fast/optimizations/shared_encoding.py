@@ -56,15 +56,15 @@ class SharedEncoding:
     def _text(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call, bound = self._calls.current, inspect.signature(original).bind(*args, **kwargs)
         bound.apply_defaults()
-        given = bound.arguments
-        encoded_before = given["prompt_embeds"] is not None
+        arguments = bound.arguments
+        encoded_before = arguments["prompt_embeds"] is not None
         if self.ranks is None or call is None or call.arguments.get("image") is None or encoded_before:
             return original(*args, **kwargs)
         call.memory.setdefault(_PENDING, [])
-        prompt = given["prompt"]
-        sizes = 1 if isinstance(prompt, str) else len(prompt), given["num_images_per_prompt"]
-        key = "text", *sizes, given["max_sequence_length"]
-        return self._encoded(call, _OF_TEXT, key, partial(original, *args, **kwargs), (prompt, given["prompt_2"]))
+        prompt = arguments["prompt"]
+        sizes = 1 if isinstance(prompt, str) else len(prompt), arguments["num_images_per_prompt"]
+        key = "text", *sizes, arguments["max_sequence_length"]
+        return self._encoded(call, _OF_TEXT, key, partial(original, *args, **kwargs), (prompt, arguments["prompt_2"]))
 
     def _image(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._calls.current

@@ -413,11 +413,12 @@ class EngineForward:
 
     def _passes(self, call: PipelineCall) -> PassParallel | None:
         """What shares the passes of this call, where that has two and as many processes run it."""
-        given = call.arguments
-        negative = given.get("negative_prompt") is not None or (
-            given.get("negative_prompt_embeds") is not None and given.get("negative_pooled_prompt_embeds") is not None
+        arguments = call.arguments
+        negative = arguments.get("negative_prompt") is not None or (
+            arguments.get("negative_prompt_embeds") is not None
+            and arguments.get("negative_pooled_prompt_embeds") is not None
         )
-        if self.ranks is None or self.of_passes is None or not negative or given.get("true_cfg_scale", 1.0) <= 1:
+        if self.ranks is None or self.of_passes is None or not negative or arguments.get("true_cfg_scale", 1.0) <= 1:
             return None
         from kontext_fast.engine.pass_parallel import PassParallel
 
