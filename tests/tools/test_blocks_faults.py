@@ -25,7 +25,7 @@ def test_passage_counts_families_and_names_every_mistake(tmp_path: Path) -> None
         answer("noise", "rare", "L3", 50),
         answer("noise", "rare", "L2", 100),
     ]
-    study = {"gpu": "Imaginary GPU", "seeds": 2, "steps": 28, "answers": answers}
+    study = {"gpu": "Imaginary GPU", "commit": "abc1234", "seeds": 2, "steps": 28, "answers": answers}
     (folder / "faults.json").write_text(json.dumps(study))
     (folder / "faults_before.json").write_text(json.dumps({**study, "rules": "By the rules of before"}))
     passage = faults.render(DocContext(find_published(tmp_path / "results")))
@@ -37,7 +37,7 @@ def test_passage_counts_families_and_names_every_mistake(tmp_path: Path) -> None
     assert passage.count("| family |") == 2
     assert "By the rules of before:\n\n| family |" in passage
     assert not passage.startswith("By")
-    assert "On Imaginary GPU, 2 seeds an item and 28 steps: [results/h100/checks/faults.json]" in passage
+    assert "On Imaginary GPU, 2 seeds an item and 28 steps, at abc1234: [results/h100/checks/faults.json]" in passage
 
 
 def test_passage_without_a_study_says_so(tmp_path: Path) -> None:

@@ -14,10 +14,15 @@ from kontext_fast.optimizations.presets import Preset
 from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
 from kontext_fast.records.schema import BASELINE, Arm, ArmRole
 from kontext_fast.verify.conditions import CONDITION_ITEMS, CONDITIONS, condition_arm
-from kontext_fast.verify.controls import CACHE_FACTOR, OTHER_ATTENTION, OTHER_POSITION, OTHER_PRECISION, RERUN
+from kontext_fast.verify.controls import (
+    CACHE_FACTOR,
+    CONTROL_BATCHES,
+    OTHER_ATTENTION,
+    OTHER_POSITION,
+    OTHER_PRECISION,
+    RERUN,
+)
 
-CONTROL_BATCHES = 2
-"""The control items take at least so many calls: what one call leaves behind shows only in the next one."""
 FEWER_STEPS = (0.75, 0.5, 0.36, 0.25, 0.15)
 """Fractions of the steps at which the frontier runs baseline, to compare presets with."""
 

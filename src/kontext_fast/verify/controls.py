@@ -7,6 +7,7 @@ verification, and no verdict rests on it. Which controls a metric must detect is
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -28,6 +29,8 @@ CONTROL_ITEMS = 16
 CONTROL_SHARE = 1 / 4
 """Of the items, where that is more: a preset that rounds only can be told from one that does more only as well as the
 floor is known."""
+CONTROL_BATCHES = 2
+"""The control items take at least so many calls: what one call leaves behind shows only in the next one."""
 BLUR_RADIUS = 1.0
 """Standard deviation in pixels."""
 JPEG_QUALITY = 30
@@ -62,8 +65,12 @@ class ControlCheck:
 
 
 def control_count(items: int, at_least: int) -> int:
-    """How many of `items` items the controls take."""
-    return min(items, max(at_least, int(CONTROL_SHARE * items)))
+    """How many of `items` items the controls take: where there are enough, as many in each of their calls.
+
+    What a call leaves behind in buffers of its shape shows only in a call of the same shape.
+    """
+    each = math.ceil(max(at_least, int(CONTROL_SHARE * items)) / CONTROL_BATCHES)
+    return min(items, CONTROL_BATCHES * each)
 
 
 def degrade(output: Image, control: Control, source: Image) -> Image:

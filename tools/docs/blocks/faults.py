@@ -27,8 +27,8 @@ def _of_study(link: Markdown, report: Mapping[str, Any]) -> Markdown:
     rows = [_row(family, [answer for answer in answers if answer["family"] == family], counts) for family in families]
     most = [answer for answer in answers if answer["items"] == counts[-1]]
     lines = [
-        Markdown("On {}, {} seeds an item and {} steps: {}.").format(
-            report["gpu"], str(report["seeds"]), str(report["steps"]), link
+        Markdown("On {}, {} seeds an item and {} steps, at {}: {}.").format(
+            report["gpu"], str(report["seeds"]), str(report["steps"]), report["commit"], link
         ),
         *(
             Markdown("Missed: {} is called {}.").format(answer["fault"], answer["level"])
