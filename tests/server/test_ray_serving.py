@@ -100,7 +100,10 @@ def test_sigterm_finishes_what_runs(running: RunningServer) -> None:
 
 
 def test_rolling_change_of_presets_loses_no_request(tmp_path: Path) -> None:
-    """On a cluster that the server is deployed to: baseline is followed by faithful, which becomes the default."""
+    """On a cluster that the server is deployed to: baseline is followed by faithful, which becomes the default.
+
+    The new replica takes longer to load than a replica may take to finish its edit.
+    """
     ports = []
     for _ in range(2):
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -117,7 +120,7 @@ def test_rolling_change_of_presets_loses_no_request(tmp_path: Path) -> None:
         start_new_session=True,
     )
     command = [*COMMAND, "--ray", "--ray-address", f"127.0.0.1:{cluster}", "--port", web, "--steps", "1"]
-    command += ["--threads", "1", "--device", "cpu", "--preset"]
+    command += ["--threads", "1", "--device", "cpu", "--grace", "4", "--preset"]
 
     def deploy(presets: str) -> None:
         until(lambda: connects(int(cluster)))
