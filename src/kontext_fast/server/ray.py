@@ -117,8 +117,8 @@ def application(settings: ServerSettings, scale: Scale, *, on_gpu: bool) -> Appl
         graceful_shutdown_timeout_s=settings.grace_s,
         ray_actor_options={"num_gpus": 1} if on_gpu else {"num_cpus": 0.5},
     ).bind(settings)
-    # Where one version replaces another, requests of the old ingress wait for replicas that load, which takes longer than an
-    # edit; none waits longer than its deadline.
+    # Where one version replaces another, requests of the old ingress wait for replicas that load, which takes longer
+    # than an edit; none waits longer than its deadline.
     ingress = Ingress.options(  # type: ignore[attr-defined]
         graceful_shutdown_timeout_s=settings.grace_s + settings.deadline_s, ray_actor_options={"num_cpus": 0.1}
     )
