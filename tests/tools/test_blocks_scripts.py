@@ -189,10 +189,11 @@ def _on_gpus(step_ms: float, edit_s: float, exchange: tuple[float, ...]) -> dict
 
 def test_several_gpus_block_shows_parts_prediction_and_money(tmp_path: Path) -> None:
     together = {**_on_gpus(100.0, 0.8, (14.0, 12.0)), "relative_error": 0.0123, "bit_equal": False}
+    true_cfg = {"alone": {"edit_median_s": 2.4}, "together": {"edit_median_s": 1.5}, "bit_equal": True}
     report = {
         "gpu": "NVIDIA H100 80GB HBM3", "gpus": 2, "torch": "2.0", "nccl": "2.28", "checkpoint": "random", "size": 1024,
         "steps": 6, "presets": {"balanced": {"alone": _on_gpus(160.0, 1.2, (0.0,)),
-        "together": {"collectives": together}, "not_measured": {"peer_memory+graphs": "no way"}}},
+        "together": {"collectives": together}, "true_cfg": true_cfg, "not_measured": {"peer_memory+graphs": "no way"}}},
         "peers": {"native": {"1": _on_gpus(400.0, 2.4, (0.0,)), "2": _on_gpus(200.0, 1.5, (9.0,))}},
     }  # fmt: skip
     lines = rendered(several_gpus, tmp_path, "several_gpus.json", report)
@@ -203,5 +204,6 @@ def test_several_gpus_block_shows_parts_prediction_and_money(tmp_path: Path) -> 
     assert "| `balanced` | collectives | 57 ms, 2.8x | 33 ms, 4.8x |" in lines
     assert any("a thousand edits cost $" in line for line in lines)
     assert any("Not measured with `balanced`, peer memory, graphs: no way" in line for line in lines)
+    assert "True CFG, `balanced`: 2.400 s an edit on one GPU, 1.500 s on 2, 1.60x, with the same bits." in lines
     ulysses = "2 GPUs, ContextParallelConfig(ulysses_degree=2)"
     assert f"| `native` | {ulysses} | 200.0 ms | 2.00x | 1.500 s | 1.60x |" in lines

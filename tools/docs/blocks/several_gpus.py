@@ -14,6 +14,8 @@ from tools.docs.doc_context import DocContext
 
 STEPS = ("preset", "how", "a step", "faster", "an edit", "faster", "error of the latents")
 PARTS = ("preset", "how", "products", "attention", "between", "exchange", "waiting", "a step")
+CACHE_DIT: Final = "cache-dit"
+_DIFFUSERS: Final = "ContextParallelConfig(ulysses_degree={})"
 PREDICTED: Final = (4, 8)
 """GPUs that were not measured, and share the 24 heads evenly."""
 
@@ -71,17 +73,16 @@ def _of_report(link: Markdown, report: dict[str, Any]) -> Markdown:
         for preset, of_preset in report["presets"].items()
         for transport, reason in of_preset.get("not_measured", {}).items()
     ]
-    return paragraphs(
-        [
-            table(STEPS, _steps(report)),
-            table(PARTS, _parts(report)),
-            Markdown("More GPUs, **predicted, not measured**:"),
-            table(("preset", "how", *(f"{gpus} GPUs" for gpus in PREDICTED)), _predicted(report)),
-            *_money(report),
-            *_peers(report),
-            bullets([where, *refused]),
-        ]
-    )
+    return paragraphs([*_together(report), *_true_cfg(report), *_peers(report), bullets([where, *refused])])
+
+
+def _together(report: dict[str, Any]) -> Iterator[Markdown]:
+    if any(of_preset["together"] for of_preset in report["presets"].values()):
+        yield table(STEPS, _steps(report))
+        yield table(PARTS, _parts(report))
+        yield Markdown("More GPUs, **predicted, not measured**:")
+        yield table(("preset", "how", *(f"{gpus} GPUs" for gpus in PREDICTED)), _predicted(report))
+        yield from _money(report)
 
 
 def _modes(report: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
@@ -153,14 +154,28 @@ def _money(report: dict[str, Any]) -> Iterator[Markdown]:
         )  # fmt: skip
 
 
+def _true_cfg(report: dict[str, Any]) -> Iterator[Markdown]:
+    """Edits of two passes a step."""
+    for preset, of_preset in report["presets"].items():
+        if (measured := of_preset.get("true_cfg")) is None:
+            continue
+        alone, together = (measured[how]["edit_median_s"] for how in ("alone", "together"))
+        bits = "the same bits" if measured["bit_equal"] else "other bits"
+        yield Markdown("True CFG, {}: {} on one GPU, {} on {}, {}, with {}.").format(
+            code_span(preset), f"{alone:.3f} s an edit", f"{together:.3f} s", report["gpus"],
+            f"{alone / together:.2f}x", bits,
+        )  # fmt: skip
+
+
 def _peers(report: dict[str, Any]) -> Iterator[Markdown]:
-    """diffusers' own pipeline on one GPU and on all, by kernel of attention."""
+    """Pipelines of other projects on one GPU and on all: diffusers' by kernel of attention, and cache-dit's."""
     peers = {name: by_gpus for name, by_gpus in report.get("peers", {}).items() if name != "not_measured"}
     rows = []
     for backend, by_gpus in peers.items():
         alone = by_gpus.get("1")
         for gpus, measured in by_gpus.items():
-            how = "one GPU" if gpus == "1" else f"{gpus} GPUs, ContextParallelConfig(ulysses_degree={gpus})"
+            name = f"ParallelismConfig(ulysses_size={gpus})" if backend == CACHE_DIT else _DIFFUSERS.format(gpus)
+            how = "one GPU" if gpus == "1" else f"{gpus} GPUs, {name}"
             factors = [
                 "" if gpus == "1" or alone is None else f"{alone[key] / measured[key]:.2f}x"
                 for key in ("step_median_s", "edit_median_s")
@@ -168,5 +183,5 @@ def _peers(report: dict[str, Any]) -> Iterator[Markdown]:
             step, edit = f"{1000 * measured['step_median_s']:.1f} ms", f"{measured['edit_median_s']:.3f} s"
             rows.append((code_span(backend), how, step, factors[0], edit, factors[1]))
     if rows:
-        yield Markdown("diffusers' own pipeline in the same processes, not compiled, by its backend of attention:")
+        yield Markdown("Other projects in the same processes, not compiled: diffusers, by its backend of attention:")
         yield table(("backend", *STEPS[1:6]), rows)
