@@ -144,6 +144,16 @@ def test_crossovers_name_both_sides() -> None:
     assert any(crossing.cheaper.startswith("always-on at ") for crossing in crossings)
 
 
+@pytest.mark.parametrize(
+    ("rho_max", "always_on", "reserved"), [(0.5, False, False), (0.7, False, True), (1.0, True, True)]
+)
+def test_crossover_needs_a_fleet_with_room(rho_max: float, always_on: bool, reserved: bool) -> None:
+    """A fleet that may be busy half of the time is full before it is the cheaper way."""
+    crossings = presets(analysed(gpu_result(), price=None, rho_max=rho_max))["classic"].crossovers
+    reached = {crossing.cheaper.split()[0]: crossing.images_per_day < np.inf for crossing in crossings}
+    assert (reached["always-on"], reached["reserved"]) == (always_on, reserved)
+
+
 def test_control_is_not_priced() -> None:
     again = [
         run.model_copy(update={"preset": CONTROL, "run_id": f"again-{run.round}"})

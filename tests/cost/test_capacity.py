@@ -105,6 +105,7 @@ def test_idle_cards_answer_as_fast_as_calls_run() -> None:
     idle = capacity_of(50, [2.0], 0.1)
     assert (idle.latency_p50_s, idle.latency_p95_s) == pytest.approx((2.0, 2.0), rel=1e-2)
     assert latency_percentile(0.5, 1, [1.0], 1e-9) == pytest.approx(1.0, rel=1e-2)
+    assert latency_percentile(0.95, 1, [1.0, 2.0], 0.0) == pytest.approx(2.0, rel=1e-5)
 
 
 def test_calls_longer_than_the_deadline_are_refused() -> None:

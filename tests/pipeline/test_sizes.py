@@ -26,6 +26,7 @@ def test_image_of_a_trained_size_is_not_resized(size: tuple[int, int]) -> None:
     planned = plan(size)
     assert planned.size == planned.reference_size == size
     assert planned.image_tokens == planned.reference_tokens == size[0] * size[1] // 256
+    assert type(planned.image_tokens) is int
     assert plan(size, size) == plan(size, size)
     assert plan(size, size).reference_size == size
 
@@ -56,6 +57,11 @@ def test_reference_keeps_the_aspect_of_the_image() -> None:
 def test_panorama_is_not_squeezed_into_a_trained_size() -> None:
     width, height = plan((3000, 1000)).size
     assert width / height == pytest.approx(3, rel=0.03)
+
+
+def test_aspect_counts_twice_beside_the_area() -> None:
+    assert plan((857, 1939), native=128).size == (80, 192)
+    assert plan((16, 16), native=16).size == (16, 16)
 
 
 @given(
@@ -120,6 +126,8 @@ def refusal(image: tuple[int, int] | None, requested: tuple[int, int] | None = N
 
 def test_refused_sizes_name_the_nearest_that_run() -> None:
     assert refusal(None, (1000, 1030)) == ("Size 1000x1030 is not a multiple of 16; ask for 992x1024 or 1008x1040.")
+    assert refusal(None, (1, 16)) == refusal(None, (1, 1)).replace("1x1 ", "1x16 ")
+    assert refusal(None, (16, 1)) == "Size 16x1 is not a multiple of 16; ask for 16x16."
     assert refusal(None, (16, 7)) == "Size 16x7 is not a multiple of 16; ask for 16x16."
     assert refusal(None, (128, 0)) == "Size 128x0 is not positive; ask for at least 16x16."
     assert refusal(None, (528, 512), 128) == (
@@ -164,6 +172,7 @@ def test_explanation_says_which_sizes_run(
 def test_visible_stretch_is_reported() -> None:
     assert "stretched" in plan((1090, 1010)).explanation
     assert "stretched" not in plan((1200, 800)).explanation
+    assert "stretched by 5 %" in plan((1171, 1110), native=128).explanation
 
 
 def test_sizes_are_read_as_width_by_height() -> None:
