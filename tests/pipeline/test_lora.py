@@ -107,6 +107,41 @@ def test_files_of_other_trainers_are_scaled_by_their_alpha(tiny: Any, tmp_path: 
             torch.testing.assert_close(weight - before, scale * up @ down, atol=1e-5, rtol=1e-4)
 
 
+def test_difference_of_a_bias_leaves_the_weight(tiny: Any, tmp_path: Path) -> None:
+    layer = tiny.transformer.transformer_blocks[0].attn.to_q
+    weight, bias = layer.weight.clone(), layer.bias.clone()
+    difference = torch.randn_like(bias)
+    file = tmp_path / "bias.safetensors"
+    save_file({"transformer.transformer_blocks.0.attn.to_q.diff_b": difference}, file)
+    with load_lora(tiny, file, 0.5):
+        torch.testing.assert_close(layer.bias, bias + 0.5 * difference)
+        assert torch.equal(layer.weight, weight)
+    assert torch.equal(layer.bias, bias)
+
+
+def test_refusal_names_the_file_the_layer_and_the_reason(tiny: Any, tmp_path: Path) -> None:
+    file = tmp_path / "odd.safetensors"
+    norm, query = "transformer.transformer_blocks.0.attn.norm_q", "transformer.transformer_blocks.0.attn.to_q"
+    whole = {f"{query}.lora_A.weight": torch.zeros(2, 160), f"{query}.lora_B.weight": torch.zeros(160, 2)}
+    for layer in (norm, "text_encoder.text_model.embeddings.token_embedding"):
+        save_file({f"{layer}.diff_b": torch.zeros(32)}, file)
+        assert refused_lora(tiny, file) == (
+            f"{file} is a LoRA for another model, since {layer} does not fit (there is no plain bias to change); "
+            "give another one."
+        )
+    save_file({f"{query}.diff": torch.zeros(2, 3)}, file)
+    assert refused_lora(tiny, file) == (
+        f"{file} is a LoRA for another model, since {query} does not fit (it is for shape [2, 3], and this layer has "
+        "[160, 160]); give another one."
+    )
+    save_file({f"{query}.lora_A.weight": torch.zeros(2, 160), f"{query}.alpha": torch.tensor(2.0)}, file)
+    assert f"since it has alpha, down alone of {query};" in refused_lora(tiny, file)
+    save_file({**whole, "something.odd": torch.zeros(2)}, file)
+    assert refused_lora(tiny, file) == (
+        f"{file} is not a plain LoRA for FLUX.1-Kontext, since it holds something.odd; give another one."
+    )
+
+
 def test_lora_is_refused_on_fused_projections(tiny: Any, lora: Path) -> None:
     tiny.transformer.fuse_qkv_projections()
     try:
