@@ -287,6 +287,16 @@ def test_parts_that_a_pipeline_lacks_are_named(pipe: Any, tmp_path: Path) -> Non
             setattr(pipe, component, model)
 
 
+def test_encoder_is_updated_where_another_is_absent(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = pipe.text_encoder_2.encoder.block[0].layer[0].SelfAttention.q.weight
+    before, difference = weight.clone(), torch.ones_like(weight)
+    save_file({"text_encoder_2.encoder.block.0.layer.0.SelfAttention.q.diff": difference}, tmp_path / "a.safetensors")
+    monkeypatch.setattr(pipe, "text_encoder", None)
+    with load_lora(pipe, tmp_path / "a.safetensors") as unused:
+        assert unused == ()
+        torch.testing.assert_close(weight, before + difference)
+
+
 def test_trained_words_of_a_file_are_named(pipe: Any, tmp_path: Path) -> None:
     save_file({**plain(pipe), "bundle_emb.cat.string_to_param": torch.zeros(2, 2)}, tmp_path / "a.safetensors")
     with load_lora(pipe, tmp_path / "a.safetensors") as unused:
