@@ -137,6 +137,12 @@ def test_without_baseline_nothing_is_saved() -> None:
     assert classic.savings_per_month is None
 
 
+def test_presets_of_a_group_are_found_by_name() -> None:
+    group = analysed(gpu_result())
+    assert group.of("classic") == presets(group)["classic"]
+    assert group.of("nothing") is None
+
+
 def test_crossovers_name_both_sides() -> None:
     crossings = presets(analysed(gpu_result(), price=None))["classic"].crossovers
     against = {crossing.instead_of for crossing in crossings}

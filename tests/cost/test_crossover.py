@@ -84,6 +84,16 @@ def test_always_on_beats_api_above_a_day_of_images() -> None:
         work(3.0), EVEN, tariff("always-on", 3.0), API, licence_usd_per_month=30 * EVEN.days_per_month
     )
     assert with_licence.images_per_day == pytest.approx((24 * 3.0 + 30) / 0.03)
+    two = hosting_instead_of_api(work(3.0), EVEN, tariff("always-on", 6.0, count=2), API)
+    assert two.images_per_day == pytest.approx(2 * 24 * 3.0 / 0.03)
+
+
+def test_fleet_that_saves_cents_a_day_beats_the_api() -> None:
+    """Two thirds of a dollar of what it costs are saved a day by a full GPU."""
+    served = most_images_per_day(1, 3.0, 1, peak_share=EVEN.peak_share, rho_max=0.7)
+    usd = (served * 0.03 - 0.66) / 24
+    crossing = hosting_instead_of_api(work(3.0), EVEN, tariff("always-on", usd), API)
+    assert crossing.images_per_day == pytest.approx(24 * usd / 0.03)
 
 
 def test_crossover_of_wrong_kinds_is_refused() -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kontext_fast.cost.analysis import Question
+from kontext_fast.cost.analysis import Question, choose_price
 from kontext_fast.cost.billing import LARGEST, Demand, Tariff, gpus_needed
 from kontext_fast.cost.crossover import fleet_instead_of_use, hosting_instead_of_api
 from kontext_fast.cost.payback import payback
-from kontext_fast.cost.prices import HIGHEST_USD, load_prices, user_price
+from kontext_fast.cost.prices import HIGHEST_USD, PriceTable, load_prices, user_price
 from kontext_fast.errors import InvalidInput
 from kontext_fast.stats.intervals import Estimate
 from tests.cost.gpu_records import TODAY, gpu_result, price, tariff, work
@@ -25,7 +25,7 @@ SAVED = Estimate(1.0, None, 1)
 API = price().model_copy(update={"id": "an-api", "kind": "api", "usd_per_image": 0.03, "usd_per_hour": None})
 
 
-def asked(**amounts: float) -> Question:
+def asked(**amounts: float | str) -> Question:
     return replace(QUESTION, **amounts)  # type: ignore[arg-type]
 
 
@@ -98,6 +98,15 @@ def asked(**amounts: float) -> Question:
             lambda: analysed(gpu_result(), price="lambda-h100-pcie"),
             "The times were measured on NVIDIA H200 and price lambda-h100-pcie is for H100 PCIe: "
             "choose a price of the card that was measured, or measure on the other one.",
+        ),
+        (
+            lambda: choose_price(None, (), load_prices(), asked(price="lambda-h100-pcie")),
+            "The times were measured on an unknown machine and price lambda-h100-pcie is for H100 PCIe: "
+            "choose a price of the card that was measured, or measure on the other one.",
+        ),
+        (
+            lambda: PriceTable((price(), price(id="another"), API)).named("none"),
+            "There is no price none: give dollars per GPU-hour, or one of made-up, another.",
         ),
     ],
 )

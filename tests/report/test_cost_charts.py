@@ -8,8 +8,10 @@ from PIL import Image
 
 from kontext_fast.analysis.benchmark import analyze_benchmark
 from kontext_fast.analysis.ranking import headline_group_first
-from kontext_fast.cost.headline_comparison import HeadlineComparison
-from kontext_fast.cost.prices import load_prices
+from kontext_fast.cost.analysis import Question, group_cost
+from kontext_fast.cost.billing import Demand
+from kontext_fast.cost.headline_comparison import HeadlineComparison, headline_comparison
+from kontext_fast.cost.prices import PriceTable, load_prices
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.charting import write_charts
 from kontext_fast.report.charts.benchmark import billing_models, cost_analysis, cost_summary
@@ -109,7 +111,19 @@ def test_cost_charts_without_price_are_removed(tmp_path: Path, module: ModuleTyp
 
 
 def test_comparison_without_preset_gives_the_reason() -> None:
-    assert "no baseline and preset" in str(report_of(result([gpu_run("baseline", 0)])).comparison)
+    alone = report_of(result([gpu_run("baseline", 0)])).comparison
+    assert alone == "no baseline and preset measured on the same workload"
+
+
+def test_comparison_is_of_the_next_card_where_the_leading_one_has_no_price() -> None:
+    leading = analyze_benchmark(gpu_result(device="NVIDIA H100 80GB HBM3"))
+    then = analyze_benchmark(result([gpu_run("baseline", 0), gpu_run("classic", 0)]))
+    table = PriceTable(tuple(row for row in load_prices().rows if row.card != "H100 SXM"))
+    question = Question(demand=Demand(images_per_day=1), today=TODAY)
+    costs = [group_cost(group, table, question) for group in (*leading, *then)]
+    comparison = headline_comparison(costs, table, TODAY)
+    assert isinstance(comparison, HeadlineComparison)
+    assert comparison.card == "H200"
 
 
 def test_workload_too_large_for_price_keeps_the_report(tmp_path: Path) -> None:

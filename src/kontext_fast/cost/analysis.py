@@ -231,7 +231,7 @@ def _crossovers(work: Work, tariff: Tariff, table: PriceTable, question: Questio
     demand, price = question.demand, tariff.price
     crossovers: list[Crossover] = []
     if price.kind != "reserved":
-        by_use = Tariff(billing="by-use", price=price, rho_max=tariff.rho_max)
+        by_use = Tariff(billing="by-use", price=price)
         fleets = [Tariff(billing="always-on", price=price, rho_max=tariff.rho_max)]
         if reserved := table.typical(price.card, "reserved"):
             fleets.append(Tariff(billing="reserved", price=reserved, rho_max=tariff.rho_max))
