@@ -10,7 +10,7 @@ from scipy import stats
 from kontext_fast.analysis.benchmark import analyze_benchmark
 from kontext_fast.cost.analysis import NO_PRICE, GroupCost, PresetCost, Question, group_cost
 from kontext_fast.cost.billing import Demand
-from kontext_fast.cost.prices import load_prices
+from kontext_fast.cost.prices import PriceTable, load_prices
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import CONTROL, EMULATED, AppliedOptimization, ResultFile
 from tests.cost.gpu_records import ROUNDS, SECONDS, TODAY, gpu_result, gpu_run
@@ -135,6 +135,34 @@ def test_without_baseline_nothing_is_saved() -> None:
     classic = presets(analysed(result([gpu_run("classic", 0)])))["classic"]
     assert classic.cost is not None
     assert classic.savings_per_month is None
+
+
+def test_time_of_an_image_is_its_share_of_the_call() -> None:
+    (group,) = analyze_benchmark(gpu_result())
+    assert group.workload is not None
+    of_four = replace(group, workload=group.workload.model_copy(update={"batch": 4}))
+    single, shared = (
+        presets(group_cost(each, load_prices(), QUESTION))["classic"].seconds_per_image for each in (group, of_four)
+    )
+    assert single is not None
+    assert single.interval is not None
+    assert shared is not None
+    assert (shared.value, shared.n) == (single.value / 4, single.n)
+    assert shared.interval == pytest.approx([bound / 4 for bound in single.interval])
+
+
+def test_licence_without_a_fixed_price_adds_nothing() -> None:
+    """Its price depends on who asks; the row is there for its terms."""
+    (group,) = analyze_benchmark(gpu_result())
+    shipped = load_prices()
+    (licence,) = shipped.of_kind("licence")
+    rows = tuple(row for row in shipped.rows if row is not licence)
+    unpriced = licence.model_copy(update={"usd_per_month": None})
+    free, open_ = (
+        presets(group_cost(group, PriceTable(table), replace(QUESTION, billing="always-on")))["classic"].crossovers
+        for table in (rows, (*rows, unpriced))
+    )
+    assert free == open_ != ()
 
 
 def test_presets_of_a_group_are_found_by_name() -> None:

@@ -97,6 +97,7 @@ def test_by_use_is_busy_hours_times_price() -> None:
     demand = Demand(images_per_day=3600, days_per_month=30)
     priced = cost(work(2.0), demand, tariff("by-use", 5.0), today=TODAY)
     assert (priced.per_day.value, priced.per_month.value) == (10.0, 300.0)
+    assert priced.basis.days_per_month == 30
 
 
 def test_batches_share_a_call() -> None:

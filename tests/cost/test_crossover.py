@@ -28,6 +28,8 @@ def test_reserved_at_half_price_is_cheaper_from_half_load() -> None:
     assert crossing.images_per_day == pytest.approx(12_000)
     assert month(of, reserved, 12_100) < month(of, by_use, 12_100)
     assert month(of, reserved, 11_900) > month(of, by_use, 11_900)
+    pair = tariff("reserved", 2.0, count=2)
+    assert fleet_instead_of_use(of, EVEN, by_use, pair).images_per_day == pytest.approx(2 * 12_000)
 
 
 def test_fleet_with_headroom_never_beats_by_use_at_one_price() -> None:

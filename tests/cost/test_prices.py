@@ -139,6 +139,13 @@ def test_invalid_price_table_is_refused(tmp_path: Path, text: str) -> None:
         load_prices(own(tmp_path, text))
 
 
+def test_row_that_is_no_table_is_named_by_its_number(tmp_path: Path) -> None:
+    with pytest.raises(
+        InvalidInput, match=r"^Price number 1 in .* is not valid \(row: 1 is not a table\): correct that row\.$"
+    ):
+        load_prices(own(tmp_path, "price = [1]"))
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="cannot be read"):
         load_prices(tmp_path / "none.toml")

@@ -51,6 +51,10 @@ def asked(**amounts: float | str) -> Question:
             "A month of 32 days cannot be priced: give 28 to 31, or 365/12.",
         ),
         (
+            lambda: Demand(images_per_day=1, days_per_month=27.5),
+            "A month of 27.5 days cannot be priced: give 28 to 31, or 365/12.",
+        ),
+        (
             lambda: Tariff(billing="reserved", price=price()),
             "Price made-up is of kind on-demand and cannot be billed reserved: "
             "reserved billing goes with reserved prices, and only with them.",
@@ -118,6 +122,7 @@ def test_what_cannot_be_priced_is_refused_word_by_word(ask: Callable[[], object]
 
 def test_limits_themselves_are_priced() -> None:
     assert gpus_needed(1.0, 1, 3600, rho_max=1) == 1
+    assert Demand(images_per_day=1, days_per_month=28)
     assert Demand(images_per_day=LARGEST, peak_share=1, cold_starts_per_day=LARGEST, days_per_month=31)
     assert asked(development_usd=LARGEST, upkeep_usd_per_month=LARGEST, load_s=LARGEST)
     assert work(1.0, load_s=0.0, prepare_s=None).cold_start_s is None

@@ -84,7 +84,7 @@ class Demand:
             raise InvalidInput(
                 f"{self.cold_starts_per_day:g} cold starts a day cannot be priced: give 0 or more, up to {LARGEST:g}."
             )
-        if not 0 < self.days_per_month <= 31:
+        if not 28 <= self.days_per_month <= 31:
             raise InvalidInput(f"A month of {self.days_per_month} days cannot be priced: give 28 to 31, or 365/12.")
 
     @property
