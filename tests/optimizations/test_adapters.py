@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.adapters import check_names
 from tests.pipelines import render, small_pipeline
 
 TARGETS = ["to_q", "to_out.0", "add_k_proj", "proj_mlp", "x_embedder"]
@@ -150,6 +151,12 @@ def test_mistakes_leave_everything_as_it_was(pipe: Any) -> None:
     acceleration.revert()
     with pytest.raises(InvalidInput, match="was reverted"):
         acceleration.set_adapters("style")
+
+
+def test_adapter_of_a_pipeline_without_any_is_refused_with_the_remedy() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_names(small_pipeline(), ["style"], [1.0])
+    assert "none: load them, then accelerate again" in str(caught.value)
 
 
 def test_adapters_of_baseline_stay_on_their_layers(pipe: Any, folder: Path) -> None:

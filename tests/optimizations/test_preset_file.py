@@ -49,8 +49,20 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 def test_mistakes_are_named_with_their_line(tmp_path: Path, text: str, complaint: str) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(text)
-    with pytest.raises(InvalidInput, match=complaint):
+    with pytest.raises(InvalidInput, match=complaint) as caught:
         find_preset(str(file))
+    assert str(caught.value).startswith(str(file))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "caution"),
+    [(512, 512, ""), (520, 512, ""), (1024, 512, "fitted at 512x512 and runs at 1024x512"), (None, 256, "")],
+)
+def test_size_of_a_call_is_compared_as_the_pipeline_rounds_it(width: int | None, height: int, caution: str) -> None:
+    fitted = FITTED_FOR.model_copy(update={"mode": "text-to-image", "sizes": ("512x512",)})
+    said = " ".join(fitted.cautions_about_call({"width": width, "height": height}))
+    assert caution in said
+    assert bool(said) == bool(caution)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -12,8 +12,20 @@ from kontext_fast.cli import options
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations import base
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.presets import PRESETS, Preset, find_preset, resolve
+from kontext_fast.optimizations.presets import (
+    FP8_WEIGHTS_GIB,
+    HOST_MODULATIONS_GIB,
+    PEAK_GIB,
+    PRESETS,
+    Preset,
+    declare_preset,
+    find_preset,
+    needed_gib,
+    resolve,
+)
 from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
+from kontext_fast.optimizations.techniques.engine import Engine
+from kontext_fast.optimizations.techniques.offload import Offload
 from kontext_fast.pipeline.device import Machine
 
 CPU = Machine(device="cpu", memory_bytes=1, cxx="g++", cc="gcc", triton=False, torch="2.13.0", platform="linux-x86_64")
@@ -35,6 +47,23 @@ class _GpuOnly(Optimization):
 
 
 OPTIONAL = Preset("mine", "one part is optional", (ChannelsLast(),), optional=(_GpuOnly(),))
+
+
+def test_declared_preset_keeps_what_it_was_declared_with() -> None:
+    preset = declare_preset("ours", "an own one", (ChannelsLast(),), optional=(_GpuOnly(),), source="a paper")
+    assert preset == Preset("ours", "an own one", (ChannelsLast(),), optional=(_GpuOnly(),), source="a paper")
+
+
+def test_memory_of_own_presets_is_that_of_the_measured_ones() -> None:
+    engine, offload = Engine(precision="fp8"), Offload()
+    assert needed_gib("ours", (engine, offload)) == PEAK_GIB["low_memory"]
+    assert needed_gib("ours", (Engine(precision="fp8", modulations="host"), offload)) == HOST_MODULATIONS_GIB
+    assert needed_gib("ours", (engine,)) == PEAK_GIB["balanced"]
+    assert needed_gib("ours", (Engine(precision="bf16"), offload)) == PEAK_GIB["faithful"]
+    assert (
+        needed_gib("ours", (Engine(precision="fp8", full_precision=(-1,)),)) == PEAK_GIB["faithful"] + FP8_WEIGHTS_GIB
+    )
+    assert needed_gib("ours", (ChannelsLast(),)) is None
 
 
 def test_ablations_keep_one_or_all_but_one() -> None:
