@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from itertools import count
 from time import perf_counter, sleep
 from typing import Any
 
@@ -71,6 +72,14 @@ def test_time_counts_in_the_stage_that_spends_it(pipe: Any, monkeypatch: pytest.
     assert times.stages_s["vae_encode"] < 0.2
     # A method that was set on the instance before is there again, and is still the one that runs.
     assert pipe.vae.decode is slow_decode
+
+
+def test_t5_counts_once_where_it_begins_earlier(pipe: Any) -> None:
+    with StageClock(pipe) as clock:
+        clock._mark = map(float, count()).__next__
+        pipe._get_t5_prompt_embeds("red", max_sequence_length=48)
+        pipe.encode_prompt("red", max_sequence_length=48)
+    assert clock.times().stages_s == {"text_encode": 2.0}
 
 
 def test_true_cfg_keeps_the_number_of_steps(pipe: Any) -> None:

@@ -20,6 +20,7 @@ from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.presets import resolve
 from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.optimizations.techniques.offload import Offload
+from kontext_fast.optimizations.techniques.prompt_cache import PromptCache
 from kontext_fast.optimizations.techniques.text_graphs import TextGraphs
 from kontext_fast.pipeline.device import Machine
 from tests.engine.graphs.taped import TapeRecorder
@@ -54,6 +55,16 @@ def embeddings(pipe: Any, prompts: tuple[str, ...] = (RED,)) -> list[np.ndarray[
     finally:
         handle.remove()
     return seen
+
+
+def latents(pipe: Any, **options: Any) -> Any:
+    """Of one step."""
+    size = {"height": SIDE, "width": SIDE, "max_area": SIDE * SIDE, "_auto_resize": False}
+    generator = torch.Generator().manual_seed(0)
+    return pipe(
+        image=picture(), prompt=RED, num_inference_steps=1, generator=generator, output_type="latent",
+        max_sequence_length=48, **size, **options,
+    ).images  # fmt: skip
 
 
 def assert_same(actual: list[np.ndarray[Any, Any]], expected: list[np.ndarray[Any, Any]]) -> None:
@@ -274,15 +285,7 @@ def test_cpu_runs_as_before_and_says_so(pipe: Any) -> None:
 def test_t5_begins_and_gives_what_is_asked_for(
     pipe: Any, recorder: TapeRecorder, options: dict[str, Any], texts: list[list[str]]
 ) -> None:
-    def latents() -> Any:
-        size = {"height": SIDE, "width": SIDE, "max_area": SIDE * SIDE, "_auto_resize": False}
-        generator = torch.Generator().manual_seed(0)
-        return pipe(
-            image=picture(), prompt=RED, num_inference_steps=1, generator=generator, output_type="latent",
-            max_sequence_length=48, **size, **options,
-        ).images  # fmt: skip
-
-    expected = latents()
+    expected = latents(pipe, **options)
     asked: list[tuple[str, list[str]]] = []
     for name in ("tokenizer", "tokenizer_2"):
         tokenize = getattr(pipe, name)
@@ -294,6 +297,38 @@ def test_t5_begins_and_gives_what_is_asked_for(
         tokenize.__class__ = watched
     with accelerate(pipe, [TextGraphs()], quiet=True):
         asked.clear()
-        assert torch.equal(latents(), expected)
+        assert torch.equal(latents(pipe, **options), expected)
     assert asked[0][0] == "tokenizer_2"
     assert [text for name, text in asked if name == "tokenizer_2"] == texts
+
+
+def starts(pipe: Any, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[str]:
+    """In which order a call checks its arguments and runs T5."""
+    order: list[str] = []
+    t5 = type(pipe.text_encoder_2.encoder)
+    with monkeypatch.context() as watched:
+        watched.setattr(t5, "forward", lambda *args, run=t5.forward, **kw: order.append("T5") or run(*args, **kw))
+        owner = next(cls for cls in type(pipe).__mro__ if "check_inputs" in vars(cls))
+        check = owner.check_inputs
+        watched.setattr(owner, "check_inputs", lambda *args, **kw: order.append("check") or check(*args, **kw))
+        latents(pipe, **options)
+    return order
+
+
+def test_t5_begins_with_the_call(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoRecorder(TapeRecorder):
+        def runs_on(self, device: torch.device) -> bool:
+            return False
+
+    monkeypatch.setattr(recording, "recorder_for", lambda _: NoRecorder())
+    assert starts(pipe, monkeypatch) == ["check", "T5"]
+    expected = render(pipe)
+    with accelerate(pipe, [TextGraphs()], quiet=True):
+        assert starts(pipe, monkeypatch) == ["T5", "check"]
+        np.testing.assert_array_equal(render(pipe), expected)
+        # A scale is given to adapters of the encoders first.
+        assert starts(pipe, monkeypatch, joint_attention_kwargs={"scale": 0.5}) == ["check", "T5"]
+    with accelerate(pipe, [TextGraphs(), PromptCache()], quiet=True):
+        # Which prompts a cache has is known later.
+        assert starts(pipe, monkeypatch) == ["check", "T5"]
+        assert starts(pipe, monkeypatch) == ["check"]

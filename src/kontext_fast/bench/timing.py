@@ -18,6 +18,8 @@ from kontext_fast.pipeline.previews import AROUND
 
 Stage = Literal["text_encode", "vae_encode", "vae_decode"]
 
+_T5 = "_get_t5_prompt_embeds"
+
 
 @dataclass(frozen=True)
 class StageTimes:
@@ -40,6 +42,7 @@ class StageClock:
         self._pipe = pipe
         self._mark: Callable[[], Any] = _marker(pipe._execution_device if device is None else device)
         self._undo = ExitStack()
+        self._open: list[tuple[Stage, Any]] = []
         self._spans: list[tuple[Stage, Any, Any]] = []
         self._denoise_start: Any = None
         self._step_ends: list[Any] = []
@@ -47,6 +50,9 @@ class StageClock:
     def __enter__(self) -> Self:
         with ExitStack() as undo:
             self._time_stage(undo, self._pipe, "encode_prompt", "text_encode")
+            if hasattr(self._pipe, _T5):
+                # It may begin before the rest of the stage.
+                self._time_stage(undo, self._pipe, _T5, "text_encode")
             self._time_stage(undo, self._pipe.vae, "encode", "vae_encode")
             self._time_stage(undo, self._pipe.vae, "decode", "vae_decode")
             _wrap(undo, self._pipe.scheduler, "set_begin_index", after=self._start_denoising)
@@ -69,14 +75,20 @@ class StageClock:
         return StageTimes(stages, steps)
 
     def _time_stage(self, undo: ExitStack, owner: Any, method: str, stage: Stage) -> None:
-        starts: list[Any] = []
-        _wrap(
-            undo,
-            owner,
-            method,
-            before=lambda: starts.append(self._mark()),
-            after=lambda: self._spans.append((stage, starts.pop(), self._mark())),
-        )
+        """Time calls of `method` but those within a call of the same stage."""
+
+        def before() -> None:
+            self._open.append((stage, None if self._is_open(stage) else self._mark()))
+
+        def after() -> None:
+            _, start = self._open.pop()
+            if start is not None:
+                self._spans.append((stage, start, self._mark()))
+
+        _wrap(undo, owner, method, before=before, after=after)
+
+    def _is_open(self, stage: Stage) -> bool:
+        return any(other == stage for other, _ in self._open)
 
     def _start_denoising(self) -> None:
         self._denoise_start = self._mark()

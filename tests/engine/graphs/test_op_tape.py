@@ -81,3 +81,55 @@ def test_call_that_depends_on_numbers_is_refused(decide: object) -> None:
     x = torch.ones(3)
     with pytest.raises(RuntimeError, match="depends on the numbers"):
         OpTape.of(lambda: [decide(x)])  # type: ignore[operator]
+
+
+def functions(tape: OpTape) -> list[str]:
+    """What the tape runs, by name."""
+    return [getattr(op.function, "__name__", str(op.function)) for op in tape._ops]
+
+
+def test_what_nothing_reads_is_left_out() -> None:
+    x, kept = torch.arange(4.0), torch.zeros(4)
+
+    def call() -> list[Tensor]:
+        (x * 7).exp()
+        kept[1:].copy_(x[:-1] - 1)
+        torch.rand(3)  # moves the random numbers after it
+        return [x + kept]
+
+    tape, (first,) = OpTape.of(call)
+    assert not {"mul.Tensor", "exp.default"} & set(functions(tape))
+    assert {"copy_.default", "rand.default"} <= set(functions(tape))
+    kept.zero_()
+    assert torch.equal(tape.run()[0], first)
+
+
+def test_bias_of_all_layers_is_copied_once() -> None:
+    bias = torch.randn(6, 6, 4)
+
+    def call(bias: Tensor = bias) -> list[Tensor]:
+        heads = bias.permute(2, 0, 1)[None]
+        return [torch.ones(1, 4, 6, 6) * layer + heads for layer in range(3)]
+
+    tape, _ = OpTape.of(call)
+    assert functions(tape).count("clone.default") == 1
+    bias.copy_(torch.randn(6, 6, 4))
+    for result, expected in zip(tape.run(), call(), strict=True):
+        assert torch.equal(result, expected)
+        assert result.is_contiguous()
+
+
+def test_bias_that_changes_between_layers_is_not_copied() -> None:
+    bias = torch.randn(6, 6, 4)
+
+    def call() -> list[Tensor]:
+        own = bias.clone()
+        heads, layers = own.permute(2, 0, 1)[None], []
+        for _ in range(3):
+            layers.append(torch.ones(1, 4, 6, 6) + heads)
+            own *= 2
+        return layers
+
+    tape, _ = OpTape.of(call)
+    for result, expected in zip(tape.run(), call(), strict=True):
+        assert torch.equal(result, expected)

@@ -2,7 +2,8 @@
 
 T5 has 24 layers of some sixty operations each, all of them small at 512 tokens. A graph launches them at once. It is
 built from the operations that a call runs otherwise, in the same order, and has to reproduce the bits of that call
-before it is used. T5 begins before CLIP, so that a GPU is at work while the host prepares the rest.
+before it is used. T5 begins with the call, before anything else, so that a GPU is at work while the host prepares the
+rest.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kontext_fast.optimizations.base import Conflict, Effect, Facts, Optimization, Phase
-from kontext_fast.optimizations.call_tracking import CallTracker, track_calls
+from kontext_fast.optimizations.call_tracking import CallTracker, PipelineCall, track_calls
 from kontext_fast.optimizations.module_state import module_state, reason_against_recording
-from kontext_fast.optimizations.patching import has_another_forward, replace_method, submodules
+from kontext_fast.optimizations.patching import defined_by_libraries, has_another_forward, replace_method, submodules
 from kontext_fast.pipeline.device import Machine
 from kontext_fast.pipeline.edit import text_length
+from kontext_fast.pipeline.previews import AROUND
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,15 +98,32 @@ _OF_T5 = "embeddings of T5"
 
 
 def _begin_with_t5(pipe: Any, calls: CallTracker, undo: ExitStack) -> None:
-    """Have T5 run before CLIP in calls of `pipe`, until `undo` is closed; what it gives is kept until it is asked for.
+    """Have T5 run first in calls of `pipe`, until `undo` is closed; what it gives is kept until it is asked for.
 
-    diffusers begins with CLIP, which is over before the host has found the tokens of T5.
+    diffusers begins with the image and CLIP, both of which a GPU is through with before the host has found the tokens.
     """
+
+    def begin(call: PipelineCall) -> None:
+        import torch
+
+        if _will_encode(call):
+            of_clip = {
+                "prompt": _listed(call.arguments["prompt"]),
+                "device": call.pipe._execution_device,
+                "num_images_per_prompt": call.arguments["num_images_per_prompt"],
+            }
+            with torch.no_grad():
+                keep(call, of_clip)
+
+    def keep(call: PipelineCall, of_clip: dict[str, Any]) -> None:
+        of_t5 = _arguments_of_t5(call.arguments, of_clip)
+        if of_t5 is not None and of_t5 != call.memory.get(_OF_T5, (None,))[0]:
+            call.memory[_OF_T5] = of_t5, call.pipe._get_t5_prompt_embeds(**of_t5)
 
     def clip(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = calls.current
-        if call is not None and not args and (of_t5 := _arguments_of_t5(call.arguments, kwargs)) is not None:
-            call.memory[_OF_T5] = of_t5, call.pipe._get_t5_prompt_embeds(**of_t5)
+        if call is not None and not args:
+            keep(call, kwargs)
         return original(*args, **kwargs)
 
     def t5(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -126,6 +145,27 @@ def _begin_with_t5(pipe: Any, calls: CallTracker, undo: ExitStack) -> None:
     if not vars(pipe).keys() & replaced.keys():  # otherwise they are somebody's own
         for name, replacement in replaced.items():
             calls.replace_method(pipe, name, replacement, undo)
+        calls.on_begin(begin, undo)
+
+
+def _will_encode(call: PipelineCall) -> bool:
+    """Whether `call` will encode its prompt as diffusers does, with nothing changed before that."""
+    arguments, pipe = call.arguments, call.pipe
+    prompt, length = arguments.get("prompt"), arguments.get("max_sequence_length")
+    own = vars(pipe).get("encode_prompt")
+    return (
+        bool(prompt)
+        and isinstance(prompt, str | list)
+        and isinstance(arguments.get("num_images_per_prompt"), int)
+        and isinstance(length, int)
+        and length <= text_length(pipe)
+        and arguments.get("prompt_embeds") is None
+        # They may scale the adapters of an encoder.
+        and not arguments.get("joint_attention_kwargs")
+        # A cache of prompts, or several GPUs, may need no T5 here; a clock leaves it as it is.
+        and defined_by_libraries(type(pipe).encode_prompt)
+        and (own is None or hasattr(own, AROUND))
+    )
 
 
 class _QuicklySearched:
