@@ -1,16 +1,18 @@
 """Time one edit on all GPUs of this program against one of them, and compare the latents.
 
 Usage: torchrun --nproc-per-node 2 -m benchmarks.gpu.several_gpus_check [--checkpoint random] [--size 1024] [--steps 6]
-       [--presets balanced,faithful] [--modes collectives,peer_memory+graphs] [--true-cfg] [--peers] [--out FILE.json]
+       [--presets balanced,faithful] [--modes collectives,peer_memory+graphs] [--true-cfg]
+       [--peers diffusers] [--out FILE.json]
 
 All is measured in the same processes on the same weights: alone, every process runs the whole edit by itself at the
 same time. A step is the median between the ends of neighbouring steps on the GPU. The kernels of two steps are summed
 by kind on every GPU; what a collective lasts on the GPU that came last is its transfer, and the rest of a step waiting.
 With `graphs` a CUDA graph launches each step; its latents are compared with those of the same exchange without, too.
 A preset may have more optimizations, as in balanced+text_graphs+device_pixels. `--true-cfg` times edits of two passes
-a step, which two GPUs run one each. `--peers` measures diffusers' own
-pipeline on one GPU and with its ContextParallelConfig. The file is written after every mode, and a mode that takes
-longer than --patience seconds ends the program.
+a step, which two GPUs run one each. `--peers diffusers` measures diffusers' own pipeline on one GPU and with its
+ContextParallelConfig, `--peers cache-dit` that of cache-dit with its ParallelismConfig, if it is installed, with
+nothing cached; `--presets=` measures nothing else. The file is written after every mode, and a mode that takes longer
+than --patience seconds ends the program.
 Exit code 0: done; 1: latents differ by more than rounding, or graphs change bits; 3: no GPU; 4: a mode did not end.
 """
 
@@ -56,11 +58,13 @@ BACKENDS = ("native", "_native_cudnn")
 """Kernels of attention in diffusers that its ContextParallelConfig supports and that need nothing else."""
 
 KINDS = (
+    ("beside", r"memcpy ptop"),
     ("exchange", r"nccl|barrier|multimem"),
     ("attention", r"flash|fmha|sdpa|attention"),
     ("products", r"gemm|cutlass|nvjet|cublas|xmma|splitK"),
 )
-"""Of kernels, by what is in their names; all others are between the products."""
+"""Of kernels, by what is in their names; all others are between the products. What copy engines move `beside` kernels
+is no time of its own."""
 
 
 def main() -> int:
@@ -73,7 +77,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--calls", type=int, default=5)
     parser.add_argument("--true-cfg", action="store_true")
-    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--peers", choices=("diffusers", "cache-dit"), help="one a program, since none can be undone")
     parser.add_argument("--patience", type=float, default=60, help="seconds that a mode may take")
     arguments = parser.parse_args()
     if not has_gpu():
@@ -97,10 +101,12 @@ def main() -> int:
         "presets": {},
     }
     measuring = Measuring(pipe, request, ranks, arguments, report)
-    for preset in arguments.presets.split(","):
+    for preset in filter(None, arguments.presets.split(",")):
         measuring.measure(preset)
-    if arguments.peers:
-        measuring.measure_peers()
+    if arguments.peers == "diffusers":
+        measuring.measure_diffusers()
+    elif arguments.peers:
+        measuring.measure_cache_dit()
     return int(
         any(
             result["relative_error"] > ROUNDING.get(preset, 0.1) or result.get("graphs_changed_bits", False)
@@ -158,7 +164,7 @@ class Measuring:
                 with self._part(of_preset, mode):
                     latents[mode] = together = final_latents(pipe, [self._request])
                     result = {
-                        "relative_error": float((together.double() - alone.double()).norm() / alone.double().norm()),
+                        "relative_error": _relative_error(together, alone),
                         "bit_equal": bool(torch.equal(together, alone)),
                         **self._times(),
                     }
@@ -185,7 +191,20 @@ class Measuring:
         of_preset["true_cfg"]["bit_equal"] = bool(torch.equal(*latents))
         self._say("true CFG", of_preset["true_cfg"])
 
-    def measure_peers(self) -> None:
+    def measure_cache_dit(self) -> None:
+        """Its sequence parallelism on all GPUs."""
+        peers: dict[str, Any] = self._report.setdefault("peers", {})
+        with self._part(peers, "cache-dit"):
+            import cache_dit
+
+            before = final_latents(self._pipe, [self._request])
+            config = cache_dit.ParallelismConfig(ulysses_size=self._ranks.size, attention_backend="native")
+            cache_dit.enable_cache(self._pipe, parallelism_config=config)
+            error = _relative_error(final_latents(self._pipe, [self._request]), before)
+            peers["cache-dit"] = {str(self._ranks.size): {**self._times(), "relative_error": error}}
+            self._say(peers)
+
+    def measure_diffusers(self) -> None:
         """diffusers' own pipeline, one GPU and then both, which cannot be undone."""
         from diffusers import ContextParallelConfig
 
@@ -201,8 +220,7 @@ class Measuring:
                     latents[backend], before = final_latents(self._pipe, [self._request]), latents.get(backend)
                     result = self._times()
                     if before is not None:
-                        difference = (latents[backend].double() - before.double()).norm() / before.double().norm()
-                        result["relative_error"] = float(difference)
+                        result["relative_error"] = _relative_error(latents[backend], before)
                     peers.setdefault(backend, {})[str(gpus)] = result
                     self._say("diffusers", backend, gpus, result)
 
@@ -239,6 +257,10 @@ class Measuring:
 
     def _times(self) -> dict[str, Any]:
         return times(self._pipe, self._request, self._calls, self._ranks)
+
+
+def _relative_error(latents: Any, truth: Any) -> float:
+    return float((latents.double() - truth.double()).norm() / truth.double().norm())
 
 
 def _share_with(forward: Any, ranks: Ranks | None) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from kontext_fast.engine import sequence_parallel
 from kontext_fast.engine.graphs.recorded_calls import StepGraphs
 from kontext_fast.engine.ops import PortableOps, Precision
 from kontext_fast.engine.ranks import join
-from kontext_fast.engine.sequence_parallel import Layout, SequenceParallel
+from kontext_fast.engine.sequence_parallel import Layout, SequenceParallel, Transport
 from kontext_fast.engine.transformer import EngineTransformer
 from kontext_fast.engine.weights import take_weights
 from kontext_fast.errors import InvalidInput
@@ -37,15 +42,21 @@ def together(request: pytest.FixtureRequest) -> Iterator[Ranks]:
         yield processes
 
 
-def _errors(_rank: int, size: int, shape: Shape, precision: Precision, names: tuple[str, ...]) -> dict[str, float]:
+def _errors(
+    _rank: int,
+    size: int,
+    shape: Shape,
+    precision: Precision,
+    names: tuple[str, ...],
+    transport: Transport = "collectives",
+) -> dict[str, float]:
     """By name of sizes, how far the velocity of all processes is from that of this one alone."""
     transformer, errors = random_transformer(shape), {}
     with ExitStack() as undo:
         weights, ops = take_weights(transformer, precision, undo), PortableOps(precision=precision)
         alone = EngineTransformer(weights, ops)
-        shared = EngineTransformer(
-            weights, ops, parallel=SequenceParallel(join(size, torch.device("cpu")), "collectives")
-        )
+        parallel = SequenceParallel(join(size, torch.device("cpu")), transport)
+        shared = EngineTransformer(weights, ops, parallel=parallel)
         for name in names:
             inputs = inputs_for(transformer, **SIZES[name])
             expected = stepped(alone, prepare(alone, inputs), inputs)
@@ -62,6 +73,44 @@ def test_step_equals_that_of_one_process(together: Ranks, precision: Precision) 
         assert set(errors) == set(SIZES)
         # Sums of rows are split otherwise, and a number that is rounded the other way is a step of fp8 off.
         assert max(errors.values()) < {"bf16": 1e-5, "fp8": 2e-2, "int8": 1e-2}[precision], errors
+
+
+class _Files:
+    """Memory that all processes write to, in files, in place of that of GPUs; what is sent arrives at once."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self._memory = [
+            torch.from_file(str(folder / str(rank)), shared=True, size=1 << 20, dtype=torch.uint8)
+            for rank in range(size)
+        ]
+        self.beside = nullcontext
+
+    def get_buffer(self, rank: int, shape: Sequence[int], dtype: torch.dtype, offset: int) -> Tensor:
+        begin = offset * dtype.itemsize
+        return self._memory[rank][begin : begin + prod(shape) * dtype.itemsize].view(dtype).view(*shape)
+
+    def barrier(self, _channel: int) -> None:
+        dist.barrier()
+
+    def wait(self) -> None:
+        """Nothing is on its way."""
+
+
+def _errors_in_files(rank: int, size: int, folder: Path, precision: Precision) -> dict[str, float]:
+    """`_errors` where each process writes its heads into the memory of the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        files = _Files(folder, size)
+        patch.setattr(sequence_parallel, "_rendezvous", lambda *_: files)
+        patch.setattr(sequence_parallel, "_sending_on", lambda _: files)
+        patch.setattr(sequence_parallel, "COST_OF_TEXT", 0.2)  # of few tokens more than none
+        return _errors(rank, size, Shape(heads=5), precision, tuple(SIZES), "peer_memory")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_heads_written_to_other_memory_are_in_place(together: Ranks, precision: Precision, tmp_path: Path) -> None:
+    for errors in together.run(_errors_in_files, together.size, tmp_path, precision):
+        assert set(errors) == set(SIZES)
+        assert max(errors.values()) < {"bf16": 1e-5, "int8": 1e-2}[precision], errors
 
 
 class _CallAgain:
@@ -145,10 +194,13 @@ def test_more_processes_than_heads_are_refused(together: Ranks) -> None:
 
 
 def test_shares_hold_every_token_and_head_once() -> None:
-    layout = Layout(8705, 2000, 1, 24, 128, torch.bfloat16, torch.bfloat16, 1, 7)
-    assert [token for share in layout.tokens_of for token in share] == list(range(8705))
+    layout = Layout(8705, 512, 1, 24, 128, torch.bfloat16, torch.bfloat16, 1, 7)
+    for fewer in (0, 100):
+        tokens = replace(layout, fewer=fewer).tokens_of
+        assert [token for share in tokens for token in share] == list(range(8705))
+        assert max(map(len, tokens[1:])) - min(map(len, tokens[1:])) <= 1
+        assert 0 <= len(tokens[1]) - len(tokens[0]) - fewer <= 1
     assert [head for share in layout.heads_of for head in share] == list(range(24))
-    assert max(map(len, layout.tokens_of)) - min(map(len, layout.tokens_of)) == 1
 
 
 def test_program_of_one_process_is_told_how_to_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,3 +207,21 @@ def test_several_gpus_block_shows_parts_prediction_and_money(tmp_path: Path) -> 
     assert "True CFG, `balanced`: 2.400 s an edit on one GPU, 1.500 s on 2, 1.60x, with the same bits." in lines
     ulysses = "2 GPUs, ContextParallelConfig(ulysses_degree=2)"
     assert f"| `native` | {ulysses} | 200.0 ms | 2.00x | 1.500 s | 1.60x |" in lines
+
+
+def test_several_gpus_block_shows_each_mode_by_its_newest_file(tmp_path: Path) -> None:
+    older, newer = (
+        {
+            "gpu": "Imaginary GPU", "gpus": 2, "torch": "2.0", "nccl": "2.28", "checkpoint": "random", "size": 1024,
+            "steps": 6, "presets": {"balanced": {"alone": _on_gpus(160.0, 1.2, (0.0,)), "together": together}},
+        }
+        for together in (
+            {"collectives": _on_gpus(110.0, 0.9, (9.0,)), "peer_memory": _on_gpus(105.0, 0.9, (1.0,))},
+            {"peer_memory": _on_gpus(100.0, 0.8, (1.0,))},
+        )
+    )  # fmt: skip
+    (tmp_path / "results/a").mkdir(parents=True)
+    (tmp_path / "results/a/several_gpus.json").write_text(json.dumps(older))
+    lines = rendered(several_gpus, tmp_path, "several_gpus.json", newer)
+    steps = [line.split("|")[2:4] for line in lines if line.count("|") == 8 and "2 GPUs" in line]
+    assert steps == [[" 2 GPUs, peer memory ", " 100.0 ms "], [" 2 GPUs, collectives ", " 110.0 ms "]]

@@ -163,8 +163,11 @@ class Ops(Protocol):
     def linear_gelu(self, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
         """`gelu` of `linear`."""
 
-    def join_linear_gelu(self, attended: Tensor, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
-        """`join_gelu` of `attended` and `linear`."""
+    def join_linear_gelu(
+        self, attend: Callable[[], Tensor], x: Activations, layer: Linear, *, quantize: bool
+    ) -> Activations:
+        """`join_gelu` of what `attend` gives, and `linear`, which is computed first: what attention reads may still be
+        on its way from another GPU."""
 
     def add_gated(self, stream: Tensor, gate: Tensor, update: Tensor) -> None:
         """Add `gate` [B, W] times `update` [B, rows, W] to `stream` [B, rows, W] in place."""
@@ -235,8 +238,11 @@ class PortableOps:
     def linear_gelu(self, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
         return self.gelu(self.linear(x, layer), quantize=quantize)
 
-    def join_linear_gelu(self, attended: Tensor, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
-        return self.join_gelu(attended, self.linear(x, layer), quantize=quantize)
+    def join_linear_gelu(
+        self, attend: Callable[[], Tensor], x: Activations, layer: Linear, *, quantize: bool
+    ) -> Activations:
+        hidden = self.linear(x, layer)
+        return self.join_gelu(attend(), hidden, quantize=quantize)
 
     def add_gated(self, stream: Tensor, gate: Tensor, update: Tensor) -> None:
         stream += gate[:, None] * update

@@ -11,9 +11,10 @@ output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -28,6 +29,10 @@ from kontext_fast.errors import InvalidInput
 if TYPE_CHECKING:
     from kontext_fast.engine.ranks import Ranks
     from kontext_fast.engine.weights import EngineWeights
+
+COST_OF_TEXT = 0.03
+"""Of the first share, as a part of all tokens: it alone has text, and in double blocks two products, of few rows each,
+where others have one. Only in bfloat16 and with peer memory, where it was measured to pay; in 8 bit it costs time."""
 
 Transport = Literal["collectives", "peer_memory"]
 """How heads change places: by collectives of torch.distributed, or written by each process to the others' memory."""
@@ -52,11 +57,15 @@ class Layout:
     rank: int
     size: int
     """P."""
+    fewer: int = 0
+    """Tokens that the first rank has less than others."""
 
     @cached_property
     def tokens_of(self) -> list[range]:
         """By rank."""
-        return _shares(self.tokens, self.size)
+        first = (self.tokens + self.fewer) // self.size - self.fewer
+        rest = _shares(self.tokens - first, self.size - 1)
+        return [range(first), *(range(first + share.start, first + share.stop) for share in rest)]
 
     @cached_property
     def heads_of(self) -> list[range]:
@@ -95,8 +104,11 @@ class Exchange(Protocol):
     outgoing: list[Tensor]
     """By rank, [own tokens, 3, B, heads of that rank, D]: where this rank writes them."""
 
+    def send(self, rank: int, rows: slice) -> None:
+        """Begin to bring `rows` of `outgoing[rank]` there, while this GPU computes."""
+
     def deliver(self) -> None:
-        """Have what all ranks wrote to `outgoing` in `received`."""
+        """Have what all ranks sent in `received`."""
 
     def give_back(self, attended: Tensor) -> Tensor:
         """[B, own tokens, W], which the next call may write to, of `attended` [B, S, heads x D] of all ranks."""
@@ -112,6 +124,9 @@ class Collectives:
         parts = self._sent.split([prod(shape) for shape in shapes])  # type: ignore[no-untyped-call]
         self.outgoing: list[Tensor] = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
         self.received = torch.empty(layout.shape(layout.tokens, layout.rank), dtype=layout.dtype, device=device)
+
+    def send(self, rank: int, rows: slice) -> None:
+        """Nothing: beside a product NCCL's kernels take so much longer that nothing is gained."""
 
     def deliver(self) -> None:
         parts = [self.received[share.start : share.stop] for share in self.layout.tokens_of]
@@ -140,10 +155,12 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 class PeerMemory:
-    """`Exchange` by writing to the memory of the other GPUs, which needs no copy of its own for query, key and value.
+    """`Exchange` by writing to the memory of the other GPUs.
 
-    Two barriers a block keep it in order: nobody reads before all have written, and nobody writes to what another still
-    reads, since between two writes to a buffer lies a barrier that its reader enters after reading.
+    Query, key and value go in whole pieces, which copy engines move on a stream of their own: kernels that write to
+    another GPU themselves would keep the next product waiting. Two barriers a block keep it in order: nobody reads
+    before all have written, and nobody writes to what another still reads, since between two writes to a buffer lies a
+    barrier that its reader enters after reading.
     """
 
     def __init__(self, layout: Layout, device: torch.device) -> None:
@@ -157,7 +174,11 @@ class PeerMemory:
             self._handle.get_buffer(rank, layout.shape(layout.tokens, rank), layout.dtype, 0) for rank in ranks
         ]
         self.received: Tensor = all_received[layout.rank]
-        self.outgoing: list[Tensor] = [rows[layout.own.start : layout.own.stop] for rows in all_received]
+        self._places = [rows[layout.own.start : layout.own.stop] for rows in all_received]
+        self.outgoing: list[Tensor] = [
+            place if rank == layout.rank else torch.empty_like(place) for rank, place in enumerate(self._places)
+        ]
+        self._sending = _sending_on(device)
         self._attended: list[Tensor] = [
             self._handle.get_buffer(
                 rank,
@@ -168,17 +189,49 @@ class PeerMemory:
             for rank in ranks
         ]
 
+    def send(self, rank: int, rows: slice) -> None:
+        if rank != self.layout.rank:
+            with self._sending.beside():
+                self._places[rank][rows].copy_(self.outgoing[rank][rows])
+
     def deliver(self) -> None:
+        self._sending.wait()
         self._handle.barrier(0)
 
     def give_back(self, attended: Tensor) -> Tensor:
         layout = self.layout
         heads = layout.heads_of[layout.rank]
         columns = slice(heads.start * layout.head_dim, heads.stop * layout.head_dim)
-        for target, share in zip(self._attended, layout.tokens_of, strict=True):
-            target[..., columns] = attended[:, share.start : share.stop]
+        for rank, (target, share) in enumerate(zip(self._attended, layout.tokens_of, strict=True)):
+            with nullcontext() if rank == layout.rank else self._sending.beside():
+                # By 16 bytes, the most that a thread writes at once.
+                wide = attended[:, share.start : share.stop].view(torch.complex128)
+                target[..., columns].view(torch.complex128).copy_(wide)
+        self._sending.wait()
         self._handle.barrier(1)
         return self._attended[layout.rank]
+
+
+class _Sending:
+    """A stream of one GPU for what leaves it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """For what begins after all that was asked for before, and runs while this GPU goes on."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def wait(self) -> None:
+        """Have this GPU wait until all has left."""
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+
+_sending_on = cache(_Sending)
 
 
 _ALIGNED = 1024
@@ -203,8 +256,8 @@ def _rendezvous(size: int, device: torch.device) -> Any:
 class ParallelJoint(JointQKV):
     """The heads of this rank of all tokens, which attention reads."""
 
-    parts: tuple[JointQKV, ...] = ()
-    """By rank, where this one writes the heads of that one, of its own tokens."""
+    parts: tuple[tuple[int, JointQKV], ...] = ()
+    """Of every rank, where this one writes the heads of that one, of its own tokens; the own rank comes last."""
     exchange: Exchange | None = None
 
 
@@ -218,8 +271,10 @@ class ParallelOps:
         return getattr(self._ops, name)
 
     def write_qkv(self, qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: int) -> None:
-        for part in cast("ParallelJoint", joint).parts:
+        parallel = cast("ParallelJoint", joint)
+        for rank, part in parallel.parts:
             self._ops.write_qkv(qkv, norm, rope, replace(part, scales=joint.scales), offset)
+            cast("Exchange", parallel.exchange).send(rank, slice(offset, offset + qkv.shape[1]))
 
     def attention(self, joint: JointQKV) -> Tensor:
         exchange = cast("Exchange", cast("ParallelJoint", joint).exchange)
@@ -246,7 +301,8 @@ class Share:
         """Buffers for the blocks of a step."""
         exchange = self._exchange()
         layout = exchange.layout
-        parts = tuple(layout.joint(rows, rank) for rank, rows in enumerate(exchange.outgoing))
+        order = [(layout.rank + step) % layout.size for step in range(1, layout.size + 1)]
+        parts = tuple((rank, layout.joint(exchange.outgoing[rank], rank)) for rank in order)
         whole = layout.joint(exchange.received, layout.rank)
         return ParallelJoint(whole.query, whole.key, whole.value, parts=parts, exchange=exchange)
 
@@ -282,9 +338,12 @@ class SequenceParallel:
 
         `dtype` is that of query, key and value. Raises InvalidInput where there are more processes than tokens.
         """
+        whole, text = sum(tokens), tokens[0]
+        pays = self.transport == "peer_memory" and not weights.quantized
+        only_first_has_text = 0 < text < whole // self.ranks.size
         layout = Layout(
-            tokens=sum(tokens),
-            text=tokens[0],
+            tokens=whole,
+            text=text,
             batch=batch,
             heads=weights.heads,
             head_dim=weights.head_dim,
@@ -292,6 +351,7 @@ class SequenceParallel:
             attended=weights.dtype,
             rank=self.ranks.rank,
             size=self.ranks.size,
+            fewer=int(whole * COST_OF_TEXT) if pays and only_first_has_text else 0,
         )
         for what, count in (("heads", layout.heads), ("tokens", layout.tokens)):
             if count < layout.size:

@@ -241,8 +241,8 @@ class EngineTransformer:
         shift, scale, gate = modulation.chunk(3, dim=-1)
         normed = ops.norm_modulate(stream, shift, scale, quantize=weights.qkv.quantized)
         ops.write_qkv(ops.linear(normed, weights.qkv), weights.norm, rope, joint, 0)
-        attended = ops.attention(joint)
-        joined = ops.join_linear_gelu(attended, normed, weights.mlp_in, quantize=weights.out.quantized)
+        attend = partial(ops.attention, joint)
+        joined = ops.join_linear_gelu(attend, normed, weights.mlp_in, quantize=weights.out.quantized)
         ops.add_gated(stream, gate, ops.linear(joined, weights.out))
 
 

@@ -100,8 +100,8 @@ def test_mlp_is_rounded_as_after_separate_operations(attended: bool) -> None:
     ops = fused("int8")
     truth = functional.gelu(portable.linear(Quantized(x.values, x.scale, torch.float32), layer), approximate="tanh")
     if attended:
-        wanted = portable.join_linear_gelu(beside, x, layer, quantize=True)
-        result = ops.join_linear_gelu(window(beside), _on_device(x), on_device, quantize=True)
+        wanted = portable.join_linear_gelu(lambda: beside, x, layer, quantize=True)
+        result = ops.join_linear_gelu(lambda: window(beside), _on_device(x), on_device, quantize=True)
         truth = torch.cat((beside.float(), truth), -1)
     else:
         wanted = portable.linear_gelu(x, layer, quantize=True)

@@ -58,8 +58,15 @@ def predicted_ms(together: Parts, measured_gpus: int, gpus: int) -> float:
 
 
 def render(context: DocContext) -> Markdown:
-    """Three tables for each file below the folder of results."""
-    reports = [_of_report(*stored) for stored in context.stored("several_gpus.json")]
+    """Three tables for each file below the folder of results, newest first, each without what a newer one has."""
+    reports: list[Markdown] = []
+    newer: set[tuple[str, str]] = set()
+    for link, report in reversed(list(context.stored("several_gpus.json"))):
+        for preset, of_preset in report["presets"].items():
+            together = of_preset["together"].items()
+            of_preset["together"] = {mode: measured for mode, measured in together if (preset, mode) not in newer}
+            newer |= {(preset, mode) for mode in of_preset["together"]}
+        reports.append(_of_report(link, report))
     return paragraphs(reports or ["Not measured on several GPUs yet."])
 
 
@@ -183,5 +190,5 @@ def _peers(report: dict[str, Any]) -> Iterator[Markdown]:
             step, edit = f"{1000 * measured['step_median_s']:.1f} ms", f"{measured['edit_median_s']:.3f} s"
             rows.append((code_span(backend), how, step, factors[0], edit, factors[1]))
     if rows:
-        yield Markdown("Other projects in the same processes, not compiled: diffusers, by its backend of attention:")
-        yield table(("backend", *STEPS[1:6]), rows)
+        yield Markdown("Other projects, not compiled and with nothing cached; diffusers by its backend of attention:")
+        yield table(("peer", *STEPS[1:6]), rows)

@@ -116,8 +116,11 @@ class FusedOps:
         hidden = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
         return hidden.view(*x.shape[:-1], -1)
 
-    def join_linear_gelu(self, attended: Tensor, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
-        return self.join_gelu(attended, self.linear(x, layer), quantize=quantize)
+    def join_linear_gelu(
+        self, attend: Callable[[], Tensor], x: Activations, layer: Linear, *, quantize: bool
+    ) -> Activations:
+        hidden = self.linear(x, layer)
+        return self.join_gelu(attend(), hidden, quantize=quantize)
 
     def add_gated(self, stream: Tensor, gate: Tensor, update: Tensor) -> None:
         add_gated(stream, gate, update)
@@ -150,7 +153,10 @@ class FusedInt8Ops(FusedOps):
             return super().linear_gelu(x, layer, quantize=quantize)
         return quantize_int8(int8_linear(x, layer.weight, layer.bias, gelu=True))
 
-    def join_linear_gelu(self, attended: Tensor, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
+    def join_linear_gelu(
+        self, attend: Callable[[], Tensor], x: Activations, layer: Linear, *, quantize: bool
+    ) -> Activations:
         if not (quantize and isinstance(x, Quantized) and isinstance(layer.weight, Quantized)):
-            return super().join_linear_gelu(attended, x, layer, quantize=quantize)
-        return quantize_int8(attended, beside=int8_linear(x, layer.weight, layer.bias, gelu=True))
+            return super().join_linear_gelu(attend, x, layer, quantize=quantize)
+        activated = int8_linear(x, layer.weight, layer.bias, gelu=True)
+        return quantize_int8(attend(), beside=activated)

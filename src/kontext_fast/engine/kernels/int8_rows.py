@@ -133,7 +133,7 @@ def _example_after_linear(inputs: Inputs) -> Call:
 
 def _example_joined(inputs: Inputs) -> Call:
     (x, layer), attended = layer_of(inputs), inputs.stream()
-    return lambda ops, quantize: [ops.join_linear_gelu(attended, x, layer, quantize=quantize)]
+    return lambda ops, quantize: [ops.join_linear_gelu(lambda: attended, x, layer, quantize=quantize)]
 
 
 KERNEL = Kernel(
