@@ -37,22 +37,30 @@ def similarity(outputs: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     """[n] mean SSIM of `outputs` and `references`, both [n, channels, height, width] in 0..1.
 
     As in Wang et al. (2004), only windows inside the image count. In float64: in float32 the variances of
-    flat areas cancel so badly that identical images differ by 3e-5. The window is applied to rows, then to columns,
-    which takes a sixth of the time that torchmetrics takes for the whole window at once.
+    flat areas cancel so badly that identical images differ by 3e-5.
     """
     import torch
-    from torch.nn.functional import conv2d
 
     first, second = outputs.double(), references.double()
-    places = torch.arange(-BORDER, BORDER + 1, dtype=first.dtype, device=first.device)
-    window = torch.softmax(-((places / SIGMA) ** 2) / 2, dim=0)
     planes = torch.stack((first, second, first * first, second * second, first * second))
-    blurred = conv2d(planes.reshape(-1, 1, *first.shape[-2:]), window.view(1, 1, -1, 1))
-    blurred = conv2d(blurred, window.view(1, 1, 1, -1))
-    mean, other_mean, square, other_square, product = blurred.view(5, *first.shape[:2], *blurred.shape[-2:])
+    mean, other_mean, square, other_square, product = _blurred(_blurred(planes, -2), -1)
     covariance = product - mean * other_mean
     variances = square - mean**2 + other_square - other_mean**2
     small, large = 0.01**2, 0.03**2
     likeness = (2 * mean * other_mean + small) * (2 * covariance + large)
     windows: torch.Tensor = likeness / ((mean**2 + other_mean**2 + small) * (variances + large))
     return windows.mean((1, 2, 3))
+
+
+def _blurred(planes: torch.Tensor, dim: int) -> torch.Tensor:
+    """The window applied along one dimension, as a sum of shifted planes: a CPU takes a seventh of the time that a
+    convolution in float64 takes."""
+    import torch
+
+    places = torch.arange(-BORDER, BORDER + 1, dtype=planes.dtype)
+    window = torch.softmax(-((places / SIGMA) ** 2) / 2, dim=0).tolist()
+    length = planes.shape[dim] - 2 * BORDER
+    blurred: torch.Tensor = planes.narrow(dim, 0, length) * window[0]
+    for place, weight in enumerate(window[1:], start=1):
+        blurred.add_(planes.narrow(dim, place, length), alpha=weight)
+    return blurred
