@@ -53,6 +53,10 @@ class StoredOutput:
         """Outputs with the same key have the same score in a metric that needs no reference."""
         return self.item.id, self.image
 
+    def score(self, metric: str, value: float | bool | None, note: str | None = None) -> Score:
+        """What a record holds of this output."""
+        return Score(item=self.item.id, seed=self.seed, image=self.image, metric=metric, value=value, note=note)
+
     def load(self) -> Case:
         """Raises InvalidInput where an image is missing."""
         output = _open(self.file)
@@ -103,7 +107,7 @@ class Scorer:
                 chunk = group[start : start + _CHUNK]
                 values = _values(self._metrics, chunk, [parallel.get(output.key, {}) for output in chunk])
                 scores += [
-                    _score(output, metric.name, *by_metric[metric.name])
+                    output.score(metric.name, *by_metric[metric.name])
                     for metric in self._metrics
                     for output, by_metric in zip(chunk, values, strict=True)
                     if metric.name in by_metric
@@ -175,10 +179,6 @@ def _values(
             for by_metric, score, note in scored:
                 by_metric[metric.name] = score, note
     return values
-
-
-def _score(output: StoredOutput, metric: str, value: float | bool | None, note: str | None) -> Score:
-    return Score(item=output.item.id, seed=output.seed, image=output.image, metric=metric, value=value, note=note)
 
 
 def _run_process(metrics: Sequence[Metric], outputs: Sequence[StoredOutput]) -> list[dict[str, Value]]:

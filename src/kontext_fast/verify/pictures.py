@@ -70,8 +70,8 @@ def picture_scores(outputs: Sequence[StoredOutput]) -> list[Score]:
         ]
         what = repeats.get(pair.key)
         of_pair.append((REPEAT, what is not None, what))
-        scores += [_score(pair.output, *values) for values in of_pair]
-    scores += [_score(pair.output, SEED_SPREAD, spread, None) for pair, spread in _seed_spreads(pairs)]
+        scores += [pair.output.score(*values) for values in of_pair]
+    scores += [pair.output.score(SEED_SPREAD, spread) for pair, spread in _seed_spreads(pairs)]
     return scores
 
 
@@ -218,10 +218,6 @@ def rms(first: Pixels, second: Pixels) -> float:
 
 def _is_near(distance: float, limit: float) -> bool:
     return distance == 0 or distance < limit
-
-
-def _score(output: StoredOutput, metric: str, value: float | bool, note: str | None) -> Score:
-    return Score(item=output.item.id, seed=output.seed, image=output.image, metric=metric, value=value, note=note)
 
 
 def _array(image: Image.Image) -> Pixels:
