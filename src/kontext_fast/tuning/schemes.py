@@ -73,11 +73,6 @@ def every_third(sigmas: Sequence[float]) -> Solver:
     return reused_steps(sigmas, Schedule(frozenset(computed), order=1, corrects=False))
 
 
-def masked_steps(sigmas: Sequence[float], computed: Sequence[int]) -> Solver:
-    """Steps of a mask, the others with the last velocity again: what BudCache (arXiv 2606.13496) searches."""
-    return reused_steps(sigmas, Schedule(frozenset(computed), order=0, corrects=False))
-
-
 def unipc(levels: Sequence[float]) -> Solver:
     """UniPC of second order (Zhao et al., arXiv 2302.04867) over `levels` [N + 1], as diffusers computes it."""
     from diffusers import UniPCMultistepScheduler
