@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.gpu.surroundings_check [--checkpoint random] [--size 1024] [--preset turbo] [--steps 28]
 [--calls 4] [--no-trace] [--out FILE.json]
 
-The preset runs with text_graphs and device_pixels. `around` is the time of `edit` less its computed steps, each taken
+`around` is the time of `edit` less its computed steps, each taken
 as long as their median, in milliseconds; `rest` is what lies outside of the stages; `pipe_ms` is a call of the pipeline
 itself. `gaps` are the times at which the GPU had nothing to do in an edit of one step, with the Python functions that
 ran then, and `waits` the calls that made the host wait for the GPU. Exit code 0: done; 3: no GPU.
@@ -32,9 +32,6 @@ from benchmarks.gpu.check import NO_GPU, has_gpu, now, option_parser, write_repo
 from kontext_fast.bench.timing import StageClock
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.optimizations.acceleration import accelerate
-from kontext_fast.optimizations.presets import find_preset
-from kontext_fast.optimizations.techniques.device_pixels import DevicePixels
-from kontext_fast.optimizations.techniques.text_graphs import TextGraphs
 from kontext_fast.pipeline.edit import EditRequest, edit, text_length
 from kontext_fast.pipeline.load import load
 
@@ -75,16 +72,13 @@ def main() -> int:
 
 def measured(pipe: Any, request: EditRequest, preset: str, calls: int, *, trace: bool) -> dict[str, Any]:
     """What the report says of `request`, after two calls that are not timed."""
-    chosen = find_preset(preset).optimizations
-    named = {optimization.name for optimization in chosen}
-    around = [optimization for optimization in (TextGraphs(), DevicePixels()) if optimization.name not in named]
-    with accelerate(pipe, [*chosen, *around], quiet=True) as acceleration:
+    with accelerate(pipe, preset, quiet=True) as acceleration:
         images = [_hash(edit(pipe, request).image) for _ in range(2)]
         edits = [_staged(pipe, request) for _ in range(calls)]
         whole = [_milliseconds(lambda: edit(pipe, request)) for _ in range(calls)]
         by_pipe = [_milliseconds(lambda: _call(pipe, request)) for _ in range(calls)]
         report: dict[str, Any] = {
-            "facts": {name: acceleration.facts[name] for name in ("engine", "text_graphs", "device_pixels")},
+            "facts": dict(acceleration.facts),
             "image": sorted({*images, *(image for _, image in edits)}),
             "ms": _medians([times for times, _ in edits]),
             "edit_ms": round(statistics.median(whole), 2),
