@@ -16,6 +16,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -44,8 +45,8 @@ def executed_modules() -> Iterator[list[str]]:
         if frame.f_code.co_name == "<module>":
             importing[thread] += {"call": 1, "return": -1}.get(event, 0)
         elif event == "call" and not importing[thread]:
-            file = Path(frame.f_code.co_filename)
-            if file.is_relative_to(PACKAGE) and (name := _name(file)) not in modules:
+            name = _name(frame.f_code.co_filename)
+            if name is not None and name not in modules:
                 modules.append(name)
 
     threading.setprofile(note)
@@ -57,7 +58,12 @@ def executed_modules() -> Iterator[list[str]]:
         threading.setprofile(None)
 
 
-def _name(file: Path) -> str:
+@cache
+def _name(filename: str) -> str | None:
+    """None for a file outside of the package."""
+    file = Path(filename)
+    if not file.is_relative_to(PACKAGE):
+        return None
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "__init__"
 
