@@ -39,8 +39,8 @@ SINGLE = {
 """Faults that a single output shows, and what the verdict says of it."""
 
 
-# Images per call at most: those of one item, and of more than the control items of one call.
-@pytest.fixture(scope="module", params=[2, 12])
+# Images per call at most: those of one item, as in the tests of runs, and of more than the control items of one call.
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.slow), 12])
 def analysis(
     request: pytest.FixtureRequest, dense_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> VerificationAnalysis:
