@@ -182,6 +182,7 @@ def test_folder_that_is_not_empty_is_left_alone(kontext: Kontext, tmp_path: Path
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_killed_verification_resumes(dense_checkpoint: Path, tmp_path: Path, kontext: Kontext) -> None:
     options = [*_options(dense_checkpoint, tmp_path, items=3), "--preset", "fuse_qkv", "--out", "out"]
     process = subprocess.Popen(
