@@ -41,7 +41,7 @@ def test_times_add_up_and_images_are_the_same() -> None:
 
 
 @needs.gpu
-def test_call_waits_for_the_gpu_twice_before_its_first_step_and_at_its_end() -> None:
+def test_call_waits_twice_before_its_first_step_and_at_its_end() -> None:
     request = EditRequest("make the background red", picture(), steps=3, seed=0)
     pipe = load("tiny", device="cuda").pipe
     with accelerate(pipe, "turbo", quiet=True):

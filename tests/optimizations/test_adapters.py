@@ -153,7 +153,7 @@ def test_mistakes_leave_everything_as_it_was(pipe: Any) -> None:
         acceleration.set_adapters("style")
 
 
-def test_adapter_of_a_pipeline_without_any_is_refused_with_the_remedy() -> None:
+def test_adapter_of_a_pipeline_without_any_is_refused() -> None:
     with pytest.raises(InvalidInput) as caught:
         check_names(small_pipeline(), ["style"], [1.0])
     assert "none: load them, then accelerate again" in str(caught.value)

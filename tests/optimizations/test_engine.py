@@ -250,7 +250,7 @@ class Remembering(ModelHook):  # type: ignore[misc]
         self.resets += 1
 
 
-def test_state_of_hooks_is_forgotten_after_a_call_as_without_the_engine() -> None:
+def test_state_of_hooks_is_forgotten_after_a_call_as_in_stock() -> None:
     """Of modules that run as they are; on the others hooks are refused."""
     pipe, hook = small_pipeline(), Remembering()
     HookRegistry.check_if_exists_or_initialize(pipe.transformer.pos_embed).register_hook(hook, "remembering")

@@ -90,7 +90,7 @@ def test_preset_file_has_techniques_for_cuda_alone(tmp_path: Path) -> None:
         find_preset(str(file))
 
 
-def test_offloaded_pipeline_streams_its_encoders_instead_of_recording_them() -> None:
+def test_encoders_of_an_offloaded_pipeline_are_streamed() -> None:
     pipe = small_pipeline()
     pipe.enable_model_cpu_offload(device="cpu")
     plan = _in_place_of_hooks(resolve("faithful", H100), pipe, H100)
@@ -132,7 +132,7 @@ def test_pipelines_without_a_part_run_on_cuda(absent: str, recorder: TapeRecorde
         assert torch.equal(latents(), expected)
 
 
-def test_encoders_that_cannot_be_recorded_run_as_before_and_are_counted(recorder: TapeRecorder) -> None:
+def test_encoders_that_cannot_be_recorded_are_counted(recorder: TapeRecorder) -> None:
     pipe = small_pipeline()
     expected = render(pipe, steps=1)
     own = pipe.text_encoder_2.forward
@@ -159,7 +159,7 @@ def test_encoder_on_another_device_is_not_recorded(recorder: TapeRecorder, monke
     assert recorder.recorded == 0
 
 
-def test_text_is_not_encoded_first_where_an_encoder_is_elsewhere(recorder: TapeRecorder) -> None:
+def test_text_is_not_first_where_an_encoder_is_elsewhere(recorder: TapeRecorder) -> None:
     pipe = small_pipeline()
     pipe.text_encoder_2.to("meta")
     with accelerate(pipe, [TextGraphs()], quiet=True):

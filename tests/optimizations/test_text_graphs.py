@@ -91,7 +91,7 @@ def test_usual_prompts_replay_from_the_first_call_on(
         assert facts["unrecorded"] == {"first of its layout": 2, "recorded": 2}
 
 
-def test_other_numbers_of_prompts_are_recorded_at_their_second_call(pipe: Any, recorder: TapeRecorder) -> None:
+def test_other_numbers_of_prompts_are_recorded_at_a_second_call(pipe: Any, recorder: TapeRecorder) -> None:
     both = embeddings(pipe, (RED, REMOVE))
     with accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
         graphs = []

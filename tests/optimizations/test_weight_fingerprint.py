@@ -18,7 +18,7 @@ def test_unchanged_modules_are_the_same_after_the_first_look() -> None:
     assert not fingerprint.changed(modules)
 
 
-def test_replaced_parameter_and_module_are_noticed_even_with_the_same_numbers() -> None:
+def test_replaced_parameter_with_the_same_numbers_is_noticed() -> None:
     module, fingerprint = layer(), WeightFingerprint()
     fingerprint.changed([module])
     module.bias = torch.nn.Parameter(module.bias.detach().clone())

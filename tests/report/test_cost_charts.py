@@ -115,7 +115,7 @@ def test_comparison_without_preset_gives_the_reason() -> None:
     assert alone == "no baseline and preset measured on the same workload"
 
 
-def test_comparison_is_of_the_next_card_where_the_leading_one_has_no_price() -> None:
+def test_next_card_is_compared_where_the_leading_has_no_price() -> None:
     leading = analyze_benchmark(gpu_result(device="NVIDIA H100 80GB HBM3"))
     then = analyze_benchmark(result([gpu_run("baseline", 0), gpu_run("classic", 0)]))
     table = PriceTable(tuple(row for row in load_prices().rows if row.card != "H100 SXM"))

@@ -89,7 +89,7 @@ def blocks_of_cards(random: np.random.Generator, cards: int) -> tuple[list[float
 
 
 @pytest.mark.parametrize("cards", [3, 5])
-def test_interval_over_cards_has_its_coverage_and_over_blocks_not(cards: int) -> None:
+def test_interval_over_cards_covers_and_over_blocks_does_not(cards: int) -> None:
     random = np.random.default_rng(cards)
     covered = of_blocks = 0
     for _ in range(2000):

@@ -106,7 +106,7 @@ def test_presets_table_hides_results_of_changed_presets(
     assert cells["turbo"][4] == CHANGED
 
 
-def test_time_without_what_cuda_has_today_is_shown_with_its_words(on_a_card: tuple[AnalyzedGroup, ...]) -> None:
+def test_time_without_what_cuda_has_today_is_said_so(on_a_card: tuple[AnalyzedGroup, ...]) -> None:
     table = presets_table(None, on_a_card)
     speeds = {name: cells[4] for name, cells in _cells(table).items()}
     assert all(speeds[name].startswith("1.00x") for name in ("faithful", "balanced", "fast"))

@@ -41,7 +41,7 @@ def test_mixtures_keep_the_last_evaluations_in_full_precision() -> None:
     assert len({mixture.key for number in (3, 9) for mixture in mixtures_of(number)}) == 8
 
 
-def test_of_each_kind_the_most_evaluations_within_the_seconds_are_tried() -> None:
+def test_most_evaluations_within_the_seconds_are_tried() -> None:
     longest = longest_within(2.0, TIMES, most=30, precision="auto")
     assert set(longest) == {
         Mixture(8, "fp8"), Mixture(7, "fp8", 2), Mixture(6, "fp8", 3), Mixture(5, "bf16")

@@ -277,7 +277,7 @@ def test_resuming_another_tuning_is_refused(tuned: Any, pipe: Any) -> None:
         tune(pipe, parts_of(), folder, **OPTIONS, checkpoint="small")
 
 
-def test_as_accurate_writes_what_is_shown_and_keeps_what_it_asked(pipe: Any, tmp_path: Path) -> None:
+def test_as_accurate_writes_what_is_shown_and_keeps_its_request(pipe: Any, tmp_path: Path) -> None:
     options = {**OPTIONS, "steps": 7, "grid": 18, "evaluations": (6,), "as_accurate": True}
 
     def asked() -> list[tuple[int, str]]:
@@ -334,7 +334,7 @@ def test_as_accurate_goes_down_until_a_number_is_not_shown(
     assert [f"{answer['precision']} {answer['evaluations']}" for answer in result.asked] == asked
 
 
-def test_weights_with_loaded_adapters_are_those_that_a_preset_sees(tmp_path: Path) -> None:
+def test_weights_with_adapters_are_those_that_a_preset_sees(tmp_path: Path) -> None:
     from peft import LoraConfig
 
     pipe = small_pipeline()

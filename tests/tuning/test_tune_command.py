@@ -141,7 +141,7 @@ def started(folder: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_kills_at_20_random_moments_and_resume_give_the_same_file(tmp_path: Path) -> None:
+def test_kills_at_20_random_moments_give_the_same_file(tmp_path: Path) -> None:
     whole = started(tmp_path / "whole")
     start = perf_counter()
     assert whole.wait() == 0

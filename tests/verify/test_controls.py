@@ -73,7 +73,7 @@ def test_two_answers_are_too_few_for_a_loss_of_yes_and_no() -> None:
     assert _of_quality({**DETECTED, RERUN: two}) is None
 
 
-def test_loss_of_half_of_the_items_is_detected_and_none_tolerated() -> None:
+def test_loss_of_half_of_the_items_is_detected() -> None:
     half = {**DETECTED, Control.UNEDITED.value: _items(-0.5)}
     assert _of_quality(half) is None
     checks = sensitivity_checks(

@@ -48,7 +48,7 @@ def test_few_items_far_off_decide_by_the_bound_of_the_mean() -> None:
     assert closeness(values, BASELINE, EXACT) is Closeness.CANNOT_TELL
 
 
-def test_a_reference_less_exact_than_what_is_compared_cannot_tell() -> None:
+def test_a_reference_less_exact_than_the_compared_cannot_tell() -> None:
     near = 0.8 * BASELINE * NOISE
     assert closeness(near, BASELINE, 0.3 * near) is Closeness.NO_FARTHER
     assert closeness(near, BASELINE, 0.4 * near) is Closeness.CANNOT_TELL
@@ -84,7 +84,7 @@ def _reference(equation: _KnownEquation, steps: int, items: int = 2) -> tuple[fl
     return float(relative_distances(reference.target, exact).mean()), float(reference.error.mean())
 
 
-def test_reference_is_near_in_few_evaluations_and_knows_its_error() -> None:
+def test_reference_is_near_in_few_steps_and_knows_its_error() -> None:
     equation = _KnownEquation()
     wrong, stated = _reference(equation, 112)
     assert equation.evaluations == reference_evaluations(112) == 168

@@ -144,7 +144,7 @@ def identical(baseline: str, preset: str, latent_errors: Sequence[float] = ()) -
     return scores.evidence("fast", [], {}).identical
 
 
-def test_identical_needs_equal_images_latents_and_seeds_that_differ() -> None:
+def test_identical_needs_equal_latents_and_seeds_that_differ() -> None:
     assert identical("abcd", "abcd")
     assert identical("abcd", "abcd", [0.0] * 4)
     assert not identical("abcd", "abcd", [0.0, 0.0, 1e-9, 0.0])

@@ -244,7 +244,7 @@ def test_rounding_in_another_order_may_turn_over_an_item() -> None:
     assert _in_another_order(0.7, *[0.0] * 15, floors=uneven) is not None
 
 
-def test_single_outputs_in_another_order_may_be_beyond_all_noise() -> None:
+def test_single_outputs_in_another_order_may_exceed_all_noise() -> None:
     """All are rounded otherwise; three are farther than rounding and another seed together take their item."""
     said = _in_another_order(*[2.0] * 3, *[0.01] * 13)
     assert said == (

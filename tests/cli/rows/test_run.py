@@ -53,9 +53,7 @@ def rows(tmp_path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_rows_become_files_and_facts_and_only_missing_ones_run_again(
-    kontext: Any, tmp_path: Path, rows: list[dict[str, Any]]
-) -> None:
+def test_rows_become_files_and_missing_ones_run_again(kontext: Any, tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     manifest = written(tmp_path / "edits.jsonl", [*rows, {"image": "in/1.png", "steps": "many"}])
     outcome = kontext("edit", "--manifest", manifest, *TINY, "--json")
     result = json.loads(outcome.out.splitlines()[-1])
@@ -129,7 +127,7 @@ def test_interrupted_run_keeps_facts_and_goes_on(kontext: Any, tmp_path: Path, m
     assert min(row["seconds"] for row in facts) > 0
 
 
-def test_facts_of_images_made_without_them_are_read_from_the_files(kontext: Any, tmp_path: Path) -> None:
+def test_facts_of_images_without_them_are_read_from_files(kontext: Any, tmp_path: Path) -> None:
     pictures(tmp_path / "in", 1)
     line = ("edit", tmp_path / "in", "make it red", *TINY, "--seed", "3")
     assert kontext(*line).code == 0

@@ -39,7 +39,7 @@ def test_outputs_are_copies() -> None:
     assert torch.equal(call(inputs)[0], kept[0])
 
 
-def test_buffers_keep_strides_and_live_outside_of_inference_mode() -> None:
+def test_buffers_keep_strides_and_are_no_inference_tensors() -> None:
     strides = []
 
     def note(inputs: Sequence[Tensor]) -> list[Tensor]:
