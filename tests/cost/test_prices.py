@@ -89,6 +89,7 @@ def test_price_is_stale_the_day_after_the_limit() -> None:
     assert not row.is_stale(last)
     assert row.is_stale(last + timedelta(days=1))
     assert row.dated(last + timedelta(days=1)).endswith("(stale)")
+    assert row.dated(last) == f"{row.id}, {row.day}"
 
 
 def test_typical_price_is_the_median_of_single_gpus() -> None:

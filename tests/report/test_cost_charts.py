@@ -115,7 +115,13 @@ def test_comparison_without_preset_gives_the_reason() -> None:
     assert alone == "no baseline and preset measured on the same workload"
 
 
-def test_next_card_is_compared_where_the_leading_has_no_price() -> None:
+def test_comparison_skips_a_leading_card_without_baseline() -> None:
+    leading = [gpu_run(name, 0, device="NVIDIA H100 80GB HBM3") for name in ("compile", "classic")]
+    then = [gpu_run(name, 1) for name in ("baseline", "classic")]
+    assert shown(result([*leading, *then])).card == "H200"
+
+
+def test_comparison_skips_a_leading_card_without_price() -> None:
     leading = analyze_benchmark(gpu_result(device="NVIDIA H100 80GB HBM3"))
     then = analyze_benchmark(result([gpu_run("baseline", 0), gpu_run("classic", 0)]))
     table = PriceTable(tuple(row for row in load_prices().rows if row.card != "H100 SXM"))
