@@ -146,6 +146,8 @@ def test_time_of_an_image_is_its_share_of_the_call() -> None:
     )
     assert single is not None
     assert single.interval is not None
+    assert single.interval[0] < single.value < single.interval[1]
+    assert single.n == ROUNDS
     assert shared is not None
     assert (shared.value, shared.n) == (single.value / 4, single.n)
     assert shared.interval == pytest.approx([bound / 4 for bound in single.interval])

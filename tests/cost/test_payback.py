@@ -88,6 +88,7 @@ def test_start_never_repaid_or_not_measured() -> None:
     assert images_to_repay_start(work(1.0), work(1.0, prepare_s=5.0)) == NEVER
     assert images_to_repay_start(work(1.0), work(2.0, prepare_s=5.0)) == NEVER
     assert images_to_repay_start(work(2.0), work(1.0, prepare_s=None)) is None
+    assert images_to_repay_start(work(1.5), work(1.0, prepare_s=5.0)) == pytest.approx(10)
     slow, fast = work(4.0, images_per_call=4, prepare_s=0.0), work(2.0, images_per_call=4, prepare_s=5.0)
     assert images_to_repay_start(slow, fast) == pytest.approx(10)
 

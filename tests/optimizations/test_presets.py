@@ -49,6 +49,11 @@ class _GpuOnly(Optimization):
 OPTIONAL = Preset("mine", "one part is optional", (ChannelsLast(),), optional=(_GpuOnly(),))
 
 
+def test_baseline_has_no_optimization_and_names_its_source() -> None:
+    assert PRESETS["baseline"].optimizations == ()
+    assert PRESETS["baseline"].source
+
+
 def test_declared_preset_keeps_what_it_was_declared_with() -> None:
     preset = declare_preset("ours", "an own one", (ChannelsLast(),), optional=(_GpuOnly(),), source="a paper")
     assert preset == Preset("ours", "an own one", (ChannelsLast(),), optional=(_GpuOnly(),), source="a paper")

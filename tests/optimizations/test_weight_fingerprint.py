@@ -38,3 +38,12 @@ def test_numbers_written_past_torch_are_noticed() -> None:
     module.weight.data.mul_(1.01)
     assert fingerprint.changed([module])
     assert not fingerprint.changed([module])
+
+
+def test_each_number_of_a_small_matrix_is_looked_at() -> None:
+    module, fingerprint = torch.nn.Linear(3, 3), WeightFingerprint()
+    fingerprint.changed([module])
+    for row in range(3):
+        for column in range(3):
+            module.weight.data[row, column] += 1
+            assert fingerprint.changed([module]), (row, column)
