@@ -132,9 +132,10 @@ def test_failed_presets_have_a_cost_row_with_reason() -> None:
 
 
 def test_without_baseline_nothing_is_saved() -> None:
-    classic = presets(analysed(result([gpu_run("classic", 0)])))["classic"]
-    assert classic.cost is not None
-    assert classic.savings_per_month is None
+    for names in (("classic",), ("compile", "classic")):
+        classic = presets(analysed(result([gpu_run(name, 0) for name in names])))["classic"]
+        assert classic.cost is not None
+        assert classic.savings_per_month is None
 
 
 def test_time_of_an_image_is_its_share_of_the_call() -> None:

@@ -28,6 +28,11 @@ def test_reserved_at_half_price_is_cheaper_from_half_load() -> None:
     assert crossing.images_per_day == pytest.approx(12_000)
     assert month(of, reserved, 12_100) < month(of, by_use, 12_100)
     assert month(of, reserved, 11_900) > month(of, by_use, 11_900)
+    assert (crossing.cheaper, crossing.instead_of) == ("reserved at made-up", "by-use at made-up")
+    starts = Demand(images_per_day=1, cold_starts_per_day=86_400)
+    unknown, slow = work(3.6, load_s=0.0, prepare_s=None), work(3.6, load_s=1.0)
+    assert fleet_instead_of_use(unknown, starts, by_use, reserved).images_per_day == pytest.approx(12_000)
+    assert fleet_instead_of_use(slow, starts, by_use, reserved).images_per_day == 0
     pair = tariff("reserved", 2.0, count=2)
     assert fleet_instead_of_use(of, EVEN, by_use, pair).images_per_day == pytest.approx(2 * 12_000)
 

@@ -10,6 +10,7 @@ import pytest
 from kontext_fast.analysis.benchmark import AnalyzedGroup, analyze_benchmark
 from kontext_fast.cost.work import AS_SERVED, PresetWork, preset_works
 from kontext_fast.records.schema import LoadTest, ResultFile
+from kontext_fast.stats.intervals import Estimate
 from tests.cost.gpu_records import gpu_result, gpu_run
 from tests.records.builder import result, timed
 from tests.report.test_served_latency import load_record
@@ -60,6 +61,14 @@ def test_peak_is_the_most_that_was_counted() -> None:
     assert of["baseline"].peak_bytes == 40 * 2**30
     assert of["classic"].peak_bytes == 30 * 2**30
     assert works(result([timed("baseline", 0, [1.0, 1.0])]))["baseline"].peak_bytes is None
+
+
+def test_loading_that_was_measured_is_part_of_a_cold_start() -> None:
+    group = group_of(gpu_result(rounds=1))
+    row = replace(works(gpu_result(rounds=1))["classic"].row, load=Estimate(30.0, None, 1))
+    (read,) = preset_works(replace(group, rows=(row,), checkpoint=None))
+    assert read.work is not None
+    assert read.work.load_s == 30.0
 
 
 def test_preparation_is_not_below_what_applying_takes() -> None:
