@@ -121,7 +121,7 @@ def test_own_price_rows_come_first_and_replace_ids(tmp_path: Path) -> None:
         (("usd_per_hour = 1.5", ""), "mine.*needs usd_per_hour"),
         (("day = 2026-10-15", ""), "mine.*day"),
         (('source = "my bill"', ""), "mine.*source"),
-        (('card = "H200"', 'card = "H300"'), "mine.*H300"),
+        (('card = "H200"', 'card = "H300"'), rf"mine.*card 'H300' is not one of {', '.join(CARDS)}\)"),
         (('kind = "on-demand"', 'kind = "stolen"'), "mine.*kind"),
         (('kind = "on-demand"', 'kind = "api"'), "mine.*needs usd_per_image"),
         (('id = "mine"', ""), "number 1.*id"),
@@ -145,6 +145,11 @@ def test_row_that_is_no_table_is_named_by_its_number(tmp_path: Path) -> None:
         InvalidInput, match=r"^Price number 1 in .* is not valid \(row: 1 is not a table\): correct that row\.$"
     ):
         load_prices(own(tmp_path, "price = [1]"))
+
+
+def test_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"prices\.toml is not TOML \(.*\): correct it\.$"):
+        load_prices(own(tmp_path, "[[price]"))
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
