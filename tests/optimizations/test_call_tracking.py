@@ -69,6 +69,7 @@ def test_replaced_scheduler_is_tracked(pipe: Any) -> None:
 
 def test_nested_call_is_tracked_apart(pipe: Any) -> None:
     inner: list[tuple[Any, ...]] = []
+    running: list[int] = []
     with ExitStack() as undo:
         requests = track_calls(pipe, undo)
 
@@ -76,12 +77,15 @@ def test_nested_call_is_tracked_apart(pipe: Any) -> None:
             if step == 0:
                 outer, scheduler = requests.current, pipe.scheduler
                 pipe.scheduler = type(scheduler).from_config(scheduler.config)
-                render(pipe, steps=1)
+                render(pipe, steps=1, on_step=lambda _: running.append(requests.running_calls))
                 pipe.scheduler = scheduler
                 inner.append(requests.last.kinds)
+                running.append(requests.running_calls)
                 assert requests.current is outer
 
         render(pipe, steps=3, on_step=nest)
+        assert running == [2, 1]
+        assert requests.running_calls == 0
         assert inner == [("full",)]
         assert requests.last.kinds == ("full",) * 3
 

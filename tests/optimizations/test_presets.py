@@ -54,6 +54,14 @@ def test_baseline_has_no_optimization_and_names_its_source() -> None:
     assert PRESETS["baseline"].source
 
 
+def test_built_in_presets_are_built_alike_when_looked_up() -> None:
+    fresh = type(PRESETS)()
+    assert {name: fresh[name] for name in ("turbo", "tuned-10", "channels_last")} == {
+        name: find_preset(name) for name in ("turbo", "tuned-10", "channels_last")
+    }
+    assert fresh["tuned-10"].optimizations
+
+
 def test_declared_preset_keeps_what_it_was_declared_with() -> None:
     preset = declare_preset("ours", "an own one", (ChannelsLast(),), optional=(_GpuOnly(),), source="a paper")
     assert preset == Preset("ours", "an own one", (ChannelsLast(),), optional=(_GpuOnly(),), source="a paper")

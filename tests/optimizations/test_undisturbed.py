@@ -173,6 +173,14 @@ def test_what_is_on_a_module_is_refused_until_taken_off(pipe: Any, plan: str, ow
             np.testing.assert_array_equal(render(pipe, steps=1), expected)
 
 
+def test_parametrized_tensor_is_named_with_the_remedy(pipe: Any) -> None:
+    owner = "transformer.transformer_blocks.0.ff.net.2"
+    with parametrization(pipe, parts(pipe)[owner]), pytest.raises(InvalidInput) as caught:
+        accelerate(pipe, PLANS["engine"], quiet=True)
+    assert 'remove_parametrizations(module, "weight")' in str(caught.value)
+    assert ".weight has a parametrization" in str(caught.value)
+
+
 def test_replaced_attention_of_the_same_name_is_refused(pipe: Any) -> None:
     from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
