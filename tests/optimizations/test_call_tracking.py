@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +12,7 @@ from accelerate.hooks import AlignDevicesHook
 from diffusers import DiffusionPipeline, FluxKontextPipeline
 from diffusers.hooks import apply_group_offloading
 
+from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.call_tracking import CallTracker, PipelineCall, track_calls
 from kontext_fast.optimizations.patching import device_without_hooks
 from tests.pipelines import render, small_pipeline
@@ -82,6 +84,9 @@ def test_nested_call_is_tracked_apart(pipe: Any) -> None:
                 inner.append(requests.last.kinds)
                 running.append(requests.running_calls)
                 assert requests.current is outer
+                # The outer call has the pipeline still.
+                with ThreadPoolExecutor(1) as pool, pytest.raises(InvalidInput, match=r"^This pipeline is in another"):
+                    pool.submit(render, pipe, steps=1).result()
 
         render(pipe, steps=3, on_step=nest)
         assert running == [2, 1]

@@ -126,7 +126,7 @@ def refusal(image: tuple[int, int] | None, requested: tuple[int, int] | None = N
 
 def test_refused_sizes_name_the_nearest_that_run() -> None:
     assert refusal(None, (1000, 1030)) == ("Size 1000x1030 is not a multiple of 16; ask for 992x1024 or 1008x1040.")
-    assert refusal(None, (1, 16)) == refusal(None, (1, 1)).replace("1x1 ", "1x16 ")
+    assert refusal(None, (1, 16)) == "Size 1x16 is not a multiple of 16; ask for 16x16."
     assert refusal(None, (16, 1)) == "Size 16x1 is not a multiple of 16; ask for 16x16."
     assert refusal(None, (16, 7)) == "Size 16x7 is not a multiple of 16; ask for 16x16."
     assert refusal(None, (128, 0)) == "Size 128x0 is not positive; ask for at least 16x16."
