@@ -65,7 +65,11 @@ def stages(ops: Ops, text: int, image: int, precision: Precision) -> Iterator[St
         inputs = Inputs(FLUX_KONTEXT_DEV, 1, rows, draw)
         ours = (kernel for kernel in kernels().values() if not kernel.is_product)
         for operation in (operation for kernel in ours for operation in kernel.operations):
-            times = operation.per_single * singles if where == "single" else operation.per_double * doubles
+            times = (
+                operation.per_single * singles + operation.per_step
+                if where == "single"
+                else operation.per_double * doubles
+            )
             for quantizes in operation.variants(precision)[-1:] if times else ():
                 moved = rows * operation.bytes_per_row(FLUX_KONTEXT_DEV, 2, 1 if quantizes else 2)
                 call = partial(_bound, operation, inputs, ops, quantizes)

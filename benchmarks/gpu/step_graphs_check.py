@@ -45,7 +45,17 @@ SPIN_US = 10.0
 MORE_STEPS = 20
 """Of the longer of two calls, at the smallest size; fewer at larger ones."""
 
-_OPERATIONS = ("norm_modulate", "write_qkv", "attention", "linear", "gelu", "join_gelu", "add_gated")
+_OPERATIONS = (
+    "norm_modulate",
+    "add_norm_modulate",
+    "write_qkv",
+    "write_all_qkv",
+    "attention",
+    "linear",
+    "gelu",
+    "join_gelu",
+    "add_gated",
+)
 """Of `engine.ops.Ops`, which launch one kernel each."""
 
 

@@ -143,6 +143,10 @@ class Ops(Protocol):
         """Normalize and rotate query and key of `qkv`, [B, rows, 3 W] with any row stride; write the heads of `joint`
         of all three, value as it is, to its rows that begin at `offset`. `rope` has one row per row of `qkv`."""
 
+    def write_all_qkv(self, qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV) -> JointQKV:
+        """`write_qkv` of all tokens at once, [B, S, 3 W] and contiguous. Returns what attention shall read: its value
+        may be a view of `qkv`."""
+
     def attention(self, joint: JointQKV) -> Tensor:
         """[B, S, W] of the queries of `joint` over its keys and values."""
 
@@ -171,6 +175,11 @@ class Ops(Protocol):
 
     def add_gated(self, stream: Tensor, gate: Tensor, update: Tensor) -> None:
         """Add `gate` [B, W] times `update` [B, rows, W] to `stream` [B, rows, W] in place."""
+
+    def add_norm_modulate(
+        self, stream: Tensor, gate: Tensor, update: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool
+    ) -> Activations:
+        """`add_gated`, then `norm_modulate` of what `stream` has become, with the bits of one after the other."""
 
 
 class PortableOps:
@@ -209,6 +218,10 @@ class PortableOps:
                 numbers = (numbers.float() / joint.scales[index][:, None, None, None]).to(target.dtype)
             target[:, rows] = numbers
 
+    def write_all_qkv(self, qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV) -> JointQKV:
+        self.write_qkv(qkv, norm, rope, joint, 0)
+        return joint
+
     def attention(self, joint: JointQKV) -> Tensor:
         return attend(self.attention_kernel, joint)
 
@@ -246,6 +259,12 @@ class PortableOps:
 
     def add_gated(self, stream: Tensor, gate: Tensor, update: Tensor) -> None:
         stream += gate[:, None] * update
+
+    def add_norm_modulate(
+        self, stream: Tensor, gate: Tensor, update: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool
+    ) -> Activations:
+        self.add_gated(stream, gate, update)
+        return self.norm_modulate(stream, shift, scale, quantize=quantize)
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:

@@ -262,7 +262,7 @@ class ParallelJoint(JointQKV):
 
 
 class ParallelOps:
-    """Operations on a `ParallelJoint`: `write_qkv` takes own tokens, and `attention` gives them. All else as it was."""
+    """Operations on a `ParallelJoint`: what writes takes own tokens, and `attention` gives them. All else as it was."""
 
     def __init__(self, ops: Ops) -> None:
         self._ops = ops
@@ -275,6 +275,10 @@ class ParallelOps:
         for rank, part in parallel.parts:
             self._ops.write_qkv(qkv, norm, rope, replace(part, scales=joint.scales), offset)
             cast("Exchange", parallel.exchange).send(rank, slice(offset, offset + qkv.shape[1]))
+
+    def write_all_qkv(self, qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV) -> JointQKV:
+        self.write_qkv(qkv, norm, rope, joint, 0)
+        return joint
 
     def attention(self, joint: JointQKV) -> Tensor:
         exchange = cast("Exchange", cast("ParallelJoint", joint).exchange)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kontext_fast.engine.ops import JointQKV, Ops, Rope
+from kontext_fast.engine.ops import Activations, JointQKV, Ops, Rope
 from kontext_fast.engine.static_scales import StaticScales
 from kontext_fast.engine.step_reuse import Schedule, Velocities
 from kontext_fast.engine.weights import DoubleWeights, EngineWeights, SingleWeights, StreamWeights
@@ -143,12 +143,18 @@ class EngineTransformer:
         *of_blocks, final = torch.split_with_sizes(vectors, self._vector_widths, dim=-1)
         stream = self._embed(image, text)
         joints = self._joints(stream, share, *scales)
+        rows_of = slice(0, text_tokens), slice(text_tokens, stream.shape[1])
+        streams = [_Residual(self.ops, stream[:, rows]) for rows in rows_of]
         for double, *of_streams in zip(
             weights.doubles, of_blocks[:doubles], of_blocks[doubles : 2 * doubles], strict=True
         ):
-            self._double(double, next(joints), rope, stream, text_tokens, of_streams)
+            self._double(double, next(joints), rope, streams, of_streams)
+        for part in streams:
+            part.finish()
+        both = _Residual(self.ops, stream)
         for single, vector in zip(weights.singles, of_blocks[2 * doubles :], strict=True):
-            self._single(single, next(joints), rope, stream, vector)
+            self._single(single, next(joints), rope, both, vector)
+        both.finish()
         scale, shift = final.chunk(2, dim=-1)
         output = stream[:, text_tokens : text_tokens + image_tokens]
         normed = self.ops.norm_modulate(output, shift, scale, quantize=False)
@@ -209,41 +215,65 @@ class EngineTransformer:
         weights: DoubleWeights,
         joint: JointQKV,
         rope: Rope,
-        stream: Tensor,
-        text_tokens: int,
+        streams: Sequence[_Residual],
         modulation: Sequence[Tensor],
     ) -> None:
-        ops, tokens = self.ops, stream.shape[1]
-        rows_of = slice(0, text_tokens), slice(text_tokens, tokens)
-        parts = [
-            (rows, stream[:, rows], part, vector.chunk(6, dim=-1))
-            for rows, part, vector in zip(rows_of, (weights.text, weights.image), modulation, strict=True)
-            if rows.start < rows.stop  # a share may hold no token of a stream
-        ]
-        for rows, stream_part, part, (shift, scale, *_) in parts:
-            normed = ops.norm_modulate(stream_part, shift, scale, quantize=part.qkv.quantized)
-            qkv = ops.linear(normed, part.qkv)
+        ops, start, parts = self.ops, 0, []
+        for stream, part, vector in zip(streams, (weights.text, weights.image), modulation, strict=True):
+            rows = slice(start, start + stream.tokens)
+            start = rows.stop
+            if stream.tokens:  # a share may hold no token of a stream
+                parts.append((rows, stream, part, vector.chunk(6, dim=-1)))
+        for rows, stream, part, (shift, scale, *_) in parts:
+            qkv = ops.linear(stream.normed(shift, scale, quantize=part.qkv.quantized), part.qkv)
             ops.write_qkv(qkv, part.norm, rope.rows(rows.start, rows.stop), joint, rows.start)
         attended = ops.attention(joint)
-        for rows, stream_part, part, (_, _, gate, *mlp) in parts:
+        for rows, stream, part, (_, _, gate, *mlp) in parts:
             projected = ops.linear(ops.prepare(attended[:, rows], quantize=part.out.quantized), part.out)
-            ops.add_gated(stream_part, gate, projected)
-            self._mlp(stream_part, part, mlp)
+            stream.add(gate, projected)
+            self._mlp(stream, part, mlp)
 
-    def _mlp(self, stream: Tensor, weights: StreamWeights, modulation: list[Tensor]) -> None:
+    def _mlp(self, stream: _Residual, weights: StreamWeights, modulation: list[Tensor]) -> None:
         ops, (shift, scale, gate) = self.ops, modulation
-        normed = ops.norm_modulate(stream, shift, scale, quantize=weights.mlp_in.quantized)
+        normed = stream.normed(shift, scale, quantize=weights.mlp_in.quantized)
         hidden = ops.linear_gelu(normed, weights.mlp_in, quantize=weights.mlp_out.quantized)
-        ops.add_gated(stream, gate, ops.linear(hidden, weights.mlp_out))
+        stream.add(gate, ops.linear(hidden, weights.mlp_out))
 
-    def _single(self, weights: SingleWeights, joint: JointQKV, rope: Rope, stream: Tensor, modulation: Tensor) -> None:
+    def _single(
+        self, weights: SingleWeights, joint: JointQKV, rope: Rope, stream: _Residual, modulation: Tensor
+    ) -> None:
         ops = self.ops
         shift, scale, gate = modulation.chunk(3, dim=-1)
-        normed = ops.norm_modulate(stream, shift, scale, quantize=weights.qkv.quantized)
-        ops.write_qkv(ops.linear(normed, weights.qkv), weights.norm, rope, joint, 0)
+        normed = stream.normed(shift, scale, quantize=weights.qkv.quantized)
+        joint = ops.write_all_qkv(ops.linear(normed, weights.qkv), weights.norm, rope, joint)
         attend = partial(ops.attention, joint)
         joined = ops.join_linear_gelu(attend, normed, weights.mlp_in, quantize=weights.out.quantized)
-        ops.add_gated(stream, gate, ops.linear(joined, weights.out))
+        stream.add(gate, ops.linear(joined, weights.out))
+
+
+class _Residual:
+    """A stream whose last update waits for the norm after it, which adds it in the same pass."""
+
+    def __init__(self, ops: Ops, stream: Tensor) -> None:
+        self._ops = ops
+        self._stream = stream
+        self._waiting: tuple[Tensor, Tensor] | None = None
+        self.tokens = stream.shape[1]
+
+    def add(self, gate: Tensor, update: Tensor) -> None:
+        self._waiting = gate, update
+
+    def normed(self, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return self._ops.norm_modulate(self._stream, shift, scale, quantize=quantize)
+        return self._ops.add_norm_modulate(self._stream, *waiting, shift, scale, quantize=quantize)
+
+    def finish(self) -> None:
+        """Add what waits, where no norm follows."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._ops.add_gated(self._stream, *waiting)
 
 
 @dataclass(frozen=True)

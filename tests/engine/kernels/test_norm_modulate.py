@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kontext_fast.engine.ops import PRECISIONS, Precision, Quantized
 from tests.engine.kernels.oracle import (
     DEVICE,
     DTYPES,
@@ -46,6 +47,32 @@ def test_norm_modulate_quantizes_its_result(batch: int, rows: int, width: int, d
     shift, scale, *_ = modulation.to(DEVICE).chunk(6, -1)
     result = fused().norm_modulate(window(x), shift, scale, quantize=True)
     assert_quantizes(result, _truth(x, modulation), dtype)
+
+
+@DTYPES
+@SIZES
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_norm_after_add_has_the_bits_of_both(
+    batch: int, rows: int, width: int, dtype: torch.dtype, precision: Precision
+) -> None:
+    x, modulation = _inputs(batch, rows, width, dtype)
+    update = noise(batch, rows, width, dtype=dtype, seed=2).to(DEVICE)
+    shift, scale, gate, *_ = modulation.to(DEVICE).chunk(6, -1)
+    ops, quantize = fused(precision), precision != "bf16"
+    apart, merged = window(x), window(x)
+    ops.add_gated(apart, gate, update)
+    expected = ops.norm_modulate(apart, shift, scale, quantize=quantize)
+    result = ops.add_norm_modulate(merged, gate, update, shift, scale, quantize=quantize)
+    assert torch.equal(merged, apart)
+    assert not torch.equal(merged.cpu(), x)
+    whole = merged._base, apart._base
+    assert all(base is not None for base in whole)
+    assert torch.equal(*(base.isnan() for base in whole))  # type: ignore[union-attr]
+    if isinstance(result, Quantized) and isinstance(expected, Quantized):
+        assert torch.equal(result.values.view(torch.uint8), expected.values.view(torch.uint8))
+        assert torch.equal(result.scale, expected.scale)
+    else:
+        assert torch.equal(result, expected)  # type: ignore[arg-type]
 
 
 def test_row_far_from_zero_keeps_its_precision() -> None:

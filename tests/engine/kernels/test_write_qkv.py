@@ -81,6 +81,34 @@ def test_float8_is_what_plain_pytorch_writes(batch: int, rows: int, heads: int, 
         torch.testing.assert_close(numbers, truth, rtol=0.13, atol=2**-9)
 
 
+@DTYPES
+def test_all_tokens_keep_their_value_where_it_is(dtype: torch.dtype) -> None:
+    qkv, norm, rope = noise(2, 7, 3 * 96, dtype=dtype).to(DEVICE), *_moved(_norm(32, dtype), _rope(7, 32))
+    shape = 3, 2, 7, 3, 32
+    expected, joint = (JointQKV(*torch.full(shape, torch.nan, dtype=dtype, device=DEVICE)) for _ in range(2))
+    fused().write_qkv(qkv, norm, rope, expected, 0)
+    result = fused().write_all_qkv(qkv, norm, rope, joint)
+    for part, wanted in zip(_parts(result), _parts(expected), strict=True):
+        assert torch.equal(part, wanted)
+    assert result.value.untyped_storage().data_ptr() == qkv.untyped_storage().data_ptr()
+    assert joint.value.isnan().all()
+
+
+def test_all_tokens_for_quantized_attention_are_written() -> None:
+    qkv, norm, rope = noise(1, 4, 3 * 96).to(DEVICE), *_moved(_norm(32, torch.float32), _rope(4, 32))
+    scales = torch.full((3, 1), 4.0, device=DEVICE)
+    buffers = torch.full((3, 1, 4, 3, 32), torch.nan).to(torch.float8_e4m3fn)
+    expected, joint = (JointQKV(*buffers.clone().to(DEVICE), scales) for _ in range(2))
+    fused().write_qkv(qkv, norm, rope, expected, 0)
+    assert fused().write_all_qkv(qkv, norm, rope, joint) is joint
+    for part, wanted in zip(_parts(joint), _parts(expected), strict=True):
+        assert torch.equal(part.view(torch.uint8), wanted.view(torch.uint8))
+
+
+def _parts(joint: JointQKV) -> tuple[Tensor, ...]:
+    return joint.query, joint.key, joint.value
+
+
 def test_view_of_a_larger_buffer_keeps_its_rows() -> None:
     norm, rope = _norm(32, torch.float32), _rope(4, 32)
     qkv = noise(1, 4, 3 * 96)

@@ -78,8 +78,7 @@ KERNEL = Kernel(
             "add_gated",
             _example,
             bytes_per_row=lambda dimensions, read, _written: 3 * dimensions.width * read,
-            per_double=2,
-            per_single=1,
+            per_step=2,  # after the last block of each kind; elsewhere it is part of `norm_modulate`
             quantizes=dict.fromkeys(PRECISIONS, (False,)),
         ),
     ),

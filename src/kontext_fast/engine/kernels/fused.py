@@ -9,6 +9,7 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -84,10 +85,26 @@ class FusedOps:
         )
 
     def norm_modulate(self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
-        return norm_modulate(x, shift, scale, LAYER_NORM_EPS, quantize=quantize)
+        int8 = self.quantized_precision == "int8"
+        return norm_modulate(x, shift, scale, LAYER_NORM_EPS, quantize=quantize, int8=int8)
+
+    def add_norm_modulate(
+        self, stream: Tensor, gate: Tensor, update: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool
+    ) -> Activations:
+        int8 = self.quantized_precision == "int8"
+        return norm_modulate(
+            stream, shift, scale, LAYER_NORM_EPS, quantize=quantize, int8=int8, gate=gate, update=update
+        )
 
     def write_qkv(self, qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: int) -> None:
         write_qkv(qkv, norm, rope, joint, offset)
+
+    def write_all_qkv(self, qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV) -> JointQKV:
+        if joint.scales is not None:
+            write_qkv(qkv, norm, rope, joint, 0)
+            return joint
+        write_qkv(qkv, norm, rope, joint, 0, writes_value=False)
+        return replace(joint, value=qkv.view(*qkv.shape[:2], 3, *joint.query.shape[2:])[:, :, 2])
 
     def attention(self, joint: JointQKV) -> Tensor:
         return attend(self.attention_kernel, joint)
@@ -130,9 +147,6 @@ class FusedInt8Ops(FusedOps):
     """The same in int8: rows are rotated where they are rounded, and products in int8 activate what they write."""
 
     quantized_precision = "int8"
-
-    def norm_modulate(self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
-        return norm_modulate(x, shift, scale, LAYER_NORM_EPS, quantize=quantize, int8=True)
 
     def prepare(self, x: Tensor, *, quantize: bool) -> Activations:
         return quantize_int8(x) if quantize else x

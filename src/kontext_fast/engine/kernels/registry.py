@@ -70,6 +70,8 @@ class Operation:
     per_double: int = 0
     """Calls in a double block, each of them for both streams."""
     per_single: int = 0
+    per_step: int = 0
+    """Calls for all tokens besides those."""
     quantizes: Mapping[Precision, tuple[bool, ...]] = field(kw_only=True)
     """By precision of a step that calls it, whether it quantizes its result; both where some calls do."""
     for_attention: bool = False
@@ -82,7 +84,8 @@ class Operation:
 
     def calls(self, dimensions: Dimensions) -> int:
         """In a step, for every token."""
-        return self.per_double * dimensions.double_blocks + self.per_single * dimensions.single_blocks
+        of_blocks = self.per_double * dimensions.double_blocks + self.per_single * dimensions.single_blocks
+        return of_blocks + self.per_step
 
 
 @dataclass(frozen=True)

@@ -111,3 +111,17 @@ def store_int8(blocks: tl.tuple, largest: tl.tensor, values: tl.tensor, scale: t
     columns = tl.arange(0, BLOCK)
     for i in tl.static_range(len(blocks)):
         tl.store(values + i * BLOCK + columns, (blocks[i] * inverse + _ROUNDS - _ROUNDS).to(tl.int8))
+
+
+@triton.jit
+def store_halves(target: tl.tensor, block: tl.tensor, BLOCK: tl.constexpr) -> None:
+    """Write a `block` of bfloat16 whose row is also written in numbers of one byte.
+
+    Each thread holds 16 numbers, which is one access of those and two of these. As one store, it would have Triton give
+    each thread 8, and sums over the row another order than in kernels that write nothing else.
+    """
+    parts = tl.trans(tl.reshape(block, (BLOCK // 16, 2, 8)), (0, 2, 1))
+    first, second = tl.split(parts)
+    places = tl.arange(0, BLOCK // 16)[:, None] * 16 + tl.arange(0, 8)[None, :]
+    tl.store(target + places, first)
+    tl.store(target + places + 8, second)

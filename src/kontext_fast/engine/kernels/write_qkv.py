@@ -15,8 +15,10 @@ from kontext_fast.engine.ops import PRECISIONS, JointQKV, Ops, QKNorm, Quantized
 from kontext_fast.errors import InvalidInput, KontextError
 
 
-def write_qkv(qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: int) -> None:
-    """As `kontext_fast.engine.ops.Ops.write_qkv`.
+def write_qkv(
+    qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: int, *, writes_value: bool = True
+) -> None:
+    """As `kontext_fast.engine.ops.Ops.write_qkv`; without the value unless `writes_value`.
 
     Raises InvalidInput if the channels of a head are no power of two.
     """
@@ -39,7 +41,7 @@ def write_qkv(qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: in
             rope.sin,
             joint.query,
             joint.key,
-            joint.value,
+            joint.value if writes_value else None,
             joint.scales,
             offset,
             qkv.stride(0),
@@ -107,7 +109,8 @@ def _write_qkv(
     # All three reads are on their way before the first is used.
     queries = tl.load(source)
     keys = tl.load(source + WIDTH)
-    values = tl.load(source + 2 * WIDTH)
+    if value is not None:
+        values = tl.load(source + 2 * WIDTH)
     angles = tl.program_id(0).to(tl.int64) * (CHANNELS // 2) + tl.arange(0, CHANNELS // 2)[None, :]
     cosines, sines = tl.load(cos + angles), tl.load(sin + angles)
     queries = _turned(queries.to(tl.float32), query_weight, cosines, sines, eps, HEADS, CHANNELS)
@@ -117,10 +120,12 @@ def _write_qkv(
         scale = scales + tl.program_id(1)
         queries *= 1.0 / tl.load(scale)
         keys *= 1.0 / tl.load(scale + tl.num_programs(1))
-        values = values.to(tl.float32) * (1.0 / tl.load(scale + 2 * tl.num_programs(1)))
+        if value is not None:
+            values = values.to(tl.float32) * (1.0 / tl.load(scale + 2 * tl.num_programs(1)))
     tl.store(query + target, queries.to(query.dtype.element_ty))
     tl.store(key + target, keys.to(key.dtype.element_ty))
-    tl.store(value + target, values.to(value.dtype.element_ty))
+    if value is not None:
+        tl.store(value + target, values.to(value.dtype.element_ty))
 
 
 def _example(inputs: Inputs) -> Call:
@@ -131,13 +136,24 @@ def _example(inputs: Inputs) -> Call:
     def call(ops: Ops, quantize: bool) -> list[Tensor | Quantized]:
         joint = joints[quantize]
         ops.write_qkv(qkv, norm, rope, joint, inputs.rows // 3)
-        parts = joint.query, joint.key, joint.value
-        if joint.scales is None:
-            return list(parts)
-        scales = joint.scales[:, :, None, None, None].unbind()
-        return [Quantized(part, scale, qkv.dtype) for part, scale in zip(parts, scales, strict=True)]
+        return _parts(joint, qkv)
 
     return call
+
+
+def _example_all(inputs: Inputs) -> Call:
+    qkv, rope = inputs.draw(inputs.batch, inputs.rows, 3 * inputs.dimensions.width), inputs.rope()
+    joints = [inputs.joint(inputs.rows, quantize=quantize) for quantize in (False, True)]
+    norm = QKNorm(inputs.draw(inputs.dimensions.head_dim), inputs.draw(inputs.dimensions.head_dim), 1e-6)
+    return lambda ops, quantize: _parts(ops.write_all_qkv(qkv, norm, rope, joints[quantize]), qkv)
+
+
+def _parts(joint: JointQKV, like: Tensor) -> list[Tensor | Quantized]:
+    parts = joint.query, joint.key, joint.value
+    if joint.scales is None:
+        return list(parts)
+    scales = joint.scales[:, :, None, None, None].unbind()
+    return [Quantized(part, scale, like.dtype) for part, scale in zip(parts, scales, strict=True)]
 
 
 KERNEL = Kernel(
@@ -149,6 +165,14 @@ KERNEL = Kernel(
             _example,
             bytes_per_row=lambda dimensions, read, written: 3 * dimensions.width * (read + written),
             per_double=1,
+            quantizes=dict.fromkeys(PRECISIONS, (False, True)),
+            for_attention=True,
+        ),
+        Operation(
+            "write_all_qkv",
+            _example_all,
+            # The value stays where the product left it, but for quantized attention.
+            bytes_per_row=lambda dimensions, read, written: 2 * dimensions.width * (read + written),
             per_single=1,
             quantizes=dict.fromkeys(PRECISIONS, (False, True)),
             for_attention=True,
