@@ -257,17 +257,18 @@ def test_cpu_times_are_never_the_headline(tmp_path: Path) -> None:
 def test_presets_table_shows_verdicts_of_a_verification(tmp_path: Path) -> None:
     root = project(tmp_path)
     presets = {"fast": noisy(0.5, seed=9), "turbo": losing(2)}
-    store = verification(root / "results" / "quality", presets, items=12, control_items=6)
+    store = verification(root / "results" / "quality", presets, items=6, control_items=3)
     render_repository(root)
     rows = {line.split("`")[1]: line for line in (root / "README.md").read_text().splitlines() if "| `" in line}
     verdicts = {one.preset: one.verdict.level for one in analyze(store.load()).presets}
     assert set(verdicts) == set(presets)
+    assert len(set(verdicts.values())) == 2
     for preset, level in verdicts.items():
         assert rows[preset].split(" | ")[3] == f"**{level_name(level)}**"
     assert rows["balanced"].split(" | ")[3] == "not measured"
     assert (root / "visualizations" / "quality" / "index.html").is_file()
     assert not (root / "reports").exists()
-    assert "verification on Imaginary CPU 9000, 12 items" in (root / "docs" / "results.md").read_text()
+    assert "verification on Imaginary CPU 9000, 6 items" in (root / "docs" / "results.md").read_text()
     assert differences(root) == []
 
 
