@@ -83,10 +83,11 @@ def test_every_trained_size_runs_as_planned(tiny: Any, monkeypatch: pytest.Monke
         check(tiny, (512, 512), size)
 
 
-def test_many_megapixel_sizes_run_as_planned(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [12, pytest.param(400, marks=pytest.mark.slow)])
+def test_many_megapixel_sizes_run_as_planned(tiny: Any, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     draw = random.Random(0)
     with native_megapixel(tiny, monkeypatch):
-        for _ in range(40):
+        for _ in range(count):
             image = (draw.randint(500, 1900), draw.randint(500, 1900))
             check(tiny, image, draw.choice([None, (16 * draw.randint(10, 80), 16 * draw.randint(10, 80))]))
 
