@@ -137,11 +137,14 @@ def test_default_preset_prints_the_faster_ones(capsys: pytest.CaptureFixture[str
     assert faster_presets() not in capsys.readouterr().out
 
 
+FOLDERS = ("2026-11-25-card", "2026-11-26-card-precise", "2026-11-26-presets", "2026-11-27-presets")
+
+
 def _published(preset: str) -> list[tuple[float, int]]:
     """Seconds and peak of the process in bytes of every measured edit at 1024x1024 in 28 steps."""
     return [
         (sample.wall_s, sample.memory.device_process_peak_bytes or 0)
-        for folder in ("2026-11-25-card", "2026-11-26-card-precise", "2026-11-26-presets")
+        for folder in FOLDERS
         for record in ResultStore.find(H100 / folder).load().records
         if record.preset == preset
         for measurement in record.measurements
