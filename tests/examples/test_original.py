@@ -22,8 +22,7 @@ def test_hours_saved_a_day() -> None:
 
 
 def test_dollars_at_the_reference_price() -> None:
-    day = figures.month(OF, 2.28, days=1)
-    assert round(day, 3) == 27.677
+    assert round(figures.month(OF, 2.28, days=30) / 30, 3) == 27.677
     assert round(figures.month(OF, 2.28), 2) == 830.30
     assert round(figures.month(OF, 2.28, days=DAYS_PER_MONTH), 2) == 841.83
 
