@@ -180,7 +180,7 @@ def test_actors_of_ray_write_to_a_bucket(kontext: Any, tmp_path: Path, monkeypat
 def test_folder_of_a_server_of_s3(kontext: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures(tmp_path / "in", 3)
     here = tmp_path / "here"
-    server = subprocess.Popen(["moto_server", "-p", "5009"], stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen(["moto_server", "-p", "0"], stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None
         while "Running on" not in (printed := server.stderr.readline()):
@@ -188,7 +188,7 @@ def test_folder_of_a_server_of_s3(kontext: Any, tmp_path: Path, monkeypatch: pyt
         for name, value in (
             ("ACCESS_KEY_ID", "x"),
             ("SECRET_ACCESS_KEY", "x"),
-            ("ENDPOINT_URL", "http://127.0.0.1:5009"),
+            ("ENDPOINT_URL", printed.split()[-1]),
         ):
             monkeypatch.setenv(f"AWS_{name}", value)
         outcome = kontext("edit", "s3://shop/in", "make it red", *TINY)
