@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, timed, write_report
-from benchmarks.gpu.latents import latents_of
+from benchmarks.gpu.latents import latents_of, relative_error
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.engine.dispatch import AUTO, attention_kernel, attention_kernels, refusal
 from kontext_fast.engine.flops import FLUX_KONTEXT_DEV
@@ -139,7 +139,7 @@ def main() -> int:
     for kernel, row in report["kernels"].items():
         row["seconds_per_step"], latents = in_steps(pipe, kernel, arguments.steps)
         default = latents if default is None else default
-        row["latents_apart"] = float((latents - default).norm() / default.norm())
+        row["latents_apart"] = relative_error(latents, default)
         print(f"{kernel}: {1000 * row['seconds_per_step']:.1f} ms a step", flush=True)
         write_report(report, arguments.out)
     return 0

@@ -1,4 +1,4 @@
-"""One call of a pipeline that ends before the images are decoded, for comparisons of latents."""
+"""One call of a pipeline that ends before the images are decoded, and how far its latents are from others."""
 
 from __future__ import annotations
 
@@ -42,3 +42,8 @@ def latents_of(
         output_type="latent",
     ).images
     return latents
+
+
+def relative_error(latents: Tensor, reference: Tensor) -> float:
+    """Of all samples together: the norm of the difference over that of the reference, both of one shape."""
+    return float((latents.double() - reference.double()).norm() / reference.double().norm())

@@ -33,6 +33,7 @@ from typing import Any, cast
 import torch
 
 from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
+from benchmarks.gpu.latents import relative_error
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.engine.dispatch import make_ops
 from kontext_fast.engine.graphs.recorded_calls import StepGraphs
@@ -164,7 +165,7 @@ class Measuring:
                 with self._part(of_preset, mode):
                     latents[mode] = together = final_latents(pipe, [self._request])
                     result = {
-                        "relative_error": _relative_error(together, alone),
+                        "relative_error": relative_error(together, alone),
                         "bit_equal": bool(torch.equal(together, alone)),
                         **self._times(),
                     }
@@ -200,7 +201,7 @@ class Measuring:
             before = final_latents(self._pipe, [self._request])
             config = cache_dit.ParallelismConfig(ulysses_size=self._ranks.size, attention_backend="native")
             cache_dit.enable_cache(self._pipe, parallelism_config=config)
-            error = _relative_error(final_latents(self._pipe, [self._request]), before)
+            error = relative_error(final_latents(self._pipe, [self._request]), before)
             peers["cache-dit"] = {str(self._ranks.size): {**self._times(), "relative_error": error}}
             self._say(peers)
 
@@ -220,7 +221,7 @@ class Measuring:
                     latents[backend], before = final_latents(self._pipe, [self._request]), latents.get(backend)
                     result = self._times()
                     if before is not None:
-                        result["relative_error"] = _relative_error(latents[backend], before)
+                        result["relative_error"] = relative_error(latents[backend], before)
                     peers.setdefault(backend, {})[str(gpus)] = result
                     self._say("diffusers", backend, gpus, result)
 
@@ -257,10 +258,6 @@ class Measuring:
 
     def _times(self) -> dict[str, Any]:
         return times(self._pipe, self._request, self._calls, self._ranks)
-
-
-def _relative_error(latents: Any, truth: Any) -> float:
-    return float((latents.double() - truth.double()).norm() / truth.double().norm())
 
 
 def _share_with(forward: Any, ranks: Ranks | None) -> None:

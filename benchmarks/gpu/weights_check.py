@@ -30,6 +30,7 @@ from diffusers.hooks import HookRegistry
 from safetensors.torch import save_file
 
 from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
+from benchmarks.gpu.latents import relative_error
 from kontext_fast.datasets.shapes import held_out
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.pipeline.edit import EditRequest, final_latents
@@ -137,10 +138,10 @@ def measure(report: Stages, pipe: Any, preset: str, size: int) -> None:
         fast_file = accelerated_step("file")
         report.note(
             relative_error={
-                "file": _difference(of_file, of_original),
-                f"{preset}": _difference(fast_original, of_original),
-                f"{preset} of the file": _difference(fast_file, of_original),
-                f"{preset} of the file, to the file": _difference(fast_file, of_file),
+                "file": relative_error(of_file, of_original),
+                f"{preset}": relative_error(fast_original, of_original),
+                f"{preset} of the file": relative_error(fast_file, of_original),
+                f"{preset} of the file, to the file": relative_error(fast_file, of_file),
             }
         )
         names = ("first", "second")
@@ -196,7 +197,7 @@ def measure_offloading(report: Stages, pipe: Any, preset: str, request: EditRequ
         facts = {
             "plan": acceleration.plan.preset,
             "equal_to_accelerated": torch.equal(latents, accelerated),
-            "error_to_accelerated": _difference(latents, accelerated),
+            "error_to_accelerated": relative_error(latents, accelerated),
         }
         if method != "enable_sequential_cpu_offload":
             with report.stage(f"{method}_stock_step"):
@@ -213,11 +214,6 @@ def _take_off(pipe: Any, method: str, device: torch.device) -> None:
             for hook in ("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading"):
                 HookRegistry.check_if_exists_or_initialize(model).remove_hook(hook, recurse=True)
     pipe.to(device)
-
-
-def _difference(latents: torch.Tensor, reference: torch.Tensor) -> float:
-    """Relative, by norms."""
-    return float((latents - reference).norm() / reference.norm())
 
 
 def write_scaled(transformer: Any, file: Path) -> None:

@@ -26,6 +26,8 @@ from kontext_fast.records.schema import CONTROL
 
 MAX_LOAD = 0.9
 """Above it, waits grow so steeply with the load that no plan should rely on a forecast of it."""
+_SOLVED_TO = 1e-6
+"""How near to a percentile of the latency its solution is, as a part of the mean call."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def cards_for(calls_s: Sequence[float], requests_per_s: float, deadline_s: float
     mean = float(np.mean(calls_s))
     # More and more cards come as near to this as latencies are solved for, and no nearer.
     alone = latency_percentile(0.95, 1, calls_s, 0.0)
-    if alone + 1e-5 * mean > deadline_s:
+    if alone + 10 * _SOLVED_TO * mean > deadline_s:
         raise InvalidInput(
             f"5 % of its calls alone take {alone:.3g} s or more, so no number of cards meets {deadline_s:g} s."
         )
@@ -156,7 +158,7 @@ def latency_percentile(share: float, cards: int, calls_s: Sequence[float], reque
         return float(np.where(left < 0, 1.0, waiting * np.exp(-np.maximum(left, 0) / wait_s)).mean()) - (1 - share)
 
     highest = float(calls.max()) + wait_s * max(0.0, math.log(waiting / (1 - share))) if waiting > 0 else calls.max()
-    return float(brentq(late, 0.0, 1.001 * float(highest), xtol=1e-6 * mean))
+    return float(brentq(late, 0.0, 1.001 * float(highest), xtol=_SOLVED_TO * mean))
 
 
 def erlang_c(cards: int, offered: float) -> float:
