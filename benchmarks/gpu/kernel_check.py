@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -26,10 +26,10 @@ from kontext_fast.engine.flops import FLUX_KONTEXT_DEV
 from kontext_fast.engine.kernels.registry import Call, Inputs, Operation, kernels
 from kontext_fast.engine.ops import PRECISIONS, Linear, Ops, PortableOps, Precision, Quantized, quantize
 
-SIZES = [(1, 1, 3, 32), (2, 7, 5, 32), (1, 65, 9, 128), (3, 129, 24, 128), (1, 1003, 24, 128)]
-"""Samples, rows, heads, channels of a head."""
-
 Size = tuple[int, int, int, int]
+
+SIZES: list[Size] = [(1, 1, 3, 32), (2, 7, 5, 32), (1, 65, 9, 128), (3, 129, 24, 128), (1, 1003, 24, 128)]
+"""Samples, rows, heads, channels of a head."""
 
 
 def _layer(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,15 +81,19 @@ class Check:
         return self.writes_what_it_should and self.error <= allowed * self.error_of_plain_pytorch + 2e-6
 
 
-def run_checks(precision: Precision) -> Iterator[Check]:
+def run_checks(
+    precision: Precision,
+    sizes: Sequence[Size] = SIZES,
+    dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.float32),
+) -> Iterator[Check]:
     """All operations on all sizes, with all memory that an operation allocates filled with NaN beforehand."""
     ours = [operation for kernel in kernels().values() for operation in kernel.operations]
     for operation in (*ours, LINEAR, LINEAR_GELU):
         for rounds in sorted(set(operation.quantizes.get(precision, ()))):
-            for dtype in (torch.bfloat16, torch.float32):
+            for dtype in dtypes:
                 if dtype == torch.float32 and precision != "bf16" and "linear" in operation.name:
                     continue  # refused: quantized products return bfloat16
-                for seed, size in enumerate(SIZES):
+                for seed, size in enumerate(sizes):
                     yield _check(precision, operation, dtype, size, rounds, seed)
 
 
