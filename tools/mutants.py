@@ -1,9 +1,9 @@
-"""Mutation testing with mutmut, whole or of a sample, and what tests did not notice, as differences.
+"""Mutation testing with mutmut's changes, whole or of a sample, and what tests did not notice, as differences.
 
-    python -m tools.mutants ['kontext_fast.records.*' ...] [--sample 350] [--seed 20261126]
+    python -m tools.mutants ['kontext_fast.records.*' ...] [--sample 350] [--seed 20261126] [--tests tests/records]
 
 The same seed takes the same mutants of the same sources. `[tool.mutmut]` in pyproject.toml says which modules are
-changed and which tests run.
+changed and which tests run: of these, the ones of the packages that are changed, or those that are named.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ import argparse
 import ast
 import difflib
 import json
+import os
 import random
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import chdir, redirect_stdout
 from fnmatch import fnmatch
+from io import StringIO
 from pathlib import Path
 
+from tools.forked_tests import NOT_REACHED, NOTICED, TIMEOUT, ForkedTests
+
 FOLDER = Path("mutants")
-NOTICED = (1, 3, -24, 24, 36)
-"""Exit codes of tests that failed, and of those that ran out of time."""
 
 
 def codes(folder: Path) -> dict[str, int | None]:
@@ -59,28 +61,67 @@ def differences(folder: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]
             yield name, "\n".join(line for line in changed if not line.startswith(("---", "+++", "@@")))
 
 
+def _make_mutants() -> list[str]:
+    """Writes all changes of the sources below `FOLDER`, beside the tests; the paths of the tests that are to run."""
+    from mutmut.__main__ import create_mutants
+    from mutmut.configuration import config
+    from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir, setup_source_paths
+
+    os.environ["MUTANT_UNDER_TEST"] = "mutant_generation"
+    FOLDER.mkdir(exist_ok=True)
+    with redirect_stdout(StringIO()):
+        copy_src_dir()
+        copy_also_copy_files()
+        create_mutants(1)
+        setup_source_paths()
+    return list(config().pytest_add_cli_args_test_selection)
+
+
+def _take_reached() -> set[str]:
+    from mutmut.state import state
+
+    functions = set(state()._stats)
+    state()._stats.clear()
+    return functions
+
+
+def _run(names: Sequence[str], tests: Sequence[str], seconds: float) -> dict[str, int]:
+    """The code of each of `names` that ran, by `tests` in forks of this process, which imports the changed sources."""
+    import pytest
+    from hypothesis import settings
+    from mutmut.configuration import config
+
+    settings.register_profile("mutants", derandomize=True, database=None, phases=("explicit", "generate"))
+    settings.load_profile("mutants")
+    forked = ForkedTests(names, seconds, _take_reached)
+    with chdir(FOLDER):
+        pytest.main(["--rootdir=.", *config().pytest_add_cli_args, *tests], plugins=[forked])
+    return forked.outcomes
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("patterns", nargs="*")
     parser.add_argument("--sample", type=int)
     parser.add_argument("--seed", type=int, default=20261126)
+    parser.add_argument("--tests", nargs="+", default=[])
+    parser.add_argument("--seconds", type=float, default=20, help="of tests per change; the quickest come first")
     options = parser.parse_args(arguments)
-    mutmut = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", "2"]
-    # No mutant has this name: all are made, and none is run.
-    subprocess.run([*mutmut, "none"], check=False, capture_output=True)
+    selection = _make_mutants()
     names = chosen(list(codes(FOLDER)), options.patterns, options.sample, options.seed)
     if not names:
-        print("Nothing was changed: give a pattern of the modules in [tool.mutmut], and see mutmut's own output.")
+        print("Nothing was changed: give a pattern of the modules in [tool.mutmut].")
         return 2
-    done = subprocess.run([*mutmut, *names], check=False)
-    outcomes = codes(FOLDER)
-    if left := [name for name in names if outcomes[name] is None]:
-        print(f"{len(left)} of {len(names)} were not run, since mutmut ended with {done.returncode}: see its output.")
+    packages = {name.split(".")[1] for name in names}
+    tests = options.tests or [path for path in selection if path.split("/")[1] in packages]
+    outcomes = _run(names, tests, options.seconds)
+    if len(outcomes) < len(names):
+        print(f"{len(names) - len(outcomes)} of {len(names)} were not run: see the output of pytest.")
         return 1
-    for name, lines in differences(FOLDER, [name for name in names if outcomes[name] not in NOTICED]):
-        print(f"{name}\n{lines}")
+    for name, lines in differences(FOLDER, [name for name in names if outcomes[name] not in (NOTICED, TIMEOUT)]):
+        print(f"{name} {'(no test reaches it)' if outcomes[name] == NOT_REACHED else ''}\n{lines}")
     for module, count in Counter(name.rpartition(".")[0] for name in names).items():
-        noticed = sum(outcomes[name] in NOTICED for name in names if name.rpartition(".")[0] == module)
+        noticed = sum(outcomes[name] in (NOTICED, TIMEOUT) for name in names if name.rpartition(".")[0] == module)
         print(f"{module}: {noticed} of {count} noticed")
     return 0
 
