@@ -126,3 +126,27 @@ def test_card_too_small_for_both_precisions_is_refused() -> None:
     require_memory(fp8, gpu)
     with pytest.raises(Refused, match="needs 54 GiB of GPU memory"):
         require_memory(both, gpu)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_originals_on_the_device_change_no_bit(pipe: Any, precision: Any) -> None:
+    in_host_memory = run(pipe, Engine(precision=precision))
+    before = {name: weight.clone() for name, weight in pipe.transformer.state_dict().items()}
+    untouched = render(pipe)
+    with accelerate(pipe, [Engine(precision=precision, originals="device")], quiet=True) as acceleration:
+        np.testing.assert_array_equal(render(pipe), in_host_memory)
+        assert acceleration.facts["engine"]["host_bytes"] == 0
+        weight = pipe.transformer.transformer_blocks[0].ff.net[2].weight
+        weight.data *= 1.5
+        with pytest.raises(InvalidInput, match="changed after they were quantized"):
+            render(pipe)
+        weight.data /= 1.5
+    assert all(torch.equal(weight, before[name]) for name, weight in pipe.transformer.state_dict().items())
+    np.testing.assert_array_equal(render(pipe), untouched)
+
+
+def test_originals_are_named_where_they_are_not_by_default() -> None:
+    assert "originals" not in Engine(precision="fp8").parameters()
+    assert Engine(precision="fp8", originals="device").parameters()["originals"] == "device"
+    with pytest.raises(InvalidInput, match="leave originals out"):
+        Engine(originals="device")

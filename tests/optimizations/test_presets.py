@@ -73,9 +73,8 @@ def test_memory_of_own_presets_is_that_of_the_measured_ones() -> None:
     assert needed_gib("ours", (Engine(precision="fp8", modulations="host"), offload)) == HOST_MODULATIONS_GIB
     assert needed_gib("ours", (engine,)) == PEAK_GIB["balanced"]
     assert needed_gib("ours", (Engine(precision="bf16"), offload)) == PEAK_GIB["faithful"]
-    assert (
-        needed_gib("ours", (Engine(precision="fp8", full_precision=(-1,)),)) == PEAK_GIB["faithful"] + FP8_WEIGHTS_GIB
-    )
+    for both in (Engine(precision="fp8", full_precision=(-1,)), Engine(precision="fp8", originals="device")):
+        assert needed_gib("ours", (both,)) == PEAK_GIB["faithful"] + FP8_WEIGHTS_GIB
     assert needed_gib("ours", (ChannelsLast(),)) is None
 
 

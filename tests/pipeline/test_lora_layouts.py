@@ -17,6 +17,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_mo
 from safetensors.torch import load_file, save_file
 
 from kontext_fast.cli.session import Setup, open_session
+from kontext_fast.optimizations.acceleration import current
 from kontext_fast.pipeline.lora import distilled_hint, load_lora
 from tests.pipeline.refusals import refused_lora, state
 from tests.pipeline.test_single_file import Weights, original_layout
@@ -325,6 +326,16 @@ def test_a_second_lora_of_a_command_adds_to_the_first(pipe: Any, tmp_path: Path)
             tensors = load_file(file)
             expected += strength * tensors[f"{LAYER}.lora_B.weight"] @ tensors[f"{LAYER}.lora_A.weight"]
         torch.testing.assert_close(changed, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_command_reverts_only_where_a_lora_has_to_be_taken_off(pipe: Any, tmp_path: Path) -> None:
+    save_file(plain(pipe), file := tmp_path / "a.safetensors")
+    stock = small_pipeline().transformer.transformer_blocks[0].attn.to_q.weight.data
+    for loras in ((), (f"{file}:1",)):
+        with open_session(Setup(checkpoint="tiny", preset="faithful", lora=loras, device="cpu")) as session:
+            used = session._loaded.pipe
+        assert (current(used) is None) == bool(loras)
+    assert torch.equal(used.transformer.transformer_blocks[0].attn.to_q.weight.data, stock)
 
 
 @pytest.mark.parametrize(

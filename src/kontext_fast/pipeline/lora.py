@@ -109,9 +109,14 @@ def _merge(pipe: Any, path: Path, update: LayerUpdate, strength: float, undo: Ex
             if isinstance(error, torch.OutOfMemoryError) or is_out_of_host_memory(error):
                 raise
             raise _does_not_fit(path, update, str(error).splitlines()[0]) from error
-        for part, values in zip(parts, rows, strict=True):
-            undo.callback(part.copy_, part.to("cpu", copy=True))
+        for piece, part, values in zip(update.target.pieces, parts, rows, strict=True):
+            undo.callback(_write, tensors[piece.layer], piece.rows(rows_of[piece.layer]), part.to("cpu", copy=True))
             part.copy_(values)
+
+
+def _write(parameter: Any, rows: slice, values: torch.Tensor) -> None:
+    # Where it is now: an acceleration that was reverted in between gave it other memory.
+    parameter.data[rows].copy_(values)
 
 
 def _changes(update: LayerUpdate, kind: str) -> bool:

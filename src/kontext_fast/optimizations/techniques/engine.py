@@ -85,6 +85,9 @@ class Engine(Optimization):
     modulations: Literal["device", "host"] = "device"
     """Where the layers of the blocks' modulations are, 6 GiB at full size, which run once per request: in `host` memory
     they pass through the device one by one. With the preset `low_memory` for cards of 16 GB."""
+    originals: Literal["host", "device"] = "host"
+    """Where the weights wait that 8 bits replace, 17 GB at full size: in `host` memory, or on the `device`, for a card
+    with 48 GB or more, so that applying and reverting copy nothing."""
     gpus: Annotated[int, Field(ge=1)] = 1
     """Of one edit: in a program of that many processes, which `torchrun` or `kontext edit --gpus` starts, each computes
     a share of every step (see `engine.sequence_parallel`). At full size 2, 3, 4, 6 and 8 share the 24 heads evenly."""
@@ -112,11 +115,20 @@ class Engine(Optimization):
             raise ValueError("quantized_file holds quantized weights; choose precision=fp8 or int8, or leave it out")
         if self.full_precision and self.precision == "bf16":
             raise ValueError("every step has full precision already; choose precision=fp8 or leave full_precision out")
+        if self.originals == "device" and self.precision == "bf16":
+            raise ValueError("bf16 replaces no weights; choose precision=fp8 or int8, or leave originals out")
         return self
 
     def parameters(self) -> dict[str, Any]:
         """Some only where they are not as by default."""
-        added = ("full_precision", "modulations", "gpus", "transport", "graphs")  # later than the first records
+        added = (
+            "full_precision",
+            "modulations",
+            "originals",
+            "gpus",
+            "transport",
+            "graphs",
+        )  # later than the first records
         unused = {name for name in added if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(mode="json", exclude=unused)
 
@@ -205,7 +217,8 @@ class Engine(Optimization):
         ops = make_ops(device, self.precision, self.attention)
         stored = None if self.quantized_file is None else QuantizedFile(self.quantized_file, self.precision)
         take = partial(take_weights, device=place, modulations_in_host_memory=self.modulations == "host")
-        unquantized = take(transformer, "bf16", undo) if self.full_precision else None
+        both = self.full_precision or self.originals == "device"
+        unquantized = take(transformer, "bf16", undo) if both else None
         if unquantized is None:
             weights = take(transformer, self.precision, undo, quantizer=stored)
         else:
