@@ -47,7 +47,8 @@ FULL_SIZE_EDIT = Tokens(text=512, image=4096, reference=4096)
 
 
 def step_work(dimensions: Dimensions, tokens: Tokens, kind: StepKind, *, tests_first_block: bool = False) -> Flops:
-    """Of one pass of one sample. A skipped step is free, unless a cache runs the first block to decide."""
+    """Of one pass of one sample through the engine, whose last single block computes keys, values and queries of all
+    tokens and the rest of the image's. A skipped step is free, unless a cache runs the first block to decide."""
     if kind == "skipped" and not tests_first_block:
         return Flops(0.0, 0.0)
     total = tokens.total
@@ -57,9 +58,11 @@ def step_work(dimensions: Dimensions, tokens: Tokens, kind: StepKind, *, tests_f
     block = total * (4 * width * width + 2 * width * mlp)
     embedders = tokens.text * dimensions.text_channels * width + (total - tokens.text) * channels * width
     output = 0 if kind == "skipped" else tokens.image * width * channels
+    without_output = 0 if kind == "skipped" or not dimensions.single_blocks else total - tokens.image
+    unread = without_output * (width * width + 2 * width * mlp)
     return Flops(
-        linear=2.0 * (blocks * block + embedders + output),
-        attention=4.0 * blocks * total**2 * width,
+        linear=2.0 * (blocks * block - unread + embedders + output),
+        attention=4.0 * (blocks * total - without_output) * total * width,
     )
 
 

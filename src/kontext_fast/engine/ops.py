@@ -18,7 +18,7 @@ once to the dtype; what it then quantizes is that rounded value.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, Protocol, get_args
 
@@ -63,6 +63,13 @@ class Quantized:
 
 Activations = Tensor | Quantized
 """Input of a linear layer: quantized if, and only if, the layer's weight is."""
+
+
+def rows_of(x: Activations, rows: slice) -> Activations:
+    """`rows` of `x` [B, S, K], contiguous; scales are copied, since products may want them to begin at 16 bytes."""
+    if isinstance(x, Quantized):
+        return Quantized(x.values[:, rows].contiguous(), x.scale[:, rows].clone(), x.dtype)
+    return x[:, rows].contiguous()
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,10 @@ class JointQKV:
     first_head: int = 0
     """Of those that are written: the buffers may be for some heads only."""
 
+    def only(self, rows: slice) -> JointQKV:
+        """The same with the queries of `rows` alone, for `Ops.attention`."""
+        return replace(self, query=self.query[:, rows])
+
 
 class Ops(Protocol):
     """Every operation of a step. Implementations hold no state that depends on a size."""
@@ -148,7 +159,7 @@ class Ops(Protocol):
         may be a view of `qkv`."""
 
     def attention(self, joint: JointQKV) -> Tensor:
-        """[B, S, W] of the queries of `joint` over its keys and values."""
+        """[B, rows, W] of the queries of `joint` over its keys and values."""
 
     def prepare(self, x: Tensor, *, quantize: bool) -> Activations:
         """`x` [B, rows, K], quantized if the next linear layer is."""

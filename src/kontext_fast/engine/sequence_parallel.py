@@ -2,8 +2,9 @@
 
 P processes run the same request. In a step each holds a share of the joint sequence, S / P neighbouring tokens, and
 computes everything but attention for these alone. For attention it gets H / P heads of all tokens, in their order, so
-that a head sums what it sums on one GPU; afterwards every token's heads come back. All processes get the whole velocity
-at the end of a step, so that schedulers, solvers and rules for skipped steps do the same in each.
+that a head sums what it sums on one GPU; afterwards every token's heads come back, in the last block those of tokens
+with an output. All processes get the whole velocity at the end of a step, so that schedulers, solvers and rules for
+skipped steps do the same in each.
 
 Neither size needs to divide: shares differ by one token or head at most, and one may hold no text or no token with an
 output.
@@ -77,6 +78,14 @@ class Layout:
         """The tokens of this rank."""
         return self.tokens_of[self.rank]
 
+    def places_of(self, tokens: range) -> list[range]:
+        """By rank, where its own of neighbouring `tokens` are among these."""
+
+        def place(token: int) -> int:
+            return min(max(token, tokens.start), tokens.stop) - tokens.start
+
+        return [range(place(share.start), place(share.stop)) for share in self.tokens_of]
+
     def shape(self, tokens: int, rank: int) -> tuple[int, ...]:
         """Of query, key and value of `tokens`, for the heads of `rank`."""
         return tokens, 3, self.batch, len(self.heads_of[rank]), self.head_dim
@@ -110,8 +119,9 @@ class Exchange(Protocol):
     def deliver(self) -> None:
         """Have what all ranks sent in `received`."""
 
-    def give_back(self, attended: Tensor) -> Tensor:
-        """[B, own tokens, W], which the next call may write to, of `attended` [B, S, heads x D] of all ranks."""
+    def give_back(self, attended: Tensor, tokens: range) -> Tensor:
+        """[B, own of `tokens`, W], which the next call may write to, of `attended` [B, `tokens`, heads x D] of all
+        ranks."""
 
 
 class Collectives:
@@ -132,11 +142,11 @@ class Collectives:
         parts = [self.received[share.start : share.stop] for share in self.layout.tokens_of]
         _all_to_all(self.received, self._sent, parts, self.outgoing)
 
-    def give_back(self, attended: Tensor) -> Tensor:
-        layout, own = self.layout, len(self.layout.own)
+    def give_back(self, attended: Tensor, tokens: range) -> Tensor:
+        layout, places = self.layout, self.layout.places_of(tokens)
         sent = attended.transpose(0, 1).contiguous()
-        parts = [sent[share.start : share.stop] for share in layout.tokens_of]
-        shapes = [(own, layout.batch, layout.width(rank)) for rank in range(layout.size)]
+        parts = [sent[place.start : place.stop] for place in places]
+        shapes = [(len(places[layout.rank]), layout.batch, layout.width(rank)) for rank in range(layout.size)]
         back = attended.new_empty(sum(map(prod, shapes)))
         heads = back.split([prod(shape) for shape in shapes])  # type: ignore[no-untyped-call]
         _all_to_all(back, sent, heads, parts)
@@ -198,18 +208,18 @@ class PeerMemory:
         self._sending.wait()
         self._handle.barrier(0)
 
-    def give_back(self, attended: Tensor) -> Tensor:
-        layout = self.layout
+    def give_back(self, attended: Tensor, tokens: range) -> Tensor:
+        layout, places = self.layout, self.layout.places_of(tokens)
         heads = layout.heads_of[layout.rank]
         columns = slice(heads.start * layout.head_dim, heads.stop * layout.head_dim)
-        for rank, (target, share) in enumerate(zip(self._attended, layout.tokens_of, strict=True)):
+        for rank, (target, place) in enumerate(zip(self._attended, places, strict=True)):
             with nullcontext() if rank == layout.rank else self._sending.beside():
                 # By 16 bytes, the most that a thread writes at once.
-                wide = attended[:, share.start : share.stop].view(torch.complex128)
-                target[..., columns].view(torch.complex128).copy_(wide)
+                wide = attended[:, place.start : place.stop].view(torch.complex128)
+                target[:, : len(place), columns].view(torch.complex128).copy_(wide)
         self._sending.wait()
         self._handle.barrier(1)
-        return self._attended[layout.rank]
+        return self._attended[layout.rank][:, : len(places[layout.rank])]
 
 
 class _Sending:
@@ -259,6 +269,15 @@ class ParallelJoint(JointQKV):
     parts: tuple[tuple[int, JointQKV], ...] = ()
     """Of every rank, where this one writes the heads of that one, of its own tokens; the own rank comes last."""
     exchange: Exchange | None = None
+    tokens: range = range(0)
+    """Of all, those whose queries attend."""
+    outputs: range = range(0)
+    """Of all, those with an output."""
+
+    def only(self, rows: slice) -> ParallelJoint:
+        """With the queries of all tokens with an output, of which `rows` are this rank's."""
+        queries = self.query[:, self.outputs.start : self.outputs.stop]
+        return replace(self, query=queries, tokens=self.outputs)
 
 
 class ParallelOps:
@@ -281,9 +300,10 @@ class ParallelOps:
         return joint
 
     def attention(self, joint: JointQKV) -> Tensor:
-        exchange = cast("Exchange", cast("ParallelJoint", joint).exchange)
+        parallel = cast("ParallelJoint", joint)
+        exchange = cast("Exchange", parallel.exchange)
         exchange.deliver()
-        return exchange.give_back(self._ops.attention(joint))
+        return exchange.give_back(self._ops.attention(joint), parallel.tokens)
 
 
 class Share:
@@ -297,7 +317,8 @@ class Share:
         self.own = layout.own
         self._exchange = exchange
         self._text = text
-        self._outputs = [max(0, min(part.stop, text + outputs) - max(part.start, text)) for part in layout.tokens_of]
+        self._with_output = range(text, text + outputs)
+        self._outputs = [len(place) for place in layout.places_of(self._with_output)]
         self.outputs = self._outputs[layout.rank]
         """How many of the own tokens have an output."""
 
@@ -308,7 +329,15 @@ class Share:
         order = [(layout.rank + step) % layout.size for step in range(1, layout.size + 1)]
         parts = tuple((rank, layout.joint(exchange.outgoing[rank], rank)) for rank in order)
         whole = layout.joint(exchange.received, layout.rank)
-        return ParallelJoint(whole.query, whole.key, whole.value, parts=parts, exchange=exchange)
+        return ParallelJoint(
+            whole.query,
+            whole.key,
+            whole.value,
+            parts=parts,
+            exchange=exchange,
+            tokens=range(layout.tokens),
+            outputs=self._with_output,
+        )
 
     def of(self, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """The own tokens of `text` [B, T, ...] and `image` [B, N + R, ...], views."""

@@ -5,6 +5,9 @@ to every block; they have no output.
 
 Modulations depend on timestep, guidance and pooled text only, so those of all steps come from one matrix product per
 layer, instead of reading a quarter of all weights again at every step.
+
+The last single block computes what the output is made from: keys and values of all tokens, and everything else of the
+tokens with an output.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kontext_fast.engine.ops import Activations, JointQKV, Ops, Rope
+from kontext_fast.engine.ops import Activations, JointQKV, Ops, Rope, rows_of
 from kontext_fast.engine.static_scales import StaticScales
 from kontext_fast.engine.step_reuse import Schedule, Velocities
 from kontext_fast.engine.weights import DoubleWeights, EngineWeights, SingleWeights, StreamWeights
@@ -143,20 +146,21 @@ class EngineTransformer:
         *of_blocks, final = torch.split_with_sizes(vectors, self._vector_widths, dim=-1)
         stream = self._embed(image, text)
         joints = self._joints(stream, share, *scales)
-        rows_of = slice(0, text_tokens), slice(text_tokens, stream.shape[1])
-        streams = [_Residual(self.ops, stream[:, rows]) for rows in rows_of]
+        parts = slice(0, text_tokens), slice(text_tokens, stream.shape[1])
+        streams = [_Residual(self.ops, stream[:, rows]) for rows in parts]
         for double, *of_streams in zip(
             weights.doubles, of_blocks[:doubles], of_blocks[doubles : 2 * doubles], strict=True
         ):
             self._double(double, next(joints), rope, streams, of_streams)
         for part in streams:
             part.finish()
-        both = _Residual(self.ops, stream)
-        for single, vector in zip(weights.singles, of_blocks[2 * doubles :], strict=True):
-            self._single(single, next(joints), rope, both, vector)
+        both, outputs = _Residual(self.ops, stream), slice(text_tokens, text_tokens + image_tokens)
+        for index, (single, vector) in enumerate(zip(weights.singles, of_blocks[2 * doubles :], strict=True), 1):
+            is_last = index == len(weights.singles)
+            self._single(single, next(joints), rope, both, vector, outputs if is_last else None)
         both.finish()
         scale, shift = final.chunk(2, dim=-1)
-        output = stream[:, text_tokens : text_tokens + image_tokens]
+        output = stream[:, outputs]
         normed = self.ops.norm_modulate(output, shift, scale, quantize=False)
         return (self.ops.linear(normed, weights.output),)
 
@@ -240,12 +244,26 @@ class EngineTransformer:
         stream.add(gate, ops.linear(hidden, weights.mlp_out))
 
     def _single(
-        self, weights: SingleWeights, joint: JointQKV, rope: Rope, stream: _Residual, modulation: Tensor
+        self,
+        weights: SingleWeights,
+        joint: JointQKV,
+        rope: Rope,
+        stream: _Residual,
+        modulation: Tensor,
+        outputs: slice | None = None,
     ) -> None:
+        """`outputs`: the only rows whose result is read, if not all are; `stream` goes on with these."""
         ops = self.ops
         shift, scale, gate = modulation.chunk(3, dim=-1)
         normed = stream.normed(shift, scale, quantize=weights.qkv.quantized)
+        # Queries of all, since one product gives them with keys and values; without they would be a 36th of a block.
         joint = ops.write_all_qkv(ops.linear(normed, weights.qkv), weights.norm, rope, joint)
+        if outputs is not None:
+            joint, normed = joint.only(outputs), rows_of(normed, outputs)
+            stream.narrow(outputs)
+            if not stream.tokens:  # of a share, whose keys and values others wait for
+                ops.attention(joint)
+                return
         attend = partial(ops.attention, joint)
         joined = ops.join_linear_gelu(attend, normed, weights.mlp_in, quantize=weights.out.quantized)
         stream.add(gate, ops.linear(joined, weights.out))
@@ -259,6 +277,11 @@ class _Residual:
         self._stream = stream
         self._waiting: tuple[Tensor, Tensor] | None = None
         self.tokens = stream.shape[1]
+
+    def narrow(self, rows: slice) -> None:
+        """Go on with `rows` alone, right after a norm."""
+        self._stream = self._stream[:, rows]
+        self.tokens = self._stream.shape[1]
 
     def add(self, gate: Tensor, update: Tensor) -> None:
         self._waiting = gate, update

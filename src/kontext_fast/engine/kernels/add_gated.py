@@ -79,6 +79,7 @@ KERNEL = Kernel(
             _example,
             bytes_per_row=lambda dimensions, read, _written: 3 * dimensions.width * read,
             per_step=2,  # after the last block of each kind; elsewhere it is part of `norm_modulate`
+            for_outputs=1,
             quantizes=dict.fromkeys(PRECISIONS, (False,)),
         ),
     ),

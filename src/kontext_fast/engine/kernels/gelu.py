@@ -143,6 +143,7 @@ KERNEL = Kernel(
                 (dimensions.width + dimensions.mlp_width) * (read + written)
             ),
             per_single=1,
+            for_outputs=1,
             quantizes={"bf16": (False,), "fp8": (True,)},
         ),
     ),

@@ -161,6 +161,7 @@ KERNEL = Kernel(
                 (dimensions.width + dimensions.mlp_width) * (read + written)
             ),
             per_single=1,
+            for_outputs=1,
             quantizes={"int8": (True,)},
         ),
     ),

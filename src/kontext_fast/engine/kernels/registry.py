@@ -72,6 +72,8 @@ class Operation:
     per_single: int = 0
     per_step: int = 0
     """Calls for all tokens besides those."""
+    for_outputs: int = 0
+    """Of all calls, those for tokens with an output only: in the last single block and after it."""
     quantizes: Mapping[Precision, tuple[bool, ...]] = field(kw_only=True)
     """By precision of a step that calls it, whether it quantizes its result; both where some calls do."""
     for_attention: bool = False
@@ -83,7 +85,7 @@ class Operation:
         return (False,) if self.for_attention else self.quantizes.get(precision, ())
 
     def calls(self, dimensions: Dimensions) -> int:
-        """In a step, for every token."""
+        """In a step."""
         of_blocks = self.per_double * dimensions.double_blocks + self.per_single * dimensions.single_blocks
         return of_blocks + self.per_step
 
@@ -145,15 +147,18 @@ def step_bytes(
     Every number is read once, in `itemsize` bytes, and written once, in one byte where it is `quantized`. A skipped
     step moves nothing.
     """
-    return {} if kind == "skipped" else dict(_step_bytes(dimensions, tokens.total, precision, itemsize))
+    return {} if kind == "skipped" else dict(_step_bytes(dimensions, tokens, precision, itemsize))
 
 
-def _step_bytes(dimensions: Dimensions, rows: int, precision: Precision, itemsize: int) -> Iterator[tuple[str, float]]:
+def _step_bytes(
+    dimensions: Dimensions, tokens: Tokens, precision: Precision, itemsize: int
+) -> Iterator[tuple[str, float]]:
     for kernel in kernels().values():
         moved = 0
         for operation in kernel.operations:
             for quantizes in operation.variants(precision)[-1:]:
                 each = operation.bytes_per_row(dimensions, itemsize, 1 if quantizes else itemsize)
-                moved += rows * operation.calls(dimensions) * each
+                rows = tokens.total * operation.calls(dimensions)
+                moved += (rows - (tokens.total - tokens.image) * operation.for_outputs) * each
         if moved:
             yield kernel.name, float(moved)

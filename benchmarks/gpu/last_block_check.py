@@ -1,0 +1,239 @@
+"""Compare a step with the same step whose last block computes everything of all tokens: velocities, and milliseconds.
+
+Usage: python -m benchmarks.gpu.last_block_check [--checkpoint random] [--rounds 4] [--out FILE]
+
+`whole`: the last single block as the others are. `outputs`: as the engine runs it, everything but keys and values of
+the tokens with an output only. `beside`: that, with the text's part of double blocks on a stream beside the image's.
+Steps are those of an edit of one image, on its inputs at its first step; the arms take turns, so that heat is the same
+for all, and a time is that of a step within such a turn.
+Exit code 0: done; 1: a velocity is farther from that of `whole` than rounding; 3: no GPU.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
+from benchmarks.gpu.latents import latents_of, relative_error
+from kontext_fast.bench.nvml import NvmlDevice
+from kontext_fast.datasets.shapes import held_out
+from kontext_fast.engine.attention.flash3 import installed_interface
+from kontext_fast.engine.dispatch import attention_kernel
+from kontext_fast.engine.graphs import recording
+from kontext_fast.engine.graphs.recorded_calls import StepGraphs
+from kontext_fast.engine.transformer import EngineTransformer
+from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.presets import find_preset
+from kontext_fast.optimizations.techniques.engine import require_engine
+from kontext_fast.pipeline.load import load
+
+CASES = (
+    ("balanced", 1024, "cudnn", True),
+    ("balanced", 1024, "flash3", True),
+    ("balanced", 512, "cudnn", True),
+    ("balanced", 512, "flash3_fp8", False),
+    ("faithful", 1024, "cudnn", True),
+    ("faithful", 1024, "flash3", True),
+    ("precise", 512, "cudnn", False),
+)
+"""Preset, side, kernel of attention, and whether steps are timed."""
+ROUNDING = 0.01
+"""Of a velocity, relative: what another algorithm for a product of fewer rows may change in one block."""
+TURN_S = 1.0
+
+
+def main() -> int:
+    """Load, compare, time, print and store."""
+    parser = option_parser(__doc__)
+    parser.add_argument("--checkpoint", default="random")
+    parser.add_argument("--rounds", type=int, default=4)
+    arguments = parser.parse_args()
+    if not has_gpu():
+        return NO_GPU
+    pipe = load(arguments.checkpoint).pipe
+    pipe.set_progress_bar_config(disable=True)
+    report: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cases": []}
+    for preset in dict.fromkeys(preset for preset, *_ in CASES):
+        with accelerate(pipe, find_preset(preset), quiet=True):
+            engine = require_engine(pipe.transformer, "engine").engine
+            for _, size, attention, timed in (case for case in CASES if case[0] == preset):
+                if attention.startswith("flash3") and installed_interface() is None:
+                    print(f"{preset} with {attention}: FlashAttention-3 is not installed", flush=True)
+                    continue
+                with _attention(engine, attention):
+                    result = compared(pipe, engine, size, arguments.rounds if timed else 0)
+                report["cases"].append({"preset": preset, "size": size, "attention": attention, **result})
+                print(report["cases"][-1], flush=True)
+                write_report(report, arguments.out)
+    errors = [error for case in report["cases"] for error in case["errors"].values()]
+    return 0 if all(error <= ROUNDING for error in errors) else 1
+
+
+def compared(pipe: Any, engine: Any, size: int, rounds: int) -> dict[str, Any]:
+    """How far each arm's velocity is from that of `whole`, and its median milliseconds of a step."""
+    own, engine.graphs = engine.graphs, None
+    errors, steps = {}, {}
+    for batch in (2, 1):
+        arguments = _first_step(pipe, engine, size, batch)
+        with ARMS["whole"]():
+            expected = engine.step(*arguments)
+        for arm, changed in ARMS.items():
+            with changed():
+                errors[f"{arm}, {batch} at once"] = relative_error(engine.step(*arguments), expected)
+    recorder = recording.recorder_for(pipe._execution_device)
+    assert recorder is not None
+    card = NvmlDevice.of(pipe._execution_device)
+    turns: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for arm in ARMS if rounds else ():
+        # As the engine does: steps of small sizes are one graph.
+        steps[arm] = _step(engine, StepGraphs(recorder, most_tokens=4608), arm, arguments)
+        for _ in range(3):
+            steps[arm]()
+    for turn in range(rounds):
+        for arm in ARMS if turn % 2 else reversed(ARMS):
+            turns[arm].append(_turn(steps[arm], card))
+    engine.graphs = own
+    ms = {arm: statistics.median(turn["ms"] for turn in of_arm) for arm, of_arm in turns.items()}
+    return {"errors": errors, "ms": ms, "turns": turns}
+
+
+@contextmanager
+def _attention(engine: Any, name: str) -> Iterator[None]:
+    """With another kernel of attention; a quantized one also needs the scales of its weights."""
+    from kontext_fast.engine.static_scales import StaticScales
+
+    ops, kernel = engine.ops, attention_kernel(name, "cuda")
+    before = ops.attention_kernel, engine._static_scales
+    ops.attention_kernel = kernel
+    engine._static_scales = StaticScales(engine.weights) if kernel.quantized else None
+    try:
+        yield
+    finally:
+        ops.attention_kernel, engine._static_scales = before
+
+
+def _first_step(pipe: Any, engine: Any, size: int, batch: int) -> tuple[Any, ...]:
+    """The arguments of the engine's first step of an edit."""
+    kept: list[tuple[Any, ...]] = []
+    step = type(engine).step
+
+    def keeping(self: Any, *arguments: Any, **named: Any) -> Tensor:
+        kept.append(arguments)
+        result: Tensor = step(self, *arguments, **named)
+        return result
+
+    type(engine).step = keeping
+    try:
+        items = held_out(batch)
+        latents_of(pipe, [item.render(size) for item in items], [item.instruction for item in items], steps=2)
+    finally:
+        type(engine).step = step
+    return kept[0]
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """The last block computes everything of all tokens."""
+    single = EngineTransformer._single
+
+    def of_all(self: Any, weights: Any, joint: Any, rope: Any, stream: Any, modulation: Any, _outputs: Any) -> None:
+        single(self, weights, joint, rope, stream, modulation)
+
+    with _in_place_of("_single", of_all):
+        yield
+
+
+@contextmanager
+def _outputs() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _beside() -> Iterator[None]:
+    """The text's part of double blocks runs on a stream of its own, from one attention to the next."""
+    side = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
+    held: list[Tensor] = []
+
+    def double(self: Any, weights: Any, joint: Any, rope: Any, streams: Any, modulation: Any) -> None:
+        ops, main = self.ops, torch.cuda.current_stream()
+        text, image = streams
+        rows_of = slice(0, text.tokens), slice(text.tokens, text.tokens + image.tokens)
+        parts = [
+            (on, rows, stream, part, vector.chunk(6, dim=-1))
+            for on, rows, stream, part, vector in zip(
+                (side, main), rows_of, streams, (weights.text, weights.image), modulation, strict=True
+            )
+        ]
+        if text._waiting is None:  # of the first block
+            side.wait_stream(main)
+        for on, rows, stream, part, (shift, scale, *_) in parts:
+            with torch.cuda.stream(on):
+                qkv = ops.linear(stream.normed(shift, scale, quantize=part.qkv.quantized), part.qkv)
+                ops.write_qkv(qkv, part.norm, rope.rows(rows.start, rows.stop), joint, rows.start)
+        main.wait_stream(side)
+        attended = ops.attention(joint)
+        held[:] = [attended]  # until the other stream has read it: what is held here before, it has
+        side.wait_stream(main)
+        for on, rows, stream, part, (_, _, gate, *mlp) in parts:
+            with torch.cuda.stream(on):
+                projected = ops.linear(ops.prepare(attended[:, rows], quantize=part.out.quantized), part.out)
+                stream.add(gate, projected)
+                self._mlp(stream, part, mlp)
+        if weights is self.weights.doubles[-1]:
+            main.wait_stream(side)
+            held.clear()
+
+    with _in_place_of("_double", double):
+        yield
+
+
+@contextmanager
+def _in_place_of(name: str, method: Callable[..., None]) -> Iterator[None]:
+    own = getattr(EngineTransformer, name)
+    setattr(EngineTransformer, name, method)
+    try:
+        yield
+    finally:
+        setattr(EngineTransformer, name, own)
+
+
+ARMS = {"whole": _whole, "outputs": _outputs, "beside": _beside}
+
+
+def _step(engine: Any, graphs: StepGraphs, arm: str, arguments: tuple[Any, ...]) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        engine.graphs = graphs
+        with ARMS[arm]():
+            result: Tensor = engine.step(*arguments)
+        return result
+
+    return run
+
+
+def _turn(step: Callable[[], Tensor], card: NvmlDevice | None) -> dict[str, Any]:
+    """Milliseconds of a step, repeated for `TURN_S`, and what the card reports near the end."""
+    begin, middle, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+    begin.record()
+    step()
+    middle.record()
+    middle.synchronize()
+    count = max(3, round(1e3 * TURN_S / begin.elapsed_time(middle)))
+    middle.record()
+    for _ in range(count):
+        step()
+    end.record()
+    readings = {} if card is None else {"power_w": card.power_w(), "clock_mhz": card.clock_sm_mhz()}
+    end.synchronize()
+    return {"ms": middle.elapsed_time(end) / count, **readings}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
