@@ -53,23 +53,22 @@ class Stage:
 
 
 def stages(ops: Ops, text: int, image: int, precision: Precision) -> Iterator[Stage]:
-    """The stages of a step with these numbers of text and image tokens, the reference's included.
+    """The stages of a step with these numbers of text and image tokens, of which half are the reference's.
 
     `ops` quantize to `precision`, if at all.
     """
     draw = Draw(torch.bfloat16, torch.Generator(DEVICE).manual_seed(0))
-    total = text + image
+    total, outputs = text + image, image // 2
     doubles, singles = FLUX_KONTEXT_DEV.double_blocks, FLUX_KONTEXT_DEV.single_blocks
 
     def elementwise(rows: int, where: str) -> Iterator[Stage]:
         inputs = Inputs(FLUX_KONTEXT_DEV, 1, rows, draw)
         ours = (kernel for kernel in kernels().values() if not kernel.is_product)
         for operation in (operation for kernel in ours for operation in kernel.operations):
-            times = (
-                operation.per_single * singles + operation.per_step
-                if where == "single"
-                else operation.per_double * doubles
-            )
+            times = {
+                "single": operation.per_single * singles + operation.per_step - operation.for_outputs,
+                "output": operation.for_outputs,
+            }.get(where, operation.per_double * doubles)
             for quantizes in operation.variants(precision)[-1:] if times else ():
                 moved = rows * operation.bytes_per_row(FLUX_KONTEXT_DEV, 2, 1 if quantizes else 2)
                 call = partial(_bound, operation, inputs, ops, quantizes)
@@ -92,14 +91,18 @@ def stages(ops: Ops, text: int, image: int, precision: Precision) -> Iterator[St
     for rows, where in ((image, "image"), (text, "text")):
         yield from elementwise(rows, where)
         yield from products(rows, where, doubles, [(W, 3 * W), (W, W), (W, M), (M, W)])
-    yield from elementwise(total, "single")
-    yield from products(total, "single", singles, [(W, 3 * W), (W, M), (W + M, W)])
+    yield from products(total, "single", singles, [(W, 3 * W)])
+    for rows, where, times in ((total, "single", singles - 1), (outputs, "output", 1)):
+        yield from elementwise(rows, where)
+        yield from products(rows, where, times, [(W, M), (W + M, W)])
 
-    def attend() -> Callable[[], object]:
-        joint = joint_qkv(ops, total)
+    def attend(queries: slice) -> Callable[[], object]:
+        joint = joint_qkv(ops, total).only(queries)
         return lambda: ops.attention(joint)
 
-    yield Stage("attention", doubles + singles, 0, 4 * total * total * W, attend)
+    every, read = slice(0, total), slice(text, text + outputs)
+    yield Stage("attention", doubles + singles - 1, 0, 4 * total * total * W, partial(attend, every))
+    yield Stage("attention output", 1, 0, 4 * outputs * total * W, partial(attend, read))
 
 
 def joint_qkv(ops: Ops, tokens: int) -> JointQKV:
