@@ -136,7 +136,7 @@ def needed_gib(preset: str, optimizations: Sequence[Optimization]) -> int | None
     parameters = {optimization.name: optimization.parameters() for optimization in optimizations}
     if (engine := parameters.get("engine")) is None:
         return None
-    if engine.get("full_precision") or engine.get("originals") == "device":
+    if engine["precision"] != "bf16" and (engine.get("full_precision") or engine.get("originals") == "device"):
         return PEAK_GIB["faithful"] + FP8_WEIGHTS_GIB
     if "offload" in parameters and engine["precision"] != "bf16":
         return HOST_MODULATIONS_GIB if engine.get("modulations") == "host" else PEAK_GIB["low_memory"]

@@ -115,8 +115,6 @@ class Engine(Optimization):
             raise ValueError("quantized_file holds quantized weights; choose precision=fp8 or int8, or leave it out")
         if self.full_precision and self.precision == "bf16":
             raise ValueError("every step has full precision already; choose precision=fp8 or leave full_precision out")
-        if self.originals == "device" and self.precision == "bf16":
-            raise ValueError("bf16 replaces no weights; choose precision=fp8 or int8, or leave originals out")
         return self
 
     def parameters(self) -> dict[str, Any]:
@@ -217,7 +215,7 @@ class Engine(Optimization):
         ops = make_ops(device, self.precision, self.attention)
         stored = None if self.quantized_file is None else QuantizedFile(self.quantized_file, self.precision)
         take = partial(take_weights, device=place, modulations_in_host_memory=self.modulations == "host")
-        both = self.full_precision or self.originals == "device"
+        both = self.precision != "bf16" and (self.full_precision or self.originals == "device")
         unquantized = take(transformer, "bf16", undo) if both else None
         if unquantized is None:
             weights = take(transformer, self.precision, undo, quantizer=stored)
