@@ -23,7 +23,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if find_spec("triton") is not None and not torch.cuda.is_available():
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TRITON_INTERPRET", "1")
-        for name in ("fused", "group_norm_silu", "between_convolutions"):
+        for name in ("fused", "group_norm_silu", "between_convolutions", "safe_softmax"):
             importlib.import_module(f"kontext_fast.engine.kernels.{name}")
 
 

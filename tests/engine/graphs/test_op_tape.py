@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kontext_fast.engine.graphs import op_tape
 from kontext_fast.engine.graphs.op_tape import OpTape
+from tests import needs
 
 
 def block(x: Tensor, weight: Tensor) -> Tensor:
@@ -133,3 +136,20 @@ def test_bias_that_changes_between_layers_is_not_copied() -> None:
     tape, _ = OpTape.of(call)
     for result, expected in zip(tape.run(), call(), strict=True):
         assert torch.equal(result, expected)
+
+
+def test_masked_softmax_is_ours_where_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason=needs.TRITON)
+    monkeypatch.setattr(op_tape, "has_kernels", lambda _: True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # for what Triton imports at its first launch
+    x, mask = torch.randn(2, 3, 5, 8), torch.zeros(2, 1, 5, 5)
+    mask[0, :, 2] = -torch.inf
+
+    def call() -> list[Tensor]:
+        with sdpa_kernel(SDPBackend.MATH):
+            return [functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)]
+
+    tape, _ = OpTape.of(call)
+    assert "safe_softmax" in functions(tape)
+    x.copy_(torch.randn_like(x))
+    assert torch.equal(tape.run()[0], call()[0])

@@ -8,7 +8,7 @@ Python decided is fixed.
 
 A tape leaves out what nothing reads, and what is added more than once is first written in the order of its rows: the
 scores of T5's attention get the same bias in all 24 layers, with the heads innermost in memory, which takes a GPU three
-times as long to add. Neither changes a bit.
+times as long to add. Where our kernels run, the softmax of masked scores is ours. None of it changes a bit.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from kontext_fast.engine.dispatch import LOWEST_CAPABILITY, has_fused_kernels
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if _depends_on_numbers(function, args):
             raise RuntimeError(f"{function} depends on the numbers of a tensor, so the call cannot be repeated")
         slotted = _mapped(self._slotted, (args, kwargs))
+        function = _stand_in(function, args, kwargs) or function
         results = function(*args, **kwargs)
         # In place: the tensor keeps its slot.
         slotted_results = _mapped(
@@ -123,7 +126,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             addend = slotted_args[1].index
             self._addends.setdefault(addend, []).append(len(self.ops))
             self._addend_storages[addend] = _storage(args[1])
-        if function._schema.is_mutable:
+        if _is_mutable(function):
             self._writes += [(len(self.ops), _storage(value)) for value in _tensors((args, kwargs))]
         self.ops.append(_Op(function, slotted_args, slotted_kwargs, slotted_results))
         return results
@@ -187,10 +190,36 @@ def _is_strided_addend(left: Any, right: Any, result: Tensor) -> bool:
     return both and left.is_contiguous() and result.is_contiguous() and not right.is_contiguous()
 
 
+def _stand_in(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What computes every bit of an operation in less time, or None."""
+    if function is not torch.ops.aten._safe_softmax.default or len(args) != 2 or kwargs or not has_kernels(args[0]):
+        return None
+    scores, dim = args
+    if dim not in (-1, scores.ndim - 1) or not scores.is_contiguous():
+        return None
+    from kontext_fast.engine.kernels.safe_softmax import safe_softmax
+
+    return safe_softmax
+
+
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether our kernels run where `tensor` is."""
+    if not (tensor.is_cuda and has_fused_kernels()):
+        return False
+    return torch.cuda.get_device_capability(tensor.device) >= LOWEST_CAPABILITY["bf16"]
+
+
+def _is_mutable(function: Any) -> bool:
+    return isinstance(function, torch._ops.OpOverload) and function._schema.is_mutable
+
+
 def _can_be_left_out(op: _Op) -> bool:
     """Whether an operation does nothing but return its results."""
-    seeded = torch.Tag.nondeterministic_seeded in op.function.tags
-    return op.function.namespace == "aten" and not op.function._schema.is_mutable and not seeded
+    function = op.function
+    if not isinstance(function, torch._ops.OpOverload):
+        return True  # a stand-in
+    seeded = torch.Tag.nondeterministic_seeded in function.tags
+    return function.namespace == "aten" and not function._schema.is_mutable and not seeded
 
 
 def _with_last_uses(ops: Sequence[_Op], outputs: Sequence[_Slot]) -> list[_Op]:

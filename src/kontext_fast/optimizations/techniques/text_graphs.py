@@ -8,7 +8,7 @@ rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -48,6 +48,19 @@ class TextGraphs(Optimization):
     def label_on(self, machine: Machine) -> str | None:
         """That only CUDA has graphs."""
         return None if machine.device == "cuda" else f"text_graphs: changes nothing on {machine.device}"
+
+    def precompile_calls(self, pipe: Any) -> Sequence[Callable[[], object]]:
+        """The kernel of T5's attention."""
+        import torch
+
+        from kontext_fast.engine.graphs.op_tape import has_kernels
+
+        scores = torch.zeros(1, 1, 1, device=pipe._execution_device)
+        if not has_kernels(scores):
+            return ()
+        from kontext_fast.engine.kernels.safe_softmax import safe_softmax
+
+        return (lambda: safe_softmax(scores),)
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Replace `forward` of the encoders on their instances, for calls of the pipeline.
