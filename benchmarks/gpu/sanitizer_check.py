@@ -26,6 +26,7 @@ from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
 from kontext_fast.engine.dispatch import refusal
 from kontext_fast.engine.kernels.between_convolutions import add_bias, double_sides, softmax
 from kontext_fast.engine.kernels.group_norm_silu import group_norm_silu
+from kontext_fast.engine.kernels.safe_softmax import safe_softmax
 from kontext_fast.engine.ops import PRECISIONS, Precision
 
 _IMAGES = [(1, 128, 9, 31), (2, 32, 5, 3), (1, 96, 33, 17), (3, 32, 1, 1), (1, 512, 64, 64)]
@@ -88,9 +89,11 @@ def vae_kernels_are_right(device: str, size: tuple[int, int, int, int]) -> bool:
 
 
 def softmax_is_right(device: str, numbers: int) -> bool:
-    """Whether the softmax over rows of so many `numbers` is PyTorch's."""
+    """Whether the softmax over rows of so many `numbers` is PyTorch's, and that of scores with masked rows its bits."""
     scores = torch.randn(2, 3, numbers, device=device) * 40
-    return _close(softmax(scores, 0.25, torch.bfloat16), torch.softmax(scores * 0.25, -1))
+    right = _close(softmax(scores, 0.25, torch.bfloat16), torch.softmax(scores * 0.25, -1))
+    scores[0, 1] = -torch.inf
+    return right and torch.equal(safe_softmax(scores), torch.ops.aten._safe_softmax(scores, -1))
 
 
 def _close(result: Tensor, expected: Tensor) -> bool:
