@@ -23,6 +23,7 @@ from kontext_fast.metrics.scorer import Scorer, StoredOutput
 from kontext_fast.records.schema import AppliedOptimization, Arm, Output, Record, ResultFile
 from kontext_fast.records.store import ResultStore, read_stored_image, write_atomically
 from kontext_fast.verify.analysis import analyze
+from kontext_fast.verify.controls import CONTROL_ITEMS, control_count
 from kontext_fast.verify.journal import Journal
 from kontext_fast.verify.margins import Margins, TailMargins
 from kontext_fast.verify.recorder import score_arms
@@ -128,18 +129,19 @@ def without_tails(margins: Margins) -> Margins:
 
 
 def first_items(result: ResultFile, count: int) -> ResultFile:
-    """A verification as it would have been with fewer items."""
-    kept = {item.id for item in result.items[:count]}
-    records = tuple(
-        record.model_copy(
-            update={
-                "outputs": tuple(output for output in record.outputs if output.item in kept),
-                "scores": tuple(score for score in record.scores if score.item in kept),
-            }
-        )
-        for record in result.records
-    )
-    return result.model_copy(update={"items": result.items[:count], "records": records})
+    """A verification as it would have been with fewer items, and so with fewer of the controls, but for which images
+    share a call."""
+    items = result.items[:count]
+    every = {item.id for item in items}
+    few = {item.id for item in items[: control_count(len(items), CONTROL_ITEMS)]}
+
+    def of_fewer(record: Record) -> Record:
+        kept = every if record.arm and record.arm.role in ("baseline", "preset") else few
+        outputs = tuple(output for output in record.outputs if output.item in kept)
+        scores = tuple(score for score in record.scores if score.item in kept)
+        return record.model_copy(update={"outputs": outputs, "scores": scores})
+
+    return result.model_copy(update={"items": items, "records": tuple(map(of_fewer, result.records))})
 
 
 def rates(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:

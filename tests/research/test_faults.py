@@ -13,12 +13,12 @@ from kontext_fast.optimizations.acceleration import apply_plan
 from kontext_fast.optimizations.presets import resolve
 from kontext_fast.pipeline.device import Machine
 from kontext_fast.pipeline.edit import EditRequest, edit_together
-from kontext_fast.records.schema import StoredItem
+from kontext_fast.records.schema import Arm, ArmRole, Output, Record, Score, StoredItem
 from research.faults import study
 from research.faults.catalogue import FAULTS, HARMLESS_CHANGES, named
 from research.faults.planting import HARMLESS, Fault, Pictures, Seen
 from tests.pipelines import small_pipeline
-from tests.records.builder import result
+from tests.records.builder import record, result
 
 
 def test_catalogue_has_enough_of_every_family() -> None:
@@ -128,10 +128,21 @@ def test_rare_fault_spoils_one_picture_in_so_many() -> None:
     assert [index for index, spoiled in enumerate(black) if spoiled] == [9, 19]
 
 
-def test_first_items_keep_their_outputs_alone() -> None:
-    items = tuple(StoredItem(id=name, instruction="x", image="0" * 64) for name in "abc")
-    whole = result([]).model_copy(update={"items": items})
-    assert [item.id for item in study.first_items(whole, 2).items] == ["a", "b"]
+def test_fewer_items_are_verified_with_fewer_controls() -> None:
+    names = [f"{index:02d}" for index in range(40)]
+    items = tuple(StoredItem(id=name, instruction="x", image="0" * 64) for name in names)
+
+    def of_role(role: ArmRole, count: int) -> Record:
+        outputs = tuple(Output(item=name, seed=0, image="0" * 64) for name in names[:count])
+        scores = tuple(Score(item=name, seed=0, image="0" * 64, metric="psnr", value=9.0) for name in names[:count])
+        return record(role, 0, arm=Arm(name=role, role=role), outputs=outputs, scores=scores)
+
+    records = [of_role("baseline", 40), of_role("preset", 40), of_role("floor", 20), of_role("order", 20)]
+    fewer = study.first_items(result(records, items), 30)
+    assert [item.id for item in fewer.items] == names[:30]
+    for of_fewer, count in zip(fewer.records, (30, 30, 16, 16), strict=True):
+        assert [output.item for output in of_fewer.outputs] == names[:count]
+        assert [score.item for score in of_fewer.scores] == names[:count]
 
 
 def test_rates_count_losses_by_family_and_items() -> None:

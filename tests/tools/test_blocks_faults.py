@@ -24,19 +24,23 @@ def test_passage_counts_families_and_names_every_mistake(tmp_path: Path) -> None
         answer("black", "rare", "L3", 100, before="L3"),
         answer("noise", "rare", "L3", 50),
         answer("noise", "rare", "L2", 100),
+        answer("nothing", "harmless", "L3", 200, seed=7),
+        answer("black", "rare", "L3", 200, before="L3"),
+        answer("noise", "rare", "cannot tell", 200),
     ]
     study = {"gpu": "Imaginary GPU", "commit": "abc1234", "seeds": 2, "steps": 28, "answers": answers}
     (folder / "faults.json").write_text(json.dumps(study))
     (folder / "faults_before.json").write_text(json.dumps({**study, "rules": "By the rules of before"}))
     passage = faults.render(DocContext(find_published(tmp_path / "results")))
-    assert "| rare | 2 | 1 | 1 | 1 |\n| harmless | 1 | 0 | 1 | 0 |" in passage
-    assert "| family | verdicts | L3 at 50 items | L3 at 100 items | without the five rules |" in passage
-    assert "Missed: noise is called L2." in passage
-    assert "Missed: black" not in passage
-    assert "Called a loss without one: nothing with seed 7." in passage
+    assert "| rare | 2 | 1 | 1 | 1 | 1 |\n| harmless | 1 | 0 | 1 | 1 | 0 |" in passage
+    assert "| L3 at 50 items | L3 at 100 items | L3 at 200 items | without the five rules at 200 |" in passage
+    assert "Missed: noise is called L2 at 100, cannot tell at 200 items." in passage
+    assert "Missed: black is called cannot tell at 50 items." in passage
+    assert "Missed: nothing" not in passage
+    assert "Called a loss without one: nothing with seed 7 at 100 and 200 items." in passage
     assert passage.count("| family |") == 2
     assert "By the rules of before:\n\n| family |" in passage
-    assert not passage.startswith("By")
+    assert passage.startswith("By"), "the file whose name comes last is the newest"
     assert "On Imaginary GPU, 2 seeds an item and 28 steps, at abc1234: [results/h100/checks/faults.json]" in passage
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import pytest
@@ -13,7 +14,16 @@ from PIL import Image, ImageEnhance, ImageFilter
 from kontext_fast.datasets.shapes import ShapesItem, held_out
 from kontext_fast.metrics.scorer import StoredOutput
 from kontext_fast.records.schema import Score
-from kontext_fast.verify.pictures import DIRECTIONS, REPEAT, SEED_SPREAD, change_name, picture_scores, signed_changes
+from kontext_fast.verify.pictures import (
+    DIRECTIONS,
+    REPEAT,
+    SEED_SPREAD,
+    Pixels,
+    change_name,
+    picture_scores,
+    signed_changes,
+)
+from tests.metrics.cases import FreeItem
 from tests.verify.synthetic_results import SEEDS, drawn, noisy
 
 Key = tuple[int, int]
@@ -158,6 +168,24 @@ def test_directions_have_the_sign_of_the_change() -> None:
     assert signed_changes(before, before) == dict.fromkeys(DIRECTIONS, 0.0)
 
 
+def test_changes_of_a_small_picture_are_exact() -> None:
+    before = np.zeros((3, 3, 3), np.float32)
+    after = before.copy()
+    after[0, :2] = (10, 20, 30), (40, 40, 40)
+    changes = signed_changes(after, before)
+    luminance = [18.15, 40.0, *[0.0] * 7]
+    expected = {
+        "luminance": 58.15 / 9,
+        "contrast": float(np.std(luminance)),
+        "chroma": 20 / 9,
+        # Down and to the right, of six steps each.
+        "sharpness": (58.15 / 6 + (21.85 + 40) / 6) / 2,
+        "top left": 18.15,
+        "top": 40.0,
+    }
+    assert changes == pytest.approx(dict.fromkeys(DIRECTIONS, 0.0) | expected, rel=1e-4, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("corner", "region"), [((0, 0), "top left"), ((60, 60), "middle"), ((120, 60), "right"), ((0, 120), "bottom left")]
 )
@@ -174,6 +202,124 @@ def test_mark_changes_its_region_alone(corner: tuple[int, int], region: str) -> 
 
 def test_names_of_changes_are_distinct() -> None:
     assert len({change_name(direction) for direction in DIRECTIONS}) == 13
+
+
+def _flat(level: float, share: float = 1.0, more: float = 0.0) -> Pixels:
+    """One gray, with `more` of it in a share of the rows."""
+    picture = np.full((32, 32, 3), level, np.float32)
+    picture[: round(32 * share)] += more
+    return picture
+
+
+def _checkers(level: float, height: float) -> Pixels:
+    """Every step between neighbors is `height`."""
+    odd = np.indices((32, 32)).sum(0) % 2
+    return np.repeat((level + height * odd)[:, :, None], 3, axis=2).astype(np.float32)
+
+
+def _repeats(folder: Path, *edits: tuple[str, int, Pixels, Pixels, Pixels]) -> dict[tuple[str, int], str | None]:
+    """What is said of outputs, each given as item, seed, input, reference and output."""
+
+    # Names of stored images are hashes of what is in them: one name never has two pictures.
+    own = Path(mkdtemp(dir=folder))
+
+    def saved(name: str, pixels: Pixels) -> Path:
+        _picture(pixels).save(own / name)
+        return own / name
+
+    stored = [
+        StoredOutput(
+            item=FreeItem(id=item, image=_picture(source)),
+            seed=seed,
+            image=f"{item}-{seed}",
+            file=saved(f"{item}-{seed}.png", output),
+            reference_file=saved(f"{item}-{seed}-reference.png", reference),
+        )
+        for item, seed, source, reference, output in edits
+    ]
+    return {
+        (score.item, score.seed): score.note
+        for score in picture_scores(stored)
+        if score.metric == REPEAT and score.value
+    }
+
+
+def _picture(pixels: Pixels) -> Image.Image:
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("source", "reference", "output", "note"),
+    [
+        # Its input, and as far from its reference as that counts, or not yet.
+        (_flat(100), _flat(104), _flat(100), None),
+        (_flat(100), _flat(105), _flat(100), "the input"),
+        # Nearly its input: by less than two levels, and by less than half of what baseline comes near its own.
+        (_flat(100), _flat(180), _flat(100, 0.75, 2), "the input"),
+        (_flat(100), _flat(180), _flat(100, 1.0, 2), None),
+        # Four times as far from its reference as from its input, or less.
+        (_flat(100), _flat(107), _flat(100, 0.75, 2), None),
+        (_flat(100), _flat(109), _flat(100, 0.75, 2), "the input"),
+        # One color, where the reference has more than one.
+        (_flat(10), _flat(100, 0.5, 60), _flat(200), "one color"),
+        (_flat(10), _flat(100, 0.5, 60), _flat(200, 0.5, 2), None),
+        (_flat(10), _flat(100, 0.5, 8), _flat(200), None),
+        (_flat(10), _flat(100, 0.5, 10), _flat(200), "one color"),
+        # Twice as sharp as the sharpest of reference and input, and as two levels.
+        (_flat(10), _flat(100), _checkers(200, 3), None),
+        (_flat(10), _flat(100), _checkers(200, 5), "noise"),
+        (_checkers(10, 10), _flat(100), _checkers(200, 18), None),
+        (_checkers(10, 10), _flat(100), _checkers(200, 22), "noise"),
+        (_flat(10), _checkers(100, 10), _checkers(200, 18), None),
+        (_flat(10), _checkers(100, 10), _checkers(200, 22), "noise"),
+    ],
+)
+def test_single_output_is_a_repeat_beyond_each_limit(
+    source: Pixels, reference: Pixels, output: Pixels, note: str | None, tmp_path: Path
+) -> None:
+    assert _repeats(tmp_path, ("one", 0, source, reference, output)) == ({("one", 0): note} if note else {})
+
+
+def test_near_an_input_means_half_of_the_nearest_reference(tmp_path: Path) -> None:
+    """Baseline comes within 3 levels of the input of one item, so that 1.5 are near for the other."""
+    honest = ("honest", 0, _flat(10), _flat(13), _flat(13))
+    assert _repeats(tmp_path, honest, ("other", 0, _flat(100), _flat(180), _flat(101))) == {("other", 0): "the input"}
+    assert _repeats(tmp_path, honest, ("other", 0, _flat(100), _flat(180), _flat(100, 0.75, 2))) == {}
+
+
+def test_near_another_output_means_half_of_the_nearest_references(tmp_path: Path) -> None:
+    """References of two items are 4 levels apart, of which a thumbnail shows 3, so that 1.5 are near."""
+    honest = [(f"honest {level}", 0, _flat(10), _flat(level), _flat(level)) for level in (180, 184)]
+    near, farther = (("last", 0, _flat(10), _flat(60), output) for output in (_flat(181), _flat(180, 0.75, 2)))
+    assert _repeats(tmp_path, *honest, near) == {("last", 0): "the output for honest 180"}
+    assert _repeats(tmp_path, *honest, farther) == {}
+    # Far from all others, two levels are near.
+    assert _repeats(tmp_path, honest[0], farther) == {("last", 0): "the output for honest 180"}
+
+
+def test_baseline_of_another_item_is_named_too(tmp_path: Path) -> None:
+    """The other item's own output is an edit of another size, and neither picture of its own item counts."""
+    large = np.full((64, 64, 3), 60, np.float32)
+    edits = [
+        ("large", 0, large, large, large),
+        ("second", 0, _flat(10), _flat(180), _flat(220)),
+        ("third", 0, _flat(10), _flat(60), _flat(60)),
+        ("third", 1, _flat(10), _flat(120), _flat(180)),
+        ("fourth", 0, _flat(10), _flat(90), _flat(60)),
+    ]
+    assert _repeats(tmp_path, *edits) == {
+        ("third", 1): "the output for second",
+        ("fourth", 0): "the output for third",
+    }
+
+
+def test_same_output_for_two_seeds_counts_if_baseline_differs(tmp_path: Path) -> None:
+    def outputs(second_reference: float) -> dict[tuple[str, int], str | None]:
+        first = ("one", 0, _flat(10), _flat(60), _flat(200))
+        return _repeats(tmp_path, first, ("one", 1, _flat(10), _flat(second_reference), _flat(200)))
+
+    assert outputs(65) == {("one", 0): "its own output for seed 1", ("one", 1): "its own output for seed 0"}
+    assert outputs(64) == {}
 
 
 def _difference(first: Image.Image, second: Image.Image) -> float:
