@@ -46,8 +46,9 @@ class Recording(PortableOps):
 
     def attention(self, joint: JointQKV) -> Tensor:
         scales = self._scales[next(self._block)]
-        parts = torch.stack((joint.query, joint.key, joint.value)).float()
-        self.shares.append(parts.abs().amax((2, 3, 4)) / (scales * E4M3_MAX))
+        parts = joint.query, joint.key, joint.value
+        largest = torch.stack([part.float().abs().amax((1, 2, 3)) for part in parts])
+        self.shares.append(largest / (scales * E4M3_MAX))
         return super().attention(joint)
 
 
