@@ -5,6 +5,7 @@ Collecting tests and loading the bundled checkpoint take seconds, most tests mil
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -12,24 +13,25 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from time import monotonic, process_time
+from time import process_time
 from typing import Any
 
 import pytest
 from _pytest.runner import runtestprotocol
 
-SURVIVED, NOTICED, NOT_REACHED, TIMEOUT = 0, 1, 33, 36
+SURVIVED, NOTICED, TIMEOUT = 0, 1, 36
 """The codes of outcomes, as mutmut writes them."""
 
 _VARIABLE = "MUTANT_UNDER_TEST"
 
 
 class ForkedTests:
-    """A pytest plugin: its session runs all tests, and then on each of `mutants` those that reach its function.
+    """A pytest plugin: its session runs all tests, and then on each of `mutants` those that reach its function,
+    or all.
 
-    Until one fails: those that noticed other mutants of the function come first, then the quickest, of `seconds` in
-    all. `take_reached` empties and returns the names of functions that ran since it was called last. `outcomes` has
-    the code of each mutant that was tried.
+    Until one fails: those that noticed other mutants of the function come first, then the quickest, of `seconds` of a
+    processor in all. `take_reached` empties and returns the names of functions that ran since it was called last.
+    `outcomes` has the code of each mutant that was tried.
     """
 
     def __init__(self, mutants: Sequence[str], seconds: float, take_reached: Callable[[], set[str]]) -> None:
@@ -48,27 +50,26 @@ class ForkedTests:
         os.environ[_VARIABLE] = "stats"
         for item, following in zip(session.items, [*session.items[1:], session], strict=True):
             self._measure(item, following)
+        gc.freeze()  # A collection in a fork would write to all objects, and so copy them.
         for number, mutant in enumerate(self._mutants, start=1):
             self.outcomes[mutant] = self._try(session, mutant)
-            if self.outcomes[mutant] in (SURVIVED, NOT_REACHED):
+            if self.outcomes[mutant] == SURVIVED:
                 print(f"{number} of {len(self._mutants)}: {mutant} was not noticed", file=sys.__stderr__, flush=True)
         return True
 
     def _measure(self, item: pytest.Item, following: Any) -> None:
         _forget_cached_results()
         self._take_reached()
-        begin = monotonic()
+        begin = _processor_seconds()
         if _fails(item, following):
             raise pytest.UsageError(f"{item.nodeid} fails on the sources as they are")
-        self._took[item] = monotonic() - begin
+        self._took[item] = _processor_seconds() - begin
         for function in self._take_reached():
             self._reaching[function].append(item)
 
     def _try(self, session: pytest.Session, mutant: str) -> int:
         function = mutant.rpartition("__mutmut_")[0]
         items = self._chosen(function)
-        if not items:
-            return NOT_REACHED
         allowed = 10 + 10 * sum(self._took[item] for item in items)
         reading, writing = os.pipe()
         child = os.fork()
@@ -87,7 +88,8 @@ class ForkedTests:
     def _chosen(self, function: str) -> list[pytest.Item]:
         items = list(self._noticing[function])
         left = self._seconds - sum(self._took[item] for item in items)
-        for item in sorted(self._reaching[function], key=self._took.__getitem__):
+        # What none reaches in this process may run in one that a test starts.
+        for item in sorted(self._reaching[function] or self._took, key=self._took.__getitem__):
             if item in items:
                 continue
             left -= self._took[item]
@@ -116,6 +118,11 @@ def _run_until_a_test_fails(
         else:
             code = SURVIVED
     os._exit(code)
+
+
+def _processor_seconds() -> float:
+    """Of this process and its children, whatever else the machine does."""
+    return sum(os.times()[:4])
 
 
 def _fails(item: pytest.Item, following: Any) -> bool:

@@ -22,7 +22,7 @@ from fnmatch import fnmatch
 from io import StringIO
 from pathlib import Path
 
-from tools.forked_tests import NOT_REACHED, NOTICED, TIMEOUT, ForkedTests
+from tools.forked_tests import SURVIVED, ForkedTests
 
 FOLDER = Path("mutants")
 
@@ -118,10 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(outcomes) < len(names):
         print(f"{len(names) - len(outcomes)} of {len(names)} were not run: see the output of pytest.")
         return 1
-    for name, lines in differences(FOLDER, [name for name in names if outcomes[name] not in (NOTICED, TIMEOUT)]):
-        print(f"{name} {'(no test reaches it)' if outcomes[name] == NOT_REACHED else ''}\n{lines}")
+    for name, lines in differences(FOLDER, [name for name in names if outcomes[name] == SURVIVED]):
+        print(f"{name}\n{lines}")
     for module, count in Counter(name.rpartition(".")[0] for name in names).items():
-        noticed = sum(outcomes[name] in (NOTICED, TIMEOUT) for name in names if name.rpartition(".")[0] == module)
+        noticed = sum(outcomes[name] != SURVIVED for name in names if name.rpartition(".")[0] == module)
         print(f"{module}: {noticed} of {count} noticed")
     return 0
 

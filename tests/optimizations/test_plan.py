@@ -150,11 +150,6 @@ def test_bad_parameters_are_invalid_input_in_one_line(parameters: dict[str, Any]
     assert "\n" not in str(error.value)
 
 
-def test_unknown_optimization_names_the_closest_one() -> None:
-    with pytest.raises(InvalidInput, match="did you mean fuse_qkv"):
-        build("fuse_kqv", {})
-
-
 def test_other_objects_are_invalid_input() -> None:
     with pytest.raises(InvalidInput, match="list of optimizations"):
         resolve(["compile"], machine())  # type: ignore[list-item]

@@ -14,18 +14,25 @@ from kontext_fast.optimizations import base
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.presets import (
     FP8_WEIGHTS_GIB,
+    H100_SECONDS,
     HOST_MODULATIONS_GIB,
     PEAK_GIB,
     PRESETS,
     Preset,
     declare_preset,
+    faster_presets,
     find_preset,
+    memory_refusal,
     needed_gib,
     resolve,
 )
 from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 from kontext_fast.optimizations.techniques.engine import Engine
+from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
+from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
 from kontext_fast.optimizations.techniques.offload import Offload
+from kontext_fast.optimizations.techniques.prompt_cache import PromptCache
+from kontext_fast.optimizations.techniques.step_reuse import StepReuse
 from kontext_fast.pipeline.device import Machine
 
 CPU = Machine(device="cpu", memory_bytes=1, cxx="g++", cc="gcc", triton=False, torch="2.13.0", platform="linux-x86_64")
@@ -84,6 +91,109 @@ def test_ablations_keep_one_or_all_but_one() -> None:
     assert without.optimizations == tuple(part for part in whole.optimizations if part.name != "compile")
     assert without.on_random == tuple(part for part in whole.on_random or () if part.name != "compile")
     assert [part.name for part in find_preset("classic-only-compile").optimizations] == ["compile"]
+
+
+CACHED = (FirstBlockCache(),)
+WHOLE = Preset(
+    "whole", "all kinds", (FuseQKV(), *CACHED), on_random=(FuseQKV(), FirstBlockCache(schedule="every_second")),
+    optional=(_GpuOnly(),), on_cuda=(PromptCache(),), source="a paper",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizations", "on_random", "optional", "on_cuda"),
+    [
+        ("without fuse_qkv", CACHED, WHOLE.on_random[1:], WHOLE.optional, WHOLE.on_cuda),
+        ("without prompt_cache", WHOLE.optimizations, WHOLE.on_random, WHOLE.optional, ()),
+        ("without gpu_only", WHOLE.optimizations, WHOLE.on_random, (), WHOLE.on_cuda),
+        ("only fuse_qkv", (FuseQKV(),), (FuseQKV(),), (), ()),
+        ("only gpu_only", (), (), WHOLE.optional, ()),
+        # What is added on CUDA is asked for by its name, and so runs anywhere.
+        ("only prompt_cache", WHOLE.on_cuda, WHOLE.on_cuda, (), ()),
+    ],
+)
+def test_ablation_keeps_all_else_of_its_preset(
+    name: str, optimizations: Any, on_random: Any, optional: Any, on_cuda: Any
+) -> None:
+    full = f"whole-{name.replace(' ', '-')}"
+    expected = Preset(full, f"all kinds: {name}", optimizations, on_random, optional, on_cuda, "a paper")
+    assert find_preset(full, {"whole": WHOLE}) == expected
+    plain = find_preset(full, {"whole": replace(WHOLE, on_random=None)})
+    assert plain == replace(expected, on_random=None)
+
+
+def test_replacement_reaches_every_part_and_keeps_the_rest() -> None:
+    changed = replace(WHOLE, on_cuda=(StepReuse(computed=(0, 1)), PromptCache())).replace(entries=3, computed=2)
+    assert changed == replace(
+        WHOLE, name="whole(entries=3,computed=2)", on_cuda=(StepReuse(computed=2), PromptCache(entries=3))
+    )
+    assert WHOLE.replace(threshold=0.2).on_random == WHOLE.on_random
+    assert type(WHOLE).replace(replace(OPTIONAL, optional=(PromptCache(),)), entries=3).optional[0].entries == 3
+    with pytest.raises(InvalidInput) as caught:
+        WHOLE.replace(gpus=2)
+    assert str(caught.value) == (
+        "whole has no engine, which alone computes one edit on several GPUs; use the preset faithful, balanced or "
+        "another one that has it."
+    )
+    with pytest.raises(InvalidInput, match="no parameter of whole 'speed'"):
+        WHOLE.replace(speed=2)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "complaint"),
+    [
+        ("whole-only-coffee", "The preset whole has no optimization 'coffee' to ablate."),
+        (
+            [StepReuse(), StepReuse()],
+            "The preset step_reuse+step_reuse cannot be applied: step_reuse is in the list 2 times, keep one; "
+            "step_reuse needs engine, add it to the list or use the preset step_reuse; step_reuse needs engine, add "
+            "it to the list or use the preset step_reuse.",
+        ),
+        ([3], "Pass the name of a preset, a Preset or a list of optimizations."),
+        ([_GpuOnly()], "The preset gpu_only is refused on this machine: gpu_only needs a GPU; run it on one."),
+    ],
+)
+def test_refusals_name_the_preset_and_each_reason(chosen: Any, complaint: str) -> None:
+    with pytest.raises((InvalidInput, Refused)) as caught:
+        find_preset(chosen, {"whole": WHOLE}) if isinstance(chosen, str) else resolve(chosen, CPU)
+    assert str(caught.value) == complaint
+
+
+def test_plan_has_the_parts_of_its_device_and_weights() -> None:
+    cuda = resolve(WHOLE, GPU, architecture_only=True)
+    assert [part.name for part in cuda.optimizations] == ["fuse_qkv", "gpu_only", "first_block_cache", "prompt_cache"]
+    assert cuda.preset == "whole"
+    assert len(cuda.labels) == 2
+    cpu = resolve(WHOLE, CPU)
+    assert cpu.optimizations == WHOLE.optimizations
+    assert cpu.labels == ("without gpu_only of its recipe: gpu_only needs a GPU; run it on one",)
+    assert resolve([], CPU) == resolve("baseline", CPU)
+    assert resolve([FuseQKV(), ChannelsLast()], CPU).preset == "fuse_qkv+channels_last"
+
+
+def test_line_on_faster_presets_names_them_and_the_check() -> None:
+    balanced, fast = (H100_SECONDS["faithful"] / H100_SECONDS[name] for name in ("balanced", "fast"))
+    assert faster_presets() == (
+        f"Faster than faithful, but lossy: balanced {balanced:.1f}x, fast {fast:.1f}x (H100, 1024x1024, 28 steps); "
+        "check them on your weights with: kontext verify --preset balanced,fast --dataset DIR"
+    )
+
+
+def test_memory_refusal_names_need_card_and_what_fits() -> None:
+    refusals = {gib: memory_refusal("faithful", replace(GPU, memory_bytes=gib * 2**30)) for gib in (42, 41, 24, 16, 8)}
+    remedies = {
+        41: "use --preset baseline",
+        24: "use --preset low_memory",
+        16: "use --preset 'low_memory(modulations=host)'",
+        8: "no preset fits, so use a larger card or the checkpoint tiny",
+    }
+    assert refusals.pop(42) is None
+    assert refusals == {
+        gib: f"The preset faithful needs 42 GiB of GPU memory for FLUX.1-Kontext-dev and this card has {gib}: {remedy}."
+        for gib, remedy in remedies.items()
+    }
+    assert memory_refusal("faithful", replace(CPU, memory_bytes=2**30)) is None
+    assert memory_refusal("ours", replace(GPU, memory_bytes=2**30)) is None
 
 
 @pytest.mark.parametrize("name", ["clasic", "classic-without-coffee", "clasic-only-compile", "-only-compile"])

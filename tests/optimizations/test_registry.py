@@ -13,12 +13,13 @@ import pytest
 
 from kontext_fast.cli.main import run
 from kontext_fast.discovery import classes
-from kontext_fast.errors import KontextError
+from kontext_fast.errors import InvalidInput, KontextError
 from kontext_fast.optimizations import techniques
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.presets import PRESETS
-from kontext_fast.optimizations.registry import discover
+from kontext_fast.optimizations.registry import Side, build, conflicts_by_name, discover
+from kontext_fast.optimizations.techniques.solver import FittedSolver
 from tests.conftest import AddPlugin
 from tests.pipelines import small_pipeline
 from tools.docs.blocks import optimizations
@@ -98,3 +99,14 @@ def test_new_technique_is_a_preset_listed_and_documented(
         assert "| `dummy` | nothing | exact |" in optimizations.render(DocContext(find_published(tmp_path)))
     finally:
         del PRESETS["dummy"]
+
+
+def test_conflicts_are_listed_on_both_sides() -> None:
+    sides, (reuse, cache) = conflicts_by_name(), FittedSolver.conflicts
+    assert sides.keys() == discover().keys()
+    assert sides["solver"][1:] == [Side("step_reuse", "solver", reuse), Side("first_block_cache", "solver", cache)]
+    assert (sides["solver"][0].other, sides["solver"][0].declaring) == ("compile", "compile")
+    assert sides["step_reuse"] == [Side("solver", "solver", reuse)]
+    with pytest.raises(InvalidInput) as caught:
+        build("fuse_kqv", {})
+    assert str(caught.value) == "There is no optimization 'fuse_kqv'; did you mean fuse_qkv or fused_vae?"

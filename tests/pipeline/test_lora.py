@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -92,6 +94,11 @@ def test_failure_while_merging_changes_nothing(tiny: Any, lora: Path, monkeypatc
     monkeypatch.setattr(module, "_merge", fail_at_the_third)
     with pytest.raises(OutOfMemory), load_lora(tiny, lora):
         pass
+    monkeypatch.setattr(module, "_merge", merge)
+    for error in (torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        monkeypatch.setattr(module, "_changed", Mock(side_effect=error))
+        with pytest.raises(OutOfMemory), load_lora(tiny, lora):
+            pass
     after = state(tiny)
     assert all(torch.equal(after[name], weights[name]) for name in weights)
 
@@ -112,7 +119,10 @@ def test_difference_of_a_bias_leaves_the_weight(tiny: Any, tmp_path: Path) -> No
     weight, bias = layer.weight.clone(), layer.bias.clone()
     difference = torch.randn_like(bias)
     file = tmp_path / "bias.safetensors"
-    save_file({"transformer.transformer_blocks.0.attn.to_q.diff_b": difference}, file)
+    name = "transformer.transformer_blocks.0.attn.to_q"
+    save_file(
+        {f"{name}.diff_b": difference, f"{name}.alpha": torch.ones(()), f"{name}.lora_B.bias": torch.ones(2)}, file
+    )
     with load_lora(tiny, file, 0.5):
         torch.testing.assert_close(layer.bias, bias + 0.5 * difference)
         assert torch.equal(layer.weight, weight)
@@ -134,8 +144,17 @@ def test_refusal_names_the_file_the_layer_and_the_reason(tiny: Any, tmp_path: Pa
         f"{file} is a LoRA for another model, since {query} does not fit (it is for shape [2, 3], and this layer has "
         "[160, 160]); give another one."
     )
+    save_file({**whole, f"{query}.lora_magnitude_vector": torch.zeros(7)}, file)
+    assert "to_q does not fit (its magnitudes are [7] for [160, 160]);" in refused_lora(tiny, file)
     save_file({f"{query}.lora_A.weight": torch.zeros(2, 160), f"{query}.alpha": torch.tensor(2.0)}, file)
-    assert f"since it has alpha, down alone of {query};" in refused_lora(tiny, file)
+    assert refused_lora(tiny, file) == (
+        f"odd.safetensors is a LoRA for another model or not whole, since it has alpha, down alone of {query}; "
+        "give another one."
+    )
+    for half in ("lora_A.weight", "alpha"):
+        other = {} if half == "alpha" else {f"{query}.diff_b": torch.zeros(160)}
+        save_file({f"{query}.{half}": torch.ones(()), **other}, file)
+        assert f"alone of {query};" in refused_lora(tiny, file)
     save_file({**whole, "something.odd": torch.zeros(2)}, file)
     assert refused_lora(tiny, file) == (
         f"{file} is not a plain LoRA for FLUX.1-Kontext, since it holds something.odd; give another one."
@@ -163,7 +182,8 @@ def test_file_for_another_model_is_refused(tiny: Any, lora: Path, tmp_path: Path
     other = name.replace("lora_A", "lora_B")
     file = tmp_path / "wrong.safetensors"
     for changed, words in (
-        ({"weight": torch.zeros(2)}, "no LoRA layers"),
+        ({"weight": torch.zeros(2)}, "has no LoRA layers, so it is not a plain LoRA for FLUX.1-Kontext; give another"),
+        ({"x.lora_odd": torch.zeros(2)}, "has no LoRA layers, so"),
         ({**tensors, name: torch.zeros(4, 7)}, "another model"),
         ({**tensors, other: torch.zeros(7, 4)}, "another model"),
         ({key: value for key, value in tensors.items() if key != other}, "another model"),
@@ -199,3 +219,13 @@ def test_checkpoint_with_loras_is_named_and_hashed_by_all_files(tmp_path: Path) 
     assert len(hashes) == 4
     with load_with_loras("tiny", [], device="cpu") as loaded:
         assert loaded.facts == plain.facts
+
+
+def test_hash_is_of_weights_files_and_strengths(tmp_path: Path) -> None:
+    def sha256(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    file = tmp_path / "a.safetensors"
+    file.write_text("a")
+    assert hash_with_loras("ab", [(file, 0.5)]) == sha256(f"ab\n{sha256('a')}:0.5")
+    assert hash_with_loras(None, []) == sha256("")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from kontext_fast.cli.session import Setup, open_session
 from kontext_fast.optimizations.acceleration import current
 from kontext_fast.pipeline.lora import distilled_hint, load_lora
+from kontext_fast.pipeline.lora_file import read_lora
 from tests.pipeline.refusals import refused_lora, state
 from tests.pipeline.test_single_file import Weights, original_layout
 from tests.pipelines import small_pipeline
@@ -169,7 +171,7 @@ TARGETS = ["to_q", "proj_mlp", "x_embedder", "linear_1"]
 KINDS = {
     "LoRA": LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS, init_lora_weights=False),
     "LoRA with a bias": LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS, init_lora_weights=False, lora_bias=True),
-    "rank-stabilized": LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS, init_lora_weights=False, use_rslora=True),
+    "rank-stabilized": LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS, init_lora_weights=False, use_rslora=True),
     "alphas of layers": LoraConfig(
         r=4, lora_alpha=6, target_modules=TARGETS, init_lora_weights=False, alpha_pattern={"x_embedder": 1}
     ),
@@ -220,6 +222,31 @@ def test_dora_of_kohya_rescales_rows_or_columns(pipe: Any, tmp_path: Path, axis:
             torch.testing.assert_close(changed.data, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("parts", "scale"),
+    [
+        ({"lokr_w1": (4, 4), "lokr_w2": (40, 40)}, 1.0),
+        ({"lokr_w1_a": (4, 3), "lokr_w1_b": (3, 4), "lokr_w2": (40, 40)}, 2.0),
+        ({"lokr_w1": (4, 4), "lokr_w2_a": (40, 2), "lokr_w2_b": (2, 40)}, 3.0),
+    ],
+)
+def test_alpha_is_divided_by_the_rank_of_a_split_factor(
+    pipe: Any, tmp_path: Path, parts: dict[str, tuple[int, int]], scale: float
+) -> None:
+    stored = {f"{LAYER}.{name}": torch.zeros(shape) for name, shape in parts.items()}
+    file = tmp_path / "a.safetensors"
+    save_file({**stored, f"{LAYER}.alpha": torch.tensor(6.0)}, file)
+    assert [update.scale for update in read_lora(pipe, file)[0]] == [scale]
+
+
+def test_settings_that_are_none_are_passed_over_or_refused(pipe: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    save_file(plain(pipe), file, metadata={"lora_adapter_metadata": "[]"})
+    assert [update.scale for update in read_lora(pipe, file)[0]] == [1.0]
+    save_file(plain(pipe), file, metadata={"lora_adapter_metadata": "{"})
+    assert refused_lora(pipe, file) == f"The settings of {file} cannot be read; copy the LoRA again."
+
+
 def plain(pipe: Any, name: str = LAYER) -> Weights:
     rows, columns = pipe.transformer.transformer_blocks[0].attn.to_q.weight.shape
     return {f"{name}.lora_A.weight": torch.randn(2, columns), f"{name}.lora_B.weight": torch.randn(rows, 2)}
@@ -267,6 +294,7 @@ def test_two_updates_of_one_layer_are_refused(pipe: Any, tmp_path: Path) -> None
         ("diffusion_model.joint_blocks.0.x_block.attn.qkv.lora_A.weight", "Stable Diffusion 3"),
         ("diffusion_model.blocks.0.cross_attn.q.lora_A.weight", "Wan"),
         ("lora_unet_double_blocks_40_img_mlp_0.lora_down.weight", "no layer for lora_unet_double_blocks_40_img_mlp_0"),
+        ("text_encoder_2.x.lora_A.weight", "no layer for text_encoder_2.x"),
         ("decoder.conv_in.weight", "is an autoencoder"),
         ("double_stream_modulation_img.lin.weight", "is a FLUX.2 transformer"),
     ],
@@ -279,6 +307,8 @@ def test_lora_of_another_model_is_called_what_it_is(pipe: Any, tmp_path: Path, k
 def test_parts_that_a_pipeline_lacks_are_named(pipe: Any, tmp_path: Path) -> None:
     for prefix, component in (("lora_te1_text_model", "text_encoder"), ("text_encoder_2", "text_encoder_2")):
         save_file({**plain(pipe), f"{prefix}.x.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "a.safetensors")
+        _, unused = read_lora(SimpleNamespace(transformer=pipe.transformer), tmp_path / "a.safetensors")
+        assert unused == (f"1 tensors of the {component} are not used: the pipeline has none",)
         model = getattr(pipe, component)
         setattr(pipe, component, None)
         try:
@@ -346,6 +376,8 @@ def test_a_command_reverts_only_where_a_lora_has_to_be_taken_off(pipe: Any, tmp_
         ("Hyper-FLUX.1-dev-8steps-lora.safetensors", 0.125, 8, None),
         ("FLUX.1-Turbo-Alpha/diffusion_pytorch_model.safetensors", 1.0, 28, "strength 1 with 8 steps"),
         ("FLUX.1-Turbo-Alpha/diffusion_pytorch_model.safetensors", 1.0, 8, None),
+        ("/FLUX.1-Turbo-Alpha/a.safetensors", 1.0, 28, "strength 1 with 8 steps"),
+        ("FLUX.1-Turbo-Alpha/old/copies/a.safetensors", 1.0, 28, None),
         ("style.safetensors", 1.0, 28, None),
     ],
 )

@@ -57,12 +57,12 @@ def outcomes(folder: Path, seconds: float, tests: str = TESTS) -> list[int]:
 
 
 def test_mutants_are_noticed_by_tests_that_reach_them(tmp_path: Path) -> None:
-    assert outcomes(tmp_path, 20) == [1, 0, 36, 36, 33]
+    assert outcomes(tmp_path, 20) == [1, 0, 36, 36, 0]
     assert (tmp_path / "setups.txt").read_text() == (tmp_path / "teardowns.txt").read_text() == "x"
 
 
 def test_quickest_test_runs_alone_where_time_is_short(tmp_path: Path) -> None:
-    slow = TESTS.replace("assert halves.half(session", "import time; time.sleep(0.3); assert halves.half(session")
+    slow = TESTS.replace("assert halves.half(session", "sum(range(5_000_000)); assert halves.half(session")
     assert outcomes(tmp_path, 0, slow)[0] == 0
 
 
