@@ -21,6 +21,7 @@ from kontext_fast.verify.pictures import (
     Pixels,
     change_name,
     picture_scores,
+    rms,
     signed_changes,
 )
 from tests.metrics.cases import FreeItem
@@ -204,6 +205,9 @@ def test_names_of_changes_are_distinct() -> None:
     assert len({change_name(direction) for direction in DIRECTIONS}) == 13
 
 
+RED = np.array([1, 0, 0], np.float32)
+
+
 def _flat(level: float, share: float = 1.0, more: float = 0.0) -> Pixels:
     """One gray, with `more` of it in a share of the rows."""
     picture = np.full((32, 32, 3), level, np.float32)
@@ -265,6 +269,8 @@ def _picture(pixels: Pixels) -> Image.Image:
         (_flat(10), _flat(100, 0.5, 60), _flat(200, 0.5, 2), None),
         (_flat(10), _flat(100, 0.5, 8), _flat(200), None),
         (_flat(10), _flat(100, 0.5, 10), _flat(200), "one color"),
+        (_flat(10), _flat(100, 0.5, 60), _flat(200) * RED, "one color"),
+        (_flat(10), _flat(100) * RED, _flat(200), None),
         # Twice as sharp as the sharpest of reference and input, and as two levels.
         (_flat(10), _flat(100), _checkers(200, 3), None),
         (_flat(10), _flat(100), _checkers(200, 5), "noise"),
@@ -311,6 +317,34 @@ def test_baseline_of_another_item_is_named_too(tmp_path: Path) -> None:
         ("third", 1): "the output for second",
         ("fourth", 0): "the output for third",
     }
+
+
+def test_baseline_of_another_seed_is_no_output_of_its_own(tmp_path: Path) -> None:
+    first = ("one", 0, _flat(10), _flat(60), _flat(120))
+    assert _repeats(tmp_path, first, ("one", 1, _flat(10), _flat(120), _flat(90))) == {}
+
+
+def test_seeds_of_two_sizes_have_no_spread(tmp_path: Path) -> None:
+    large, small = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (32, 32), "blue")
+    stored = []
+    for seed, picture in enumerate((large, small)):
+        picture.save(tmp_path / f"{seed}.png")
+        file = tmp_path / f"{seed}.png"
+        stored.append(StoredOutput(item=FreeItem(image=large), seed=seed, image="", file=file, reference_file=file))
+    metrics = [score.metric for score in picture_scores(stored)]
+    assert SEED_SPREAD not in metrics
+    assert metrics.count(REPEAT) == 2
+    assert rms(_flat(1), np.ones((16, 32, 3), np.float32)) == float("inf")
+
+
+def test_changes_are_scores_of_their_own_names(outputs: Outputs) -> None:
+    outputs.put((2, 1), ImageEnhance.Brightness(Image.open(outputs.folder / "baseline-2-1.png")).enhance(0.9))
+    for direction in DIRECTIONS:
+        assert len(outputs.scores(change_name(direction))) == 16
+    score = outputs.scores(change_name("luminance"))[2, 1]
+    assert isinstance(score.value, float)
+    assert score.value < -3
+    assert (score.image, score.note) == (outputs.stored[2, 1].image, None)
 
 
 def test_same_output_for_two_seeds_counts_if_baseline_differs(tmp_path: Path) -> None:
