@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,24 @@ def test_resumed_journal_has_everything(tmp_path: Path) -> None:
     assert not after.done("blur")
     assert np.load(after.latents_file("half the steps", "y", 0)).tolist() == [[ord("y")] * 2] * 2
     assert not after.latents_file("half the steps", "y", 1).exists()
+
+
+def test_items_of_one_call_are_lines_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    journal = Journal(tmp_path)
+    journal.begin(SETUP)
+    journal.add("blur", [(item, [_output(item, 0)], {}) for item in "xyz"])
+    assert list(_resumed(tmp_path).done("blur")) == ["x", "y", "z"]
+
+
+class _Trap:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit('a pickle ran')",)
+
+
+def test_latents_that_are_a_pickle_do_not_run(tmp_path: Path) -> None:
+    _journal(tmp_path).latents_file("half the steps", "x", 0).write_bytes(pickle.dumps(_Trap()))
+    assert list(_resumed(tmp_path).done("half the steps")) == ["y"]
 
 
 def test_latents_of_an_arm_have_a_folder_of_its_name(tmp_path: Path) -> None:
@@ -120,5 +139,5 @@ def test_journal_of_another_verification_is_refused(tmp_path: Path) -> None:
 
 
 def test_resume_without_a_journal_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="no verification to resume"):
+    with pytest.raises(InvalidInput, match=r"^There is no verification to resume; .* as --out\.$"):
         Journal(tmp_path).resume(SETUP, Path)

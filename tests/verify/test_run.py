@@ -173,7 +173,7 @@ class _Stop:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("after", "of_them"), [(1, 1), (5, 3 + 2 + 2)])
+@pytest.mark.parametrize(("after", "of_them"), [pytest.param(1, 1, marks=pytest.mark.slow), (5, 3 + 2 + 2)])
 def test_resume_repeats_and_loses_no_call(
     after: int, of_them: int, request_of: Request, result: ResultFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +230,7 @@ def test_refused_preset_is_not_measured_others_run(request_of: Request, tmp_path
     assert by_name["rounded"].evidence is not None
 
 
+@pytest.mark.slow
 def test_failing_preset_is_given_up_with_its_reason(
     request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,7 +264,7 @@ def test_unmeasurable_floor_arm_is_left_out_with_reason(
     assert all(comparison.arm != OTHER_PRECISION for comparison in preset.verdict.floor)
 
 
-@pytest.mark.parametrize("batch", [2, 8])
+@pytest.mark.parametrize("batch", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_unusable_item_spares_the_others(batch: int, request_of: Request, tmp_path: Path) -> None:
     lines = [
         {"image": f"{index}.png", "instruction": text} for index, text in enumerate(["make it red", "word " * 400])
