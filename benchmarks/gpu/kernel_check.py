@@ -46,18 +46,10 @@ def _linear(inputs: Inputs) -> Call:
     return call
 
 
-def _linear_gelu(inputs: Inputs) -> Call:
-    x, weight, bias = _layer(inputs)
-    # As in the model, most of what is activated is a few units from zero, where the forms of GELU differ.
-    layer = Linear(weight * (x.shape[-1] ** -0.5 / 8), bias)
-    return lambda ops, _rounds: [ops.linear_gelu(x, layer, quantize=False)]  # type: ignore[list-item]
-
-
 LINEAR = Operation(
     "linear", _linear, bytes_per_row=lambda *_: 0, quantizes={"bf16": (False,), "fp8": (True,)}
 )  # fmt: skip
 """The libraries' matrix products, which are checked like our kernels."""
-LINEAR_GELU = Operation("linear_gelu", _linear_gelu, bytes_per_row=lambda *_: 0, quantizes={"bf16": (False,)})
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,7 @@ def run_checks(
 ) -> Iterator[Check]:
     """All operations on all sizes, with all memory that an operation allocates filled with NaN beforehand."""
     ours = [operation for kernel in kernels().values() for operation in kernel.operations]
-    for operation in (*ours, LINEAR, LINEAR_GELU):
+    for operation in (*ours, LINEAR):
         for rounds in sorted(set(operation.quantizes.get(precision, ()))):
             for dtype in dtypes:
                 if dtype == torch.float32 and precision != "bf16" and "linear" in operation.name:

@@ -77,7 +77,7 @@ def stages(ops: Ops, text: int, image: int, precision: Precision) -> Iterator[St
 
     def products(rows: int, where: str, times: int, widths: list[tuple[int, int]]) -> Iterator[Stage]:
         for shared, out in widths:
-            if precision == "int8" and (shared, out) == (W, M):
+            if precision != "fp8" and (shared, out) == (W, M):
                 continue  # a stage of its own, with the GELU
 
             def product(shared: int = shared, out: int = out) -> Callable[[], object]:

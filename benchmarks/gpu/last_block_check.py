@@ -81,7 +81,7 @@ def compared(pipe: Any, engine: Any, size: int, rounds: int) -> dict[str, Any]:
     own, engine.graphs = engine.graphs, None
     errors, steps = {}, {}
     for batch in (2, 1):
-        arguments = _first_step(pipe, engine, size, batch)
+        arguments = first_step(pipe, engine, size, batch)
         with ARMS["whole"]():
             expected = engine.step(*arguments)
         for arm, changed in ARMS.items():
@@ -98,7 +98,7 @@ def compared(pipe: Any, engine: Any, size: int, rounds: int) -> dict[str, Any]:
             steps[arm]()
     for turn in range(rounds):
         for arm in ARMS if turn % 2 else reversed(ARMS):
-            turns[arm].append(_turn(steps[arm], card))
+            turns[arm].append(turn(steps[arm], card))
     engine.graphs = own
     ms = {arm: statistics.median(turn["ms"] for turn in of_arm) for arm, of_arm in turns.items()}
     return {"errors": errors, "ms": ms, "turns": turns}
@@ -119,7 +119,7 @@ def _attention(engine: Any, name: str) -> Iterator[None]:
         ops.attention_kernel, engine._static_scales = before
 
 
-def _first_step(pipe: Any, engine: Any, size: int, batch: int) -> tuple[Any, ...]:
+def first_step(pipe: Any, engine: Any, size: int, batch: int) -> tuple[Any, ...]:
     """The arguments of the engine's first step of an edit."""
     kept: list[tuple[Any, ...]] = []
     step = type(engine).step
@@ -166,7 +166,7 @@ def _step(engine: Any, graphs: StepGraphs, arm: str, arguments: tuple[Any, ...])
     return run
 
 
-def _turn(step: Callable[[], Tensor], card: NvmlDevice | None) -> dict[str, Any]:
+def turn(step: Callable[[], Tensor], card: NvmlDevice | None) -> dict[str, Any]:
     """Milliseconds of a step, repeated for `TURN_S`, and what the card reports near the end."""
     begin, middle, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
     begin.record()

@@ -132,6 +132,10 @@ class JointQKV:
         return replace(self, query=self.query[:, rows])
 
 
+Attend = Callable[..., Tensor]
+"""`Ops.attention` of some joint buffers: takes `into`, or nothing."""
+
+
 class Ops(Protocol):
     """Every operation of a step. Implementations hold no state that depends on a size."""
 
@@ -158,8 +162,8 @@ class Ops(Protocol):
         """`write_qkv` of all tokens at once, [B, S, 3 W] and contiguous. Returns what attention shall read: its value
         may be a view of `qkv`."""
 
-    def attention(self, joint: JointQKV) -> Tensor:
-        """[B, rows, W] of the queries of `joint` over its keys and values."""
+    def attention(self, joint: JointQKV, into: Tensor | None = None) -> Tensor:
+        """[B, rows, W] of the queries of `joint` over its keys and values; `into`, where that is given."""
 
     def prepare(self, x: Tensor, *, quantize: bool) -> Activations:
         """`x` [B, rows, K], quantized if the next linear layer is."""
@@ -178,9 +182,7 @@ class Ops(Protocol):
     def linear_gelu(self, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
         """`gelu` of `linear`."""
 
-    def join_linear_gelu(
-        self, attend: Callable[[], Tensor], x: Activations, layer: Linear, *, quantize: bool
-    ) -> Activations:
+    def join_linear_gelu(self, attend: Attend, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
         """`join_gelu` of what `attend` gives, and `linear`, which is computed first: what attention reads may still be
         on its way from another GPU."""
 
@@ -233,8 +235,8 @@ class PortableOps:
         self.write_qkv(qkv, norm, rope, joint, 0)
         return joint
 
-    def attention(self, joint: JointQKV) -> Tensor:
-        return attend(self.attention_kernel, joint)
+    def attention(self, joint: JointQKV, into: Tensor | None = None) -> Tensor:
+        return attend(self.attention_kernel, joint, into)
 
     def prepare(self, x: Tensor, *, quantize: bool) -> Activations:
         if not quantize:
@@ -262,9 +264,7 @@ class PortableOps:
     def linear_gelu(self, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
         return self.gelu(self.linear(x, layer), quantize=quantize)
 
-    def join_linear_gelu(
-        self, attend: Callable[[], Tensor], x: Activations, layer: Linear, *, quantize: bool
-    ) -> Activations:
+    def join_linear_gelu(self, attend: Attend, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
         hidden = self.linear(x, layer)
         return self.join_gelu(attend(), hidden, quantize=quantize)
 
@@ -284,10 +284,15 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     return functional.linear(x.to(wide), weight.to(wide)).float()
 
 
-def attend(kernel: AttentionKernel, joint: JointQKV) -> Tensor:
-    """[B, rows, W] by `kernel`."""
-    scales = () if joint.scales is None else (joint.scales,)
-    return kernel.run(joint.query, joint.key, joint.value, *scales).flatten(2)
+def attend(kernel: AttentionKernel, joint: JointQKV, into: Tensor | None = None) -> Tensor:
+    """[B, rows, W] by `kernel`; `into`, where that is given."""
+    inputs = [joint.query, joint.key, joint.value, *(() if joint.scales is None else (joint.scales,))]
+    if into is None:
+        return kernel.run(*inputs).flatten(2)
+    if kernel.run_into is None:
+        return into.copy_(kernel.run(*inputs).flatten(2))
+    kernel.run_into(into.view(joint.query.shape), *inputs)
+    return into
 
 
 def _rotated(x: Tensor, rope: Rope) -> Tensor:

@@ -299,11 +299,12 @@ class ParallelOps:
         self.write_qkv(qkv, norm, rope, joint, 0)
         return joint
 
-    def attention(self, joint: JointQKV) -> Tensor:
+    def attention(self, joint: JointQKV, into: Tensor | None = None) -> Tensor:
         parallel = cast("ParallelJoint", joint)
         exchange = cast("Exchange", parallel.exchange)
         exchange.deliver()
-        return exchange.give_back(self._ops.attention(joint), parallel.tokens)
+        attended = exchange.give_back(self._ops.attention(joint), parallel.tokens)
+        return attended if into is None else into.copy_(attended)
 
 
 class Share:

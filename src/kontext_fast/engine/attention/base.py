@@ -25,6 +25,8 @@ class AttentionKernel:
     `quantized` kernel the scales follow, [3, B] float32.
 
     Raises RuntimeError if it does not take these inputs."""
+    run_into: Callable[..., None] | None = None
+    """The same, written to its first argument, [B, rows, H, D] with any strides but a contiguous last dimension."""
     devices: tuple[str, ...] = ("cuda",)
     """Device types that it runs on."""
     refusal: Callable[[Capability | None], str | None] | None = None

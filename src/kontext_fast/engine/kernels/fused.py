@@ -11,7 +11,7 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from kontext_fast.engine.flops import Dimensions
 from kontext_fast.engine.kernels.add_gated import add_gated
 from kontext_fast.engine.kernels.fp8_linear import fp8_linear
 from kontext_fast.engine.kernels.gelu import gelu
+from kontext_fast.engine.kernels.gelu_linear import gelu_linear
 from kontext_fast.engine.kernels.int8_linear import int8_linear
 from kontext_fast.engine.kernels.int8_rows import quantize_int8
 from kontext_fast.engine.kernels.norm_modulate import norm_modulate
@@ -32,6 +33,7 @@ from kontext_fast.engine.kernels.write_qkv import write_qkv
 from kontext_fast.engine.ops import (
     LAYER_NORM_EPS,
     Activations,
+    Attend,
     JointQKV,
     KernelKind,
     Linear,
@@ -106,8 +108,8 @@ class FusedOps:
         write_qkv(qkv, norm, rope, joint, 0, writes_value=False)
         return replace(joint, value=qkv.view(*qkv.shape[:2], 3, *joint.query.shape[2:])[:, :, 2])
 
-    def attention(self, joint: JointQKV) -> Tensor:
-        return attend(self.attention_kernel, joint)
+    def attention(self, joint: JointQKV, into: Tensor | None = None) -> Tensor:
+        return attend(self.attention_kernel, joint, into)
 
     def prepare(self, x: Tensor, *, quantize: bool) -> Activations:
         return quantize_rows(x) if quantize else x
@@ -126,21 +128,26 @@ class FusedOps:
         return functional.linear(x, layer.weight, layer.bias)
 
     def linear_gelu(self, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
-        weight, bias = layer.weight, layer.bias
-        if quantize or bias is None or isinstance(x, Quantized) or isinstance(weight, Quantized) or not x.is_cuda:
+        if quantize or not _activates(x, layer):
             return self.gelu(self.linear(x, layer), quantize=quantize)
-        # cuBLASLt's product activates what it writes, by the tanh form; on a CPU this would be the error function.
-        hidden = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
-        return hidden.view(*x.shape[:-1], -1)
+        return gelu_linear(x, layer)
 
-    def join_linear_gelu(
-        self, attend: Callable[[], Tensor], x: Activations, layer: Linear, *, quantize: bool
-    ) -> Activations:
-        hidden = self.linear(x, layer)
-        return self.join_gelu(attend(), hidden, quantize=quantize)
+    def join_linear_gelu(self, attend: Attend, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
+        if quantize or not _activates(x, layer):
+            hidden = self.linear(x, layer)
+            return self.join_gelu(attend(), hidden, quantize=quantize)
+        joined = gelu_linear(x, layer, beside=x.shape[-1])
+        attend(into=joined[..., : x.shape[-1]])
+        return joined
 
     def add_gated(self, stream: Tensor, gate: Tensor, update: Tensor) -> None:
         add_gated(stream, gate, update)
+
+
+def _activates(x: Activations, layer: Linear) -> TypeGuard[Tensor]:
+    """Whether the library's product of `x` and `layer` can apply the GELU to what it writes."""
+    on_gpu = isinstance(x, Tensor) and x.is_cuda and x.dtype == torch.bfloat16
+    return on_gpu and layer.bias is not None and not layer.quantized
 
 
 class FusedInt8Ops(FusedOps):
@@ -167,9 +174,7 @@ class FusedInt8Ops(FusedOps):
             return super().linear_gelu(x, layer, quantize=quantize)
         return quantize_int8(int8_linear(x, layer.weight, layer.bias, gelu=True))
 
-    def join_linear_gelu(
-        self, attend: Callable[[], Tensor], x: Activations, layer: Linear, *, quantize: bool
-    ) -> Activations:
+    def join_linear_gelu(self, attend: Attend, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
         if not (quantize and isinstance(x, Quantized) and isinstance(layer.weight, Quantized)):
             return super().join_linear_gelu(attend, x, layer, quantize=quantize)
         activated = int8_linear(x, layer.weight, layer.bias, gelu=True)

@@ -96,7 +96,7 @@ class Kernel:
 
     name: str
     functions: tuple[Any, ...]
-    """Everything it launches."""
+    """Everything it launches; nothing, where a library does."""
     operations: tuple[Operation, ...] = ()
     """None for a kernel that no step launches."""
     is_product: bool = False
@@ -130,7 +130,7 @@ def precompile_calls(
         partial(_run, ops, operation, inputs, variant)
         for kernel in kernels().values()
         for operation in kernel.operations
-        if operation.calls(dimensions)
+        if kernel.functions and operation.calls(dimensions)
         for variant in ((quantize_attention,) if operation.for_attention else operation.variants(precision))
     ]
 
