@@ -11,8 +11,24 @@ from kontext_fast.optimizations.acceleration import run_concurrently
 
 def test_calls_run_concurrently_with_the_body() -> None:
     together = Barrier(3)
-    with run_concurrently([lambda: together.wait(timeout=10)] * 2):
+    with run_concurrently([lambda: None, *[lambda: together.wait(timeout=10)] * 2]):
         together.wait(timeout=10)
+
+
+def test_first_call_has_ended_before_others_begin() -> None:
+    begun, may_end = Event(), Event()
+    ended: list[str] = []
+
+    def first() -> None:
+        begun.set()
+        assert may_end.wait(timeout=10)
+        ended.append("first")
+
+    with run_concurrently([first, *[lambda: ended.append("another")] * 3]):
+        assert begun.wait(timeout=10)
+        assert not ended
+        may_end.set()
+    assert ended == ["first", *["another"] * 3]
 
 
 def test_calls_have_ended_after_the_body() -> None:
