@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,15 @@ import torch
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import Acceleration, accelerate
 from kontext_fast.optimizations.techniques import first_block_cache
-from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache, Remembered, _advance, _change
+from kontext_fast.optimizations.techniques.first_block_cache import (
+    FirstBlockCache,
+    Remembered,
+    _advance,
+    _change,
+    _decide,
+    _joined,
+    _require_supported,
+)
 from tests.pipelines import render, small_pipeline
 
 ALWAYS_BELOW = 1e9
@@ -270,3 +279,84 @@ def test_other_cache_is_refused() -> None:
     pipe.transformer.forward = lambda *args, **kwargs: None
     with pytest.raises(InvalidInput, match="already replaced"):
         accelerate(pipe, [FirstBlockCache()], quiet=True)
+
+
+FIXED = "first_block_cache on a fixed schedule: "
+
+
+@pytest.mark.parametrize(
+    ("cache", "label", "on_random"),
+    [
+        (FirstBlockCache(), None, "first_block_cache by threshold on random weights: hit rate meaningless"),
+        (
+            FirstBlockCache(schedule="every_second"),
+            f"{FIXED}the first two, the last and every second step between computed, 15 of 28 steps at 28",
+            " (hit rate on random weights means nothing)",
+        ),
+        (
+            FirstBlockCache(schedule=(4, 0, 40)),
+            f"{FIXED}steps 0, 4, 40 computed, 2 of 28 steps at 28",
+            " (hit rate on random weights means nothing)",
+        ),
+    ],
+)
+def test_label_says_which_steps_are_computed(cache: FirstBlockCache, label: str | None, on_random: str) -> None:
+    assert cache.label(architecture_only=False) == label
+    assert cache.label(architecture_only=True) == (label or "") + on_random
+
+
+def test_parameters_are_those_that_decide() -> None:
+    by_data = {"threshold": 0.08, "warmup_steps": 2, "max_consecutive_skips": None}
+    assert FirstBlockCache().parameters() == by_data
+    assert FirstBlockCache(schedule=(0, 2)).parameters() == {"schedule": [0, 2]}
+    assert FirstBlockCache().computed_steps(8) == frozenset()
+    with pytest.raises(InvalidInput) as caught:
+        FirstBlockCache(schedule=(0,), threshold=0.1, warmup_steps=1)
+    assert str(caught.value) == (
+        "Bad parameters for first_block_cache: a schedule fixes the decision; leave out threshold, warmup_steps."
+    )
+    with pytest.raises(InvalidInput, match="must compute step 0, there is nothing to reuse before it"):
+        FirstBlockCache(schedule=(1,))
+
+
+def test_everything_unsupported_is_named_at_once() -> None:
+    given = {"a": 1, "b": 2}
+    with torch.enable_grad(), pytest.raises(InvalidInput) as caught:
+        _require_supported(SimpleNamespace(gradient_checkpointing=True), given, None, [])
+    assert str(caught.value) == (
+        "first_block_cache does not support ControlNet and attention arguments (a, b; IP-Adapter is one of them) and "
+        "gradient checkpointing; leave one of the two out."
+    )
+    _require_supported(SimpleNamespace(gradient_checkpointing=False), {}, None, None)
+    with torch.no_grad():
+        _require_supported(SimpleNamespace(gradient_checkpointing=True), None, None, None)
+
+
+def test_ids_with_a_batch_dimension_are_those_of_one_sample() -> None:
+    text, image = torch.zeros(2, 3), torch.ones(4, 3)
+    joined = torch.cat([text, image])
+    assert torch.equal(_joined(text[None].expand(2, -1, -1), image[None]), joined)
+    assert torch.equal(_joined(text, image), joined)
+    ids = torch.tensor([[[0.0, 0, 0], [1, 0, 0]]])
+    assert _change(torch.ones(1, 2, 1), torch.zeros(1, 2, 1), ids, Remembered()).shape == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "step", "drifts", "skips", "compute"),
+    [
+        ({"warmup_steps": 1}, 1, (0.5, 0.25, float("nan")), (0, 0, 0), [True, False, True]),
+        ({"warmup_steps": 2}, 1, (0.0, 0.0, 0.0), (0, 0, 0), [True] * 3),
+        ({"max_consecutive_skips": 2}, 5, (0.0, 0.0, 0.0), (1, 2, 3), [False, True, True]),
+        ({"schedule": (0, 5)}, 5, None, (0, 0, 0), [True] * 3),
+        ({"schedule": (0, 5)}, 4, None, (0, 0, 0), [False] * 3),
+    ],
+)
+def test_sample_is_skipped_below_the_threshold_alone(
+    parameters: dict[str, Any], step: int, drifts: Any, skips: Any, compute: list[bool]
+) -> None:
+    cache = FirstBlockCache(**({} if drifts is None else {"threshold": 0.5}), **parameters)
+    last = torch.full((3, 2, 2), -2.0)
+    change = None if drifts is None else last * (1 + torch.tensor(drifts).reshape(3, 1, 1))
+    remembered, call = Remembered(last, last, list(skips)), SimpleNamespace(step=step, total_steps=8)
+    assert _decide(cache, call, remembered, change, 3) == compute
+    assert _decide(cache, call, Remembered(), change, 3) == [True] * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -213,3 +214,9 @@ def test_inputs_are_made_on_the_chosen_device(pipe: Any) -> None:
         _run_on(pipe, resolve("low_memory", Machine.detect("cpu")), "meta", calls, undo)
         assert pipe._execution_device == torch.device("meta")
     assert pipe._execution_device == torch.device("cpu")
+
+
+def test_label_says_that_a_cpu_has_one_memory() -> None:
+    cpu = Machine.detect("cpu")
+    assert Offload().label_on(cpu) == "offload: saves nothing on a CPU, which has one memory"
+    assert Offload().label_on(replace(cpu, device="cuda")) is None

@@ -113,3 +113,16 @@ def test_given_embeddings_pass_through(pipe: Any) -> None:
         result, *_ = pipe.encode_prompt(None, prompt_embeds=embedded, pooled_prompt_embeds=pooled)
         assert result is embedded
         assert acceleration.facts["prompt_cache"] == {"hits": 0, "misses": 0}
+
+
+def test_label_says_that_repeated_prompts_are_not_encoded() -> None:
+    assert PromptCache().label(architecture_only=False) == (
+        "prompt_cache: prompts that are repeated are not encoded again, so times hold for repeated prompts only"
+    )
+
+
+def test_lists_of_prompts_are_kept_as_their_words(pipe: Any) -> None:
+    with accelerate(pipe, [PromptCache()], quiet=True) as acceleration:
+        for prompts in ([RED, REMOVE], [RED, REMOVE], [REMOVE, RED], RED, [RED]):
+            pipe.encode_prompt(prompts, max_sequence_length=48)
+        assert acceleration.facts["prompt_cache"] == {"hits": 1, "misses": 4}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -102,5 +103,27 @@ def test_pipeline_without_input_image_is_refused(pipe: Any) -> None:
 
     names = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
     generate = FluxPipeline(**{name: getattr(pipe, name) for name in names})
-    with pytest.raises(InvalidInput, match="input image"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"^reference_latents_cache needs a pipeline with an input image; leave it out for text-to-image\.$",
+    ):
         accelerate(generate, [ReferenceLatentsCache()], quiet=True)
+
+
+def test_label_says_that_repeated_images_are_not_encoded() -> None:
+    assert ReferenceLatentsCache().label(architecture_only=False) == (
+        "reference_latents_cache: images that are repeated are not encoded again, so times hold for repeated images "
+        "only"
+    )
+
+
+@pytest.mark.parametrize("change", [lambda vae: vae.enable_tiling(), lambda vae: vae.enable_slicing()])
+def test_each_way_of_encoding_has_latents_of_its_own(pipe: Any, change: Callable[[Any], None]) -> None:
+    image = torch.rand(1, 3, 32, 32)
+    with accelerate(pipe, [ReferenceLatentsCache()], quiet=True) as acceleration:
+        encode(pipe, image)
+        change(pipe.vae)
+        encode(pipe, image)
+        encode(pipe, image.double().float())
+        encode(pipe, torch.cat([image, image]))
+        assert acceleration.facts["reference_latents_cache"] == {"hits": 1, "misses": 3}

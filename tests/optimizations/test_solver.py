@@ -262,3 +262,43 @@ def test_an_edit_tells_its_steps_and_cautions(shared: Any) -> None:
     assert len(result.cautions) == 1
     assert "28 were asked for" in result.cautions[0]
     assert edit(shared, EditRequest("make it red", picture(), steps=2, seed=1, size=(SIDE, SIDE))).cautions == ()
+
+
+def test_solver_says_what_it_runs_and_was_fitted_to(shared: Any) -> None:
+    fit = fitted_for(shared)
+    plain, fitted = FittedSolver(order=3), FittedSolver(fitted=RULE, fitted_for=fit)
+    assert plain.parameters() == plain.parameters_for_people() == {"order": 3}
+    assert fitted.parameters() == {"fitted": RULE.model_dump(mode="json"), "fitted_for": fit.model_dump(mode="json")}
+    assert fitted.parameters_for_people() == {"evaluations": 4, "fitted_to": "small"}
+    assert fitted.on_random_weights() == FittedSolver(fitted=RULE)
+    assert FittedSolver(fitted=RULE).parameters_for_people() == {"evaluations": 4, "fitted_to": None}
+    stated = "solver: 4 evaluations, whatever number of steps is asked for"
+    assert [fitted.label(architecture_only=random) for random in (False, True)] == [
+        stated, f"{stated} (fitted to other weights than these random ones)",
+    ]  # fmt: skip
+    assert plain.label(architecture_only=True) is None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "complaint"),
+    [
+        ({"fitted": RULE, "order": 2}, "a fitted rule has no order; leave it out"),
+        (
+            {"fitted_for": {"checkpoint": "a", "weights": {"vectors": "a", "matrices": "b"}, "target": "steps",
+                            "steps": 1, "guidance": (1, 1)}},
+            "there is no rule that was fitted; give fitted, or leave fitted_for out",
+        ),
+    ],
+)  # fmt: skip
+def test_rule_and_fit_that_do_not_go_together_are_refused(parameters: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        FittedSolver(**parameters)
+    assert str(caught.value) == f"Bad parameters for solver: {complaint}."
+
+
+def test_calls_that_do_not_begin_with_noise_are_refused() -> None:
+    solver = FittedSolver()
+    with pytest.raises(InvalidInput) as caught:
+        solver._solver([1.0, 0.5, 0.5, 0.0])
+    assert str(caught.value) == "A solver needs noise that falls at every step; use a plain scheduler."
+    assert solver._solver([1.0, 0.5, 0.0]) == adams_bashforth([1.0, 0.5, 0.0], 2)
