@@ -202,11 +202,18 @@ def test_every_kind_of_update_is_what_peft_makes_of_it(pipe: Any, tmp_path: Path
             torch.testing.assert_close(after[name], value, atol=1e-5, rtol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_dora_of_kohya_rescales_rows_or_columns(pipe: Any, tmp_path: Path, axis: int) -> None:
-    weight = pipe.transformer.transformer_blocks[0].ff.net[2].weight.data.clone()
+@pytest.mark.parametrize(
+    ("axis", "layer", "name"),
+    [
+        (0, "ff.net.2", "lora_unet_double_blocks_0_img_mlp_2"),
+        (1, "ff.net.2", "lora_unet_double_blocks_0_img_mlp_2"),
+        (1, "attn.to_q", LAYER),  # as many rows as columns
+    ],
+)
+def test_dora_of_kohya_rescales_rows_or_columns(pipe: Any, tmp_path: Path, axis: int, layer: str, name: str) -> None:
+    changed = pipe.transformer.transformer_blocks[0].get_submodule(layer).weight
+    weight = changed.data.clone()
     rows, columns = weight.shape
-    name = "lora_unet_double_blocks_0_img_mlp_2"
     magnitude = torch.rand(rows, 1) if axis == 0 else torch.rand(1, columns)
     down, up = torch.randn(2, columns), torch.randn(rows, 2)
     save_file(
@@ -217,7 +224,6 @@ def test_dora_of_kohya_rescales_rows_or_columns(pipe: Any, tmp_path: Path, axis:
     whole = magnitude * sum_of_both / sum_of_both.norm(dim=1 - axis, keepdim=True)
     for strength in (1.0, 0.25):
         with load_lora(pipe, tmp_path / "a.safetensors", strength):
-            changed = pipe.transformer.transformer_blocks[0].ff.net[2].weight
             expected = weight + strength * (whole - weight)
             torch.testing.assert_close(changed.data, expected, atol=1e-5, rtol=1e-5)
 
