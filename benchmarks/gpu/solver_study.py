@@ -1,6 +1,7 @@
 """What the evaluations of a solver take at full size; its quality is what `kontext tune` says.
 
     python -m benchmarks.gpu.solver_study --out results/CARD/DATE-solver
+    python -m benchmarks.gpu.solver_study --attention flash3_fp8 --out results/CARD/DATE-solver
     python -m benchmarks.gpu.solver_study --mixtures 12:0 12:5 16:5 --out results/CARD/DATE-solver
 
 It times edits of `random` at 1024x1024 in interleaved rounds, with the evaluations of a solver in `balanced` precision,
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the numbers")
     parser.add_argument("--device", help="default: the first GPU")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--attention", default="auto", help="the engine's kernel, but with --mixtures")
     parser.add_argument("--mixtures", nargs="+", metavar="N:LAST", help="evaluations, and the last ones in bf16")
     parser.add_argument("--checkpoint", choices=("random", "tiny"), default="random", help="of --mixtures")
     arguments = parser.parse_args()
@@ -109,7 +111,8 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     part = Part([_Picture(picture)], [1])
     torch.cuda.reset_peak_memory_stats()
     report: dict[str, Any] = {"checkpoint": "random", "size": [SIDE, SIDE], "steps": 28, "precision": "fp8"}
-    with accelerate(pipe, "balanced", quiet=True):
+    with accelerate(pipe, "balanced", quiet=True, attention=arguments.attention) as acceleration:
+        report["attention"] = acceleration.facts["engine"]["attention_kernel"]
         levels = _levels(pipe, part)
         configurations = _configurations(levels)
         times: dict[str, list[float]] = {name: [] for name in configurations}
