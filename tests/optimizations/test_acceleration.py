@@ -90,7 +90,7 @@ class MeetsItsLaunches(Optimization):
     together: ClassVar[Barrier]
 
     def precompile_calls(self, pipe: Any) -> Sequence[Callable[[], object]]:
-        return [self.together.wait] * 2
+        return [lambda: None, *[self.together.wait] * 2]
 
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         pipe.left_behind = True
