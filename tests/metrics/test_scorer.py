@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -87,6 +90,41 @@ def test_share_of_a_failed_process_is_scored_here(
         _scores(of, outputs)
     # The share of the process that failed was outputs 0, 2 and 4; the other one judged 1 and 3.
     assert judged == [outputs[0].item.id, outputs[2].item.id]
+
+
+def test_other_process_answers_for_every_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = _stored(tmp_path, 5)
+    judges = [metric(TINY) for metric in JUDGES]
+    expected = _scores(Scorer(TINY, [output.item for output in outputs], JUDGES), outputs)
+    answer = BytesIO()
+    monkeypatch.setattr(scorer, "_CHUNK", 2)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=BytesIO(pickle.dumps((judges, outputs)))))
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(buffer=answer))
+    scorer.score_stdin()
+    values = pickle.loads(answer.getvalue())
+    assert [by_metric["judge_done"] for by_metric in values] == [
+        (score.value, score.note) for score in expected if score.metric == "judge_done"
+    ]
+    assert [set(by_metric) for by_metric in values] == [{"judge_done", "judge_kept"}] * 5
+
+
+def test_other_processes_take_one_core_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many_processes: None
+) -> None:
+    """Two of as many threads as there are cores would wait for each other."""
+    environments: list[dict[str, str]] = []
+
+    def failing(*_: object, env: dict[str, str], **__: object) -> SimpleNamespace:
+        environments.append(env)
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr("subprocess.run", failing)
+    outputs = _stored(tmp_path, 4)
+    assert len(_scores(Scorer(TINY, [output.item for output in outputs], JUDGES), outputs)) == 8
+    assert len(environments) == 2
+    for environment in environments:
+        assert (environment["OMP_NUM_THREADS"], environment["OPENBLAS_NUM_THREADS"]) == ("1", "1")
+        assert environment["PATH"]
 
 
 def test_judge_scores_carry_the_reasons(tmp_path: Path) -> None:

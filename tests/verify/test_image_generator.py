@@ -118,17 +118,19 @@ def test_images_per_call_are_halved_until_memory_holds_them(
     requests: list[EditRequest] = []
 
     def edit(pipe: Any, request: EditRequest) -> None:
+        assert pipe == "the pipeline"
         requests.append(request)
         if request.batch > fitting:
             raise OutOfMemory("The GPU memory ran out; free some.")
 
     monkeypatch.setattr("kontext_fast.pipeline.edit.edit", edit)
-    where: Any = SimpleNamespace(pipe=None, facts=None, device=torch.device(device))
+    where: Any = SimpleNamespace(pipe="the pipeline", facts=None, device=torch.device(device))
     generator = ImageGenerator(where, seeds=SEEDS, guidance=2.5, images_per_call=16)
     generator.fit_memory(ITEMS[1])
     assert generator.images_per_call == left
     assert [request.batch for request in requests] == tried
     assert {(request.steps, request.seed, request.instruction) for request in requests} <= {(1, 3, "make it 1")}
+    assert all(np.array_equal(request.image, ITEMS[1].image) for request in requests)
 
 
 def test_items_of_one_size_share_a_batch(generator: ImageGenerator) -> None:
