@@ -20,7 +20,13 @@ from kontext_fast.pipeline.load import loaded_checkpoint
 from kontext_fast.records.schema import Arm
 from kontext_fast.verify.arm_pipeline import ArmPipeline
 from kontext_fast.verify.arms import ArmSpec, Batch
-from kontext_fast.verify.image_generator import MAX_FAILURES, ImageGenerator, ItemOutputs
+from kontext_fast.verify.image_generator import (
+    MAX_FAILURES,
+    TIMED_EDITS,
+    WARM_UP_EDITS,
+    ImageGenerator,
+    ItemOutputs,
+)
 from tests.metrics.cases import FreeItem
 from tests.pipelines import picture, small_pipeline
 
@@ -40,7 +46,7 @@ def pipeline() -> Iterator[ArmPipeline]:
 
 @pytest.fixture
 def generator(pipeline: ArmPipeline) -> ImageGenerator:
-    return ImageGenerator(pipeline, seeds=SEEDS, guidance=2.5, images_per_call=None)
+    return ImageGenerator(pipeline, seeds=SEEDS, guidance=3.5, images_per_call=None)
 
 
 def spec_of(items: Sequence[Any] = ITEMS, images_per_call: int = 6, **changes: Any) -> ArmSpec:
@@ -149,8 +155,11 @@ def test_outputs_belong_to_their_items_and_seeds(generator: ImageGenerator, call
         [("make it 2", 3), ("make it 2", 4), ("make it 0", 3), ("make it 0", 4)]
     ]
     assert {(request.steps, request.guidance, request.negative, request.true_cfg) for request in calls[0]} == {
-        (1, 2.5, None, 1.0)
+        (1, 3.5, None, 1.0)
     }
+    for request, index in zip(calls[0], (2, 2, 0, 0), strict=True):
+        assert request.image is not None
+        assert np.array_equal(request.image, ITEMS[index].image)
     assert [result.item for result in results] == [ITEMS[2], ITEMS[0]]
     # The same edits one by one, which round otherwise.
     alone = generated(generator, spec_of(images_per_call=1), [(0,), (2,)])
@@ -208,7 +217,7 @@ def test_arm_that_only_fails_is_given_up(generator: ImageGenerator, failing: Any
 
     def rule(requests: Sequence[EditRequest]) -> Exception | None:
         tried.append(requests[0].instruction)
-        return None if "good" in tried[-1] else OutOfMemory("Full; free some.")
+        return None if "good" in tried[-1] else OutOfMemory(f"Full in call {len(tried)}; free some.")
 
     failing(rule)
     items = [replace(ITEMS[0], id=str(index), instruction=f"bad {index}") for index in range(2 * MAX_FAILURES + 3)]
@@ -217,7 +226,7 @@ def test_arm_that_only_fails_is_given_up(generator: ImageGenerator, failing: Any
     # The second item shows that the arm works: the count begins again.
     assert len(tried) == 2 + MAX_FAILURES
     assert [result.item.id for result in results] == [item.id for item in items]
-    assert [output.failure for output in results[-1].outputs] == ["Full; free some."] * 2
+    assert [output.failure for output in results[-1].outputs] == [f"Full in call {len(tried)}; free some."] * 2
     assert [bool(output.image) for output in results[1].outputs] == [True, True]
 
 
@@ -232,3 +241,22 @@ def test_cancelling_ends_the_arm_at_once(generator: ImageGenerator, failing: Any
     with pytest.raises(Cancelled):
         generated(generator, spec_of(), [(0, 1), (2,)])
     assert tried == [4]
+
+
+def test_warm_up_is_not_timed_and_items_take_turns(generator: ImageGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    clock = 0.0
+
+    def edit(pipe: Any, request: EditRequest) -> None:
+        nonlocal clock
+        clock += 2.0 ** len(events)
+        events.append(f"{request.instruction} {request.seed}")
+
+    monkeypatch.setattr("kontext_fast.pipeline.edit.edit", edit)
+    monkeypatch.setattr("kontext_fast.verify.image_generator.perf_counter", lambda: clock)
+    monkeypatch.setattr(generator._pipeline, "synchronize", lambda: events.append("wait"))
+    times = generator.time_edits(spec_of())
+    edits = [f"make it {index} 3" for index in (0, 0, 0, 1, 2, 0, 1, 2, 0)]
+    assert events == [event for of_edit in edits for event in ("wait", of_edit, "wait")]
+    assert len(edits) == WARM_UP_EDITS + TIMED_EDITS
+    assert times == tuple(2.0 ** (1 + 3 * count) for count in range(WARM_UP_EDITS, len(edits)))
