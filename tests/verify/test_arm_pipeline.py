@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from kontext_fast.errors import OutOfMemory
 from kontext_fast.optimizations.acceleration import current
 from kontext_fast.pipeline.load import LoadedCheckpoint, loaded_checkpoint
 from kontext_fast.records.schema import Arm
@@ -137,7 +138,7 @@ def test_bfloat16_computes_in_float32_at_its_own_times() -> None:
     transformer = small_pipeline().transformer
     wide = copy.deepcopy(transformer.to(torch.bfloat16)).float()
     inputs = inputs_of(transformer, torch.bfloat16)
-    time, guidance = torch.tensor([0.7137]), torch.tensor([2.53])
+    time, guidance = torch.tensor([150 / 256]), torch.tensor([2.53])
     seen: list[list[torch.Tensor]] = []
     embed = transformer.time_text_embed.forward
 
@@ -172,15 +173,23 @@ class _Holder:
         self.transformer = transformer
 
 
-def test_weights_of_every_precision_come_back_as_they_were() -> None:
-    transformer = small_pipeline().transformer.to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_weights_of_every_precision_come_back_as_they_were(dtype: torch.dtype) -> None:
+    transformer = small_pipeline().transformer.to(dtype)
+    for value in transformer.parameters():
+        # In float32 more bits than the checkpoint has, which TF32 rounds.
+        value.data.mul_(1.0001)
     transformer.register_buffer("wide", torch.arange(3, dtype=torch.float64) / 3)
     transformer.register_buffer("narrow", torch.arange(3, dtype=torch.float16) / 3)
     transformer.register_buffer("whole", torch.arange(3))
     before = {name: (value, value.clone()) for name, value in _tensors(transformer)}
     with use_other_precision(_Holder(transformer)):
         inside = dict(_tensors(transformer))
-        assert {value.dtype for value in inside.values()} == {torch.float32, torch.int64}
+        assert {value.dtype for name, value in inside.items() if name != "whole"} == (
+            {torch.float32} if dtype is torch.bfloat16 else {torch.float16, torch.float32, torch.float64}
+        )
+        weight, (_, values) = inside["proj_out.weight"], before["proj_out.weight"]
+        assert torch.equal(weight, values) is (dtype is torch.bfloat16)
     after = dict(_tensors(transformer))
     assert after.keys() == before.keys()
     for name, (tensor, values) in before.items():
@@ -191,3 +200,44 @@ def test_weights_of_every_precision_come_back_as_they_were() -> None:
 
 def _tensors(module: Any) -> list[tuple[str, torch.Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_memory_that_runs_out_is_refused_and_taken_back(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer = small_pipeline().transformer.to(dtype)
+    before = {name: value.clone() for name, value in _tensors(transformer)}
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    if dtype is torch.bfloat16:
+        monkeypatch.setattr(torch.nn.Module, "to", full)
+        doing = "turning the transformer into float32"
+    else:
+        monkeypatch.setattr("kontext_fast.verify.arm_pipeline._tf32", full)
+        doing = "rounding the weights of the transformer to TF32"
+    with (
+        pytest.raises(OutOfMemory, match=doing),
+        use_other_precision(_Holder(transformer)),
+    ):
+        pass
+    assert all(torch.equal(value, before[name]) for name, value in _tensors(transformer))
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [(1.0, 1.0), (1 + 2**-11, 1.0), (1 + 3 * 2**-11, 1 + 2**-9), (-(1 + 2**-10), -(1 + 2**-10)), (3.14159, 3.140625)],
+)
+def test_tf32_keeps_ten_bits_and_rounds_to_even(value: float, kept: float) -> None:
+    pipe = small_pipeline()
+    layer = pipe.transformer.proj_out
+    layer.weight.data.fill_(value)
+    seen: list[torch.Tensor] = []
+    with use_other_precision(pipe):
+        assert (layer.weight == kept).all()
+        layer.forward = lambda states: seen.append(states) or states
+        layer(torch.full((1, 2), value))
+        del layer.forward
+    assert (seen[0] == kept).all()
+    layer(torch.zeros(1, layer.in_features))
+    assert (layer.weight == torch.tensor(value)).all()

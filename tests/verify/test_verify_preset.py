@@ -15,7 +15,6 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate, current
 from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
 from kontext_fast.records.store import ResultStore
-from kontext_fast.verify.arm_pipeline import use_other_precision
 from kontext_fast.verify.verdict import Level
 from tests.pipelines import picture, small_pipeline
 from tests.verify import faulty_optimizations as faulty
@@ -67,42 +66,6 @@ def test_error_in_the_middle_leaves_the_pipeline_as_before(monkeypatch: pytest.M
     with pytest.raises(kontext_fast.errors.Cancelled, match="interrupted"):
         kontext_fast.verify_preset(pipe, "faithful", PAIRS, steps=1)
     assert current(pipe) is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_other_precision_is_taken_back_bit_for_bit(dtype: torch.dtype) -> None:
-    pipe = small_pipeline()
-    pipe.transformer.to(dtype)
-    for value in pipe.transformer.parameters():
-        # In float32 more bits than bfloat16 has, which TF32 rounds.
-        value.data.mul_(1.0001)
-    pipe.transformer.register_buffer("table", torch.arange(3, dtype=torch.float32) / 3)
-    weights, parameters = _weights(pipe), dict(pipe.transformer.named_parameters())
-    with use_other_precision(pipe):
-        assert pipe.transformer.dtype is torch.float32
-        assert _weights(pipe) != weights
-    assert _weights(pipe) == weights
-    assert all(parameters[name] is value for name, value in pipe.transformer.named_parameters())
-
-
-@pytest.mark.parametrize(
-    ("value", "kept"),
-    [(1.0, 1.0), (1 + 2**-11, 1.0), (1 + 3 * 2**-11, 1 + 2**-9), (-(1 + 2**-10), -(1 + 2**-10)), (3.14159, 3.140625)],
-)
-def test_tf32_keeps_ten_bits_and_rounds_to_even(value: float, kept: float) -> None:
-    pipe = small_pipeline()
-    layer = pipe.transformer.proj_out
-    layer.weight.data.fill_(value)
-    seen: list[torch.Tensor] = []
-    with use_other_precision(pipe):
-        assert (layer.weight == kept).all()
-        layer.forward = lambda states: seen.append(states) or states
-        layer(torch.full((1, 2), value))
-        del layer.forward
-    assert (seen[0] == kept).all()
-    layer(torch.zeros(1, layer.in_features))
-    assert (layer.weight == torch.tensor(value)).all()
 
 
 def test_what_cannot_be_verified_is_refused() -> None:
