@@ -8,12 +8,12 @@ import pytest
 from scipy import stats
 
 from kontext_fast.analysis.benchmark import analyze_benchmark
-from kontext_fast.cost.analysis import NO_PRICE, GroupCost, PresetCost, Question, group_cost
+from kontext_fast.cost.analysis import NO_PRICE, GroupCost, PresetCost, Question, _per_image, group_cost
 from kontext_fast.cost.billing import Demand
 from kontext_fast.cost.prices import PriceTable, load_prices
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.schema import CONTROL, EMULATED, AppliedOptimization, ResultFile
-from tests.cost.gpu_records import ROUNDS, SECONDS, TODAY, gpu_result, gpu_run
+from tests.cost.gpu_records import ROUNDS, SECONDS, TODAY, gpu_result, gpu_run, work
 from tests.records.builder import record, result, timed
 
 QUESTION = Question(demand=Demand(images_per_day=3600), today=TODAY, price="2.0")
@@ -166,12 +166,29 @@ def test_licence_without_a_fixed_price_adds_nothing() -> None:
         for table in (rows, (*rows, unpriced))
     )
     assert free == open_ != ()
+    fixed = PriceTable((*rows, licence.model_copy(update={"usd_per_month": 1000.0})))
+    paid = presets(group_cost(group, fixed, replace(QUESTION, billing="by-use", price="0.1")))["classic"].crossovers
+    unpaid = presets(group_cost(group, PriceTable(rows), replace(QUESTION, billing="by-use", price="0.1")))["classic"]
+    apis = {row.id for row in fixed.apis()}
+    for with_licence, without in zip(paid, unpaid.crossovers, strict=True):
+        assert (with_licence.images_per_day > without.images_per_day) == (with_licence.instead_of in apis)
 
 
 def test_presets_of_a_group_are_found_by_name() -> None:
     group = analysed(gpu_result())
     assert group.of("classic") == presets(group)["classic"]
     assert group.of("nothing") is None
+    assert group.work_of("nothing") is None
+    found = group.work_of("classic")
+    assert found is not None
+    assert found.preset == "classic"
+
+
+def test_seconds_of_an_image_are_never_below_zero() -> None:
+    for low, expected in ((-1.0, 0.0), (0.5, 0.25)):
+        estimate = _per_image(work(2.0, (low, 5.0), images_per_call=2))
+        assert estimate is not None
+        assert (estimate.value, estimate.interval) == (1.0, (expected, 2.5))
 
 
 def test_crossovers_name_both_sides() -> None:

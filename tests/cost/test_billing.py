@@ -190,3 +190,11 @@ def test_invalid_tariff_is_refused() -> None:
         Tariff(billing="by-use", price=price(kind="reserved"))
     with pytest.raises(InvalidInput):
         gpus_needed(1.0, 1, 100, rho_max=1.2)
+
+
+def test_start_that_nobody_timed_adds_nothing() -> None:
+    unknown, plan = work(3.6, load_s=0.0, prepare_s=None), tariff("by-use")
+    never, often = (
+        cost(unknown, Demand(images_per_day=1, cold_starts_per_day=starts), plan, today=TODAY) for starts in (0, 99)
+    )
+    assert never.per_month == often.per_month

@@ -33,8 +33,23 @@ def test_reserved_at_half_price_is_cheaper_from_half_load() -> None:
     unknown, slow = work(3.6, load_s=0.0, prepare_s=None), work(3.6, load_s=1.0)
     assert fleet_instead_of_use(unknown, starts, by_use, reserved).images_per_day == pytest.approx(12_000)
     assert fleet_instead_of_use(slow, starts, by_use, reserved).images_per_day == 0
+    hourly, pair_of_images = Demand(images_per_day=1, cold_starts_per_day=3600), work(3.6, images_per_call=2)
+    assert slow.cold_start_s == 1.0
+    assert fleet_instead_of_use(slow, hourly, by_use, reserved).images_per_day == pytest.approx(11_000)
+    assert fleet_instead_of_use(pair_of_images, EVEN, by_use, reserved).images_per_day == pytest.approx(24_000)
     pair = tariff("reserved", 2.0, count=2)
     assert fleet_instead_of_use(of, EVEN, by_use, pair).images_per_day == pytest.approx(2 * 12_000)
+
+
+def test_paying_by_use_meets_an_api_where_its_fixed_costs_are_saved() -> None:
+    of = work(3.6, images_per_call=2, load_s=0.0, prepare_s=None)
+    starts = Demand(images_per_day=1, cold_starts_per_day=3600)
+    # 0.001 dollars an image, beside 0.03; a start that nobody timed adds nothing.
+    crossing = hosting_instead_of_api(
+        of, starts, tariff("by-use", 2.0), API, licence_usd_per_month=2.9 * starts.days_per_month
+    )
+    assert crossing.images_per_day == pytest.approx(100)
+    assert (crossing.cheaper, crossing.instead_of) == ("by-use at made-up", "an-api")
 
 
 def test_fleet_with_headroom_never_beats_by_use_at_one_price() -> None:
