@@ -120,6 +120,7 @@ def test_preset_without_a_cost_has_its_note_alone() -> None:
 
 def test_csv_has_every_value_under_its_column(group: GroupCost) -> None:
     text = as_csv([group])
+    assert "\r" not in text
     assert text.splitlines()[0] == ",".join(CSV_COLUMNS)
     lines = {line["preset"]: line for line in csv.DictReader(io.StringIO(text))}
     classic, paid = presets(group)["classic"], presets(group)["classic"].cost

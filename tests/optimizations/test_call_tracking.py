@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -12,7 +14,7 @@ from accelerate.hooks import AlignDevicesHook
 from diffusers import DiffusionPipeline, FluxKontextPipeline
 from diffusers.hooks import apply_group_offloading
 
-from kontext_fast.errors import InvalidInput
+from kontext_fast.errors import Caution, InvalidInput
 from kontext_fast.optimizations.call_tracking import CallTracker, PipelineCall, track_calls
 from kontext_fast.optimizations.patching import device_without_hooks
 from tests.pipelines import render, small_pipeline
@@ -182,3 +184,58 @@ def test_device_of_ones_own_class_is_kept() -> None:
     with ExitStack() as undo:
         track_calls(pipe, undo)
         assert pipe._execution_device == torch.device("meta")
+
+
+def sentence(refused: Callable[[], object]) -> str:
+    with pytest.raises(InvalidInput) as caught:
+        refused()
+    return str(caught.value)
+
+
+def test_refusals_during_a_call_say_what_to_do(pipe: Any) -> None:
+    own = "pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)."
+    with ExitStack() as undo, ThreadPoolExecutor(1) as thread:
+        calls = track_calls(pipe, undo)
+        with calls.open(pipe):
+            assert sentence(calls.close) == (
+                "A call of this pipeline is running; revert the acceleration when it has ended."
+            )
+            assert sentence(calls.open(copy.copy(pipe)).__enter__) == (
+                "The scheduler of this pipeline is in another call; give every copy of a pipeline one of its "
+                f"own: {own}"
+            )
+            assert thread.submit(sentence, calls.open(pipe).__enter__).result() == (
+                "This pipeline is in another call; give every thread a copy of it, made by copy.copy(pipe), with a "
+                "scheduler of its own, made by type(pipe.scheduler).from_config(pipe.scheduler.config)."
+            )
+            for method in (pipe.scheduler.step, pipe.scheduler.set_timesteps):
+                assert thread.submit(sentence, method).result() == (
+                    f"This scheduler is in a call of an accelerated pipeline; give every other pipeline one of its "
+                    f"own: {own}"
+                )
+        assert calls.running_calls == 0
+        pipe.encode_prompt = pipe.encode_prompt
+        assert sentence(lambda: calls.replace_method(pipe, "encode_prompt", lambda *_: None, undo)) == (
+            "Something replaced encode_prompt of this pipeline; take that off (del pipe.encode_prompt), then "
+            "accelerate again."
+        )
+
+
+def test_other_inputs_of_a_pass_are_refused() -> None:
+    prompt, positions = object(), object()
+    call = PipelineCall(pipe=None)
+    for _ in range(2):
+        assert [call.begin_pass(prompt, positions), call.begin_pass(positions, prompt)] == [0, 1]
+        call.end_step()
+    assert sentence(lambda: call.begin_pass(prompt, prompt)) == (
+        "The transformer got other prompts or positions than at the step before; keep them over a call, and run other "
+        "pipelines with this transformer before or after it."
+    )
+
+
+def test_caution_is_kept_and_warned_of() -> None:
+    call = PipelineCall(pipe=None)
+    with pytest.warns(Caution, match=r"^mind this$") as warned:
+        call.caution("mind this")
+    assert call.cautions == ["mind this"]
+    assert warned[0].filename == __file__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from typing import Any
 
@@ -15,6 +16,7 @@ from kontext_fast.engine.solver import Solver, adams_bashforth
 from kontext_fast.errors import Caution, InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.base import Optimization
+from kontext_fast.optimizations.call_tracking import tracker_of
 from kontext_fast.optimizations.fitted_for import FittedFor
 from kontext_fast.optimizations.presets import resolve
 from kontext_fast.optimizations.techniques.compile import Compile
@@ -31,6 +33,16 @@ RULE = adams_bashforth([1.0, 0.8, 0.5, 0.2, 0.0], 2)
 """Four evaluations."""
 PATHS: list[list[Optimization]] = [[], [Engine()]]
 """Without the engine and with it."""
+
+CHANGED = re.escape(
+    "Something changed the latents between two steps (a callback or inpainting), which a solver cannot follow; leave "
+    "that out, or use a preset without a solver."
+)
+OWN_LEVELS = r"^A solver has noise levels of its own; leave out sigmas, or use a preset without one\.$"
+NOT_PLAIN = (
+    r"^A solver takes the place of a plain FlowMatchEulerDiscreteScheduler, not of this \w+Scheduler; put one into the "
+    r"pipeline first, or use a preset without a solver\.$"
+)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +138,7 @@ def test_latents_that_someone_else_changes_are_refused(shared: Any) -> None:
         return {"latents": tensors["latents"] + 1}
 
     with accelerate(shared, [FittedSolver(fitted=RULE)], quiet=True):
-        with pytest.raises(InvalidInput, match="changed the latents between two steps"):
+        with pytest.raises(InvalidInput, match=CHANGED):
             latents_of(shared, callback_on_step_end=change)
         latents_of(shared, callback_on_step_end=lambda _p, _s, _t, tensors: {"latents": tensors["latents"].clone()})
 
@@ -134,9 +146,25 @@ def test_latents_that_someone_else_changes_are_refused(shared: Any) -> None:
 def test_levels_that_someone_else_chooses_are_refused(shared: Any) -> None:
     with (
         accelerate(shared, [FittedSolver(fitted=RULE)], quiet=True),
-        pytest.raises(InvalidInput, match="leave out sigmas"),
+        pytest.raises(InvalidInput, match=OWN_LEVELS),
     ):
         latents_of(shared, sigmas=[1.0, 0.5], num_inference_steps=2)
+
+
+def test_times_of_ones_own_and_later_beginnings_are_refused(shared: Any) -> None:
+    with accelerate(shared, [FittedSolver(fitted=RULE)], quiet=True):
+        scheduler: list[Any] = []
+        latents_of(shared, callback_on_step_end=lambda pipe, *_: scheduler.append(pipe.scheduler) or {})
+        calls = tracker_of(shared)
+        assert calls is not None
+        with pytest.raises(InvalidInput, match=OWN_LEVELS), calls.open(shared, {"timesteps": [1]}):
+            pass
+        with calls.open(shared), pytest.raises(InvalidInput) as caught:
+            scheduler[0].set_begin_index(1)
+    assert str(caught.value) == (
+        "A solver makes an image from pure noise, so a pipeline that begins later (a strength below 1) needs a preset "
+        "without one."
+    )
 
 
 def test_a_scheduler_put_in_afterwards_runs_the_rule_too() -> None:
@@ -147,7 +175,7 @@ def test_a_scheduler_put_in_afterwards_runs_the_rule_too() -> None:
         assert torch.equal(latents_of(pipe), expected)
         assert acceleration.last_step_kinds() == ["full"] * 4
         pipe.scheduler = UniPCMultistepScheduler()
-        with pytest.raises(InvalidInput, match="plain FlowMatchEulerDiscreteScheduler"):
+        with pytest.raises(InvalidInput, match=NOT_PLAIN):
             latents_of(pipe)
 
 
@@ -168,7 +196,7 @@ def test_a_step_that_a_user_replaced_is_refused_until_taken_off() -> None:
 def test_a_scheduler_that_is_not_plain_is_refused(scheduler: Any) -> None:
     pipe = small_pipeline()
     pipe.scheduler = scheduler
-    with pytest.raises(InvalidInput, match="plain FlowMatchEulerDiscreteScheduler"):
+    with pytest.raises(InvalidInput, match=NOT_PLAIN):
         accelerate(pipe, [FittedSolver()], quiet=True)
     assert pipe.scheduler is scheduler
 
