@@ -8,15 +8,12 @@ from PIL import Image
 
 from kontext_fast.analysis.benchmark import analyze_benchmark
 from kontext_fast.analysis.ranking import headline_group_first
-from kontext_fast.cost.analysis import Question, group_cost
-from kontext_fast.cost.billing import Demand
-from kontext_fast.cost.headline_comparison import HeadlineComparison, headline_comparison
-from kontext_fast.cost.prices import PriceTable, load_prices
+from kontext_fast.cost.headline_comparison import HeadlineComparison
+from kontext_fast.cost.prices import load_prices
 from kontext_fast.records.schema import ResultFile
 from kontext_fast.report.charting import write_charts
 from kontext_fast.report.charts.benchmark import billing_models, cost_analysis, cost_summary
-from kontext_fast.report.model import build_report, usual_question
-from tests.cost.gpu_records import TODAY, gpu_result, gpu_run
+from tests.cost.gpu_records import gpu_result, gpu_run
 from tests.records.builder import result, timed
 from tests.report.reports import report_of, written
 
@@ -28,11 +25,6 @@ def shown(records: ResultFile) -> HeadlineComparison:
     found = report_of(records).comparison
     assert isinstance(found, HeadlineComparison), found
     return found
-
-
-def test_comparison_shows_the_cheapest_preset() -> None:
-    found = shown(gpu_result())
-    assert (found.baseline.row.preset, found.other.row.preset, found.card) == ("baseline", "classic", "H200")
 
 
 def test_cost_charts_show_the_leading_card() -> None:
@@ -110,28 +102,6 @@ def test_cost_charts_without_price_are_removed(tmp_path: Path, module: ModuleTyp
     assert not earlier.exists()
 
 
-def test_comparison_without_preset_gives_the_reason() -> None:
-    alone = report_of(result([gpu_run("baseline", 0)])).comparison
-    assert alone == "no baseline and preset measured on the same workload"
-
-
-def test_comparison_skips_a_leading_card_without_baseline() -> None:
-    leading = [gpu_run(name, 0, device="NVIDIA H100 80GB HBM3") for name in ("compile", "classic")]
-    then = [gpu_run(name, 1) for name in ("baseline", "classic")]
-    assert shown(result([*leading, *then])).card == "H200"
-
-
-def test_comparison_skips_a_leading_card_without_price() -> None:
-    leading = analyze_benchmark(gpu_result(device="NVIDIA H100 80GB HBM3"))
-    then = analyze_benchmark(result([gpu_run("baseline", 0), gpu_run("classic", 0)]))
-    table = PriceTable(tuple(row for row in load_prices().rows if row.card != "H100 SXM"))
-    question = Question(demand=Demand(images_per_day=1), today=TODAY)
-    costs = [group_cost(group, table, question) for group in (*leading, *then)]
-    comparison = headline_comparison(costs, table, TODAY)
-    assert isinstance(comparison, HeadlineComparison)
-    assert comparison.card == "H200"
-
-
 def test_workload_too_large_for_price_keeps_the_report(tmp_path: Path) -> None:
     too_large = gpu_result(device="NVIDIA GeForce RTX 4090", peak_gib=30.0)
     charts = write_charts(report_of(too_large), tmp_path)
@@ -142,12 +112,3 @@ def test_workload_too_large_for_price_keeps_the_report(tmp_path: Path) -> None:
 def test_report_discovers_cost_charts(tmp_path: Path) -> None:
     drawn = {chart.path.name for chart in write_charts(report_of(gpu_result()), tmp_path) if chart.path}
     assert {"h200_summary.png", "h200_cost_analysis.png", "billing_models.png"} <= drawn
-
-
-def test_cost_charts_are_stamped_with_labels() -> None:
-    records = result([gpu_run("baseline", 0), gpu_run("classic", 0, labels=("fixed schedule",))])
-    assert shown(records).note == "fixed schedule"
-    assert shown(records).stamp is None
-    stale = build_report(gpu_result(), usual_question(TODAY.replace(year=2028))).comparison
-    assert isinstance(stale, HeadlineComparison)
-    assert "stale price" in (stale.stamp or "")
