@@ -25,6 +25,7 @@ from kontext_fast.optimizations.presets import (
     memory_refusal,
     needed_gib,
     resolve,
+    with_required,
 )
 from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 from kontext_fast.optimizations.techniques.engine import Engine
@@ -45,6 +46,7 @@ class _GpuOnly(Optimization):
     effect: ClassVar[Effect] = Effect.EXACT
     phase: ClassVar[Phase] = Phase.KERNELS
     extra: ClassVar[tuple[str, str] | None] = ("json", "examples")
+    sizes: tuple[int, ...] = (1, 2)
 
     def hardware_refusal(self, machine: Machine) -> str | None:
         return None if machine.device == "cuda" else f"{self.name} needs a GPU; run it on one"
@@ -63,10 +65,22 @@ def test_baseline_has_no_optimization_and_names_its_source() -> None:
 
 def test_built_in_presets_are_built_alike_when_looked_up() -> None:
     fresh = type(PRESETS)()
-    assert {name: fresh[name] for name in ("turbo", "tuned-10", "channels_last")} == {
-        name: find_preset(name) for name in ("turbo", "tuned-10", "channels_last")
+    assert {name: fresh[name] for name in ("baseline", "turbo", "tuned-10", "channels_last")} == {
+        name: find_preset(name) for name in ("baseline", "turbo", "tuned-10", "channels_last")
     }
     assert fresh["tuned-10"].optimizations
+
+
+class _NeedsTwo(_GpuOnly):
+    requires: ClassVar[frozenset[str]] = frozenset({"fuse_qkv", "engine"})
+
+
+def test_what_an_optimization_requires_comes_before_it() -> None:
+    assert with_required(StepReuse()) == (Engine(), StepReuse())
+    assert with_required(ChannelsLast()) == (ChannelsLast(),)
+    assert _GpuOnly().parameters() == {"sizes": [1, 2]}
+    with pytest.raises(InvalidInput, match="gpu_only needs engine and fuse_qkv, add it to the list"):
+        resolve([_NeedsTwo()], GPU)
 
 
 def test_declared_preset_keeps_what_it_was_declared_with() -> None:
@@ -127,6 +141,7 @@ def test_replacement_reaches_every_part_and_keeps_the_rest() -> None:
     assert changed == replace(
         WHOLE, name="whole(entries=3,computed=2)", on_cuda=(StepReuse(computed=2), PromptCache(entries=3))
     )
+    assert find_preset("whole(entries=3)", {"whole": WHOLE}) == WHOLE.replace(entries=3)
     assert WHOLE.replace(threshold=0.2).on_random == WHOLE.on_random
     assert type(WHOLE).replace(replace(OPTIONAL, optional=(PromptCache(),)), entries=3).optional[0].entries == 3
     with pytest.raises(InvalidInput) as caught:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,12 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate, current
 from kontext_fast.optimizations.presets import find_preset, resolve
 from kontext_fast.optimizations.switching import SwitchablePlans, sharing_groups
+from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
+from kontext_fast.optimizations.techniques.prompt_cache import PromptCache
 from kontext_fast.pipeline.device import Machine
 from tests.pipelines import render, small_pipeline
+
+STILL_RUNS = r"^A call of this pipeline still runs; select fast when it has ended\.$"
 
 
 def test_presets_of_one_precision_share_a_worker() -> None:
@@ -23,6 +29,22 @@ def test_presets_of_one_precision_share_a_worker() -> None:
         ["faithful"],
         ["baseline"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "architecture_only", "groups"),
+    [
+        ({"name": "other"}, False, 1),
+        ({"on_cuda": (PromptCache(),)}, False, 2),
+        ({"optional": (PromptCache(),)}, False, 2),
+        ({"on_random": (ChannelsLast(),)}, False, 1),
+        ({"on_random": (ChannelsLast(),)}, True, 2),
+        ({}, True, 1),
+    ],
+)
+def test_presets_with_other_parts_do_not_share(changes: dict[str, Any], architecture_only: bool, groups: int) -> None:
+    presets = [find_preset("fuse_qkv"), replace(find_preset("fuse_qkv"), **changes)]
+    assert len(sharing_groups(presets, architecture_only=architecture_only)) == groups
 
 
 def test_selected_preset_equals_the_same_one_alone() -> None:
@@ -37,6 +59,9 @@ def test_selected_preset_equals_the_same_one_alone() -> None:
     pipe = small_pipeline()
     before = render(pipe, steps=7)
     plans = SwitchablePlans([resolve(name, machine) for name in names], pipe)
+    acceleration = current(pipe)
+    assert acceleration is not None
+    assert acceleration.plan.preset == "balanced"
     for name in ("balanced", "fast", "fast", "balanced"):
         plans.select(name)
         assert np.array_equal(render(pipe, steps=7), alone[name])
@@ -48,7 +73,7 @@ def test_selected_preset_equals_the_same_one_alone() -> None:
 
 def test_presets_of_other_weights_are_refused() -> None:
     machine = Machine.detect("cpu")
-    with pytest.raises(ValueError, match="do not share weights"):
+    with pytest.raises(ValueError, match="^these plans do not share weights$"):
         SwitchablePlans([resolve(name, machine) for name in ("balanced", "faithful")], small_pipeline())
 
 
@@ -60,7 +85,7 @@ def test_select_during_a_call_is_refused() -> None:
     alone = render(pipe, steps=7)
 
     def select_in_another_thread(_step: int) -> None:
-        with ThreadPoolExecutor(1) as thread, pytest.raises(InvalidInput, match="still runs; select fast"):
+        with ThreadPoolExecutor(1) as thread, pytest.raises(InvalidInput, match=STILL_RUNS):
             thread.submit(plans.select, "fast").result()
 
     assert np.array_equal(render(pipe, steps=7, on_step=select_in_another_thread), alone)
