@@ -73,7 +73,7 @@ def test_selected_preset_equals_the_same_one_alone() -> None:
 
 def test_presets_of_other_weights_are_refused() -> None:
     machine = Machine.detect("cpu")
-    with pytest.raises(ValueError, match="^these plans do not share weights$"):
+    with pytest.raises(ValueError, match=r"^these plans do not share weights$"):
         SwitchablePlans([resolve(name, machine) for name in ("balanced", "faithful")], small_pipeline())
 
 
