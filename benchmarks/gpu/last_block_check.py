@@ -107,16 +107,16 @@ def compared(pipe: Any, engine: Any, size: int, rounds: int) -> dict[str, Any]:
 @contextmanager
 def _attention(engine: Any, name: str) -> Iterator[None]:
     """With another kernel of attention; a quantized one also needs the scales of its weights."""
-    from kontext_fast.engine.static_scales import StaticScales
+    from kontext_fast.engine.static_scales import AttentionScales
 
     ops, kernel = engine.ops, attention_kernel(name, "cuda")
-    before = ops.attention_kernel, engine._static_scales
+    before = ops.attention_kernel, engine._attention_scales
     ops.attention_kernel = kernel
-    engine._static_scales = StaticScales(engine.weights) if kernel.quantized else None
+    engine._attention_scales = AttentionScales(engine.weights) if kernel.quantized else None
     try:
         yield
     finally:
-        ops.attention_kernel, engine._static_scales = before
+        ops.attention_kernel, engine._attention_scales = before
 
 
 def first_step(pipe: Any, engine: Any, size: int, batch: int) -> tuple[Any, ...]:

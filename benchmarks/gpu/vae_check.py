@@ -19,8 +19,7 @@ import torch
 
 from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
 from kontext_fast.optimizations.base import Optimization
-from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
-from kontext_fast.optimizations.techniques.fused_vae import FusedVae
+from kontext_fast.optimizations.techniques.fused_vae import ChannelsLast, FusedVae
 from kontext_fast.pipeline.random_weights import Architecture, materialize
 
 VARIANTS: dict[str, tuple[Optimization, ...]] = {

@@ -22,9 +22,9 @@ from kontext_fast.optimizations.acceleration import accelerate, current
 from kontext_fast.optimizations.base import Effect, Facts, Optimization, Phase
 from kontext_fast.optimizations.presets import PRESETS
 from kontext_fast.optimizations.registry import discover
-from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
 from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
+from kontext_fast.optimizations.techniques.fused_vae import ChannelsLast
 from kontext_fast.pipeline.device import Machine
 from kontext_fast.pipeline.load import load
 from tests import needs

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kontext_fast.optimizations.acceleration import accelerate
-from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
+from kontext_fast.optimizations.techniques.fused_vae import ChannelsLast
 from tests.pipelines import small_pipeline
 
 

@@ -14,8 +14,7 @@ from diffusers.models.upsampling import Upsample2D
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.techniques import fused_vae
-from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
-from kontext_fast.optimizations.techniques.fused_vae import FusedVae
+from kontext_fast.optimizations.techniques.fused_vae import ChannelsLast, FusedVae
 from kontext_fast.pipeline.device import Machine
 from tests import needs
 from tests.engine.kernels.conftest import _converted

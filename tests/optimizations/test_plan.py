@@ -13,10 +13,10 @@ from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.presets import PRESETS, Preset, resolve
 from kontext_fast.optimizations.registry import build, discover
-from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 from kontext_fast.optimizations.techniques.compile import Compile
 from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
 from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
+from kontext_fast.optimizations.techniques.fused_vae import ChannelsLast
 from kontext_fast.pipeline.device import Machine
 
 

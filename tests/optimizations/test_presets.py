@@ -27,10 +27,10 @@ from kontext_fast.optimizations.presets import (
     resolve,
     with_required,
 )
-from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
 from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
+from kontext_fast.optimizations.techniques.fused_vae import ChannelsLast
 from kontext_fast.optimizations.techniques.offload import Offload
 from kontext_fast.optimizations.techniques.prompt_cache import PromptCache
 from kontext_fast.optimizations.techniques.step_reuse import StepReuse

@@ -13,7 +13,7 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate, current
 from kontext_fast.optimizations.presets import find_preset, resolve
 from kontext_fast.optimizations.switching import SwitchablePlans, sharing_groups
-from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
+from kontext_fast.optimizations.techniques.fused_vae import ChannelsLast
 from kontext_fast.optimizations.techniques.prompt_cache import PromptCache
 from kontext_fast.pipeline.device import Machine
 from tests.pipelines import render, small_pipeline

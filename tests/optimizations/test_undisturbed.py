@@ -15,11 +15,10 @@ from torch.nn.modules.module import register_module_forward_hook
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.base import Optimization
-from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
 from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
 from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
-from kontext_fast.optimizations.techniques.fused_vae import FusedVae
+from kontext_fast.optimizations.techniques.fused_vae import ChannelsLast, FusedVae
 from kontext_fast.optimizations.techniques.solver import FittedSolver
 from tests.pipelines import render, small_pipeline
 

@@ -245,7 +245,9 @@ def test_engine_in_fp8_runs_the_numbers_of_the_file(
     assert kept["single.0.mlp_in"] == bytes_of(linear1[3 * width :])
     if scale_name is not None:
         scale = stored[f"single_blocks.0.linear1.{scale_name}"].expand(len(linear1))
-        assert torch.equal(matrices["single.0.mlp_in"].scale[:, 0], scale[3 * width :])
+        of_mlp = matrices["single.0.mlp_in"].scale[:, 0]
+        assert len(of_mlp) == (4 * width if per_row else 1)
+        assert torch.equal(of_mlp.expand(4 * width), scale[3 * width :])
 
 
 def test_changed_matrices_of_a_float8_file_are_rounded_anew(folder: Path, weights: Weights) -> None:

@@ -19,4 +19,4 @@ def test_call_paths_stay_within_their_limits() -> None:
     assert {"optimizations.acceleration", "engine.transformer"} <= set(to_a_kernel)
     assert {"cli.edit", "pipeline.edit", "pipeline.sizes", "pipeline.images"} <= set(of_an_edit)
     techniques = {name.rpartition(".")[2] for name in to_a_kernel if ".techniques." in name}
-    assert techniques == {"engine", "channels_last", "fused_vae"}
+    assert techniques == {"engine", "fused_vae"}

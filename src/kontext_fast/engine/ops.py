@@ -151,7 +151,14 @@ class Ops(Protocol):
 
         `transformer` is diffusers', `quantize` whether the large products are quantized."""
 
-    def norm_modulate(self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
+    def has_static_scales(self, device: torch.device) -> bool:
+        """Whether MLPs on `device` take scales that are known before: `static` [3, B] float32, powers of two, of the
+        MLP's input, of what the GELU gives (in a single block beside attention's output), and the inverse of that. The
+        layer's weight has one scale then."""
+
+    def norm_modulate(
+        self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool, static: Tensor | None = None
+    ) -> Activations:
         """[B, rows, W] layer norm of `x` without weights, times (1 + `scale`), plus `shift` (both [B, W])."""
 
     def write_qkv(self, qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: int) -> None:
@@ -179,18 +186,30 @@ class Ops(Protocol):
         """[B, rows, out] in the dtype. Of quantized operands: summed in float32 (int8: in int32, exactly), scaled, bias
         added, rounded once."""
 
-    def linear_gelu(self, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
-        """`gelu` of `linear`."""
+    def linear_gelu(
+        self, x: Activations, layer: Linear, *, quantize: bool, static: Tensor | None = None
+    ) -> Activations:
+        """`gelu` of `linear`. With `static`, it is rounded to e4m3 from float32, and not to the dtype before."""
 
-    def join_linear_gelu(self, attend: Attend, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
+    def join_linear_gelu(
+        self, attend: Attend, x: Activations, layer: Linear, *, quantize: bool, static: Tensor | None = None
+    ) -> Activations:
         """`join_gelu` of what `attend` gives, and `linear`, which is computed first: what attention reads may still be
-        on its way from another GPU."""
+        on its way from another GPU. `static` as in `linear_gelu`, for both."""
 
     def add_gated(self, stream: Tensor, gate: Tensor, update: Tensor) -> None:
         """Add `gate` [B, W] times `update` [B, rows, W] to `stream` [B, rows, W] in place."""
 
     def add_norm_modulate(
-        self, stream: Tensor, gate: Tensor, update: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool
+        self,
+        stream: Tensor,
+        gate: Tensor,
+        update: Tensor,
+        shift: Tensor,
+        scale: Tensor,
+        *,
+        quantize: bool,
+        static: Tensor | None = None,
     ) -> Activations:
         """`add_gated`, then `norm_modulate` of what `stream` has become, with the bits of one after the other."""
 
@@ -211,9 +230,15 @@ class PortableOps:
     ) -> Sequence[Callable[[], object]]:
         return ()
 
-    def norm_modulate(self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
+    def has_static_scales(self, device: torch.device) -> bool:
+        return self._precision == "fp8"
+
+    def norm_modulate(
+        self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool, static: Tensor | None = None
+    ) -> Activations:
         normed = functional.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
-        return self.prepare(normed * (1 + scale[:, None]) + shift[:, None], quantize=quantize)
+        modulated = normed * (1 + scale[:, None]) + shift[:, None]
+        return self.prepare(modulated, quantize=quantize) if static is None else _rounded(modulated, static[0], x.dtype)
 
     def write_qkv(self, qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: int) -> None:
         heads, head_dim = joint.query.shape[-2:]
@@ -255,33 +280,63 @@ class PortableOps:
 
     def linear(self, x: Activations, layer: Linear) -> Tensor:
         if isinstance(x, Quantized) and isinstance(layer.weight, Quantized):
-            product = _product(x.values, layer.weight.values) * x.scale * layer.weight.scale.squeeze(-1)
-            return (product if layer.bias is None else product + layer.bias).to(x.dtype)
+            return _product(x, layer.weight, layer.bias).to(x.dtype)
         if isinstance(x, Quantized) or isinstance(layer.weight, Quantized):
             raise TypeError("activations and weight must both be quantized, or neither")
         return functional.linear(x, layer.weight, layer.bias)
 
-    def linear_gelu(self, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
-        return self.gelu(self.linear(x, layer), quantize=quantize)
+    def linear_gelu(
+        self, x: Activations, layer: Linear, *, quantize: bool, static: Tensor | None = None
+    ) -> Activations:
+        if static is None:
+            return self.gelu(self.linear(x, layer), quantize=quantize)
+        return _rounded(_activated(x, layer), static[1], x.dtype)
 
-    def join_linear_gelu(self, attend: Attend, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
-        hidden = self.linear(x, layer)
-        return self.join_gelu(attend(), hidden, quantize=quantize)
+    def join_linear_gelu(
+        self, attend: Attend, x: Activations, layer: Linear, *, quantize: bool, static: Tensor | None = None
+    ) -> Activations:
+        if static is None:
+            hidden = self.linear(x, layer)
+            return self.join_gelu(attend(), hidden, quantize=quantize)
+        activated = _activated(x, layer)
+        return _rounded(torch.cat((attend().float(), activated), dim=-1), static[1], x.dtype)
 
     def add_gated(self, stream: Tensor, gate: Tensor, update: Tensor) -> None:
         stream += gate[:, None] * update
 
     def add_norm_modulate(
-        self, stream: Tensor, gate: Tensor, update: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool
+        self,
+        stream: Tensor,
+        gate: Tensor,
+        update: Tensor,
+        shift: Tensor,
+        scale: Tensor,
+        *,
+        quantize: bool,
+        static: Tensor | None = None,
     ) -> Activations:
         self.add_gated(stream, gate, update)
-        return self.norm_modulate(stream, shift, scale, quantize=quantize)
+        return self.norm_modulate(stream, shift, scale, quantize=quantize, static=static)
 
 
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """[..., out] float32 of the numbers of quantized operands; sums of int8 products are exact in float64 alone."""
-    wide = torch.float64 if x.dtype == torch.int8 else torch.float32
-    return functional.linear(x.to(wide), weight.to(wide)).float()
+def _product(x: Quantized, weight: Quantized, bias: Tensor | None) -> Tensor:
+    """[..., out] float32; sums of int8 products are exact in float64 alone."""
+    wide = torch.float64 if x.values.dtype == torch.int8 else torch.float32
+    product = functional.linear(x.values.to(wide), weight.values.to(wide)).float() * x.scale * weight.scale.squeeze(-1)
+    return product if bias is None else product + bias
+
+
+def _activated(x: Activations, layer: Linear) -> Tensor:
+    """[..., out] float32, the GELU of a product of quantized operands."""
+    if not (isinstance(x, Quantized) and isinstance(layer.weight, Quantized)):
+        raise TypeError("static scales are of products of quantized operands")
+    return functional.gelu(_product(x, layer.weight, layer.bias), approximate="tanh")
+
+
+def _rounded(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Quantized:
+    """`x` [B, rows, K] as e4m3 times the `scale` [B] of its sample."""
+    of_rows = scale[:, None, None].expand(*x.shape[:-1], 1).contiguous()
+    return Quantized((x.float() / of_rows).to(torch.float8_e4m3fn), of_rows, dtype)
 
 
 def attend(kernel: AttentionKernel, joint: JointQKV, into: Tensor | None = None) -> Tensor:
@@ -306,6 +361,11 @@ def _rotated(x: Tensor, rope: Rope) -> Tensor:
 def quantize(x: Tensor) -> Quantized:
     """Round each row of `x`, [..., K] in any floating dtype. A row that holds a NaN or an infinity becomes all NaN."""
     return _quantized(x, (-1,))
+
+
+def quantize_whole(x: Tensor) -> Quantized:
+    """Round the matrix `x` [out, K] with one scale, [1, 1]."""
+    return _quantized(x, (-2, -1))
 
 
 def quantize_int8(x: Tensor) -> Quantized:

@@ -6,7 +6,7 @@ A file is used only with exactly those weights: the same checkpoint with the sam
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from kontext_fast.engine.ops import Precision, Quantized
 from kontext_fast.engine.weights import EngineWeights
 from kontext_fast.errors import InvalidInput
 
-_FORMAT = "kontext-fast {precision} 2"
+_FORMATS: Mapping[str, str] = {"fp8": "kontext-fast fp8 3", "int8": "kontext-fast int8 2"}
 _VALUES, _SCALE = ".values", ".scale"
 
 
@@ -30,7 +30,7 @@ def save(weights: EngineWeights, file: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name, matrix in weights.quantized.items():
         tensors |= {name + _VALUES: matrix.values, name + _SCALE: matrix.scale}
-    metadata = {"format": _FORMAT.format(precision=weights.precision), "source_sha256": weights.sources.content_hash()}
+    metadata = {"format": _FORMATS[weights.precision], "source_sha256": weights.sources.content_hash()}
     try:
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
             written = Path(folder) / file.name
@@ -53,7 +53,7 @@ class QuantizedFile:
                 metadata = opened.metadata() or {}
         except (OSError, SafetensorError) as error:
             raise InvalidInput(f"{file} cannot be read as quantized weights; write it with save_quantized.") from error
-        if metadata.get("format") != _FORMAT.format(precision=precision):
+        if metadata.get("format") != _FORMATS[precision]:
             raise InvalidInput(f"{file} holds no {precision} weights of this version; write it with save_quantized.")
         self._source = metadata["source_sha256"]
         self._tensors: dict[str, Tensor] = {}

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kontext_fast.engine.ops import Activations, JointQKV, Ops, Rope, rows_of
-from kontext_fast.engine.static_scales import StaticScales
+from kontext_fast.engine.ops import Activations, JointQKV, Ops, Quantized, Rope, rows_of
+from kontext_fast.engine.static_scales import AttentionScales, MLPScales
 from kontext_fast.engine.step_reuse import Schedule, Velocities
 from kontext_fast.engine.weights import DoubleWeights, EngineWeights, SingleWeights, StreamWeights
 from kontext_fast.errors import KontextError
@@ -48,11 +48,13 @@ class Prepared:
     """[steps, blocks, 3, B] of query, key and value, double blocks first; for a quantized kernel of attention."""
     share: Share | None = None
     """Of the tokens, where several processes compute a step together."""
+    mlp_scales: Tensor | None = None
+    """[steps, streams, 3, B, 4] as `engine.static_scales.MLPScales` gives them, for MLPs in fp8."""
 
     def at(self, step: int) -> list[Tensor]:
         """Of one step: cosines and sines, modulation vectors, and the scales where there are any; views."""
-        tensors = [self.rope.cos, self.rope.sin, self.modulations[step]]
-        return tensors if self.scales is None else [*tensors, self.scales[step]]
+        scales = [scales[step] for scales in (self.scales, self.mlp_scales) if scales is not None]
+        return [self.rope.cos, self.rope.sin, self.modulations[step], *scales]
 
 
 class EngineTransformer:
@@ -73,7 +75,9 @@ class EngineTransformer:
         self.ops = ops if parallel is None else parallel.ops(ops)
         self.graphs = graphs
         self._parallel = parallel
-        self._static_scales = StaticScales(weights) if ops.attention_kernel.quantized else None
+        self._attention_scales = AttentionScales(weights) if ops.attention_kernel.quantized else None
+        fp8 = weights.precision == "fp8"
+        self._mlp_scales = MLPScales(weights) if fp8 and ops.has_static_scales(weights.device) else None
         self._unquantized = unquantized
 
     @torch.no_grad()
@@ -97,15 +101,16 @@ class EngineTransformer:
         rope, share = self._rotations(text_ids, image_ids), None
         modulations = self._modulations(timesteps, guidance, pooled)
         scales = None
-        if self._static_scales is not None:
+        if self._attention_scales is not None:
             *of_blocks, _ = torch.split_with_sizes(modulations, self._vector_widths, dim=-1)
-            scales = self._static_scales.of(of_blocks).transpose(0, 1).contiguous()
+            scales = self._attention_scales.of(of_blocks).transpose(0, 1).contiguous()
+        mlp_scales = None if self._mlp_scales is None else self._mlp_scales.of(modulations)
         outputs = int(image_tokens)
         if self._parallel is not None:
-            dtype = weights.dtype if self._static_scales is None else torch.float8_e4m3fn
+            dtype = weights.dtype if self._attention_scales is None else torch.float8_e4m3fn
             share = self._parallel.share(weights, dtype, batch, (text, outputs, image - outputs))
             rope, outputs = rope.rows(share.own.start, share.own.stop), share.outputs
-        return Prepared(outputs, rope, modulations, scales, share)
+        return Prepared(outputs, rope, modulations, scales, share, mlp_scales)
 
     @torch.no_grad()
     def embed_text(self, text: Tensor) -> Tensor:
@@ -141,23 +146,26 @@ class EngineTransformer:
         """One step of `inputs`: image, embedded text, and what `Prepared.at` gives. It decides by shapes alone, so that
         a graph may repeat it, and its buffers are its own, so that graphs share them."""
         image, text, cos, sin, vectors, *scales = inputs
+        of_attention = None if self._attention_scales is None else scales[0]
         text_tokens, rope = text.shape[1], Rope(cos, sin)
         doubles = len(weights.doubles)
+        of_mlps: Sequence[Tensor | None] = [None] * (2 * doubles + len(weights.singles))
+        if self._mlp_scales is not None:
+            of_mlps = scales[-1][..., 0].unbind()
         *of_blocks, final = torch.split_with_sizes(vectors, self._vector_widths, dim=-1)
         stream = self._embed(image, text)
-        joints = self._joints(stream, share, *scales)
+        joints = self._joints(stream, share, of_attention)
         parts = slice(0, text_tokens), slice(text_tokens, stream.shape[1])
         streams = [_Residual(self.ops, stream[:, rows]) for rows in parts]
-        for double, *of_streams in zip(
-            weights.doubles, of_blocks[:doubles], of_blocks[doubles : 2 * doubles], strict=True
-        ):
+        known = list(zip(of_blocks, of_mlps, strict=True))
+        for double, *of_streams in zip(weights.doubles, known[:doubles], known[doubles : 2 * doubles], strict=True):
             self._double(double, next(joints), rope, streams, of_streams)
         for part in streams:
             part.finish()
         both, outputs = _Residual(self.ops, stream), slice(text_tokens, text_tokens + image_tokens)
-        for index, (single, vector) in enumerate(zip(weights.singles, of_blocks[2 * doubles :], strict=True), 1):
+        for index, (single, of_stream) in enumerate(zip(weights.singles, known[2 * doubles :], strict=True), 1):
             is_last = index == len(weights.singles)
-            self._single(single, next(joints), rope, both, vector, outputs if is_last else None)
+            self._single(single, next(joints), rope, both, of_stream, outputs if is_last else None)
         both.finish()
         scale, shift = final.chunk(2, dim=-1)
         output = stream[:, outputs]
@@ -220,27 +228,27 @@ class EngineTransformer:
         joint: JointQKV,
         rope: Rope,
         streams: Sequence[_Residual],
-        modulation: Sequence[Tensor],
+        known: Sequence[_Known],
     ) -> None:
         ops, start, parts = self.ops, 0, []
-        for stream, part, vector in zip(streams, (weights.text, weights.image), modulation, strict=True):
+        for stream, part, (vector, scales) in zip(streams, (weights.text, weights.image), known, strict=True):
             rows = slice(start, start + stream.tokens)
             start = rows.stop
             if stream.tokens:  # a share may hold no token of a stream
-                parts.append((rows, stream, part, vector.chunk(6, dim=-1)))
-        for rows, stream, part, (shift, scale, *_) in parts:
+                parts.append((rows, stream, part, vector.chunk(6, dim=-1), scales))
+        for rows, stream, part, (shift, scale, *_), _ in parts:
             qkv = ops.linear(stream.normed(shift, scale, quantize=part.qkv.quantized), part.qkv)
             ops.write_qkv(qkv, part.norm, rope.rows(rows.start, rows.stop), joint, rows.start)
         attended = ops.attention(joint)
-        for rows, stream, part, (_, _, gate, *mlp) in parts:
+        for rows, stream, part, (_, _, gate, *mlp), scales in parts:
             projected = ops.linear(ops.prepare(attended[:, rows], quantize=part.out.quantized), part.out)
             stream.add(gate, projected)
-            self._mlp(stream, part, mlp)
+            self._mlp(stream, part, mlp, _static(part, scales))
 
-    def _mlp(self, stream: _Residual, weights: StreamWeights, modulation: list[Tensor]) -> None:
+    def _mlp(self, stream: _Residual, weights: StreamWeights, modulation: list[Tensor], static: Tensor | None) -> None:
         ops, (shift, scale, gate) = self.ops, modulation
-        normed = stream.normed(shift, scale, quantize=weights.mlp_in.quantized)
-        hidden = ops.linear_gelu(normed, weights.mlp_in, quantize=weights.mlp_out.quantized)
+        normed = stream.normed(shift, scale, quantize=weights.mlp_in.quantized, static=static)
+        hidden = ops.linear_gelu(normed, weights.mlp_in, quantize=weights.mlp_out.quantized, static=static)
         stream.add(gate, ops.linear(hidden, weights.mlp_out))
 
     def _single(
@@ -249,13 +257,14 @@ class EngineTransformer:
         joint: JointQKV,
         rope: Rope,
         stream: _Residual,
-        modulation: Tensor,
+        known: _Known,
         outputs: slice | None = None,
     ) -> None:
         """`outputs`: the only rows whose result is read, if not all are; `stream` goes on with these."""
-        ops = self.ops
+        ops, (modulation, scales) = self.ops, known
+        static = _static(weights, scales)
         shift, scale, gate = modulation.chunk(3, dim=-1)
-        normed = stream.normed(shift, scale, quantize=weights.qkv.quantized)
+        normed = stream.normed(shift, scale, quantize=weights.qkv.quantized, static=static)
         # Queries of all, since one product gives them with keys and values; without they would be a 36th of a block.
         joint = ops.write_all_qkv(ops.linear(normed, weights.qkv), weights.norm, rope, joint)
         if outputs is not None:
@@ -265,8 +274,18 @@ class EngineTransformer:
                 ops.attention(joint)
                 return
         attend = partial(ops.attention, joint)
-        joined = ops.join_linear_gelu(attend, normed, weights.mlp_in, quantize=weights.out.quantized)
+        joined = ops.join_linear_gelu(attend, normed, weights.mlp_in, quantize=weights.out.quantized, static=static)
         stream.add(gate, ops.linear(joined, weights.out))
+
+
+_Known = tuple[Tensor, Tensor | None]
+"""Of a stream in a block, before it is computed: its modulation, and the scales of its MLP where there are any."""
+
+
+def _static(weights: StreamWeights | SingleWeights, scales: Tensor | None) -> Tensor | None:
+    """The scales of an MLP whose first matrix has one scale, too; those of a float8 file may have one per row."""
+    weight = weights.mlp_in.weight
+    return scales if isinstance(weight, Quantized) and weight.scale.numel() == 1 else None
 
 
 class _Residual:
@@ -286,11 +305,11 @@ class _Residual:
     def add(self, gate: Tensor, update: Tensor) -> None:
         self._waiting = gate, update
 
-    def normed(self, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
+    def normed(self, shift: Tensor, scale: Tensor, *, quantize: bool, static: Tensor | None = None) -> Activations:
         waiting, self._waiting = self._waiting, None
         if waiting is None:
-            return self._ops.norm_modulate(self._stream, shift, scale, quantize=quantize)
-        return self._ops.add_norm_modulate(self._stream, *waiting, shift, scale, quantize=quantize)
+            return self._ops.norm_modulate(self._stream, shift, scale, quantize=quantize, static=static)
+        return self._ops.add_norm_modulate(self._stream, *waiting, shift, scale, quantize=quantize, static=static)
 
     def finish(self) -> None:
         """Add what waits, where no norm follows."""

@@ -25,11 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from kontext_fast.engine.host_memory import HostMemory
-from kontext_fast.engine.ops import Linear, Precision, QKNorm, Quantized, quantize, quantize_int8
+from kontext_fast.engine.ops import Linear, Precision, QKNorm, Quantized, quantize, quantize_int8, quantize_whole
 from kontext_fast.errors import InvalidInput
 
 ROUNDINGS: Mapping[str, Callable[[Tensor], Quantized]] = {"fp8": quantize, "int8": quantize_int8}
 """What quantizes the matrices of a precision that does."""
+
+_STATIC = ".mlp_in"
+"""End of the names of matrices that have one scale in fp8, not one per row: their products round what they give, by
+scales of whole tensors."""
 
 Quantizer = Callable[[str, Sequence[Tensor]], Quantized]
 """(name, parts) -> the quantized matrix of that name, which has the parts, [out, in] each, one below the other."""
@@ -336,10 +340,13 @@ class SourceWeights:
 
         def rounded(name: str, parts: Sequence[Tensor]) -> Quantized:
             scales = self._scales.get(name) if precision == "fp8" else None
+            is_static = precision == "fp8" and name.endswith(_STATIC)
             if scales is not None and (stored := as_stored(parts, scales)) is not None:
                 self.as_stored += 1
+                if is_static and bool((stored.scale == stored.scale[0]).all()):
+                    return replace(stored, scale=stored.scale[:1])
                 return stored
-            return _quantized(ROUNDINGS[precision], parts)
+            return _quantized(quantize_whole if is_static else ROUNDINGS[precision], parts)
 
         return rounded
 

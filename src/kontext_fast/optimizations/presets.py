@@ -238,18 +238,17 @@ def with_required(optimization: Optimization) -> tuple[Optimization, ...]:
 
 
 def _classic() -> tuple[Optimization, ...]:
-    from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
     from kontext_fast.optimizations.techniques.compile import Compile
     from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
     from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
+    from kontext_fast.optimizations.techniques.fused_vae import ChannelsLast
 
     return (FuseQKV(), ChannelsLast(), FirstBlockCache(), Compile())
 
 
 def _on_the_engine(precision: Precision) -> tuple[Optimization, ...]:
-    from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
     from kontext_fast.optimizations.techniques.engine import Engine
-    from kontext_fast.optimizations.techniques.fused_vae import FusedVae
+    from kontext_fast.optimizations.techniques.fused_vae import ChannelsLast, FusedVae
 
     return (Engine(precision=precision), ChannelsLast(), FusedVae())
 

@@ -93,8 +93,8 @@ def run_precompiled(heads: int, channels: int, precision: Precision) -> None:
 
 
 def run_step(heads: int, channels: int, precision: Precision) -> None:
-    """A whole step of a transformer of two blocks, in which nothing but the kernels runs."""
-    shape = Shape(double=1, single=1, heads=heads, head_dim=channels, axes=(channels - 16, 8, 8))
+    """A whole step of a transformer of three blocks, in which nothing but the kernels runs."""
+    shape = Shape(double=2, single=1, heads=heads, head_dim=channels, axes=(channels - 16, 8, 8))
     transformer = random_transformer(shape, torch.bfloat16)
     inputs = inputs_for(transformer, batch=2, text=3, image=(2, 2), reference=(1, 2))
     with ExitStack() as undo:
@@ -115,12 +115,15 @@ class _WithoutProducts(FusedOps):
         return torch.zeros(*rows, len(weight), dtype=torch.bfloat16)
 
 
-def _gelu_linear(x: torch.Tensor, layer: Linear, *, beside: int = 0) -> torch.Tensor:
-    return torch.zeros(*x.shape[:-1], beside + len(layer.weight), dtype=torch.bfloat16, device=x.device)  # type: ignore[arg-type]
+def _gelu_linear(x: Activations, layer: Linear, *, static: torch.Tensor | None = None, beside: int = 0) -> torch.Tensor:
+    values = x.values if isinstance(x, Quantized) else x
+    weight = layer.weight.values if isinstance(layer.weight, Quantized) else layer.weight
+    return torch.empty(*values.shape[:-1], beside + len(weight), dtype=values.dtype, device=values.device)
 
 
-# As on a GPU.
+# As on a GPU that the library has all products for.
 fused.gelu_linear = _gelu_linear
+fused.rounds_to_e4m3 = lambda _device: True
 fused._activates = lambda x, layer: not layer.quantized
 
 

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 
+from kontext_fast.engine.ops import Linear, PortableOps, Quantized
+
 INTERPRETED = find_spec("triton") is not None and not torch.cuda.is_available()
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8e4nv": torch.float8_e4m3fn}
@@ -60,6 +62,15 @@ def _dot_of_numbers(dot: Any) -> Any:
     return create_dot
 
 
+def _gelu_linear(x: Any, layer: Linear, *, static: torch.Tensor | None = None, beside: int = 0) -> torch.Tensor:
+    """What the library's product gives, in plain PyTorch; it has no part that runs without a GPU."""
+    activated = PortableOps(precision="fp8").linear_gelu(x, layer, quantize=static is not None, static=static)
+    numbers = activated.values if isinstance(activated, Quantized) else activated
+    out = torch.empty(*numbers.shape[:-1], beside + numbers.shape[-1], dtype=numbers.dtype)
+    out[..., beside:] = numbers
+    return out
+
+
 @pytest.fixture(autouse=True)
 def _interpreted_exactly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if not INTERPRETED:
@@ -72,6 +83,9 @@ def _interpreted_exactly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", _indexed(interpreter._patch_lang_tensor))
     builder = interpreter.InterpreterBuilder
     monkeypatch.setattr(builder, "create_dot", _dot_of_numbers(builder.create_dot))
+    fused = importlib.import_module("kontext_fast.engine.kernels.fused")
+    monkeypatch.setattr(fused, "rounds_to_e4m3", lambda _device: True)
+    monkeypatch.setattr(fused, "gelu_linear", _gelu_linear)
     # A GPU does not warn of an infinity either.
     with np.errstate(over="ignore", invalid="ignore"):
         yield

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from kontext_fast.engine.kernels import gelu_linear as module
-from kontext_fast.engine.kernels.gelu_linear import gelu_linear
-from kontext_fast.engine.ops import Linear
+from kontext_fast.engine.kernels.gelu_linear import gelu_linear, rounds_to_e4m3
+from kontext_fast.engine.ops import Linear, PortableOps, Quantized, quantize_whole
 from kontext_fast.errors import KontextError
 from tests import needs
 from tests.engine.kernels.oracle import DEVICE, fused, noise, portable
@@ -26,9 +26,14 @@ def _layer(shared: int, out: int) -> Linear:
 
 
 def _on_device(layer: Linear) -> Linear:
-    assert isinstance(layer.weight, Tensor)
+    weight = layer.weight
+    moved = (
+        Quantized(weight.values.to(DEVICE), weight.scale.to(DEVICE), weight.dtype)
+        if isinstance(weight, Quantized)
+        else weight.to(DEVICE)
+    )
     assert layer.bias is not None
-    return Linear(layer.weight.to(DEVICE), layer.bias.to(DEVICE))
+    return Linear(moved, layer.bias.to(DEVICE))
 
 
 @needs.gpu
@@ -50,6 +55,32 @@ def test_bfloat16_product_is_activated_and_rounded_once(
 
 
 @needs.gpu
+@pytest.mark.parametrize("beside", [0, 48])
+@pytest.mark.parametrize("aligned", [True, False])
+@SHAPES
+def test_e4m3_product_rounds_by_the_scale_of_its_sample(
+    batch: int, rows: int, shared: int, out: int, aligned: bool, beside: int
+) -> None:
+    if not rounds_to_e4m3(torch.device(DEVICE)):
+        pytest.skip("needs a GPU with float8: run `make test` on a machine with one")
+    static = torch.tensor([[4.0, 8.0], [2.0, 4.0], [0.5, 0.25]])[:, :batch]
+    scale = static[0, :, None, None].expand(batch, rows, 1).contiguous()
+    plain = _layer(shared, out)
+    assert isinstance(plain.weight, Tensor)
+    x = Quantized((noise(batch, rows, shared) / scale).to(torch.float8_e4m3fn), scale, torch.bfloat16)
+    layer = Linear(quantize_whole(plain.weight), plain.bias)
+    wanted = PortableOps(precision="fp8").linear_gelu(x, layer, quantize=True, static=static)
+    assert isinstance(wanted, Quantized)
+    places = torch.zeros(3, batch, 4 if aligned else 1, device=DEVICE)
+    places[..., 0] = static
+    moved = Quantized(x.values.to(DEVICE), x.scale.to(DEVICE), x.dtype)
+    result = gelu_linear(moved, _on_device(layer), static=places[..., 0], beside=beside).cpu()[..., beside:].float()
+    # Numbers that lie between two of e4m3 may round to either.
+    assert (result == wanted.values.float()).double().mean() > 0.9
+    assert float((result - wanted.values.float()).norm() / wanted.values.float().norm()) < 0.02
+
+
+@needs.gpu
 def test_product_runs_in_a_graph() -> None:
     x, layer = noise(1, 32, 96, dtype=torch.bfloat16).to(DEVICE), _on_device(_layer(96, 384))
     expected = gelu_linear(x, layer)
@@ -58,6 +89,10 @@ def test_product_runs_in_a_graph() -> None:
         result = gelu_linear(x, layer)
     graph.replay()
     assert torch.equal(result, expected)
+
+
+def test_other_devices_round_by_rows() -> None:
+    assert not rounds_to_e4m3(torch.device("cpu"))
 
 
 def test_missing_library_is_an_error_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,19 +112,13 @@ def test_result_of_the_library_is_laid_out_as_in_its_header() -> None:
     assert ctypes.sizeof(module._Choice) == 96
 
 
-def test_attention_writes_beside_what_is_activated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_attends_into_the_joined_buffer_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the product of bfloat16 activates what it writes, attention writes beside it."""
     from kontext_fast.engine.kernels import fused as fused_module
 
     x, layer, attended = noise(2, 5, 96), _layer(96, 384), noise(2, 5, 96, seed=3)
     layer = Linear(layer.weight.float(), layer.bias.float())  # type: ignore[union-attr]
-
-    def plain(x: Tensor, layer: Linear, *, beside: int = 0) -> Tensor:
-        activated = portable.linear_gelu(x, layer, quantize=False)
-        assert isinstance(activated, Tensor)
-        return torch.cat((torch.full((*x.shape[:-1], beside), torch.nan), activated), dim=-1)
-
     monkeypatch.setattr(fused_module, "_activates", lambda x, layer: True)
-    monkeypatch.setattr(fused_module, "gelu_linear", plain)
     asked: list[Tensor] = []
 
     def attend(into: Tensor) -> Tensor:

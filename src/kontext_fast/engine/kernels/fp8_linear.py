@@ -23,7 +23,7 @@ def fp8_linear(x: Quantized, weight: Quantized, bias: Tensor | None) -> Tensor:
         x.values.view(-1, shared),
         weight.values.t(),
         scale_a=x.scale.view(-1, 1),
-        scale_b=weight.scale.view(1, -1),
+        scale_b=weight.scale.expand(out, 1).contiguous().view(1, -1),
         bias=bias,
         out_dtype=torch.bfloat16,
         use_fast_accum=True,

@@ -23,11 +23,11 @@ from kontext_fast.engine.flops import Dimensions
 from kontext_fast.engine.kernels.add_gated import add_gated
 from kontext_fast.engine.kernels.fp8_linear import fp8_linear
 from kontext_fast.engine.kernels.gelu import gelu
-from kontext_fast.engine.kernels.gelu_linear import gelu_linear
+from kontext_fast.engine.kernels.gelu_linear import gelu_linear, rounds_to_e4m3
 from kontext_fast.engine.kernels.int8_linear import int8_linear
 from kontext_fast.engine.kernels.int8_rows import quantize_int8
 from kontext_fast.engine.kernels.norm_modulate import norm_modulate
-from kontext_fast.engine.kernels.quantize_rows import quantize_rows
+from kontext_fast.engine.kernels.quantize_rows import quantize_beside, quantize_rows
 from kontext_fast.engine.kernels.registry import precompile_calls
 from kontext_fast.engine.kernels.write_qkv import write_qkv
 from kontext_fast.engine.ops import (
@@ -86,17 +86,32 @@ class FusedOps:
             quantize_attention=self.attention_kernel.quantized,
         )
 
-    def norm_modulate(self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool) -> Activations:
-        int8 = self.quantized_precision == "int8"
-        return norm_modulate(x, shift, scale, LAYER_NORM_EPS, quantize=quantize, int8=int8)
+    def has_static_scales(self, device: torch.device) -> bool:
+        return self.quantized_precision == "fp8" and rounds_to_e4m3(device)
+
+    def norm_modulate(
+        self, x: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool, static: Tensor | None = None
+    ) -> Activations:
+        rounding = self._rounding(quantize, static)
+        return norm_modulate(x, shift, scale, LAYER_NORM_EPS, **rounding)
 
     def add_norm_modulate(
-        self, stream: Tensor, gate: Tensor, update: Tensor, shift: Tensor, scale: Tensor, *, quantize: bool
+        self,
+        stream: Tensor,
+        gate: Tensor,
+        update: Tensor,
+        shift: Tensor,
+        scale: Tensor,
+        *,
+        quantize: bool,
+        static: Tensor | None = None,
     ) -> Activations:
+        rounding = self._rounding(quantize, static)
+        return norm_modulate(stream, shift, scale, LAYER_NORM_EPS, gate=gate, update=update, **rounding)
+
+    def _rounding(self, quantize: bool, static: Tensor | None) -> dict[str, Any]:
         int8 = self.quantized_precision == "int8"
-        return norm_modulate(
-            stream, shift, scale, LAYER_NORM_EPS, quantize=quantize, int8=int8, gate=gate, update=update
-        )
+        return {"quantize": quantize, "int8": int8, "static": None if static is None else static[0]}
 
     def write_qkv(self, qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: int) -> None:
         write_qkv(qkv, norm, rope, joint, offset)
@@ -127,12 +142,22 @@ class FusedOps:
             raise TypeError("activations and weight must both be quantized, or neither")
         return functional.linear(x, layer.weight, layer.bias)
 
-    def linear_gelu(self, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
+    def linear_gelu(
+        self, x: Activations, layer: Linear, *, quantize: bool, static: Tensor | None = None
+    ) -> Activations:
+        if static is not None and isinstance(x, Quantized):
+            values = gelu_linear(x, layer, static=static)
+            return Quantized(values, static[1, :, None, None].expand(*x.scale.shape).contiguous(), x.dtype)
         if quantize or not _activates(x, layer):
             return self.gelu(self.linear(x, layer), quantize=quantize)
         return gelu_linear(x, layer)
 
-    def join_linear_gelu(self, attend: Attend, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
+    def join_linear_gelu(
+        self, attend: Attend, x: Activations, layer: Linear, *, quantize: bool, static: Tensor | None = None
+    ) -> Activations:
+        if static is not None and isinstance(x, Quantized):
+            joined = gelu_linear(x, layer, static=static, beside=x.values.shape[-1])
+            return quantize_beside(attend(), static[1], joined)
         if quantize or not _activates(x, layer):
             hidden = self.linear(x, layer)
             return self.join_gelu(attend(), hidden, quantize=quantize)
@@ -145,7 +170,7 @@ class FusedOps:
 
 
 def _activates(x: Activations, layer: Linear) -> TypeGuard[Tensor]:
-    """Whether the library's product of `x` and `layer` can apply the GELU to what it writes."""
+    """Whether the product of `x` and `layer` can apply the GELU to what it writes in bfloat16."""
     on_gpu = isinstance(x, Tensor) and x.is_cuda and x.dtype == torch.bfloat16
     return on_gpu and layer.bias is not None and not layer.quantized
 
@@ -169,12 +194,16 @@ class FusedInt8Ops(FusedOps):
             return int8_linear(x, layer.weight, layer.bias)
         return super().linear(x, layer)
 
-    def linear_gelu(self, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
+    def linear_gelu(
+        self, x: Activations, layer: Linear, *, quantize: bool, static: Tensor | None = None
+    ) -> Activations:
         if not (quantize and isinstance(x, Quantized) and isinstance(layer.weight, Quantized)):
             return super().linear_gelu(x, layer, quantize=quantize)
         return quantize_int8(int8_linear(x, layer.weight, layer.bias, gelu=True))
 
-    def join_linear_gelu(self, attend: Attend, x: Activations, layer: Linear, *, quantize: bool) -> Activations:
+    def join_linear_gelu(
+        self, attend: Attend, x: Activations, layer: Linear, *, quantize: bool, static: Tensor | None = None
+    ) -> Activations:
         if not (quantize and isinstance(x, Quantized) and isinstance(layer.weight, Quantized)):
             return super().join_linear_gelu(attend, x, layer, quantize=quantize)
         activated = int8_linear(x, layer.weight, layer.bias, gelu=True)

@@ -128,23 +128,11 @@ def _example_beside(inputs: Inputs) -> Call:
 KERNEL = Kernel(
     "gelu",
     functions=(_gelu, _gelu_quantize),
+    # In no step that is counted: where a product can, it activates what it writes.
     operations=(
+        Operation("gelu", _example_alone, bytes_per_row=lambda *_: 0, quantizes={"fp8": (True,)}),
         Operation(
-            "gelu",
-            _example_alone,
-            bytes_per_row=lambda dimensions, read, written: dimensions.mlp_width * (read + written),
-            per_double=1,
-            quantizes={"fp8": (True,)},  # elsewhere it is part of the product
-        ),
-        Operation(
-            "join_gelu",
-            _example_beside,
-            bytes_per_row=lambda dimensions, read, written: (
-                (dimensions.width + dimensions.mlp_width) * (read + written)
-            ),
-            per_single=1,
-            for_outputs=1,
-            quantizes={"fp8": (True,)},  # in bfloat16 likewise
+            "join_gelu", _example_beside, bytes_per_row=lambda *_: 0, quantizes={"bf16": (False,), "fp8": (True,)}
         ),
     ),
 )

@@ -1,15 +1,16 @@
-"""Products of bfloat16 that activate what they write (bias, then GELU in its tanh form), by cuBLASLt.
+"""Products that activate what they write (bias, then GELU in its tanh form) and may round it to e4m3, by cuBLASLt.
 
-PyTorch calls the same library, but has it write to memory of its own only; here it writes beside what is already there,
-so that nothing is copied to join the two. Nothing is tuned: the library's first choice for a shape runs. The interface
-is that of cublasLt.h of CUDA 12 and 13.
+PyTorch calls the same library, but has it write to memory of its own only, and no GELU in float8; here it writes beside
+what is already there, so that nothing is copied to join the two. Nothing is tuned: the library's first choice for a
+shape runs. The interface is that of cublasLt.h of CUDA 12 and 13.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from ctypes import byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p, sizeof
+from collections.abc import Callable, Sequence
+from ctypes import byref, c_float, c_int, c_int8, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p, sizeof
 from functools import cache, lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -19,16 +20,19 @@ from torch import Tensor
 
 from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
 from kontext_fast.engine.kernels.rows import device_of
-from kontext_fast.engine.ops import Attend, Linear
+from kontext_fast.engine.ops import Activations, Attend, Linear, Ops, Quantized, quantize_whole
 from kontext_fast.errors import KontextError
 
 if TYPE_CHECKING:
     from kontext_fast.engine.flops import Dimensions
 
 # Of cublasLt.h, library_types.h and cublas_api.h
-_FLOAT32, _BFLOAT16, _COMPUTE_FLOAT32 = 0, 14, 68
-_TRANSPOSES, _EPILOGUE, _BIAS, _BIAS_TYPE = 3, 7, 8, 26
-"""Attributes of a product: whether its first matrix is transposed, what follows it, and the bias."""
+_TYPES = {torch.float32: 0, torch.bfloat16: 14, torch.float8_e4m3fn: 28}
+_COMPUTE_FLOAT32 = 68
+_TRANSPOSES, _EPILOGUE, _BIAS, _FAST_SUMS, _BIAS_TYPE = 3, 7, 8, 25, 26
+"""Attributes of a product: whether its first matrix is transposed, what follows, the bias, and how float8 is summed."""
+_SCALES = 17, 18, 20
+"""Attributes of a product: the scales of the weight, of x and of the result."""
 _TRANSPOSED, _GELU_BIAS = 1, 36
 _MOST_WORKSPACE, _ALIGNMENTS = 1, (5, 6, 7, 8)
 """Attributes of a preference: bytes of workspace, and the least alignment of each of the four matrices."""
@@ -38,6 +42,9 @@ _WORKSPACE = 32 << 20
 """Bytes, as many as PyTorch gives it on Hopper."""
 _ALIGNED = 256
 """Bytes; the library knows no more of an address."""
+
+_FEW = 16
+"""Rows, for which a small layer will do as an example."""
 
 _Layout = c_uint64 * 8
 _Description = c_uint64 * 32
@@ -57,49 +64,82 @@ class _Choice(ctypes.Structure):
     )
 
 
-def gelu_linear(x: Tensor, layer: Linear, *, beside: int = 0) -> Tensor:
-    """[B, rows, `beside` + out] bfloat16, contiguous: the GELU of `x` [B, rows, K], contiguous, times the weight of
-    `layer` plus its bias is in the last columns, and the first ones are for the caller to write.
+def gelu_linear(x: Activations, layer: Linear, *, static: Tensor | None = None, beside: int = 0) -> Tensor:
+    """[B, rows, `beside` + out], contiguous; the GELU of `x` [B, rows, K] times the weight of `layer` plus its bias is
+    in the last columns, and the first ones are for the caller to write.
 
-    Raises KontextError where the library is missing or refuses.
+    In bfloat16; or in e4m3, of a weight with one scale and an `x` whose rows have the scale `static[0]` of their
+    sample, with the scales `static` [3, B] of `kontext_fast.engine.ops.Ops`. Then each sample is a product of its own.
+    Raises KontextError where the library is missing or has no such product.
     """
+    operand = x.values if isinstance(x, Quantized) else x
     weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor)
     assert bias is not None
-    out = torch.empty(*x.shape[:-1], beside + len(bias), dtype=x.dtype, device=x.device)
-    rows, target = x.flatten(0, -2), out.flatten(0, -2)[:, beside:]
-    shape = len(rows), len(weight), rows.shape[1], rows.stride(0), weight.stride(0), target.stride(0)
-    aligned = min(_ALIGNED, *(tensor.data_ptr() & -tensor.data_ptr() for tensor in (rows, weight, bias, target)))
-    with device_of(x):
-        _plan(x.device.index, shape, aligned).run(rows, weight, bias, target)
+    out = torch.empty(*operand.shape[:-1], beside + len(bias), dtype=operand.dtype, device=operand.device)
+    if static is None:
+        assert isinstance(weight, Tensor)
+        _multiply(operand.flatten(0, -2), weight, bias, out.flatten(0, -2)[:, beside:], ())
+    else:
+        assert isinstance(weight, Quantized)
+        for sample, (rows, target) in enumerate(zip(operand, out, strict=True)):
+            scales = [_aligned(scale) for scale in (weight.scale, static[0, sample], static[2, sample])]
+            _multiply(rows, weight.values, bias, target[:, beside:], scales)
     return out
 
 
-class _Plan:
-    """The product of one shape: what is described to the library, and what it chose."""
+def rounds_to_e4m3(device: torch.device) -> bool:
+    """Whether the library has such a product in e4m3 for a GPU."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        return False
+    with torch.cuda.device(device):
+        try:
+            _Plan(torch.float8_e4m3fn, (256, 256, 256, 256, 256, 256), _ALIGNED)
+        except KontextError:
+            return False
+    return True
 
-    def __init__(self, shape: tuple[int, ...], aligned: int) -> None:
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, scales: Sequence[Tensor]) -> None:
+    """`scales`: none, or what the weight, `x` and the result are multiplied by, one number on the device each."""
+    shape = len(x), len(weight), x.shape[1], x.stride(0), weight.stride(0), out.stride(0)
+    aligned = min(_ALIGNED, *(tensor.data_ptr() & -tensor.data_ptr() for tensor in (x, weight, bias, out)))
+    with device_of(x):
+        _plan(x.device.index, x.dtype, shape, aligned).run(x, weight, bias, out, scales)
+
+
+def _aligned(scale: Tensor) -> Tensor:
+    # The library takes no scale that begins elsewhere than at 16 bytes.
+    return scale.clone() if scale.data_ptr() % 16 else scale
+
+
+class _Plan:
+    """One product of one shape: what is described to the library, and what it chose."""
+
+    def __init__(self, dtype: torch.dtype, shape: tuple[int, ...], aligned: int) -> None:
         library = _library()
         rows, columns, shared, x_row, weight_row, out_row = shape
         self._description = _Description()
-        _check(
-            library.cublasLtMatmulDescInit_internal(self._description, sizeof(_Description), _COMPUTE_FLOAT32, _FLOAT32)
-        )
+        _check(library.cublasLtMatmulDescInit_internal(self._description, sizeof(_Description), _COMPUTE_FLOAT32, 0))
         self._set(_TRANSPOSES, c_int32(_TRANSPOSED))
         self._set(_EPILOGUE, c_uint32(_GELU_BIAS))
         self._set(_BIAS, c_void_p(_ALIGNED))  # of which the library looks at the alignment
-        self._set(_BIAS_TYPE, c_int32(_BFLOAT16))
-        # The library thinks in columns: the weight is [K, columns] and transposed, x [K, rows], out [columns, rows].
-        self._weight = _layout(shared, columns, weight_row)
-        self._x = _layout(shared, rows, x_row)
-        self._out = _layout(columns, rows, out_row)
+        self._set(_BIAS_TYPE, c_int32(_TYPES[torch.bfloat16]))
+        if dtype == torch.float8_e4m3fn:
+            self._set(_FAST_SUMS, c_int8(1))
+            for scale in _SCALES:
+                self._set(scale, c_void_p(_ALIGNED))
+        # The library thinks in columns: weight is [K, columns] and transposed, x [K, rows], the result [columns, rows].
+        self._weight = _layout(dtype, shared, columns, weight_row)
+        self._x = _layout(dtype, shared, rows, x_row)
+        self._added = _layout(torch.bfloat16, columns, rows, out_row)  # times zero, and of a type that float8 takes
+        self._out = _layout(dtype, columns, rows, out_row)
         self._lock = Lock()
         preference = _Preference()
         _check(library.cublasLtMatmulPreferenceInit_internal(preference, sizeof(preference)))
         for name, value in ((_MOST_WORKSPACE, c_uint64(_WORKSPACE)), *((a, c_uint32(aligned)) for a in _ALIGNMENTS)):
             _check(library.cublasLtMatmulPreferenceSetAttribute(preference, name, byref(value), sizeof(value)))
         self._choice, count = _Choice(), c_int()
-        layouts = self._weight, self._x, self._out, self._out
+        layouts = self._weight, self._x, self._added, self._out
         _check(
             library.cublasLtMatmulAlgoGetHeuristic(
                 _handle(), self._description, *layouts, preference, 1, byref(self._choice), byref(count)
@@ -108,11 +148,13 @@ class _Plan:
         if not count.value:
             _check(_NOT_SUPPORTED)
 
-    def run(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, scales: Sequence[Tensor]) -> None:
         one, zero, size = c_float(1), c_float(0), self._choice.workspace
         workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
-        with self._lock:  # others describe their bias at the same place
-            self._set(_BIAS, c_void_p(bias.data_ptr()))
+        pointers = (_BIAS, bias), *zip(_SCALES, scales, strict=False)
+        with self._lock:  # others describe their pointers at the same place
+            for name, tensor in pointers:
+                self._set(name, c_void_p(tensor.data_ptr()))
             status = _library().cublasLtMatmul(
                 _handle(),
                 self._description,
@@ -122,8 +164,8 @@ class _Plan:
                 x.data_ptr(),
                 self._x,
                 byref(zero),
-                out.data_ptr(),
-                self._out,
+                None if scales else out.data_ptr(),
+                self._added,
                 out.data_ptr(),
                 self._out,
                 byref(self._choice.algorithm),
@@ -138,14 +180,14 @@ class _Plan:
 
 
 @lru_cache(maxsize=512)
-def _plan(device: int, shape: tuple[int, ...], aligned: int) -> _Plan:
+def _plan(device: int, dtype: torch.dtype, shape: tuple[int, ...], aligned: int) -> _Plan:
     """`device`: the current one, which the library looks at."""
-    return _Plan(shape, aligned)
+    return _Plan(dtype, shape, aligned)
 
 
-def _layout(rows: int, columns: int, leading: int) -> Any:
+def _layout(dtype: torch.dtype, rows: int, columns: int, leading: int) -> Any:
     layout = _Layout()
-    _check(_library().cublasLtMatrixLayoutInit_internal(layout, sizeof(layout), _BFLOAT16, rows, columns, leading))
+    _check(_library().cublasLtMatrixLayoutInit_internal(layout, sizeof(layout), _TYPES[dtype], rows, columns, leading))
     return layout
 
 
@@ -184,10 +226,27 @@ def _library() -> Any:
 
 
 def _layer(inputs: Inputs) -> tuple[Tensor, Linear]:
-    width, out = inputs.dimensions.width, inputs.dimensions.mlp_width
+    width, rows = inputs.dimensions.width, inputs.rows
+    out = inputs.dimensions.mlp_width if rows > _FEW else width
     # As in the model, most of what is activated is a few units from zero, where the forms of GELU differ.
     weight = inputs.draw(out, width) * (width**-0.5 / 8)
-    return inputs.draw(inputs.batch, inputs.rows, width), Linear(weight, inputs.draw(out))
+    return inputs.draw(inputs.batch, rows, width), Linear(weight, inputs.draw(out))
+
+
+def _static_layer(inputs: Inputs) -> Callable[[bool], tuple[Activations, Linear, Tensor | None]]:
+    """What is multiplied, given whether it is quantized, and the scales then."""
+    (x, layer), static = _layer(inputs), inputs.static()
+    scale = static[0, :, None, None].expand(*x.shape[:-1], 1).contiguous()
+    rounded = Quantized((x.float() / scale).to(torch.float8_e4m3fn), scale, x.dtype)
+    assert isinstance(layer.weight, Tensor)
+    weight = quantize_whole(layer.weight)
+
+    def operands(quantize: bool) -> tuple[Activations, Linear, Tensor | None]:
+        if quantize:
+            return rounded, Linear(weight, layer.bias), static
+        return rounded.dequantized().to(x.dtype), Linear(weight.dequantized().to(x.dtype), layer.bias), None
+
+    return operands
 
 
 def _attend(inputs: Inputs) -> Attend:
@@ -205,6 +264,26 @@ def _example_joined(inputs: Inputs) -> Call:
     return lambda ops, quantize: [ops.join_linear_gelu(attend, x, layer, quantize=quantize)]
 
 
+def _example_static(inputs: Inputs) -> Call:
+    operands = _static_layer(inputs)
+
+    def call(ops: Ops, quantize: bool) -> list[Activations]:
+        x, layer, static = operands(quantize)
+        return [ops.linear_gelu(x, layer, quantize=quantize, static=static)]
+
+    return call
+
+
+def _example_static_joined(inputs: Inputs) -> Call:
+    operands, attend = _static_layer(inputs), _attend(inputs)
+
+    def call(ops: Ops, quantize: bool) -> list[Activations]:
+        x, layer, static = operands(quantize)
+        return [ops.join_linear_gelu(attend, x, layer, quantize=quantize, static=static)]
+
+    return call
+
+
 def _of_attention(dimensions: Dimensions, read: int, written: int) -> int:
     return dimensions.width * (read + written)
 
@@ -217,10 +296,27 @@ KERNEL = Kernel(
         Operation(
             "join_linear_gelu",
             _example_joined,
-            bytes_per_row=_of_attention,  # which not every kernel writes to where it is read
+            bytes_per_row=_of_attention,
             per_single=1,
             for_outputs=1,
             quantizes={"bf16": (False,)},
+        ),
+        Operation(
+            "linear_gelu",
+            _example_static,
+            bytes_per_row=lambda *_: 0,
+            per_double=1,
+            quantizes={"fp8": (True,)},
+            static=True,
+        ),
+        Operation(
+            "join_linear_gelu",
+            _example_static_joined,
+            bytes_per_row=_of_attention,
+            per_single=1,
+            for_outputs=1,
+            quantizes={"fp8": (True,)},
+            static=True,
         ),
     ),
 )

@@ -24,6 +24,7 @@ from kontext_fast.engine.kernels.rows import (
     store_halves,
     store_int8,
     store_quantized,
+    store_scaled,
 )
 from kontext_fast.engine.ops import Ops, Quantized, rotation_group
 
@@ -36,13 +37,15 @@ def norm_modulate(
     *,
     quantize: bool,
     int8: bool = False,
+    static: Tensor | None = None,
     gate: Tensor | None = None,
     update: Tensor | None = None,
 ) -> Tensor | Quantized:
     """(1 + `scale`) times the layer norm of `x` [B, rows, W], plus `shift`; both are [B, W].
 
     With `gate` [B, W] and `update` [B, rows, W], their product is added to `x` in place before, and rounded as
-    `add_gated` does. Quantized to e4m3, or rotated and quantized to int8.
+    `add_gated` does. Quantized to e4m3, with the scales `static` [B] if they are given, or rotated and quantized to
+    int8.
 
     All may have any strides but a contiguous last dimension.
     """
@@ -64,6 +67,7 @@ def norm_modulate(
             scale,
             out,
             row_scale,
+            static,
             x.stride(0),
             x.stride(1),
             None if gate is None else gate.stride(0),
@@ -71,6 +75,7 @@ def norm_modulate(
             None if update is None else update.stride(1),
             shift.stride(0),
             scale.stride(0),
+            None if static is None else static.stride(0),
             eps,
             WIDTH=width,
             BLOCK=block,
@@ -89,6 +94,7 @@ def _norm_modulate(
     scale: tl.tensor,
     out: tl.tensor,
     row_scale: tl.tensor,
+    static: tl.tensor,
     x_batch: tl.tensor,
     x_row: tl.tensor,
     gate_batch: tl.tensor,
@@ -96,6 +102,7 @@ def _norm_modulate(
     update_row: tl.tensor,
     shift_batch: tl.tensor,
     scale_batch: tl.tensor,
+    static_batch: tl.tensor,
     eps: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -146,11 +153,15 @@ def _norm_modulate(
         else:
             if GROUP is not None:
                 block = rotated_block(block, BLOCK, GROUP)
-            largest = larger_magnitude(largest, block)
+            if static is None:
+                largest = larger_magnitude(largest, block)
             modulated += (block,)
     if row_scale is not None:
         if GROUP is not None:
             store_int8(modulated, largest, out + row * WIDTH, row_scale + row, BLOCK)
+        elif static is not None:
+            by = tl.load(static + tl.program_id(1) * static_batch)
+            store_scaled(modulated, by, out + row * WIDTH, row_scale + row, BLOCK)
         else:
             store_quantized(modulated, largest, out + row * WIDTH, row_scale + row, BLOCK)
 
@@ -160,12 +171,20 @@ def _example(inputs: Inputs) -> Call:
     return lambda ops, quantize: [ops.norm_modulate(x, shift, scale, quantize=quantize)]
 
 
-def _example_after_add(inputs: Inputs) -> Call:
+def _example_static(inputs: Inputs) -> Call:
+    x, (shift, scale), static = inputs.stream(), inputs.vectors(2), inputs.static()
+    return lambda ops, quantize: [
+        ops.norm_modulate(x, shift, scale, quantize=quantize, static=static if quantize else None)
+    ]
+
+
+def _example_after_add(inputs: Inputs, static: Tensor | None = None) -> Call:
     stream, (shift, scale, gate) = inputs.stream(), inputs.vectors(3)
     update = inputs.draw(*stream.shape)
 
     def call(ops: Ops, quantize: bool) -> list[Tensor | Quantized]:
-        normed = ops.add_norm_modulate(stream, gate, update, shift, scale, quantize=quantize)
+        scales = static if quantize else None
+        normed = ops.add_norm_modulate(stream, gate, update, shift, scale, quantize=quantize, static=scales)
         return [stream if stream._base is None else stream._base, normed]
 
     return call
@@ -191,6 +210,17 @@ KERNEL = Kernel(
             per_single=1,
             per_step=-2,  # nothing is normed in the same pass after the last block of each kind
             quantizes={"bf16": (False,), "fp8": (True,), "int8": (True,)},
+        ),
+        # Those before MLPs, which the two above count.
+        Operation(
+            "norm_modulate", _example_static, bytes_per_row=lambda *_: 0, quantizes={"fp8": (True,)}, static=True
+        ),
+        Operation(
+            "add_norm_modulate",
+            lambda inputs: _example_after_add(inputs, inputs.static()),
+            bytes_per_row=lambda *_: 0,
+            quantizes={"fp8": (True,)},
+            static=True,
         ),
     ),
 )

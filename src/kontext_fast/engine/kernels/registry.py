@@ -45,6 +45,11 @@ class Inputs:
         angles = self.draw(self.rows, self.dimensions.head_dim // 2).float()
         return Rope(angles.cos(), angles.sin())
 
+    def static(self) -> Tensor:
+        """[3, B] scales of an MLP that hold what is drawn, each at 16 bytes."""
+        scales = self.draw(1).new_tensor([64.0, 2.0, 0.5], dtype=torch.float32)
+        return scales[:, None, None].repeat(1, self.batch, 4)[..., 0]
+
     def joint(self, rows: int, *, quantize: bool = False) -> JointQKV:
         """Buffers of `rows` tokens, not yet written, and where they are e4m3 a scale that holds any head."""
         like = self.draw(1)
@@ -76,6 +81,8 @@ class Operation:
     """Of all calls, those for tokens with an output only: in the last single block and after it."""
     quantizes: Mapping[Precision, tuple[bool, ...]] = field(kw_only=True)
     """By precision of a step that calls it, whether it quantizes its result; both where some calls do."""
+    static: bool = False
+    """Whether its scales are known before, as those of MLPs in float8 are where a product can round what it gives."""
     for_attention: bool = False
     """Whether it writes what attention reads: it quantizes where the kernel of attention is quantized, which `auto`
     never is."""
@@ -130,7 +137,7 @@ def precompile_calls(
         partial(_run, ops, operation, inputs, variant)
         for kernel in kernels().values()
         for operation in kernel.operations
-        if kernel.functions and operation.calls(dimensions)
+        if (ops.has_static_scales(device) if operation.static else kernel.functions and operation.calls(dimensions))
         for variant in ((quantize_attention,) if operation.for_attention else operation.variants(precision))
     ]
 

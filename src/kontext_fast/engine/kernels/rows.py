@@ -105,6 +105,16 @@ def store_quantized(
 
 
 @triton.jit
+def store_scaled(blocks: tl.tuple, by: tl.tensor, values: tl.tensor, scale: tl.tensor, BLOCK: tl.constexpr) -> None:
+    """Write the `blocks` of a row, float32 [BLOCK] each, as e4m3 `values` of the scale `by`, which goes to `scale`."""
+    tl.store(scale, by)
+    inverse = tl.div_rn(1.0, by)
+    columns = tl.arange(0, BLOCK)
+    for i in tl.static_range(len(blocks)):
+        tl.store(values + i * BLOCK + columns, (blocks[i] * inverse).to(tl.float8e4nv))
+
+
+@triton.jit
 def store_int8(blocks: tl.tuple, largest: tl.tensor, values: tl.tensor, scale: tl.tensor, BLOCK: tl.constexpr) -> None:
     """Write the `blocks` of a row, float32 [BLOCK] each, as int8 `values` and one `scale`."""
     inverse = _row_scale(largest, scale, INT8_MAX)

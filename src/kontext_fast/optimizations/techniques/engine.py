@@ -74,8 +74,8 @@ class Engine(Optimization):
 
     precision: Literal["bf16", "fp8", "int8"] = "bf16"
     """`bf16`: the precision the pipeline was loaded in, nothing is quantized; `fp8`: e4m3 inside of the blocks, with
-    one scale per token and per output channel; `int8`: the same in rotated int8, with less than half the error, for
-    Hopper GPUs."""
+    one scale per token and per output channel, for the MLPs' first products one for each sample that is known before;
+    `int8`: scales of tokens and channels in rotated int8, with less than half the error, for Hopper GPUs."""
     full_precision: tuple[int, ...] = ()
     """Steps that are computed in the precision the pipeline was loaded in, by number from 0, or from -1 backwards from
     the last one; for fp8 and int8, whose engine then holds the weights of the blocks in both precisions."""

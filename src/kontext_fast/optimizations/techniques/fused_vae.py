@@ -1,4 +1,5 @@
-"""`fused_vae`: what lies between the VAE's convolutions in few operations that keep channels innermost.
+"""The VAE: `channels_last` keeps convolution weights with channels innermost, as the fast kernels want them, and
+`fused_vae` what lies between convolutions, in few operations.
 
 Between two convolutions PyTorch runs a norm and an activation. On a GPU its group norm wants channels outermost, so
 that with `channels_last` alone every norm is followed and preceded by a transposition. Biases and residuals are added
@@ -20,6 +21,28 @@ from kontext_fast.pipeline.device import Machine
 
 _SCORES = 2**26
 """Of attention that are in memory at once, in float32: 256 MiB."""
+
+
+class ChannelsLast(Optimization):
+    """The VAE in torch.channels_last. Convolutions then choose other kernels, which round differently."""
+
+    name: ClassVar[str] = "channels_last"
+    summary: ClassVar[str] = "VAE weights with channels innermost, the layout fast convolution kernels want"
+    effect: ClassVar[Effect] = Effect.NUMERIC
+    phase: ClassVar[Phase] = Phase.LAYOUT
+
+    def apply(self, pipe: Any, undo: ExitStack) -> Facts:
+        """Change the strides, never the values, of every 4-dimensional weight of `pipe.vae`."""
+        import torch
+
+        changed = 0
+        for weight in () if pipe.vae is None else pipe.vae.parameters():
+            if weight.dim() != 4:
+                continue
+            undo.callback(_restore_strides, weight, weight.stride())
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+            changed += 1
+        return {"weights": changed}
 
 
 class FusedVae(Optimization):
@@ -255,3 +278,11 @@ def _plain(norm: Any, x: Any) -> Any:
     from torch.nn import functional
 
     return functional.silu(functional.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps))
+
+
+def _restore_strides(weight: Any, strides: tuple[int, ...]) -> None:
+    import torch
+
+    # Not `.contiguous()`: a 1x1 kernel counts as contiguous in either layout, and its strides pick the kernel.
+    original = torch.empty_strided(weight.shape, strides, dtype=weight.dtype, device=weight.device)
+    weight.data = original.copy_(weight.data)

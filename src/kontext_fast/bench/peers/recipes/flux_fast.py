@@ -7,7 +7,7 @@ from kontext_fast.bench.peers.techniques.diffusers_fused_qkv import DiffusersFus
 from kontext_fast.bench.peers.techniques.flash_attention_3_fp8 import FlashAttention3Fp8
 from kontext_fast.bench.peers.techniques.torchao_float8 import TorchaoFloat8
 from kontext_fast.optimizations.presets import declare_preset
-from kontext_fast.optimizations.techniques.channels_last import ChannelsLast
+from kontext_fast.optimizations.techniques.fused_vae import ChannelsLast
 
 _SOURCE = "https://github.com/huggingface/flux-fast"
 
