@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +126,27 @@ def test_other_processes_take_one_core_each(
     for environment in environments:
         assert (environment["OMP_NUM_THREADS"], environment["OPENBLAS_NUM_THREADS"]) == ("1", "1")
         assert environment["PATH"]
+
+
+def test_processors_are_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 7)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3, 5} if process == 0 else set(), raising=False)
+    assert scorer._processors() == 2
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert scorer._processors() == 7
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert scorer._processors() == 1
+
+
+def test_missing_image_and_cut_latents_say_what_to_do(tmp_path: Path) -> None:
+    (output,) = _stored(tmp_path, 1)
+    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
+    cut = replace(output, reference_file=output.file, latents_file=tmp_path / "cut.npy")
+    with pytest.raises(InvalidInput, match=r"^The latents .*cut\.npy are cut off; go on with --resume"):
+        cut.load()
+    output.file.unlink()
+    with pytest.raises(InvalidInput, match=r"^The output 0\.png is missing from the result folder; run"):
+        output.load()
 
 
 def test_judge_scores_carry_the_reasons(tmp_path: Path) -> None:
