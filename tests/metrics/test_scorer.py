@@ -120,6 +120,8 @@ def test_other_processes_take_one_core_each(
         return SimpleNamespace(returncode=1)
 
     monkeypatch.setattr("subprocess.run", failing)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
     outputs = _stored(tmp_path, 4)
     assert len(_scores(Scorer(TINY, [output.item for output in outputs], JUDGES), outputs)) == 8
     assert len(environments) == 2
@@ -238,7 +240,9 @@ def test_quality_of_random_weights_is_not_measured() -> None:
 
 
 def test_benchmark_of_tiny_is_judged(tmp_path: Path) -> None:
-    suite = read_suite("quick").resolve("tiny").override(presets=("baseline",), control=False, rounds=1, steps=(2,))
+    suite = (
+        read_suite("quick").resolve("tiny").override(presets=("baseline",), control=False, rounds=1, steps=(2,), seed=5)
+    )
     run_suite(suite, tmp_path, device="cpu", command="kontext bench")
     store = ResultStore(tmp_path)
     judge_benchmark(store)
@@ -249,6 +253,7 @@ def test_benchmark_of_tiny_is_judged(tmp_path: Path) -> None:
         (sample.item, sample.seed, image) for sample in kept for image in sample.images
     }
     assert {score.metric for score in record.scores} == {"judge_done", "judge_kept"}
+    assert len(record.scores) == 2 * sum(len(sample.images) for sample in kept), "warm-ups are not judged"
     judge_benchmark(store)
     assert store.load().records[0].scores == record.scores
     store.image_path(kept[0].images[0]).unlink()

@@ -249,6 +249,7 @@ def test_warm_up_is_not_timed_and_items_take_turns(generator: ImageGenerator, mo
 
     def edit(pipe: Any, request: EditRequest) -> None:
         nonlocal clock
+        assert pipe is generator._pipeline.pipe
         clock += 2.0 ** len(events)
         events.append(f"{request.instruction} {request.seed}")
 
