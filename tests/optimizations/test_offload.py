@@ -114,7 +114,7 @@ def test_engine_weights_return_to_host_memory(precision: Precision) -> None:
         expected = stepped(engine, prepare(engine, inputs), inputs)
     with ExitStack() as undo:
         weights = take_weights(transformer, precision, undo, device=ELSEWHERE)
-        engine = EngineTransformer(weights, PortableOps())
+        engine = EngineTransformer(weights, PortableOps(precision=precision))
         assert torch.equal(stepped(engine, prepare(engine, inputs), inputs), expected)
         # What is quantized waits where it was; everything else has a copy that the engine reads.
         moved = {name for name, one in transformer.named_parameters() if one.data_ptr() != waiting[name]}
@@ -144,7 +144,7 @@ def test_modulations_are_read_from_host_memory(precision: Precision, monkeypatch
         monkeypatch.setattr(
             Linear, "on", lambda layer, device: brought.append(layer.weight.data_ptr()) or on(layer, ELSEWHERE)
         )
-        engine = EngineTransformer(weights, PortableOps())
+        engine = EngineTransformer(weights, PortableOps(precision=precision))
         assert torch.equal(stepped(engine, prepare(engine, inputs), inputs), expected)
         assert {name: layer.weight.data_ptr() for name, layer in layers.items()} == waiting
         assert set(waiting.values()) <= set(brought)
