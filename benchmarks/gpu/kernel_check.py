@@ -140,9 +140,10 @@ class Timing:
 
     def rate(self, ceiling: float | None) -> str:
         """`ceiling`: bytes per second of a copy."""
-        if self.bytes_per_second is None:
-            return f"{(self.flop_per_second or 0) / 1e12:5.0f} TFLOP/s"
-        return f"{self.bytes_per_second / 1e12:5.2f} TB/s, {self.bytes_per_second / (ceiling or 1):.0%} of a copy"
+        if self.flop_per_second is not None:  # a product that joins what it gives moves bytes besides
+            return f"{self.flop_per_second / 1e12:5.0f} TFLOP/s"
+        moved = self.bytes_per_second or 0.0
+        return f"{moved / 1e12:5.2f} TB/s, {moved / (ceiling or 1):.0%} of a copy"
 
 
 def run_timing(step: str, stage: Stage, *, launches: int = 8, replays: int = 9) -> Timing:

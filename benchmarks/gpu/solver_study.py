@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the numbers")
     parser.add_argument("--device", help="default: the first GPU")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--attention", default="auto", help="the engine's kernel, but with --mixtures")
+    parser.add_argument("--attention", default="auto", help="the engine's kernel; --mixtures have that of auto")
     parser.add_argument("--mixtures", nargs="+", metavar="N:LAST", help="evaluations, and the last ones in bf16")
     parser.add_argument("--checkpoint", choices=("random", "tiny"), default="random", help="of --mixtures")
     arguments = parser.parse_args()

@@ -32,7 +32,8 @@ def write(folder: Path) -> None:
         "timings": [
             timing("attention", 10, 2e-3, flop_per_second=600e12),
             timing("linear 3072x9216 image", 10, 1e-3, flop_per_second=700e12),
-            timing("linear 3072x9216 text", 10, 3e-3, flop_per_second=500e12),
+            timing("linear 3072x9216 text", 5, 3e-3, flop_per_second=500e12),
+            timing("join_linear_gelu single", 5, 3e-3, flop_per_second=500e12, bytes_per_second=1e11),
             timing("gelu image", 5, 1e-4, bytes_per_second=4e12),
             timing("gelu image", 5, 9.0, bytes_per_second=4e12) | {"step": "reuse fp8"},
         ],

@@ -58,7 +58,7 @@ def _excess(check: dict[str, Any]) -> float:
 def _cells(name: str, timings: list[dict[str, Any]]) -> Iterator[str]:
     kinds: dict[str, list[dict[str, Any]]] = {"attention": [], "linear": [], "": []}
     for timing in timings:
-        kinds[next(kind for kind in kinds if timing["stage"].startswith(kind))].append(timing)
+        kinds[next(kind for kind in kinds if kind in timing["stage"])].append(timing)
     yield name
     for kind, of_kind in kinds.items():
         seconds = sum(map(_seconds, of_kind))
