@@ -50,6 +50,8 @@ def test_paying_by_use_meets_an_api_where_its_fixed_costs_are_saved() -> None:
     )
     assert crossing.images_per_day == pytest.approx(100)
     assert (crossing.cheaper, crossing.instead_of) == ("by-use at made-up", "an-api")
+    as_dear = price(1.0, kind="api", usd_per_image=2.0, card=None, memory_gib=None)
+    assert hosting_instead_of_api(work(3600), EVEN, tariff("by-use", 2.0), as_dear).images_per_day == math.inf
 
 
 def test_fleet_with_headroom_never_beats_by_use_at_one_price() -> None:

@@ -75,7 +75,7 @@ def test_cheapest_is_ours_and_supports_a_claim_where_one_does() -> None:
     several, single = works(ROUNDS), works(1)
     compiled, classic = several["compile"], several["classic"]
     peer = replace(classic, row=replace(classic.row, preset="peer:other"))
-    assert _cheapest([compiled, classic, classic, several["baseline"]]) is classic
+    assert _cheapest([compiled, classic, replace(classic, note="again"), several["baseline"]]) is classic
     assert _cheapest([compiled, single["classic"]]) is compiled
     assert _cheapest([single["compile"], single["classic"]]) is single["classic"]
     assert _cheapest([peer, single["compile"]]) is single["compile"]
