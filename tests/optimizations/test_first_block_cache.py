@@ -11,6 +11,7 @@ import torch
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import Acceleration, accelerate
+from kontext_fast.optimizations.call_tracking import tracker_of
 from kontext_fast.optimizations.techniques import first_block_cache
 from kontext_fast.optimizations.techniques.first_block_cache import (
     FirstBlockCache,
@@ -178,10 +179,10 @@ def test_only_output_tokens_are_compared() -> None:
     assert torch.equal(_change(after, before, ids, Remembered()), after[:, :2])
 
 
-def test_transformer_is_the_original_outside_of_requests(pipe: Any) -> None:
+def inputs_of(pipe: Any) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     config = pipe.transformer.config
-    arguments = {
+    return {
         "hidden_states": torch.randn(1, 4, config.in_channels, generator=generator),
         "encoder_hidden_states": torch.randn(1, 3, config.joint_attention_dim, generator=generator),
         "pooled_projections": torch.randn(1, config.pooled_projection_dim, generator=generator),
@@ -190,6 +191,25 @@ def test_transformer_is_the_original_outside_of_requests(pipe: Any) -> None:
         "img_ids": torch.zeros(4, 3),
         "txt_ids": torch.zeros(3, 3),
     }
+
+
+@pytest.mark.parametrize("name", ["pooled_projections", "guidance", "img_ids", "txt_ids"])
+def test_call_of_another_pipeline_in_between_is_refused(pipe: Any, name: str) -> None:
+    inputs = inputs_of(pipe)
+    with accelerate(pipe, [FirstBlockCache(threshold=0)], quiet=True):
+        calls = tracker_of(pipe)
+        assert calls is not None
+        with calls.open(pipe), torch.no_grad():
+            for _ in range(2):
+                pipe.transformer(**inputs)
+                assert calls.current is not None
+                calls.current.end_step()
+            with pytest.raises(InvalidInput, match="other prompts or positions than at the step before"):
+                pipe.transformer(**{**inputs, name: inputs[name].clone()})
+
+
+def test_transformer_is_the_original_outside_of_requests(pipe: Any) -> None:
+    arguments = inputs_of(pipe)
     with torch.no_grad():
         expected = pipe.transformer(**arguments).sample
         with accelerate(pipe, [FirstBlockCache(threshold=ALWAYS_BELOW)], quiet=True):
@@ -277,8 +297,12 @@ def test_other_cache_is_refused() -> None:
     pipe = small_pipeline(double=2, single=2)
     pipe.transformer.enable_cache(FirstBlockCacheConfig())
     pipe.transformer.forward = lambda *args, **kwargs: None
-    with pytest.raises(InvalidInput, match="already replaced"):
+    with pytest.raises(InvalidInput) as caught:
         accelerate(pipe, [FirstBlockCache()], quiet=True)
+    assert str(caught.value) == (
+        "Something already replaced the transformer's forward (another cache or hook); remove it, e.g. with "
+        "pipe.transformer.disable_cache(), then accelerate again."
+    )
 
 
 FIXED = "first_block_cache on a fixed schedule: "
@@ -355,8 +379,31 @@ def test_sample_is_skipped_below_the_threshold_alone(
     parameters: dict[str, Any], step: int, drifts: Any, skips: Any, compute: list[bool]
 ) -> None:
     cache = FirstBlockCache(**({} if drifts is None else {"threshold": 0.5}), **parameters)
-    last = torch.full((3, 2, 2), -2.0)
+    last = torch.tensor([-2.0, 20.0, 0.2]).reshape(3, 1, 1).expand(3, 2, 2)
     change = None if drifts is None else last * (1 + torch.tensor(drifts).reshape(3, 1, 1))
     remembered, call = Remembered(last, last, list(skips)), SimpleNamespace(step=step, total_steps=8)
     assert _decide(cache, call, remembered, change, 3) == compute
     assert _decide(cache, call, Remembered(), change, 3) == [True] * 3
+
+
+def test_transformer_without_guidance_is_followed() -> None:
+    from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings
+
+    pipe = small_pipeline(double=2)
+    own, config = pipe.transformer.time_text_embed, pipe.transformer.config
+    width = config.num_attention_heads * config.attention_head_dim
+    plain = CombinedTimestepTextProjEmbeddings(width, config.pooled_projection_dim)
+    plain.timestep_embedder, plain.text_embedder = own.timestep_embedder, own.text_embedder
+    pipe.transformer.time_text_embed = plain
+    pipe.transformer.register_to_config(guidance_embeds=False)
+    stock = render(pipe, steps=2)
+    with accelerate(pipe, [FirstBlockCache(threshold=0)], quiet=True):
+        np.testing.assert_array_equal(render(pipe, steps=2), stock)
+
+
+def test_group_offloading_is_refused_by_its_name() -> None:
+    pipe = small_pipeline()
+    cpu = torch.device("cpu")
+    pipe.transformer.enable_group_offload(cpu, cpu, offload_type="block_level", num_blocks_per_group=1)
+    with pytest.raises(InvalidInput, match="group offloading, which first_block_cache would ignore; use accelerate"):
+        accelerate(pipe, [FirstBlockCache()], quiet=True)

@@ -18,7 +18,7 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate, apply_plan
 from kontext_fast.optimizations.presets import resolve
 from kontext_fast.optimizations.techniques.engine import Engine
-from kontext_fast.optimizations.techniques.offload import Offload, _inputs_on, _Resident, _units, _wait
+from kontext_fast.optimizations.techniques.offload import Offload, _inputs_on, _place, _Resident, _units, _wait
 from kontext_fast.pipeline.device import Machine
 from tests.engine.transformers import Shape, engine_on, inputs_for, prepare, random_transformer, stepped
 from tests.pipelines import render, small_pipeline
@@ -220,3 +220,16 @@ def test_label_says_that_a_cpu_has_one_memory() -> None:
     cpu = Machine.detect("cpu")
     assert Offload().label_on(cpu) == "offload: saves nothing on a CPU, which has one memory"
     assert Offload().label_on(replace(cpu, device="cuda")) is None
+
+
+def test_tensor_that_was_moved_gets_its_own_memory_back() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    before = parameter.data_ptr()
+    with ExitStack() as undo:
+        _place(parameter, torch.device("cpu"), undo)
+        assert parameter.data_ptr() == before
+        _place(parameter, ELSEWHERE, undo)
+        assert parameter.data_ptr() != before
+        parameter.data += 1  # of the copy
+    assert parameter.data_ptr() == before
+    assert parameter.tolist() == [1.0, 1.0]
