@@ -161,6 +161,14 @@ def test_times_of_ones_own_and_later_beginnings_are_refused(shared: Any) -> None
             pass
         with calls.open(shared), pytest.raises(InvalidInput) as caught:
             scheduler[0].set_begin_index(1)
+        with pytest.raises(InvalidInput) as refused, calls.open(shared, {"strength": 0.7}):
+            pass
+        with calls.open(shared, {"strength": 1.0}):
+            pass
+    assert str(refused.value) == (
+        "A solver runs from noise alone, and a strength of 0.7 begins with an image; leave the strength at 1, or use a "
+        "preset without a solver."
+    )
     assert str(caught.value) == (
         "A solver makes an image from pure noise, so a pipeline that begins later (a strength below 1) needs a preset "
         "without one."

@@ -9,7 +9,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from kontext_fast.engine.step_reuse import Schedule
 from kontext_fast.errors import InvalidInput
+from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.optimizations.techniques.step_reuse import StepReuse
+from tests.pipelines import render, small_pipeline
 
 FALLING = [1.0, 0.8, 0.5, 0.2, 0.0]
 PLAIN = FlowMatchEulerDiscreteScheduler()
@@ -71,3 +74,11 @@ def test_guesses_are_corrected_for_falling_euler_steps_alone(scheduler: Any, sig
     with pytest.raises(InvalidInput) as caught:
         StepReuse()._schedule(scheduler, sigmas)
     assert str(caught.value) == complaint
+
+
+def test_computed_steps_of_the_last_call_are_counted() -> None:
+    pipe = small_pipeline()
+    with accelerate(pipe, [Engine(), StepReuse(computed=(0, 2))], quiet=True) as acceleration:
+        assert acceleration.facts["step_reuse"] == {"computed_steps": []}
+        render(pipe, steps=4)
+        assert acceleration.facts["step_reuse"] == {"computed_steps": [[2]]}
