@@ -233,3 +233,19 @@ def test_tensor_that_was_moved_gets_its_own_memory_back() -> None:
         parameter.data += 1  # of the copy
     assert parameter.data_ptr() == before
     assert parameter.tolist() == [1.0, 1.0]
+
+
+def test_part_that_fails_outside_of_a_call_leaves_the_device_too(pipe: Any) -> None:
+    block = pipe.text_encoder_2.encoder.block[0]
+    weight = block.layer[0].SelfAttention.q.weight
+    waiting = weight.data_ptr()
+
+    def fail(*_: Any) -> None:
+        assert weight.data_ptr() != waiting
+        raise RuntimeError("no luck")
+
+    with accelerate(pipe, [Engine(), Offload()], quiet=True):
+        block.layer[0].register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="no luck"):
+            pipe.encode_prompt("make it red", max_sequence_length=48)
+        assert weight.data_ptr() == waiting
