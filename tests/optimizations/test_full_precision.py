@@ -137,6 +137,7 @@ def test_originals_on_the_device_change_no_bit(pipe: Any, precision: Any) -> Non
     with accelerate(pipe, [Engine(precision=precision, originals="device")], quiet=True) as acceleration:
         np.testing.assert_array_equal(render(pipe), in_host_memory)
         assert acceleration.facts["engine"]["host_bytes"] == 0
+        assert acceleration.facts["engine"]["mlp_scales"] == {"fp8": "static", "int8": "rows"}[precision]
         weight = pipe.transformer.transformer_blocks[0].ff.net[2].weight
         weight.data *= 1.5
         with pytest.raises(InvalidInput, match="changed after they were quantized"):

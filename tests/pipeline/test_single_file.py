@@ -237,6 +237,7 @@ def test_engine_in_fp8_runs_the_numbers_of_the_file(
             matrices = engine_of(copied.transformer).engine.weights.quantized
             assert acceleration.facts["engine"]["as_stored"] == len(matrices) == 11
             assert "as_stored=11" in acceleration.describe()
+            assert acceleration.facts["engine"]["mlp_scales"] == ("rows" if per_row else "static")
             kept = {name: bytes_of(matrix.values) for name, matrix in matrices.items()}
     assert kept["double.0.image.qkv"] == bytes_of(stored["double_blocks.0.img_attn.qkv.weight"])
     assert kept["double.0.text.mlp_out"] == bytes_of(stored["double_blocks.0.txt_mlp.2.weight"])

@@ -80,6 +80,14 @@ class EngineTransformer:
         self._mlp_scales = MLPScales(weights) if fp8 and ops.has_static_scales(weights.device) else None
         self._unquantized = unquantized
 
+    @property
+    def mlp_scales(self) -> str | None:
+        """By which scales MLPs round: `static`, which are known before, those of `rows`, or both; None: none rounds."""
+        first = [matrix for name, matrix in self.weights.quantized.items() if name.endswith(".mlp_in")]
+        known = self._mlp_scales is not None
+        kinds = {"static" if known and matrix.scale.numel() == 1 else "rows" for matrix in first}
+        return " and ".join(sorted(kinds, reverse=True)) or None
+
     @torch.no_grad()
     def prepare(
         self,

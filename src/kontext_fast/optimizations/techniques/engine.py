@@ -193,8 +193,9 @@ class Engine(Optimization):
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Replace `forward` on the instance `pipe.transformer` while a request runs.
 
-        The fact `as_stored` is the number of matrices whose numbers are those of a float8 file, and `step_graphs` what
-        CUDA graphs of steps do, or why there are none (see `engine.graphs.recorded_calls`).
+        The fact `mlp_scales` says by which scales MLPs round in 8 bits, `static` or those of `rows`; `as_stored` is the
+        number of matrices whose numbers are those of a float8 file, and `step_graphs` what CUDA graphs of steps do, or
+        why there are none (see `engine.graphs.recorded_calls`).
 
         Raises InvalidInput if the transformer is not plain (LoRA adapters, quantized layers, hooks, float16), and in a
         request if it stopped being so or if that uses ControlNet or IP-Adapter.
@@ -237,6 +238,7 @@ class Engine(Optimization):
             "kernel": ops.kernel,
             "attention_kernel": ops.attention_kernel.name,
             "quantized": None if self.precision == "bf16" else "now" if stored is None else "loaded",
+            "mlp_scales": engine.mlp_scales,
             "host_bytes": weights.sources.host_bytes,
             "as_stored": weights.sources.as_stored or None,
             "step_graphs": of_graphs,
