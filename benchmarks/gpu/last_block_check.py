@@ -10,9 +10,7 @@ Exit code 0: done; 1: a velocity is farther from that of `whole` than rounding; 
 
 from __future__ import annotations
 
-import statistics
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -21,9 +19,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
-from benchmarks.gpu.latents import latents_of, relative_error
+from benchmarks.gpu.latents import relative_error
+from benchmarks.gpu.steps_in_turn import first_step, in_turns
 from kontext_fast.bench.nvml import NvmlDevice
-from kontext_fast.datasets.shapes import held_out
 from kontext_fast.engine.attention.flash3 import installed_interface
 from kontext_fast.engine.dispatch import attention_kernel
 from kontext_fast.engine.graphs import recording
@@ -46,7 +44,6 @@ CASES = (
 """Preset, side, kernel of attention, and whether steps are timed."""
 ROUNDING = 0.01
 """Of a velocity, relative: what another algorithm for a product of fewer rows may change in one block."""
-TURN_S = 1.0
 
 
 def main() -> int:
@@ -89,19 +86,14 @@ def compared(pipe: Any, engine: Any, size: int, rounds: int) -> dict[str, Any]:
                 errors[f"{arm}, {batch} at once"] = relative_error(engine.step(*arguments), expected)
     recorder = recording.recorder_for(pipe._execution_device)
     assert recorder is not None
-    card = NvmlDevice.of(pipe._execution_device)
-    turns: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for arm in ARMS if rounds else ():
         # As the engine does: steps of small sizes are one graph.
         steps[arm] = _step(engine, StepGraphs(recorder, most_tokens=4608), arm, arguments)
         for _ in range(3):
             steps[arm]()
-    for turn in range(rounds):
-        for arm in ARMS if turn % 2 else reversed(ARMS):
-            turns[arm].append(turn(steps[arm], card))
+    measured = in_turns(steps, rounds, NvmlDevice.of(pipe._execution_device))
     engine.graphs = own
-    ms = {arm: statistics.median(turn["ms"] for turn in of_arm) for arm, of_arm in turns.items()}
-    return {"errors": errors, "ms": ms, "turns": turns}
+    return {"errors": errors, **measured}
 
 
 @contextmanager
@@ -117,25 +109,6 @@ def _attention(engine: Any, name: str) -> Iterator[None]:
         yield
     finally:
         ops.attention_kernel, engine._attention_scales = before
-
-
-def first_step(pipe: Any, engine: Any, size: int, batch: int) -> tuple[Any, ...]:
-    """The arguments of the engine's first step of an edit."""
-    kept: list[tuple[Any, ...]] = []
-    step = type(engine).step
-
-    def keeping(self: Any, *arguments: Any, **named: Any) -> Tensor:
-        kept.append(arguments)
-        result: Tensor = step(self, *arguments, **named)
-        return result
-
-    type(engine).step = keeping
-    try:
-        items = held_out(batch)
-        latents_of(pipe, [item.render(size) for item in items], [item.instruction for item in items], steps=2)
-    finally:
-        type(engine).step = step
-    return kept[0]
 
 
 @contextmanager
@@ -164,23 +137,6 @@ def _step(engine: Any, graphs: StepGraphs, arm: str, arguments: tuple[Any, ...])
         return result
 
     return run
-
-
-def turn(step: Callable[[], Tensor], card: NvmlDevice | None) -> dict[str, Any]:
-    """Milliseconds of a step, repeated for `TURN_S`, and what the card reports near the end."""
-    begin, middle, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
-    begin.record()
-    step()
-    middle.record()
-    middle.synchronize()
-    count = max(3, round(1e3 * TURN_S / begin.elapsed_time(middle)))
-    middle.record()
-    for _ in range(count):
-        step()
-    end.record()
-    readings = {} if card is None else {"power_w": card.power_w(), "clock_mhz": card.clock_sm_mhz()}
-    end.synchronize()
-    return {"ms": middle.elapsed_time(end) / count, **readings}
 
 
 if __name__ == "__main__":

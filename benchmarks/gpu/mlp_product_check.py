@@ -10,9 +10,7 @@ Exit code 0: done; 1: a velocity is farther from that of `apart` than rounding; 
 
 from __future__ import annotations
 
-import statistics
 import sys
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,8 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.check import NO_GPU, has_gpu, option_parser, write_report
-from benchmarks.gpu.last_block_check import first_step, turn
 from benchmarks.gpu.latents import relative_error
+from benchmarks.gpu.steps_in_turn import first_step, in_turns
 from kontext_fast.bench.nvml import NvmlDevice
 from kontext_fast.engine.kernels.fused import FusedOps
 from kontext_fast.engine.ops import Activations, Attend, Linear, Quantized, quantize
@@ -111,14 +109,10 @@ def compared(pipe: Any, engine: Any, rounds: int) -> dict[str, Any]:
         velocities = {name: _step(engine, arm, inputs)() for name, arm in arms.items()}
         for name, velocity in velocities.items():
             errors[f"{name}, {batch} at once"] = relative_error(velocity, velocities["apart"])
-    card = NvmlDevice.of(pipe._execution_device)
-    turns: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for round_ in range(rounds):
-        for name in arms if round_ % 2 else reversed(arms):
-            turns[name].append(turn(_step(engine, arms[name], inputs), card))
+    steps = {name: _step(engine, arm, inputs) for name, arm in arms.items()}
+    measured = in_turns(steps, rounds, NvmlDevice.of(pipe._execution_device))
     (engine.ops, engine.weights), engine.graphs = own, graphs
-    ms = {name: statistics.median(each["ms"] for each in of_arm) for name, of_arm in turns.items()}
-    return {"attention": kernel.name, "errors": errors, "ms": ms, "turns": turns}
+    return {"attention": kernel.name, "errors": errors, **measured}
 
 
 def _step(engine: Any, arm: tuple[Any, EngineWeights], inputs: tuple[Any, ...]) -> Callable[[], Tensor]:
