@@ -47,7 +47,7 @@ def _linear(inputs: Inputs) -> Call:
 
 
 LINEAR = Operation(
-    "linear", _linear, bytes_per_row=lambda *_: 0, quantizes={"bf16": (False,), "fp8": (True,)}
+    "linear", _linear, quantizes={"bf16": (False,), "fp8": (True,)}
 )  # fmt: skip
 """The libraries' matrix products, which are checked like our kernels."""
 

@@ -238,7 +238,9 @@ class PortableOps:
     ) -> Activations:
         normed = functional.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
         modulated = normed * (1 + scale[:, None]) + shift[:, None]
-        return self.prepare(modulated, quantize=quantize) if static is None else _rounded(modulated, static[0], x.dtype)
+        return (
+            self.prepare(modulated, quantize=quantize) if static is None else quantize_by(modulated, static[0], x.dtype)
+        )
 
     def write_qkv(self, qkv: Tensor, norm: QKNorm, rope: Rope, joint: JointQKV, offset: int) -> None:
         heads, head_dim = joint.query.shape[-2:]
@@ -290,7 +292,7 @@ class PortableOps:
     ) -> Activations:
         if static is None:
             return self.gelu(self.linear(x, layer), quantize=quantize)
-        return _rounded(_activated(x, layer), static[1], x.dtype)
+        return quantize_by(_activated(x, layer), static[1], x.dtype)
 
     def join_linear_gelu(
         self, attend: Attend, x: Activations, layer: Linear, *, quantize: bool, static: Tensor | None = None
@@ -299,7 +301,7 @@ class PortableOps:
             hidden = self.linear(x, layer)
             return self.join_gelu(attend(), hidden, quantize=quantize)
         activated = _activated(x, layer)
-        return _rounded(torch.cat((attend().float(), activated), dim=-1), static[1], x.dtype)
+        return quantize_by(torch.cat((attend().float(), activated), dim=-1), static[1], x.dtype)
 
     def add_gated(self, stream: Tensor, gate: Tensor, update: Tensor) -> None:
         stream += gate[:, None] * update
@@ -333,12 +335,6 @@ def _activated(x: Activations, layer: Linear) -> Tensor:
     return functional.gelu(_product(x, layer.weight, layer.bias), approximate="tanh")
 
 
-def _rounded(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Quantized:
-    """`x` [B, rows, K] as e4m3 times the `scale` [B] of its sample."""
-    of_rows = scale[:, None, None].expand(*x.shape[:-1], 1).contiguous()
-    return Quantized((x.float() / of_rows).to(torch.float8_e4m3fn), of_rows, dtype)
-
-
 def attend(kernel: AttentionKernel, joint: JointQKV, into: Tensor | None = None) -> Tensor:
     """[B, rows, W] by `kernel`; `into`, where that is given."""
     inputs = [joint.query, joint.key, joint.value, *(() if joint.scales is None else (joint.scales,))]
@@ -366,6 +362,17 @@ def quantize(x: Tensor) -> Quantized:
 def quantize_whole(x: Tensor) -> Quantized:
     """Round the matrix `x` [out, K] with one scale, [1, 1]."""
     return _quantized(x, (-2, -1))
+
+
+def quantize_by(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Quantized:
+    """Round `x` [B, rows, K], which stands for numbers in `dtype`, with the `scale` [B] of each sample."""
+    of_rows = scales_of_rows(scale, x)
+    return Quantized((x.float() / of_rows).to(torch.float8_e4m3fn), of_rows, dtype)
+
+
+def scales_of_rows(scale: Tensor, x: Tensor) -> Tensor:
+    """[B, rows, 1] of `x` [B, rows, K] whose samples have the scales `scale` [B]."""
+    return scale[:, None, None].expand(*x.shape[:-1], 1).contiguous()
 
 
 def quantize_int8(x: Tensor) -> Quantized:

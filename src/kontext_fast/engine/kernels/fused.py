@@ -42,6 +42,7 @@ from kontext_fast.engine.ops import (
     Quantized,
     Rope,
     attend,
+    scales_of_rows,
 )
 
 
@@ -147,7 +148,7 @@ class FusedOps:
     ) -> Activations:
         if static is not None and isinstance(x, Quantized):
             values = gelu_linear(x, layer, static=static)
-            return Quantized(values, static[1, :, None, None].expand(*x.scale.shape).contiguous(), x.dtype)
+            return Quantized(values, scales_of_rows(static[1], values), x.dtype)
         if quantize or not _activates(x, layer):
             return self.gelu(self.linear(x, layer), quantize=quantize)
         return gelu_linear(x, layer)

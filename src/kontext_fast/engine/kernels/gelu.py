@@ -130,9 +130,7 @@ KERNEL = Kernel(
     functions=(_gelu, _gelu_quantize),
     # In no step that is counted: where a product can, it activates what it writes.
     operations=(
-        Operation("gelu", _example_alone, bytes_per_row=lambda *_: 0, quantizes={"fp8": (True,)}),
-        Operation(
-            "join_gelu", _example_beside, bytes_per_row=lambda *_: 0, quantizes={"bf16": (False,), "fp8": (True,)}
-        ),
+        Operation("gelu", _example_alone, quantizes={"fp8": (True,)}),
+        Operation("join_gelu", _example_beside, quantizes={"bf16": (False,), "fp8": (True,)}),
     ),
 )

@@ -11,7 +11,7 @@ import ctypes
 import sys
 from collections.abc import Callable, Sequence
 from ctypes import byref, c_float, c_int, c_int8, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p, sizeof
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kontext_fast.engine.kernels.registry import Call, Inputs, Kernel, Operation
 from kontext_fast.engine.kernels.rows import device_of
-from kontext_fast.engine.ops import Activations, Attend, Linear, Ops, Quantized, quantize_whole
+from kontext_fast.engine.ops import Activations, Linear, Ops, Quantized, quantize_by, quantize_whole
 from kontext_fast.errors import KontextError
 
 if TYPE_CHECKING:
@@ -233,53 +233,43 @@ def _layer(inputs: Inputs) -> tuple[Tensor, Linear]:
     return inputs.draw(inputs.batch, rows, width), Linear(weight, inputs.draw(out))
 
 
-def _static_layer(inputs: Inputs) -> Callable[[bool], tuple[Activations, Linear, Tensor | None]]:
-    """What is multiplied, given whether it is quantized, and the scales then."""
-    (x, layer), static = _layer(inputs), inputs.static()
-    scale = static[0, :, None, None].expand(*x.shape[:-1], 1).contiguous()
-    rounded = Quantized((x.float() / scale).to(torch.float8_e4m3fn), scale, x.dtype)
+def _operands(inputs: Inputs, *, static: bool) -> Callable[[bool], tuple[Activations, Linear, Tensor | None]]:
+    """What is multiplied, given whether it is quantized, and the scales then; `static`: whether it ever is."""
+    x, layer = _layer(inputs)
+    if not static:
+        return lambda quantize: (x, layer, None)
     assert isinstance(layer.weight, Tensor)
-    weight = quantize_whole(layer.weight)
+    scales, weight = inputs.static(), quantize_whole(layer.weight)
+    rounded = quantize_by(x, scales[0], x.dtype)
 
     def operands(quantize: bool) -> tuple[Activations, Linear, Tensor | None]:
         if quantize:
-            return rounded, Linear(weight, layer.bias), static
+            return rounded, Linear(weight, layer.bias), scales
         return rounded.dequantized().to(x.dtype), Linear(weight.dequantized().to(x.dtype), layer.bias), None
 
     return operands
 
 
-def _attend(inputs: Inputs) -> Attend:
-    attended = inputs.draw(inputs.batch, inputs.rows, inputs.dimensions.width)
-    return lambda into=None: attended if into is None else into.copy_(attended)
-
-
-def _example(inputs: Inputs) -> Call:
-    x, layer = _layer(inputs)
-    return lambda ops, quantize: [ops.linear_gelu(x, layer, quantize=quantize)]
-
-
-def _example_joined(inputs: Inputs) -> Call:
-    (x, layer), attend = _layer(inputs), _attend(inputs)
-    return lambda ops, quantize: [ops.join_linear_gelu(attend, x, layer, quantize=quantize)]
-
-
-def _example_static(inputs: Inputs) -> Call:
-    operands = _static_layer(inputs)
+def _example(inputs: Inputs, *, static: bool) -> Call:
+    operands = _operands(inputs, static=static)
 
     def call(ops: Ops, quantize: bool) -> list[Activations]:
-        x, layer, static = operands(quantize)
-        return [ops.linear_gelu(x, layer, quantize=quantize, static=static)]
+        x, layer, scales = operands(quantize)
+        return [ops.linear_gelu(x, layer, quantize=quantize, static=scales)]
 
     return call
 
 
-def _example_static_joined(inputs: Inputs) -> Call:
-    operands, attend = _static_layer(inputs), _attend(inputs)
+def _example_joined(inputs: Inputs, *, static: bool) -> Call:
+    operands = _operands(inputs, static=static)
+    attended = inputs.draw(inputs.batch, inputs.rows, inputs.dimensions.width)
+
+    def attend(into: Tensor | None = None) -> Tensor:
+        return attended if into is None else into.copy_(attended)
 
     def call(ops: Ops, quantize: bool) -> list[Activations]:
-        x, layer, static = operands(quantize)
-        return [ops.join_linear_gelu(attend, x, layer, quantize=quantize, static=static)]
+        x, layer, scales = operands(quantize)
+        return [ops.join_linear_gelu(attend, x, layer, quantize=quantize, static=scales)]
 
     return call
 
@@ -292,26 +282,19 @@ KERNEL = Kernel(
     "gelu_linear",
     functions=(),
     operations=(
-        Operation("linear_gelu", _example, bytes_per_row=lambda *_: 0, per_double=1, quantizes={"bf16": (False,)}),
+        Operation("linear_gelu", partial(_example, static=False), per_double=1, quantizes={"bf16": (False,)}),
         Operation(
             "join_linear_gelu",
-            _example_joined,
+            partial(_example_joined, static=False),
             bytes_per_row=_of_attention,
             per_single=1,
             for_outputs=1,
             quantizes={"bf16": (False,)},
         ),
-        Operation(
-            "linear_gelu",
-            _example_static,
-            bytes_per_row=lambda *_: 0,
-            per_double=1,
-            quantizes={"fp8": (True,)},
-            static=True,
-        ),
+        Operation("linear_gelu", partial(_example, static=True), per_double=1, quantizes={"fp8": (True,)}, static=True),
         Operation(
             "join_linear_gelu",
-            _example_static_joined,
+            partial(_example_joined, static=True),
             bytes_per_row=_of_attention,
             per_single=1,
             for_outputs=1,

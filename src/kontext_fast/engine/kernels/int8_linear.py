@@ -137,7 +137,6 @@ KERNEL = Kernel(
         Operation(
             "linear",
             _example,
-            bytes_per_row=lambda dimensions, read, written: 0,
             per_double=1,
             per_single=1,
             quantizes={"int8": (False,)},

@@ -166,13 +166,8 @@ def _norm_modulate(
             store_quantized(modulated, largest, out + row * WIDTH, row_scale + row, BLOCK)
 
 
-def _example(inputs: Inputs) -> Call:
+def _example(inputs: Inputs, static: Tensor | None = None) -> Call:
     x, (shift, scale) = inputs.stream(), inputs.vectors(2)
-    return lambda ops, quantize: [ops.norm_modulate(x, shift, scale, quantize=quantize)]
-
-
-def _example_static(inputs: Inputs) -> Call:
-    x, (shift, scale), static = inputs.stream(), inputs.vectors(2), inputs.static()
     return lambda ops, quantize: [
         ops.norm_modulate(x, shift, scale, quantize=quantize, static=static if quantize else None)
     ]
@@ -213,12 +208,14 @@ KERNEL = Kernel(
         ),
         # Those before MLPs, which the two above count.
         Operation(
-            "norm_modulate", _example_static, bytes_per_row=lambda *_: 0, quantizes={"fp8": (True,)}, static=True
+            "norm_modulate",
+            lambda inputs: _example(inputs, inputs.static()),
+            quantizes={"fp8": (True,)},
+            static=True,
         ),
         Operation(
             "add_norm_modulate",
             lambda inputs: _example_after_add(inputs, inputs.static()),
-            bytes_per_row=lambda *_: 0,
             quantizes={"fp8": (True,)},
             static=True,
         ),

@@ -70,7 +70,7 @@ class Operation:
 
     name: str
     bind: Callable[[Inputs], Call]
-    bytes_per_row: Callable[[Dimensions, int, int], int]
+    bytes_per_row: Callable[[Dimensions, int, int], int] = lambda *_: 0
     """Fewest bytes that one call moves, given the bytes of a number that is read and of one that is written."""
     per_double: int = 0
     """Calls in a double block, each of them for both streams."""

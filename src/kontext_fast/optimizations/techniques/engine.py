@@ -119,14 +119,8 @@ class Engine(Optimization):
 
     def parameters(self) -> dict[str, Any]:
         """Some only where they are not as by default."""
-        added = (
-            "full_precision",
-            "modulations",
-            "originals",
-            "gpus",
-            "transport",
-            "graphs",
-        )  # later than the first records
+        # Later than the first records.
+        added = "full_precision", "modulations", "originals", "gpus", "transport", "graphs"
         unused = {name for name in added if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(mode="json", exclude=unused)
 
