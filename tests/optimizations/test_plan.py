@@ -128,6 +128,7 @@ def test_record_of_a_plan_rebuilds_the_plan() -> None:
         for architecture_only in (False, True):
             plan = resolve(preset, machine(), architecture_only=architecture_only)
             again = [build(applied.name, applied.parameters) for applied in plan.applied]
+            assert [applied.revision for applied in plan.applied] == [part.revision for part in plan.optimizations]
             assert resolve(again, machine()).content_hash == plan.content_hash
 
 

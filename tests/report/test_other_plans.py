@@ -102,6 +102,7 @@ def test_runs_of_another_plan_are_named_in_every_output(tmp_path: Path) -> None:
             plan(threshold=2, order=True),
             "cache.threshold=1 instead of 2; cache.order=unset instead of true",
         ),
+        ((plan()[0].model_copy(update={"revision": 2}),), plan(), "revision 2 of cache instead of 1"),
         (plan(), (), "with cache"),
         ((), plan(), "without cache"),
         ((*plan(), AppliedOptimization(name="vae", effect="numeric")), plan(), "with vae"),

@@ -20,8 +20,15 @@ from tools.docs.presets_table import CHANGED, ON_YOUR_WEIGHTS, SHOWN, presets_ta
 
 def _applied(name: str, *added: Optimization) -> tuple[AppliedOptimization, ...]:
     return tuple(
-        AppliedOptimization(name=one.name, effect=one.effect.value, parameters=one.parameters())
+        AppliedOptimization(name=one.name, effect=one.effect.value, parameters=one.parameters(), revision=one.revision)
         for one in (*PRESETS[name].optimizations, *added)
+    )
+
+
+def _of_an_earlier_revision(plan: tuple[AppliedOptimization, ...]) -> tuple[AppliedOptimization, ...]:
+    return tuple(
+        applied.model_copy(update={"revision": applied.revision - 1}) if applied.name == "engine" else applied
+        for applied in plan
     )
 
 
@@ -104,6 +111,17 @@ def test_presets_table_hides_results_of_changed_presets(
     cells = _cells(presets_table(verified, benched))
     assert cells["classic"][3] == CHANGED
     assert cells["turbo"][4] == CHANGED
+
+
+def test_presets_table_hides_results_of_an_earlier_revision_of_a_technique(verified: VerificationReport) -> None:
+    records = [
+        record.model_copy(update={"plan": _of_an_earlier_revision(record.plan)}) for record in verified.result.records
+    ]
+    before = build_verification_report(verified.result.model_copy(update={"records": tuple(records)}))
+    plan = _of_an_earlier_revision(_applied("faithful"))
+    times = [timed(name, 0, [1.0, 1.0], plan=plan if name == "faithful" else ()) for name in ("baseline", "faithful")]
+    cells = _cells(presets_table(before, analyze_benchmark(result(times))))
+    assert cells["faithful"][3:5] == [CHANGED, CHANGED]
 
 
 def test_time_without_what_cuda_has_today_is_said_so(on_a_card: tuple[AnalyzedGroup, ...]) -> None:

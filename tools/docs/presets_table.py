@@ -1,6 +1,7 @@
 """The table of presets for the documentation, in Markdown, rendered from a verification and a benchmark. Pure.
 
-A verdict or a speed of a preset whose parameters have changed since it was measured is not shown: it is not measured.
+A verdict or a speed of a preset that has changed since it was measured, in parameters or in a technique's code, is not
+shown: it is not measured.
 What is exact decides no image, so a verdict is that of every plan that differs in such techniques alone; a time is
 shown with those that a preset has on CUDA today and did not have when it was measured, which only take time away.
 """
@@ -34,7 +35,7 @@ ON_YOUR_WEIGHTS = Markdown(
     "`tiny` is a small model of a synthetic world of shapes; what a preset costs is a property of the weights. "
     "On your weights: run `kontext verify`."
 )
-CHANGED = "not measured: its parameters have changed since"
+CHANGED = "not measured: it has changed since"
 _STRENGTH = (Effect.EXACT, Effect.NUMERIC, Effect.LOSSY)
 
 
@@ -125,10 +126,15 @@ def _variants(preset: Preset, *, deciding: bool) -> list[tuple[Optimization, ...
 
 
 def _differences(today: Iterable[Optimization], ran: Iterable[AppliedOptimization]) -> set[str]:
-    """Names of techniques that are in one of both alone, or with other parameters."""
-    stored = {applied.name: applied.model_dump(mode="json")["parameters"] for applied in ran}
+    """Names of techniques that are in one of both alone, or with other parameters or of another revision."""
+    stored = {applied.name: applied for applied in ran}
     known = {optimization.name: optimization for optimization in today}
-    alike = {name for name in known.keys() & stored.keys() if known[name].is_what_ran(stored[name])}
+    alike = {
+        name
+        for name in known.keys() & stored.keys()
+        if known[name].revision == stored[name].revision
+        and known[name].is_what_ran(stored[name].model_dump(mode="json")["parameters"])
+    }
     return (known.keys() | stored.keys()) - alike
 
 

@@ -91,6 +91,9 @@ class Optimization(BaseModel, ABC):
     """One line for people."""
     effect: ClassVar[Effect]
     """A property where it depends on the parameters."""
+    revision: ClassVar[int] = 1
+    """Raised by a change of the code after which the same parameters give other numbers or other times: what records
+    say of an earlier revision is not said of this one."""
     phase: ClassVar[Phase]
     conflicts: ClassVar[tuple[Conflict, ...]] = ()
     """Declared on one side of a pair only; the planner checks both directions."""

@@ -349,7 +349,10 @@ class Plan:
         """The plan as a record stores it."""
         return tuple(
             AppliedOptimization(
-                name=optimization.name, effect=optimization.effect.value, parameters=optimization.parameters()
+                name=optimization.name,
+                effect=optimization.effect.value,
+                parameters=optimization.parameters(),
+                revision=optimization.revision,
             )
             for optimization in self.optimizations
         )

@@ -60,6 +60,8 @@ class AppliedOptimization(Stored):
     name: str
     effect: Effect
     parameters: dict[str, Any] = Field(default_factory=dict)
+    revision: int = 1
+    """Of the technique's code, which with the same parameters may round or take its time otherwise than in another."""
 
 
 def deciding_images(plan: Iterable[AppliedOptimization]) -> tuple[AppliedOptimization, ...]:

@@ -65,6 +65,9 @@ class Engine(Optimization):
 
     name: ClassVar[str] = "engine"
     summary: ClassVar[str] = "our own transformer forward: fused operations, nothing to compile, bf16, fp8 or int8"
+    revision: ClassVar[int] = 2
+    """2, of 2026-11-27: products of MLPs apply the GELU, in fp8 with scales that are known before; the last block
+    computes image tokens only."""
     phase: ClassVar[Phase] = Phase.WEIGHTS
     conflicts: ClassVar[tuple[Conflict, ...]] = (
         Conflict("fuse_qkv", because="the engine fuses projections itself; leave fuse_qkv out"),

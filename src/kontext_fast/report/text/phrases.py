@@ -119,14 +119,17 @@ def of_other_plans(group: Group) -> tuple[str, ...]:
 
 def plan_difference(plan: Plan, counted: Plan) -> str:
     """How `plan` differs from the counted one: `torchao_float8.coordinate_descent=true instead of false`."""
-    own, other = ({step.name: step.parameters for step in steps} for steps in (plan, counted))
+    own, other = ({step.name: step for step in steps} for steps in (plan, counted))
     clauses = [f"without {name}" for name in other if name not in own]
-    for name, parameters in own.items():
+    for name, step in own.items():
         if name not in other:
             clauses.append(f"with {name}")
             continue
-        keys = dict.fromkeys([*parameters, *other[name]])
-        values = [(key, _value(parameters, key), _value(other[name], key)) for key in keys]
+        usual_step = other[name]
+        if step.revision != usual_step.revision:
+            clauses.append(f"revision {step.revision} of {name} instead of {usual_step.revision}")
+        keys = dict.fromkeys([*step.parameters, *usual_step.parameters])
+        values = [(key, _value(step.parameters, key), _value(usual_step.parameters, key)) for key in keys]
         clauses += [f"{name}.{key}={value} instead of {usual}" for key, value, usual in values if value != usual]
     return "; ".join(clauses) or "in another order"
 
