@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -37,6 +38,19 @@ def test_by_use_interval_is_that_of_paired_seconds() -> None:
     saved = savings_per_month(slow, fast, DEMAND, tariff("by-use", 3.6), paired_half_s=0.5)
     assert saved.value == pytest.approx(1800.0)
     assert saved.interval == pytest.approx((1650.0, 1950.0))
+    # Calls of 4 images are a quarter as many, and so are the dollars on either side.
+    fours = (replace(of, images_per_call=4) for of in (slow, fast))
+    saved = savings_per_month(*fours, DEMAND, tariff("by-use", 3.6), paired_half_s=0.5)
+    assert saved.interval == pytest.approx((412.5, 487.5))
+
+
+@pytest.mark.parametrize("billing", BILLINGS)
+def test_savings_count_the_fewer_runs_and_need_both_intervals(billing: Billing) -> None:
+    slow, fast = work(10.0, (9.0, 11.0)), work(4.0)
+    saved = savings_per_month(slow, fast, DEMAND, tariff(billing))
+    assert (saved.interval, saved.n) == (None, 1)
+    more = replace(slow, seconds=replace(slow.seconds, n=7))
+    assert savings_per_month(more, slow, DEMAND, tariff(billing)).n == 3
 
 
 def test_fleet_savings_interval_spans_worst_and_best_case() -> None:
@@ -84,6 +98,11 @@ def test_images_to_repay_exclude_loading() -> None:
     assert images_to_repay_start(work(2.0, load_s=10.0), work(1.0, load_s=900.0)) == 0
 
 
+def test_only_what_a_start_takes_longer_is_repaid() -> None:
+    assert images_to_repay_start(work(2.0, prepare_s=4.0), work(1.5, prepare_s=4.5)) == 1
+    assert images_to_repay_start(work(2.0, prepare_s=5.0), work(3.0, prepare_s=5.0)) == 0
+
+
 def test_start_never_repaid_or_not_measured() -> None:
     assert images_to_repay_start(work(1.0), work(1.0, prepare_s=5.0)) == NEVER
     assert images_to_repay_start(work(1.0), work(2.0, prepare_s=5.0)) == NEVER
@@ -119,7 +138,7 @@ def test_savings_say_what_they_stand_on() -> None:
     # 2400 images in the peak hour: at 36 s per pair 12 GPUs worked all the time, at a load of 0.7 17.1.
     assert (saved.before.gpus, saved.after.gpus) == (18, 9)
     assert saved.per_month.value == pytest.approx(9 * 24 * 2.0 * 365 / 12)
-    assert saved.per_month.interval is None
+    assert (saved.per_month.interval, saved.per_month.n) == (None, 1)
     basis = f"reserved, user {date.today()}, $2.00 per GPU-hour"
     assert str(saved.after.basis) == basis
     assert repr(saved) == (f"$13,140 a month saved (50 %): $13,140 instead of $26,280, 9 instead of 18 GPUs; {basis}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kontext_fast.cost.prices import CARDS, STALE_AFTER_DAYS, load_prices, user_price
+from kontext_fast.cost.prices import CARDS, STALE_AFTER_DAYS, PriceTable, load_prices, user_price
 from kontext_fast.errors import InvalidInput
 from tests.cost.gpu_records import TODAY, price
 
@@ -71,6 +71,18 @@ def test_api_rows_of_equal_price_use_the_newest(tmp_path: Path) -> None:
     for row in apis:
         alike = [other for other in table.of_kind("api") if other.usd_per_image == row.usd_per_image]
         assert row.day == max(other.day for other in alike)
+
+
+def test_own_api_of_the_same_price_and_day_stands_for_shipped_ones(tmp_path: Path) -> None:
+    shipped = load_prices().apis()[0]
+    text = ROW.replace("on-demand", "api").replace("2026-10-15", str(shipped.day))
+    table = load_prices(own(tmp_path, f"{text}usd_per_image = {shipped.usd_per_image}\n"))
+    assert table.apis()[0].id == "mine"
+
+
+def test_a_licence_is_a_sentence_with_its_day() -> None:
+    licence = price(id="licence", product="dev weights", kind="licence", terms="not for sale")
+    assert PriceTable((price(), licence)).licence_notes() == (f"dev weights: not for sale (as of {TODAY})",)
 
 
 def test_a_machine_is_priced_per_gpu() -> None:
@@ -167,6 +179,9 @@ def test_typed_number_is_a_price_of_today() -> None:
     assert given is not None
     assert (given.usd_per_gpu_hour, given.day, given.card) == (2.28, TODAY, None)
     assert user_price("runpod-secure-h200", billing_kind="on-demand", today=TODAY) is None
+    less_than_a_dollar = user_price("0.01", billing_kind="on-demand", today=TODAY)
+    assert less_than_a_dollar is not None
+    assert less_than_a_dollar.usd_per_gpu_hour == 0.01
 
 
 @pytest.mark.parametrize("text", ["0", "-2", "nan", "inf", "1e308"])

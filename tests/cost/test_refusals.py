@@ -146,6 +146,8 @@ def test_limits_themselves_are_priced() -> None:
     ("text", "words"),
     [
         ("price = 3", "{} is not a price table: it holds [[price]] rows and nothing else."),
+        ("price = []", "{} is not a price table: it holds [[price]] rows and nothing else."),
+        ("x = 1\n" + ROW, "{} is not a price table: it holds [[price]] rows and nothing else."),
         (ROW + ROW, "Price mine stands twice in {}: give every row its own id."),
         (
             ROW.replace('id = "mine"', 'id = "user"'),

@@ -44,13 +44,7 @@ def card_of(device_name: str | None) -> str | None:
     """
     if device_name is None:
         return None
-    name = re.sub(r"^NVIDIA\s+", "", device_name.strip(), flags=re.IGNORECASE)
-    return _CARD_OF.get(name.lower())
-
-
-def slug(card: str) -> str:
-    """The card in a file name: `h100_pcie`."""
-    return re.sub(r"[^a-z0-9]+", "_", card.lower()).strip("_")
+    return _CARD_OF.get(re.sub(r"^nvidia\s+", "", device_name.strip().lower()))
 
 
 Kind = Literal["on-demand", "spot", "reserved", "api", "licence"]
@@ -150,9 +144,7 @@ class PriceTable:
 
     def licence_notes(self) -> tuple[str, ...]:
         """What the weights may be used for: one sentence per licence, with its day."""
-        return tuple(
-            f"{row.product}: {row.terms} (as of {row.day})" for row in self.of_kind("licence") if row.terms is not None
-        )
+        return tuple(f"{row.product}: {row.terms} (as of {row.day})" for row in self.of_kind("licence"))
 
     def named(self, price_id: str) -> Price:
         """Raises InvalidInput for an id that is not in the table."""

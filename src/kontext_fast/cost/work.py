@@ -97,13 +97,13 @@ def is_load_known(group: AnalyzedGroup) -> bool:
 
 def paired_half_s(baseline: PresetWork, other: PresetWork) -> float | None:
     """Half width of the 95 % interval of the GPU seconds saved per call, paired by round; None where
-    the rounds that both have are too few for one."""
+    the rounds that both have are too few for one, or where either has no time that could be priced."""
     slow, fast = baseline.row.by_round, other.row.by_round
     rounds = sorted(slow.keys() & fast.keys())
-    if not rounds:
+    if not rounds or baseline.work is None or other.work is None:
         return None
     cards = [baseline.row.card_of_round[r] for r in rounds]
-    before, after = (1 if each.work is None else each.work.gpus for each in (baseline, other))
+    before, after = baseline.work.gpus, other.work.gpus
     interval = mean_estimate([before * slow[r] - after * fast[r] for r in rounds], cards).interval
     return None if interval is None else (interval[1] - interval[0]) / 2
 
