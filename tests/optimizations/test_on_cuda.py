@@ -77,7 +77,7 @@ def test_variants_of_a_preset_keep_what_it_has_on_cuda() -> None:
     for machine in (CPU, H100):
         assert names(resolve("turbo-only-text_graphs", machine).optimizations) == ("text_graphs",)
         assert names(resolve("turbo-only-engine", machine).optimizations) == ("engine",)
-    assert len(sharing_groups([PRESETS[name] for name in ("balanced", "fast", "turbo")])) == 1
+    assert len(sharing_groups([PRESETS[name] for name in ("balanced", "fast", "turbo")], architecture_only=False)) == 1
 
 
 def test_preset_file_has_techniques_for_cuda_alone(tmp_path: Path) -> None:

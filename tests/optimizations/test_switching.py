@@ -23,7 +23,7 @@ STILL_RUNS = r"^A call of this pipeline still runs; select fast when it has ende
 
 def test_presets_of_one_precision_share_a_worker() -> None:
     presets = [find_preset(name) for name in ("fast", "faithful", "balanced", "baseline", "turbo")]
-    groups = sharing_groups(presets)
+    groups = sharing_groups(presets, architecture_only=False)
     assert [[preset.name for preset in group] for group in groups] == [
         ["fast", "balanced", "turbo"],
         ["faithful"],
@@ -77,7 +77,13 @@ def test_presets_of_other_weights_are_refused() -> None:
         SwitchablePlans([resolve(name, machine) for name in ("balanced", "faithful")], small_pipeline())
 
 
-def test_select_during_a_call_is_refused() -> None:
+def test_plans_run_on_the_device_that_was_asked_for() -> None:
+    plan = resolve("balanced", Machine.detect("cpu"))
+    with pytest.raises(InvalidInput, match=r"^The pipeline is on cpu; move it with pipe\.to\('meta'\)"):
+        SwitchablePlans([plan], small_pipeline(), device="meta")
+
+
+def test_select_of_another_preset_during_a_call_is_refused() -> None:
     machine = Machine.detect("cpu")
     pipe = small_pipeline()
     plans = SwitchablePlans([resolve(name, machine) for name in ("balanced", "fast")], pipe)
@@ -85,6 +91,7 @@ def test_select_during_a_call_is_refused() -> None:
     alone = render(pipe, steps=7)
 
     def select_in_another_thread(_step: int) -> None:
+        plans.select("balanced")  # changes nothing, so it may run
         with ThreadPoolExecutor(1) as thread, pytest.raises(InvalidInput, match=STILL_RUNS):
             thread.submit(plans.select, "fast").result()
 

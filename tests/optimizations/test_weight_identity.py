@@ -36,6 +36,33 @@ def test_a_merged_lora_changes_the_matrices_alone(transformer: Any) -> None:
         assert not before.differs(after)
 
 
+@pytest.mark.parametrize("row", [0, 3, 6, 9])
+def test_first_last_and_rows_between_are_looked_at(row: int) -> None:
+    matrix = torch.nn.Linear(2, 10, bias=False)
+    before = identity_of(matrix)
+    matrix.weight.data[row] += 1
+    assert identity_of(matrix).matrices != before.matrices
+
+
+def test_whole_numbers_are_compared_as_they_are() -> None:
+    """Those of a quantized layer, which bfloat16 would round."""
+
+    def quantized(last: int) -> Any:
+        layer = torch.nn.Linear(2, 1, bias=False)
+        layer.weight = torch.nn.Parameter(torch.tensor([[1, last]]), requires_grad=False)
+        return layer
+
+    assert identity_of(quantized(1000)) == identity_of(quantized(1000))
+    assert identity_of(quantized(1000)) != identity_of(quantized(1001))
+
+
+def test_it_does_not_depend_on_the_order_of_the_modules() -> None:
+    parts = {name: torch.nn.Linear(2, 3) for name in ("first", "second")}
+    reversed_parts = dict(reversed(parts.items()))
+    assert list(reversed_parts) != list(parts)
+    assert identity_of(torch.nn.ModuleDict(parts)) == identity_of(torch.nn.ModuleDict(reversed_parts))
+
+
 def test_another_model_changes_the_vectors(transformer: Any) -> None:
     before = identity_of(transformer)
     trained, larger = copy.deepcopy(transformer), small_pipeline(double=2).transformer

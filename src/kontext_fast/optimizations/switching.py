@@ -17,7 +17,7 @@ from kontext_fast.optimizations.call_tracking import tracker_of
 from kontext_fast.optimizations.presets import Plan, Preset
 
 
-def sharing_groups(presets: Sequence[Preset], *, architecture_only: bool = False) -> list[tuple[Preset, ...]]:
+def sharing_groups(presets: Sequence[Preset], *, architecture_only: bool) -> list[tuple[Preset, ...]]:
     """`presets` in groups that one pipeline can run, in the order in which they first appear.
 
     `architecture_only`: the weights are random, so variants for random weights run.
@@ -73,4 +73,4 @@ class SwitchablePlans:
 
 def _fixed(plan: Plan) -> Plan:
     """What is left of `plan` without what can be exchanged between calls."""
-    return Plan(plan.preset, tuple(one for one in plan.optimizations if not one.exchangeable), plan.labels)
+    return Plan(plan.preset, tuple(one for one in plan.optimizations if not one.exchangeable))

@@ -37,7 +37,7 @@ def identity_of(transformer: Any) -> WeightIdentity:
     vectors: list[Any] = []
     matrices: list[Any] = []
     names = hashlib.sha256()
-    for name, parameter in sorted(transformer.named_parameters(), key=lambda pair: str(pair[0])):
+    for name, parameter in sorted(transformer.named_parameters()):
         names.update(f"{name} {tuple(parameter.shape)}\n".encode())
         (vectors if parameter.dim() < 2 else matrices).append(_sample(parameter.data))
     return WeightIdentity(vectors=_digest(vectors, names.digest()), matrices=_digest(matrices, b""))
