@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
+from diffusers import FlowMatchEulerDiscreteScheduler
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
-from kontext_fast.optimizations.adapters import check_names
+from kontext_fast.optimizations.adapters import check_names, merge_adapters
+from kontext_fast.optimizations.call_tracking import CallTracker
 from tests.pipelines import render, small_pipeline
 
 TARGETS = ["to_q", "to_out.0", "add_k_proj", "proj_mlp", "x_embedder"]
@@ -131,17 +134,146 @@ def test_copies_and_pickles_have_the_adapters_unmerged(pipe: Any, folder: Path) 
         duplicate.set_adapters("line")
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["load_lora_weights", "unload_lora_weights", "fuse_lora", "unfuse_lora", "disable_lora", "enable_lora"],
-)
-def test_other_changes_of_adapters_are_refused(pipe: Any, name: str) -> None:
-    with accelerate(pipe, "faithful", quiet=True), pytest.raises(InvalidInput) as caught:
-        getattr(pipe, name)()
+class Small:
+    """A pipeline as far as adapters are concerned: the transformer is a few layers."""
+
+    def __init__(self, *adapters: str) -> None:
+        torch.manual_seed(0)
+        self.scheduler = FlowMatchEulerDiscreteScheduler()
+        self.transformer: Any = torch.nn.ModuleDict(
+            {"a": torch.nn.Linear(4, 3), "b": torch.nn.Linear(3, 4, bias=False), "other": torch.nn.Linear(4, 4)}
+        )
+        for name in adapters:
+            self.load(name)
+
+    def load(self, name: str) -> None:
+        config = LoraConfig(r=2, target_modules=["a", "b"], init_lora_weights=False)
+        inject_adapter_in_model(config, self.transformer, name)
+
+    def merge(self, undo: ExitStack) -> tuple[str, ...]:
+        self.calls = CallTracker()
+        return merge_adapters(self, self.calls, undo)
+
+    def outputs(self) -> list[Any]:
+        inputs = torch.eye(4)
+        return [self.transformer["a"](inputs), self.transformer["b"](inputs[:, :3])]
+
+
+def by_hand(pipe: Small) -> None:
+    for name in ("a", "b"):
+        pipe.transformer[name].merge()
+
+
+def disabled(pipe: Small) -> None:
+    for name in ("a", "b"):
+        pipe.transformer[name].enable_adapters(enabled=False)
+
+
+def as_loaded(pipe: Small) -> None:
+    pass
+
+
+@pytest.mark.parametrize("change", [as_loaded, by_hand, disabled])
+def test_plain_layers_compute_what_the_wrapped_ones_do(change: Any) -> None:
+    pipe = Small("style")
+    change(pipe)
+    wrapped = [pipe.transformer[name] for name in ("a", "b")]
+    merged_before = [layer.merged for layer in wrapped]
+    before = {name: parameter.clone() for name, parameter in pipe.transformer.named_parameters()}
+    expected = pipe.outputs()
+    with ExitStack() as undo:
+        pipe.merge(undo)
+        for name, bias in (("a", True), ("b", False)):
+            plain = pipe.transformer[name]
+            assert type(plain) is torch.nn.Linear
+            assert (plain.bias is not None) == bias
+            assert not any(parameter.requires_grad for parameter in plain.parameters())
+        for now, then in zip(pipe.outputs(), expected, strict=True):
+            torch.testing.assert_close(now, then)
+    assert [pipe.transformer[name] for name in ("a", "b")] == wrapped
+    assert [layer.merged for layer in wrapped] == merged_before
+    for name, parameter in pipe.transformer.named_parameters():
+        assert torch.equal(parameter, before[name])
+    assert all(map(torch.equal, pipe.outputs(), expected))
+
+
+def test_active_adapters_are_named_once() -> None:
+    pipe = Small("style", "line", "spare")
+    for name in ("a", "b"):
+        pipe.transformer[name].set_adapter(["style", "line"])
+    with ExitStack() as undo:
+        assert pipe.merge(undo) == ("style", "line")
+
+
+class Linear4bit(torch.nn.Linear):
+    """Of another library, by its name."""
+
+
+def of_another_class(layer: Any) -> None:
+    layer.__class__ = Linear4bit
+
+
+def of_whole_numbers(layer: Any) -> None:
+    layer.weight = torch.nn.Parameter(layer.weight.data.to(torch.int8), requires_grad=False)
+
+
+@pytest.mark.parametrize(("change", "kind"), [(of_another_class, "Linear4bit"), (of_whole_numbers, "Linear")])
+def test_adapter_of_a_quantized_layer_is_refused(change: Any, kind: str) -> None:
+    pipe = Small("style")
+    change(pipe.transformer["a"].get_base_layer())
+    with ExitStack() as undo, pytest.raises(InvalidInput) as caught:
+        pipe.merge(undo)
     assert str(caught.value) == (
-        f"The adapters are merged while the pipeline is accelerated; call revert(), then {name}, then accelerate "
-        "again, or exchange adapters that are loaded by acceleration.set_adapters(names, strengths)."
+        f"An adapter is on a {kind}, which has no plain weights to merge it into; load the checkpoint without "
+        "quantization, or take the adapter off (pipe.unload_lora_weights())."
     )
+
+
+@pytest.mark.parametrize("given", [{}, {"joint_attention_kwargs": None}, {"joint_attention_kwargs": {"scale": 1}}])
+def test_scale_of_one_is_no_scale(given: dict[str, Any]) -> None:
+    pipe = Small("style")
+    with ExitStack() as undo:
+        pipe.merge(undo)
+        with pipe.calls.open(pipe, given):
+            pass
+        refused = {**given, "joint_attention_kwargs": {"scale": 0.5}}
+        with pytest.raises(InvalidInput, match=IGNORED), pipe.calls.open(pipe, refused):
+            pass
+
+
+REFUSED = ("load_lora_weights", "unload_lora_weights", "fuse_lora", "unfuse_lora")
+REFUSED += ("disable_lora", "enable_lora", "delete_adapters")
+
+
+def test_other_changes_of_adapters_are_refused() -> None:
+    pipe, calls = small_pipeline(), CallTracker()
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    with ExitStack() as undo:
+        merge_adapters(pipe, calls, undo)
+        calls.attach(pipe)
+        for name in REFUSED:
+            with pytest.raises(InvalidInput) as caught:
+                getattr(pipe, name)("any", value=1)
+            assert str(caught.value) == (
+                f"The adapters are merged while the pipeline is accelerated; call revert(), then {name}, then "
+                "accelerate again, or exchange adapters that are loaded by acceleration.set_adapters(names, strengths)."
+            )
+    for name in REFUSED:
+        assert getattr(type(pipe), name) is getattr(type(pipe).__mro__[1], name)
+    calls.detach(pipe)
+
+
+def test_adapters_must_be_loaded_and_have_a_strength_each() -> None:
+    pipe = small_pipeline()
+    for name in ("style", "line"):
+        pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), name)
+    check_names(pipe, ["style", "line"], [1.0, 0.5])
+    for names, strengths, words in (
+        (["style", "zz"], [1.0, 1.0], r"^There is no adapter 'zz'; choose one of line, style\.$"),
+        (["style"], [1.0, 2.0], r"^There are 2 strengths for 1 adapters; give one for each\.$"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            check_names(pipe, names, strengths)
 
 
 def test_mistakes_leave_everything_as_it_was(pipe: Any) -> None:

@@ -267,14 +267,6 @@ def apply_plan(plan: Plan, pipe: Any, device: Any = None) -> Acceleration:
         return _apply(plan, pipe, device).join(plan, pipe, None)
 
 
-def _exchange_adapters(pipe: Any, adapter_names: Any, adapter_weights: Any = None) -> None:
-    """`pipe.set_adapters` while adapters are merged."""
-    acceleration = current(pipe)
-    if acceleration is None:
-        raise InvalidInput("This copy of a pipeline is not accelerated; set the adapters of the pipeline itself.")
-    acceleration.set_adapters(adapter_names, adapter_weights)
-
-
 def _apply(plan: Plan, pipe: Any, device: Any) -> _SharedPlan:
     with ExitStack() as undo:
         calls = track_calls(pipe, undo)
@@ -293,7 +285,11 @@ def _apply(plan: Plan, pipe: Any, device: Any) -> _SharedPlan:
             from kontext_fast.optimizations.adapters import merge_adapters
 
             adapters = merge_adapters(pipe, calls, undo)
-            calls.set_member("set_adapters", lambda _: _exchange_adapters, undo)
+
+            def set_adapters(pipe: Any, adapter_names: Any, adapter_weights: Any = None) -> None:
+                shared.acceleration(pipe).set_adapters(adapter_names, adapter_weights)
+
+            calls.set_member("set_adapters", lambda _: set_adapters, undo)
         # Kernels compile concurrently while weights are moved; in the first image they would compile one by one.
         with run_concurrently(
             [call for optimization in plan.optimizations for call in optimization.precompile_calls(pipe)]

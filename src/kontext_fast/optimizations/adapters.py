@@ -43,8 +43,6 @@ def merge_adapters(pipe: Any, calls: CallTracker, undo: ExitStack) -> tuple[str,
         for child, layer in parent._modules.items()
         if isinstance(layer, BaseTunerLayer)
     ]
-    if not wrapped:
-        return ()
     for parent, child, layer in wrapped:
         plain = _merged(layer, undo)
         parent._modules[child] = plain
