@@ -235,7 +235,12 @@ def test_other_inputs_of_a_pass_are_refused() -> None:
 
 def test_caution_is_kept_and_warned_of() -> None:
     call = PipelineCall(pipe=None)
-    with pytest.warns(Caution, match=r"^mind this$") as warned:
+    with pytest.warns(Caution, match=r"^mind this$"):
         call.caution("mind this")
     assert call.cautions == ["mind this"]
+
+
+def test_warning_is_at_the_line_that_cautions() -> None:
+    with pytest.warns(Caution) as warned:
+        PipelineCall(pipe=None).caution("mind this")
     assert warned[0].filename == __file__
