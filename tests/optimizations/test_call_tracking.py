@@ -225,7 +225,8 @@ def test_other_inputs_of_a_pass_are_refused() -> None:
     prompt, positions = object(), object()
     call = PipelineCall(pipe=None)
     for _ in range(2):
-        assert [call.begin_pass(prompt, positions), call.begin_pass(positions, prompt)] == [0, 1]
+        passes = ((prompt, positions), (positions, prompt), (prompt, prompt))
+        assert [call.begin_pass(*inputs) for inputs in passes] == [0, 1, 2]
         call.end_step()
     assert sentence(lambda: call.begin_pass(prompt, prompt)) == (
         "The transformer got other prompts or positions than at the step before; keep them over a call, and run other "

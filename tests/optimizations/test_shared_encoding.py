@@ -81,7 +81,7 @@ class Encodes(FluxKontextPipeline):  # type: ignore[misc]
 
     def _encode_vae_image(self, image: Tensor, generator: Any = None) -> Tensor:
         self.ran.append("image")
-        return image * 2
+        return image * (2 if generator is None else generator)
 
 
 PHOTO = torch.ones(1, 3, 2, 2)
@@ -106,7 +106,7 @@ class Process:
         self.pipe.ran.clear()
         with self.calls.open(self.pipe, {"image": image} if in_call is None else in_call):
             texts = self.pipe.encode_prompt(prompt, **options)
-            latents = self.pipe._encode_vae_image(image=image, generator=None)
+            latents = self.pipe._encode_vae_image(image, generator=3)
             call = self.calls.current
             assert call is not None
             self.encoding.exchange(call)  # as before the first step, whether or not there is anything left
@@ -126,6 +126,7 @@ BOTH = ["text", "image"]
 def test_first_edit_of_a_size_is_encoded_whole_and_later_ones_in_part(process: Process) -> None:
     ran, alone = process.edit()
     assert (ran, process.ranks.broadcast_of) == (BOTH, [])
+    assert torch.equal(alone[2], PHOTO * 3)
     ran, shared = process.edit()
     assert ran == [BOTH[process.ranks.rank]]
     # The bytes of two tensors from rank 0, and of one from rank 1; each once.
@@ -136,6 +137,13 @@ def test_first_edit_of_a_size_is_encoded_whole_and_later_ones_in_part(process: P
             assert torch.equal(now, before)
         else:
             assert (now.contiguous().view(torch.uint8) == SENT).all()
+
+
+def test_what_another_process_encodes_comes_to_the_device_of_this_one(process: Process) -> None:
+    process.edit()
+    process.ranks.device = torch.device("meta")
+    on_device = [tensor.device.type for tensor in process.edit()[1]]
+    assert on_device == (["cpu", "cpu", "meta"] if process.ranks.rank == 0 else ["meta", "meta", "cpu"])
 
 
 @pytest.mark.parametrize(
@@ -174,6 +182,7 @@ def test_what_the_other_process_cannot_know_is_not_shared(process: Process) -> N
     assert process.edit(prompt_embeds=torch.ones(1))[0] == BOTH
     for arguments in ({}, {"image": None}):
         assert process.edit(in_call=arguments)[0] == BOTH
+    assert process.edit(in_call={}, num_images_per_prompt=2)[1][0].shape == (2, 4)
     process.pipe.ran.clear()
     process.pipe.encode_prompt("red")
     process.pipe._encode_vae_image(image=PHOTO)

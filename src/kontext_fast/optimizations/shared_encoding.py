@@ -63,7 +63,7 @@ class SharedEncoding:
         call.memory.setdefault(_PENDING, [])
         prompt = arguments["prompt"]
         sizes = 1 if isinstance(prompt, str) else len(prompt), arguments["num_images_per_prompt"]
-        key = "text", *sizes, arguments["max_sequence_length"]
+        key = *sizes, arguments["max_sequence_length"]
         return self._encoded(call, _OF_TEXT, key, partial(original, *args, **kwargs), (prompt, arguments["prompt_2"]))
 
     def _image(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -71,7 +71,7 @@ class SharedEncoding:
         if call is None or _PENDING not in call.memory:
             return original(*args, **kwargs)
         image = inspect.signature(original).bind(*args, **kwargs).arguments["image"]
-        key = "image", image.shape, image.dtype
+        key = image.shape, image.dtype
         (latents,) = self._encoded(call, _OF_IMAGE, key, lambda: (original(*args, **kwargs),), ())
         self.exchange(call, image)
         return latents
