@@ -15,7 +15,7 @@ import torch
 
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import accelerate, apply_plan
-from kontext_fast.optimizations.techniques.compile import Compile, cache_root, directory_for
+from kontext_fast.optimizations.techniques.compile import ArtifactStore, Compile, cache_root, directory_for
 from kontext_fast.pipeline.device import Machine
 from tests import needs
 from tests.pipelines import render, small_pipeline
@@ -180,3 +180,73 @@ def test_missing_compiler_is_found_as_the_remedy_says(monkeypatch: pytest.Monkey
     monkeypatch.delenv("CXX")
     (tmp_path / "g++").symlink_to(compiler)
     assert resolve("compile", Machine.detect("cpu")).optimizations == (Compile(),)
+
+
+@needs.cxx_compiler
+def test_store_has_one_file_with_everything_that_was_compiled(tmp_path: Path) -> None:
+    store, files = ArtifactStore(tmp_path), []
+    assert store.load() == "none"
+    for product in (lambda x: x @ x, lambda x: x @ x @ x):
+        torch._dynamo.reset()
+        torch.compile(product)(torch.ones(8, 8))
+        assert store.save_new()
+        files += tmp_path.iterdir()
+    assert len(files) == len(set(files)) == 2
+    assert not store.save_new()
+    (tmp_path / "damaged.artifacts").write_bytes(b"damaged")
+    assert ArtifactStore(tmp_path).load() == "loaded"
+    assert list(tmp_path.iterdir()) == [files[1]]
+
+
+@pytest.mark.parametrize(
+    ("facts", "refusal"),
+    [
+        ({}, None),
+        ({"cxx": None}, "compile needs a C++ compiler on a CPU; install g++ (or set CXX), then try again"),
+        ({"device": "mps"}, "compile is not supported on mps; use a preset without it"),
+        ({"device": "cuda", "cxx": None}, None),
+        ({"device": "cuda", "capability": (7, 0)}, None),
+        (
+            {"device": "cuda", "capability": (6, 1)},
+            "compile needs compute capability 7.0, this GPU has 6.1; use a preset without it",
+        ),
+        (
+            {"device": "cuda", "triton": False},
+            "compile needs Triton on a GPU; run `pip install triton`, then try again",
+        ),
+        (
+            {"device": "cuda", "cc": None},
+            "compile needs a C compiler on a GPU; install gcc (or set CC), then try again",
+        ),
+    ],
+)
+def test_machine_without_what_compiling_takes_is_refused(facts: dict[str, Any], refusal: str | None) -> None:
+    able: dict[str, Any] = {"device": "cpu", "memory_bytes": 1, "cxx": "g++", "cc": "gcc", "triton": True}
+    assert Compile().refusal(Machine(**{**able, "torch": "2.13.0", "platform": "x", **facts})) == refusal
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "folder"),
+    [
+        ("win32", {"LOCALAPPDATA": "/local", "XDG_CACHE_HOME": "/other"}, "/local/kontext-fast"),
+        ("win32", {}, "/home/me/AppData/Local/kontext-fast"),
+        ("darwin", {"LOCALAPPDATA": "/other", "XDG_CACHE_HOME": "/other"}, "/home/me/Library/Caches/kontext-fast"),
+        ("linux", {"LOCALAPPDATA": "/other"}, "/home/me/.cache/kontext-fast"),
+    ],
+)
+def test_cache_folder_is_where_a_system_has_such_folders(
+    monkeypatch: pytest.MonkeyPatch, platform: str, variables: dict[str, str], folder: str
+) -> None:
+    for name in ("KONTEXT_FAST_CACHE", "LOCALAPPDATA", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "/home/me", **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert cache_root() == Path(folder)
+
+
+def test_every_kind_of_block_is_compiled_or_the_transformer() -> None:
+    transformer = small_pipeline(double=2).transformer
+    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    assert Compile()._modules(transformer) == blocks
+    assert Compile(mode="whole")._modules(transformer) == [transformer]

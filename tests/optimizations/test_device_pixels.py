@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from kontext_fast.optimizations.acceleration import accelerate
-from kontext_fast.optimizations.techniques.device_pixels import DevicePixels
+from kontext_fast.optimizations.techniques.device_pixels import DevicePixels, _device, _PixelProcessor, _Table
 from tests.pipelines import SIDE, picture, small_pipeline
 
 
@@ -106,8 +108,6 @@ def test_not_a_number_warns_as_before(pipe: Any) -> None:
 
 
 def test_processor_of_the_user_is_called(pipe: Any) -> None:
-    from diffusers.image_processor import VaeImageProcessor
-
     class Inverting(VaeImageProcessor):
         def preprocess(self, *args: Any, **kwargs: Any) -> torch.Tensor:
             return -super().preprocess(*args, **kwargs)
@@ -129,3 +129,99 @@ def test_copies_in_threads_read_their_own_pictures(pipe: Any) -> None:
         with ThreadPoolExecutor(len(copies)) as threads:
             images = list(threads.map(lambda seed: np.asarray(run(copies[seed], noise(seed))[0]), seeds))
     np.testing.assert_array_equal(images, expected)
+
+
+def processors(reads: bool = True, **config: Any) -> tuple[_PixelProcessor, VaeImageProcessor, dict[str, Any]]:
+    """One on the CPU, the one of diffusers inside of it, and its facts."""
+    original = VaeImageProcessor(**{"vae_scale_factor": 16, **config})
+    facts = {"read": 0, "written": 0, "as_before": 0}
+    table = _Table()
+    return _PixelProcessor(original, lambda: table.on(torch.device("cpu")), facts, reads=reads), original, facts
+
+
+UNUSUAL: list[dict[str, Any]] = [
+    {"do_resize": False},
+    {"do_normalize": False},
+    {"do_binarize": True},
+    {"do_convert_grayscale": True},
+]
+
+
+@pytest.mark.parametrize("config", [{}, *UNUSUAL], ids=lambda config: next(iter(config), "usual"))
+def test_options_that_flux_does_not_have_are_left_to_diffusers(config: dict[str, Any]) -> None:
+    processor, original, facts = processors(**config)
+    pictures, decoded = [noise(1), noise(2)], torch.rand(2, 3, 8, 8) * 2 - 1
+    size = (SIDE, SIDE) if config.get("do_resize") is False else (SIDE // 2, SIDE)
+    assert torch.equal(processor.preprocess(pictures, *size), original.preprocess(pictures, *size))
+    for image, other in zip(processor.postprocess(decoded), original.postprocess(decoded), strict=True):
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(other))
+    crossed = 0 if config else 2
+    assert facts == {"read": crossed, "written": crossed, "as_before": 0 if crossed else 2}
+
+
+def test_pictures_that_do_not_cross_as_pixels_are_read_by_diffusers() -> None:
+    gray, array = noise(3, mode="L"), np.full((1, 8, 8, 3), 0.25, np.float32)
+    crop, size = {"resize_mode": "crop"}, (SIDE, 2 * SIDE)
+    for image, options, reads in ((gray, {}, True), (array, {}, True), (noise(), crop, True), (noise(), {}, False)):
+        processor, original, facts = processors(reads)
+        assert torch.equal(processor.preprocess(image, *size, **options), original.preprocess(image, *size, **options))
+        assert facts == {"read": 0, "written": 0, "as_before": 1}
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((1, 3, 8, 8), {"output_type": "np"}),
+        ((1, 3, 8, 8), {"output_type": "pt"}),
+        ((2, 3, 8, 8), {"do_denormalize": [True, False]}),
+        ((1, 4, 8, 8), {}),
+    ],
+)
+def test_other_outputs_are_those_of_diffusers(shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    processor, original, facts = processors()
+    decoded = torch.rand(shape) * 2 - 1
+    for image, other in zip(
+        processor.postprocess(decoded, **options), original.postprocess(decoded, **options), strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(other))
+    assert facts == {"read": 0, "written": 0, "as_before": 1}
+
+
+@pytest.mark.parametrize("name", ["preprocess", "postprocess", "denormalize"])
+def test_method_that_somebody_replaced_is_left_to_run(name: str) -> None:
+    processor, original, facts = processors()
+    setattr(original, name, lambda image, *_: image * 0 + 1 if name == "denormalize" else "somebody's")
+    processed = processor.postprocess(torch.rand(1, 3, 8, 8))
+    if name == "denormalize":
+        # diffusers gives its own mean of one image the same.
+        np.testing.assert_array_equal(np.asarray(processed[0]), np.full((8, 8, 3), 255))
+    elif name == "postprocess":
+        assert processed == "somebody's"
+    else:
+        assert processor.preprocess(noise()) == "somebody's"
+    assert facts["written"] == facts["read"] == 0
+
+
+def test_everything_else_of_a_processor_is_that_of_diffusers() -> None:
+    processor, original, _ = processors()
+    assert processor.config is original.config
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = processor.nothing_like_it
+
+
+def test_images_are_brought_to_where_the_vae_is() -> None:
+    def runs_on(vae: Any) -> Any:
+        return _device(SimpleNamespace(vae=vae, _execution_device="the pipeline's"))
+
+    assert runs_on(torch.nn.Linear(1, 1)) == torch.device("cpu")
+    # Weights that a hook brings later, and none at all.
+    for vae in (torch.nn.Linear(1, 1, device="meta"), torch.nn.Identity(), None):
+        assert runs_on(vae) == "the pipeline's"
+
+
+def test_pipeline_with_masks_reads_pictures_as_before(pipe: Any) -> None:
+    pipe.mask_processor = pipe.image_processor
+    expected = encoded(pipe, picture())
+    with accelerate(pipe, [DevicePixels()], quiet=True) as acceleration:
+        assert torch.equal(encoded(pipe, picture()), expected)
+        assert acceleration.facts["device_pixels"]["read"] == 0

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.patching import group_hook
 from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
 from tests.pipelines import render, small_pipeline
 
@@ -117,3 +118,73 @@ def test_projections_fused_already_are_refused(pipe: Any) -> None:
     with pytest.raises(InvalidInput, match="unfuse_qkv_projections"):
         accelerate(pipe, [FuseQKV()], quiet=True)
     assert hasattr(pipe.transformer.transformer_blocks[0].attn, "to_qkv")
+
+
+class ScaledLinear(torch.nn.Linear):
+    """No plain linear layer."""
+
+
+class Quantized(torch.Tensor):
+    pass
+
+
+def _scale(attention: Any) -> None:
+    attention.add_k_proj = ScaledLinear(2, 2)
+
+
+def _quantize(attention: Any) -> None:
+    attention.to_v.weight = torch.nn.Parameter(attention.to_v.weight.data.as_subclass(Quantized), requires_grad=False)
+
+
+def _hook(attention: Any) -> None:
+    attention.add_q_proj.register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (_scale, "fuse_qkv needs plain linear layers, but add_k_proj is a ScaledLinear; leave it out."),
+        (
+            _quantize,
+            "fuse_qkv needs plain weights, but that of to_v is a Quantized; leave it out (of classic, the preset "
+            "first_block_cache is left).",
+        ),
+        (
+            _hook,
+            "add_q_proj has a forward hook, which fuse_qkv would ignore; remove it (handle.remove()), then accelerate "
+            "again.",
+        ),
+    ],
+)
+def test_projection_that_is_not_plain_is_refused_by_name(pipe: Any, change: Any, complaint: str) -> None:
+    change(pipe.transformer.transformer_blocks[0].attn)
+    with pytest.raises(InvalidInput) as caught:
+        accelerate(pipe, [FuseQKV()], quiet=True)
+    assert str(caught.value) == complaint
+
+
+def test_group_offloading_is_followed_without_a_stream_alone(pipe: Any) -> None:
+    cpu, options = torch.device("cpu"), {"offload_type": "block_level", "num_blocks_per_group": 1}
+    stock = render(pipe)
+    pipe.transformer.enable_group_offload(cpu, cpu, **options)
+    with accelerate(pipe, [FuseQKV()], quiet=True) as acceleration:
+        assert acceleration.facts["fuse_qkv"] == {"projections": 3}
+        np.testing.assert_allclose(render(pipe), stock, rtol=0, atol=1e-4)
+    group_hook(pipe.transformer.transformer_blocks[0]).group.stream = object()  # as on a GPU
+    with pytest.raises(InvalidInput) as caught:
+        accelerate(pipe, [FuseQKV()], quiet=True)
+    assert str(caught.value) == (
+        "Group offloading with a stream knows no weights that are joined later, as fuse_qkv joins them; use "
+        "accelerate(pipe, 'faithful'), or enable it without use_stream."
+    )
+
+
+def test_projections_without_biases_are_fused(pipe: Any) -> None:
+    for block in (*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks):
+        for name in ("to_q", "to_k", "to_v"):
+            getattr(block.attn, name).bias = None
+    stock = render(pipe)
+    with accelerate(pipe, [FuseQKV()], quiet=True):
+        assert pipe.transformer.transformer_blocks[0].attn.to_qkv.bias is None
+        pipe.transformer._apply(torch.clone)
+        np.testing.assert_allclose(render(pipe), stock, rtol=0, atol=1e-4)

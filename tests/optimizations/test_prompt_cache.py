@@ -88,6 +88,14 @@ def test_changed_encoder_empties_the_cache(pipe: Any, change: str) -> None:
     assert not torch.equal(after, before)
 
 
+def test_another_tokenizer_makes_the_same_words_others(pipe: Any) -> None:
+    with accelerate(pipe, [PromptCache()], quiet=True) as acceleration:
+        for tokenizer in (pipe.tokenizer_2, copy.deepcopy(pipe.tokenizer_2), pipe.tokenizer_2):
+            pipe.tokenizer_2 = tokenizer
+            pipe.encode_prompt(RED, max_sequence_length=48)
+        assert acceleration.facts["prompt_cache"] == {"hits": 1, "misses": 2}
+
+
 def test_moving_encoders_and_back_keeps_the_cache(pipe: Any) -> None:
     with accelerate(pipe, [PromptCache()], quiet=True) as acceleration:
         pipe.encode_prompt(RED, max_sequence_length=48)

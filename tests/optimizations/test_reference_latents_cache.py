@@ -127,3 +127,12 @@ def test_each_way_of_encoding_has_latents_of_its_own(pipe: Any, change: Callable
         encode(pipe, image.double().float())
         encode(pipe, torch.cat([image, image]))
         assert acceleration.facts["reference_latents_cache"] == {"hits": 1, "misses": 3}
+
+
+def test_generators_of_their_own_have_images_encoded_one_by_one(pipe: Any) -> None:
+    images, batches = torch.rand(2, 3, 32, 32), []
+    pipe.vae.encoder.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    with accelerate(pipe, [ReferenceLatentsCache()], quiet=True):
+        encode(pipe, images, [torch.Generator(), torch.Generator()])
+        encode(pipe, images, torch.Generator())
+    assert batches == [1, 1, 2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Iterable
 from contextlib import ExitStack
 from threading import RLock
 from typing import Annotated, Any, ClassVar
@@ -50,37 +49,25 @@ class PromptCache(Optimization):
             if call.arguments.get("prompt_embeds") is not None:
                 return original(*args, **kwargs)
             owner = original.__self__
-            parts = _Identities(getattr(owner, part) for part in _PARTS)
-            key = (parts, owner._execution_device, *(_frozen(value) for value in call.arguments.values()))
+            parts = [getattr(owner, part) for part in _PARTS]
+            key = (*map(id, parts), owner._execution_device, *(_frozen(value) for value in call.arguments.values()))
             # Calls of other threads wait: what they encode next may be this prompt.
             with lock:
                 if watch.changed([owner.text_encoder, owner.text_encoder_2]):
                     kept.clear()
                 facts["hits" if key in kept else "misses"] += 1
                 if key not in kept:
-                    kept[key] = tuple(map(_copy, original(*args, **kwargs)))
+                    # With the parts, so that they stay alive and no other one gets the identity of one of them.
+                    kept[key] = parts, tuple(map(_copy, original(*args, **kwargs)))
                     while len(kept) > self.entries:
                         kept.popitem(last=False)
                 kept.move_to_end(key)
                 # Copies, since the caller may write to them.
-                return tuple(map(_copy, kept[key]))
+                return tuple(map(_copy, kept[key][1]))
 
         track_calls(pipe, undo).replace_method(pipe, "encode_prompt", encode, undo)
         undo.callback(kept.clear)
         return facts
-
-
-class _Identities(tuple[Any, ...]):
-    """Objects that are equal where they are the same. They stay alive, so that no other one gets the same identity."""
-
-    def __new__(cls, objects: Iterable[Any]) -> _Identities:
-        return super().__new__(cls, objects)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identities) and list(map(id, self)) == list(map(id, other))
-
-    def __hash__(self) -> int:
-        return hash(tuple(map(id, self)))
 
 
 def _frozen(value: Any) -> Any:
