@@ -277,6 +277,7 @@ def test_a_call_that_differs_from_the_fit_is_said(
         warnings.catch_warnings(record=True) as caught,
     ):
         warnings.simplefilter("always")
+        assert acceleration.facts["solver"] == {"cautions": []}
         latents_of(shared, **changes)
         said = acceleration.facts["solver"]["cautions"]
     assert [str(one.message) for one in caught if one.category is Caution] == said
