@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,13 @@ import torch
 
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import accelerate, apply_plan
-from kontext_fast.optimizations.techniques.compile import ArtifactStore, Compile, cache_root, directory_for
+from kontext_fast.optimizations.techniques.compile import (
+    ArtifactStore,
+    Compile,
+    _require_compilable,
+    cache_root,
+    directory_for,
+)
 from kontext_fast.pipeline.device import Machine
 from tests import needs
 from tests.pipelines import render, small_pipeline
@@ -128,6 +135,23 @@ def test_artifact_directory_depends_on_what_is_compiled() -> None:
     assert directory_for(small_pipeline().transformer, parameters) in directories
 
 
+def test_artifact_directory_depends_on_the_chip_and_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    chips = ("H100", "A100")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: chips[device.index])
+
+    class Another(SimpleNamespace):
+        pass
+
+    def directory(kind: type = SimpleNamespace, device: str = "cpu", **config: Any) -> Path:
+        return directory_for(kind(device=torch.device(device), dtype=torch.bfloat16, config=config), {})
+
+    different = [directory(), directory(Another), directory(device="cuda:0"), directory(device="cuda:1")]
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    assert len({*different, directory()}) == 5
+    # In whatever order a configuration is, and whatever is in it, as what a loader quantized with.
+    assert directory(a=1, b=torch.int8) == directory(b=torch.int8, a=1, _path="x") != directory(a=1, b=torch.int16)
+
+
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KONTEXT_FAST_CACHE", str(tmp_path))
     assert cache_root() == tmp_path
@@ -147,7 +171,9 @@ def test_uncompilable_transformer_follows_the_remedy(monkeypatch: pytest.MonkeyP
     plan = resolve([Compile()], able)
     compiled = small_pipeline()
     compiled.transformer.compile_repeated_blocks()
-    with pytest.raises(InvalidInput, match=r"load it again without torch\.compile"):
+    with pytest.raises(
+        InvalidInput, match=r"^The transformer is compiled already; load it again without torch\.compile\.$"
+    ):
         apply_plan(plan, compiled)
     apply_plan(plan, small_pipeline()).revert()
     hooked = small_pipeline()
@@ -250,3 +276,24 @@ def test_every_kind_of_block_is_compiled_or_the_transformer() -> None:
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     assert Compile()._modules(transformer) == blocks
     assert Compile(mode="whole")._modules(transformer) == [transformer]
+
+
+@needs.cxx_compiler
+def test_what_is_not_one_graph_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KONTEXT_FAST_CACHE", str(tmp_path))
+    pipe = small_pipeline()
+    pipe.transformer.transformer_blocks[0].register_forward_pre_hook(lambda *_: torch._dynamo.graph_break())
+    for compiled in (Compile(), Compile(max_autotune=True)):
+        with accelerate(pipe, [compiled], quiet=True), pytest.raises(torch._dynamo.exc.Unsupported):
+            render(pipe, steps=1)
+
+
+def test_hooks_of_diffusers_are_refused_and_what_they_leave_behind_is_not() -> None:
+    from diffusers.hooks import HookRegistry, ModelHook
+
+    transformer = small_pipeline().transformer
+    registry = HookRegistry.check_if_exists_or_initialize(transformer.transformer_blocks[0].attn)
+    _require_compilable(transformer, alone=True)
+    registry.register_hook(ModelHook(), "one")
+    with pytest.raises(InvalidInput, match=r"offloading or other hooks.*; use a preset without compile\.$"):
+        _require_compilable(transformer, alone=True)

@@ -298,7 +298,9 @@ def test_t5_begins_and_gives_what_is_asked_for(
     with accelerate(pipe, [TextGraphs()], quiet=True):
         asked.clear()
         assert torch.equal(latents(pipe, **options), expected)
-    assert asked[0][0] == "tokenizer_2"
+    # T5 is first, for a negative prompt too; one more time where another text is asked for than it began with.
+    before_clip = ["tokenizer_2", "tokenizer"] * (2 if "negative_prompt" in options else 1)
+    assert [name for name, _ in asked] == before_clip + ["tokenizer_2"] * (len(texts) - len(before_clip) // 2)
     assert [text for name, text in asked if name == "tokenizer_2"] == texts
 
 
@@ -323,8 +325,9 @@ def test_t5_begins_with_the_call(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(recording, "recorder_for", lambda _: NoRecorder())
     assert starts(pipe, monkeypatch) == ["check", "T5"]
     expected = render(pipe)
-    with accelerate(pipe, [TextGraphs()], quiet=True):
+    with accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
         assert starts(pipe, monkeypatch) == ["T5", "check"]
+        assert acceleration.facts["text_graphs"]["unrecorded"] == {"on the cpu": 6}
         np.testing.assert_array_equal(render(pipe), expected)
         # A scale is given to adapters of the encoders first.
         assert starts(pipe, monkeypatch, joint_attention_kwargs={"scale": 0.5}) == ["check", "T5"]

@@ -11,6 +11,7 @@ import torch
 
 from kontext_fast.engine.graphs import recording
 from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.call_tracking import tracker_of
 from kontext_fast.optimizations.techniques.text_graphs import (
     TextGraphs,
     _arguments_of_t5,
@@ -131,3 +132,37 @@ def test_encoder_with_a_forward_of_its_own_has_no_graph(
         facts = acceleration.facts["text_graphs"]
         assert facts["unrecorded"] == {f"{name} has a forward of its own": 1, "first of its layout": 1, "recorded": 1}
         assert facts["graphs"] == tapes.recorded == 1
+
+
+def test_text_is_encoded_as_before_outside_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "recorder_for", lambda _: TapeRecorder())
+    pipe = small_pipeline()
+
+    def encoded() -> list[torch.Tensor]:
+        with torch.no_grad():
+            whole = pipe.encode_prompt("make it red", max_sequence_length=48)[:2]
+            return [*whole, pipe._get_t5_prompt_embeds("make it red", 1, 40), pipe._get_clip_prompt_embeds("red")]
+
+    expected = encoded()
+    with accelerate(pipe, [TextGraphs()], quiet=True):
+        for tensor, one in zip(encoded(), expected, strict=True):
+            assert torch.equal(tensor, one)
+
+
+def test_graph_answers_the_arguments_that_it_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    tapes, pipe = TapeRecorder(), small_pipeline()
+    monkeypatch.setattr(recording, "recorder_for", lambda _: tapes)
+    ids = torch.ones(1, 48, dtype=torch.long)
+    asked = [((ids,), {"output_hidden_states": states}) for states in (False, True)]
+    asked += [((), {"input_ids": ids, "output_hidden_states": False})]
+    with torch.no_grad(), accelerate(pipe, [TextGraphs()], quiet=True) as acceleration:
+        calls = tracker_of(pipe)
+        expected = [pipe.text_encoder_2(*args, **kwargs) for args, kwargs in asked]
+        assert calls is not None
+        with calls.open(pipe):
+            for _ in range(3):
+                for (args, kwargs), output in zip(asked, expected, strict=True):
+                    result = pipe.text_encoder_2(*args, **kwargs)
+                    assert result.keys() == output.keys()
+                    assert torch.equal(result[0], output[0])
+        assert acceleration.facts["text_graphs"]["replays"] >= 3

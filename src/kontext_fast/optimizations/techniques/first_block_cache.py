@@ -94,8 +94,7 @@ class FirstBlockCache(Optimization):
     def apply(self, pipe: Any, undo: ExitStack) -> Facts:
         """Replace `forward` on the instance `pipe.transformer`.
 
-        Raises InvalidInput if something else replaced it before, and in a request that uses ControlNet, IP-Adapter
-        or gradient checkpointing.
+        Raises InvalidInput if something else replaced it before, and in a request that uses ControlNet or IP-Adapter.
         """
 
         facts: Facts = {"computed_steps": []}
@@ -185,7 +184,7 @@ def _forward(
     return_dict: bool = True,
     controlnet_blocks_repeat: bool = False,
 ) -> Any:
-    _require_supported(transformer, joint_attention_kwargs, controlnet_block_samples, controlnet_single_block_samples)
+    _require_supported(joint_attention_kwargs, controlnet_block_samples, controlnet_single_block_samples)
     index = call.begin_pass(pooled_projections, guidance, img_ids, txt_ids)
     remembered = call.memory.setdefault(_MEMORY, {}).setdefault(index, Remembered())
 
@@ -205,7 +204,6 @@ def _forward(
                 encoder_hidden_states=text,
                 temb=temb,
                 image_rotary_emb=rotary,
-                joint_attention_kwargs=joint_attention_kwargs,
             )
         return image, text
 
@@ -225,16 +223,12 @@ def _forward(
     return Transformer2DModelOutput(sample=output)
 
 
-def _require_supported(transformer: Any, attention_kwargs: dict[str, Any] | None, *controlnet: Any) -> None:
-    import torch
-
+def _require_supported(attention_kwargs: dict[str, Any] | None, *controlnet: Any) -> None:
     unsupported = []
     if any(samples is not None for samples in controlnet):
         unsupported.append("ControlNet")
     if attention_kwargs:
         unsupported.append(f"attention arguments ({', '.join(attention_kwargs)}; IP-Adapter is one of them)")
-    if torch.is_grad_enabled() and transformer.gradient_checkpointing:
-        unsupported.append("gradient checkpointing")
     if unsupported:
         raise InvalidInput(f"first_block_cache does not support {' and '.join(unsupported)}; leave one of the two out.")
 
@@ -243,7 +237,7 @@ def _joined(txt_ids: Tensor, img_ids: Tensor) -> Tensor:
     import torch
 
     # Older callers pass ids with a batch dimension; every sample's are the same.
-    return torch.cat([ids[0] if ids.ndim == 3 else ids for ids in (txt_ids, img_ids)], dim=0)
+    return torch.cat([ids[0] if ids.ndim == 3 else ids for ids in (txt_ids, img_ids)])
 
 
 def _change(image: Tensor, before: Tensor, img_ids: Tensor, remembered: Remembered) -> Tensor:
