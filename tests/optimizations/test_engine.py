@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 
 from kontext_fast.engine.dispatch import require_dtype
+from kontext_fast.engine.step_reuse import Schedule
 from kontext_fast.engine.transformer import Branch
 from kontext_fast.engine.weights import SourceWeights
 from kontext_fast.errors import Cancelled, InvalidInput, KontextError, Refused
@@ -21,7 +23,7 @@ from kontext_fast.optimizations.acceleration import Acceleration, accelerate
 from kontext_fast.optimizations.base import Effect, Optimization
 from kontext_fast.optimizations.presets import resolve
 from kontext_fast.optimizations.registry import build
-from kontext_fast.optimizations.techniques.engine import Engine, save_quantized
+from kontext_fast.optimizations.techniques.engine import Engine, require_engine, save_quantized
 from kontext_fast.optimizations.techniques.step_reuse import StepReuse
 from kontext_fast.pipeline.device import Machine
 from kontext_fast.pipeline.edit import EditRequest, edit
@@ -321,6 +323,26 @@ def test_unannounced_timesteps_are_an_error(pipe: Any) -> None:
         with pytest.raises(KontextError, match="other timesteps"):
             render(pipe, on_step=shift)
         render(pipe)
+
+
+def test_times_are_rounded_as_the_pipeline_rounds_them() -> None:
+    """In bfloat16, where others would be said to be unannounced; a schedule gets the noise levels as they are."""
+    pipe = small_pipeline().to(torch.bfloat16)
+    with accelerate(pipe, [Engine()], quiet=True) as acceleration, ExitStack() as undo:
+        levels: list[Sequence[float]] = []
+
+        def note(scheduler: Any, sigmas: Sequence[float]) -> Schedule:
+            levels.append(sigmas)
+            return StepReuse(computed=1)._schedule(scheduler, sigmas)
+
+        require_engine(pipe.transformer, "a test").follow(note, undo)
+        assert np.isfinite(render(pipe)).all()
+        np.testing.assert_allclose(levels, [pipe.scheduler.sigmas.tolist()], rtol=1e-6)
+        assert levels[0][-1] == 0
+        assert acceleration.facts["engine"] == {
+            "kernel": "portable", "attention_kernel": "native", "quantized": None, "mlp_scales": None, "host_bytes": 0,
+            "as_stored": None, "step_graphs": None,
+        }  # fmt: skip
 
 
 def test_stored_fp8_weights_give_the_same_image_and_record(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch.overrides import _get_current_function_mode
 from kontext_fast.engine.host_memory import Uploads
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.call_tracking import track_calls
+from kontext_fast.optimizations.techniques import engine as technique
 from kontext_fast.optimizations.techniques.engine import (
     Engine,
     EngineForward,
@@ -94,6 +95,49 @@ def test_everything_unsupported_is_named_at_once() -> None:
     )
     _require_supported({"scale": 0.5}, None, None)
     _require_supported(None, None, None)
+
+
+def test_transformer_whose_weights_wait_in_host_memory_runs_in_calls_alone() -> None:
+    transformer = torch.nn.Identity()
+    waiting = SimpleNamespace(weights=SimpleNamespace(sources=SimpleNamespace(host_bytes=1)))
+    forward: Any = SimpleNamespace(_calls=SimpleNamespace(current=None), _owner=lambda: transformer, engine=waiting)
+    with pytest.raises(InvalidInput) as caught:
+        EngineForward.__call__(forward, transformer, torch.ones(1))
+    assert str(caught.value) == (
+        "This transformer runs in calls of accelerated pipelines only, since its original weights wait in host memory; "
+        "accelerate the pipeline that called it too, or revert the acceleration."
+    )
+    waiting.weights.sources.host_bytes = 0
+    assert EngineForward.__call__(forward, transformer, torch.ones(1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("engine", "quantized"),
+    [
+        (Engine(), {False}),
+        (Engine(precision="fp8"), {True}),
+        (Engine(precision="int8", full_precision=(-1,)), {True, False}),
+    ],
+)
+def test_kernels_of_every_precision_that_runs_are_compiled_ahead(
+    engine: Engine, quantized: set[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def precompile_calls(transformer: Any, device: Any, *, quantize: bool) -> list[Any]:
+        asked.append((transformer, device))
+        return [quantize]
+
+    def ops_of(*of: Any) -> Any:
+        assert of == ("cuda", engine.precision, "auto")
+        return SimpleNamespace(precompile_calls=precompile_calls)
+
+    monkeypatch.setattr(technique, "make_ops", ops_of)
+    pipe = SimpleNamespace(_execution_device=torch.device("cuda"), transformer="the transformer")
+    calls = engine.precompile_calls(pipe)
+    assert len(calls) == len(quantized)
+    assert set(calls) == quantized
+    assert set(asked) == {("the transformer", torch.device("cuda"))}
 
 
 EMBEDDED = {"negative_prompt_embeds": 1, "negative_pooled_prompt_embeds": 2, "true_cfg_scale": 2.0}

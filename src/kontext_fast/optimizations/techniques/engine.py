@@ -224,10 +224,10 @@ class Engine(Optimization):
         calls = track_calls(pipe, undo)
         graphs, of_graphs = self._step_graphs(place, parallel, undo)
         engine = EngineTransformer(weights, ops, unquantized, parallel, graphs)
-        forward = EngineForward(transformer, engine, calls, replaced, None if parallel is None else parallel.ranks)
-        if parallel is not None and parallel.ranks.size == _PASSES_OF_TRUE_CFG:
+        ranks = None if parallel is None else parallel.ranks
+        forward = EngineForward(transformer, engine, calls, replaced, self.full_precision_steps, ranks)
+        if ranks is not None and ranks.size == _PASSES_OF_TRUE_CFG:
             forward.of_passes = EngineTransformer(weights, ops, unquantized)
-        forward.full_precision_steps = self.full_precision_steps
         if device == "cuda":
             forward.before_first_step = _upload_without_waiting(calls, undo)
         _install(pipe, forward, calls, undo)
@@ -334,7 +334,8 @@ class EngineForward:
         engine: EngineTransformer,
         calls: CallTracker,
         replaced: _Replaced,
-        ranks: Ranks | None = None,
+        full_precision_steps: Callable[[int], frozenset[int]],
+        ranks: Ranks | None,
     ) -> None:
         functools.update_wrapper(self, type(transformer).forward)
         self._replaced = replaced
@@ -343,7 +344,7 @@ class EngineForward:
         self._calls = calls
         self.ranks = ranks
         """The processes that run every call together; None: this one alone."""
-        self.full_precision_steps: Callable[[int], frozenset[int]] = lambda _: frozenset()
+        self.full_precision_steps = full_precision_steps
         """Which steps, of a number of them, are computed in full precision."""
         self.encoding: SharedEncoding | None = None
         """What these processes encoded for each other has to be exchanged before a step."""
