@@ -23,9 +23,11 @@ from kontext_fast.metrics import scorer
 from kontext_fast.metrics.base import LATENTS, REFERENCE, Case, Control, Metric, Need, Role, Setting
 from kontext_fast.metrics.scorer import Scorer, StoredOutput, judge_benchmark
 from kontext_fast.metrics.shapes_judge import JudgeDone, JudgeKept
-from kontext_fast.records.schema import MetricFacts, Score
+from kontext_fast.records.schema import MetricFacts, Score, StoredItem
 from kontext_fast.records.store import ResultStore
 from tests.metrics.cases import FreeItem, noise
+from tests.records.builder import RANDOM, record, result, sample, workload
+from tests.records.builder import item as builder_item
 
 TINY = Setting(has_judge=True)
 JUDGES = (JudgeDone, JudgeKept)
@@ -146,6 +148,10 @@ def test_missing_image_and_cut_latents_say_what_to_do(tmp_path: Path) -> None:
     cut = replace(output, reference_file=output.file, latents_file=tmp_path / "cut.npy")
     with pytest.raises(InvalidInput, match=r"^The latents .*cut\.npy are cut off; go on with --resume"):
         cut.load()
+    np.save(tmp_path / "pickled.npy", np.array([output.file], dtype=object), allow_pickle=True)
+    pickled = replace(cut, latents_file=tmp_path / "pickled.npy")
+    with pytest.raises(InvalidInput, match=r"^The latents .*pickled\.npy are cut off"):
+        pickled.load()
     output.file.unlink()
     with pytest.raises(InvalidInput, match=r"^The output 0\.png is missing from the result folder; run"):
         output.load()
@@ -172,6 +178,15 @@ class _Pixels(Metric):
 
     def scores(self, cases: Sequence[Case]) -> list[float | bool | None]:
         return [float(np.asarray(case.output).mean()) for case in cases]
+
+
+class _Modelled(_Pixels):
+    """Looks through a model, and so has facts about it."""
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+
+    def model(self) -> tuple[str, str]:
+        return "a model", "f" * 64
 
 
 class _Difference(_Pixels):
@@ -224,6 +239,29 @@ def test_output_without_a_need_gets_no_score(tmp_path: Path) -> None:
     assert scores[-1].value == 4.0
 
 
+def test_outputs_are_scored_in_chunks_whose_number_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of any mode are read as RGB, and what two groups share is told of each."""
+    monkeypatch.setattr(scorer, "_CHUNK", 2)
+    outputs = []
+    for index in range(5):
+        Image.new("L", (4, 4), index).save(tmp_path / f"{index}.png")
+        file = tmp_path / f"{index}.png"
+        outputs.append(StoredOutput(item=FreeItem(image=noise(1)), seed=index, image=str(index), file=file))
+    of, counts = Scorer(Setting(), [], [_Modelled]), []
+    groups = dict(of.score({"all": outputs, "last": outputs[4:]}, counts.append))
+    assert [(score.image, score.seed, score.value) for score in groups["all"]] == [
+        (str(index), index, index) for index in range(5)
+    ]
+    assert [score.value for score in groups["last"]] == [4]
+    assert counts == [2, 2, 1, 1]
+    assert {case.output.mode for case in (output.load() for output in outputs)} == {"RGB"}
+
+
+def test_all_known_metrics_are_prepared_with_facts_of_their_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorer, "discover", lambda: {"pixels": _Modelled})
+    assert Scorer(Setting(), []).facts == (MetricFacts(name="pixels", model="a model", weights_sha256="f" * 64),)
+
+
 def test_need_that_no_item_meets_is_named() -> None:
     of = Scorer(Setting(), [FreeItem(image=noise(1))], [_Pixels, JudgeDone, _Difference])
     assert of.facts == (
@@ -237,6 +275,58 @@ def test_quality_of_random_weights_is_not_measured() -> None:
     of = Scorer(Setting(random_weights=True), held_out(1), [JudgeDone, _Difference])
     assert of.facts[0].not_measured == "Not measured: the weights are random."
     assert of.facts[1].not_measured is None
+
+
+def test_images_of_runs_that_learned_the_shapes_are_judged(tmp_path: Path) -> None:
+    """All that were kept of measured calls, once each, however often; of other runs and of warm-ups none."""
+    store, items = ResultStore(tmp_path), held_out(2, 5)
+    right, wrong = (store.put_image(image) for image in (items[0].target, items[1].image))
+    calls = (
+        sample(items[0].id, 9.0, images=[wrong], warmup=True),
+        sample(items[0].id, 1.0, images=[right, wrong], seed=4),
+        sample(items[1].id, 1.0),
+        sample(items[1].id, 1.0, images=[wrong]),
+    )
+    learned = record("baseline", 0, calls, of=workload([item.id for item in items]))
+    of_others = {"random": RANDOM, "unknown": None}
+    others = [
+        learned.model_copy(update={"preset": name, "run_id": f"{name}-0", "checkpoint": checkpoint})
+        for name, checkpoint in of_others.items()
+    ]
+    stored = [StoredItem(id=item.id, instruction=item.instruction, image=None) for item in items]
+    store.write(
+        result([*others, learned, record("refused", 0, status="refused")], stored).model_copy(update={"seed": 5})
+    )
+    judge_benchmark(store)
+    by_run = {run.run_id: run.scores for run in store.load().records}
+    assert {run_id for run_id, scores in by_run.items() if scores} == {"baseline-0"}
+    expected = {
+        (items[0].id, 4, right): judge(items[0].target, items[0]),
+        (items[0].id, 4, wrong): judge(items[1].image, items[0]),
+        (items[1].id, 0, wrong): judge(items[1].image, items[1]),
+    }
+    values = {(score.item, score.seed, score.image, score.metric): score.value for score in by_run["baseline-0"]}
+    assert values == {
+        (*key, name): value
+        for key, judgement in expected.items()
+        for name, value in (("judge_done", judgement.done), ("judge_kept", judgement.kept))
+    }
+    assert expected[items[0].id, 4, right].done
+    assert not expected[items[1].id, 0, wrong].done
+    judge_benchmark(store)
+    assert {run.run_id: run.scores for run in store.load().records} == by_run
+    store.image_path(right).unlink()
+    with pytest.raises(InvalidInput, match="missing from the result folder"):
+        judge_benchmark(store)
+
+
+def test_benchmark_of_other_items_is_not_judged(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    run = record("baseline", 0, [sample("a", 1.0, images=[store.put_image(noise(1))])], of=workload(["a"]))
+    store.write(result([run], [builder_item("a")]))
+    with pytest.raises(InvalidInput) as caught:
+        judge_benchmark(store)
+    assert str(caught.value) == "Item a is not one of the shapes world's; measure again with this version."
 
 
 def test_benchmark_of_tiny_is_judged(tmp_path: Path) -> None:

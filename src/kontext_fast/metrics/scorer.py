@@ -62,7 +62,7 @@ class StoredOutput:
         output = _open(self.file)
         reference = None if self.reference_file is None else _open(self.reference_file)
         if reference is None or reference.size != output.size:
-            return Case(self.item, output, latents=_latents(self.latents_file))
+            return Case(self.item, output)
         return Case(self.item, output, reference, _latents(self.latents_file), _latents(self.reference_latents_file))
 
 
