@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from kontext_fast.pipeline.edit import EditRequest, final_latents
 from kontext_fast.verify import converged_reference as reference
 from kontext_fast.verify.converged import DISTANCE, DISTANCE_IN_FLOAT32, REFERENCE_ERROR, relative_distances
 from kontext_fast.verify.converged_reference import ReferenceStore
-from kontext_fast.verify.paths import PathRunner
+from kontext_fast.verify.paths import DensePath, EulerPath, PathRunner
 from tests.metrics.cases import FreeItem
 from tests.pipelines import picture, small_pipeline
 
@@ -115,6 +116,19 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.parametrize("path_over", [EulerPath, lambda levels: DensePath(levels, 3, keep=True)])
+def test_rounding_of_what_the_model_is_given_does_not_add_up(path_over: Callable[[list[float]], Any]) -> None:
+    """A pipeline in bfloat16 gives back the latents rounded; a path goes on with its own."""
+    exact, rounded = path_over([1.0, 0.7, 0.3, 0.0]), path_over([1.0, 0.7, 0.3, 0.0])
+    latents = torch.full((1, 2, 2), 1 / 3)
+    velocities = [torch.full((1, 2, 2), value) for value in (0.1, 0.37, 0.91)]
+    given = exact_latents = latents
+    for velocity in velocities:
+        exact_latents, following = exact.advance(exact_latents, velocity), rounded.advance(given, velocity)
+        assert torch.equal(following, exact_latents)
+        given = following.bfloat16()
+
+
 def test_rule_gets_the_levels_of_an_edit(runner: Counted) -> None:
     seen: list[float] = []
 
@@ -163,8 +177,8 @@ def test_stored_references_tell_the_distances_of_an_output(
     pipe: Any, runner: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the output that baseline itself makes in float32, right before decoding."""
-    monkeypatch.setattr(reference.converged_reference, "__defaults__", (6,))
-    store = ReferenceStore(tmp_path)
+    monkeypatch.setattr(reference, "converged_reference", partial(reference.converged_reference, steps=6))
+    store = ReferenceStore(tmp_path / "work")
     keys = [(item.id, 5) for item in ITEMS]
     assert not any(key in store for key in keys)
     store.add(runner, ITEMS, 5, 3)
@@ -172,8 +186,10 @@ def test_stored_references_tell_the_distances_of_an_output(
     assert all(key in store for key in keys)
     assert ("item 0", 6) not in store
     assert {file.suffix for file in tmp_path.rglob("*.*")} == {".npz"}
+    store.add(runner, ITEMS[:1], 6, 1)
+    assert ("item 0", 6) in store
     # Another store of the folder, as after a stop, has them, too.
-    again = ReferenceStore(tmp_path)
+    again = ReferenceStore(tmp_path / "work")
     seeds = [5, 5]
     end, expected = runner.euler(ITEMS, seeds, 3), reference.converged_reference(runner, ITEMS, seeds)
     distances = relative_distances(end.numpy(), expected.target)

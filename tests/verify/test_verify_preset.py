@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,14 @@ from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate, current
 from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
 from kontext_fast.records.store import ResultStore
-from kontext_fast.verify.verdict import Level
+from kontext_fast.verify.comparisons import Outcome
+from kontext_fast.verify.margins import read_margins
+from kontext_fast.verify.metric_rows import metric_rows
+from kontext_fast.verify.verdict import Level, QualityVerdict
+from kontext_fast.verify.verify_preset import PresetVerdict
 from tests.pipelines import picture, small_pipeline
 from tests.verify import faulty_optimizations as faulty
+from tests.verify.test_metric_rows import LOSS, quality
 
 pytestmark = pytest.mark.usefixtures("one_item_per_condition")
 
@@ -41,18 +47,54 @@ def test_own_pipeline_with_merged_lora_gets_a_verdict(tmp_path: Path) -> None:
     # As a merged LoRA does: the verdict is on these weights, not on those of any checkpoint.
     pipe.transformer.proj_out.weight.data.mul_(1.01)
     weights, attributes = _weights(pipe), _attributes(pipe)
-    result = kontext_fast.verify_preset(pipe, [FuseQKV()], PAIRS, steps=1, out=tmp_path / "out")
+    pairs = [*PAIRS, (picture(2), "make the background green")]
+    options: dict[str, Any] = {"items": 2, "steps": 1, "guidance": 3.0, "seed": 7}
+    result = kontext_fast.verify_preset(pipe, [FuseQKV()], pairs, **options, out=tmp_path / "out")
     assert (result.preset, result.level, result.passes) == ("fuse_qkv", Level.IDENTICAL, True)
     assert repr(result).startswith("fuse_qkv: L0 identical. ")
     assert "fuse_qkv: L0 identical" in result._repr_html_()
     assert current(pipe) is None
     assert (_weights(pipe), _attributes(pipe)) == (weights, attributes)
     stored = ResultStore(tmp_path / "out").load()
-    assert {item.instruction for item in stored.items} == {instruction for _, instruction in PAIRS}
+    # As many as were asked for of three, the first ones by their ids.
+    assert [item.id for item in stored.items] == [item.id for item in read_pairs(pairs).items][:2]
+    verification = stored.verification
+    assert verification is not None
+    assert (verification.steps, verification.guidance, verification.seeds) == (1, 3.0, (7, 8))
+    assert (stored.command, stored.seed) == ("verify_preset", 7)
+    assert any(line.startswith("clip_text: Not measured: ") for line in result.not_measured)
     checkpoint = stored.records[0].checkpoint
     assert checkpoint is not None
     assert (checkpoint.kind, checkpoint.has_judge) == ("pipeline", False)
     assert str(tmp_path) not in stored.model_dump_json()
+
+
+def test_verdict_is_a_table_of_what_it_rests_on() -> None:
+    few = quality(Level.CANNOT_TELL, replace(LOSS, outcome=Outcome.UNDECIDED, n=20, needed=63))
+    verdict = PresetVerdict("mine", few, metric_rows(few, read_margins())[:2], ("clip: Not measured: <none>.",))
+    assert repr(verdict).splitlines() == [
+        "mine: cannot tell. Because.",
+        "metric                     change  bound  margin  items  outcome",
+        "judge_done                 -0.01   -0.04  -0.05   20     too few",
+        "ssim / seed noise, median  0.10    0.20   0.50    20     pass",
+        "Too few items to decide: try again with items=70.",
+        "clip: Not measured: <none>.",
+    ]
+    assert verdict._repr_html_() == (
+        "<p>mine: cannot tell. Because.<br><small>Too few items to decide: try again with items=70.</small>"
+        "<br><small>clip: Not measured: &lt;none&gt;.</small></p><table>"
+        "<tr><th>metric</th><th>change</th><th>bound</th><th>margin</th><th>items</th><th>outcome</th></tr>"
+        "<tr><td>judge_done</td><td>-0.01</td><td>-0.04</td><td>-0.05</td><td>20</td><td>too few</td></tr>"
+        "<tr><td>ssim / seed noise, median</td><td>0.10</td><td>0.20</td><td>0.50</td><td>20</td><td>pass</td></tr>"
+        "</table>"
+    )
+
+
+def test_verdict_that_rests_on_no_comparison_is_a_sentence() -> None:
+    verdict = PresetVerdict("<mine>", QualityVerdict(Level.EQUIVALENT, "Same & equal."), (), ())
+    assert repr(verdict) == "<mine>: L1 numerically equivalent. Same & equal."
+    assert verdict._repr_html_() == "<p>&lt;mine&gt;: L1 numerically equivalent. Same &amp; equal.</p>"
+    assert (verdict.reason, verdict.passes) == ("Same & equal.", True)
 
 
 def test_error_in_the_middle_leaves_the_pipeline_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
