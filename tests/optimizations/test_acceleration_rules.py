@@ -68,10 +68,26 @@ class Streams(Marks):
     in_host_memory: ClassVar[bool] = True
 
 
-@pytest.fixture
-def pipe() -> Any:
+@pytest.fixture(scope="module")
+def shared() -> Any:
+    return small_pipeline()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_applied() -> None:
     Marks.applied = Rewrites.applied = Streams.applied = 0
     Marks.compiled_for.clear()
+
+
+@pytest.fixture
+def pipe(shared: Any) -> Any:
+    """For tests that leave it as it was."""
+    return shared
+
+
+@pytest.fixture
+def own() -> Any:
+    """For tests that change it."""
     return small_pipeline()
 
 
@@ -107,6 +123,9 @@ def test_faster_presets_are_named_beside_the_default_one(
 
 
 def test_parameters_change_a_preset_given_by_name_or_itself(pipe: Any) -> None:
+    assert sentence(lambda: accelerate(pipe, [Marks()], quiet=True, number=5)) == (
+        "Parameters change a preset; set those of a list on its optimizations."
+    )
     for preset in ("first_block_cache", find_preset("first_block_cache")):
         with accelerate(pipe, preset, quiet=True, warmup_steps=7) as handle:
             assert handle.plan.optimizations[0].parameters()["warmup_steps"] == 7
@@ -174,17 +193,17 @@ def test_second_pipeline_joins_with_the_same_plan_models_and_device(pipe: Any) -
     assert type(other) is FluxPipeline
 
 
-def test_pipeline_without_a_part_is_accelerated(pipe: Any) -> None:
-    pipe.text_encoder_2 = None
-    with accelerate(pipe, [Marks()], quiet=True):
-        assert pipe.transformer.mark == "here"
-        assert not hasattr(copy.deepcopy(pipe.transformer), "mark")
+def test_pipeline_without_a_part_is_accelerated(own: Any) -> None:
+    own.text_encoder_2 = None
+    with accelerate(own, [Marks()], quiet=True):
+        assert own.transformer.mark == "here"
+        assert not hasattr(copy.deepcopy(own.transformer), "mark")
 
 
 def test_revert_after_the_pipeline_is_gone_does_nothing(pipe: Any) -> None:
-    own = FluxPipeline(**pipe.components)
-    handle = accelerate(own, [Marks()], quiet=True)
-    del own
+    other = FluxPipeline(**pipe.components)
+    handle = accelerate(other, [Marks()], quiet=True)
+    del other
     handle.revert()
     assert handle.plan.preset == "marks"
 
@@ -213,49 +232,49 @@ def strengths(pipe: Any) -> dict[str, float]:
 )
 @pytest.mark.parametrize("of_the_pipeline", [False, True])
 def test_adapters_are_merged_anew_at_their_strengths(
-    pipe: Any, names: Any, given: Any, of_each: dict[str, float], of_the_pipeline: bool
+    own: Any, names: Any, given: Any, of_each: dict[str, float], of_the_pipeline: bool
 ) -> None:
-    with accelerate(with_adapters(pipe), [Rewrites()], quiet=True) as handle:
+    with accelerate(with_adapters(own), [Rewrites()], quiet=True) as handle:
         assert handle.adapters == ("style",)
         assert "merged: style; acceleration.set_adapters(names, strengths) exchanges them" in handle.describe()
-        (pipe if of_the_pipeline else handle).set_adapters(names, given)
+        (own if of_the_pipeline else handle).set_adapters(names, given)
         assert handle.adapters == tuple(of_each)
         assert handle.facts["rewrites"]["layers"] == Rewrites.applied == 2
-        assert current(pipe) is handle
-    assert current(pipe) is None
-    assert {name: strengths(pipe)[name] for name in of_each} == of_each
+        assert current(own) is handle
+    assert current(own) is None
+    assert {name: strengths(own)[name] for name in of_each} == of_each
 
 
-def test_exchanged_adapters_serve_every_pipeline_of_the_plan(pipe: Any) -> None:
-    first = accelerate(with_adapters(pipe), [Streams(), Rewrites()], device="meta", quiet=True)
-    other = copy.copy(pipe)
+def test_exchanged_adapters_serve_every_pipeline_of_the_plan(own: Any) -> None:
+    first = accelerate(with_adapters(own), [Streams(), Rewrites()], device="meta", quiet=True)
+    other = copy.copy(own)
     second = accelerate(other, [Streams(), Rewrites()], device="meta", quiet=True)
     second.set_adapters(["line"])
     assert first.adapters == second.adapters == ("line",)
-    assert (current(pipe), current(other)) == (first, second)
-    assert pipe._execution_device == other._execution_device == torch.device("meta")
+    assert (current(own), current(other)) == (first, second)
+    assert own._execution_device == other._execution_device == torch.device("meta")
     assert Rewrites.applied == 2
     second.revert()
-    assert current(pipe) is first
+    assert current(own) is first
     first.revert()
-    assert not hasattr(pipe.transformer, "mark")
+    assert not hasattr(own.transformer, "mark")
 
 
-def test_strengths_that_diffusers_refuses_leave_the_plan_applied(pipe: Any) -> None:
-    with accelerate(with_adapters(pipe), [Rewrites()], quiet=True) as handle:
+def test_strengths_that_diffusers_refuses_leave_the_plan_applied(own: Any) -> None:
+    with accelerate(with_adapters(own), [Rewrites()], quiet=True) as handle:
         with pytest.raises(TypeError):
             handle.set_adapters("line", [object()])  # type: ignore[list-item]
-        assert current(pipe) is handle
-        assert pipe.transformer.mark == "here"
-    assert not hasattr(pipe.transformer, "mark")
+        assert current(own) is handle
+        assert own.transformer.mark == "here"
+    assert not hasattr(own.transformer, "mark")
 
 
-def test_adapters_stay_on_their_layers_where_no_weights_are_rewritten(pipe: Any) -> None:
-    with accelerate(with_adapters(pipe), [Marks()], quiet=True) as handle:
+def test_adapters_stay_on_their_layers_where_no_weights_are_rewritten(own: Any) -> None:
+    with accelerate(with_adapters(own), [Marks()], quiet=True) as handle:
         assert handle.adapters == ()
-        pipe.set_adapters("line", 0.5)
+        own.set_adapters("line", 0.5)
         assert Marks.applied == 1
-    assert strengths(pipe)["line"] == 0.5
+    assert strengths(own)["line"] == 0.5
 
 
 def by_model(pipe: Any) -> None:
@@ -271,6 +290,15 @@ def by_group(pipe: Any) -> None:
     pipe.vae.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
 
 
+@pytest.mark.parametrize("device", [None, "meta"])
+def test_offloaded_pipeline_runs_where_its_hooks_do_unless_another_place_is_named(own: Any, device: str | None) -> None:
+    own.enable_model_cpu_offload(device="cpu")
+    with accelerate(own, [Streams()], device=device, quiet=True):
+        assert own._execution_device == torch.device(device or "cpu")
+        assert not own._all_hooks
+    assert own._all_hooks
+
+
 @pytest.mark.parametrize(
     ("enable", "name", "modulations"),
     [
@@ -280,10 +308,10 @@ def by_group(pipe: Any) -> None:
     ],
 )
 def test_offload_takes_the_place_of_diffusers_own(
-    pipe: Any, monkeypatch: pytest.MonkeyPatch, enable: Callable[[Any], None], name: str, modulations: str
+    own: Any, monkeypatch: pytest.MonkeyPatch, enable: Callable[[Any], None], name: str, modulations: str
 ) -> None:
-    enable(pipe)
-    plan = resolve_on(pipe, "balanced", "cpu")
+    enable(own)
+    plan = resolve_on(own, "balanced", "cpu")
     assert plan.preset == "balanced+offload"
     assert plan.labels[-1] == f"offload takes the place of {name} until revert()"
     assert len(set(plan.labels)) == len(plan.labels)
@@ -292,8 +320,8 @@ def test_offload_takes_the_place_of_diffusers_own(
     assert by_name["engine"].modulations == modulations
     assert by_name["offload"].in_host_memory
     for preset in ("prompt_cache", "low_memory"):
-        assert resolve_on(pipe, preset, "cpu").preset == preset
+        assert resolve_on(own, preset, "cpu").preset == preset
     # What moves weights of encoders by itself cannot be beside it.
     monkeypatch.setattr(Machine, "detect", lambda _: gpu(80))
     assert "text_graphs" in {part.name for part in find_preset("balanced").on_cuda}
-    assert "text_graphs" not in {part.name for part in resolve_on(pipe, "balanced").optimizations}
+    assert "text_graphs" not in {part.name for part in resolve_on(own, "balanced").optimizations}
