@@ -346,6 +346,20 @@ def test_stand_in_runs_with_what_was_put_on_the_scheduler(pipe: Any, undo: ExitS
     assert counted[4:] == ["FlowMatchEulerDiscreteScheduler"] * 2
 
 
+def test_stand_in_is_made_of_the_scheduler_and_serves_one_call(pipe: Any, undo: ExitStack) -> None:
+    stand_ins: dict[Any, Any] = {}
+    track_calls(pipe, undo).replace_scheduler(lambda own: stand_ins.setdefault(own, StandIn()), undo)
+
+    def look() -> None:
+        assert pipe.scheduler is stand_ins[own]
+        with ThreadPoolExecutor(1) as thread, pytest.raises(InvalidInput, match="in a call of an accelerated pipeline"):
+            thread.submit(pipe.scheduler.step).result()
+
+    own = pipe.scheduler
+    pipe("red", on_step=look)
+    assert list(stand_ins) == [own]
+
+
 def test_step_that_a_stand_in_would_not_run_is_refused(pipe: Any, undo: ExitStack) -> None:
     calls = track_calls(pipe, undo)
     calls.replace_scheduler(lambda _: StandIn(), undo)

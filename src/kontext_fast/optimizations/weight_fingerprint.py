@@ -27,9 +27,7 @@ class WeightFingerprint:
 
         known = [(id(module), _layout(module)) for module in modules]
         numbers = [_numbers(module) for module in modules if module is not None]
-        same = known == self._known and all(
-            torch.equal(now, before) for now, before in zip(numbers, self._numbers, strict=True)
-        )
+        same = known == self._known and all(map(torch.equal, numbers, self._numbers))
         self._known, self._numbers = known, numbers
         return not same
 
