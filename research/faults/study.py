@@ -3,7 +3,8 @@
 `python -m research.faults.study --out DIR` verifies every planted fault and every harmless change as a preset, on the
 same items and seeds. Faults in finished pictures need no model: they are made from the outputs of a harmless change.
 The verdicts are then computed at several numbers of items, with all rules and without those for single outputs, seeds
-and declarations.
+and declarations. `distances.json` keeps the distances to baseline of every output, so that another rule can be tried on
+them.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from kontext_fast.datasets.base import Item
-from kontext_fast.metrics.base import Setting
+from kontext_fast.metrics.base import Role, Setting, discover
 from kontext_fast.metrics.scorer import Scorer, StoredOutput
 from kontext_fast.records.schema import AppliedOptimization, Arm, Output, Record, ResultFile
 from kontext_fast.records.store import ResultStore, read_stored_image, write_atomically
-from kontext_fast.verify.analysis import analyze
+from kontext_fast.verify.analysis import ArmScores, analyze
 from kontext_fast.verify.controls import CONTROL_ITEMS, control_count
 from kontext_fast.verify.journal import Journal
 from kontext_fast.verify.margins import Margins, TailMargins
@@ -52,7 +53,10 @@ class Answer:
 
 
 def study(request: Request, out: Path, faults: Sequence[Fault], counts: Sequence[int], *, resume: bool) -> list[Answer]:
-    """Verify `faults` in `out` and return the answers, fault by fault. Raises what `verify` raises."""
+    """Verify `faults` in `out`, write `distances.json` there, and return the answers, fault by fault.
+
+    Raises what `verify` raises.
+    """
     pipelines = [fault for fault in faults if not isinstance(fault.plant, Pictures)]
     request = replace(request, presets=tuple(fault.preset for fault in pipelines))
     result = verify(request, out, resume=resume, command="research.faults.study", on_progress=_show)
@@ -60,7 +64,28 @@ def study(request: Request, out: Path, faults: Sequence[Fault], counts: Sequence
     spoiled = [fault for fault in faults if isinstance(fault.plant, Pictures)]
     records = (*result.records, *_picture_records(spoiled, result, store, dataset_of(request).items))
     whole = result.model_copy(update={"records": records})
+    write_atomically(out / "distances.json", json.dumps(distances(whole)).encode())
     return [answer for count in counts if count <= len(result.items) for answer in _answers(whole, count, faults)]
+
+
+def distances(result: ResultFile) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """By metric, arm and item: the distances to baseline of each seed, with four digits; those between two seeds of
+    baseline are `between seeds`."""
+    arms = ArmScores(result.records)
+    metrics = [metric for metric in discover().values() if metric.role is Role.FIDELITY and arms.measured(metric.name)]
+    names = [record.arm.name for record in result.records if record.arm]
+    by_metric = {
+        metric.name: {"between seeds": arms.fidelity(metric).between_seeds}
+        | {name: by_item for name in names if (by_item := arms.distances(metric, name))}
+        for metric in metrics
+    }
+    return {
+        metric: {
+            arm: {item: [float(f"{value:.4g}") for value in values] for item, values in by_item.items()}
+            for arm, by_item in by_arm.items()
+        }
+        for metric, by_arm in by_metric.items()
+    }
 
 
 def _picture_records(
@@ -170,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device")
     parser.add_argument("--family", action="append", help="only these families, and what is harmless")
     parser.add_argument("--only", action="append", help="only these faults, and what the pictures begin with")
+    parser.add_argument("--harmless", action="store_true", help="every harmless change, too, with --only")
     parser.add_argument("--harmless-only", action="store_true", help="for the rate of false alarms")
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args(arguments)
@@ -177,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fault
         for fault in (*HARMLESS_CHANGES, *FAULTS)
         if fault.name == BASE
-        or (fault.family == HARMLESS and not options.only)
+        or (fault.family == HARMLESS and (options.harmless or not options.only))
         or not (options.harmless_only or options.family or options.only)
         or fault.family in (options.family or ())
         or fault.name in (options.only or ())

@@ -145,6 +145,27 @@ def test_fewer_items_are_verified_with_fewer_controls() -> None:
         assert [score.item for score in of_fewer.scores] == names[:count]
 
 
+def test_distances_of_every_output_are_kept_by_arm_and_item() -> None:
+    def of_arm(name: str, role: ArmRole, values: Sequence[float], metric: str) -> Record:
+        scores = tuple(
+            Score(item="a", seed=seed, image="0" * 64, metric=metric, value=value) for seed, value in enumerate(values)
+        )
+        return record(name, 0, arm=Arm(name=name, role=role), scores=scores)
+
+    records = [
+        of_arm("baseline", "baseline", [0.5], "latent_error between seeds"),
+        of_arm("other precision", "floor", [0.0123456, 0.25], "latent_error"),
+        of_arm("overflow clamp", "preset", [0.0, 0.5], "latent_error"),
+    ]
+    assert study.distances(result(records, ())) == {
+        "latent_error": {
+            "between seeds": {"a": [0.5]},
+            "other precision": {"a": [0.01235, 0.25]},
+            "overflow clamp": {"a": [0.0, 0.5]},
+        }
+    }
+
+
 def test_rates_count_losses_by_family_and_items() -> None:
     answers = [
         study.Answer("one", "rare", 50, "L3", "", "L2"),

@@ -244,3 +244,19 @@ def test_two_items_bound_a_ratio() -> None:
     logs = np.log([2.0, 3.0])
     reach = stats.t.ppf(CONFIDENCE, 1) * stats.sem(logs)
     assert ratio_bounds([2.0, 3.0], [1.0, 1.0], CONFIDENCE).upper == pytest.approx(math.exp(logs.mean() + reach))
+
+
+def test_outputs_of_an_item_are_compared_one_with_one() -> None:
+    """The first item's outputs are twice as far each, though its first output is a hundred times as far as its second;
+    the second item's are three times as far."""
+    ratio = ratio_bounds([[200.0, 2.0], [3.0, 30.0]], [[100.0, 1.0], [1.0, 10.0]], CONFIDENCE)
+    assert ratio == ratio_bounds([2.0, 3.0], [1.0, 1.0], CONFIDENCE)
+    crossed = ratio_bounds([[200.0, 2.0]], [[1.0, 100.0]], CONFIDENCE)
+    assert crossed.value == pytest.approx(2.0)
+
+
+def test_item_with_an_output_that_is_not_apart_has_the_ratio_of_its_means() -> None:
+    """As an arm has that leaves half of the outputs as they were, and one of which an output failed."""
+    assert ratio_bounds([[0.0, 8.0]], [[1.0, 1.0]], CONFIDENCE).value == pytest.approx(4.0)
+    assert ratio_bounds([[4.0, 4.0]], [[0.0, 2.0]], CONFIDENCE).value == pytest.approx(4.0)
+    assert ratio_bounds([[4.0, 8.0]], [[2.0]], CONFIDENCE).value == pytest.approx(3.0)

@@ -107,27 +107,40 @@ _LARGEST_RATIO = 1000.0
 """Of one item; its inverse is the smallest. A distance of 0 has no logarithm."""
 
 
-def ratio_bounds(numerator: npt.ArrayLike, denominator: npt.ArrayLike, confidence: float) -> Ratio:
+def ratio_bounds(numerator: Sequence[npt.ArrayLike], denominator: Sequence[npt.ArrayLike], confidence: float) -> Ratio:
     """Of two distances of every item, all at least 0: the geometric mean of the items' ratios with t-bounds of its
     logarithm.
 
     Distances spread over orders of magnitude, and a ratio of their means rests on the few largest ones, so that neither
     a bootstrap nor Fieller's bounds tell anything with a dozen items. Each item compared with itself has no such tail.
-    A single item gives no bounds but 0 and infinity.
+    An item may have the distances of several outputs, in the same order in both; its ratio is the geometric mean of
+    theirs, see `_log_ratio`. A single item gives no bounds but 0 and infinity.
     """
-    above, below = (np.asarray(values, np.float64) for values in (numerator, denominator))
-    if not above.any():
+    above, below = ([np.atleast_1d(np.asarray(of, np.float64)) for of in side] for side in (numerator, denominator))
+    if not any(of.any() for of in above):
         # Nothing is apart, whatever it is compared with.
         return Ratio(0.0, 0.0, 0.0)
-    if not below.any():
+    if not any(of.any() for of in below):
         return Ratio(math.inf, math.inf, math.inf)
-    ratios = np.where((above == 0) & (below == 0), 1.0, divided(above, below))
-    logs = np.log(np.clip(ratios, 1 / _LARGEST_RATIO, _LARGEST_RATIO))
+    logs = np.array([_log_ratio(*of_item) for of_item in zip(above, below, strict=True)])
     value, n = float(logs.mean()), len(logs)
     if n < 2:
         return Ratio(math.exp(value), 0.0, math.inf)
     half = float(stdtrit(n - 1, confidence)) * float(logs.std(ddof=1)) / math.sqrt(n)
     return Ratio(math.exp(value), math.exp(value - half), math.exp(value + half))
+
+
+def _log_ratio(above: Array, below: Array) -> float:
+    """The logarithm of the ratio of one item, output by output where each of them is apart.
+
+    How far a change takes an output depends on its seed as much as on its item, and does so in both distances: the
+    ratios of outputs spread half as much as those of the items' means. An output without any distance has no ratio;
+    the means of such an item are compared.
+    """
+    if len(above) != len(below) or not (above.all() and below.all()):
+        above, below = above.mean(keepdims=True), below.mean(keepdims=True)
+    ratios = np.where((above == 0) & (below == 0), 1.0, divided(above, below))
+    return float(np.log(np.clip(ratios, 1 / _LARGEST_RATIO, _LARGEST_RATIO)).mean())
 
 
 def divided(above: npt.ArrayLike, below: npt.ArrayLike) -> Array:

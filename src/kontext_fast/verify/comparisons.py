@@ -67,7 +67,7 @@ class FloorComparison:
     metric: str
     outcome: Outcome
     ratio: Ratio
-    """The geometric mean of the items' ratios."""
+    """The geometric mean of the items' ratios, and in each item of those of its outputs."""
     median_ratio: Ratio
     """Of the median item."""
     worst: float
@@ -107,15 +107,18 @@ class MarginComparison:
 def compare_with_floor(fidelity: FidelityDistances, distances: ByItem, margins: Margins) -> FloorComparison | None:
     """`distances` and those of the arm of the floor that is farthest from baseline; None where they share no item.
 
-    They are compared item by item: some edits amplify any rounding, and do so in every arm.
+    They are compared item by item, and output by output: some edits amplify any rounding, and do so in every arm.
     """
     arm = _largest_floor(fidelity)
     if arm is None:
         return None
-    above, below = _shared_means(distances, fidelity.floors[arm])
-    if len(above) == 0:
+    shared = _shared_items(distances, fidelity.floors[arm])
+    if not shared:
         return None
-    ratio = ratio_bounds(above, below, margins.confidence)
+    ratio = ratio_bounds(
+        [distances[item] for item in shared], [fidelity.floors[arm][item] for item in shared], margins.confidence
+    )
+    above, below = _shared_means(distances, fidelity.floors[arm])
     worst = float(divided(item_means(distances).max(), item_means(fidelity.floors[arm]).max()))
     median_ratio = Ratio(*quantile_bounds(divided(above, below), 0.5, margins.confidence))
     outcome = _floor_outcome(ratio, median_ratio, worst, len(above), margins.floor)
@@ -147,9 +150,13 @@ def _floor_outcome(ratio: Ratio, median_ratio: Ratio, worst: float, n: int, marg
     return Outcome.PASSED if within and n >= margins.min_items else Outcome.UNDECIDED
 
 
+def _shared_items(first: ByItem, second: ByItem) -> list[str]:
+    return sorted(item for item in first.keys() & second.keys() if first[item] and second[item])
+
+
 def _shared_means(first: ByItem, second: ByItem) -> tuple[Array, Array]:
     """Means over the seeds of every item that has values in both."""
-    shared = sorted(item for item in first.keys() & second.keys() if first[item] and second[item])
+    shared = _shared_items(first, second)
     return item_means({item: first[item] for item in shared}), item_means({item: second[item] for item in shared})
 
 
