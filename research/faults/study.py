@@ -24,6 +24,7 @@ from kontext_fast.metrics.scorer import Scorer, StoredOutput
 from kontext_fast.records.schema import AppliedOptimization, Arm, Output, Record, ResultFile
 from kontext_fast.records.store import ResultStore, read_stored_image, write_atomically
 from kontext_fast.verify.analysis import ArmScores, analyze
+from kontext_fast.verify.conditions import CONDITION_ITEMS, condition_count
 from kontext_fast.verify.controls import CONTROL_ITEMS, control_count
 from kontext_fast.verify.journal import Journal
 from kontext_fast.verify.margins import Margins, TailMargins
@@ -159,9 +160,11 @@ def first_items(result: ResultFile, count: int) -> ResultFile:
     items = result.items[:count]
     every = {item.id for item in items}
     few = {item.id for item in items[: control_count(len(items), CONTROL_ITEMS)]}
+    of_conditions = {item.id for item in items[: condition_count(len(items), CONDITION_ITEMS)]} & few
+    kept_by_role = {"baseline": every, "preset": every, "condition": of_conditions}
 
     def of_fewer(record: Record) -> Record:
-        kept = every if record.arm and record.arm.role in ("baseline", "preset") else few
+        kept = kept_by_role.get(record.arm.role, few) if record.arm else few
         outputs = tuple(output for output in record.outputs if output.item in kept)
         scores = tuple(score for score in record.scores if score.item in kept)
         return record.model_copy(update={"outputs": outputs, "scores": scores})

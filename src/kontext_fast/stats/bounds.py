@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -86,12 +87,27 @@ def quantile_bounds(values: npt.ArrayLike, quantile: float, confidence: float) -
     """
     ordered = np.sort(np.asarray(values, np.float64))
     n = len(ordered)
-    # The quantile lies below value k (0-based) with probability P(Binomial(n, quantile) <= k).
-    upper_rank = int(binom.ppf(confidence, n, quantile))
-    lower_rank = int(binom.ppf(1 - confidence, n, quantile)) - 1
+    lower_rank, upper_rank = _bound_ranks(n, quantile, confidence)
     upper = float(ordered[upper_rank]) if upper_rank < n else float("inf")
     lower = float(ordered[lower_rank]) if lower_rank >= 0 else float("-inf")
     return float(np.quantile(ordered, quantile, method="inverted_cdf")), lower, upper
+
+
+def items_for_quantile(beyond: float, quantile: float, *, confidence: float, power: float, most: int) -> int | None:
+    """Items with which the upper bound of a quantile is within a limit, with probability `power`, where the share
+    `beyond` of all items is beyond that limit; None where that takes more than `most`."""
+    n = np.arange(1, most + 1)
+    # Item `rank` (0-based) is the bound; so many of the others may be beyond the limit.
+    rank = binom.ppf(confidence, n, quantile)
+    enough = (rank < n) & (binom.cdf(n - 1 - rank, n, beyond) >= power)
+    return int(n[enough][0]) if enough.any() else None
+
+
+@cache
+def _bound_ranks(n: int, quantile: float, confidence: float) -> tuple[int, int]:
+    """Which of `n` ordered values (0-based) are the bounds of a quantile."""
+    # The quantile lies below value k with probability P(Binomial(n, quantile) <= k).
+    return int(binom.ppf(1 - confidence, n, quantile)) - 1, int(binom.ppf(confidence, n, quantile))
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,11 @@ def analyze(result: ResultFile) -> VerificationAnalysis:
             reason = record.reason or (failures[0] if failures else "It made no output.")
             return PresetAnalysis(record.preset, QualityVerdict(Level.NOT_MEASURED, reason), None)
         evidence = arms.evidence(record.preset, metrics, insensitive)
-        coverage = coverage_sentence(evidence.conditions, verification.batch, arms.has_order(record.preset))
-        converged = arms.converged(record.preset)
-        return PresetAnalysis(record.preset, decide(evidence, margins), evidence, converged, coverage)
+        verdict = decide(evidence, margins)
+        coverage = coverage_sentence(
+            evidence.conditions, verification.batch, arms.has_order(record.preset), verdict.doubts
+        )
+        return PresetAnalysis(record.preset, verdict, evidence, arms.converged(record.preset), coverage)
 
     return VerificationAnalysis(
         verification=verification,
@@ -192,7 +194,7 @@ class ArmScores:
                 and baseline == images
                 and all(error == 0 for error in self.scores(arm.name, "latent_error").values()),
                 fidelity=tuple(
-                    replace(self.fidelity(metric, preset), to_baseline=self.distances(metric, arm.name))
+                    self._fidelity_in(arm.name, reference, metric, preset)
                     for metric in metrics
                     if metric.role is Role.FIDELITY
                 ),
@@ -200,6 +202,12 @@ class ArmScores:
                 repeats=_repeats(record),
                 not_run=None if images else record.reason or next(iter(reasons), "it made no output"),
             )
+
+    def _fidelity_in(self, arm: str, reference: str, metric: type[Metric], preset: str) -> FidelityDistances:
+        """Distances of `arm` of a condition; seed noise is that of baseline's arm there, where it has two seeds."""
+        usual = self.fidelity(metric, preset)
+        between_seeds = self.distances(metric, reference) or usual.between_seeds
+        return replace(usual, to_baseline=self.distances(metric, arm), between_seeds=between_seeds)
 
     def _reordered(self, preset: str | None) -> Record | None:
         """The arm of `preset` with its requests in another order."""

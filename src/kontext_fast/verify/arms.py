@@ -13,7 +13,7 @@ from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.presets import Preset
 from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
 from kontext_fast.records.schema import BASELINE, Arm, ArmRole
-from kontext_fast.verify.conditions import CONDITION_ITEMS, CONDITIONS, condition_arm
+from kontext_fast.verify.conditions import CONDITION_ITEMS, CONDITIONS, condition_arm, condition_count
 from kontext_fast.verify.controls import (
     CACHE_FACTOR,
     CONTROL_BATCHES,
@@ -83,7 +83,7 @@ def arm_specs(
         return ArmSpec(arm=arm, **{**common, **changes})
 
     def conditions(name: str, preset: str | Preset) -> Iterator[ArmSpec]:
-        some = few[:CONDITION_ITEMS]
+        some = few[: condition_count(len(every), CONDITION_ITEMS)]
         for condition in CONDITIONS:
             negatives = _swapped_instructions(some) if condition == "true CFG" else None
             arm = Arm(name=condition_arm(name, condition), role="condition", preset=name, condition=condition)

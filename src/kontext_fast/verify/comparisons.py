@@ -16,12 +16,16 @@ from kontext_fast.stats.bounds import (
     Ratio,
     divided,
     holm,
+    items_for_quantile,
     items_needed,
     mean_bounds,
     quantile_bounds,
     ratio_bounds,
 )
 from kontext_fast.verify.margins import FloorMargins, Margins
+
+_MOST = 1000
+"""Items; what would take more is beyond any verification."""
 
 
 class Outcome(StrEnum):
@@ -87,6 +91,8 @@ class SeedNoiseComparison:
     median_upper: float
     p90: float
     p90_upper: float
+    n: int = 0
+    """Items compared."""
 
 
 @dataclass(frozen=True)
@@ -202,29 +208,53 @@ def compare_with_margins(quality: Sequence[QualityDifferences], margins: Margins
     return tuple(comparisons)
 
 
-def compare_with_seed_noise(fidelity: FidelityDistances, margins: Margins) -> SeedNoiseComparison | None:
+def compare_with_seed_noise(
+    fidelity: FidelityDistances, margins: Margins, *, ways: int = 1
+) -> SeedNoiseComparison | None:
     """The distances to baseline and those of two seeds of baseline; None where the margins do not ask for the metric.
 
     They are compared item by item: an edit with one answer has hardly any seed noise, and an open one has much.
-    Insensitive where rounding alone, the largest arm of the floor, is not known to stay below the limits.
+    Insensitive where rounding alone, the largest arm of the floor, is not known to stay below the limits. A loss is
+    claimed at a level that holds for both quantiles of all metrics in so many `ways` of use together; without that,
+    one in five presets at the limits would be called a loss by chance.
     """
-    ratios = _ratios(fidelity.to_baseline, fidelity.between_seeds)
+    ratios = seed_noise_ratios(fidelity)
     if fidelity.metric not in margins.seed_noise.metrics or len(ratios) == 0:
         return None
     limits = {0.5: margins.seed_noise.median, 0.9: margins.seed_noise.p90}
+    strict = margins.stricter(ways * len(limits) * len(margins.seed_noise.metrics)).confidence
     bounds = {quantile: quantile_bounds(ratios, quantile, margins.confidence) for quantile in limits}
+    beyond = any(quantile_bounds(ratios, quantile, strict)[1] > limit for quantile, limit in limits.items())
     arm = _largest_floor(fidelity)
     rounding = _ratios({} if arm is None else fidelity.floors[arm], fidelity.between_seeds)
     if len(rounding) and not _is_below_limits(rounding, margins):
         outcome = Outcome.INSENSITIVE
-    elif any(bounds[quantile][1] > limit for quantile, limit in limits.items()):
+    elif beyond:
         outcome = Outcome.FAILED
     elif all(bounds[quantile][2] < limit for quantile, limit in limits.items()):
         outcome = Outcome.PASSED
     else:
         outcome = Outcome.UNDECIDED
     (median, _, median_upper), (p90, _, p90_upper) = bounds[0.5], bounds[0.9]
-    return SeedNoiseComparison(fidelity.metric, outcome, median, median_upper, p90, p90_upper)
+    return SeedNoiseComparison(fidelity.metric, outcome, median, median_upper, p90, p90_upper, n=len(ratios))
+
+
+def seed_noise_ratios(fidelity: FidelityDistances) -> Array:
+    """The distance to baseline over that of two seeds of each item, in the order of the ids of the items of both."""
+    return _ratios(fidelity.to_baseline, fidelity.between_seeds)
+
+
+def needed_within_seed_noise(fidelity: FidelityDistances, margins: Margins) -> int | None:
+    """About how many items would show that a preset is within the limits, if as large a share of them is beyond as of
+    these; None where not even very many would."""
+    ratios = seed_noise_ratios(fidelity)
+    counts = [
+        items_for_quantile(
+            float((ratios >= limit).mean()), quantile, confidence=margins.confidence, power=margins.power, most=_MOST
+        )
+        for quantile, limit in ((0.5, margins.seed_noise.median), (0.9, margins.seed_noise.p90))
+    ]
+    return None if None in counts else max(count for count in counts if count is not None)
 
 
 def _is_below_limits(rounding: Array, margins: Margins) -> bool:

@@ -50,6 +50,10 @@ class Margins(_Table):
     tail: TailMargins = TailMargins()
     """Files and records without it are of the time before it."""
 
+    def stricter(self, tests: int) -> Margins:
+        """The margins with the confidence that each of so many tests needs to hold the level together."""
+        return self.model_copy(update={"confidence": 1 - (1 - self.confidence) / tests})
+
     @property
     def sha256(self) -> str:
         return content_hash(self.model_dump(mode="json"))

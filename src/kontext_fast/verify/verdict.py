@@ -24,7 +24,7 @@ from kontext_fast.verify.comparisons import (
     compare_with_seed_noise,
     far_where_changed,
 )
-from kontext_fast.verify.conditions import ConditionEvidence, is_within_floor, loss_in_condition
+from kontext_fast.verify.conditions import ConditionEvidence, Doubt, doubt_in_condition, loss_in_condition
 from kontext_fast.verify.findings import (
     Repeat,
     SignedChange,
@@ -102,6 +102,8 @@ class QualityVerdict:
     """Outputs far from baseline, by metric."""
     changes: tuple[SignedChange, ...] = ()
     """What changed on average, beside the verdict, which does not rest on it."""
+    doubts: tuple[Doubt, ...] = ()
+    """Ways of use in which too few items ran to tell; the level is that of all others."""
 
 
 def decide(evidence: Evidence, margins: Margins) -> QualityVerdict:
@@ -121,26 +123,37 @@ def decide(evidence: Evidence, margins: Margins) -> QualityVerdict:
 
 
 def _under_conditions(verdict: QualityVerdict, evidence: Evidence, margins: Margins) -> QualityVerdict:
-    """The verdict with what other ways of use show: a loss there is a loss, and identical means in all of them."""
-    rounding_only = verdict.level in (Level.IDENTICAL, Level.EQUIVALENT) or evidence.declares_rounding
+    """The verdict with what other ways of use show: a loss there is a loss, and identical means in all of them.
+
+    A way of which few items cannot tell costs no level: the verdict says that it does not hold there.
+    """
+    rounds = verdict.level in (Level.IDENTICAL, Level.EQUIVALENT)
     conditions = [
         replace(of, fidelity=tuple(by for by in of.fidelity if by.metric not in evidence.insensitive))
         for of in evidence.conditions
         if of.not_run is None
     ]
     for condition in conditions:
-        reason = loss_in_condition(condition, margins, rounding_only=rounding_only)
+        reason = loss_in_condition(condition, margins, rounding_only=rounds or evidence.declares_rounding)
         if reason is not None:
             return replace(verdict, level=Level.LOSS, reason=reason)
+    if not verdict.level.passes:
+        return verdict
+    usual = {distances.metric: distances for distances in evidence.fidelity}
+    found = [doubt_in_condition(condition, usual, margins, rounding_only=rounds) for condition in conditions]
+    doubts = tuple(doubt for doubt in found if doubt is not None)
     rounded = [condition for condition in conditions if not condition.identical]
     if verdict.level is Level.IDENTICAL and rounded:
         names = " and ".join(condition.name for condition in rounded)
-        if all(is_within_floor(condition, margins) for condition in rounded):
-            reason = f"Every output is the same, bit for bit, but for rounding {names}."
-            return replace(verdict, level=Level.EQUIVALENT, reason=reason)
-        reason = f"Most outputs are the same, bit for bit, and not those {names}: more control items are needed there."
-        return replace(verdict, level=Level.CANNOT_TELL, reason=reason)
-    return verdict
+        if any(doubt.items == 0 for doubt in doubts):
+            reason = f"Most outputs are the same, bit for bit, and not those {names}, which no metric compares."
+            return replace(verdict, level=Level.CANNOT_TELL, reason=reason)
+        reason = f"Every output is the same, bit for bit, but for rounding {names}."
+        if doubts:
+            reason = f"Every output is the same, bit for bit, but those {names}."
+        verdict = replace(verdict, level=Level.EQUIVALENT, reason=reason)
+    reason = " ".join([verdict.reason, *(doubt.sentence for doubt in doubts)])
+    return replace(verdict, reason=reason, doubts=doubts)
 
 
 def _decide(evidence: Evidence, margins: Margins, of_preset: Sequence[FidelityDistances]) -> QualityVerdict:
