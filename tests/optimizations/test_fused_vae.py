@@ -22,6 +22,7 @@ from kontext_fast.optimizations.techniques.fused_vae import (
     _attended,
     _block,
     _doubled,
+    _has_kernels,
     _pairs,
     _streams,
 )
@@ -56,6 +57,7 @@ def test_norms_and_activations_no_longer_run_alone(pipe: Any, monkeypatch: pytes
         _there_and_back(pipe)
         assert len(calls) == acceleration.facts["fused_vae"]["norms"] > 10
         assert len({id(norm) for norm in calls}) == len(calls)
+        assert acceleration.facts["fused_vae"]["kernel"] == "portable"
 
 
 @pytest.fixture
@@ -79,7 +81,8 @@ def test_vae_with_the_kernels_equals_the_plain_vae(pipe: Any, kernels: Any, monk
     for run in (kernels.add_bias, kernels.double_sides, kernels.softmax):
         monkeypatch.setattr(kernels, run.__name__, lambda *args, run=run: ran.append((run, *args)) or run(*args))
     monkeypatch.setattr(fused_vae, "_SCORES", 4)  # a few rows of scores at a time
-    with accelerate(pipe, CHOSEN, quiet=True):
+    with accelerate(pipe, CHOSEN, quiet=True) as acceleration:
+        assert acceleration.facts["fused_vae"]["kernel"] == "fused"
         results = _there_and_back(pipe)
         blocks = [part for part in pipe.vae.modules() if isinstance(part, ResnetBlock2D)]
         convolutions = [part for part in pipe.vae.modules() if isinstance(part, torch.nn.Conv2d)]
@@ -257,3 +260,12 @@ def test_label_says_that_a_cpu_gains_nothing() -> None:
     assert FusedVae().label_on(replace(cpu, device="cuda")) is None
     assert FusedVae().refusal(cpu) is None
     assert "not supported on mps" in str(FusedVae().refusal(replace(cpu, device="mps")))
+    assert [_has_kernels(torch.device(name)) for name in ("cuda:1", "cpu")] == [True, False]
+    assert "compute capability 8.0" in str(FusedVae().refusal(replace(cpu, device="cuda", capability=(7, 5))))
+    assert FusedVae().refusal(replace(cpu, device="cuda", capability=(8, 0))) is None
+
+
+def test_hook_that_would_be_ignored_is_refused_from_the_start(pipe: Any) -> None:
+    pipe.vae.decoder.conv_norm_out.register_forward_hook(lambda *_: None)
+    with pytest.raises(InvalidInput, match="conv_norm_out has a forward hook, which fused_vae would ignore"):
+        accelerate(pipe, CHOSEN, quiet=True)
