@@ -125,6 +125,8 @@ def test_other_processes_take_one_core_each(
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
     outputs = _stored(tmp_path, 4)
+    # Of five cores two, since a process is worth two outputs.
+    monkeypatch.setattr(scorer, "_processors", lambda: 5)
     assert len(_scores(Scorer(TINY, [output.item for output in outputs], JUDGES), outputs)) == 8
     assert len(environments) == 2
     for environment in environments:
@@ -255,6 +257,15 @@ def test_outputs_are_scored_in_chunks_whose_number_is_told(tmp_path: Path, monke
     assert [score.value for score in groups["last"]] == [4]
     assert counts == [2, 2, 1, 1]
     assert {case.output.mode for case in (output.load() for output in outputs)} == {"RGB"}
+
+
+def test_metrics_that_are_not_parallel_start_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many_processes: None
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("subprocess.run", lambda *process, **_: started.append(process))
+    assert len(_scores(Scorer(Setting(), [], [_Modelled]), _stored(tmp_path, 5))) == 5
+    assert not started
 
 
 def test_all_known_metrics_are_prepared_with_facts_of_their_models(monkeypatch: pytest.MonkeyPatch) -> None:
