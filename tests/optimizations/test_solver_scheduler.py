@@ -68,7 +68,8 @@ class Painter:
         for time in self.scheduler.timesteps:
             told.append(self.transformer.time_text_embed(time.expand(2).to(latents.dtype), 3.5, pooled="text"))
             moved = self.scheduler.step(latents * 3, time, latents, return_dict=return_dict)
-            latents = self.between(moved.prev_sample if return_dict else moved[0])
+            (latents,) = (moved.prev_sample,) if return_dict else moved
+            latents = self.between(latents)
         return latents, told
 
 
@@ -109,6 +110,17 @@ def test_run_is_given_the_levels_of_the_steps_asked_for(pipe: Painter, runs: lis
     plain.set_timesteps(5)
     assert runs[0].sigmas == plain.sigmas.tolist()
     assert runs[0].sigmas[-1] == 0
+
+
+def test_run_is_given_the_levels_of_the_size_where_they_depend_on_it() -> None:
+    pipe, given = Painter(use_dynamic_shifting=True), list[Sequence[float]]()
+    plain = copy.deepcopy(pipe.scheduler)
+    plain.set_timesteps(5, mu=1.2)
+    with ExitStack() as undo:
+        calls = run_solver(pipe, lambda sigmas: given.append(sigmas) or Halves(sigmas), undo)
+        with calls.open(pipe):
+            pipe.scheduler.set_timesteps(5, mu=1.2)
+    assert given == [plain.sigmas.tolist()]
 
 
 def test_scheduler_of_the_pipeline_is_told_nothing(pipe: Painter, runs: list[Halves]) -> None:
