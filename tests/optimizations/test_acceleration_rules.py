@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar
@@ -200,11 +201,15 @@ def test_pipeline_without_a_part_is_accelerated(own: Any) -> None:
         assert not hasattr(copy.deepcopy(own.transformer), "mark")
 
 
-def test_revert_after_the_pipeline_is_gone_does_nothing(pipe: Any) -> None:
+def test_revert_after_the_pipeline_or_the_plan_is_gone_does_nothing(pipe: Any) -> None:
     other = FluxPipeline(**pipe.components)
     handle = accelerate(other, [Marks()], quiet=True)
     del other
     handle.revert()
+    second = accelerate(pipe, [Marks()], quiet=True)
+    for _ in range(2):
+        second.revert()
+        gc.collect()  # frees the plan
     assert handle.plan.preset == "marks"
 
 
