@@ -27,7 +27,8 @@ def test_outputs_tell_more_than_means_of_seeds(arms: ArmScores, preset: str) -> 
     assert paired_outputs.spread(above, below) < 0.9 * paired_outputs.spread(*means)
     told = paired_outputs.rate(above, below, 26, 1.3, 100)
     assert told > paired_outputs.rate(*means, 26, 1.3, 100) + 0.05
-    assert paired_outputs.rate(above, below, 26, 1.0, 100) < 0.1
+    at_limit = paired_outputs.rate(above, below, 26, 1.0, 100)
+    assert at_limit <= paired_outputs.rate(*means, 26, 1.0, 100) < 0.25
 
 
 def test_rates_are_stored_by_preset_items_and_multiple(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
