@@ -112,13 +112,16 @@ def test_result_of_the_library_is_laid_out_as_in_its_header() -> None:
     assert ctypes.sizeof(module._Choice) == 96
 
 
-def test_step_attends_into_the_joined_buffer_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the product of bfloat16 activates what it writes, attention writes beside it."""
+def test_attention_writes_beside_a_product_that_activates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's product on a GPU, in bfloat16; elsewhere what stands in for it, in float32."""
     from kontext_fast.engine.kernels import fused as fused_module
 
-    x, layer, attended = noise(2, 5, 96), _layer(96, 384), noise(2, 5, 96, seed=3)
-    layer = Linear(layer.weight.float(), layer.bias.float())  # type: ignore[union-attr]
-    monkeypatch.setattr(fused_module, "_activates", lambda x, layer: True)
+    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+    x, attended = (noise(2, 5, 96, dtype=dtype, seed=seed).to(DEVICE) for seed in (0, 3))
+    layer = _on_device(_layer(96, 384))
+    layer = Linear(layer.weight.to(dtype), layer.bias.to(dtype))  # type: ignore[union-attr]
+    if DEVICE == "cpu":
+        monkeypatch.setattr(fused_module, "_activates", lambda x, layer: True)
     asked: list[Tensor] = []
 
     def attend(into: Tensor) -> Tensor:
@@ -128,4 +131,8 @@ def test_step_attends_into_the_joined_buffer_on_a_gpu(monkeypatch: pytest.Monkey
     result = fused().join_linear_gelu(attend, x, layer, quantize=False)
     assert isinstance(result, Tensor)
     assert asked[0].data_ptr() == result.data_ptr()
-    torch.testing.assert_close(result, portable.join_linear_gelu(lambda: attended, x, layer, quantize=False))
+    assert torch.equal(result[..., :96], attended)
+    expected = portable.join_linear_gelu(lambda: attended, x, layer, quantize=False)
+    assert isinstance(expected, Tensor)
+    # The portable operations round the product in bfloat16 before its GELU, and the library does not.
+    assert float((result.double() - expected.double()).norm() / expected.double().norm()) < 2**-7
