@@ -42,8 +42,8 @@ PEAK_GIB: Final[Mapping[str, int]] = {
     "low_memory": 22,
 }
 """GPU memory that each preset needs on FLUX.1-Kontext-dev: the peak of the whole process, from loading in bfloat16 to
-an edit at 1024x1024, rounded up. From results/h100/2026-11-25-card, 2026-11-26-card-precise, 2026-11-26-presets and
-2026-11-27-presets; of low_memory from results/h100/2026-11-25-checks, where it ran in a process that was given no
+an edit at 1024x1024, rounded up. From results/h100/2026-11-25-card, 2026-11-26-card-precise, 2026-11-26-presets,
+2026-11-27-presets and 2026-11-27-presets-2; of low_memory from results/h100/2026-11-25-checks, where it ran in a process that was given no
 more."""
 
 FP8_WEIGHTS_GIB: Final = 12
@@ -60,10 +60,10 @@ FALLBACKS: Final = ("faithful", "baseline", "low_memory", "low_memory(modulation
 
 H100_SECONDS: Final[Mapping[str, float]] = {
     "baseline": 10.9,
-    "faithful": 7.66,
-    "balanced": 5.39,
-    "fast": 2.22,
-    "turbo": 1.82,
+    "faithful": 7.48,
+    "balanced": 5.26,
+    "fast": 2.11,
+    "turbo": 1.73,
 }
 """Of an edit at 1024x1024 in 28 steps with random weights, as docs/results.md has it."""
 
