@@ -137,7 +137,13 @@ def test_default_preset_prints_the_faster_ones(capsys: pytest.CaptureFixture[str
     assert faster_presets() not in capsys.readouterr().out
 
 
-FOLDERS = ("2026-11-25-card", "2026-11-26-card-precise", "2026-11-26-presets", "2026-11-27-presets", "2026-11-27-presets-2")
+FOLDERS = (
+    "2026-11-25-card",
+    "2026-11-26-card-precise",
+    "2026-11-26-presets",
+    "2026-11-27-presets",
+    "2026-11-27-presets-2",
+)
 
 
 def _published(preset: str) -> list[tuple[float, int]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kontext_fast.cli.main import run
+from kontext_fast.records.schema import AppliedOptimization
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report.charting import write_charts
 from kontext_fast.report.charts.benchmark import cost_summary
@@ -40,6 +41,20 @@ def test_verdict_summary_equals_the_verification(verified: Path) -> None:
     assert classic.reason == one.verdict.reason
     assert classic.passes == one.verdict.level.passes
     assert classic.where == "verified on tiny, 6 items"
+
+
+@pytest.mark.parametrize(("revision", "shown"), [(1, True), (2, False)])
+def test_verdict_on_another_revision_is_none_on_what_was_timed(
+    verified: Path, tmp_path: Path, revision: int, shown: bool
+) -> None:
+    result = ResultStore(verified).load()
+    plan = (AppliedOptimization(name="classic", effect="lossy", revision=revision),)
+    records = [
+        record.model_copy(update={"plan": plan}) if record.preset == "classic" else record for record in result.records
+    ]
+    ResultStore(tmp_path).write(result.model_copy(update={"records": tuple(records)}))
+    (group,) = (group for group in report_of(gpu_result(), tmp_path).groups if group.group.row("classic"))
+    assert (group.quality["classic"].verdict is not None) is shown
 
 
 @pytest.mark.parametrize("audience", AUDIENCES)

@@ -43,8 +43,8 @@ PEAK_GIB: Final[Mapping[str, int]] = {
 }
 """GPU memory that each preset needs on FLUX.1-Kontext-dev: the peak of the whole process, from loading in bfloat16 to
 an edit at 1024x1024, rounded up. From results/h100/2026-11-25-card, 2026-11-26-card-precise, 2026-11-26-presets,
-2026-11-27-presets and 2026-11-27-presets-2; of low_memory from results/h100/2026-11-25-checks, where it ran in a process that was given no
-more."""
+2026-11-27-presets and 2026-11-27-presets-2; of low_memory from results/h100/2026-11-25-checks, where it ran in a
+process that was given no more."""
 
 FP8_WEIGHTS_GIB: Final = 12
 """What an engine that holds its weights in both precisions has beside those of `faithful`: 11.9 GB in fp8, and what

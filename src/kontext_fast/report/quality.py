@@ -66,10 +66,16 @@ def preset_qualities(group: AnalyzedGroup, verdicts: Verdicts) -> Mapping[str, P
     baseline = group.row(BASELINE)
     return {
         row.preset: PresetQuality(
-            verdict=verdicts.get(row.preset),
+            verdict=_verdict_on(row.preset, group, verdicts),
             accepted=row.accepted,
             accepted_by_baseline=baseline.accepted if baseline and row.preset != BASELINE else None,
             unknown=unknown,
         )
         for row in group.rows
     }
+
+
+def _verdict_on(preset: str, group: AnalyzedGroup, verdicts: Verdicts) -> VerdictSummary | None:
+    """None where what was verified by that name is not what was timed."""
+    verdict, plan = verdicts.get(preset), group.plans.get(preset)
+    return verdict if verdict is not None and (plan is None or verdict.holds_for(plan)) else None

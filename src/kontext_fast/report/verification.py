@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kontext_fast.records.schema import BASELINE, ResultFile
+from kontext_fast.records.schema import BASELINE, AppliedOptimization, ResultFile, deciding_images
 
 if TYPE_CHECKING:
     from kontext_fast.verify.analysis import ArmScores, VerificationAnalysis
@@ -56,6 +56,15 @@ class VerdictSummary:
     reason: str
     checkpoint: str
     items: int
+    plan: tuple[AppliedOptimization, ...] = ()
+    """What was verified; empty where the preset was refused."""
+
+    def holds_for(self, plan: Iterable[AppliedOptimization]) -> bool:
+        """Whether it is one on the techniques that decide images in `plan`, and on the same revisions of them.
+
+        Parameters may differ: random weights, which are timed, have schedules of their own, and machines kernels.
+        """
+        return not self.plan or _deciding(self.plan) == _deciding(plan)
 
     @property
     def name(self) -> str:
@@ -113,6 +122,7 @@ def verdicts_of(report: VerificationReport) -> Verdicts:
     """The verdicts of a verification, for the report of a benchmark."""
     result = report.result
     checkpoint = next((record.checkpoint.name for record in result.records if record.checkpoint), "unknown weights")
+    plans = {record.arm.name: record.plan for record in result.records if record.arm}
     return {
         preset.preset: VerdictSummary(
             level=preset.verdict.level.value,
@@ -121,6 +131,11 @@ def verdicts_of(report: VerificationReport) -> Verdicts:
             reason=preset.verdict.reason,
             checkpoint=checkpoint,
             items=len(result.items),
+            plan=plans.get(preset.preset, ()),
         )
         for preset in report.analysis.presets
     }
+
+
+def _deciding(plan: Iterable[AppliedOptimization]) -> frozenset[tuple[str, int]]:
+    return frozenset((applied.name, applied.revision) for applied in deciding_images(plan))

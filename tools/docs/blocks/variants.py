@@ -44,6 +44,11 @@ def _source(group: AnalyzedGroup, records: Markdown) -> Markdown:
     processes = fmt.count(len({run.record.run_id for run in group.runs}), "process", "processes")
     machine = short_machine(group.machine) if group.machine else "an unnamed machine"
     return Markdown("Edits of {}x{}, {} steps, on one {}, {}, {}: {}.").format(
-        work.width, work.height, work.steps, machine, fmt.date_range(run.record.created_at for run in group.runs),
-        processes, records,
+        work.width,
+        work.height,
+        work.steps,
+        machine,
+        fmt.date_range(run.record.created_at for run in group.runs),
+        processes,
+        records,
     )
