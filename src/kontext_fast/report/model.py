@@ -235,17 +235,19 @@ def usual_question(today: date | None = None) -> Question:
 
 
 def _group_report(group: AnalyzedGroup, result: ResultFile, verdicts: Verdicts, cost: GroupCost) -> GroupReport:
+    quality = preset_qualities(group, verdicts)
+    holding = {preset: known.verdict for preset, known in quality.items() if known.verdict is not None}
     return GroupReport(
         title=group_name(group),
         group=group,
         facts=_facts(group),
-        finding=speed_finding(group.ranked, group.smallest_claim, verdicts),
+        finding=speed_finding(group.ranked, group.smallest_claim, holding),
         caution=group.checkpoint.caution if group.checkpoint else None,
         checks=checks(group),
         best=fastest(group.ranked, group.smallest_claim),
         gallery=gallery(group, result.items),
         failures=tuple((row.preset, failure) for row in group.ranked for failure in row.failures),
-        quality=preset_qualities(group, verdicts),
+        quality=quality,
         cost=cost,
         not_measured=not_measured(group, cost.refusal),
     )

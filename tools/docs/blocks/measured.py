@@ -5,7 +5,8 @@ from __future__ import annotations
 from kontext_fast.analysis import format as fmt
 from kontext_fast.analysis.consistency import contradictions
 from kontext_fast.records.names import is_peer, machine_name, short_machine
-from kontext_fast.report.text.markup import Markdown, bullets, paragraphs
+from kontext_fast.report.model import GroupReport
+from kontext_fast.report.text.markup import Markdown, bullets, code_span, joined, paragraphs
 from kontext_fast.report.verification import VerificationReport
 from tools.docs.doc_context import NOTHING, DocContext, ran_on_gpu
 
@@ -30,7 +31,7 @@ def render(context: DocContext) -> Markdown:
         "their values, images do."
         if weights and weights.random_weights
         else None,
-        _quality(context.verification),
+        _quality(context.verification, group),
         Markdown(
             "Not measured: images of FLUX.1-Kontext-dev itself (`kontext verify` measures yours), consumer cards, "
             "AMD{}."
@@ -56,13 +57,16 @@ def _has_cold_rivals(context: DocContext) -> bool:
     )
 
 
-def _quality(verification: VerificationReport | None) -> Markdown:
+def _quality(verification: VerificationReport | None, group: GroupReport) -> Markdown:
     if verification is None:
         return Markdown("Images: not judged.")
     result = verification.result
     record = result.records[0] if result.records else None
     where = (machine_name(record.environment) if record else None) or "an unnamed machine"
     seeds = len(verification.analysis.verification.seeds)
+    verified = {preset.preset for preset in verification.analysis.presets}
+    changed = [name for name, quality in group.quality.items() if name in verified and quality.verdict is None]
+    since = Markdown(" Changed since then, and not judged again: {}.").format(joined(map(code_span, changed)))
     return Markdown(
-        "Images: {} edits with {} seeds each, judged on the small trained checkpoint `tiny`, on {}."
-    ).format(len(result.items), seeds, where)
+        "Images: {} edits with {} seeds each, judged on the small trained checkpoint `tiny`, on {}.{}"
+    ).format(len(result.items), seeds, where, since if changed else "")
