@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from kontext_fast.verify.conditions import CONDITION_ITEMS
 from kontext_fast.verify.margins import read_margins
@@ -16,6 +17,11 @@ from research import few_items
 MARGINS = read_margins()
 RECORDS = Path(__file__).parents[2] / "results"
 SIMULATIONS = 100
+
+
+def is_at_most_one_in_twenty(rate: float) -> bool:
+    """Unless the draws contradict it at 99.9 %: a right rule fails once in a thousand seeds, and the seed is fixed."""
+    return bool(binomtest(round(rate * SIMULATIONS), SIMULATIONS).proportion_ci(0.999).low <= 0.05)
 
 
 @cache
@@ -33,10 +39,11 @@ def test_drawn_items_are_at_the_limits() -> None:
 
 def test_preset_at_the_limits_is_a_loss_in_a_way_of_use_in_one_of_twenty_at_most() -> None:
     draw = few_items.noise_draw(logs(), CONDITION_ITEMS, 1.0, 2)
-    assert few_items.rate(few_items.is_loss, draw, MARGINS, SIMULATIONS) <= 0.05
-    assert few_items.rate(few_items.was_loss, draw, MARGINS, SIMULATIONS) > 0.1
+    assert is_at_most_one_in_twenty(few_items.rate(few_items.is_loss, draw, MARGINS, SIMULATIONS))
+    assert not is_at_most_one_in_twenty(few_items.rate(few_items.was_loss, draw, MARGINS, SIMULATIONS))
     rounded = few_items.floor_draw(CONDITION_ITEMS, 1.0, MARGINS)
-    assert few_items.rate(few_items.is_loss_of_rounding, rounded, MARGINS, SIMULATIONS) <= 0.05
+    assert is_at_most_one_in_twenty(few_items.rate(few_items.is_loss_of_rounding, rounded, MARGINS, SIMULATIONS))
+    assert not is_at_most_one_in_twenty(few_items.rate(few_items.was_loss_of_rounding, rounded, MARGINS, SIMULATIONS))
 
 
 def test_preset_at_three_times_the_limits_is_a_loss_in_a_way_of_use() -> None:
@@ -49,7 +56,7 @@ def test_preset_at_three_times_the_limits_is_a_loss_in_a_way_of_use() -> None:
 @pytest.mark.parametrize("n", [30, 100])
 def test_preset_at_the_limits_is_a_loss_by_all_items_in_one_of_twenty_at_most(n: int) -> None:
     draw = few_items.noise_draw(logs(), n, 1.0, 1)
-    assert few_items.rate(few_items.is_loss_of_all, draw, MARGINS, SIMULATIONS) <= 0.05
+    assert is_at_most_one_in_twenty(few_items.rate(few_items.is_loss_of_all, draw, MARGINS, SIMULATIONS))
     worse = few_items.noise_draw(logs(), n, 3.0, 1)
     assert few_items.rate(few_items.is_loss_of_all, worse, MARGINS, 50) == 1.0
 
