@@ -24,10 +24,12 @@ def test_gaps_are_between_work_and_have_their_samples() -> None:
 
 
 def test_samples_name_the_function_that_ran() -> None:
+    # The first ones may still find the start of the thread that takes them.
+    end = time.monotonic() + 10
     with surroundings_check._sampled() as samples:
-        while not samples:
+        while not any("test_samples_name_the_function_that_ran" in where for _, where in samples):
+            assert time.monotonic() < end, samples
             time.sleep(0.001)
-    assert "test_samples_name_the_function_that_ran" in samples[0][1]
 
 
 def test_times_add_up_and_images_are_the_same() -> None:
