@@ -46,9 +46,7 @@ def _linear(inputs: Inputs) -> Call:
     return call
 
 
-LINEAR = Operation(
-    "linear", _linear, quantizes={"bf16": (False,), "fp8": (True,)}
-)  # fmt: skip
+LINEAR = Operation("linear", _linear, quantizes={"bf16": (False,), "fp8": (True,)})
 """The libraries' matrix products, which are checked like our kernels."""
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from kontext_fast.analysis.benchmark import AnalyzedGroup, analyze_benchmark
 from kontext_fast.optimizations.base import Optimization
-from kontext_fast.optimizations.presets import PRESETS
+from kontext_fast.optimizations.presets import PRESETS, Plan
 from kontext_fast.optimizations.techniques.compile import Compile
 from kontext_fast.optimizations.techniques.device_pixels import DevicePixels
 from kontext_fast.optimizations.techniques.prompt_cache import PromptCache
@@ -19,10 +19,7 @@ from tools.docs.presets_table import CHANGED, ON_YOUR_WEIGHTS, SHOWN, presets_ta
 
 
 def _applied(name: str, *added: Optimization) -> tuple[AppliedOptimization, ...]:
-    return tuple(
-        AppliedOptimization(name=one.name, effect=one.effect.value, parameters=one.parameters(), revision=one.revision)
-        for one in (*PRESETS[name].optimizations, *added)
-    )
+    return Plan(name, (*PRESETS[name].optimizations, *added)).applied
 
 
 def _of_an_earlier_revision(plan: tuple[AppliedOptimization, ...]) -> tuple[AppliedOptimization, ...]:

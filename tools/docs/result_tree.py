@@ -52,7 +52,7 @@ def find_published(folder: Path) -> Published:
     read = [(store, store.load()) for store in stores]
     benches = [(store, result) for store, result in read if result.verification is None]
     variants = [(store, result) for store, result in benches if _has_variants_alone(result)]
-    presets = [result for store, result in benches if (store, result) not in variants]
+    presets = [result for _, result in benches if not _has_variants_alone(result)]
     verifications = [(store, result) for store, result in read if result.verification is not None]
     verifications.sort(key=lambda stored: max((record.created_at for record in stored[1].records), default=""))
     return Published(

@@ -22,7 +22,7 @@ SHOWN = ("packages.torch", "packages.diffusers", "packages.transformers", "packa
 def render(context: DocContext) -> Markdown:
     """One line per machine and checkpoint, then the software, the commands and the folders of the records."""
     published = context.published
-    results = [result for _, result in published.verifications]
+    results = [result for _, result in (*published.verifications, *published.variants)]
     if published.speed is not None:
         results.insert(0, published.speed)
     if not results:
