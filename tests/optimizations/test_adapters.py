@@ -197,6 +197,15 @@ def test_plain_layers_compute_what_the_wrapped_ones_do(change: Any) -> None:
     assert all(map(torch.equal, pipe.outputs(), expected))
 
 
+def test_merging_draws_no_random_numbers() -> None:
+    """A latent that is drawn afterwards, without a generator, is the one that it would have been."""
+    pipe = Small("style")
+    before = torch.get_rng_state()
+    with ExitStack() as undo:
+        pipe.merge(undo)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_active_adapters_are_named_once() -> None:
     pipe = Small("style", "line", "spare")
     for name in ("a", "b"):
@@ -296,7 +305,7 @@ def test_mistakes_leave_everything_as_it_was(pipe: Any) -> None:
 def test_adapter_of_a_pipeline_without_any_is_refused() -> None:
     with pytest.raises(InvalidInput) as caught:
         check_names(small_pipeline(), ["style"], [1.0])
-    assert "none: load them, then accelerate again" in str(caught.value)
+    assert str(caught.value) == "There is no adapter 'style'; choose one of none: load them, then accelerate again."
 
 
 def test_adapters_of_baseline_stay_on_their_layers(pipe: Any, folder: Path) -> None:

@@ -64,7 +64,7 @@ def _merged(layer: Any, undo: ExitStack) -> Linear:
             "checkpoint without quantization, or take the adapter off (pipe.unload_lora_weights())."
         )
     plain = torch.nn.Linear(base.in_features, base.out_features, base.bias is not None, device="meta")
-    parameters = dict(base.named_parameters(recurse=False))
+    parameters = dict(base.named_parameters())
     originals = {name: parameter.data for name, parameter in parameters.items()}
     if not (layer.merged or layer.disable_adapters):
         # Into tensors of their own, so that the originals stay as they are.
