@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
@@ -39,8 +40,23 @@ def pipe() -> Any:
     return small_pipeline()
 
 
-def _there_and_back(pipe: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    image = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+@pytest.fixture
+def with_small_vae(pipe: Any) -> Any:
+    """Of two widths: the interpreter takes a tenth of a second for each norm, and longer for wide ones."""
+    torch.manual_seed(0)
+    pipe.vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8),
+        norm_num_groups=2,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).eval()
+    return pipe
+
+
+def _there_and_back(pipe: Any, sides: tuple[int, int] = (16, 24)) -> tuple[torch.Tensor, torch.Tensor]:
+    image = torch.rand(1, 3, *sides, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         latents = pipe.vae.encode(image).latent_dist.mode()
         return latents, pipe.vae.decode(latents).sample
@@ -75,15 +91,18 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("kontext_fast.engine.kernels.between_convolutions")
 
 
-def test_vae_with_the_kernels_equals_the_plain_vae(pipe: Any, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = _there_and_back(pipe)
+def test_vae_with_the_kernels_equals_the_plain_vae(
+    with_small_vae: Any, kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, sides = with_small_vae, (4, 6)
+    expected = _there_and_back(pipe, sides)
     ran = []
     for run in (kernels.add_bias, kernels.double_sides, kernels.softmax):
         monkeypatch.setattr(kernels, run.__name__, lambda *args, run=run: ran.append((run, *args)) or run(*args))
     monkeypatch.setattr(fused_vae, "_SCORES", 4)  # a few rows of scores at a time
     with accelerate(pipe, CHOSEN, quiet=True) as acceleration:
         assert acceleration.facts["fused_vae"]["kernel"] == "fused"
-        results = _there_and_back(pipe)
+        results = _there_and_back(pipe, sides)
         blocks = [part for part in pipe.vae.modules() if isinstance(part, ResnetBlock2D)]
         convolutions = [part for part in pipe.vae.modules() if isinstance(part, torch.nn.Conv2d)]
         names = Counter(run.__name__ for run, *_ in ran)
@@ -95,7 +114,7 @@ def test_vae_with_the_kernels_equals_the_plain_vae(pipe: Any, kernels: Any, monk
     assert len(blocks) > 4
     for result, one in zip(results, expected, strict=True):
         torch.testing.assert_close(result, one, rtol=1e-3, atol=1e-4)
-    for result, one in zip(_there_and_back(pipe), expected, strict=True):
+    for result, one in zip(_there_and_back(pipe, sides), expected, strict=True):
         assert torch.equal(result, one)
 
 
@@ -128,9 +147,9 @@ def test_biases_residuals_and_doubling_are_exact(pipe: Any, kernels: Any, monkey
 
 
 def test_precompile_calls_cover_every_kernel_of_an_edit(
-    pipe: Any, kernels: Any, monkeypatch: pytest.MonkeyPatch
+    with_small_vae: Any, kernels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launched: set[Any] = set()
+    pipe, launched = with_small_vae, set[Any]()
     norms = importlib.import_module("kontext_fast.engine.kernels.group_norm_silu")
 
     def noting(run: Any) -> Any:
@@ -150,7 +169,7 @@ def test_precompile_calls_cover_every_kernel_of_an_edit(
     first, launched = launched, set()
     with accelerate(pipe, [ChannelsLast(), FusedVae()], quiet=True):
         launched.clear()
-        _there_and_back(pipe)
+        _there_and_back(pipe, (4, 6))
     assert launched <= first
     assert len(launched) > 6
 

@@ -55,7 +55,7 @@ class TextGraphs(Optimization):
 
         from kontext_fast.engine.graphs.op_tape import has_kernels
 
-        scores = torch.zeros(1, 1, 1, device=pipe._execution_device)
+        scores = torch.zeros(1, device=pipe._execution_device)
         if not has_kernels(scores):
             return ()
         from kontext_fast.engine.kernels.safe_softmax import safe_softmax
