@@ -84,7 +84,7 @@ class FusedVae(Optimization):
         pairs = list(_pairs(pipe.vae))
         fused = _has_kernels(pipe._execution_device)
         streams = list(_streams(pipe.vae)) if fused else []
-        named = () if pipe.vae is None else pipe.vae.named_modules(remove_duplicate=False)
+        named = () if pipe.vae is None else pipe.vae.named_modules()
         names = {module: f"vae.{name}" for name, module in named}
         parts = [*(module for pair in pairs for module in pair), *(module for module, _ in streams)]
         replaced = [(names[module], module) for module in parts]

@@ -130,7 +130,8 @@ def _begin_with_t5(pipe: Any, calls: CallTracker, undo: ExitStack) -> None:
 
     def keep(call: PipelineCall, of_clip: dict[str, Any]) -> None:
         of_t5 = _arguments_of_t5(call.arguments, of_clip)
-        if of_t5 is not None and of_t5 != call.memory.get(_OF_T5, (None,))[0]:
+        if of_t5 is not None:
+            # What is kept with the same arguments already is given and kept again.
             call.memory[_OF_T5] = of_t5, call.pipe._get_t5_prompt_embeds(**of_t5)
 
     def clip(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
