@@ -31,11 +31,14 @@ class ForkedTests:
 
     Until one fails: those that noticed other mutants of the function come first, then the quickest, of `seconds` of a
     processor in all. `take_reached` empties and returns the names of functions that ran since it was called last.
-    `outcomes` has the code of each mutant that was tried.
+    `outcomes` has the code of each mutant that was tried, by one of `processes`.
     """
 
-    def __init__(self, mutants: Sequence[str], seconds: float, take_reached: Callable[[], set[str]]) -> None:
+    def __init__(
+        self, mutants: Sequence[str], seconds: float, take_reached: Callable[[], set[str]], processes: int = 1
+    ) -> None:
         self.outcomes: dict[str, int] = {}
+        self._processes = processes
         self._mutants = mutants
         self._seconds = seconds
         self._take_reached = take_reached
@@ -51,11 +54,26 @@ class ForkedTests:
         for item, following in zip(session.items, [*session.items[1:], session], strict=True):
             self._measure(item, following)
         gc.freeze()  # A collection in a fork would write to all objects, and so copy them.
-        for number, mutant in enumerate(self._mutants, start=1):
-            self.outcomes[mutant] = self._try(session, mutant)
-            if self.outcomes[mutant] == SURVIVED:
-                print(f"{number} of {len(self._mutants)}: {mutant} was not noticed", file=sys.__stderr__, flush=True)
+        reading, writing = os.pipe()
+        for worker in range(self._processes):
+            if os.fork() == 0:
+                self._try_each(session, self._mutants[worker :: self._processes], writing)
+        os.close(writing)
+        with os.fdopen(reading) as lines:
+            for line in lines:
+                mutant, code = line.split()
+                self.outcomes[mutant] = int(code)
+                if int(code) == SURVIVED:
+                    count = f"{len(self.outcomes)} of {len(self._mutants)}"
+                    print(f"{count}: {mutant} was not noticed", file=sys.__stderr__, flush=True)
         return True
+
+    def _try_each(self, session: pytest.Session, mutants: Sequence[str], writing: int) -> None:
+        """Does not return; the code of each goes to `writing`, in one line, which no other process can break."""
+        with suppress(BaseException):
+            for mutant in mutants:
+                os.write(writing, f"{mutant} {self._try(session, mutant)}\n".encode())
+        os._exit(0)
 
     def _measure(self, item: pytest.Item, following: Any) -> None:
         _forget_cached_results()

@@ -85,7 +85,7 @@ def _take_reached() -> set[str]:
     return functions
 
 
-def _run(names: Sequence[str], tests: Sequence[str], seconds: float) -> dict[str, int]:
+def _run(names: Sequence[str], tests: Sequence[str], seconds: float, processes: int) -> dict[str, int]:
     """The code of each of `names` that ran, by `tests` in forks of this process, which imports the changed sources."""
     import pytest
     from hypothesis import settings
@@ -93,7 +93,7 @@ def _run(names: Sequence[str], tests: Sequence[str], seconds: float) -> dict[str
 
     settings.register_profile("mutants", derandomize=True, database=None, phases=("explicit", "generate"))
     settings.load_profile("mutants")
-    forked = ForkedTests(names, seconds, _take_reached)
+    forked = ForkedTests(names, seconds, _take_reached, processes)
     with chdir(FOLDER):
         pytest.main(["--rootdir=.", *config().pytest_add_cli_args, *tests], plugins=[forked])
     return forked.outcomes
@@ -106,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=20261126)
     parser.add_argument("--tests", nargs="+", default=[])
     parser.add_argument("--seconds", type=float, default=20, help="of tests per change; the quickest come first")
+    parser.add_argument("--processes", type=int, default=1, help="that try changes at once, after one run of the tests")
     options = parser.parse_args(arguments)
     selection = _make_mutants()
     names = chosen(list(codes(FOLDER)), options.patterns, options.sample, options.seed)
@@ -114,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     packages = {name.split(".")[1] for name in names}
     tests = options.tests or [path for path in selection if path.split("/")[1] in packages]
-    outcomes = _run(names, tests, options.seconds)
+    outcomes = _run(names, tests, options.seconds, options.processes)
     if len(outcomes) < len(names):
         print(f"{len(names) - len(outcomes)} of {len(names)} were not run: see the output of pytest.")
         return 1

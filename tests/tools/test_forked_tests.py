@@ -36,19 +36,19 @@ from tools.forked_tests import ForkedTests
 def take():
     taken = set(halves.calls); halves.calls.clear(); return taken
 mutants = [f"halves.x_half__mutmut_{number}" for number in (1, 2, 3, 4)] + ["halves.x_other__mutmut_1"]
-plugin = ForkedTests(mutants, float(sys.argv[1]), take)
+plugin = ForkedTests(mutants, float(sys.argv[1]), take, int(sys.argv[2]))
 pytest.main(["-q", "-p", "no:cacheprovider", "tests_of_halves.py"], plugins=[plugin])
-print(json.dumps(list(plugin.outcomes.values())))
+print(json.dumps([plugin.outcomes[mutant] for mutant in mutants if mutant in plugin.outcomes]))
 """
 
 
-def outcomes(folder: Path, seconds: float, tests: str = TESTS) -> list[int]:
+def outcomes(folder: Path, seconds: float, tests: str = TESTS, processes: int = 1) -> list[int]:
     root = Path(__file__).parents[2]
     (folder / "halves.py").write_text(HALVES)
     (folder / "tests_of_halves.py").write_text(tests)
     (folder / "pytest.ini").write_text("[pytest]\n")
     code = f"import sys; sys.path[:0] = ['.', {str(root)!r}]\n{PROGRAM}"
-    command = [sys.executable, "-c", code, str(seconds)]
+    command = [sys.executable, "-c", code, str(seconds), str(processes)]
     # Plugins of others would be most of the seconds.
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
@@ -58,6 +58,11 @@ def outcomes(folder: Path, seconds: float, tests: str = TESTS) -> list[int]:
 
 def test_mutants_are_noticed_by_tests_that_reach_them(tmp_path: Path) -> None:
     assert outcomes(tmp_path, 20) == [1, 0, 36, 36, 0]
+    assert (tmp_path / "setups.txt").read_text() == (tmp_path / "teardowns.txt").read_text() == "x"
+
+
+def test_outcomes_of_several_processes_are_those_of_one(tmp_path: Path) -> None:
+    assert outcomes(tmp_path, 20, processes=3) == [1, 0, 36, 36, 0]
     assert (tmp_path / "setups.txt").read_text() == (tmp_path / "teardowns.txt").read_text() == "x"
 
 
