@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.patching import group_hook
-from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV
+from kontext_fast.optimizations.techniques.fuse_qkv import FuseQKV, _fuse, _joined
 from tests.pipelines import render, small_pipeline
 
 
@@ -209,3 +210,69 @@ def test_projections_without_biases_are_fused(pipe: Any) -> None:
         assert pipe.transformer.transformer_blocks[0].attn.to_qkv.bias is None
         pipe.transformer._apply(torch.clone)
         np.testing.assert_allclose(render(pipe), stock, rtol=0, atol=1e-4)
+
+
+class Attended(torch.nn.Module):
+    """An attention as far as its projections are concerned, which are of several widths here."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = (torch.nn.Linear(4, width, bias) for width in (4, 2, 3))
+
+
+def unchanged(_: list[Any]) -> None:
+    pass
+
+
+def moved(layers: list[Any]) -> None:
+    for layer in layers:
+        layer._apply(torch.clone)
+
+
+def weight_changed(layers: list[Any]) -> None:
+    moved(layers)
+    layers[2].weight.data[-1, -1] += 1
+
+
+def bias_changed(layers: list[Any]) -> None:
+    moved(layers)
+    layers[1].bias.data[0] += 1
+
+
+def one_converted(layers: list[Any]) -> None:
+    moved(layers)
+    layers[1].to(torch.float64)
+
+
+def one_elsewhere(layers: list[Any]) -> None:
+    moved(layers)
+    layers[2].weight = torch.nn.Parameter(layers[2].weight.to("meta"))
+
+
+@pytest.mark.parametrize(
+    ("change", "bias", "joined"),
+    [
+        (unchanged, True, True),
+        (moved, True, True),
+        (moved, False, True),
+        (weight_changed, True, False),
+        (bias_changed, True, False),
+        (one_converted, False, False),
+        (one_elsewhere, True, False),
+    ],
+)
+def test_weights_are_joined_again_where_they_have_the_same_bits(change: Any, bias: bool, joined: bool) -> None:
+    attention, x = Attended(bias), torch.rand(2, 4)
+    expected = torch.cat([layer(x) for layer in attention.children()], -1)
+    random = torch.get_rng_state()
+    with ExitStack() as undo:
+        fused, layers = _fuse(attention, "to_qkv", ("to_q", "to_k", "to_v"), undo)
+        assert torch.equal(torch.get_rng_state(), random)  # a latent that is drawn next is what it would have been
+        assert attention.to_qkv is fused
+        change(layers)
+        assert _joined(fused, layers) == joined
+        storages = {one.untyped_storage().data_ptr() for layer in layers for one in layer.parameters()}
+        wholes = {one.untyped_storage().data_ptr() for one in fused.buffers()}
+        assert (storages == wholes) == joined
+        torch.testing.assert_close(fused(x), expected)
+    assert not hasattr(attention, "to_qkv")

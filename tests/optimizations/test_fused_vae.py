@@ -62,6 +62,16 @@ def test_norms_and_activations_no_longer_run_alone(pipe: Any, monkeypatch: pytes
         assert len(calls) == acceleration.facts["fused_vae"]["norms"] > 10
         assert len({id(norm) for norm in calls}) == len(calls)
         assert acceleration.facts["fused_vae"]["kernel"] == "portable"
+        # Everything else runs as without it.
+        kinds = {type(module) for module in pipe.vae.modules() if "forward" in vars(module)}
+        assert kinds == {torch.nn.GroupNorm, torch.nn.SiLU}
+
+
+def test_norms_run_in_a_kernel_where_there_is_one(pipe: Any, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_vae, "_fused", lambda norm, x: (norm, x))
+    norm = pipe.vae.decoder.conv_norm_out
+    with accelerate(pipe, CHOSEN, quiet=True):
+        assert norm.forward("image") == (norm, "image")
 
 
 def test_vae_with_the_kernels_equals_the_plain_vae(
@@ -170,7 +180,9 @@ def test_gpu_without_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         device="cuda", gpu="x", capability=(9, 0), memory_bytes=1, cxx=None, cc=None, triton=False, torch="2.11",
         platform="linux-x86_64",
     )  # fmt: skip
-    assert "pip install triton" in str(FusedVae().refusal(machine))
+    assert FusedVae().refusal(machine) == (
+        "fused_vae on a GPU needs Triton; run `pip install triton` or leave fused_vae out"
+    )
 
 
 def test_label_says_that_a_cpu_gains_nothing() -> None:
