@@ -193,6 +193,23 @@ def inputs_of(pipe: Any) -> dict[str, Any]:
     }
 
 
+def test_computed_call_is_that_of_the_transformer(pipe: Any) -> None:
+    inputs = inputs_of(pipe)
+    with torch.no_grad():
+        expected = pipe.transformer(**inputs)
+        with accelerate(pipe, [FirstBlockCache(threshold=0)], quiet=True) as acceleration:
+            calls = tracker_of(pipe)
+            assert calls is not None
+            with calls.open(pipe):
+                result, (alone,) = pipe.transformer(**inputs), pipe.transformer(**inputs, return_dict=False)
+                assert calls.current is not None
+                calls.current.end_step()
+            assert counts(acceleration) == [[1], [1]]
+    assert type(result) is type(expected)
+    assert torch.equal(result.sample, expected.sample)
+    assert torch.equal(alone, expected.sample)
+
+
 @pytest.mark.parametrize("name", ["pooled_projections", "guidance", "img_ids", "txt_ids"])
 def test_call_of_another_pipeline_in_between_is_refused(pipe: Any, name: str) -> None:
     inputs = inputs_of(pipe)

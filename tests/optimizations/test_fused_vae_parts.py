@@ -96,7 +96,7 @@ def test_unusual_calls_of_parts_run_as_diffusers_has_them() -> None:
         (_doubled, doubling, (x, (3, 5)), {}),
         (_doubled, doubling, (x,), {"output_size": (3, 5)}),
         (_attended, attending, (x, text), {}),
-        (_attended, attending, (x,), {"attention_mask": torch.zeros(1, 1, 4)}),
+        (_attended, attending, (x,), {"attention_mask": torch.tensor([[[0.0, 0.0, -1e9, 0.0]]])}),
         (_attended, masked, (x,), {}),
     ]
     for replacement, part, args, kwargs in calls:
@@ -164,6 +164,23 @@ def test_scores_of_attention_are_in_memory_some_rows_at_a_time(kernels: Any, mon
         torch.testing.assert_close(_attended(part.forward, (x,), {}), expected)
         assert shapes == launches
         shapes.clear()
+
+
+@torch.no_grad()
+def test_scores_of_half_precision_are_kept_in_float32(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.dtype | None] = []
+
+    def bmm(a: torch.Tensor, b: torch.Tensor, *, out_dtype: torch.dtype | None = None) -> torch.Tensor:
+        """As on a GPU, on which alone PyTorch has that argument."""
+        assert a.dtype == b.dtype
+        asked.append(out_dtype)
+        return (a.float() @ b.float()).to(out_dtype or a.dtype)
+
+    part, x = attention().bfloat16(), pixels().bfloat16()
+    expected = forward_of(part, x)
+    monkeypatch.setattr(torch, "bmm", bmm)
+    torch.testing.assert_close(_attended(part.forward, (x,), {}), expected, rtol=0.02, atol=0.02)
+    assert asked == [torch.float32, None]
 
 
 @pytest.fixture
