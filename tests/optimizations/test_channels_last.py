@@ -47,3 +47,13 @@ def test_precision_and_values_stay() -> None:
 
 def test_pipeline_without_a_vae_has_nothing_to_change() -> None:
     assert ChannelsLast().apply(SimpleNamespace(vae=None), ExitStack()) == {"weights": 0}
+
+
+def test_weights_stay_where_they_are() -> None:
+    weight = torch.nn.Conv2d(2, 3, 3, device="meta").weight
+    with ExitStack() as undo:
+        ChannelsLast().apply(SimpleNamespace(vae=torch.nn.ParameterList([weight])), undo)
+        assert weight.is_meta
+        assert weight.stride() == (18, 1, 6, 2)
+    assert weight.is_meta
+    assert weight.stride() == (18, 9, 3, 1)

@@ -12,8 +12,11 @@ import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 
 from kontext_fast.optimizations.acceleration import accelerate
+from kontext_fast.optimizations.call_tracking import tracker_of
+from kontext_fast.optimizations.techniques import device_pixels
 from kontext_fast.optimizations.techniques.device_pixels import DevicePixels, _device, _PixelProcessor, _Table
 from tests.pipelines import SIDE, picture, small_pipeline
 
@@ -226,3 +229,46 @@ def test_pipeline_with_masks_reads_pictures_as_before(pipe: Any) -> None:
     with accelerate(pipe, [DevicePixels()], quiet=True) as acceleration:
         assert torch.equal(encoded(pipe, picture()), expected)
         assert acceleration.facts["device_pixels"]["read"] == 0
+
+
+class Moves(TorchFunctionMode):
+    """Notes what is moved to another device: type of the numbers, target, and whether the host waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[tuple[torch.dtype, torch.device, bool]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.to:
+            self.noted.append((args[0].dtype, args[1], not (kwargs or {}).get("non_blocking")))
+        return func(*args, **(kwargs or {}))
+
+
+def test_pictures_cross_to_the_device_as_bytes_and_nothing_waits(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    meta = torch.device("meta")
+    monkeypatch.setattr(device_pixels, "_device", lambda _: meta)
+    with accelerate(pipe, [DevicePixels()], quiet=True):
+        calls = tracker_of(pipe)
+        assert calls is not None
+        with calls.open(pipe), Moves() as moves:
+            results = [pipe.image_processor.preprocess(noise(size=(100, 70)), 64, 32) for _ in range(2)]
+    assert all(result.device == meta and result.shape == (1, 3, 64, 32) for result in results)
+    table, picture = (torch.float32, meta, True), (torch.uint8, meta, False)
+    assert sorted(moves.noted, key=str) == [table, picture, picture]  # the table is there from then on
+
+
+def test_pixels_cross_in_calls_of_pipelines_without_masks(pipe: Any) -> None:
+    original = pipe.image_processor
+    expected = original.preprocess(noise())
+    with accelerate(pipe, [DevicePixels()], quiet=True) as acceleration:
+        calls, facts = tracker_of(pipe), acceleration.facts["device_pixels"]
+        assert calls is not None
+        with calls.open(pipe):
+            assert torch.equal(pipe.image_processor.preprocess(noise()), expected)
+            assert facts == {"read": 1, "written": 0, "as_before": 0}
+            pipe.mask_processor = original
+            assert torch.equal(pipe.image_processor.preprocess(noise()), expected)
+            assert facts == {"read": 1, "written": 0, "as_before": 1}
+        assert pipe.image_processor is original
+        pipe.image_processor = other = VaeImageProcessor(vae_scale_factor=16)
+        assert pipe.image_processor is other

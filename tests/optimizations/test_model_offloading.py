@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.patching import group_hook
+from kontext_fast.optimizations.techniques.offload import enabling, set_hooks_aside
 from tests.pipelines import render, small_pipeline
 
 OFFLOADINGS = ("enable_model_cpu_offload", "enable_sequential_cpu_offload")
@@ -186,3 +188,24 @@ def test_groups_are_back_after_a_preset_that_fails(plain: dict[str, Any], tmp_pa
         accelerate(pipe, "balanced", quiet=True)
     assert group_hooks(pipe) == before
     np.testing.assert_array_equal(render(pipe, steps=2), plain["stock"])
+
+
+@pytest.mark.parametrize("kind", [*OFFLOADINGS, *GROUPINGS])
+def test_hooks_are_set_aside_and_come_back(kind: str, tmp_path: Path) -> None:
+    if kind in GROUPINGS:
+        pipe = small_pipeline()
+        grouped(pipe, kind, tmp_path)
+    else:
+        pipe = offloaded(kind)
+    before, by_accelerate = group_hooks(pipe), hooked(pipe)
+    assert enabling(pipe) == ("enable_group_offload" if kind in GROUPINGS else kind)
+    with ExitStack() as undo:
+        assert set_hooks_aside(pipe, undo) == torch.device("cpu", None if kind in GROUPINGS else 0)
+        assert not group_hooks(pipe)
+        assert not any(hooked(pipe).values())
+        for model in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+            assert all(tensor.is_cpu for tensor in (*model.parameters(), *model.buffers()))
+        for name, tensor in small_pipeline().transformer.state_dict().items():
+            assert torch.equal(pipe.transformer.state_dict()[name], tensor)
+    assert group_hooks(pipe) == before
+    assert hooked(pipe) == by_accelerate

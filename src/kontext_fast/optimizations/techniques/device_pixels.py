@@ -71,7 +71,7 @@ class _Table:
         import torch
 
         if device not in self._tables:
-            values = torch.from_numpy(np.arange(256, dtype=np.uint8).astype(np.float32) / 255.0)
+            values = torch.from_numpy(np.arange(256, dtype=np.float32) / 255.0)
             self._tables[device] = (2.0 * values - 1.0).to(device)
         return self._tables[device]
 
