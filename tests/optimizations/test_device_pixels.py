@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from kontext_fast.optimizations.acceleration import accelerate
 from kontext_fast.optimizations.call_tracking import tracker_of
 from kontext_fast.optimizations.techniques import device_pixels
-from kontext_fast.optimizations.techniques.device_pixels import DevicePixels, _device, _PixelProcessor, _Table
+from kontext_fast.optimizations.techniques.device_pixels import DevicePixels, _device, _PixelProcessor, _pixels, _Table
 from tests.pipelines import SIDE, picture, small_pipeline
 
 
@@ -253,6 +253,7 @@ def test_pictures_cross_to_the_device_as_bytes_and_nothing_waits(pipe: Any, monk
         with calls.open(pipe), Moves() as moves:
             results = [pipe.image_processor.preprocess(noise(size=(100, 70)), 64, 32) for _ in range(2)]
     assert all(result.device == meta and result.shape == (1, 3, 64, 32) for result in results)
+    assert _pixels(torch.zeros(1, 3, 2, 4, device=meta)).device == meta
     table, picture = (torch.float32, meta, True), (torch.uint8, meta, False)
     assert sorted(moves.noted, key=str) == [table, picture, picture]  # the table is there from then on
 
