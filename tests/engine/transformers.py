@@ -119,7 +119,7 @@ def prepare(
     """For `timesteps` and then the one in `inputs`, which thus has the index `len(timesteps)`."""
     given = inputs["timestep"][:1]
     return engine.prepare(
-        timesteps=torch.cat([torch.tensor(timesteps).to(given.dtype), given]),
+        timesteps=torch.cat([torch.tensor(timesteps).to(given), given]),
         guidance=inputs["guidance"],
         pooled=inputs["pooled_projections"],
         text_ids=inputs["txt_ids"],

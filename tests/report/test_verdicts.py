@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,12 @@ def test_verdict_summary_equals_the_verification(verified: Path) -> None:
     assert classic.reason == one.verdict.reason
     assert classic.passes == one.verdict.level.passes
     assert classic.where == "verified on tiny, 6 items"
+
+
+def test_undecided_verdict_says_how_many_edits_did_not_decide(verified: Path) -> None:
+    classic = report_of(gpu_result(), verified).verdicts["classic"]
+    assert replace(classic, level="L2").words == "within the margins on tiny"
+    assert replace(classic, level="cannot tell").words == "undecided by 6 edits of tiny"
 
 
 @pytest.mark.parametrize(("revision", "shown"), [(1, True), (2, False)])

@@ -180,9 +180,14 @@ def test_way_of_use_that_cannot_be_told_is_not_covered() -> None:
         "Covers calls of 1 image. Not verified with one image per call with repeated inputs and true CFG 2, one image "
         "per call (16 items cannot tell)."
     )
-    # What is a loss, or cannot be told at all, needs no more words.
-    few = replace(evidence, quality=())
-    assert decide(few, MARGINS).doubts == ()
+    # An undecided preset is not covered there either, though its reason is another.
+    (quality,) = evidence.quality
+    few = replace(quality, differences=dict(list(quality.differences.items())[:20]))
+    undecided = decide(replace(evidence, quality=(few,)), MARGINS)
+    assert (undecided.level, undecided.doubts) == (Level.CANNOT_TELL, verdict.doubts)
+    assert "true CFG" not in undecided.reason
+    # What is a loss, or was not measured, needs no more words.
+    assert decide(replace(evidence, quality=()), MARGINS).doubts == ()
 
 
 def test_rounding_alone_is_verified_by_what_usual_outputs_leave_room_for() -> None:

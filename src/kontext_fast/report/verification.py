@@ -40,7 +40,6 @@ _PLAIN = {
     "L2": "within the margins",
     "L3": "a loss was measured",
     "L4": "not measured",
-    "cannot tell": "cannot tell",
 }
 """A level in words for those who do not know the levels."""
 
@@ -74,6 +73,8 @@ class VerdictSummary:
     @property
     def words(self) -> str:
         """`within the margins on tiny`."""
+        if self.level == "cannot tell":
+            return f"undecided by {self.items} edits of {self.checkpoint}"
         return f"{_PLAIN.get(self.level, self.name)} on {self.checkpoint}"
 
     @property

@@ -137,11 +137,13 @@ def _under_conditions(verdict: QualityVerdict, evidence: Evidence, margins: Marg
         reason = loss_in_condition(condition, margins, rounding_only=rounds or evidence.declares_rounding)
         if reason is not None:
             return replace(verdict, level=Level.LOSS, reason=reason)
-    if not verdict.level.passes:
+    if not verdict.level.passes and verdict.level is not Level.CANNOT_TELL:
         return verdict
     usual = {distances.metric: distances for distances in evidence.fidelity}
     found = [doubt_in_condition(condition, usual, margins, rounding_only=rounds) for condition in conditions]
     doubts = tuple(doubt for doubt in found if doubt is not None)
+    if verdict.level is Level.CANNOT_TELL:
+        return replace(verdict, doubts=doubts)
     rounded = [condition for condition in conditions if not condition.identical]
     if verdict.level is Level.IDENTICAL and rounded:
         names = " and ".join(condition.name for condition in rounded)
