@@ -56,7 +56,7 @@ def test_verdict_on_other_weights_names_both(tmp_path: Path) -> None:
     """One sentence for the weights that were judged, one for those that were timed; neither contradicts the other."""
     verified = verification(tmp_path / "v", {"classic": noisy(0.5)}, items=6, control_items=4).folder
     _, good, *_ = answers(report_of(gpu_result(), verified))
-    assert good.value.endswith(" on tiny")
+    assert good.value == "undecided by 6 edits of tiny"
     assert "On FLUX weights: not measured" in good.detail
     assert "6 edits" in good.detail
 
