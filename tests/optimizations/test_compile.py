@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from kontext_fast.errors import InvalidInput, Refused
 from kontext_fast.optimizations.acceleration import accelerate, apply_plan
+from kontext_fast.optimizations.call_tracking import tracker_of
 from kontext_fast.optimizations.techniques.compile import (
     ArtifactStore,
     Compile,
@@ -297,3 +299,33 @@ def test_hooks_of_diffusers_are_refused_and_what_they_leave_behind_is_not() -> N
     registry.register_hook(ModelHook(), "one")
     with pytest.raises(InvalidInput, match=r"offloading or other hooks.*; use a preset without compile\.$"):
         _require_compilable(transformer, alone=True)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "dynamic", "mode"),
+    [({}, Compile().dynamic, None), ({"dynamic": True, "max_autotune": True}, True, "max-autotune-no-cudagraphs")],
+)
+def test_torch_is_asked_to_compile_as_the_parameters_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parameters: dict[str, Any], dynamic: Any, mode: str | None
+) -> None:
+    monkeypatch.setenv("KONTEXT_FAST_CACHE", str(tmp_path))
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _, **how: asked.append(how))
+    monkeypatch.setattr(ArtifactStore, "save_new", lambda _: True)  # as after a call that compiled something
+    pipe = small_pipeline()
+    with ExitStack() as undo:
+        facts = Compile(**parameters).apply(pipe, undo)
+        assert asked == [{"fullgraph": True, "dynamic": dynamic, "mode": mode}] * 2
+        assert facts == {"artifacts": "none"}
+        calls = tracker_of(pipe)
+        assert calls is not None
+        with calls.open(pipe):
+            pass
+        assert facts == {"artifacts": "saved"}
+
+
+def test_artifact_directory_depends_on_the_version_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, config={})
+    before = directory_for(transformer, {})
+    monkeypatch.setattr(torch, "__version__", "another")
+    assert directory_for(transformer, {}) != before

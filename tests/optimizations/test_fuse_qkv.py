@@ -276,3 +276,11 @@ def test_weights_are_joined_again_where_they_have_the_same_bits(change: Any, bia
         assert (storages == wholes) == joined
         torch.testing.assert_close(fused(x), expected)
     assert not hasattr(attention, "to_qkv")
+
+
+def test_projection_that_somebody_took_off_is_not_missed() -> None:
+    attention = Attended(bias=True)
+    with ExitStack() as undo:
+        _fuse(attention, "to_qkv", ("to_q", "to_k", "to_v"), undo)
+        del attention.to_qkv  # as diffusers' unfuse_qkv_projections
+    assert [name for name, _ in attention.named_children()] == ["to_q", "to_k", "to_v"]

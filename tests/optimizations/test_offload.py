@@ -16,6 +16,7 @@ from kontext_fast.engine.transformer import EngineTransformer
 from kontext_fast.engine.weights import take_weights
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate, apply_plan
+from kontext_fast.optimizations.call_tracking import tracker_of
 from kontext_fast.optimizations.presets import resolve
 from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.optimizations.techniques.offload import Offload, _inputs_on, _place, _Resident, _units, _wait
@@ -248,4 +249,75 @@ def test_part_that_fails_outside_of_a_call_leaves_the_device_too(pipe: Any) -> N
         block.layer[0].register_forward_pre_hook(fail)
         with pytest.raises(RuntimeError, match="no luck"):
             pipe.encode_prompt("make it red", max_sequence_length=48)
+        assert weight.data_ptr() == waiting
+
+
+class Block(torch.nn.Module):
+    """With a list of its own, which is not a part by itself, and a buffer inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2, affine=False)])
+
+
+class Layered(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(2, 2)
+        self.blocks = torch.nn.ModuleList([Block(), Block()])
+        self.norm = torch.nn.LayerNorm(2)
+        self.register_buffer("positions", torch.arange(2))
+
+
+def test_parts_are_the_outermost_blocks_and_what_lies_outside() -> None:
+    encoder = Layered()
+    parts = {unit.module: {id(tensor) for tensor in unit.tensors()} for unit in _units(encoder)}
+    assert len(list(_units(encoder))) == len(parts)
+    assert parts == {
+        **{block: {id(one) for one in (*block.parameters(), *block.buffers())} for block in encoder.blocks},
+        encoder: {id(encoder.positions)},
+        encoder.embedding: {id(encoder.embedding.weight)},
+        encoder.norm: {id(encoder.norm.weight), id(encoder.norm.bias)},
+    }
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
+def test_pipeline_with_one_encoder_offloads_that_one(pipe: Any, name: str) -> None:
+    setattr(pipe, name, None)
+    pipe.vae = None
+    encoder = pipe.text_encoder or pipe.text_encoder_2
+    with ExitStack() as undo:
+        facts = Offload().apply(pipe, undo)
+        tensors = {id(one): one.nbytes for one in (*encoder.parameters(), *encoder.buffers())}
+        assert facts == {"encoder_bytes": sum(tensors.values()), "resident_peak_bytes": 0}
+        encoder(torch.ones(1, 4, dtype=torch.long))
+        assert facts["resident_peak_bytes"] > 0
+
+
+def test_vae_is_on_the_device_until_the_end(pipe: Any) -> None:
+    pipe.__class__ = type("Elsewhere", (type(pipe),), {"_execution_device": ELSEWHERE})
+    waiting = [parameter.data_ptr() for parameter in pipe.vae.parameters()]
+    with ExitStack() as undo:
+        Offload().apply(pipe, undo)
+        assert not {parameter.data_ptr() for parameter in pipe.vae.parameters()} & set(waiting)
+    assert [parameter.data_ptr() for parameter in pipe.vae.parameters()] == waiting
+
+
+def test_interruption_by_the_keyboard_frees_the_device_at_the_end_of_the_call(pipe: Any) -> None:
+    block = pipe.text_encoder_2.encoder.block[0]
+    weight = block.layer[0].SelfAttention.q.weight
+    waiting, running = weight.data_ptr(), []
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with ExitStack() as undo:
+        Offload().apply(pipe, undo)
+        block.layer[0].register_forward_pre_hook(interrupt)
+        calls = tracker_of(pipe)
+        assert calls is not None
+        with pytest.raises(KeyboardInterrupt), calls.open(pipe), ExitStack() as then:
+            then.callback(lambda: running.append(weight.data_ptr()))
+            pipe.encode_prompt("make it red", max_sequence_length=48)
+        assert waiting not in running
         assert weight.data_ptr() == waiting

@@ -131,14 +131,12 @@ def _joined(projection: Any, separate: list[Any]) -> bool:
         whole, parts = getattr(projection, kind), [getattr(layer, kind) for layer in separate]
         if whole is None:
             continue
-        views = whole.split_with_sizes([len(part) for part in parts])
-        if not all(
-            part.device == view.device and part.dtype == view.dtype for part, view in zip(parts, views, strict=True)
-        ):
+        pairs = list(zip(parts, whole.split_with_sizes([len(part) for part in parts]), strict=True))
+        if not all(part.device == view.device and part.dtype == view.dtype for part, view in pairs):
             return False
-        if not all(torch.equal(part.data, view) for part, view in zip(parts, views, strict=True)):
+        if not all(torch.equal(part.data, view) for part, view in pairs):
             return False
-        for part, view in zip(parts, views, strict=True):
+        for part, view in pairs:
             part.data = view
     return True
 

@@ -50,7 +50,7 @@ class Offload(Optimization):
         device = pipe._execution_device
         for parameter in () if pipe.vae is None else pipe.vae.parameters():
             _place(parameter, device, undo)
-        facts: Facts = {"encoder_bytes": 0, "resident_peak_bytes": 0}
+        facts: Facts = {"resident_peak_bytes": 0}
         resident = _Resident(device, facts)
         sizes: dict[int, int] = {}
         units: list[_Unit] = []
