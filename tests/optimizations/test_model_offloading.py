@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.hooks import ModelHook
 
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.acceleration import accelerate
@@ -209,3 +210,20 @@ def test_hooks_are_set_aside_and_come_back(kind: str, tmp_path: Path) -> None:
             assert torch.equal(pipe.transformer.state_dict()[name], tensor)
     assert group_hooks(pipe) == before
     assert hooked(pipe) == by_accelerate
+
+
+def test_hooks_that_learn_the_order_of_groups_come_back_after_those_of_groups(tmp_path: Path) -> None:
+    """diffusers adds them where groups are read ahead, by streams; here plain hooks have their names."""
+    pipe = small_pipeline()
+    grouped(pipe.transformer, "blocks", tmp_path)
+    model, block = (part._diffusers_hook for part in (pipe.transformer, pipe.transformer.transformer_blocks[0]))
+    tracing = ModelHook()
+    model.register_hook(tracing, "lazy_prefetch_group_offloading")
+    block.register_hook(ModelHook(), "layer_execution_tracker")
+    with ExitStack() as undo:
+        set_hooks_aside(pipe, undo)
+        assert not model.hooks
+        assert not block.hooks
+    assert model._hook_order == ["group_offloading", "lazy_prefetch_group_offloading"]
+    assert model.get_hook("lazy_prefetch_group_offloading") is tracing
+    assert block._hook_order == ["group_offloading"]  # a call that learns the order adds its own
