@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch.overrides import _get_current_function_mode
 
+from kontext_fast.engine.dispatch import fastest_attention
 from kontext_fast.engine.host_memory import Uploads
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.call_tracking import track_calls
@@ -19,6 +21,7 @@ from kontext_fast.optimizations.techniques import engine as technique
 from kontext_fast.optimizations.techniques.engine import Engine
 from kontext_fast.optimizations.techniques.step_reuse import StepReuse
 from kontext_fast.pipeline.device import Machine
+from kontext_fast.records.schema import EMULATED
 from tests.pipelines import small_pipeline
 
 PLAIN = {"precision": "bf16", "attention": "auto"}
@@ -47,16 +50,41 @@ def test_parameters_are_named_where_they_are_not_by_default(other: dict[str, Any
 def test_steps_in_full_precision_are_counted_from_either_end() -> None:
     engine = Engine(precision="fp8", full_precision=(0, 3, 4, -1, -4, -5))
     assert [engine.full_precision_steps(total) for total in (1, 4, 5)] == [{0}, {0, 3}, {0, 1, 3, 4}]
+    assert Engine(precision="fp8", full_precision=(-2,)).full_precision_steps(2) == {0}
 
 
 def test_auto_stands_for_a_kernel_where_the_engine_runs() -> None:
     mps = Machine(device="mps", memory_bytes=1, cxx=None, cc=None, triton=False, torch="2.13.0", platform="x")
     assert Engine().on_machine(CPU) == Engine(attention="native")
+    for capability in ((8, 0), (9, 0)):
+        gpu = replace(CPU, device="cuda", capability=capability)
+        assert Engine().on_machine(gpu).attention == fastest_attention("cuda", capability).name
     for engine, machine in ((Engine(), mps), (Engine(attention="math"), CPU)):
         assert engine.on_machine(machine) is engine
     assert Engine.choices()["attention"][0] == "auto"
     assert {"native", "math"} <= set(Engine.choices()["attention"])
     assert Engine.choices()["graphs"] == ("auto", "never")
+
+
+def test_auto_may_have_been_any_kernel_that_rounds_only() -> None:
+    earlier = {"precision": "bf16"}  # before kernels could be chosen
+    for ran in (earlier, *({**earlier, "attention": name} for name in ("default", "native", "math", "cudnn"))):
+        assert Engine().is_what_ran(ran)
+        assert not Engine(precision="fp8").is_what_ran(ran)
+        assert Engine(attention="math").is_what_ran(ran) == (ran.get("attention") == "math")
+    assert Engine().is_what_ran(Engine().parameters())
+    lossy = Engine(attention="flash3_fp8")
+    assert not Engine().is_what_ran(lossy.parameters())
+    assert lossy.is_what_ran(lossy.parameters())
+
+
+def test_machine_without_the_fused_kernels_is_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = replace(CPU, device="cuda")
+    assert Engine().label_on(CPU) is None
+    assert Engine(precision="fp8").label_on(CPU) == EMULATED
+    assert Engine(precision="fp8").label_on(gpu) is None
+    monkeypatch.setattr("kontext_fast.engine.dispatch.has_fused_kernels", lambda: False)
+    assert Engine().label_on(gpu) == "kernel: portable (plain PyTorch, not the fused kernels)"
 
 
 def test_gpus_that_share_an_edit_are_named_and_are_gpus() -> None:
@@ -164,10 +192,12 @@ def test_two_processes_share_passes_where_a_call_has_two(arguments: dict[str, An
     assert found is None or found._ranks is ranks
 
 
-@pytest.mark.parametrize("compiled", [None, "vae", "text_encoder_2"])
+@pytest.mark.parametrize("compiled", [None, "vae", "text_encoder", "text_encoder_2", "wrapped vae"])
 def test_uploads_do_not_wait_until_the_first_step_of_a_call(compiled: str | None) -> None:
     pipe = small_pipeline()
-    if compiled is not None:
+    if compiled == "wrapped vae":
+        pipe.vae = torch.compile(pipe.vae)
+    elif compiled is not None:
         getattr(pipe, compiled)._compiled_call_impl = object()
 
     def uploads() -> bool:

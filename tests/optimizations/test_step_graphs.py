@@ -57,15 +57,21 @@ def test_reason_is_given_where_no_step_is_recorded(monkeypatch: pytest.MonkeyPat
         assert Engine()._step_graphs(cpu, None, undo) == (None, None)
 
 
-def test_steps_of_several_gpus_are_recorded_at_every_size() -> None:
+def test_steps_of_several_gpus_are_recorded_at_every_size(
+    recorder: TapeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(recording, "recorder_for", lambda device: asked.append(device) or recorder)
     parallel: Any = SimpleNamespace(ranks=SimpleNamespace(everywhere=all))
     with ExitStack() as undo:
         graphs, facts = Engine(gpus=2)._step_graphs(torch.device("cuda"), parallel, undo)
         assert graphs is not None
         assert (graphs.most_tokens, facts) == (None, graphs.facts)
+        assert (graphs._calls._recorder, graphs._calls._everywhere) == (recorder, all)
         alone, _ = Engine()._step_graphs(torch.device("cuda"), None, undo)
         assert alone is not None
-        assert alone.most_tokens == 1000
+        assert (alone.most_tokens, alone._calls._recorder) == (1000, recorder)
+    assert asked == [torch.device("cuda")] * 2
 
 
 def test_steps_are_replayed_with_the_same_images(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,13 +58,12 @@ def install(pipe: Any, forward: EngineForward, calls: CallTracker, undo: ExitSta
             original(*args, **kwargs)
             return
         # The others have none, as the first step has proved.
-        run_by_the_engine = [part for name in RUN_BY_THE_ENGINE if (part := getattr(transformer, name, None))]
-        for module in (transformer, *(module for part in run_by_the_engine for module in submodules(part))):
+        run_by_the_engine = [module for name in RUN_BY_THE_ENGINE for module in submodules(getattr(transformer, name))]
+        for module in (transformer, *run_by_the_engine):
             if (registry := vars(module).get("_diffusers_hook")) is not None:
                 registry.reset_stateful_hooks(recurse=False)
 
-    if hasattr(transformer, "_reset_stateful_cache"):
-        replace_method(transformer, "_reset_stateful_cache", reset, undo)
+    replace_method(transformer, "_reset_stateful_cache", reset, undo)
     if forward.ranks is not None:
         _keep_together(forward, forward.ranks, pipe, calls, undo)
     calls.on_begin(check, undo)
@@ -83,7 +82,9 @@ def upload_without_waiting(calls: CallTracker, undo: ExitStack) -> Callable[[Pip
     uploads = Uploads()
 
     def begin(call: PipelineCall) -> None:
-        parts = [part for name in ("text_encoder", "text_encoder_2", "vae") if (part := getattr(call.pipe, name, None))]
+        own, names = vars(call.pipe), ("text_encoder", "text_encoder_2", "vae")
+        # `is not None`: a module that `torch.compile` wrapped has no truth value, as it asks the module for its length.
+        parts = [part for name in names if (part := own.get(name)) is not None]
         # What is compiled would be compiled once more, with the mode in it.
         if not any(part._compiled_call_impl or "_orig_mod" in part._modules for part in parts):
             uploads.enter()
