@@ -109,6 +109,7 @@ def test_state_of_hooks_is_looked_for_in_a_call_only_where_modules_run_as_they_a
             for name in ("time_text_embed", "transformer_blocks"):
                 on[name] = Remembering()
                 HookRegistry.check_if_exists_or_initialize(getattr(transformer, name)).register_hook(on[name], "it")
+            HookRegistry.check_if_exists_or_initialize(transformer)
             transformer._reset_stateful_cache()
             assert [hook.resets for hook in on.values()] == [1, 0]
         for one_module in ((), (False,)):
