@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,6 +169,12 @@ def test_new_folder_without_content_is_removed(tmp_path: Path) -> None:
     with locked_folder(tmp_path / "out", "works"):
         (tmp_path / "out" / "notes.txt").touch()
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"notes.txt", LOCK_NAME}
+
+
+def test_folder_that_somebody_removed_meanwhile_is_no_error(tmp_path: Path) -> None:
+    with locked_folder(tmp_path / "out", "bench"):
+        shutil.rmtree(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def test_machine_is_its_gpu_or_else_its_cpu() -> None:
     assert (machine_name({"gpu": {}, "cpu": "A CPU"}), machine_name({"cpu": ""}), machine_name({"cpu": 3})) == (
         None,
     ) * 3
-    assert machine_identity({"gpu": {"name": "a card"}, "host_sha256": "cd"}) == "a card"
+    for unknown in ({}, {"uuid_sha256": ""}):
+        assert machine_identity({"gpu": {"name": "a card", **unknown}, "host_sha256": "cd"}) == "a card"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.records.samples_csv import COLUMNS
+from kontext_fast.records.addresses import place
+from kontext_fast.records.samples_csv import COLUMNS, STAGES
 from kontext_fast.records.schema import Score, Verification
 from kontext_fast.records.store import (
     ResultStore,
@@ -25,6 +26,7 @@ from kontext_fast.records.store import (
     write_atomically,
 )
 from kontext_fast.verify.margins import read_margins
+from tests import needs
 from tests.records.builder import full, judged, record, result, sample, timed
 
 
@@ -125,6 +127,28 @@ def test_missing_records_and_folders_are_refused(tmp_path: Path) -> None:
         ResultStore(tmp_path).load()
 
 
+def test_records_that_cannot_be_read_are_refused_with_the_reason(store: ResultStore) -> None:
+    store.records_file.mkdir(parents=True)
+    with pytest.raises(InvalidInput, match=f"{store.records_file} cannot be read .{os.strerror(errno.EISDIR)}.: check"):
+        store.load()
+
+
+@needs.s3
+def test_file_at_an_address_is_written_where_its_bucket_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    shop = place("memory://shop")
+    try:
+        require_folder_for(shop / "out" / "table.csv")
+        write_atomically(shop / "out" / "table.csv", b"1,2")
+        assert (shop / "out" / "table.csv").read_bytes() == b"1,2"
+        monkeypatch.setattr(type(shop), "exists", lambda _: False)
+        with pytest.raises(InvalidInput, match="There is no memory:.* for memory://shop/gone"):
+            require_folder_for(shop / "gone" / "table.csv")
+    finally:
+        MemoryFileSystem.store.clear()
+
+
 def test_image_is_stored_once_under_its_hash(store: ResultStore) -> None:
     image = Image.new("RGB", (4, 2), "red")
     digest = store.put_image(image)
@@ -178,6 +202,9 @@ def test_csv_has_every_sample_and_failed_run(store: ResultStore) -> None:
     assert table[1]["width_px"] == "128"
     assert table[1]["machine"] == "Imaginary CPU 9000"
     assert table[1]["steps_s"] == "0.1 0.1 0.1 0.1"
+    assert table[1]["step_kinds"] == " ".join(samples[1].step_kinds)
+    assert [table[1][f"{stage}_s"] for stage in STAGES] == [str(samples[1].stages_s[stage]) for stage in STAGES]
+    assert b"\r" not in store.samples_file.read_bytes()
     run = ("checkpoint", "dtype", "load_s", "apply_s", "labels", "first_call_s", "true_cfg")
     assert [table[1][name] for name in run] == ["tiny", "float32", "4.0", "0.5", "one; two", "9.0", "1.0"]
     assert table[1]["images"] == " ".join(pictures)

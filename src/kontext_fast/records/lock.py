@@ -77,7 +77,7 @@ def _remove_if_unused(folder: Path) -> None:
     """Remove it while the lock is held, so that whoever waits for it finds its file gone and begins with a new one."""
     with suppress(OSError):
         if {file.name for file in folder.iterdir()} <= LOCK_NAMES:
-            (folder / LOCK_NAME).unlink(missing_ok=True)
+            (folder / LOCK_NAME).unlink()
             folder.rmdir()
 
 
@@ -114,12 +114,12 @@ def _write_holder(folder: Path, command: str) -> None:
     since = datetime.now(UTC).isoformat(timespec="seconds")
     holder = Holder(" ".join(redact(command).split()), os.getpid(), platform.node() or "this machine", since)
     temporary = folder / f"{HOLDER_NAME}.{os.getpid()}"
-    temporary.write_text(json.dumps(asdict(holder)), encoding="utf-8")
+    temporary.write_bytes(json.dumps(asdict(holder)).encode())
     temporary.replace(folder / HOLDER_NAME)
 
 
 def _read_holder(folder: Path) -> Holder | None:
     """None in the moment before the holder has written its name."""
     with suppress(OSError, ValueError, TypeError):
-        return Holder(**json.loads((folder / HOLDER_NAME).read_text(encoding="utf-8")))
+        return Holder(**json.loads((folder / HOLDER_NAME).read_bytes()))
     return None

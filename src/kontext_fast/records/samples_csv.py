@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
 from typing import Any
 
 from kontext_fast.records.names import machine_name
@@ -54,27 +53,24 @@ COLUMNS = RUN_COLUMNS + MACHINE_COLUMNS + WORKLOAD_COLUMNS + SAMPLE_COLUMNS
 def samples_csv(result: ResultFile) -> str:
     """The table as CSV text, header first. Lists inside a cell are separated by spaces, labels by `; `."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=COLUMNS, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
     writer.writeheader()
     for record in result.records:
         writer.writerows(_rows(record))
     return text.getvalue()
 
 
-def _rows(record: Record) -> Iterator[dict[str, Any]]:
+def _rows(record: Record) -> list[dict[str, Any]]:
     run = _run_cells(record)
-    has_samples = False
+    rows = []
     for measurement in record.measurements:
         workload = _workload_cells(measurement)
-        for sample in measurement.samples:
-            has_samples = True
-            yield run | workload | _sample_cells(sample)
-    if not has_samples:
-        yield run
+        rows += [run | workload | _sample_cells(sample) for sample in measurement.samples]
+    return rows or [run]
 
 
 def _run_cells(record: Record) -> dict[str, Any]:
-    cells = {name: getattr(record, name) for name in RUN_COLUMNS if name != "labels"}
+    cells = {name: getattr(record, name) for name in RUN_COLUMNS}
     cells["labels"] = "; ".join(record.labels)
     cells["machine"] = machine_name(record.environment)
     cells["checkpoint"] = record.checkpoint and record.checkpoint.name

@@ -70,7 +70,7 @@ class ResultStore:
         """Read and check the records. Raises InvalidInput for anything that is not a readable, known record file."""
         path = self.records_file
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise InvalidInput(f"There are no records in {self.folder}: run `kontext bench` first.") from None
         except OSError as error:
@@ -82,9 +82,9 @@ class ResultStore:
             result = ResultFile.model_validate(data)
         except ValidationError as error:
             location, message = first_mistake(error)
-            what = f"{dotted(location) or 'top level'}: {message}"
             raise InvalidInput(
-                f"{path} is not a kontext-fast record file ({what}): name one that `kontext bench` wrote."
+                f"{path} is not a kontext-fast record file ({dotted(location)}: {message}): name one that `kontext "
+                "bench` wrote."
             ) from None
         verification = result.verification
         if verification and content_hash(verification.margins) != verification.margins_sha256:

@@ -278,14 +278,17 @@ class _Run:
         from kontext_fast.verify.paths import PathRunner
 
         request, seed = self._request, self._request.all_seeds[0]
+        # By their ids, since an item is an interface without equality.
         compared = {item.id for item in self._items[: request.converged_items]}
-        left = [item for item in self._items if item.id in compared and (item.id, seed) not in self._references]
+        left = {item for item in compared if (item, seed) not in self._references}
         if not left:
             return
-        each = reference_evaluations() + request.steps
-        total = each * len(left)
-        tracker = _ProgressTracker(total, total, self._on_progress)
         baseline = next(spec for spec in self._specs() if spec.arm.role == "baseline")
+        batches = [[self._items[index] for index in batch] for batch in self._generator.batches(baseline)]
+        batches = [some for batch in batches if (some := [item for item in batch if item.id in left])]
+        # Each of a batch's two paths looks up its noise levels by one evaluation more.
+        total = (reference_evaluations() + request.steps) * len(left) + 2 * len(batches)
+        tracker = _ProgressTracker(total, total, self._on_progress)
         with self._pipeline.prepared(baseline) as pipe:
             runner = PathRunner(
                 pipe,
@@ -295,12 +298,8 @@ class _Run:
                 on_progress=lambda count: tracker.step("converged reference", count),
             )
             try:
-                for batch in self._generator.batches(baseline):
-                    # Their ids, since an item is an interface without equality.
-                    ids = {item.id for item in left} & {self._items[index].id for index in batch}
-                    items = [self._items[index] for index in batch if self._items[index].id in ids]
-                    if items:
-                        self._references.add(runner, items, seed, request.steps)
+                for items in batches:
+                    self._references.add(runner, items, seed, request.steps)
             finally:
                 runner.close()
 
