@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import ImageFilter
 import kontext_fast.pipeline.edit
 from kontext_fast.datasets.base import Dataset
 from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
+from kontext_fast.optimizations.acceleration import current
 from kontext_fast.records.schema import Record, ResultFile
 from kontext_fast.records.store import ResultStore, content_hash, image_hash, read_stored_image
 from kontext_fast.verify import arms, converged_reference, image_generator, run
@@ -47,7 +49,7 @@ ITEMS = tuple(
 REFUSED = "needs another machine"
 
 
-@pytest.fixture(scope="session")
+@contextmanager
 def few_calls() -> Iterator[None]:
     """Fewer of what is repeated to be sure of a number that no test here looks at."""
     with pytest.MonkeyPatch.context() as patch:
@@ -93,7 +95,7 @@ class Verified:
 
 
 @pytest.fixture(scope="session")
-def finished(few_calls: None, tmp_path_factory: pytest.TempPathFactory) -> Verified:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Verified:
     pipe = small_pipeline()
     pipe.vae.register_to_config(sample_size=SIDE)
     request = Request(
@@ -110,13 +112,15 @@ def finished(few_calls: None, tmp_path_factory: pytest.TempPathFactory) -> Verif
         frontier=True,
     )
     folder = tmp_path_factory.mktemp("finished") / "out"
-    verify(request, folder)
+    with few_calls():
+        verify(request, folder)
     return Verified(folder, request)
 
 
 @pytest.fixture
-def verified(finished: Verified, tmp_path: Path) -> Verified:
-    return Verified(Path(shutil.copytree(finished.folder, tmp_path / "out")), finished.request)
+def verified(finished: Verified, tmp_path: Path) -> Iterator[Verified]:
+    with few_calls():
+        yield Verified(Path(shutil.copytree(finished.folder, tmp_path / "out")), finished.request)
 
 
 @pytest.fixture
@@ -380,3 +384,25 @@ def test_only_missing_references_are_computed_and_all_distances_are_there_once(v
         found = {(score.item, score.seed, score.metric) for score in record.scores if score.metric in metrics}
         of_arm = {"baseline": metrics, "rounded": {DISTANCE}}.get(name, set())
         assert found == {(item, 7, metric) for item in (kept, lost) for metric in of_arm}
+
+
+def test_records_are_kept_unless_they_are_resumed(verified: Verified) -> None:
+    before = verified.result
+    with pytest.raises(InvalidInput, match="^The folder already has records; .* --resume"):
+        verify(verified.request, verified.folder)
+    assert verified.result == before
+
+
+def test_interruption_says_how_to_go_on_and_leaves_the_pipeline_as_it_came(verified: Verified) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.done == progress.total:
+            assert current(verified.request.pipe) is not None
+            raise KeyboardInterrupt
+
+    verified.rewrite_journal(lambda line: (line.get("arm"), line.get("item")) != ("rounded", ITEMS[0].id))
+    verified.without("rounded")
+    with pytest.raises(Cancelled) as caught:
+        verified.resume(interrupt)
+    assert str(caught.value).startswith("The verification was interrupted; ")
+    assert str(caught.value).endswith(f" --resume --out {verified.folder}.")
+    assert current(verified.request.pipe) is None

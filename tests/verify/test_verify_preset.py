@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.comparisons import Outcome
 from kontext_fast.verify.margins import read_margins
 from kontext_fast.verify.metric_rows import metric_rows
+from kontext_fast.verify.run import Progress
 from kontext_fast.verify.verdict import Level, QualityVerdict
 from kontext_fast.verify.verify_preset import PresetVerdict
-from tests.pipelines import picture, small_pipeline
+from tests.pipelines import SIDE, picture, small_pipeline
 from tests.verify import faulty_optimizations as faulty
+from tests.verify.fake_edits import write_dataset
 from tests.verify.test_metric_rows import LOSS, quality
 
 pytestmark = pytest.mark.usefixtures("one_item_per_condition")
@@ -44,6 +47,7 @@ def _attributes(pipe: Any) -> set[str]:
 
 def test_own_pipeline_with_merged_lora_gets_a_verdict(tmp_path: Path) -> None:
     pipe = small_pipeline()
+    pipe.vae.register_to_config(sample_size=SIDE)
     # As a merged LoRA does: the verdict is on these weights, not on those of any checkpoint.
     pipe.transformer.proj_out.weight.data.mul_(1.01)
     weights, attributes = _weights(pipe), _attributes(pipe)
@@ -67,6 +71,17 @@ def test_own_pipeline_with_merged_lora_gets_a_verdict(tmp_path: Path) -> None:
     assert checkpoint is not None
     assert (checkpoint.kind, checkpoint.has_judge) == ("pipeline", False)
     assert str(tmp_path) not in stored.model_dump_json()
+    # The same items in another form, of which all outputs are there.
+    again = partial(kontext_fast.verify_preset, pipe, [FuseQKV()], **options, out=str(tmp_path / "out"))
+    seen: list[Progress] = []
+    resumed = again(read_pairs(pairs), resume=True, weights=str(tmp_path / "models"), on_progress=seen.append)
+    assert (resumed.verdict, resumed.rows) == (result.verdict, result.rows)
+    assert {progress.arm for progress in seen} <= {"scoring"}
+    assert any("no weights in clip of the given folder" in line for line in resumed.not_measured)
+    with pytest.raises(InvalidInput, match="already has records"):
+        again(pairs)
+    with pytest.raises(InvalidInput, match="differs in dataset, items"):
+        again(str(write_dataset(tmp_path / "data", 2)), resume=True)
 
 
 def test_verdict_is_a_table_of_what_it_rests_on() -> None:
