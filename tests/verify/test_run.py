@@ -367,6 +367,13 @@ def test_accelerated_pipeline_is_no_baseline() -> None:
     assert str(caught.value) == ("This pipeline is accelerated; call revert() on that first: baseline runs without it.")
 
 
+@pytest.mark.parametrize("missing", [{"checkpoint": "nowhere/at/all"}, {"lora": (("nowhere.safetensors", 1.0),)}])
+def test_checkpoint_and_loras_that_are_not_there_are_named(missing: dict[str, Any]) -> None:
+    request = Request(presets=("faithful",), dataset=Path("unread"), **missing)
+    with pytest.raises(InvalidInput, match="nowhere"):
+        _source(request, torch.device("cpu")).__enter__()
+
+
 def test_weights_of_a_pipeline_are_told_apart_wherever_they_change() -> None:
     """As a resumed verification needs it, since a LoRA may be merged into any of them."""
     pipe = small_pipeline()

@@ -386,9 +386,16 @@ def test_only_missing_references_are_computed_and_all_distances_are_there_once(v
         assert found == {(item, 7, metric) for item in (kept, lost) for metric in of_arm}
 
 
+def test_device_is_where_the_pipeline_is_or_the_one_that_was_asked_for(verified: Verified, tmp_path: Path) -> None:
+    before = _arms(verified.result)
+    assert _arms(verified.resume(device="cuda:99")) == before
+    with pytest.raises((InvalidInput, Refused), match="cuda:99"):
+        verify(Request(presets=("faithful",), device="cuda:99"), tmp_path / "other")
+
+
 def test_records_are_kept_unless_they_are_resumed(verified: Verified) -> None:
     before = verified.result
-    with pytest.raises(InvalidInput, match="^The folder already has records; .* --resume"):
+    with pytest.raises(InvalidInput, match=r"^The folder already has records; .* --resume"):
         verify(verified.request, verified.folder)
     assert verified.result == before
 
