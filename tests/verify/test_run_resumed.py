@@ -141,6 +141,13 @@ def _arms(result: ResultFile) -> dict[str, Record]:
     return {record.arm.name: record for record in result.records if record.arm}
 
 
+def test_records_are_kept_unless_they_are_resumed(verified: Verified) -> None:
+    before = verified.result
+    with pytest.raises(InvalidInput, match=r"^The folder already has records; .* --resume"):
+        verify(verified.request, verified.folder)
+    assert verified.result == before
+
+
 def test_file_says_what_all_arms_have_in_common(verified: Verified) -> None:
     result = verified.resume()
     before = _arms(verified.result)
@@ -391,13 +398,6 @@ def test_device_is_where_the_pipeline_is_or_the_one_that_was_asked_for(verified:
     assert _arms(verified.resume(device="cuda:99")) == before
     with pytest.raises((InvalidInput, Refused), match="cuda:99"):
         verify(Request(presets=("faithful",), device="cuda:99"), tmp_path / "other")
-
-
-def test_records_are_kept_unless_they_are_resumed(verified: Verified) -> None:
-    before = verified.result
-    with pytest.raises(InvalidInput, match=r"^The folder already has records; .* --resume"):
-        verify(verified.request, verified.folder)
-    assert verified.result == before
 
 
 def test_interruption_says_how_to_go_on_and_leaves_the_pipeline_as_it_came(verified: Verified) -> None:
