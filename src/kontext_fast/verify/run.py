@@ -249,7 +249,7 @@ class _Run:
             return "refused", refusal
         tracker.show(name)
         # A batch of which items are missing runs whole again: in a smaller one they would round otherwise.
-        batches = [batch for batch in self._generator.batches(spec) if not items.isdisjoint(batch)] if items else []
+        batches = [batch for batch in self._generator.batches(spec) if not items.isdisjoint(batch)]
         try:
             for results in self._generator.generate(spec, batches, self._store.put_image):
                 new = [result for result in results if result.item.id not in self._journal.done(name)]
@@ -337,7 +337,7 @@ class _Run:
             for output in baseline:
                 if output.item not in inputs or not output.image:
                     continue
-                image = read_stored_image(self._store.image_path(output.image)).convert("RGB")
+                image = read_stored_image(self._store.image_path(output.image))
                 worse = degrade(image, control, inputs[output.item].image)
                 outputs.append(Output(item=output.item, seed=output.seed, image=self._store.put_image(worse)))
             self._recorder.add(Arm(name=control.value, role="control"), control.value, outputs)
