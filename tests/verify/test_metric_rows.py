@@ -43,6 +43,8 @@ def test_quality_has_a_row_per_metric_with_bound_and_margin() -> None:
         ("ssim / seed noise, p90", "0.50", "0.90", "1.00", "100", "pass"),
     ]
     assert items_to_decide(quality(Level.NON_INFERIOR, LOSS), rows) is None
+    (small, *_) = metric_rows(quality(Level.NON_INFERIOR, replace(LOSS, mean=1.23e-5)), MARGINS)
+    assert small.cells()[1:4] == ("+1.23e-05", "-0.04", "-0.05")
 
 
 def test_without_quality_the_rows_are_ratios_to_rounding() -> None:

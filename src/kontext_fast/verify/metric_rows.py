@@ -33,7 +33,7 @@ class MetricRow:
     """The end of the change's interval on the side where the margin is."""
     margin: float
     outcome: Outcome
-    n: int | None = None
+    n: int
     """Items that were compared."""
     needed: int | None = None
     """Items with which a preset without a loss would pass, as far as that is known."""
@@ -41,14 +41,14 @@ class MetricRow:
     @property
     def answer(self) -> str:
         """`pass`, `fail`, `too few` where more items would decide, else `cannot tell`, or `insensitive`."""
-        enough = self.outcome is Outcome.UNDECIDED and self.needed is not None and self.n is not None
-        return "cannot tell" if enough and (self.n or 0) >= (self.needed or 0) else _OUTCOMES[self.outcome]
+        enough = self.needed is not None and self.n >= self.needed
+        return "cannot tell" if enough and self.outcome is Outcome.UNDECIDED else _OUTCOMES[self.outcome]
 
     def cells(self) -> tuple[str, ...]:
         """As `COLUMNS`; a change of a score has its sign."""
         form = ".2f" if self.margin > 0 else "+.3g"
         numbers = (format(value, form) for value in (self.change, self.bound, self.margin))
-        return (self.metric, *numbers, "" if self.n is None else str(self.n), self.answer)
+        return (self.metric, *numbers, str(self.n), self.answer)
 
 
 def metric_rows(verdict: QualityVerdict, margins: Margins) -> tuple[MetricRow, ...]:
@@ -66,7 +66,7 @@ def items_to_decide(verdict: QualityVerdict, rows: Sequence[MetricRow]) -> int |
     if not few or verdict.level is not Level.CANNOT_TELL:
         return None
     # What is needed for seed noise is not known: twice as many halve what the bound has to be away.
-    most = max(row.needed or 2 * (row.n or 0) for row in few)
+    most = max(row.needed or 2 * row.n for row in few)
     return -(-most // 10) * 10
 
 
@@ -96,6 +96,7 @@ def _noise_rows(noise: SeedNoiseComparison, margins: Margins, n: int) -> tuple[M
 
 def _floor_row(floor: FloorComparison, margins: Margins) -> MetricRow:
     ratio = max(floor.ratio, floor.median_ratio, key=lambda bounds: bounds.upper)
-    needed = max(margins.floor.min_items, 2 * floor.n if floor.n >= margins.floor.min_items else 0)
+    fewest = margins.floor.min_items
+    needed = 2 * floor.n if floor.n >= fewest else fewest
     name = f"{floor.metric} / rounding"
     return MetricRow(name, ratio.value, ratio.upper, margins.floor.ratio, floor.outcome, floor.n, needed)
