@@ -18,13 +18,16 @@ from kontext_fast.optimizations.presets import (
     HOST_MODULATIONS_GIB,
     PEAK_GIB,
     PRESETS,
+    Plan,
     Preset,
     declare_preset,
     faster_presets,
     find_preset,
     memory_refusal,
     needed_gib,
+    require_memory,
     resolve,
+    resolve_for,
     with_required,
 )
 from kontext_fast.optimizations.techniques.engine import Engine
@@ -282,3 +285,45 @@ def test_name_with_parameters_is_the_preset_with_them() -> None:
 def test_impossible_name_with_parameters_is_refused(name: str, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         find_preset(name)
+
+
+class _GpuOnlyToo(_GpuOnly):
+    name: ClassVar[str] = "gpu_only_too"
+
+
+def test_every_refusal_and_every_complaint_stands_in_one_sentence() -> None:
+    with pytest.raises(Refused) as refused:
+        resolve([_GpuOnly(), _GpuOnlyToo()], CPU)
+    assert "gpu_only needs a GPU; run it on one; gpu_only_too needs a GPU" in str(refused.value)
+    with pytest.raises(InvalidInput) as bad:
+        _GpuOnly(sizes=("a", "b"), other=1)
+    assert str(bad.value) == (
+        "Bad parameters for gpu_only: sizes: 'a' is not a whole number; sizes: 'b' is not a whole number; other: there "
+        "is no such key."
+    )
+
+
+def test_parameters_say_what_ran_and_what_may_be_chosen() -> None:
+    assert _GpuOnly().is_what_ran({"sizes": [1, 2]})
+    assert not _GpuOnly().is_what_ran({"sizes": [1]})
+    assert "fp8" in Engine.choices()["precision"]
+    assert "sizes" not in _GpuOnly.choices()
+
+
+def test_plan_needs_the_memory_of_its_engine_under_its_own_name() -> None:
+    with pytest.raises(Refused, match=f"The preset mine needs {PEAK_GIB['faithful']} GiB"):
+        require_memory(Plan("mine", (Engine(precision="bf16"),)), replace(GPU, memory_bytes=2**30))
+
+
+def test_random_weights_take_the_variant_for_them_before_they_are_loaded() -> None:
+    random = resolve_for("random", "first_block_cache", CPU)
+    assert random == resolve("first_block_cache", CPU, architecture_only=True)
+    assert random != resolve_for("tiny", "first_block_cache", CPU)
+
+
+def test_preset_that_is_added_is_found_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = len(PRESETS)
+    assert count == len(list(PRESETS))
+    monkeypatch.setitem(PRESETS, "mine", OPTIONAL)  # type: ignore[arg-type]
+    assert find_preset("mine") is OPTIONAL
+    assert len(PRESETS) == count + 1
