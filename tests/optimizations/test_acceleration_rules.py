@@ -167,7 +167,20 @@ def test_model_of_full_size_must_fit_the_card(pipe: Any, monkeypatch: pytest.Mon
 
 
 def test_what_is_no_pipeline_of_flux_is_refused_by_plans_too() -> None:
-    assert sentence(lambda: apply_plan(Plan("baseline", ()), {})).startswith("Pass one of FluxKontextPipeline, ")
+    refused = sentence(lambda: apply_plan(Plan("baseline", ()), {}))
+    assert refused.startswith("Pass one of FluxKontextPipeline, ")
+    assert refused.endswith(" to accelerate, not a dict.")
+
+
+def test_wrapped_transformer_is_refused_and_a_second_acceleration_too(pipe: Any, own: Any) -> None:
+    own.transformer = torch.nn.Sequential(own.transformer)
+    wrapped = sentence(lambda: accelerate(own, [Marks()], quiet=True))
+    assert wrapped.startswith("The pipeline's transformer is a Sequential, not a plain FluxTransformer2DModel; ")
+    assert wrapped.endswith("; load the pipeline again without wrapping it.")
+    with accelerate(pipe, [Marks()], quiet=True):
+        assert sentence(lambda: accelerate(pipe, [Marks()], quiet=True)) == (
+            "This pipeline is accelerated already (marks); call revert() on that one first."
+        )
 
 
 def test_second_pipeline_joins_with_the_same_plan_models_and_device(pipe: Any) -> None:
@@ -178,7 +191,9 @@ def test_second_pipeline_joins_with_the_same_plan_models_and_device(pipe: Any) -
             "same, or call revert() on that one first."
         )
         other.vae = copy.copy(pipe.vae)
-        assert sentence(lambda: accelerate(other, [Marks()], quiet=True)).startswith("The vae of this pipeline was rep")
+        replaced = sentence(lambda: accelerate(other, [Marks()], quiet=True))
+        assert replaced.startswith("The vae of this pipeline was replaced after accelerate; ")
+        assert replaced.endswith(", then accelerate again.")
         other.vae = None
         second = accelerate(other, [Marks()], device="cpu", quiet=True)
         assert current(other) is second

@@ -48,7 +48,7 @@ class _GpuOnly(Optimization):
     summary: ClassVar[str] = "needs a GPU and a package"
     effect: ClassVar[Effect] = Effect.EXACT
     phase: ClassVar[Phase] = Phase.KERNELS
-    extra: ClassVar[tuple[str, str] | None] = ("json", "examples")
+    extra: ClassVar[tuple[str, str] | None] = ("json", "made_up")
     sizes: tuple[int, ...] = (1, 2)
 
     def hardware_refusal(self, machine: Machine) -> str | None:
@@ -231,7 +231,7 @@ def test_optional_part_runs_where_the_hardware_allows_it() -> None:
 
 def test_missing_package_refuses_even_an_optional_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "find_spec", lambda name: None)
-    with pytest.raises(Refused, match=r"gpu_only needs the package json; run `pip install kontext-fast\[examples\]`"):
+    with pytest.raises(Refused, match=r"gpu_only needs the package json; run `pip install kontext-fast\[made_up\]`"):
         resolve(OPTIONAL, GPU)
     assert len(resolve(OPTIONAL, CPU).optimizations) == 1
 
@@ -324,6 +324,6 @@ def test_random_weights_take_the_variant_for_them_before_they_are_loaded() -> No
 def test_preset_that_is_added_is_found_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     count = len(PRESETS)
     assert count == len(list(PRESETS))
-    monkeypatch.setitem(PRESETS, "mine", OPTIONAL)  # type: ignore[arg-type]
+    monkeypatch.setitem(PRESETS, "mine", OPTIONAL)
     assert find_preset("mine") is OPTIONAL
     assert len(PRESETS) == count + 1
