@@ -76,10 +76,12 @@ def test_own_pipeline_with_merged_lora_gets_a_verdict(tmp_path: Path) -> None:
     seen: list[Progress] = []
     resumed = again(read_pairs(pairs), resume=True, weights=str(tmp_path / "models"), on_progress=seen.append)
     assert (resumed.verdict, resumed.rows) == (result.verdict, result.rows)
-    assert {progress.arm for progress in seen} <= {"scoring"}
+    assert {progress.arm for progress in seen} == {"scoring"}
     assert any("no weights in clip of the given folder" in line for line in resumed.not_measured)
     with pytest.raises(InvalidInput, match="already has records"):
         again(pairs)
+    with pytest.raises(InvalidInput, match="differs in batch, seeds"):
+        again(pairs, seeds=3, resume=True)
     with pytest.raises(InvalidInput, match="differs in dataset, items"):
         again(str(write_dataset(tmp_path / "data", 2)), resume=True)
 
@@ -131,6 +133,8 @@ def test_what_cannot_be_verified_is_refused() -> None:
         kontext_fast.verify_preset(pipe, "fuse_qkv", PAIRS)
     with pytest.raises(InvalidInput, match="no data set nowhere"):
         kontext_fast.verify_preset(pipe, "fuse_qkv", "nowhere")
+    with pytest.raises(InvalidInput, match=r"The preset fuse_qkv\+fuse_qkv cannot be applied"):
+        kontext_fast.verify_preset(pipe, [FuseQKV(), FuseQKV()], PAIRS)
     with pytest.raises(InvalidInput, match="no preset 'fastest'"):
         kontext_fast.verify_preset(pipe, "fastest", PAIRS)
 

@@ -15,7 +15,6 @@ from kontext_fast.datasets.folder import read_pairs
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.presets import Preset
 from kontext_fast.verify.analysis import analyze
-from kontext_fast.verify.margins import read_margins
 from kontext_fast.verify.metric_rows import COLUMNS, MetricRow, items_to_decide, metric_rows
 from kontext_fast.verify.request import Request
 from kontext_fast.verify.run import OnProgress, verify
@@ -111,10 +110,9 @@ def verify_preset(
         guidance=guidance,
         seed=seed,
         weights=None if weights is None else Path(weights),
-        margins=read_margins(),
     )
     with TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "verify" if out is None else Path(out)
+        folder = Path(temporary) if out is None else Path(out)
         analysis = analyze(verify(request, folder, resume=resume, command="verify_preset", on_progress=on_progress))
     (result,) = analysis.presets
     return PresetVerdict(
