@@ -212,6 +212,8 @@ def test_csv_has_every_sample_and_failed_run(store: ResultStore) -> None:
     assert len(table) == 4
     assert (table[3]["status"], table[3]["reason"]) == ("refused", "There is no C++ compiler, install g++.")
     assert table[3]["wall_s"] == table[3]["warmup"] == table[3]["checkpoint"] == ""
+    store.write(result([ok.model_copy(update={"measurements": ok.measurements * 2})]))
+    assert rows(store) == [*table[:3], *table[:3]]
 
 
 def test_csv_columns_are_stable_and_have_units() -> None:

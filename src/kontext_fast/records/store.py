@@ -82,9 +82,9 @@ class ResultStore:
             result = ResultFile.model_validate(data)
         except ValidationError as error:
             location, message = first_mistake(error)
+            what = f"{dotted(location)}: {message}"
             raise InvalidInput(
-                f"{path} is not a kontext-fast record file ({dotted(location)}: {message}): name one that `kontext "
-                "bench` wrote."
+                f"{path} is not a kontext-fast record file ({what}): name one that `kontext bench` wrote."
             ) from None
         verification = result.verification
         if verification and content_hash(verification.margins) != verification.margins_sha256:
