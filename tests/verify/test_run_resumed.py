@@ -237,6 +237,7 @@ def test_call_that_lost_an_item_runs_whole_and_nothing_else_is_made(
     others = {name: record.run_id for name, record in _arms(before).items() if name not in again}
     assert {name: record.run_id for name, record in records.items() if name not in again} == others
     assert [records[name].preset for name in again] == list(again)
+    assert records["baseline"].checkpoint == _arms(before)["baseline"].checkpoint
     assert [[applied.name for applied in records[name].plan] for name in again] == [[], ["rounded"], []]
     assert [len(records[name].edits_s) for name in again] == [1, 1, 0]
     journal = (verified.folder / FOLDER / "outputs.jsonl").read_text().splitlines()
