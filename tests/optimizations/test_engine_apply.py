@@ -15,9 +15,8 @@ from kontext_fast.engine.graphs import recording
 from kontext_fast.engine.host_memory import Uploads
 from kontext_fast.engine.sequence_parallel import SequenceParallel
 from kontext_fast.errors import InvalidInput
-from kontext_fast.optimizations.engine_forward import EngineForward, engine_of
 from kontext_fast.optimizations.techniques import engine as technique
-from kontext_fast.optimizations.techniques.engine import Engine, save_quantized
+from kontext_fast.optimizations.techniques.engine import Engine, EngineForward, engine_of, save_quantized
 from tests.engine.graphs.taped import TapeRecorder
 from tests.optimizations.engine_steps import call_of
 from tests.pipelines import small_pipeline

@@ -17,9 +17,8 @@ from kontext_fast.engine.ranks import Ranks
 from kontext_fast.engine.transformer import Branch, EngineTransformer
 from kontext_fast.errors import InvalidInput, KontextError
 from kontext_fast.optimizations.call_tracking import tracker_of
-from kontext_fast.optimizations.engine_forward import EngineForward, engine_of
 from kontext_fast.optimizations.shared_encoding import _SAMPLED
-from kontext_fast.optimizations.techniques.engine import Engine
+from kontext_fast.optimizations.techniques.engine import Engine, EngineForward, engine_of
 from kontext_fast.pipeline.edit import OF_FIRST_PROCESS
 from kontext_fast.pipeline.lora import load_lora
 from tests.engine.transformers import inputs_for

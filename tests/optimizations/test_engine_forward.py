@@ -12,8 +12,7 @@ import torch
 
 from kontext_fast.engine.transformer import EngineTransformer
 from kontext_fast.errors import InvalidInput
-from kontext_fast.optimizations.engine_forward import EngineForward, RunningBranch, engine_of
-from kontext_fast.optimizations.techniques.engine import Engine
+from kontext_fast.optimizations.techniques.engine import Engine, EngineForward, _RunningBranch, engine_of
 from tests.engine.transformers import expected, inputs_for, relative_error
 from tests.optimizations.engine_steps import call_of, velocity
 from tests.pipelines import small_pipeline
@@ -67,7 +66,7 @@ def test_call_is_told_when_its_first_step_begins_and_times_are_compared_behind_t
         inputs = inputs_for(pipe.transformer)
         with call_of(pipe, steps=2) as call:
             velocity(pipe, call, inputs)
-            running: RunningBranch = call.memory["engine"][0]
+            running: _RunningBranch = call.memory["engine"][0]
             assert running._differs is None, "a host would wait for the GPU here"
             call.end_step()
             velocity(pipe, call, inputs)
@@ -94,9 +93,9 @@ def test_scheduler_that_is_told_exactly_is_not_rounded(pipe: Any) -> None:
 def test_times_of_steps_are_compared_with_those_announced() -> None:
     announced = torch.tensor([1.0, 0.75, 0.5])
     branch: Any = None
-    skipped = RunningBranch(branch, batch=2, timesteps=announced, actual={1: announced[1:2], 2: announced[2:]})
+    skipped = _RunningBranch(branch, batch=2, timesteps=announced, actual={1: announced[1:2], 2: announced[2:]})
     assert not skipped.compare_times()
-    running = RunningBranch(branch, batch=2, timesteps=announced, actual={0: announced[:1].expand(2)})
+    running = _RunningBranch(branch, batch=2, timesteps=announced, actual={0: announced[:1].expand(2)})
     first = running.compare_times()
     assert not first
     assert running.compare_times() is first, "computed once"

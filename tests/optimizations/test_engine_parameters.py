@@ -15,10 +15,14 @@ from kontext_fast.engine.dispatch import fastest_attention
 from kontext_fast.engine.host_memory import Uploads
 from kontext_fast.errors import InvalidInput
 from kontext_fast.optimizations.call_tracking import track_calls
-from kontext_fast.optimizations.engine_calls import upload_without_waiting
-from kontext_fast.optimizations.engine_forward import EngineForward, _require_supported, require_engine
 from kontext_fast.optimizations.techniques import engine as technique
-from kontext_fast.optimizations.techniques.engine import Engine
+from kontext_fast.optimizations.techniques.engine import (
+    Engine,
+    EngineForward,
+    _require_supported,
+    _upload_without_waiting,
+    require_engine,
+)
 from kontext_fast.optimizations.techniques.step_reuse import StepReuse
 from kontext_fast.pipeline.device import Machine
 from kontext_fast.records.schema import EMULATED
@@ -203,7 +207,7 @@ def test_uploads_do_not_wait_until_the_first_step_of_a_call(compiled: str | None
 
     with ExitStack() as undo:
         calls = track_calls(pipe, undo)
-        before_first_step = upload_without_waiting(calls, undo)
+        before_first_step = _upload_without_waiting(calls, undo)
         with calls.open(pipe):
             assert uploads() == (compiled is None)
         assert not uploads(), "a call that ended before its first step"

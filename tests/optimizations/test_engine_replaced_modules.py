@@ -10,7 +10,7 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from kontext_fast.errors import InvalidInput
-from kontext_fast.optimizations.replaced_modules import ReplacedModules, require_untouched
+from kontext_fast.optimizations.techniques.engine import _Replaced, _require_untouched
 from tests.pipelines import small_pipeline
 
 
@@ -47,15 +47,15 @@ def another_class(transformer: Any) -> None:
 def test_transformer_that_is_not_that_of_diffusers_is_refused(
     transformer: Any, disturb: Callable[[Any], None], said: str
 ) -> None:
-    require_untouched(transformer)
+    _require_untouched(transformer)
     disturb(transformer)
     with pytest.raises(InvalidInput) as refused:
-        require_untouched(transformer)
+        _require_untouched(transformer)
     assert str(refused.value) == said
 
 
 def test_module_in_place_of_another_is_refused_in_every_block(transformer: Any) -> None:
-    replaced = ReplacedModules(transformer)
+    replaced = _Replaced(transformer)
     transformer.beside = torch.nn.Linear(1, 1)  # which no forward of diffusers calls
     replaced.require_undisturbed(transformer)
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
@@ -73,11 +73,11 @@ def test_module_in_place_of_another_is_refused_in_every_block(transformer: Any) 
 def test_hook_says_what_would_ignore_it(transformer: Any) -> None:
     transformer.proj_out.register_forward_hook(lambda *_: None)
     with pytest.raises(InvalidInput, match=r"^proj_out has a forward hook, which the engine would ignore; remove it"):
-        ReplacedModules(transformer).require_undisturbed(transformer)
+        _Replaced(transformer).require_undisturbed(transformer)
 
 
 def test_attention_replaced_in_its_class_is_refused(transformer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    replaced = ReplacedModules(transformer)
+    replaced = _Replaced(transformer)
     monkeypatch.setattr(FluxAttnProcessor, "__call__", lambda *_: None)
     with pytest.raises(InvalidInput) as refused:
         replaced.require_undisturbed(transformer)
