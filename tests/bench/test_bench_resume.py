@@ -72,6 +72,7 @@ def check_kills_of_the_parent(out: Path, rounds: int, kills: int, seed: int) -> 
     assert sorted(record.order for record in records) == list(range(len(records)))
 
 
+@pytest.mark.slow
 def test_resume_after_parent_kills_loses_no_run(tmp_path: Path) -> None:
     check_kills_of_the_parent(tmp_path, rounds=12, kills=3, seed=1)
 

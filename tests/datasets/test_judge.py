@@ -44,6 +44,7 @@ def test_accepts_targets(items: list[ShapesItem]) -> None:
     assert all(judge(item.target, item).accepted for item in items)
 
 
+@pytest.mark.slow
 def test_accepts_targets_after_a_vae_round_trip(
     items: list[ShapesItem], round_trip: Callable[[Image.Image], Image.Image]
 ) -> None:

@@ -340,6 +340,7 @@ def test_benchmark_of_other_items_is_not_judged(tmp_path: Path) -> None:
     assert str(caught.value) == "Item a is not one of the shapes world's; measure again with this version."
 
 
+@pytest.mark.slow
 def test_benchmark_of_tiny_is_judged(tmp_path: Path) -> None:
     suite = (
         read_suite("quick").resolve("tiny").override(presets=("baseline",), control=False, rounds=1, steps=(2,), seed=5)

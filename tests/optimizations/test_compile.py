@@ -55,6 +55,7 @@ def _run_process(store: Path, inductor: Path) -> list[Any]:
     return result
 
 
+@pytest.mark.slow
 @needs.cxx_compiler
 def test_artifacts_persist_and_damaged_ones_are_rebuilt(tmp_path: Path) -> None:
     store = tmp_path / "store"

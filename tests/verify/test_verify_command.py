@@ -95,6 +95,7 @@ def test_engine_on_tiny_only_rounds(kontext: Kontext) -> None:
     assert all(facts.not_measured for name, facts in metrics.items() if name in ("dino", "mask_preservation"))
 
 
+@pytest.mark.slow
 def test_converged_items_show_fewer_evaluations_as_farther(
     kontext: Kontext, dense_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

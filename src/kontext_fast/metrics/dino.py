@@ -52,11 +52,12 @@ class Dino(Metric):
 @lru_cache(maxsize=1)
 def _load(setting: Setting) -> tuple[str, str, Any, Any]:
     """Name, hash, model and processor. Raises NotMeasured."""
-    from transformers import BitImageProcessorPil, Dinov2Model
-
     from kontext_fast.pipeline.folder import quiet_libraries
 
     name, folder = model_folder(setting, "dino", HUB_ID)
+    # After the weights were found, since these take seconds to import.
+    from transformers import BitImageProcessorPil, Dinov2Model
+
     sha256 = weights_hash(folder)
     try:
         with quiet_libraries():

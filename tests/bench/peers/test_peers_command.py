@@ -48,6 +48,7 @@ def by_preset(result: ResultFile) -> dict[str, Record]:
     return {record.preset: record for record in result.records}
 
 
+@pytest.mark.slow
 def test_peers_option_adds_peers_to_the_suite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
