@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import sys
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -55,9 +56,7 @@ class ForkedTests:
             self._measure(item, following)
         gc.freeze()  # A collection in a fork would write to all objects, and so copy them.
         reading, writing = os.pipe()
-        for worker in range(self._processes):
-            if os.fork() == 0:
-                self._try_each(session, self._mutants[worker :: self._processes], writing)
+        workers = [self._start(session, number, writing) for number in range(self._processes)]
         os.close(writing)
         with os.fdopen(reading) as lines:
             for line in lines:
@@ -66,14 +65,22 @@ class ForkedTests:
                 if int(code) == SURVIVED:
                     count = f"{len(self.outcomes)} of {len(self._mutants)}"
                     print(f"{count}: {mutant} was not noticed", file=sys.__stderr__, flush=True)
+        for worker in workers:
+            os.waitpid(worker, 0)
         return True
 
-    def _try_each(self, session: pytest.Session, mutants: Sequence[str], writing: int) -> None:
-        """Does not return; the code of each goes to `writing`, in one line, which no other process can break."""
-        with suppress(BaseException):
-            for mutant in mutants:
-                os.write(writing, f"{mutant} {self._try(session, mutant)}\n".encode())
-        os._exit(0)
+    def _start(self, session: pytest.Session, number: int, writing: int) -> int:
+        """The process that tries the share `number` and writes the codes, in lines which no other process can break."""
+        worker = os.fork()
+        if worker == 0:
+            try:
+                for mutant in self._mutants[number :: self._processes]:
+                    os.write(writing, f"{mutant} {self._try(session, mutant)}\n".encode())
+            except Exception:  # noqa: BLE001 - the process ends here, and what is missing is told by the parent
+                traceback.print_exc(file=sys.__stderr__)
+            finally:
+                os._exit(0)
+        return worker
 
     def _measure(self, item: pytest.Item, following: Any) -> None:
         _forget_cached_results()

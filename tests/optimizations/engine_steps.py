@@ -1,4 +1,4 @@
-"""Steps of the engine in a call of a pipeline, without what a pipeline does around them."""
+"""Steps of the engine in a call of a pipeline, without what a pipeline does around them, and a hook on its modules."""
 
 from __future__ import annotations
 
@@ -6,9 +6,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from diffusers.hooks import ModelHook
 from torch import Tensor
 
 from kontext_fast.optimizations.call_tracking import PipelineCall, tracker_of
+
+
+class Remembering(ModelHook):  # type: ignore[misc]
+    """A hook of diffusers whose state a call has to forget."""
+
+    _is_stateful = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resets = 0
+
+    def reset_state(self, module: Any) -> None:
+        self.resets += 1
 
 
 @contextmanager

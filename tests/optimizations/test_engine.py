@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import HookRegistry
 
 from kontext_fast.engine.dispatch import require_dtype
 from kontext_fast.engine.step_reuse import Schedule
@@ -29,6 +29,7 @@ from kontext_fast.pipeline.device import Machine
 from kontext_fast.pipeline.edit import EditRequest, edit
 from kontext_fast.pipeline.lora import load_lora
 from kontext_fast.records.schema import EMULATED
+from tests.optimizations.engine_steps import Remembering
 from tests.pipelines import SIDE, picture, render, small_pipeline
 
 STEPS = 6
@@ -237,19 +238,6 @@ def test_lora_fused_before_is_in_the_engine() -> None:
     with accelerate(pipe, "faithful", quiet=True):
         np.testing.assert_allclose(render(pipe), fused, rtol=0, atol=1e-3)
     assert np.abs(fused - untouched).max() > 1e-2
-
-
-class Remembering(ModelHook):  # type: ignore[misc]
-    """A hook of diffusers whose state a call has to forget."""
-
-    _is_stateful = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.resets = 0
-
-    def reset_state(self, module: Any) -> None:
-        self.resets += 1
 
 
 def test_state_of_hooks_is_forgotten_after_a_call_as_in_stock() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import HookRegistry
 
 from kontext_fast.engine.ops import PortableOps
 from kontext_fast.engine.pass_parallel import PassParallel
@@ -22,7 +22,7 @@ from kontext_fast.optimizations.techniques.engine import Engine, EngineForward, 
 from kontext_fast.pipeline.edit import OF_FIRST_PROCESS
 from kontext_fast.pipeline.lora import load_lora
 from tests.engine.transformers import inputs_for
-from tests.optimizations.engine_steps import call_of, velocity
+from tests.optimizations.engine_steps import Remembering, call_of, velocity
 from tests.pipelines import small_pipeline
 
 TWO = Engine(gpus=2)
@@ -85,17 +85,6 @@ def test_image_of_other_times_is_refused_in_whole_sentences(accelerated: Any) ->
         "The pipeline ran at other timesteps than its scheduler announced, so the image is wrong; use a preset without "
         "the engine."
     )
-
-
-class Remembering(ModelHook):  # type: ignore[misc]
-    _is_stateful = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.resets = 0
-
-    def reset_state(self, module: Any) -> None:
-        self.resets += 1
 
 
 def test_state_of_hooks_is_looked_for_in_a_call_only_where_modules_run_as_they_are() -> None:

@@ -137,7 +137,7 @@ def _under_conditions(verdict: QualityVerdict, evidence: Evidence, margins: Marg
         reason = loss_in_condition(condition, margins, rounding_only=rounds or evidence.declares_rounding)
         if reason is not None:
             return replace(verdict, level=Level.LOSS, reason=reason)
-    if not verdict.level.passes and verdict.level is not Level.CANNOT_TELL:
+    if verdict.level is Level.NOT_MEASURED:
         return verdict
     usual = {distances.metric: distances for distances in evidence.fidelity}
     found = [doubt_in_condition(condition, usual, margins, rounding_only=rounds) for condition in conditions]
