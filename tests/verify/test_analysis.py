@@ -24,7 +24,7 @@ def _wider(margins: Margins) -> Margins:
     return margins.model_copy(update={"primary": {"judge_done": 0.1, "judge_kept": 0.1}})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ResultStore:
     presets = {"near": noisy(0.5, seed=9), "farther": noisy(1.5), "losing": losing(3)}
     folder = tmp_path_factory.mktemp("rendered")

@@ -84,7 +84,7 @@ def test_finding_names_every_preset_once() -> None:
     assert "+3.6 %" in repeatable
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ResultStore:
     times = {
         "baseline": (2.7, 2.8, 2.9),

@@ -43,7 +43,7 @@ def _stepped(ops: Ops, dtype: torch.dtype, precision: Precision) -> Tensor:
 
 def test_float32_step_equals_plain_pytorch() -> None:
     truth = _stepped(PortableOps(), torch.float32, "bf16")
-    assert relative_error(_stepped(fused(), torch.float32, "bf16"), truth) < 1e-5
+    assert relative_error(_stepped(fused(), torch.float32, "bf16"), truth) < (1e-5 if DEVICE == "cpu" else 3e-5)
 
 
 def test_bfloat16_step_errs_no_more_than_plain_pytorch() -> None:
