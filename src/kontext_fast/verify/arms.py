@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from kontext_fast.datasets.base import Item
@@ -12,7 +12,7 @@ from kontext_fast.metrics.base import Control
 from kontext_fast.optimizations.base import Optimization
 from kontext_fast.optimizations.presets import Preset
 from kontext_fast.optimizations.techniques.first_block_cache import FirstBlockCache
-from kontext_fast.records.schema import BASELINE, Arm, ArmRole
+from kontext_fast.records.schema import BASELINE, Arm, ArmRole, Condition
 from kontext_fast.verify.conditions import CONDITION_ITEMS, CONDITIONS, condition_arm, condition_count
 from kontext_fast.verify.controls import (
     CACHE_FACTOR,
@@ -67,7 +67,7 @@ def arm_specs(
     steps: int,
     seeds: int,
     images_per_call: int,
-    frontier: bool = False,
+    frontier: bool,
 ) -> Iterator[ArmSpec]:
     """All arms that run the pipeline; `frontier` adds baseline with fewer steps.
 
@@ -76,18 +76,31 @@ def arm_specs(
     every, few = tuple(items), tuple(control_items)
 
     def spec(
-        name: str, role: ArmRole, of: tuple[Item, ...] = few, *, of_preset: str | None = None, **changes: Any
+        name: str,
+        role: ArmRole,
+        of: tuple[Item, ...] = few,
+        *,
+        of_preset: str | None = None,
+        condition: Condition | None = None,
+        **changes: Any,
     ) -> ArmSpec:
-        arm = Arm(name=name, role=role, preset=of_preset)
+        arm = Arm(name=name, role=role, preset=of_preset, condition=condition)
         common = {"items": of, "separate": len(few), "steps": steps, "images_per_call": images_per_call}
         return ArmSpec(arm=arm, **{**common, **changes})
 
     def conditions(name: str, preset: str | Preset) -> Iterator[ArmSpec]:
         some = few[: condition_count(len(every), CONDITION_ITEMS)]
         for condition in CONDITIONS:
-            negatives = _swapped_instructions(some) if condition == "true CFG" else None
-            arm = Arm(name=condition_arm(name, condition), role="condition", preset=name, condition=condition)
-            yield replace(spec("", "condition", some, preset=preset, images_per_call=1), arm=arm, negatives=negatives)
+            yield spec(
+                condition_arm(name, condition),
+                "condition",
+                some,
+                of_preset=name,
+                condition=condition,
+                preset=preset,
+                images_per_call=1,
+                negatives=_swapped_instructions(some) if condition == "true CFG" else None,
+            )
 
     yield spec(BASELINE, "baseline", every, timed=True)
     yield from conditions(BASELINE, BASELINE)
