@@ -50,6 +50,13 @@ def test_undecided_verdict_says_how_many_edits_did_not_decide(verified: Path) ->
     assert replace(classic, level="cannot tell").words == "undecided by 6 edits of tiny"
 
 
+def test_loss_in_one_way_of_use_says_what_usual_calls_are(verified: Path) -> None:
+    classic = replace(report_of(gpu_result(), verified).verdicts["classic"], level="L3")
+    assert classic.words == "a loss was measured on tiny"
+    guided = replace(classic, usual_level="L2", lost_in="true CFG")
+    assert guided.words == "within the margins on tiny, but a loss with true CFG"
+
+
 @pytest.mark.parametrize(("revision", "shown"), [(1, True), (2, False)])
 def test_verdict_on_another_revision_is_none_on_what_was_timed(
     verified: Path, tmp_path: Path, revision: int, shown: bool

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from kontext_fast.analysis.benchmark import AnalyzedGroup, analyze_benchmark
@@ -144,6 +147,19 @@ def test_verdict_stays_where_exact_techniques_alone_differ(verified: Verificatio
 
     assert level_of() == level_of(TextGraphs(), DevicePixels()) == "**L0 identical**"
     assert level_of(Compile()) == CHANGED
+
+
+def test_newer_verification_of_one_preset_has_its_verdict_alone(verified: VerificationReport, tmp_path: Path) -> None:
+    later = verification(tmp_path, {"turbo": untouched}, items=9, control_items=8).load()
+    records = [record.model_copy(update={"plan": _applied("turbo")}) for record in later.records]
+    newer = build_verification_report(later.model_copy(update={"records": tuple(records)}))
+    table = presets_table(replace(verified, newer=(newer,)), [])
+    before, after = _cells(presets_table(verified, [])), _cells(table)
+    assert after["turbo"][3] == "**L0 identical**" != before["turbo"][3]
+    assert after["faithful"] == before["faithful"]
+    assert "- Verdicts: 8 items of shapes" in table
+    assert "- That of `turbo`: 9 items of shapes" in table
+    assert "- `turbo`: Every output is the same, bit for bit" in table
 
 
 def test_an_emulated_kernel_has_no_speed(verified: VerificationReport, benched: tuple[AnalyzedGroup, ...]) -> None:

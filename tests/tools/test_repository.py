@@ -22,7 +22,7 @@ from kontext_fast.report.text.quality import level_name
 from kontext_fast.verify.analysis import analyze
 from tests.records.builder import full
 from tests.tools.project_records import FEWER, REFUSED, project
-from tests.verify.synthetic_results import losing, noisy, verification
+from tests.verify.synthetic_results import losing, noisy, untouched, verification
 from tools.docs import blocks
 from tools.docs.doc_context import NOTHING, discover_blocks
 from tools.docs.repository import differences, render_repository
@@ -258,15 +258,21 @@ def test_presets_table_shows_verdicts_of_a_verification(tmp_path: Path) -> None:
     root = project(tmp_path)
     presets = {"fast": noisy(0.5, seed=9), "turbo": losing(2)}
     store = verification(root / "results" / "quality", presets, items=6, control_items=3)
+    # Of one preset again, which leaves the verdict on the other, and the page with both, as they were.
+    later = verification(root / "results" / "quality-2", {"turbo": untouched}, items=4, control_items=3)
     render_repository(root)
     rows = {line.split("`")[1]: line for line in (root / "README.md").read_text().splitlines() if "| `" in line}
-    verdicts = {one.preset: one.verdict.level for one in analyze(store.load()).presets}
+    judged = [*analyze(store.load()).presets, *analyze(later.load()).presets]
+    verdicts = {analysis.preset: analysis.verdict.level for analysis in judged}
     assert set(verdicts) == set(presets)
     assert len(set(verdicts.values())) == 2
+    assert verdicts["turbo"] is not judged[1].verdict.level
     for preset, level in verdicts.items():
         assert rows[preset].split(" | ")[3] == f"**{level_name(level)}**"
     assert rows["balanced"].split(" | ")[3] == "not measured"
-    assert (root / "visualizations" / "quality" / "index.html").is_file()
+    page = (root / "visualizations" / "quality" / "index.html").read_text()
+    assert "Since then, with 4 items:" in page
+    assert 'data-preset="fast"' in page
     assert not (root / "reports").exists()
     assert "verification on Imaginary CPU 9000, 6 items" in (root / "docs" / "results.md").read_text()
     assert differences(root) == []

@@ -73,6 +73,17 @@ def test_other_outputs_in_one_condition_are_a_loss(name: str) -> None:
     assert verdict.level is Level.LOSS
     assert "30.00 times the floor" in verdict.reason or "10.00 times the floor" in verdict.reason
     assert ("true CFG" if name == "true CFG" else "one image per call") in verdict.reason
+    assert (verdict.lost_in, verdict.usual_level) == (name, Level.IDENTICAL)
+    assert verdict.reason.endswith("In usual calls it is L0 identical: Every output is the same, bit for bit.")
+
+
+def test_a_loss_of_usual_calls_is_none_of_a_condition() -> None:
+    far = replace(CFG, identical=False, fidelity=(distances(0.8),))
+    lost = Evidence(
+        identical=False, fidelity=(distances(0.8, 40),), quality=(), failures=("item 1",), conditions=(far,)
+    )
+    verdict = decide(lost, MARGINS)
+    assert (verdict.level, verdict.lost_in, verdict.usual_level) == (Level.LOSS, None, None)
 
 
 def test_rounding_in_one_condition_is_no_longer_identical() -> None:

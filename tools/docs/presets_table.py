@@ -21,7 +21,6 @@ from kontext_fast.records.schema import (
     EMULATED,
     AppliedOptimization,
     Record,
-    ResultFile,
     deciding_images,
 )
 from kontext_fast.report.text.markup import Markdown, bullets, code_span, joined, paragraphs, table
@@ -44,12 +43,12 @@ def presets_table(verification: VerificationReport | None, benchmark: Sequence[A
 
     `benchmark` is empty where no speed was measured.
     """
-    verified = verification.result if verification else None
     group = _reference_group(benchmark)
     rows = {row.preset: row for row in group.rows} if group else {}
-    verdicts = {preset.preset: preset for preset in verification.analysis.presets} if verification else {}
+    verdicts = verification.judged if verification else {}
     names = [*SHOWN, *(name for name in (*verdicts, *rows) if name in PRESETS and name not in (*SHOWN, BASELINE))]
-    checkpoints = [record.checkpoint.name for record in verified.records if record.checkpoint] if verified else []
+    records = verification.result.records if verification else ()
+    checkpoints = [record.checkpoint.name for record in records if record.checkpoint]
     card = (group.machine if group else None) or "the reference card"
     verdict_on = Markdown("verdict on {}").format(code_span(next(iter(checkpoints), "tiny")))
     header = ("preset", "what it does", "effect", verdict_on, f"speed on {card}")
@@ -58,7 +57,7 @@ def presets_table(verification: VerificationReport | None, benchmark: Sequence[A
             code_span(name),
             PRESETS[name].summary,
             _effect(PRESETS[name].optimizations),
-            _verdict(PRESETS[name], verdicts.get(name), verified),
+            _verdict(PRESETS[name], *verdicts.get(name, (None, None))),
             _speed(PRESETS[name], rows.get(name), group),
         )
         for name in dict.fromkeys(names)
@@ -71,14 +70,20 @@ def _effect(optimizations: Sequence[Optimization]) -> str:
     return max((optimization.effect for optimization in optimizations), key=_STRENGTH.index, default=Effect.EXACT).value
 
 
-def _verdict(preset: Preset, judged: PresetAnalysis | None, verified: ResultFile | None) -> str:
-    if judged is None or verified is None:
+def _verdict(preset: Preset, judged: PresetAnalysis | None, of: VerificationReport | None) -> str:
+    if judged is None or of is None:
         return fmt.NOT_MEASURED
-    record = next(record for record in verified.records if record.arm and record.arm.name == preset.name)
+    record = _record(preset.name, of)
     if not _is_current(preset, record):
         return CHANGED
-    emulated = " (fp8 emulated: same rounding, no speed)" if EMULATED in record.labels else ""
-    return Markdown("**{}**{}").format(level_name(judged.verdict.level), emulated)
+    emulated = Markdown(" (fp8 emulated: same rounding, no speed)" if EMULATED in record.labels else "")
+    usual = judged.verdict.usual_level
+    where = Markdown(f" with {judged.verdict.lost_in}, else {level_name(usual)}" if usual else "")
+    return Markdown("**{}**{}{}").format(level_name(judged.verdict.level), where, emulated)
+
+
+def _record(preset: str, verification: VerificationReport) -> Record:
+    return next(record for record in verification.result.records if record.arm and record.arm.name == preset)
 
 
 def _speed(preset: Preset, row: Row | None, group: AnalyzedGroup | None) -> str:
@@ -155,20 +160,25 @@ def _of_verdicts(report: VerificationReport | None) -> Iterator[str]:
     if report is None or not report.result.records:
         yield f"Verdicts: {fmt.NOT_MEASURED}."
         return
-    records, analysis = report.result.records, report.analysis
-    verification = analysis.verification
+    for of in (report, *report.newer):
+        yield from _of_verification(of, None if of is report else [preset.preset for preset in of.analysis.presets])
+    for name, (preset, of) in report.judged.items():
+        if name in PRESETS and _is_current(PRESETS[name], _record(name, of)):
+            yield Markdown("{}: {}").format(code_span(name), preset.verdict.reason)
+
+
+def _of_verification(report: VerificationReport, presets: Sequence[str] | None) -> Iterator[str]:
+    """What verdicts are of: those of `presets`, or without these of all others."""
+    record, verification = report.result.records[0], report.analysis.verification
+    whose = Markdown("Verdicts") if presets is None else Markdown("That of {}").format(joined(map(code_span, presets)))
     where = (
-        f"Verdicts: {fmt.count(len(report.result.items), 'item')} of {verification.dataset}, "
+        f"{fmt.count(len(report.result.items), 'item')} of {verification.dataset}, "
         f"{fmt.count(len(verification.seeds), 'seed')} each, {verification.steps} steps, on "
-        f"{machine_name(records[0].environment) or 'an unnamed machine'}, {fmt.date(records[0].created_at)}"
+        f"{machine_name(record.environment) or 'an unnamed machine'}, {fmt.date(record.created_at)}"
     )
-    yield Markdown("{}, margins sha256 {}.").format(where, code_span(verification.margins_sha256[:12]))
-    if analysis.insensitive:
-        yield f"Insensitive there, so that no verdict rests on them: {', '.join(sorted(analysis.insensitive))}."
-    for preset in analysis.presets:
-        record = next(record for record in records if record.arm and record.arm.name == preset.preset)
-        if preset.preset in PRESETS and _is_current(PRESETS[preset.preset], record):
-            yield Markdown("{}: {}").format(code_span(preset.preset), preset.verdict.reason)
+    yield Markdown("{}: {}, margins sha256 {}.").format(whose, where, code_span(verification.margins_sha256[:12]))
+    if insensitive := report.analysis.insensitive:
+        yield f"Insensitive there, so that no verdict rests on them: {', '.join(sorted(insensitive))}."
 
 
 def _of_speed(group: AnalyzedGroup | None, rows: dict[str, Row]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from kontext_fast.records.schema import ResultFile
 from kontext_fast.records.store import write_atomically
 from kontext_fast.report.charting import Chart
 from kontext_fast.report.model import Report, build_report, usual_question
@@ -28,8 +29,8 @@ def render_repository(root: Path, out: Path | None = None) -> None:
     """Render all that `root` publishes, in place or below `out`.
 
     Below `results/` are any number of result folders. Benchmarks become one set of charts and reports, verifications a
-    page of which the newest one is shown. Marked passages are filled in `README.md` and `docs/*.md`; without any
-    records they say so, and there are no charts and reports.
+    page of the newest one that judges the most presets; the verdict on a preset is that of its newest. Marked passages
+    are filled in `README.md` and `docs/*.md`; without any records they say so, and there are no charts and reports.
     Raises InvalidInput for records or passages that cannot be read.
     """
     out = root if out is None else out
@@ -61,13 +62,20 @@ def differences(root: Path) -> list[str]:
 
 
 def _verification(published: Published, out: Path) -> VerificationReport | None:
-    """Write the page of the newest verification."""
+    """Write the page of the newest verification of the most presets; later ones of fewer are named there."""
     if not published.verifications:
         return None
-    store, result = published.verifications[-1]
-    report = build_verification_report(result)
+    stored = published.verifications
+    lead = max(range(len(stored)), key=lambda index: (len(_judged(stored[index][1])), index))
+    store, result = stored[lead]
+    newer = tuple(build_verification_report(later) for _, later in stored[lead + 1 :])
+    report = build_verification_report(result, newer)
     write_page(report, store, out)
     return report
+
+
+def _judged(result: ResultFile) -> set[str]:
+    return {record.preset for record in result.records if record.arm and record.arm.role == "preset"}
 
 
 def _benchmark(

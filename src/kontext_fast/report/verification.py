@@ -6,10 +6,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kontext_fast.records.schema import BASELINE, AppliedOptimization, ResultFile, deciding_images
+from kontext_fast.records.schema import (
+    BASELINE,
+    AppliedOptimization,
+    Condition,
+    Record,
+    ResultFile,
+    deciding_images,
+)
 
 if TYPE_CHECKING:
-    from kontext_fast.verify.analysis import ArmScores, VerificationAnalysis
+    from kontext_fast.verify.analysis import ArmScores, PresetAnalysis, VerificationAnalysis
     from kontext_fast.verify.frontier import Frontier
 
 
@@ -22,16 +29,23 @@ class VerificationReport:
     arms: ArmScores
     frontier: Frontier | None
     """None for a verification that was not asked for one."""
+    newer: tuple[VerificationReport, ...] = ()
+    """Later verifications of some of its presets, whose verdicts take the place of its own."""
+
+    @property
+    def judged(self) -> dict[str, tuple[PresetAnalysis, VerificationReport]]:
+        """By preset, its last verdict and the verification that this is of."""
+        return {preset.preset: (preset, of) for of in (self, *self.newer) for preset in of.analysis.presets}
 
 
-def build_verification_report(result: ResultFile) -> VerificationReport:
-    """Raises InvalidInput for records of anything else."""
+def build_verification_report(result: ResultFile, newer: tuple[VerificationReport, ...] = ()) -> VerificationReport:
+    """`newer` are later verifications, oldest first. Raises InvalidInput for records of anything else."""
     # Late, because a report without a verification needs none of the metrics, which take a second to import.
     from kontext_fast.verify.analysis import ArmScores, analyze
     from kontext_fast.verify.frontier import frontier
 
     analysis = analyze(result)
-    return VerificationReport(result, analysis, ArmScores(result.records), frontier(result, analysis))
+    return VerificationReport(result, analysis, ArmScores(result.records), frontier(result, analysis), newer)
 
 
 _PLAIN = {
@@ -42,6 +56,10 @@ _PLAIN = {
     "L4": "not measured",
 }
 """A level in words for those who do not know the levels."""
+_LOSS_IN: Mapping[Condition, str] = {
+    "one by one": "but a loss with one image per call",
+    "true CFG": "but a loss with true CFG",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,9 @@ class VerdictSummary:
     items: int
     plan: tuple[AppliedOptimization, ...] = ()
     """What was verified; empty where the preset was refused."""
+    usual_level: str | None = None
+    """Of usual calls, where the loss is in `lost_in` alone."""
+    lost_in: Condition | None = None
 
     def holds_for(self, plan: Iterable[AppliedOptimization]) -> bool:
         """Whether it is one on the techniques that decide images in `plan`, and on the same revisions of them.
@@ -75,6 +96,8 @@ class VerdictSummary:
         """`within the margins on tiny`."""
         if self.level == "cannot tell":
             return f"undecided by {self.items} edits of {self.checkpoint}"
+        if self.lost_in is not None and self.usual_level is not None:
+            return f"{_PLAIN[self.usual_level]} on {self.checkpoint}, {_LOSS_IN[self.lost_in]}"
         return f"{_PLAIN.get(self.level, self.name)} on {self.checkpoint}"
 
     @property
@@ -121,21 +144,26 @@ def distances_of(report: VerificationReport) -> Distances | None:
 
 def verdicts_of(report: VerificationReport) -> Verdicts:
     """The verdicts of a verification, for the report of a benchmark."""
-    result = report.result
-    checkpoint = next((record.checkpoint.name for record in result.records if record.checkpoint), "unknown weights")
-    plans = {record.arm.name: record.plan for record in result.records if record.arm}
-    return {
-        preset.preset: VerdictSummary(
-            level=preset.verdict.level.value,
-            meaning=preset.verdict.level.meaning,
-            passes=preset.verdict.level.passes,
-            reason=preset.verdict.reason,
-            checkpoint=checkpoint,
-            items=len(result.items),
-            plan=plans.get(preset.preset, ()),
-        )
-        for preset in report.analysis.presets
-    }
+    return {name: _summary(preset, of.result) for name, (preset, of) in report.judged.items()}
+
+
+def _summary(preset: PresetAnalysis, result: ResultFile) -> VerdictSummary:
+    verdict = preset.verdict
+    return VerdictSummary(
+        level=verdict.level.value,
+        meaning=verdict.level.meaning,
+        passes=verdict.level.passes,
+        reason=verdict.reason,
+        checkpoint=next((record.checkpoint.name for record in result.records if record.checkpoint), "unknown weights"),
+        items=len(result.items),
+        plan=_record_of(preset.preset, result).plan,
+        usual_level=verdict.usual_level.value if verdict.usual_level else None,
+        lost_in=verdict.lost_in,
+    )
+
+
+def _record_of(preset: str, result: ResultFile) -> Record:
+    return next(record for record in result.records if record.arm and record.arm.name == preset)
 
 
 def _deciding(plan: Iterable[AppliedOptimization]) -> frozenset[tuple[str, int]]:

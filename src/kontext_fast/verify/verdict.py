@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from kontext_fast.records.schema import Condition
 from kontext_fast.verify.comparisons import (
     ByItem,
     FidelityDistances,
@@ -104,6 +105,10 @@ class QualityVerdict:
     """What changed on average, beside the verdict, which does not rest on it."""
     doubts: tuple[Doubt, ...] = ()
     """Ways of use in which too few items ran to tell; the level is that of all others."""
+    lost_in: Condition | None = None
+    """The way of use in which a loss was found, where usual calls showed none."""
+    usual_level: Level | None = None
+    """The level of usual calls where `lost_in` says that another way of use has a loss."""
 
 
 def decide(evidence: Evidence, margins: Margins) -> QualityVerdict:
@@ -136,7 +141,10 @@ def _under_conditions(verdict: QualityVerdict, evidence: Evidence, margins: Marg
     for condition in conditions:
         reason = loss_in_condition(condition, margins, rounding_only=rounds or evidence.declares_rounding)
         if reason is not None:
-            return replace(verdict, level=Level.LOSS, reason=reason)
+            if not verdict.level.passes:
+                return replace(verdict, level=Level.LOSS, reason=reason)
+            reason += f" In usual calls it is {verdict.level} {verdict.level.meaning}: {verdict.reason}"
+            return replace(verdict, level=Level.LOSS, reason=reason, lost_in=condition.name, usual_level=verdict.level)
     if verdict.level is Level.NOT_MEASURED:
         return verdict
     usual = {distances.metric: distances for distances in evidence.fidelity}

@@ -64,7 +64,7 @@ def test_operation_equals_plain_pytorch(operation: Operation, precision: Precisi
     assert torch.equal(result.isnan(), expected.isnan()), "wrote something else, or not all of it"
     written = ~expected.isnan()
     error = float((result - expected)[written].norm() / expected[written].norm())
-    # A number half-way between two of e4m3, or of a card's bfloat16 after another order of summation, may round to either.
+    # A number half-way between two of e4m3 may round to either, and so may one of bfloat16 that a card sums otherwise.
     assert error < (0.01 if quantize else 1e-5 if DEVICE == "cpu" else 3e-4)
 
 

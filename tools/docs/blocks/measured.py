@@ -64,9 +64,15 @@ def _quality(verification: VerificationReport | None, group: GroupReport) -> Mar
     record = result.records[0] if result.records else None
     where = (machine_name(record.environment) if record else None) or "an unnamed machine"
     seeds = len(verification.analysis.verification.seeds)
-    verified = {preset.preset for preset in verification.analysis.presets}
+    verified = verification.judged
     changed = [name for name, quality in group.quality.items() if name in verified and quality.verdict is None]
     since = Markdown(" Changed since then, and not judged again: {}.").format(joined(map(code_span, changed)))
+    later = [
+        Markdown(" {}: by a later verification of {} edits.").format(
+            joined(code_span(preset.preset) for preset in newer.analysis.presets), len(newer.result.items)
+        )
+        for newer in verification.newer
+    ]
     return Markdown(
-        "Images: {} edits with {} seeds each, judged on the small trained checkpoint `tiny`, on {}.{}"
-    ).format(len(result.items), seeds, where, since if changed else "")
+        "Images: {} edits with {} seeds each, judged on the small trained checkpoint `tiny`, on {}.{}{}"
+    ).format(len(result.items), seeds, where, Markdown("".join(later)), since if changed else "")

@@ -104,6 +104,7 @@ def render(report: VerificationReport, charts: Sequence[Chart], store: ResultSto
         result=result,
         analysis=analysis,
         matrix=_matrix(analysis),
+        newer=report.newer,
         frontier=report.frontier,
         presets=presets,
         cards=cards,
