@@ -181,12 +181,13 @@ def test_stored_references_tell_the_distances_of_an_output(
     store = ReferenceStore(tmp_path / "work")
     keys = [(item.id, 5) for item in ITEMS]
     assert not any(key in store for key in keys)
-    store.add(runner, ITEMS, 5, 3)
+    runner.steps = 3
+    store.add(runner, ITEMS, 5)
     assert sum(runner.counts) == 2 * 3 + 2 * reference.reference_evaluations(6) + 2, "and one for the levels of each"
     assert all(key in store for key in keys)
     assert ("item 0", 6) not in store
     assert {file.suffix for file in tmp_path.rglob("*.*")} == {".npz"}
-    store.add(runner, ITEMS[:1], 6, 1)
+    store.add(runner, ITEMS[:1], 6)
     assert ("item 0", 6) in store
     # Another store of the folder, as after a stop, has them, too.
     again = ReferenceStore(tmp_path / "work")

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 import kontext_fast.pipeline.edit
 from kontext_fast.datasets.shapes import held_out_dataset
 from kontext_fast.errors import Cancelled, InvalidInput, OutOfMemory, Refused
 from kontext_fast.metrics.base import Control
-from kontext_fast.optimizations.acceleration import accelerate
-from kontext_fast.optimizations.presets import Plan
 from kontext_fast.records.schema import Record, ResultFile
 from kontext_fast.verify.analysis import analyze
 from kontext_fast.verify.conditions import CONDITIONS, condition_arm
@@ -25,9 +22,8 @@ from kontext_fast.verify.frontier import frontier
 from kontext_fast.verify.image_generator import TIMED_EDITS
 from kontext_fast.verify.journal import FOLDER
 from kontext_fast.verify.request import Request
-from kontext_fast.verify.run import Progress, _plan_or_refusal, _ProgressTracker, _sample_of, _source, verify
+from kontext_fast.verify.run import Progress, verify
 from kontext_fast.verify.verdict import Level
-from tests.pipelines import small_pipeline
 from tests.verify import faulty_optimizations as faulty
 from tests.verify.fake_edits import write_dataset
 
@@ -70,6 +66,7 @@ def test_every_arm_is_a_record_with_scores(result: ResultFile, request_of: Reque
         *FLOOR_ARMS,
         *(control.value for control in Control),
     }
+    assert result.command == "verify"
     assert all(record.status == "ok" and record.scores for record in arms.values())
     assert len(arms["baseline"].outputs) == len(arms["rounded"].outputs) == 3 * 2
     assert len(arms["re-run"].outputs) == 2 * 2
@@ -293,99 +290,3 @@ def test_real_checkpoint_needs_a_data_set(request_of: Request, tmp_path: Path) -
     with pytest.raises(InvalidInput, match="--dataset"):
         verify(replace(request_of, dataset=None), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_progress_estimates_the_rest_from_what_was_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six of ten items are left; items of before a stop took no time here, and items that are skipped take none."""
-    clock = [100.0]
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    seen: list[Progress] = []
-    tracker = _ProgressTracker(10, 6, seen.append)
-    tracker.show("first")
-    clock[0] += 3.0
-    tracker.step("first", 2)
-    tracker.skip(1)
-    clock[0] += 3.0
-    tracker.step("second", 1)
-    assert seen == [
-        Progress("first", 4, 10, None),
-        Progress("first", 6, 10, 3.0 / 2 * 4),
-        Progress("second", 7, 9, 6.0 / 3 * 2),
-    ]
-
-
-@pytest.mark.parametrize("own", [True, False])
-def test_preset_is_resolved_for_the_pipeline_or_checkpoint_or_refused(own: bool) -> None:
-    pipe, device = small_pipeline() if own else None, torch.device("cpu")
-    refused = faulty.preset(faulty.NeedsAnotherMachine())
-    request = Request(presets=("faithful", refused), pipe=pipe)
-    name, plan = _plan_or_refusal("faithful", device, request)
-    assert isinstance(plan, Plan)
-    assert (name, plan.preset) == ("faithful", "faithful")
-    name, reason = _plan_or_refusal(refused, device, request)
-    assert name == "needs another machine"
-    assert isinstance(reason, str)
-    assert "get another machine" in reason
-    with pytest.raises(InvalidInput, match="no preset 'fastest'"):
-        _plan_or_refusal("fastest", device, request)
-
-
-@pytest.mark.parametrize(
-    ("origin", "name"),
-    [
-        ("someone/weights", "someone/weights"),
-        ("/home/somebody/models/mine", "mine"),
-        ("models/fine/mine", "mine"),
-        ("", "pipeline"),
-        (None, "pipeline"),
-    ],
-)
-def test_own_pipeline_is_named_without_a_path(origin: str | None, name: str) -> None:
-    pipe = small_pipeline()
-    pipe.register_to_config(_name_or_path=origin)
-    with _source(Request(presets=("faithful",), pipe=pipe), torch.device("cpu")) as loaded:
-        assert loaded.pipe is pipe
-        facts = loaded.facts
-    assert (facts.name, facts.kind, facts.dtype) == (name, "pipeline", "float32")
-    assert facts.weights_sha256 == _sample_of(pipe)
-
-
-def test_folder_that_looks_like_a_hub_id_is_named_as_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("models/mine").mkdir(parents=True)
-    pipe = small_pipeline()
-    pipe.register_to_config(_name_or_path="models/mine")
-    with _source(Request(presets=("faithful",), pipe=pipe), torch.device("cpu")) as loaded:
-        assert loaded.facts.name == "mine"
-
-
-def test_accelerated_pipeline_is_no_baseline() -> None:
-    pipe = small_pipeline()
-    request = Request(presets=("faithful",), pipe=pipe)
-    with accelerate(pipe, "faithful", quiet=True), pytest.raises(InvalidInput) as caught:
-        _source(request, torch.device("cpu"))
-    assert str(caught.value) == ("This pipeline is accelerated; call revert() on that first: baseline runs without it.")
-
-
-@pytest.mark.parametrize("missing", [{"checkpoint": "nowhere/at/all"}, {"lora": (("nowhere.safetensors", 1.0),)}])
-def test_checkpoint_and_loras_that_are_not_there_are_named(missing: dict[str, Any]) -> None:
-    request = Request(presets=("faithful",), dataset=Path("unread"), **missing)
-    with pytest.raises(InvalidInput, match="nowhere"):
-        _source(request, torch.device("cpu")).__enter__()
-
-
-def test_weights_of_a_pipeline_are_told_apart_wherever_they_change() -> None:
-    """As a resumed verification needs it, since a LoRA may be merged into any of them."""
-    pipe = small_pipeline()
-    before = _sample_of(pipe)
-    assert len(before) == 64
-    assert _sample_of(small_pipeline()) == before
-    for weight in list(pipe.transformer.parameters())[::4]:
-        kept = weight.data.clone()
-        weight.data.mul_(1.01).add_(0.01)
-        assert _sample_of(pipe) != before
-        weight.data.copy_(kept)
-    assert _sample_of(pipe) == before
-    half = small_pipeline()
-    half.transformer.to(torch.bfloat16)
-    assert _sample_of(half) != before

@@ -74,10 +74,10 @@ class ReferenceStore:
     def __contains__(self, key: tuple[str, int]) -> bool:
         return self._file(*key).is_file()
 
-    def add(self, runner: PathRunner, items: Sequence[Item], seed: int, steps: int) -> None:
-        """Compute and keep those of `items`, of one size, with the noise of `seed`; `steps` are baseline's."""
+    def add(self, runner: PathRunner, items: Sequence[Item], seed: int) -> None:
+        """Compute and keep those of `items`, of one size, with the noise of `seed`; `runner` has baseline's steps."""
         seeds = [seed] * len(items)
-        plain = np.asarray(runner.euler(items, seeds, steps).float().cpu().numpy())
+        plain = np.asarray(runner.euler(items, seeds, runner.steps).float().cpu().numpy())
         reference = converged_reference(runner, items, seeds)
         exact = relative_distances(plain, reference.target)
         self._folder.mkdir(parents=True, exist_ok=True)

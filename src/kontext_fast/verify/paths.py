@@ -106,7 +106,7 @@ class PathRunner:
         Raises what `run_solver` raises.
         """
         self.pipe, self._more = pipe, more
-        self._steps, self._guidance, self._size = steps, guidance, size
+        self.steps, self._guidance, self._size = steps, guidance, size
         self._on_progress = on_progress
         self._run_of: Callable[[Sequence[float]], Run] | None = None
         self._place: tuple[int, int] | None = None
@@ -200,7 +200,7 @@ class PathRunner:
         self._run_of = counting
         requests = [
             EditRequest(
-                item.instruction, item.image, steps=steps or self._steps, guidance=self._guidance, seed=seed,
+                item.instruction, item.image, steps=steps or self.steps, guidance=self._guidance, seed=seed,
                 size=self._size, **self._more,
             )
             for item, seed in zip(items, seeds, strict=True)

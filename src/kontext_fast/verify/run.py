@@ -175,7 +175,7 @@ class _Run:
             seeds=request.all_seeds,
             batch=self._generator.images_per_call,
             control_items=tuple(item.id for item in self._control_items),
-            margins=request.margins.model_dump(mode="json"),
+            margins=request.margins.model_dump(),
             margins_sha256=request.margins.sha256,
             rejected=tuple(map(redact, dataset.rejected)),
         )
@@ -299,7 +299,7 @@ class _Run:
             )
             try:
                 for items in batches:
-                    self._references.add(runner, items, seed, request.steps)
+                    self._references.add(runner, items, seed)
             finally:
                 runner.close()
 
