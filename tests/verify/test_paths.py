@@ -102,6 +102,7 @@ def test_dense_path_is_kept_whole_or_its_end_alone(pipe: Any, runner: Counted) -
     assert (len(whole.states), len(whole.velocities), runner.counts) == (5, 4, [2 * 4])
     end = runner.dense(ITEMS, SEEDS, levels, keep=False)
     (state,) = end.states
+    assert len(end.velocities) == 3, "those of the latest steps, as many as its order"
     assert torch.equal(state, whole.states[-1])
     torch.testing.assert_close(whole.states[1], whole.states[0] - 0.2 * whole.velocities[0])
     rule = adams_bashforth(levels, 3)
@@ -144,15 +145,15 @@ def test_rule_gets_the_levels_of_an_edit(runner: Counted) -> None:
 
 def test_velocity_is_that_of_the_path_at_its_place(pipe: Any, runner: Counted) -> None:
     levels = [1.0, 0.6, 0.3, 0.0]
-    path = runner.dense(ITEMS, SEEDS, levels)
     places: list[Any] = []
     with ExitStack() as undo:
         track_calls(pipe, undo).on_begin(lambda call: places.append(call.place), undo)
+        path = runner.dense(ITEMS, SEEDS, levels)
         for index in (0, 2):
             velocity = runner.velocity(ITEMS, SEEDS, path.states[index], levels[index], (index, 3))
             torch.testing.assert_close(velocity, path.velocities[index])
         runner.levels(ITEMS, 2)
-    assert places == [(0, 3), (2, 3), None], "a place holds for its call alone"
+    assert places == [None, (0, 3), (2, 3), None], "a place holds for its call alone"
     assert runner.counts == [2 * 3, 2, 2, 1]
 
 
@@ -162,6 +163,12 @@ def test_closed_runner_leaves_the_pipeline_as_before(pipe: Any) -> None:
     assert type(pipe) is not before[0]
     runner.close()
     assert (type(pipe), pipe.scheduler, set(vars(pipe.transformer))) == before
+
+
+def test_items_without_a_seed_each_do_not_run(runner: Counted) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        runner.euler(ITEMS, SEEDS[:1], 1)
+    assert runner.counts == []
 
 
 def test_latents_that_are_not_finite_are_refused() -> None:

@@ -63,8 +63,8 @@ class DensePath:
     def advance(self, latents: Tensor, velocity: Tensor) -> Tensor:
         """The latents after a step; `latents` is read at the first one only."""
         state = self.states[-1] if self.states else latents.float()
-        kept = self.velocities if self._keep else self.velocities[1 - self._order :] if self._order > 1 else []
-        self.velocities = [*kept, velocity.float()]
+        velocities = [*self.velocities, velocity.float()]
+        self.velocities = velocities if self._keep else velocities[-self._order :]
         nodes = self._levels[max(0, self._done + 1 - self._order) : self._done + 1]
         weights = polynomial_weights(nodes, self._levels[self._done], self._levels[self._done + 1])
         following = combined((1.0, *weights), (state, *self.velocities[-len(nodes) :]))
@@ -76,9 +76,10 @@ class DensePath:
 class _Evaluation:
     """One evaluation at a noise level, whose velocity is kept."""
 
+    velocity: Tensor
+
     def __init__(self, level: float) -> None:
         self.noise_levels = (level,)
-        self.velocity: Tensor | None = None
 
     def advance(self, latents: Tensor, velocity: Tensor) -> Tensor:
         self.velocity = velocity.float()
@@ -98,6 +99,9 @@ class _RecordedRun(SolverRun):
 class PathRunner:
     """Runs batches of items on one pipeline until `close`; between runs the pipeline is the user's own."""
 
+    _run_of: Callable[[Sequence[float]], Run]
+    """Of the call that is under way."""
+
     def __init__(
         self, pipe: Any, *, steps: int, guidance: float, size: Size | None, on_progress: Progress, **more: Any
     ) -> None:
@@ -108,10 +112,9 @@ class PathRunner:
         self.pipe, self._more = pipe, more
         self.steps, self._guidance, self._size = steps, guidance, size
         self._on_progress = on_progress
-        self._run_of: Callable[[Sequence[float]], Run] | None = None
         self._place: tuple[int, int] | None = None
         self._undo = ExitStack()
-        calls = run_solver(pipe, self._next_run, self._undo)
+        calls = run_solver(pipe, lambda sigmas: self._run_of(sigmas), self._undo)
 
         def place(call: PipelineCall) -> None:
             call.place = self._place
@@ -150,7 +153,7 @@ class PathRunner:
     ) -> DensePath:
         """The path of third order over `levels` [steps + 1], whole or its end alone."""
         path = DensePath(levels, 3, keep=keep)
-        self._call(items, seeds, lambda _: path, steps=1)
+        self._call(items, seeds, lambda _: path)
         return path
 
     def run(self, items: Sequence[Item], seeds: Sequence[int], rule: Callable[[Sequence[float]], Solver]) -> Tensor:
@@ -171,15 +174,10 @@ class PathRunner:
         evaluation = _Evaluation(level)
         self._place = place
         try:
-            self._call(items, seeds, lambda _: evaluation, steps=1, start=states)
+            self._call(items, seeds, lambda _: evaluation, start=states)
         finally:
             self._place = None
-        assert evaluation.velocity is not None
         return evaluation.velocity
-
-    def _next_run(self, sigmas: Sequence[float]) -> Run:
-        assert self._run_of is not None
-        return self._run_of(sigmas)
 
     def _call(
         self,
@@ -190,14 +188,13 @@ class PathRunner:
         steps: int | None = None,
         start: Tensor | None = None,
     ) -> None:
-        counted = [0]
+        runs: list[Run] = []
 
-        def counting(sigmas: Sequence[float]) -> Run:
-            run = run_of(sigmas)
-            counted[0] = len(run.noise_levels)
-            return run
+        def begin(sigmas: Sequence[float]) -> Run:
+            runs.append(run_of(sigmas))
+            return runs[0]
 
-        self._run_of = counting
+        self._run_of = begin
         requests = [
             EditRequest(
                 item.instruction, item.image, steps=steps or self.steps, guidance=self._guidance, seed=seed,
@@ -207,4 +204,4 @@ class PathRunner:
         ]  # fmt: skip
         with torch.inference_mode():
             final_latents(self.pipe, requests, start=start)
-        self._on_progress(counted[0] * len(requests))
+        self._on_progress(len(runs[0].noise_levels) * len(requests))
