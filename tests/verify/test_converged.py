@@ -48,6 +48,27 @@ def test_few_items_far_off_decide_by_the_bound_of_the_mean() -> None:
     assert closeness(values, BASELINE, EXACT) is Closeness.CANNOT_TELL
 
 
+def test_a_tenth_farther_is_the_limit_of_the_mean_and_beyond_that_of_ratios() -> None:
+    ones = np.ones(2)
+    assert closeness(1.1 * ones, ones, np.zeros(2), ratio_at_most=1.2) is Closeness.NO_FARTHER
+    assert closeness(1.1 * ones, ones, np.zeros(2)) is Closeness.CANNOT_TELL
+    # As far as baseline is not nearer.
+    assert closeness(BASELINE, BASELINE, EXACT, ratio_at_most=1) is Closeness.CANNOT_TELL
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param(0.05 * 1.5, 1.0, id="the ratio, of half of the items that are hardly apart"),
+        pytest.param(0.05 * 0.7, 1.3, id="the mean, of half of the items that are far off"),
+    ],
+)
+def test_either_bound_alone_tells_that_a_preset_is_farther(first: float, second: float) -> None:
+    """Half of baseline's distances are 0.05 and half are 1."""
+    values, baseline = np.tile([first, second], 50), np.tile([0.05, 1.0], 50)
+    assert closeness(values, baseline, EXACT) is Closeness.FARTHER
+
+
 def test_a_reference_less_exact_than_the_compared_cannot_tell() -> None:
     near = 0.8 * BASELINE * NOISE
     assert closeness(near, BASELINE, 0.3 * near) is Closeness.NO_FARTHER
@@ -96,7 +117,7 @@ def test_reference_is_near_in_few_steps_and_knows_its_error() -> None:
 
 def test_reference_states_the_error_that_rounding_leaves() -> None:
     wrong, stated = _reference(_KnownEquation(rounding=0.02), 112, items=200)
-    assert 0.7 * wrong < stated < 1.5 * wrong
+    assert wrong < stated < 1.15 * wrong
 
 
 def test_distances_are_relative_to_the_target() -> None:

@@ -29,6 +29,11 @@ def test_hash_depends_on_values_alone(tmp_path: Path) -> None:
     assert read_margins(copy).sha256 == margins.sha256
 
 
+def test_tests_that_hold_a_level_together_are_stricter_each() -> None:
+    margins = read_margins().model_copy(update={"confidence": 0.95})
+    assert margins.stricter(5).confidence == pytest.approx(0.99)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

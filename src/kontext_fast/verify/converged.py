@@ -40,7 +40,8 @@ def relative_distances(latents: npt.NDArray[np.float32], target: npt.NDArray[np.
     """[I] of latents [I, ...]."""
     difference = (latents - target).reshape(len(latents), -1).astype(np.float64)
     norms = np.linalg.norm(target.reshape(len(target), -1).astype(np.float64), axis=1)
-    return np.asarray(np.linalg.norm(difference, axis=1) / norms, np.float64)
+    distances: Array = np.linalg.norm(difference, axis=1) / norms
+    return distances
 
 
 def log_ratios(values: Array, others: Array) -> Array:

@@ -61,14 +61,13 @@ class Margins(_Table):
 
 def read_margins(file: Path | None = None) -> Margins:
     """The margins in `file`, or those of the package. Raises InvalidInput, naming what is wrong."""
-    bundled = resources.files("kontext_fast.verify") / "margins.toml"
-    name = "margins.toml" if file is None else file.name
+    source = file or resources.files("kontext_fast.verify") / "margins.toml"
     try:
-        return Margins.model_validate(parse_toml((file or bundled).read_text(encoding="utf-8-sig")))
+        return Margins.model_validate(parse_toml(source.read_text(encoding="utf-8-sig")))
     except (OSError, UnicodeDecodeError):
         raise InvalidInput(f"The margins {file} cannot be read; give an existing TOML text file.") from None
     except TOMLDecodeError as error:
-        raise InvalidInput(f"{name} is not valid TOML: {error}.") from None
+        raise InvalidInput(f"{source.name} is not valid TOML: {error}.") from None
     except ValidationError as error:
         location, message = first_mistake(error)
-        raise InvalidInput(f"{name}: {dotted(location)}: {message}.") from None
+        raise InvalidInput(f"{source.name}: {dotted(location)}: {message}.") from None
