@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from kontext_fast.records.schema import EMULATED, ResultFile
+from kontext_fast.records.schema import EMULATED, ArmRole, Record, ResultFile
 from kontext_fast.records.store import ResultStore
 from kontext_fast.report.charting import write_verification_charts
 from kontext_fast.report.charts.verification import frontier as frontier_chart
 from kontext_fast.report.output.quality_page import write_quality_page
 from kontext_fast.report.text import quality as words
 from kontext_fast.report.verification import build_verification_report
-from kontext_fast.verify.analysis import analyze
+from kontext_fast.verify.analysis import PresetAnalysis, VerificationAnalysis, analyze
 from kontext_fast.verify.frontier import Change, Frontier, FrontierPoint, frontier, quality_of_fewer_steps
-from kontext_fast.verify.verdict import Level
+from kontext_fast.verify.verdict import Level, QualityVerdict
+from tests.verify.stored_arms import Key, stored_arm, verification_of
 from tests.verify.synthetic_results import losing, untouched, verification
 
 METRIC = "judge_kept"
@@ -44,7 +46,15 @@ def test_quality_is_interpolated_between_step_counts() -> None:
     assert quality_of_fewer_steps(points, METRIC, 1.4) == pytest.approx(-0.10)
     assert quality_of_fewer_steps(points, METRIC, 1.05) == pytest.approx(-0.20)
     assert quality_of_fewer_steps(points, METRIC, 2.1) == pytest.approx(-0.05)
-    assert quality_of_fewer_steps(points, METRIC, 0.6) is None
+    # Up to the fewest and the most steps, and no farther.
+    assert [quality_of_fewer_steps(points, METRIC, edit_s) for edit_s in (0.6, 0.7, 2.8, 2.9)] == [None, -0.3, 0, None]
+
+
+def test_steps_that_were_not_timed_or_scored_are_not_interpolated_between() -> None:
+    untimed = _point("20 steps", "steps", None, -0.9)
+    unscored = replace(_point("10 steps", "steps", 1.0), changes={})
+    points = replace(_with(), points=(*LINE, untimed, unscored))
+    assert quality_of_fewer_steps(points, METRIC, 1.05) == pytest.approx(-0.20)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +92,73 @@ def test_finding_names_every_preset_once() -> None:
     repeatable = words.repeatable(_with())
     assert repeatable is not None
     assert "+3.6 %" in repeatable
+
+
+OUTPUT_SCORES: dict[str, dict[Key, float]] = {
+    "baseline": {("a", 0): 1, ("b", 0): 1},
+    "worse": {("a", 0): 0, ("b", 0): 0},
+    "single": {("a", 0): 1},
+}
+"""Scores of outputs."""
+
+
+def _arm(name: str, role: ArmRole, *edits_s: float, scores: str = "baseline", **changes: Any) -> Record:
+    """With the same scores in every metric of images but `judge_done`."""
+    by_metric = dict.fromkeys((METRIC, "clip_text", "dino"), OUTPUT_SCORES[scores])
+    return stored_arm(name, role, {}, scores=by_metric, edits_s=edits_s, **changes)
+
+
+ARMS = (
+    _arm("baseline", "baseline", 2.7, 2.9, 2.8),
+    _arm("fast", "preset", 1.0, 1.3, scores="worse"),
+    _arm("emulated", "preset", labels=(EMULATED,)),
+    _arm("refused", "preset", reason="It needs a GPU.", scores="single"),
+    _arm("unclocked", "preset"),
+    _arm("14 steps", "steps", 1.4),
+    _arm("re-run", "floor", 3.0),
+)
+
+
+def _analysis(*fewer_steps: PresetAnalysis) -> VerificationAnalysis:
+    """Of the quality metrics `dino` is not primary, `clip_text` is insensitive and `judge_done` was not measured."""
+    primary = {METRIC: 0.05, "judge_done": 0.05, "clip_text": 0.5}
+    analysis = analyze(verification_of())
+    return replace(
+        analysis,
+        margins=analysis.margins.model_copy(update={"primary": primary}),
+        insensitive={"clip_text": "it missed blur"},
+        presets=(PresetAnalysis("fast", QualityVerdict(Level.LOSS, "Half as sharp."), None),),
+        fewer_steps=fewer_steps,
+    )
+
+
+def test_point_has_its_times_and_its_changes_or_says_why_not() -> None:
+    points = frontier(verification_of(*ARMS), _analysis())
+    assert points is not None
+    assert (points.metrics, points.again_s) == ((METRIC,), 3.0)
+    assert [(point.name, point.kind, point.no_time) for point in points.points] == [
+        ("baseline", "baseline", None),
+        ("fast", "preset", None),
+        ("emulated", "preset", "emulated kernels: not a speed"),
+        ("refused", "preset", "It needs a GPU."),
+        ("unclocked", "preset", "not measured"),
+        ("14 steps", "steps", None),
+    ]
+    _, fast, _, single, *_ = points.points
+    assert (fast.level, fast.edit_s, fast.fastest_s, fast.slowest_s) == (Level.LOSS, 1.15, 1.0, 1.3)
+    # Two items that agree leave doubt about answers of yes and no; one item shows nothing.
+    assert fast.changes[METRIC].mean == -1
+    assert fast.changes[METRIC].lower < fast.changes[METRIC].upper
+    assert single.changes == {}
+
+
+def test_frontier_is_of_verifications_that_timed_edits_or_ran_fewer_steps() -> None:
+    untimed = stored_arm("baseline", "baseline", {})
+    fewer = PresetAnalysis("14 steps", QualityVerdict(Level.LOSS, "Half as sharp."), None)
+    assert frontier(verification_of(ARMS[1]), _analysis(fewer)) is None, "without baseline"
+    assert frontier(verification_of(untimed), _analysis()) is None
+    assert frontier(verification_of(untimed), _analysis(fewer)) is not None
+    assert frontier(verification_of(ARMS[0]), _analysis()) is not None
 
 
 @pytest.fixture(scope="session")

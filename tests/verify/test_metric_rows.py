@@ -51,6 +51,10 @@ def test_without_quality_the_rows_are_ratios_to_rounding() -> None:
     (row,) = metric_rows(QualityVerdict(Level.EQUIVALENT, "Close.", (FLOOR,)), MARGINS)
     # The ratio with the higher bound decides.
     assert row.cells() == ("psnr / rounding", "1.10", "1.30", f"{MARGINS.floor.ratio:.2f}", "100", "pass")
+    # The median of few items has no bound.
+    unbounded = replace(FLOOR, median_ratio=Ratio(1.1, 0, float("inf")))
+    (row,) = metric_rows(QualityVerdict(Level.EQUIVALENT, "Close.", (unbounded,)), MARGINS)
+    assert row.cells()[2] == "inf"
     assert metric_rows(QualityVerdict(Level.IDENTICAL, "Same."), MARGINS) == ()
 
 
