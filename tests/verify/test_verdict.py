@@ -89,6 +89,12 @@ def test_outputs_beyond_rounding_are_not_equivalent(fidelity: FidelityDistances)
     assert _level(_evidence(fidelity)) is Level.NOT_MEASURED
 
 
+def test_floor_is_named_only_where_there_is_one() -> None:
+    without, far = (decide(_evidence(_distances(0.03, **floors)), MARGINS) for floors in ({"floors": {}}, {}))
+    assert without.reason == "Quality is not measured: no primary metric was measured."
+    assert far.reason.startswith(f"{without.reason} The distance to baseline is ")
+
+
 def test_too_few_items_near_the_floor_cannot_tell() -> None:
     verdict = decide(_evidence(_distances(0.009, n=4)), MARGINS)
     assert verdict.level is Level.CANNOT_TELL
