@@ -68,7 +68,9 @@ def test_accepts_other_realizations_after_a_vae_round_trip(
 
 
 @pytest.mark.parametrize("name", WRONG_CLASSES)
-@pytest.mark.parametrize("through_vae", [False, True], ids=["drawn", "through the VAE"])
+@pytest.mark.parametrize(
+    "through_vae", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["drawn", "through the VAE"]
+)
 def test_rejects_negative_examples(
     items: list[ShapesItem],
     name: str,
