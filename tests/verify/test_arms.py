@@ -38,6 +38,8 @@ def test_every_item_is_in_one_batch_of_one_size(items_per_call: int, separate: i
 def test_batches_are_as_full_as_possible() -> None:
     assert _batches(64, 4) == [(0, 1), (3,), (2,), (4, 8, 9), (5, 6), (7,)]
     assert _batches(1, 4) == [(index,) for index in range(10)]
+    # Two control items of one size are in calls of their own still.
+    assert _batches(64, 2)[:2] == [(0,), (1,)]
 
 
 def test_control_items_alone_make_the_same_batches() -> None:
