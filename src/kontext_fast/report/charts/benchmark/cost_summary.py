@@ -59,6 +59,7 @@ def _tiles(shown: HeadlineComparison, quality: PresetQuality) -> tuple[Tile, ...
     interval = fmt.factor_range(factor) if factor else None
     kind = fmt.smallest_card(fast.memory) or fmt.peak_memory_kind(fast.memory)
     memory = filter(None, (kind, f"baseline {fmt.peak_memory(slow.memory)}"))
+    verdict, _, exception = quality.words.partition(", ")
     return (
         Tile(
             "Speed",
@@ -66,7 +67,7 @@ def _tiles(shown: HeadlineComparison, quality: PresetQuality) -> tuple[Tile, ...
             f"{times}\n" + (f"95 % interval {interval}" if interval else fmt.NO_INTERVAL),
         ),
         Tile("Memory", fmt.peak_memory(fast.memory), "\n".join(memory)),
-        Tile("Quality", quality.words, re.sub(", |; ", "\n", quality.basis)),
+        Tile("Quality", verdict, "\n".join(filter(None, (exception, *re.split(", |; ", quality.basis))))),
     )
 
 
