@@ -178,6 +178,8 @@ def test_actors_of_ray_write_to_a_bucket(kontext: Any, tmp_path: Path, monkeypat
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("moto_server") is None, reason="needs a server of S3: pip install 'moto[server]'")
 def test_folder_of_a_server_of_s3(kontext: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from s3fs import S3FileSystem
+
     pictures(tmp_path / "in", 3)
     here = tmp_path / "here"
     server = subprocess.Popen(["moto_server", "-p", "0"], stderr=subprocess.PIPE, text=True)
@@ -191,6 +193,7 @@ def test_folder_of_a_server_of_s3(kontext: Any, tmp_path: Path, monkeypatch: pyt
             ("ENDPOINT_URL", printed.split()[-1]),
         ):
             monkeypatch.setenv(f"AWS_{name}", value)
+        S3FileSystem.clear_instance_cache()  # One of another test has looked for credentials, and found none.
         outcome = kontext("edit", "s3://shop/in", "make it red", *TINY)
         assert "There is no image s3://shop/in" in outcome.err
         bucket = place("s3://shop")
