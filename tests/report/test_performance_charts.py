@@ -29,7 +29,15 @@ from kontext_fast.report.charts.benchmark import (
     step_resolution_heatmap,
 )
 from kontext_fast.report.plots import style
-from kontext_fast.report.plots.bars import Part, StackedPanel, StackedRow, stacked_picture
+from kontext_fast.report.plots.bars import (
+    Part,
+    SpeedBar,
+    SpeedPanel,
+    StackedPanel,
+    StackedRow,
+    speed_picture,
+    stacked_picture,
+)
 from kontext_fast.stats.intervals import Estimate
 from tests.cost.gpu_records import gpu_result
 from tests.records.builder import record, result, sample, timed
@@ -48,13 +56,13 @@ def inside(figure: Any) -> set[str]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure).draw()
-    (axes,) = figure.axes
+    texts = [words for axes in figure.axes for words in axes.texts]
     frame = figure.get_window_extent()
-    for words in axes.texts:
+    for words in texts:
         box = words.get_window_extent()
         assert frame.x0 <= box.x0, words.get_text()
         assert box.x1 <= frame.x1, words.get_text()
-    return {words.get_text() for words in axes.texts}
+    return {words.get_text() for words in texts}
 
 
 def assert_estimates(estimate: Estimate | None, values: Sequence[float]) -> None:
@@ -309,6 +317,18 @@ def test_long_names_and_words_are_inside_the_picture(canvas: style.Canvas) -> No
     ]
     picture = stacked_picture("headline", [StackedPanel("title", "subtitle", tuple(wide))], {"p": "#123456"})
     assert inside(picture.draw(canvas)) >= set(names)
+
+
+@pytest.mark.parametrize("canvas", CANVASES, ids=lambda canvas: f"{canvas.width_in}in")
+def test_factors_with_wide_intervals_are_inside_the_picture(canvas: style.Canvas) -> None:
+    times = Estimate(2.02, (1.6, 2.4), 3), Estimate(0.686, (0.6, 0.77), 3)
+    factor = Estimate(2.94, (2.19, 3.93), 3)
+    bars = (
+        SpeedBar("baseline", times[0], (2.0,), None, "reference"),
+        SpeedBar("step_reuse(computed=4)", times[1], (0.7,), factor, None),
+    )
+    texts = inside(speed_picture("headline", [SpeedPanel("title", "subtitle", bars, "")]).draw(canvas))
+    assert any("2.94x" in words for words in texts)
 
 
 @pytest.mark.parametrize("canvas", CANVASES, ids=lambda canvas: f"{canvas.width_in}in")

@@ -97,7 +97,12 @@ def _draw_factors(slot: Slot, panel: SpeedPanel) -> None:
     axes.set_yticks([])
     axes.set_ylim(len(panel.bars) - 0.5, -0.5)
     shown = [bar.factor for bar in panel.bars if bar.factor]
-    style.factor_scale(axes, (end for factor in shown for end in (factor.value, *(factor.interval or ()))), right=0.8)
+    style.factor_scale(
+        axes,
+        (end for factor in shown for end in (factor.value, *(factor.interval or ()))),
+        right=0.8,
+        words=[(style.end_of(factor.value, factor.interval), fmt.factor_with_interval(factor)) for factor in shown],
+    )
     for row, bar in enumerate(panel.bars):
         if bar.time is None:
             continue

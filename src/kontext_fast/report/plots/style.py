@@ -269,11 +269,18 @@ def end_of(value: float, interval: tuple[float, float] | None) -> float:
     return max(value, *(interval or (value,)))
 
 
-def factor_scale(axes: Axes, factors: Iterable[float], *, right: float) -> None:
-    """A logarithmic axis on which 2x and 0.5x are equally far from 1, with room for words: `right` times its span."""
+def factor_scale(
+    axes: Axes, factors: Iterable[float], *, right: float, words: Iterable[tuple[float, str]] = ()
+) -> None:
+    """A logarithmic axis on which 2x and 0.5x are equally far from 1, with room for words: `right` times its span, and
+    what each of `words` takes behind its factor."""
     ends = [1.0, *factors]
     span = max(math.log(max(ends) / min(ends)), math.log(1.3))
     low, high = min(ends) * math.exp(-0.1 * span), max(ends) * math.exp(right * span)
+    width_in = axes.get_position().width * axes.figure.get_figwidth()
+    for end, said in words:
+        share = min(0.75, (words_in(said) + 0.1) / width_in)
+        high = max(high, low * (end / low) ** (1 / (1 - share)))
     kept: list[float] = []
     for tick in sorted(_ROUND_FACTORS, key=lambda tick: abs(math.log(tick))):
         apart = all(abs(math.log(tick / other)) >= 0.08 * math.log(high / low) for other in kept)
