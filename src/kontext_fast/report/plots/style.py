@@ -277,7 +277,7 @@ def factor_scale(
     ends = [1.0, *factors]
     span = max(math.log(max(ends) / min(ends)), math.log(1.3))
     low, high = min(ends) * math.exp(-0.1 * span), max(ends) * math.exp(right * span)
-    width_in = axes.get_position().width * axes.figure.get_figwidth()
+    width_in = axes.get_window_extent().width / axes.figure.dpi
     for end, said in words:
         share = min(0.75, (words_in(said) + 0.1) / width_in)
         high = max(high, low * (end / low) ** (1 / (1 - share)))
