@@ -19,9 +19,11 @@ from kontext_fast.records.schema import (
     Status,
     StepKind,
     StoredItem,
+    Verification,
     Workload,
 )
 from kontext_fast.records.store import ResultStore
+from kontext_fast.verify.margins import Margins, read_margins
 
 MACHINE = {"cpu": "Imaginary CPU 9000", "packages": {"torch": "0.0.0"}, "device": "cpu"}
 TINY = Checkpoint(name="tiny", kind="tiny", weights_sha256="0" * 64, dtype="float32", transformer_parameters=10_000_000)
@@ -134,6 +136,16 @@ def result(records: Sequence[Record], items: Sequence[StoredItem] | None = None)
         items=tuple(items if items is not None else (item("a"), item("b"))),
         records=tuple(records),
     )
+
+
+def stored_verification(margins: Margins | None = None, **changes: Any) -> Verification:
+    """What a result file says of a verification, with the margins of the package if no others are given."""
+    margins = margins or read_margins()
+    usual = {
+        "dataset": "mine", "steps": 28, "guidance": 2.5, "seeds": (0, 1), "batch": 2, "control_items": (),
+        "margins": margins.model_dump(mode="json"), "margins_sha256": margins.sha256,
+    }  # fmt: skip
+    return Verification(**{**usual, **changes})
 
 
 def judged(item: str, image: str, *, done: bool, kept: bool, seed: int = 0) -> tuple[Score, ...]:

@@ -18,7 +18,7 @@ from PIL import Image
 from kontext_fast.errors import InvalidInput
 from kontext_fast.records.addresses import place
 from kontext_fast.records.samples_csv import COLUMNS, STAGES
-from kontext_fast.records.schema import Score, Verification
+from kontext_fast.records.schema import Score
 from kontext_fast.records.store import (
     ResultStore,
     content_hash,
@@ -26,9 +26,8 @@ from kontext_fast.records.store import (
     require_folder_for,
     write_atomically,
 )
-from kontext_fast.verify.margins import read_margins
 from tests import needs
-from tests.records.builder import full, judged, record, result, sample, timed
+from tests.records.builder import full, judged, record, result, sample, stored_verification, timed
 
 
 @pytest.fixture
@@ -305,17 +304,7 @@ def test_hash_of_values_has_no_order() -> None:
 
 
 def test_margins_that_were_altered_afterwards_are_refused(tmp_path: Path) -> None:
-    margins = read_margins()
-    verification = Verification(
-        dataset="shapes",
-        steps=28,
-        guidance=2.5,
-        seeds=(0, 1),
-        batch=2,
-        control_items=(),
-        margins=margins.model_dump(mode="json"),
-        margins_sha256=margins.sha256,
-    )
+    verification = stored_verification()
     store = ResultStore(tmp_path)
     store.write(result([]).model_copy(update={"verification": verification}))
     assert store.load().verification == verification

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kontext_fast.records.schema import Arm, ArmRole, Condition, Output, Record, ResultFile, Score, Verification
-from kontext_fast.verify.margins import read_margins
-from tests.records.builder import record, result
+from kontext_fast.records.schema import Arm, ArmRole, Condition, Output, Record, ResultFile, Score
+from tests.records.builder import record, result, stored_verification
 
 Key = tuple[str, int]
 """Item and seed."""
-
-MARGINS = read_margins()
 
 
 def stored_arm(
@@ -45,14 +42,4 @@ def stored_arm(
 
 
 def verification_of(*records: Record) -> ResultFile:
-    verification = Verification(
-        dataset="mine",
-        steps=28,
-        guidance=2.5,
-        seeds=(0, 1),
-        batch=2,
-        control_items=(),
-        margins=MARGINS.model_dump(mode="json"),
-        margins_sha256=MARGINS.sha256,
-    )
-    return result(records).model_copy(update={"verification": verification})
+    return result(records).model_copy(update={"verification": stored_verification()})

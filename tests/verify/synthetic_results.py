@@ -16,14 +16,14 @@ from PIL import Image, ImageFilter
 from kontext_fast.datasets.shapes import ShapesItem, held_out
 from kontext_fast.metrics.base import Control, Setting, discover
 from kontext_fast.metrics.scorer import Scorer
-from kontext_fast.records.schema import Arm, ArmRole, Output, Record, ResultFile, StoredItem, Verification
+from kontext_fast.records.schema import Arm, ArmRole, Output, Record, ResultFile, StoredItem
 from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.controls import FLOOR_ARMS, degrade
 from kontext_fast.verify.journal import Journal
 from kontext_fast.verify.margins import Margins, read_margins
 from kontext_fast.verify.recorder import score_arms, stored_outputs
 from tests.datasets.negative_examples import extra_object
-from tests.records.builder import MACHINE, TINY
+from tests.records.builder import MACHINE, TINY, stored_verification
 
 Make = Callable[[ShapesItem, Image.Image, int], Image.Image]
 """From an item, baseline's output and the index of the item to an output."""
@@ -164,15 +164,11 @@ def verification(
                 for item in chosen
             ),
             records=tuple(scored),
-            verification=Verification(
+            verification=stored_verification(
+                margins,
                 dataset="shapes",
-                steps=28,
-                guidance=2.5,
                 seeds=SEEDS,
-                batch=2,
                 control_items=tuple(item.id for item in few),
-                margins=margins.model_dump(mode="json"),
-                margins_sha256=margins.sha256,
                 metrics=scorer.facts,
             ),
         )

@@ -14,6 +14,7 @@ from kontext_fast.verify.comparisons import FloorComparison, MarginComparison, O
 from kontext_fast.verify.margins import read_margins
 from kontext_fast.verify.metric_rows import items_to_decide, metric_rows
 from kontext_fast.verify.verdict import Level, QualityVerdict
+from tests.records.builder import stored_verification
 
 MARGINS = read_margins()
 LOSS = MarginComparison(
@@ -109,20 +110,8 @@ def test_terminal_shows_the_rows_in_80_columns() -> None:
 
 
 def _analysis(*presets: PresetAnalysis) -> VerificationAnalysis:
-    from kontext_fast.records.schema import Verification
-
-    verification = Verification(
-        dataset="mine",
-        steps=28,
-        guidance=2.5,
-        seeds=(0, 1),
-        batch=2,
-        control_items=(),
-        margins=MARGINS.model_dump(mode="json"),
-        margins_sha256=MARGINS.sha256,
-    )
     return VerificationAnalysis(
-        verification=verification,
+        verification=stored_verification(),
         margins=MARGINS,
         presets=presets,
         fewer_steps=(),

@@ -23,15 +23,13 @@ from kontext_fast.records.schema import (
     Record,
     ResultFile,
     Score,
-    Verification,
 )
 from kontext_fast.records.store import ResultStore
 from kontext_fast.verify.journal import Journal
-from kontext_fast.verify.margins import read_margins
 from kontext_fast.verify.pictures import REPEAT
 from kontext_fast.verify.recorder import ArmRecorder, score_arms, stored_outputs
 from tests.metrics.cases import FreeItem
-from tests.records.builder import TINY, record, result
+from tests.records.builder import TINY, record, result, stored_verification
 
 BASELINE = Arm(name="baseline", role="baseline")
 FAST = Arm(name="fast", role="preset")
@@ -53,17 +51,7 @@ def store(tmp_path: Path) -> ResultStore:
 
 
 def whole(records: list[Record] | None = None) -> ResultFile:
-    margins = read_margins()
-    verification = Verification(
-        dataset="shapes",
-        steps=4,
-        guidance=2.5,
-        seeds=(0, 1),
-        batch=2,
-        control_items=("a",),
-        margins=margins.model_dump(mode="json"),
-        margins_sha256=margins.sha256,
-    )
+    verification = stored_verification(dataset="shapes", steps=4, control_items=("a",))
     return result(records or []).model_copy(update={"verification": verification})
 
 
