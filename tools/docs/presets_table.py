@@ -73,17 +73,13 @@ def _effect(optimizations: Sequence[Optimization]) -> str:
 def _verdict(preset: Preset, judged: PresetAnalysis | None, of: VerificationReport | None) -> str:
     if judged is None or of is None:
         return fmt.NOT_MEASURED
-    record = _record(preset.name, of)
+    record = of.record_of(preset.name)
     if not _is_current(preset, record):
         return CHANGED
     emulated = Markdown(" (fp8 emulated: same rounding, no speed)" if EMULATED in record.labels else "")
     usual = judged.verdict.usual_level
     where = Markdown(f" with {judged.verdict.lost_in}, else {level_name(usual)}" if usual else "")
     return Markdown("**{}**{}{}").format(level_name(judged.verdict.level), where, emulated)
-
-
-def _record(preset: str, verification: VerificationReport) -> Record:
-    return next(record for record in verification.result.records if record.arm and record.arm.name == preset)
 
 
 def _speed(preset: Preset, row: Row | None, group: AnalyzedGroup | None) -> str:
@@ -163,7 +159,7 @@ def _of_verdicts(report: VerificationReport | None) -> Iterator[str]:
     for of in (report, *report.newer):
         yield from _of_verification(of, None if of is report else [preset.preset for preset in of.analysis.presets])
     for name, (preset, of) in report.judged.items():
-        if name in PRESETS and _is_current(PRESETS[name], _record(name, of)):
+        if name in PRESETS and _is_current(PRESETS[name], of.record_of(name)):
             yield Markdown("{}: {}").format(code_span(name), preset.verdict.reason)
 
 

@@ -66,7 +66,7 @@ def _verification(published: Published, out: Path) -> VerificationReport | None:
     if not published.verifications:
         return None
     stored = published.verifications
-    lead = max(range(len(stored)), key=lambda index: (len(_judged(stored[index][1])), index))
+    lead = max(range(len(stored)), key=lambda index: (_judged_presets(stored[index][1]), index))
     store, result = stored[lead]
     newer = tuple(build_verification_report(later) for _, later in stored[lead + 1 :])
     report = build_verification_report(result, newer)
@@ -74,8 +74,8 @@ def _verification(published: Published, out: Path) -> VerificationReport | None:
     return report
 
 
-def _judged(result: ResultFile) -> set[str]:
-    return {record.preset for record in result.records if record.arm and record.arm.role == "preset"}
+def _judged_presets(result: ResultFile) -> int:
+    return sum(record.arm is not None and record.arm.role == "preset" for record in result.records)
 
 
 def _benchmark(

@@ -37,6 +37,10 @@ class VerificationReport:
         """By preset, its last verdict and the verification that this is of."""
         return {preset.preset: (preset, of) for of in (self, *self.newer) for preset in of.analysis.presets}
 
+    def record_of(self, preset: str) -> Record:
+        """What this verification recorded of its arm of `preset`."""
+        return next(record for record in self.result.records if record.arm and record.arm.name == preset)
+
 
 def build_verification_report(result: ResultFile, newer: tuple[VerificationReport, ...] = ()) -> VerificationReport:
     """`newer` are later verifications, oldest first. Raises InvalidInput for records of anything else."""
@@ -144,11 +148,11 @@ def distances_of(report: VerificationReport) -> Distances | None:
 
 def verdicts_of(report: VerificationReport) -> Verdicts:
     """The verdicts of a verification, for the report of a benchmark."""
-    return {name: _summary(preset, of.result) for name, (preset, of) in report.judged.items()}
+    return {name: _summary(preset, of) for name, (preset, of) in report.judged.items()}
 
 
-def _summary(preset: PresetAnalysis, result: ResultFile) -> VerdictSummary:
-    verdict = preset.verdict
+def _summary(preset: PresetAnalysis, of: VerificationReport) -> VerdictSummary:
+    verdict, result = preset.verdict, of.result
     return VerdictSummary(
         level=verdict.level.value,
         meaning=verdict.level.meaning,
@@ -156,14 +160,10 @@ def _summary(preset: PresetAnalysis, result: ResultFile) -> VerdictSummary:
         reason=verdict.reason,
         checkpoint=next((record.checkpoint.name for record in result.records if record.checkpoint), "unknown weights"),
         items=len(result.items),
-        plan=_record_of(preset.preset, result).plan,
+        plan=of.record_of(preset.preset).plan,
         usual_level=verdict.usual_level.value if verdict.usual_level else None,
         lost_in=verdict.lost_in,
     )
-
-
-def _record_of(preset: str, result: ResultFile) -> Record:
-    return next(record for record in result.records if record.arm and record.arm.name == preset)
 
 
 def _deciding(plan: Iterable[AppliedOptimization]) -> frozenset[tuple[str, int]]:

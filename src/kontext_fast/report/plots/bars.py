@@ -165,7 +165,7 @@ def stacked_picture(headline: str, panels: Sequence[StackedPanel], colors: Mappi
 def _draw_parts(rows: Rows, number: int, row: StackedRow, colors: Mapping[str, str]) -> None:
     assert row.whole is not None
     start = 0.0
-    inches_per_second = rows.axes.get_position().width * rows.axes.figure.get_figwidth() / rows.axes.get_xlim()[1]
+    inches_per_second = style.width_in(rows.axes) / rows.axes.get_xlim()[1]
     for part in row.parts:
         rows.bar(number, part.seconds, colors[part.name], left=start)
         words = fmt.seconds(part.seconds)

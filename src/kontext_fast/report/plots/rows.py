@@ -92,10 +92,9 @@ class Rows:
 
     def room_for(self, ends: Iterable[tuple[float, str]]) -> None:
         """Begin the linear x axis at 0 and end it so that behind each end its words fit, however long they are."""
-        width_in = self.axes.get_position().width * self.axes.figure.get_figwidth()
         limit, furthest = 0.0, 0.0
         for end, words in ends:
-            share = min(0.75, (style.words_in(words) + 0.2) / width_in)
+            share = style.share_of(self.axes, words, gap_in=0.2)
             limit, furthest = max(limit, end / (1 - share)), max(furthest, end)
         self.axes.set_xlim(0, max(limit, 1.02 * furthest) or 1.0)
 

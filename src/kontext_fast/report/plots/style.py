@@ -232,6 +232,16 @@ def words_in(words: str, size: float = 11) -> float:
     return 0.55 * size / 72 * len(words)
 
 
+def width_in(axes: Any) -> float:
+    """Inches of the axes from left to right."""
+    return float(axes.get_position().width * axes.figure.get_figwidth())
+
+
+def share_of(axes: Any, words: str, gap_in: float) -> float:
+    """How much of the width of the axes `words` and the gap before them take, three quarters at most."""
+    return min(0.75, (words_in(words) + gap_in) / width_in(axes))
+
+
 def row_words(
     axes: Axes,
     x: float,
@@ -277,10 +287,8 @@ def factor_scale(
     ends = [1.0, *factors]
     span = max(math.log(max(ends) / min(ends)), math.log(1.3))
     low, high = min(ends) * math.exp(-0.1 * span), max(ends) * math.exp(right * span)
-    width_in = axes.get_window_extent().width / axes.figure.dpi
     for end, said in words:
-        share = min(0.75, (words_in(said) + 0.1) / width_in)
-        high = max(high, low * (end / low) ** (1 / (1 - share)))
+        high = max(high, low * (end / low) ** (1 / (1 - share_of(axes, said, gap_in=0.1))))
     kept: list[float] = []
     for tick in sorted(_ROUND_FACTORS, key=lambda tick: abs(math.log(tick))):
         apart = all(abs(math.log(tick / other)) >= 0.08 * math.log(high / low) for other in kept)

@@ -171,7 +171,7 @@ def _draw(slot: Slot, panel: TradeoffPanel) -> None:
 
 def _label(axes: Any, points: Sequence[TradeoffPoint], canvas: Canvas) -> None:
     """Names beside the points, ours first; moved up until they cover no other name."""
-    width_in = axes.get_position().width * axes.figure.get_figwidth()
+    width_in = style.width_in(axes)
     height_in = axes.get_position().height * axes.figure.get_figheight()
     to_axes = axes.transData + axes.transAxes.inverted()
     taken: list[tuple[float, float, float]] = []
